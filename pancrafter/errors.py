@@ -1,0 +1,77 @@
+"""Every exception this package raises on purpose, grouped by what the reader of it should do next."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+ErrorKind = Literal["transient", "input", "system"]
+
+
+class PancrafterError(Exception):
+    """Root of all deliberate errors.
+
+    The message says where, what was found, what was expected and what to do next. ``scene`` and ``asset`` name the
+    place again for programs; ``kind`` decides the reaction: retry (transient), put the scene aside until the input is
+    mended (input), or stop the run (system).
+    """
+
+    kind: ClassVar[ErrorKind] = "input"
+
+    def __init__(self, message: str, *, scene: str | None = None, asset: str | None = None) -> None:
+        where = " ".join(part for part in (f"scene {scene}" if scene else "", f"asset {asset}" if asset else "") if part)
+        super().__init__(f"{where}: {message}" if where else message)
+        self.message = message
+        self.scene = scene
+        self.asset = asset
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Keep the keyword attributes when the error crosses a process border."""
+        return (_rebuild, (type(self), self.message, self.scene, self.asset))
+
+
+def _rebuild(cls: type[PancrafterError], message: str, scene: str | None, asset: str | None) -> PancrafterError:
+    return cls(message, scene=scene, asset=asset)
+
+
+class TransientReadError(PancrafterError):
+    """A read failed in a way that may pass (network, throttling): try again."""
+
+    kind = "transient"
+
+
+class InvalidSceneError(PancrafterError):
+    """The scene's own data or metadata is wrong: mend the input."""
+
+
+class GridMismatchError(InvalidSceneError):
+    """PAN and MS grids cannot be related to each other."""
+
+
+class LeaseLostError(PancrafterError):
+    """Another worker holds the scene now; this one must not publish it."""
+
+    kind = "transient"
+
+
+class SourceError(PancrafterError):
+    """The source catalog cannot be reached or is not STAC: nothing can be searched."""
+
+    kind = "system"
+
+
+class SinkError(PancrafterError):
+    """The output place cannot be written (permissions, full disk): nothing can be published."""
+
+    kind = "system"
+
+
+class WeightsError(PancrafterError):
+    """A checkpoint is missing, damaged or of another architecture."""
+
+    kind = "system"
+
+
+class ContractError(PancrafterError):
+    """A sensor contract file is not valid, or a contract was asked for that does not exist."""
+
+    kind = "system"

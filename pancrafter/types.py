@@ -1,0 +1,160 @@
+"""The frozen records that travel between the steps: references and small facts, never pixels.
+
+All of them serialise to JSON and back without loss, so the ledger and Prefect can carry them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+FORMAT_VERSION = 1
+"""Version of the staged layout and of the published item; part of every recipe."""
+
+
+class Record(BaseModel):
+    """A frozen value that refuses unknown fields."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class AssetRef(Record):
+    """One band of one file in the source catalog."""
+
+    key: str
+    href: str = Field(description="Unsigned absolute path or URL.")
+    band: int = Field(default=1, ge=1, description="1-based band number inside the file.")
+
+
+class Scene(Record):
+    """A source item that was recognised: which pixels belong to it and where they are.
+
+    ``ms`` and ``bands`` run in the order of the sensor contract. ``fingerprint`` says what the source really was when
+    it was found (sha256 over updated time, hrefs, and size/checksum/ETag of each asset where known).
+    ``properties`` holds what the published item carries over (platform, instruments, providers, license, ...).
+    """
+
+    collection: str
+    item_id: str
+    sensor: str = Field(description="Name of the sensor contract.")
+    acquired: str = Field(description="Acquisition time, RFC 3339 in UTC.")
+    pan: AssetRef
+    ms: tuple[AssetRef, ...]
+    bands: tuple[str, ...]
+    fingerprint: str
+    source_href: str = Field(description="Unsigned self link of the source item.")
+    geometry: dict[str, Any]
+    properties: dict[str, Any] = Field(default_factory=dict)
+
+    @property
+    def key(self) -> str:
+        """``collection/item_id``: how messages and the ledger name this scene."""
+        return f"{self.collection}/{self.item_id}"
+
+    @model_validator(mode="after")
+    def _one_asset_per_band(self) -> Scene:
+        if len(self.ms) != len(self.bands):
+            raise ValueError(f"{len(self.ms)} ms assets for {len(self.bands)} bands")
+        return self
+
+
+class Refusal(Record):
+    """A source item that will not be sharpened, and why. ``code`` is stable, ``reason`` is for people."""
+
+    collection: str
+    item_id: str
+    code: str
+    reason: str
+    sensor: str | None = None
+
+    @property
+    def key(self) -> str:
+        """``collection/item_id``."""
+        return f"{self.collection}/{self.item_id}"
+
+
+class PixelGrid(Record):
+    """A north-up pixel grid. ``transform`` is affine a, b, c, d, e, f with x = a*col + b*row + c."""
+
+    crs: str = Field(description="Authority code like EPSG:32633 where there is one, else WKT2.")
+    transform: tuple[float, float, float, float, float, float]
+    shape_yx: tuple[int, int]
+
+
+class PairGrid(Record):
+    """How the pixels of PAN and MS relate, after cropping both to their overlap.
+
+    The centre of MS pixel ``i`` lies at PAN pixel index ``ratio * i + phase`` (index 0 is the centre of the first
+    cropped PAN pixel), so edge-aligned products have phase ``(ratio - 1) / 2`` and centre-aligned ones phase 0. The
+    output grid is ``pan``. Offsets are the crop's first row and column in the source files.
+    """
+
+    pan: PixelGrid
+    ms_shape_yx: tuple[int, int]
+    ratio: int = Field(ge=2)
+    phase_yx: tuple[float, float]
+    pan_offset_yx: tuple[int, int] = (0, 0)
+    ms_offset_yx: tuple[int, int] = (0, 0)
+
+
+class ValueRange(Record):
+    """DN that the network sees as -1 (``low``) and +1 (``high``); one per scene and channel, never per tile."""
+
+    low: float
+    high: float
+
+    @model_validator(mode="after")
+    def _not_empty(self) -> ValueRange:
+        if not self.high > self.low:
+            raise ValueError(f"empty value range [{self.low}, {self.high}]")
+        return self
+
+
+class StagedScene(Record):
+    """A scene whose pixels lie in a Zarr v3 group on a common grid (layout: ``pancrafter.store``)."""
+
+    scene: Scene
+    store_uri: str
+    grid: PairGrid
+    dtype: str = Field(description="NumPy dtype name of the source DN.")
+    dn_max: int = Field(description="Largest DN the output may hold (contract ceiling within the dtype).")
+    nodata: float | None
+    pan_range: ValueRange
+    ms_ranges: tuple[ValueRange, ...]
+    band_shift_yx: tuple[tuple[float, float], ...] = Field(
+        description="Per band: where MS content really lies on the PAN grid minus nominal, in PAN pixels; (0, 0) "
+        "where no significant, certain shift was measured."
+    )
+    shift_confidence: tuple[float, ...] = Field(description="Per band: high-pass NCC at the measured shift, -1 to 1.")
+    valid_share: float = Field(ge=0, le=1, description="Share of PAN pixels where PAN and MS are both valid.")
+    bytes_read: int = 0
+    scale: tuple[float, ...] | None = Field(default=None, description="Per band scale as in the source header.")
+    offset: tuple[float, ...] | None = None
+
+
+class Quality(Record):
+    """What ``assess`` measured on a sharpened scene. Indices are unitless; definitions in ``pancrafter.metrics``."""
+
+    consistency_ergas: float = Field(description="ERGAS of the sharpened image degraded to MS against the input MS.")
+    consistency_sam_deg: float
+    d_lambda: float
+    d_s: float
+    hqnr: float
+    residual_shift_px: float = Field(description="Largest per-band PAN-MS shift left after alignment, PAN pixels.")
+    reduced_ergas: float | None = Field(description="ERGAS at reduced resolution (Wald), sampled; None: too small.")
+    best_classical: str | None
+    best_classical_reduced_ergas: float | None
+    gain_over_classical: float | None = Field(description="1 - reduced_ergas / best_classical_reduced_ergas.")
+    clipped_share: float
+    invalid_share: float
+    classical_hqnr: float | None = None
+
+
+class TruthScores(Record):
+    """Scores against the simulator's truth at full resolution, for one method."""
+
+    method: str
+    ergas: float
+    sam_deg: float
+    q2n: float
