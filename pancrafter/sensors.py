@@ -1,0 +1,240 @@
+"""Sensor contracts: what one small YAML file says about a sensor, validated, and looked up by name or platform.
+
+A contract is data. Nothing here knows a particular sensor; `recognise` applies the asset rules to items.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import Field, ValidationError, model_validator
+
+from pancrafter.errors import ContractError
+from pancrafter.types import Record
+
+GENERIC = "generic"
+"""Name of the contract for files of an unknown sensor; no catalog item is ever recognised as it."""
+
+
+def fold(label: str) -> str:
+    """A label without case and punctuation: ``LANDSAT_8``, ``landsat-8`` and ``Landsat 8`` all give ``landsat8``."""
+    return re.sub(r"[^a-z0-9]+", "", label.casefold())
+
+
+class BandSpec(Record):
+    """One MS band. Wavelengths are None only where the sensor is unknown."""
+
+    name: str = Field(min_length=1)
+    common_name: str | None = Field(default=None, description="STAC common name, as the published item will carry it.")
+    center_um: float | None = Field(default=None, gt=0, lt=15, description="Centre wavelength, micrometres.")
+    fwhm_um: float | None = Field(default=None, gt=0, lt=5, description="Full width at half maximum, micrometres.")
+    mtf: float = Field(gt=0, lt=1, description="MTF gain at the Nyquist frequency of the MS grid.")
+    in_pan: bool = Field(description="The centre wavelength lies inside the PAN band.")
+    asset_keys: tuple[str, ...] = Field(
+        default=(), description="Further names of the band in items: key of its own asset, or band label in a file."
+    )
+
+    @property
+    def labels(self) -> frozenset[str]:
+        """Every folded name the band answers to."""
+        names = (self.name, self.common_name or self.name, *self.asset_keys)
+        return frozenset(fold(name) for name in names)
+
+
+class Delivery(Record):
+    """A set of bands the sensor's products come in. The order is that of the files when nothing else names bands."""
+
+    name: str = Field(min_length=1)
+    bands: tuple[str, ...] = Field(min_length=1, description="Band names of the contract.")
+
+
+class SensorContract(Record):
+    """What the pipeline must know about a sensor before it touches a pixel.
+
+    Asset keys are shell patterns, compared without case. Markers are shell patterns compared with the alphanumeric
+    words of an asset's key, file name and title, and of the item's id and processing properties.
+    """
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
+    title: str
+    platforms: tuple[str, ...] = Field(description="Spellings of the platform; case and punctuation do not count.")
+    constellations: tuple[str, ...] = Field(default=(), description="Identify an item that names no platform.")
+    instruments: tuple[str, ...] = Field(default=(), description="Identify an item that names no platform.")
+    id_prefixes: tuple[str, ...] = Field(default=(), description="Identify an item that names no platform.")
+    ratio: int = Field(ge=2, description="MS pixel size over PAN pixel size.")
+    dn_max: int = Field(gt=0, description="Largest DN the sensor's products hold.")
+    nodata: float | None = Field(description="DN of pixels without data, used only where the file declares none.")
+    pan_asset_keys: tuple[str, ...]
+    pan_labels: tuple[str, ...] = Field(default=("pan",), description="Band names and common names of PAN.")
+    pan_center_um: float | None = Field(default=None, gt=0)
+    pan_fwhm_um: float | None = Field(default=None, gt=0)
+    pan_mtf: float = Field(gt=0, lt=1, description="MTF gain of PAN at its own Nyquist frequency.")
+    ms_asset_keys: tuple[str, ...] = Field(default=(), description="Keys of multi-band MS assets.")
+    bands: tuple[BandSpec, ...] = Field(min_length=1, description="All MS bands, in the order of the output.")
+    deliveries: tuple[Delivery, ...] = Field(default=(), description="Band sets; none declared: all bands.")
+    sharpened_markers: tuple[str, ...] = Field(default=(), description="Mark what the vendor has already sharpened.")
+    weights: Literal["default", "none"] = Field(description="none: only classical sharpening is justified.")
+    source: str = Field(min_length=1, description="Where wavelengths, MTF gains and the DN ceiling come from.")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> SensorContract:
+        _check_labels_differ(self.bands)
+        known = {band.name for band in self.bands}
+        for delivery in self.deliveries:
+            if unknown := set(delivery.bands) - known:
+                raise ValueError(f"delivery {delivery.name} names unknown bands {sorted(unknown)}")
+            if len(set(delivery.bands)) != len(delivery.bands):
+                raise ValueError(f"delivery {delivery.name} repeats a band")
+        return self
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 (hex) of the contract's content, independent of file layout; part of every recipe."""
+        canonical = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()
+
+    @property
+    def band_sets(self) -> tuple[Delivery, ...]:
+        """The deliveries, largest first; the full band set when none is declared."""
+        declared = self.deliveries or (Delivery(name="all", bands=tuple(band.name for band in self.bands)),)
+        return tuple(sorted(declared, key=lambda delivery: -len(delivery.bands)))
+
+    def find_band(self, label: str) -> BandSpec | None:
+        """The band that goes by ``label`` (name, common name or asset key, in any spelling), or None."""
+        folded = fold(label)
+        return next((band for band in self.bands if folded in band.labels), None)
+
+    def subset(self, labels: Iterable[str]) -> tuple[BandSpec, ...]:
+        """The bands that go by ``labels``, in the order of ``labels``.
+
+        Raises:
+            ContractError: The sensor has no band of that name.
+        """
+        return tuple(self._band(label) for label in labels)
+
+    def delivery_of(self, count: int) -> Delivery | None:
+        """The delivery with ``count`` bands that is declared first: how files that name no bands are read."""
+        declared = self.deliveries or self.band_sets
+        return next((delivery for delivery in declared if len(delivery.bands) == count), None)
+
+    def _band(self, label: str) -> BandSpec:
+        band = self.find_band(label)
+        if band is None:
+            known = ", ".join(band.name for band in self.bands)
+            raise ContractError(f"sensor {self.name} has no band {label!r}; it has {known}; use one of these names")
+        return band
+
+
+def _check_labels_differ(bands: tuple[BandSpec, ...]) -> None:
+    owner: dict[str, str] = {}
+    for band in bands:
+        for label in band.labels:
+            if owner.setdefault(label, band.name) != band.name:
+                raise ValueError(f"bands {owner[label]} and {band.name} both answer to {label!r}")
+
+
+def parse_contract(text: str, origin: str) -> SensorContract:
+    """One contract from YAML ``text``; ``origin`` names the file in messages.
+
+    Raises:
+        ContractError: Not YAML, not a mapping, or fields missing, unknown or contradicting each other.
+    """
+    try:
+        content = yaml.load(text, Loader=_loader())  # noqa: S506 - a safe loader, in C where possible
+    except yaml.YAMLError as error:
+        raise ContractError(f"{origin}: not valid YAML ({error}); mend the file") from error
+    if not isinstance(content, dict):
+        found = type(content).__name__
+        raise ContractError(f"{origin}: found {found}, expected a mapping of fields; see `pancrafter sensors show`")
+    try:
+        return SensorContract.model_validate(content)
+    except ValidationError as error:
+        faults = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
+        raise ContractError(f"{origin}: {faults}; mend these fields") from error
+
+
+def _loader() -> Any:
+    """The C loader where libyaml was compiled in (yaml has no stubs here): ten times faster, same safe subset."""
+    return getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+@lru_cache(maxsize=1)
+def _bundled() -> Mapping[str, SensorContract]:
+    folder = resources.files("pancrafter") / "contracts"
+    files = sorted((file for file in folder.iterdir() if file.name.endswith(".yaml")), key=lambda file: file.name)
+    return _by_name((file.name, file.read_text(encoding="utf-8")) for file in files)
+
+
+def _read_folder(folder: Path) -> dict[str, SensorContract]:
+    if not folder.is_dir():
+        raise ContractError(f"{folder}: not a folder; expected a folder of *.yaml sensor contracts")
+    files = sorted((*folder.glob("*.yaml"), *folder.glob("*.yml")))
+    return _by_name((str(file), file.read_text(encoding="utf-8")) for file in files)
+
+
+def _by_name(texts: Iterable[tuple[str, str]]) -> dict[str, SensorContract]:
+    contracts: dict[str, SensorContract] = {}
+    for origin, text in texts:
+        contract = parse_contract(text, origin)
+        if contract.name in contracts:
+            raise ContractError(f"{origin}: a second contract named {contract.name!r} in one folder; rename one")
+        contracts[contract.name] = contract
+    return contracts
+
+
+def load_contracts(extra_dir: Path | None = None) -> dict[str, SensorContract]:
+    """All contracts by name: those of ``extra_dir`` first, then the bundled ones they do not replace.
+
+    The order is the precedence where two contracts claim a platform.
+
+    Raises:
+        ContractError: A file is not a valid contract.
+    """
+    extra = _read_folder(extra_dir) if extra_dir is not None else {}
+    return extra | {name: contract for name, contract in _bundled().items() if name not in extra}
+
+
+def contract_for_platform(platform: str, contracts: Mapping[str, SensorContract]) -> SensorContract | None:
+    """The first contract that lists ``platform``, whatever its spelling."""
+    folded = fold(platform)
+    return next((c for c in contracts.values() if folded in {fold(known) for known in c.platforms}), None)
+
+
+def get_contract(name: str, extra_dir: Path | None = None) -> SensorContract:
+    """The contract called ``name``, or the one that lists ``name`` among its platforms (``WV03``, ``Landsat 8 OLI``).
+
+    Raises:
+        ContractError: There is none, or a contract file is not valid.
+    """
+    contracts = load_contracts(extra_dir)
+    contract = contracts.get(name) or contract_for_platform(name, contracts)
+    if contract is None:
+        known = ", ".join(sorted(contracts))
+        raise ContractError(f"no sensor contract {name!r}; known are {known}; choose one or add a YAML file")
+    return contract
+
+
+def generic_contract(band_count: int, ratio: int, dn_max: int) -> SensorContract:
+    """A contract for files of an unknown sensor: bands ``band-1`` ..., generic MTF gains, every band taken as in PAN.
+
+    Raises:
+        ContractError: No bands, or a ratio below 2.
+    """
+    if band_count < 1 or ratio < 2:
+        raise ContractError(
+            f"generic sensor with {band_count} bands at ratio {ratio}; expected 1 or more and 2 or more"
+        )
+    template = _bundled()[GENERIC]
+    mtf = template.bands[0].mtf
+    bands = tuple(BandSpec(name=f"band-{i}", mtf=mtf, in_pan=True) for i in range(1, band_count + 1))
+    return SensorContract.model_validate(
+        template.model_dump() | {"bands": bands, "deliveries": (), "ratio": ratio, "dn_max": dn_max}
+    )
