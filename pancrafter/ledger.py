@@ -1,0 +1,997 @@
+"""The ledger: which scene is in which state, who works on it, and what happened to it before.
+
+One database table holds the present of every scene, a second one its history. The ledger decides who may work and
+publish; the orchestrator only asks. What the states mean for pixels and files is left to ``pancrafter.steps``.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
+from itertools import islice
+from pathlib import Path
+from typing import Any, ClassVar, Literal, NamedTuple, Self, TypeVar
+
+import sqlalchemy as sa
+from pydantic import Field
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.engine import Connection, Dialect, Engine
+
+from pancrafter.errors import ErrorKind, LeaseLostError, PancrafterError
+from pancrafter.types import Record, Refusal, Scene
+
+SCHEMA_VERSION = 1
+"""Version of the tables below; raised by every migration."""
+
+BATCH = 500
+"""Items looked up and written per transaction: keeps memory flat, and stays below SQLite's limit on parameters."""
+
+BUSY_TIMEOUT_S = 60
+"""How long one process waits for another one's write to a SQLite ledger."""
+
+_LONGEST_REASON = 4000
+_T = TypeVar("_T")
+_Values = dict[str, Any]  # one database row: the columns have all sorts of types
+
+
+class LedgerError(PancrafterError):
+    """The ledger cannot be opened, read or written, or belongs to another version of this package."""
+
+    kind: ClassVar[ErrorKind] = "system"
+
+
+class IllegalTransitionError(LedgerError):
+    """A scene was asked to go from one state to another that cannot follow it: a defect of the caller."""
+
+
+# --- the state machine ------------------------------------------------------------------------------------------------
+
+
+class State(StrEnum):
+    """Where a scene stands. ``found`` and ``failed`` are passed through: only events show them."""
+
+    FOUND = "found"
+    REFUSED = "refused"
+    ELIGIBLE = "eligible"
+    CLAIMED = "claimed"
+    STAGED = "staged"
+    SHARPENED = "sharpened"
+    ASSESSED = "assessed"
+    HELD = "held"
+    PUBLISHED = "published"
+    CONFIRMED = "confirmed"
+    FAILED = "failed"
+    DEAD = "dead"
+
+
+IN_WORK = frozenset({State.CLAIMED, State.STAGED, State.SHARPENED, State.ASSESSED, State.PUBLISHED})
+"""States in which exactly one worker holds a lease."""
+
+_SETBACKS = frozenset({State.FAILED, State.ELIGIBLE, State.REFUSED})
+
+TRANSITIONS: Mapping[State, frozenset[State]] = {
+    State.FOUND: frozenset({State.ELIGIBLE, State.REFUSED}),
+    State.REFUSED: frozenset({State.ELIGIBLE}),
+    State.ELIGIBLE: frozenset({State.CLAIMED, State.REFUSED}),
+    State.CLAIMED: frozenset({State.STAGED}) | _SETBACKS,
+    State.STAGED: frozenset({State.SHARPENED}) | _SETBACKS,
+    State.SHARPENED: frozenset({State.ASSESSED}) | _SETBACKS,
+    State.ASSESSED: frozenset({State.PUBLISHED, State.HELD}) | _SETBACKS,
+    # What is published can no longer be refused: it is visible, and only a newer version may replace it.
+    State.PUBLISHED: frozenset({State.CONFIRMED, State.FAILED, State.ELIGIBLE}),
+    State.HELD: frozenset({State.ELIGIBLE, State.REFUSED}),
+    State.CONFIRMED: frozenset({State.ELIGIBLE}),
+    State.FAILED: frozenset({State.ELIGIBLE, State.DEAD}),
+    State.DEAD: frozenset({State.ELIGIBLE, State.REFUSED}),
+}
+"""Which state may follow which."""
+
+
+def may_follow(before: State, after: State) -> bool:
+    """Whether a scene in state ``before`` may go to ``after``."""
+    return after in TRANSITIONS[before]
+
+
+def check_transition(before: State, after: State, *, scene: str | None = None) -> None:
+    """Refuse an impossible step.
+
+    Raises:
+        IllegalTransitionError: ``after`` cannot follow ``before``.
+    """
+    if not may_follow(before, after):
+        allowed = ", ".join(sorted(TRANSITIONS[before]))
+        raise IllegalTransitionError(f"is {before}, cannot become {after}; from here only {allowed}", scene=scene)
+
+
+# --- values that go in and out ----------------------------------------------------------------------------------------
+
+
+class SceneKey(Record):
+    """What identifies a piece of work: the same source item sharpened into two sinks is two pieces."""
+
+    sink: str
+    collection: str
+    item_id: str
+
+    def __str__(self) -> str:
+        return f"{self.collection}/{self.item_id}"
+
+
+class Work(Record):
+    """A recognised scene and how it would be sharpened."""
+
+    scene: Scene
+    recipe: str = Field(description="Hash of weights, contract, processing settings and format version.")
+    output_item_id: str = Field(description="Id of the item this work publishes; follows from scene and recipe.")
+
+
+class Lease(Record):
+    """The right to work on one scene until ``expires``. ``fence`` grows with every claim, so a late worker is known."""
+
+    key: SceneKey
+    owner: str
+    fence: int
+    expires: datetime
+    lease_s: float
+    attempt: int
+
+
+class FoundCounts(Record):
+    """What a discovery changed. ``busy``: the source changed while a worker has the scene; seen again next time."""
+
+    new: int = 0
+    changed: int = 0
+    known: int = 0
+    busy: int = 0
+    refused: int = Field(default=0, description="How many of the distinct items seen were refusals.")
+
+    def __add__(self, other: FoundCounts) -> FoundCounts:
+        return FoundCounts(**{name: getattr(self, name) + getattr(other, name) for name in type(self).model_fields})
+
+
+class LedgerRow(Record):
+    """The present of one scene."""
+
+    key: SceneKey
+    state: State
+    sensor: str | None
+    acquired: str | None
+    scene: Scene | None = Field(description="None for an item that was refused from its metadata.")
+    fingerprint: str | None
+    recipe: str | None
+    output_item_id: str | None
+    supersedes: str | None = Field(description="Id of the confirmed item that this work will replace.")
+    code: str | None = Field(description="Refusal code, or class of the last error.")
+    reason: str | None
+    attempts: int
+    not_before: datetime | None
+    lease_owner: str | None
+    lease_expires: datetime | None
+    fence: int
+    measures: dict[str, Any]
+    created: datetime
+    updated: datetime
+
+
+class Event(Record):
+    """One step in the history of a scene."""
+
+    at: datetime
+    who: str
+    before: State | None
+    after: State
+    message: str
+
+
+class SweepResult(Record):
+    """Scenes taken back from workers that went silent."""
+
+    freed: tuple[SceneKey, ...] = ()
+    dead: tuple[SceneKey, ...] = ()
+
+
+class RedriveResult(Record):
+    """Scenes made eligible again, and those that cannot be (with the reason)."""
+
+    redriven: tuple[SceneKey, ...] = ()
+    left: tuple[tuple[SceneKey, str], ...] = ()
+
+
+Order = Literal["newest", "oldest", "found"]
+
+
+class _Step(NamedTuple):
+    who: str
+    before: State
+    after: State
+    message: str
+
+
+# --- tables -----------------------------------------------------------------------------------------------------------
+
+
+class _Instant(sa.types.TypeDecorator[datetime]):
+    """A moment in UTC. SQLite keeps no time zone, so it is taken off on the way in and put back on the way out."""
+
+    impl = sa.DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        if value is None:
+            return None
+        moment = value.astimezone(UTC)
+        return moment.replace(tzinfo=None) if dialect.name == "sqlite" else moment
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if dialect.name == "sqlite" else value.astimezone(UTC)
+
+
+_JSON = sa.JSON(none_as_null=True).with_variant(postgresql.JSONB(none_as_null=True), "postgresql")
+# SQLite gives automatic keys to INTEGER only; elsewhere a ledger of many years needs more than 32 bits.
+_ID = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
+
+METADATA = sa.MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+"""All tables; the names of constraints are fixed so that migrations can address them."""
+
+_VERSION = sa.Table(
+    "ledger_version",
+    METADATA,
+    sa.Column("version", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("at", _Instant, nullable=False),
+)
+
+_SCENE = sa.Table(
+    "scene",
+    METADATA,
+    sa.Column("id", _ID, primary_key=True),
+    sa.Column("sink", sa.Text, nullable=False),
+    sa.Column("collection", sa.Text, nullable=False),
+    sa.Column("item_id", sa.Text, nullable=False),
+    sa.Column("state", sa.String(16), nullable=False),
+    sa.Column("sensor", sa.Text),
+    sa.Column("acquired", sa.Text),
+    sa.Column("scene", _JSON),
+    sa.Column("fingerprint", sa.Text),
+    sa.Column("recipe", sa.Text),
+    sa.Column("output_item_id", sa.Text),
+    sa.Column("supersedes", sa.Text),
+    sa.Column("code", sa.Text),
+    sa.Column("reason", sa.Text),
+    sa.Column("attempts", sa.Integer, nullable=False, default=0),
+    sa.Column("not_before", _Instant),
+    sa.Column("lease_owner", sa.Text),
+    sa.Column("lease_expires", _Instant),
+    sa.Column("fence", sa.BigInteger, nullable=False, default=0),
+    sa.Column("measures", _JSON, nullable=False, default=dict),
+    sa.Column("created", _Instant, nullable=False),
+    sa.Column("updated", _Instant, nullable=False),
+    sa.UniqueConstraint("sink", "collection", "item_id"),
+    sa.Index("ix_scene_state_acquired", "sink", "state", "acquired", "id"),
+    sa.Index("ix_scene_lease_expires", "lease_expires"),
+)
+
+_EVENT = sa.Table(
+    "event",
+    METADATA,
+    sa.Column("id", _ID, primary_key=True),
+    sa.Column("scene_id", _ID, sa.ForeignKey("scene.id"), nullable=False, index=True),
+    sa.Column("at", _Instant, nullable=False),
+    sa.Column("who", sa.Text, nullable=False),
+    sa.Column("from_state", sa.String(16)),
+    sa.Column("to_state", sa.String(16), nullable=False),
+    sa.Column("message", sa.Text, nullable=False),
+)
+
+_ORDERS: Mapping[Order, tuple[sa.ColumnElement[Any], ...]] = {
+    "newest": (_SCENE.c.acquired.desc(), _SCENE.c.id.desc()),
+    "oldest": (_SCENE.c.acquired.asc(), _SCENE.c.id.asc()),
+    "found": (_SCENE.c.id.asc(),),
+}
+
+_NO_LEASE: Mapping[str, None] = {"lease_owner": None, "lease_expires": None}
+_NO_FAILURE: Mapping[str, Any] = {"code": None, "reason": None, "attempts": 0, "not_before": None}
+
+
+# --- the ledger -------------------------------------------------------------------------------------------------------
+
+
+class Ledger:
+    """State of all scenes in one database, safe for many processes and machines at once.
+
+    Args:
+        url: SQLAlchemy URL, like ``sqlite:////data/ledger.db`` or ``postgresql+psycopg://user@host/db``. Tables are
+            created when missing; the folder of a SQLite file too.
+        max_attempts: After this many claims that ended in transient errors or silence, a scene is dead.
+        backoff_s: Wait after the first transient failure; doubles with every further one.
+        backoff_limit_s: Longest wait.
+        who: Name for events that no lease owner signs; host and process when left out.
+        clock: Source of the present for tests. By default a database server's own clock, so that workers with wrong
+            clocks cannot take each other's leases; with SQLite the clock of this machine.
+
+    Raises:
+        LedgerError: The database cannot be opened, or was written by a newer version of this package.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        max_attempts: int = 5,
+        backoff_s: float = 60.0,
+        backoff_limit_s: float = 6 * 3600.0,
+        who: str | None = None,
+        clock: Callable[[], datetime] | None = None,
+    ) -> None:
+        self._options: _Values = {
+            "max_attempts": max_attempts,
+            "backoff_s": backoff_s,
+            "backoff_limit_s": backoff_limit_s,
+            "who": who,
+            "clock": clock,
+        }
+        self._url_text = url
+        self._max_attempts = max_attempts
+        self._backoff_s = backoff_s
+        self._backoff_limit_s = backoff_limit_s
+        self._who = who or f"{socket.gethostname()}:{os.getpid()}"
+        self._clock = clock
+        self._engine = _open_engine(url)
+        self._prepare_tables()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __reduce__(self) -> tuple[Callable[..., Ledger], tuple[str, _Values]]:
+        """A copy in another process opens its own connections."""
+        return (_reopen, (self._url_text, self._options))
+
+    @property
+    def url(self) -> str:
+        """Where the ledger is, without the password."""
+        return self._engine.url.render_as_string(hide_password=True)
+
+    def close(self) -> None:
+        """Give all connections back."""
+        self._engine.dispose()
+
+    # discovery
+
+    def record_found(self, sink: str, found: Iterable[Work | Refusal]) -> FoundCounts:
+        """Enter what a discovery saw, and make eligible what is new or changed.
+
+        A new fingerprint or recipe makes a finished (confirmed, held, dead) scene eligible again, as a superseding
+        version. What was refused with the same fingerprint stays refused. A scene in work is left alone.
+        ``found`` may be a generator over any number of items: it is taken in batches, each its own transaction.
+        """
+        total = FoundCounts()
+        for batch in _batches(found, BATCH):
+            total += self._record_batch(sink, {(_collection(e), _item_id(e)): e for e in batch})
+        return total
+
+    def _record_batch(self, sink: str, batch: Mapping[tuple[str, str], Work | Refusal]) -> FoundCounts:
+        counts = dict.fromkeys(FoundCounts.model_fields, 0)
+        counts["refused"] = sum(isinstance(entry, Refusal) for entry in batch.values())
+        with self._transaction(write=True) as connection:
+            now = self._now(connection)
+            known = _lookup(connection, sink, batch)
+            # sorted: two processes entering the same items then wait for each other instead of locking each other out
+            fresh = [batch[key] for key in sorted(batch.keys() - known.keys())]
+            counts["new"] = self._insert_new(connection, sink, fresh, now)
+            counts["known"] = len(fresh) - counts["new"]  # another process entered them in the meantime
+            for key, row in known.items():
+                verdict = verdict_on_known(row, batch[key])
+                counts[verdict] += 1
+                if verdict == "changed":
+                    self._apply_change(connection, row, batch[key], now)
+        return FoundCounts(**counts)
+
+    def _insert_new(self, connection: Connection, sink: str, entries: Sequence[Work | Refusal], now: datetime) -> int:
+        if not entries:
+            return 0
+        values = [{**_columns_of(entry), "sink": sink, "created": now, "updated": now} for entry in entries]
+        insert = (postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert)(_SCENE)
+        statement = insert.on_conflict_do_nothing().returning(
+            _SCENE.c.id, _SCENE.c.state, _SCENE.c.code, _SCENE.c.reason
+        )
+        inserted = [row._asdict() for row in connection.execute(statement, values)]
+        events = [_event_values(row["id"], now, self._first_step(row)) for row in inserted]
+        if events:
+            connection.execute(_EVENT.insert(), events)
+        return len(inserted)
+
+    def _first_step(self, row: _Values) -> _Step:
+        message = f"{row['code']}: {row['reason']}" if row["code"] else "new"
+        return _Step(self._who, State.FOUND, State(row["state"]), message)
+
+    def _apply_change(self, connection: Connection, row: _Values, entry: Work | Refusal, now: datetime) -> None:
+        before, after = State(row["state"]), _state_of(entry)
+        if before is not after:
+            check_transition(before, after, scene=f"{row['collection']}/{row['item_id']}")
+        values = {**_NO_FAILURE, **_columns_of(entry), "measures": {}}
+        if before is State.CONFIRMED:
+            values["supersedes"] = row["output_item_id"]
+        self._update(connection, row, now, **values)
+        self._log(connection, row, now, _Step(self._who, before, after, _change_message(row, entry)))
+
+    # work
+
+    def eligible(
+        self, limit: int | None = None, order: Order = "oldest", *, sink: str | None = None
+    ) -> list[LedgerRow]:
+        """Scenes that may be claimed now (back-off over), by acquisition time or in the order they were found."""
+        with self._transaction() as connection:
+            statement = (
+                sa.select(_SCENE).where(_may_start(self._now(connection))).order_by(*_ORDERS[order]).limit(limit)
+            )
+            if sink is not None:
+                statement = statement.where(_SCENE.c.sink == sink)
+            return [_row(values) for values in _fetch(connection, statement)]
+
+    def claim(self, key: SceneKey, owner: str, lease_s: float) -> Lease | None:
+        """Take an eligible scene for ``lease_s`` seconds; None when somebody else was first or it is not eligible."""
+        with self._transaction(write=True) as connection:
+            now = self._now(connection)
+            expires = now + timedelta(seconds=lease_s)
+            statement = (
+                sa.update(_SCENE)
+                .where(_is(key), _may_start(now))
+                .values(
+                    state=State.CLAIMED,
+                    lease_owner=owner,
+                    lease_expires=expires,
+                    fence=_SCENE.c.fence + 1,
+                    attempts=_SCENE.c.attempts + 1,
+                    not_before=None,
+                    updated=now,
+                )
+                .returning(_SCENE.c.id, _SCENE.c.fence, _SCENE.c.attempts)
+            )
+            rows = _fetch(connection, statement)
+            if not rows:
+                return None
+            taken = rows[0]
+            lease = Lease(
+                key=key,
+                owner=owner,
+                fence=taken["fence"],
+                expires=expires,
+                lease_s=lease_s,
+                attempt=taken["attempts"],
+            )
+            message = f"attempt {lease.attempt}, fence {lease.fence}, for {lease_s:g} s"
+            self._log(connection, taken, now, _Step(owner, State.ELIGIBLE, State.CLAIMED, message))
+            return lease
+
+    def renew(self, lease: Lease, lease_s: float | None = None) -> Lease:
+        """Extend a lease, and prove by that that it still holds: call it before anything irreversible.
+
+        Raises:
+            LeaseLostError: The scene was taken back or somebody else has it.
+        """
+        with self._transaction(write=True) as connection:
+            now = self._now(connection)
+            row = self._leased_row(connection, lease)
+            duration = lease.lease_s if lease_s is None else lease_s
+            expires = now + timedelta(seconds=duration)
+            self._update(connection, row, now, lease_expires=expires)
+            return lease.model_copy(update={"expires": expires, "lease_s": duration})
+
+    def advance(self, lease: Lease, state: State | str, /, message: str = "", **measures: Any) -> None:
+        """Move a leased scene forward and note what the step measured (seconds, bytes, pixels, references).
+
+        ``measures`` must be JSON values; they are merged over the earlier ones. Reaching ``held`` or ``confirmed``
+        ends the lease. An expired lease that nobody took yet still counts.
+
+        Raises:
+            LeaseLostError: The scene was taken back or somebody else has it.
+            IllegalTransitionError: ``state`` cannot follow the present one.
+        """
+        after = State(state)
+        with self._transaction(write=True) as connection:
+            now = self._now(connection)
+            row = self._leased_row(connection, lease)
+            before = State(row["state"])
+            check_transition(before, after, scene=str(lease.key))
+            if after not in IN_WORK | {State.HELD, State.CONFIRMED}:
+                raise IllegalTransitionError(
+                    f"advance cannot make a scene {after}; use fail, release or mark_refused", scene=str(lease.key)
+                )
+            values: _Values = {"state": after, "measures": {**row["measures"], **measures}}
+            if after not in IN_WORK:
+                values |= _NO_LEASE
+            if after is State.CONFIRMED:
+                values |= _NO_FAILURE
+            self._update(connection, row, now, **values)
+            self._log(connection, row, now, _Step(lease.owner, before, after, message))
+
+    def fail(self, lease: Lease, error: PancrafterError) -> State:
+        """Give a scene back after an error, and say what became of it.
+
+        Transient errors make it eligible again after a growing pause, and dead after ``max_attempts`` claims. Input
+        errors make it dead at once. System errors are not the scene's fault: it is released, the attempt not counted.
+
+        Raises:
+            LeaseLostError: The scene is no longer this worker's.
+        """
+        if error.kind == "system":
+            return self.release(lease, f"{type(error).__name__}: {error}")
+        with self._transaction(write=True) as connection:
+            now = self._now(connection)
+            row = self._leased_row(connection, lease)
+            code, reason = type(error).__name__, _tidy(str(error))
+            retry = error.kind == "transient" and row["attempts"] < self._max_attempts
+            after = State.ELIGIBLE if retry else State.DEAD
+            pause = self._pause_s(row["attempts"])
+            not_before = now + timedelta(seconds=pause) if retry else None
+            self._update(
+                connection, row, now, **_NO_LEASE, state=after, code=code, reason=reason, not_before=not_before
+            )
+            self._log(connection, row, now, _Step(lease.owner, State(row["state"]), State.FAILED, f"{code}: {reason}"))
+            self._log(connection, row, now, _Step(lease.owner, State.FAILED, after, self._verdict(error, row, pause)))
+            return after
+
+    def release(self, lease: Lease, reason: str) -> State:
+        """Give a scene back untouched (interrupted, or a system error): eligible at once, the attempt not counted."""
+        with self._transaction(write=True) as connection:
+            now = self._now(connection)
+            row = self._leased_row(connection, lease)
+            before, attempts = State(row["state"]), max(0, row["attempts"] - 1)
+            self._update(connection, row, now, **_NO_LEASE, state=State.ELIGIBLE, attempts=attempts)
+            self._log(connection, row, now, _Step(lease.owner, before, State.ELIGIBLE, f"released: {_tidy(reason)}"))
+            return State.ELIGIBLE
+
+    def mark_refused(self, target: Lease | SceneKey, code: str, reason: str) -> None:
+        """Set a scene aside for good, by the worker that holds it or by a person while nobody does.
+
+        It stays refused until its fingerprint changes or somebody redrives it.
+
+        Raises:
+            LeaseLostError: The lease is lost, or a key was given and somebody works on the scene.
+            IllegalTransitionError: The scene is already visible to readers.
+            LedgerError: There is no such scene.
+        """
+        with self._transaction(write=True) as connection:
+            now = self._now(connection)
+            row, who = self._target(connection, target)
+            before = State(row["state"])
+            check_transition(before, State.REFUSED, scene=f"{row['collection']}/{row['item_id']}")
+            text = _tidy(reason)
+            self._update(connection, row, now, **_NO_LEASE, state=State.REFUSED, code=code, reason=text)
+            self._log(connection, row, now, _Step(who, before, State.REFUSED, f"{code}: {text}"))
+
+    # repair
+
+    def sweep(self, now: datetime | None = None) -> SweepResult:
+        """Take scenes back whose lease ran out; those that lost ``max_attempts`` workers are dead.
+
+        The fence grows, so a worker that was only slow cannot advance the scene any more.
+        """
+        freed: list[SceneKey] = []
+        dead: list[SceneKey] = []
+        with self._transaction(write=True) as connection:
+            moment = now or self._now(connection)
+            expired = sa.select(_SCENE).where(_SCENE.c.lease_expires < moment, _SCENE.c.state.in_(IN_WORK))
+            for row in _fetch(connection, expired.with_for_update(skip_locked=True)):
+                (dead if self._take_back(connection, row, moment) is State.DEAD else freed).append(_key(row))
+        return SweepResult(freed=tuple(freed), dead=tuple(dead))
+
+    def _take_back(self, connection: Connection, row: _Values, now: datetime) -> State:
+        after = State.ELIGIBLE if row["attempts"] < self._max_attempts else State.DEAD
+        values: _Values = {**_NO_LEASE, "state": after, "fence": row["fence"] + 1}
+        lost = f"lease of {row['lease_owner']} ran out at {row['lease_expires']:%Y-%m-%dT%H:%M:%SZ}"
+        if after is State.DEAD:
+            values |= {
+                "code": "LeaseExpired",
+                "reason": f"{row['attempts']} attempts ended in silence or errors, the last as {row['state']}; "
+                "look for a worker killed by the system (memory?), then redrive",
+            }
+        self._update(connection, row, now, **values)
+        self._log(connection, row, now, _Step(self._who, State(row["state"]), State.FAILED, lost))
+        self._log(
+            connection, row, now, _Step(self._who, State.FAILED, after, values.get("reason") or "may be claimed again")
+        )
+        return after
+
+    def redrive(
+        self,
+        keys: Iterable[SceneKey] | None = None,
+        *,
+        sink: str | None = None,
+        states: Iterable[State | str] = (State.DEAD, State.HELD),
+        code: str | None = None,
+        reason_contains: str | None = None,
+        message: str = "redriven",
+    ) -> RedriveResult:
+        """Make scenes eligible again after a fix, with fresh attempts.
+
+        Args:
+            keys: These scenes, whatever rest state they are in; without it, all that match the rest.
+            sink: Only scenes for this sink.
+            states: Rest states to take (used without ``keys``).
+            code: Only this refusal code or error class.
+            reason_contains: Only where the reason contains this text (any case).
+            message: Why, for the history.
+
+        Returns:
+            What was redriven, and which of the chosen scenes could not be: in work, or refused from metadata alone
+            (nothing is known to sharpen; such an item comes back by itself when discovery recognises it).
+        """
+        chosen: list[sa.ColumnElement[bool]] = [_SCENE.c.state.in_([State(s) for s in states])]
+        if sink is not None:
+            chosen.append(_SCENE.c.sink == sink)
+        if code is not None:
+            chosen.append(_SCENE.c.code == code)
+        if reason_contains is not None:
+            chosen.append(_SCENE.c.reason.icontains(reason_contains, autoescape=True))
+        redriven: list[SceneKey] = []
+        left: list[tuple[SceneKey, str]] = []
+        with self._transaction(write=True) as connection:
+            now = self._now(connection)
+            rows = self._select(connection, chosen) if keys is None else [self._find(connection, key) for key in keys]
+            for row in rows:
+                obstacle = _redrive_obstacle(row)
+                if obstacle:
+                    left.append((_key(row), obstacle))
+                    continue
+                self._update(connection, row, now, **_NO_FAILURE, state=State.ELIGIBLE)
+                self._log(connection, row, now, _Step(self._who, State(row["state"]), State.ELIGIBLE, message))
+                redriven.append(_key(row))
+        return RedriveResult(redriven=tuple(redriven), left=tuple(left))
+
+    # reading
+
+    def counts(self, sink: str | None = None) -> dict[State, int]:
+        """How many scenes are in each state; states without scenes are there with 0."""
+        statement = sa.select(_SCENE.c.state, sa.func.count()).group_by(_SCENE.c.state)
+        if sink is not None:
+            statement = statement.where(_SCENE.c.sink == sink)
+        with self._transaction() as connection:
+            found = {State(state): int(count) for state, count in connection.execute(statement)}
+        return {state: found.get(state, 0) for state in State}
+
+    def rows(
+        self,
+        *,
+        sink: str | None = None,
+        states: Iterable[State | str] | None = None,
+        sensor: str | None = None,
+        collection: str | None = None,
+        order: Order = "found",
+        limit: int | None = None,
+    ) -> list[LedgerRow]:
+        """Scenes that match everything given."""
+        statement = sa.select(_SCENE).order_by(*_ORDERS[order]).limit(limit)
+        for column, value in ((_SCENE.c.sink, sink), (_SCENE.c.sensor, sensor), (_SCENE.c.collection, collection)):
+            if value is not None:
+                statement = statement.where(column == value)
+        if states is not None:
+            statement = statement.where(_SCENE.c.state.in_([State(s) for s in states]))
+        with self._transaction() as connection:
+            return [_row(values) for values in _fetch(connection, statement)]
+
+    def show(self, key: SceneKey) -> LedgerRow | None:
+        """The present of one scene; None when it was never found."""
+        with self._transaction() as connection:
+            rows = _fetch(connection, sa.select(_SCENE).where(_is(key)))
+            return _row(rows[0]) if rows else None
+
+    def find(self, item_id: str, *, sink: str | None = None) -> list[LedgerRow]:
+        """Scenes whose item id is this, in any collection: what a person types."""
+        statement = sa.select(_SCENE).where(_SCENE.c.item_id == item_id).order_by(_SCENE.c.id)
+        if sink is not None:
+            statement = statement.where(_SCENE.c.sink == sink)
+        with self._transaction() as connection:
+            return [_row(values) for values in _fetch(connection, statement)]
+
+    def why(self, key: SceneKey) -> list[Event]:
+        """The history of one scene, oldest first; empty when it was never found."""
+        statement = (
+            sa.select(_EVENT).join(_SCENE, _SCENE.c.id == _EVENT.c.scene_id).where(_is(key)).order_by(_EVENT.c.id)
+        )
+        with self._transaction() as connection:
+            return [_event(values) for values in _fetch(connection, statement)]
+
+    # inside
+
+    @contextmanager
+    def _transaction(self, *, write: bool = False) -> Iterator[Connection]:
+        engine = self._engine.execution_options(ledger_write=write)
+        try:
+            with engine.begin() as connection:
+                yield connection
+        except sa.exc.DBAPIError as err:
+            raise self._as_ledger_error(err) from err
+
+    def _as_ledger_error(self, err: sa.exc.DBAPIError) -> LedgerError:
+        return LedgerError(
+            f"ledger {self.url}: {err.orig}; expected a database this process may read and write; "
+            "check the address, the rights and the free space, and that the server runs"
+        )
+
+    def _prepare_tables(self) -> None:
+        with self._transaction(write=True) as connection:
+            if connection.dialect.name == "postgresql":  # two processes may open a fresh database at once
+                connection.execute(sa.text("SELECT pg_advisory_xact_lock(7262654)"))
+            METADATA.create_all(connection)
+            stamped = connection.execute(sa.select(sa.func.max(_VERSION.c.version))).scalar_one()
+            if stamped is None:
+                connection.execute(_VERSION.insert().values(version=SCHEMA_VERSION, at=self._now(connection)))
+        if stamped is not None and stamped != SCHEMA_VERSION:
+            self.close()
+            advice = "update pancrafter" if stamped > SCHEMA_VERSION else "migrate the ledger first"
+            raise LedgerError(
+                f"ledger {self.url}: tables have version {stamped}, this pancrafter expects {SCHEMA_VERSION}; {advice}"
+            )
+
+    def _now(self, connection: Connection) -> datetime:
+        if self._clock is not None:
+            return self._clock()
+        if connection.dialect.name == "postgresql":
+            return connection.execute(sa.select(sa.type_coerce(sa.func.clock_timestamp(), _Instant))).scalar_one()
+        return datetime.now(UTC)
+
+    def _select(self, connection: Connection, conditions: Sequence[sa.ColumnElement[bool]]) -> list[_Values]:
+        statement = sa.select(_SCENE).where(*conditions).order_by(_SCENE.c.id).with_for_update()
+        return _fetch(connection, statement)
+
+    def _find(self, connection: Connection, key: SceneKey) -> _Values:
+        rows = self._select(connection, [_is(key)])
+        if not rows:
+            raise LedgerError(f"not in ledger {self.url} for sink {key.sink}; run a discovery first", scene=str(key))
+        return rows[0]
+
+    def _leased_row(self, connection: Connection, lease: Lease) -> _Values:
+        row = self._find(connection, lease.key)
+        if row["fence"] != lease.fence or row["lease_owner"] != lease.owner or State(row["state"]) not in IN_WORK:
+            holder = f"{row['lease_owner']} holds it" if row["lease_owner"] else "nobody holds it"
+            raise LeaseLostError(
+                f"lease of {lease.owner} (fence {lease.fence}) is lost: now {row['state']}, fence {row['fence']}, "
+                f"{holder}; drop this attempt's work",
+                scene=str(lease.key),
+            )
+        return row
+
+    def _target(self, connection: Connection, target: Lease | SceneKey) -> tuple[_Values, str]:
+        if isinstance(target, Lease):
+            return self._leased_row(connection, target), target.owner
+        row = self._find(connection, target)
+        if State(row["state"]) in IN_WORK:
+            raise LeaseLostError(f"{row['lease_owner']} is working on it; wait, or sweep first", scene=str(target))
+        return row, self._who
+
+    def _pause_s(self, attempts: int) -> float:
+        return min(self._backoff_limit_s, self._backoff_s * 2.0 ** max(0, attempts - 1))
+
+    def _verdict(self, error: PancrafterError, row: _Values, pause_s: float) -> str:
+        if error.kind == "input":
+            return "input error: mend the source or the contract, then redrive"
+        if row["attempts"] < self._max_attempts:
+            return f"attempt {row['attempts']} of {self._max_attempts}; again in {pause_s:g} s"
+        return f"attempt {row['attempts']} of {self._max_attempts}: given up; redrive when the cause is gone"
+
+    @staticmethod
+    def _update(connection: Connection, row: _Values, now: datetime, **values: Any) -> None:
+        connection.execute(sa.update(_SCENE).where(_SCENE.c.id == row["id"]).values(updated=now, **values))
+
+    @staticmethod
+    def _log(connection: Connection, row: _Values, now: datetime, step: _Step) -> None:
+        connection.execute(_EVENT.insert(), _event_values(row["id"], now, step))
+
+
+def verdict_on_known(row: _Values, entry: Work | Refusal) -> Literal["changed", "known", "busy"]:
+    """Decide what a find means for a scene the ledger already has.
+
+    Args:
+        row: ``state``, ``fingerprint``, ``recipe``, ``code`` and ``reason`` of the scene.
+        entry: What discovery saw now.
+    """
+    state = State(row["state"])
+    if isinstance(entry, Refusal):
+        if state is State.CONFIRMED:  # what was published stays; only a newer version may replace it
+            return "known"
+        same = state is State.REFUSED and (row["code"], row["reason"]) == (entry.code, _tidy(entry.reason))
+    else:
+        same_source = row["fingerprint"] == entry.scene.fingerprint
+        same = same_source and (state is State.REFUSED or row["recipe"] == entry.recipe)
+    if same:
+        return "known"
+    return "busy" if state in IN_WORK else "changed"
+
+
+def _collection(entry: Work | Refusal) -> str:
+    return entry.scene.collection if isinstance(entry, Work) else entry.collection
+
+
+def _item_id(entry: Work | Refusal) -> str:
+    return entry.scene.item_id if isinstance(entry, Work) else entry.item_id
+
+
+def _state_of(entry: Work | Refusal) -> State:
+    return State.ELIGIBLE if isinstance(entry, Work) else State.REFUSED
+
+
+def _columns_of(entry: Work | Refusal) -> _Values:
+    """What discovery knows; every entry fills the same columns, so that batches are one statement."""
+    common = {"collection": _collection(entry), "item_id": _item_id(entry), "state": _state_of(entry)}
+    if isinstance(entry, Refusal):
+        return common | {
+            "sensor": entry.sensor,
+            "acquired": None,
+            "scene": None,
+            "fingerprint": None,
+            "recipe": None,
+            "output_item_id": None,
+            "code": entry.code,
+            "reason": _tidy(entry.reason),
+        }
+    return common | {
+        "sensor": entry.scene.sensor,
+        "acquired": entry.scene.acquired,
+        "scene": entry.scene.model_dump(mode="json"),
+        "fingerprint": entry.scene.fingerprint,
+        "recipe": entry.recipe,
+        "output_item_id": entry.output_item_id,
+        "code": None,
+        "reason": None,
+    }
+
+
+def _change_message(row: _Values, entry: Work | Refusal) -> str:
+    if isinstance(entry, Refusal):
+        return f"{entry.code}: {_tidy(entry.reason)}"
+    if row["fingerprint"] is None:
+        return "recognised now"
+    parts = []
+    if row["fingerprint"] != entry.scene.fingerprint:
+        parts.append("the source changed")
+    if row["recipe"] != entry.recipe:
+        parts.append("the recipe changed")
+    replaced = f"; will supersede {row['output_item_id']}" if State(row["state"]) is State.CONFIRMED else ""
+    return " and ".join(parts) + replaced
+
+
+def _redrive_obstacle(row: _Values) -> str | None:
+    state = State(row["state"])
+    if state in IN_WORK:
+        return f"{row['lease_owner']} is working on it; sweep frees it once its lease ran out"
+    if state is State.ELIGIBLE:
+        return "is eligible already"
+    if row["scene"] is None:
+        return "refused from its metadata; discovery brings it back when the item or the contract is mended"
+    return None
+
+
+def _lookup(connection: Connection, sink: str, keys: Iterable[tuple[str, str]]) -> dict[tuple[str, str], _Values]:
+    """Present rows of these ``(collection, item_id)``, locked until the transaction ends."""
+    by_collection: dict[str, list[str]] = {}
+    for collection, item_id in keys:
+        by_collection.setdefault(collection, []).append(item_id)
+    c = _SCENE.c
+    columns = (c.id, c.collection, c.item_id, c.state, c.fingerprint, c.recipe, c.output_item_id, c.code, c.reason)
+    found: dict[tuple[str, str], _Values] = {}
+    for collection, item_ids in by_collection.items():
+        statement = (
+            sa.select(*columns)
+            .where(c.sink == sink, c.collection == collection, c.item_id.in_(item_ids))
+            .order_by(c.id)  # the same order everywhere: two discoveries cannot lock each other out
+            .with_for_update()
+        )
+        for values in _fetch(connection, statement):
+            found[values["collection"], values["item_id"]] = values
+    return found
+
+
+def _fetch(connection: Connection, statement: sa.Executable) -> list[_Values]:
+    return [row._asdict() for row in connection.execute(statement)]
+
+
+def _is(key: SceneKey) -> sa.ColumnElement[bool]:
+    c = _SCENE.c
+    return sa.and_(c.sink == key.sink, c.collection == key.collection, c.item_id == key.item_id)
+
+
+def _may_start(now: datetime) -> sa.ColumnElement[bool]:
+    c = _SCENE.c
+    return sa.and_(c.state == State.ELIGIBLE, sa.or_(c.not_before.is_(None), c.not_before <= now))
+
+
+def _key(row: _Values) -> SceneKey:
+    return SceneKey(sink=row["sink"], collection=row["collection"], item_id=row["item_id"])
+
+
+def _row(values: _Values) -> LedgerRow:
+    fields = {name: values[name] for name in LedgerRow.model_fields if name != "key"}
+    return LedgerRow(key=_key(values), **fields)
+
+
+def _event(values: _Values) -> Event:
+    return Event(
+        at=values["at"],
+        who=values["who"],
+        before=values["from_state"],
+        after=values["to_state"],
+        message=values["message"],
+    )
+
+
+def _event_values(scene_id: int, at: datetime, step: _Step) -> _Values:
+    return {
+        "scene_id": scene_id,
+        "at": at,
+        "who": step.who,
+        "from_state": step.before,
+        "to_state": step.after,
+        "message": _tidy(step.message),
+    }
+
+
+_QUERY = re.compile(r"(\b[a-z][a-z0-9+.-]*://[^\s?#'\"<>]*)\?[^\s'\"<>]*", re.IGNORECASE)
+_USERINFO = re.compile(r"(\b[a-z][a-z0-9+.-]*://)[^/\s@'\"<>]+@", re.IGNORECASE)
+
+
+def _tidy(text: str) -> str:
+    """Bounded text without passwords or signatures: error messages of other libraries quote whole URLs."""
+    return _USERINFO.sub(r"\1", _QUERY.sub(r"\1?...", text))[:_LONGEST_REASON]
+
+
+def _batches(items: Iterable[_T], size: int) -> Iterator[list[_T]]:
+    iterator = iter(items)
+    while batch := list(islice(iterator, size)):
+        yield batch
+
+
+def _reopen(url: str, options: _Values) -> Ledger:
+    return Ledger(url, **options)
+
+
+def _open_engine(url: str) -> Engine:
+    try:
+        parsed = sa.make_url(url)
+        if parsed.get_backend_name() == "sqlite" and parsed.database and parsed.database != ":memory:":
+            Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
+        engine = sa.create_engine(parsed, pool_pre_ping=parsed.get_backend_name() != "sqlite")
+    except (sa.exc.ArgumentError, sa.exc.NoSuchModuleError, ImportError, OSError) as err:
+        raise LedgerError(
+            f"ledger: cannot open {_tidy(url)}: {err}; expected like sqlite:////folder/ledger.db or "
+            "postgresql+psycopg://user@host/database"
+        ) from err
+    if engine.dialect.name not in {"sqlite", "postgresql"}:
+        raise LedgerError(f"ledger: {engine.dialect.name} is not supported; use SQLite or PostgreSQL")
+    if engine.dialect.name == "sqlite":
+        sa.event.listen(engine, "connect", _set_up_sqlite)
+        sa.event.listen(engine, "begin", _begin_sqlite)
+    return engine
+
+
+def _set_up_sqlite(dbapi_connection: Any, _record: object) -> None:  # Any: the driver's own connection type
+    """Readers do not wait for writers (WAL), writers queue; the driver starts no transactions on its own."""
+    dbapi_connection.isolation_level = None
+    cursor = dbapi_connection.cursor()
+    cursor.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_S * 1000}")
+    cursor.execute("PRAGMA journal_mode = WAL")
+    cursor.execute("PRAGMA synchronous = FULL")  # a claim or a publication must survive a power cut
+    cursor.execute("PRAGMA foreign_keys = ON")
+    cursor.close()
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    """A transaction that will write takes the write lock first: upgrading a read lock later could fail at once."""
+    write = connection.get_execution_options().get("ledger_write", False)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
