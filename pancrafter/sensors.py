@@ -81,6 +81,7 @@ class SensorContract(Record):
     bands: tuple[BandSpec, ...] = Field(min_length=1, description="All MS bands, in the order of the output.")
     deliveries: tuple[Delivery, ...] = Field(default=(), description="Band sets; none declared: all bands.")
     sharpened_markers: tuple[str, ...] = Field(default=(), description="Mark what the vendor has already sharpened.")
+    part_ids: tuple[str, ...] = Field(default=(), description="Patterns of item ids that hold one band of a scene.")
     weights: Literal["default", "none"] = Field(description="none: only classical sharpening is justified.")
     source: str = Field(min_length=1, description="Where wavelengths, MTF gains and the DN ceiling come from.")
 

@@ -1,0 +1,408 @@
+"""From a STAC item to a `Scene` or a `Refusal`, by the rules of the sensor contracts and metadata alone.
+
+Metadata only proposes: staging reads the file headers and may still refuse. Nothing here opens a file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from fnmatch import fnmatchcase
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+
+from pancrafter.sensors import GENERIC, SensorContract, contract_for_platform, fold
+from pancrafter.types import AssetRef, Refusal, Scene
+
+if TYPE_CHECKING:
+    import pystac
+
+UNCOLLECTED = "uncollected"
+"""Collection name of items that name none."""
+
+RATIO_TOLERANCE = 0.05
+"""Relative deviation of declared pixel sizes that is left to the file headers; real products reach 0.1 %."""
+
+CARRIED = (
+    "platform",
+    "constellation",
+    "mission",
+    "instruments",
+    "providers",
+    "license",
+    "gsd",
+    "eo:cloud_cover",
+    "eo:snow_cover",
+    "view:off_nadir",
+    "view:incidence_angle",
+    "view:azimuth",
+    "view:sun_azimuth",
+    "view:sun_elevation",
+)
+"""Properties of the source item that the published item keeps."""
+
+_RASTER_SUFFIXES = frozenset({".tif", ".tiff", ".jp2", ".j2k", ".img", ".ntf"})
+_RASTER_TYPES = ("image/tiff", "image/jp2", "image/vnd.stac.geotiff")
+_NOT_IMAGERY = frozenset({"thumbnail", "overview", "visual", "metadata", "world-file", "data-mask", "cloud", "preview"})
+_MARKED_PROPERTIES = ("processing:level", "processing:lineage", "product_type")
+_SIGNATURE = re.compile(
+    r"(?i)^(x-amz-.*|x-goog-.*|awsaccesskeyid|googleaccessid|signature|expires|key-pair-id|policy|token|access_token"
+    r"|sig|se|sp|sv|sr|st|spr|skoid|sktid|skt|ske|sks|skv)$"
+)
+
+
+@dataclass(frozen=True)
+class _Raster:
+    """What the item says about one raster asset. ``labels`` holds the folded names of each declared band."""
+
+    key: str
+    href: str
+    labels: tuple[tuple[str, ...], ...]
+    band_count: int | None
+    pixel_size: float | None
+    shape: tuple[int, int] | None
+    words: frozenset[str]
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """MS bands found, by contract band name, and whether several assets claim the same ones."""
+
+    refs: Mapping[str, tuple[_Raster, int]]
+    tiled: bool = False
+
+
+def recognise(item: pystac.Item, contracts: Mapping[str, SensorContract]) -> Scene | Refusal:
+    """What ``item`` is: a scene with PAN and MS assets in the order of its sensor contract, or why it is refused.
+
+    Codes of refusals: ``malformed``, ``unknown_sensor``, ``part_of_scene``, ``already_sharpened``, ``no_pan``,
+    ``no_ms``, ``bands_mismatch``, ``tiled_product``, ``ratio_mismatch``.
+    """
+    if fault := _malformed(item):
+        return _refusal(item, "malformed", fault)
+    contract = identify(item, contracts)
+    if contract is None:
+        return _refusal(item, "unknown_sensor", _unknown_sensor(item))
+    if any(fnmatchcase(item.id.casefold(), pattern.casefold()) for pattern in contract.part_ids):
+        reason = "the item holds one band of a scene that is spread over several items; join them into one item"
+        return _refusal(item, "part_of_scene", reason, contract)
+    return _pair(item, contract, _markers(contract, contracts))
+
+
+def identify(item: pystac.Item, contracts: Mapping[str, SensorContract]) -> SensorContract | None:
+    """The contract of the item's platform; where it names none, of its constellation, instruments or id."""
+    platform = item.properties.get("platform")
+    if platform:
+        return contract_for_platform(str(platform), contracts)
+    hints = {fold(str(hint)) for hint in (item.properties.get("constellation"), *_instruments(item)) if hint}
+    known = (c for c in contracts.values() if c.name != GENERIC)
+    return next((c for c in known if hints & _fallback_names(c) or item.id.startswith(c.id_prefixes or "\0")), None)
+
+
+def unsigned(href: str) -> str:
+    """``href`` without the query parameters of known signing schemes (AWS, Google, Azure, CloudFront)."""
+    parts = urlsplit(href)
+    if not parts.query:
+        return href
+    kept = [(key, value) for key, value in parse_qsl(parts.query, keep_blank_values=True) if not _SIGNATURE.match(key)]
+    return urlunsplit(parts._replace(query=urlencode(kept)))
+
+
+def digest_of(facts: object) -> str:
+    """SHA-256 (hex) of JSON-serialisable ``facts``, whatever the order of their keys."""
+    return hashlib.sha256(json.dumps(facts, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+# --- one item -------------------------------------------------------------------------------------------------------
+
+
+def _malformed(item: pystac.Item) -> str | None:
+    if not isinstance(item.geometry, dict):
+        return "the item has no geometry; expected a GeoJSON footprint"
+    if _acquired(item) is None:
+        return "the item has neither datetime nor start_datetime; expected an acquisition time"
+    if not item.assets:
+        return "the item has no assets; expected PAN and MS files"
+    return None
+
+
+def _unknown_sensor(item: pystac.Item) -> str:
+    found = item.properties.get("platform") or item.properties.get("constellation") or "no platform"
+    return f"found platform {found!r}, expected one of `pancrafter sensors list`; add a sensor contract for it"
+
+
+def _pair(item: pystac.Item, contract: SensorContract, markers: Sequence[str]) -> Scene | Refusal:
+    rasters = _rasters(item)
+    pans = _find_pans(rasters, contract)
+    rest = [raster for raster in rasters if raster not in pans]
+    sharpened = [raster for raster in rest if _matches_any(raster.words, markers)]
+    ms = _find_ms([raster for raster in rest if raster not in sharpened], contract)
+    if fault := _sharpened_fault(item, markers, sharpened, complete=bool(pans and ms.refs)):
+        return _refusal(item, "already_sharpened", fault, contract)
+    return _scene(item, contract, rasters, pans, ms)
+
+
+def _sharpened_fault(
+    item: pystac.Item, markers: Sequence[str], sharpened: Sequence[_Raster], *, complete: bool
+) -> str | None:
+    said = [name for name in _MARKED_PROPERTIES if _matches_any(_words(item.properties.get(name)), markers)]
+    if said:
+        return f"{said[0]} is {item.properties[said[0]]!r}: the product is sharpened; take the PAN and MS bundle"
+    if complete:
+        return None
+    if sharpened:
+        keys = ", ".join(raster.key for raster in sharpened)
+        return f"the only multispectral assets ({keys}) are sharpened by the vendor; take the PAN and MS bundle"
+    if _matches_any(_words(item.id), markers):
+        return f"the id {item.id} names a product sharpened by the vendor; take the PAN and MS bundle"
+    return None
+
+
+def _scene(
+    item: pystac.Item, contract: SensorContract, rasters: Sequence[_Raster], pans: Sequence[_Raster], ms: _Choice
+) -> Scene | Refusal:
+    found = ", ".join(raster.key for raster in rasters) or "no raster asset"
+    if not pans:
+        reason = f"found {found}; expected a PAN asset named like {', '.join(contract.pan_asset_keys)}"
+        return _refusal(item, "no_pan", reason, contract)
+    if not ms.refs:
+        reason = f"found {found}; expected MS bands named like {', '.join(band.name for band in contract.bands)}"
+        return _refusal(item, "no_ms", reason, contract)
+    names = _delivered(contract, ms.refs)
+    if not names:
+        expected = " or ".join("+".join(delivery.bands) for delivery in contract.band_sets)
+        reason = f"found MS bands {', '.join(sorted(ms.refs))}; expected {expected}"
+        return _refusal(item, "bands_mismatch", reason, contract)
+    if len(pans) > 1 or ms.tiled:
+        reason = f"several image tiles per band ({found}); expected one file; build a mosaic (VRT or COG) per band"
+        return _refusal(item, "tiled_product", reason, contract)
+    refs = [ms.refs[name] for name in names]
+    if fault := _ratio_fault(pans[0], refs[0][0], contract.ratio):
+        return _refusal(item, "ratio_mismatch", fault, contract)
+    used = {raster.key for raster in (pans[0], *(raster for raster, _ in refs))}
+    return Scene(
+        collection=item.collection_id or UNCOLLECTED,
+        item_id=item.id,
+        sensor=contract.name,
+        acquired=_acquired(item) or "",
+        pan=AssetRef(key=pans[0].key, href=pans[0].href),
+        ms=tuple(AssetRef(key=raster.key, href=raster.href, band=index) for raster, index in refs),
+        bands=names,
+        fingerprint=_fingerprint(item, used),
+        source_href=unsigned(item.get_self_href() or ""),
+        geometry=dict(item.geometry or {}),
+        properties={name: item.properties[name] for name in CARRIED if item.properties.get(name) is not None},
+    )
+
+
+def _refusal(item: pystac.Item, code: str, reason: str, contract: SensorContract | None = None) -> Refusal:
+    sensor = contract.name if contract else None
+    return Refusal(
+        collection=item.collection_id or UNCOLLECTED, item_id=item.id, code=code, reason=reason, sensor=sensor
+    )
+
+
+def _acquired(item: pystac.Item) -> str | None:
+    moment = item.datetime or item.common_metadata.start_datetime
+    if not isinstance(moment, datetime):
+        return None
+    return moment.replace(tzinfo=moment.tzinfo or UTC).astimezone(UTC).isoformat().replace("+00:00", "Z")
+
+
+def _instruments(item: pystac.Item) -> list[str]:
+    instruments = item.properties.get("instruments") or []
+    return [str(name) for name in instruments] if isinstance(instruments, list) else [str(instruments)]
+
+
+def _fallback_names(contract: SensorContract) -> set[str]:
+    return {fold(name) for name in (*contract.constellations, *contract.instruments)}
+
+
+def _fingerprint(item: pystac.Item, used: Iterable[str]) -> str:
+    assets = []
+    for key in sorted(used):
+        extra = item.assets[key].extra_fields
+        href = unsigned(item.assets[key].get_absolute_href() or item.assets[key].href)
+        assets.append([key, href, extra.get("file:checksum"), extra.get("file:size")])
+    changed = item.properties.get("updated") or item.properties.get("created")
+    return digest_of({"changed": str(changed), "assets": assets})
+
+
+# --- markers --------------------------------------------------------------------------------------------------------
+
+
+def _markers(contract: SensorContract, contracts: Mapping[str, SensorContract]) -> tuple[str, ...]:
+    everywhere = contracts[GENERIC].sharpened_markers if GENERIC in contracts else ()
+    return tuple(dict.fromkeys((*contract.sharpened_markers, *everywhere)))
+
+
+def _words(*texts: object) -> frozenset[str]:
+    """The alphanumeric words of all texts, in lower case."""
+    joined = " ".join(str(text) for text in texts if text)
+    return frozenset(re.findall(r"[a-z0-9]+", joined.casefold()))
+
+
+def _matches_any(words: Iterable[str], patterns: Sequence[str]) -> bool:
+    return any(fnmatchcase(word, pattern.casefold()) for word in words for pattern in patterns)
+
+
+# --- assets ---------------------------------------------------------------------------------------------------------
+
+
+def _rasters(item: pystac.Item) -> list[_Raster]:
+    """The item's image files, without pictures for people, masks and side files."""
+    return [_raster(key, asset) for key, asset in item.assets.items() if _is_imagery(asset)]
+
+
+def _is_imagery(asset: pystac.Asset) -> bool:
+    if _NOT_IMAGERY & {str(role).casefold() for role in asset.roles or ()}:
+        return False
+    suffix = PurePosixPath(urlsplit(asset.href).path).suffix.casefold()
+    return suffix in _RASTER_SUFFIXES or (not suffix and str(asset.media_type or "").startswith(_RASTER_TYPES))
+
+
+def _raster(key: str, asset: pystac.Asset) -> _Raster:
+    fields = asset.extra_fields
+    declared = _dicts(fields.get("bands")) or _dicts(fields.get("eo:bands"))
+    raster_bands = _dicts(fields.get("raster:bands"))
+    count = len(declared) or len(raster_bands) or None
+    href = unsigned(asset.get_absolute_href() or asset.href)
+    return _Raster(
+        key=key,
+        href=href,
+        labels=tuple(_band_labels(band) for band in declared),
+        band_count=count,
+        pixel_size=_pixel_size(fields, raster_bands),
+        shape=_shape(fields.get("proj:shape")),
+        words=_words(key, PurePosixPath(urlsplit(href).path).name, asset.title),
+    )
+
+
+def _dicts(value: object) -> list[dict[str, Any]]:
+    return [entry for entry in value if isinstance(entry, dict)] if isinstance(value, list) else []
+
+
+def _band_labels(band: Mapping[str, Any]) -> tuple[str, ...]:
+    """Folded common name (either spelling of the extension), then name; empty when the band is anonymous."""
+    names = (band.get("common_name"), band.get("eo:common_name"), band.get("name"))
+    return tuple(fold(name) for name in names if isinstance(name, str) and fold(name))
+
+
+def _pixel_size(fields: Mapping[str, Any], raster_bands: Sequence[Mapping[str, Any]]) -> float | None:
+    """The asset's own pixel size in whatever unit the item uses: transform, spatial resolution, then gsd."""
+    transform = fields.get("proj:transform")
+    proposals = (
+        transform[0] if isinstance(transform, list) and transform else None,
+        fields.get("raster:spatial_resolution"),
+        raster_bands[0].get("spatial_resolution") if raster_bands else None,
+        fields.get("gsd"),
+    )
+    sizes = (abs(value) for value in proposals if isinstance(value, int | float) and not isinstance(value, bool))
+    return next((float(size) for size in sizes if size > 0), None)
+
+
+def _shape(value: object) -> tuple[int, int] | None:
+    """``proj:shape`` with the smaller side first, because producers swap the two."""
+    if not isinstance(value, list) or len(value) != 2 or not all(isinstance(n, int) and n > 0 for n in value):
+        return None
+    return (min(value), max(value))
+
+
+def _key_rank(key: str, patterns: Sequence[str]) -> int | None:
+    return next((i for i, p in enumerate(patterns) if fnmatchcase(key.casefold(), p.casefold())), None)
+
+
+def _find_pans(rasters: Sequence[_Raster], contract: SensorContract) -> list[_Raster]:
+    """The PAN asset; several only if nothing ranks one above the others (image tiles)."""
+    ranked = [(rank, raster) for raster in rasters if (rank := _pan_rank(raster, contract)) is not None]
+    best = min((rank for rank, _ in ranked), default=None)
+    return [raster for rank, raster in ranked if rank == best]
+
+
+def _pan_rank(raster: _Raster, contract: SensorContract) -> int | None:
+    """Order of preference as PAN, None for no PAN. A label alone counts least: some writers call any gray band pan."""
+    if raster.band_count is not None and raster.band_count > 1:
+        return None
+    labels = set(raster.labels[0]) if raster.labels else set()
+    labelled = bool(labels & {fold(label) for label in contract.pan_labels})
+    named_ms = contract.find_band(raster.key) is not None or any(contract.find_band(label) for label in labels)
+    rank = _key_rank(raster.key, contract.pan_asset_keys)
+    if rank is not None:
+        return rank if labelled or not named_ms else None
+    return len(contract.pan_asset_keys) if labelled and contract.find_band(raster.key) is None else None
+
+
+def _find_ms(rasters: Sequence[_Raster], contract: SensorContract) -> _Choice:
+    """The largest band set of the contract in one multi-band file or, if that is larger, in files of one band each."""
+    files = [_Choice(_bands_inside(raster, contract)) for raster in rasters if raster.band_count != 1]
+    single = _single_bands([raster for raster in rasters if raster.band_count in (1, None)], contract)
+    multi = _best_file([choice for choice in files if len(choice.refs) > 1], contract)
+    return max((multi, single), key=lambda choice: (len(_delivered(contract, choice.refs)), len(choice.refs)))
+
+
+def _bands_inside(raster: _Raster, contract: SensorContract) -> dict[str, tuple[_Raster, int]]:
+    """Contract bands inside a multi-band file, by its labels, else by its band count if its key says MS."""
+    found: dict[str, tuple[_Raster, int]] = {}
+    for index, labels in enumerate(raster.labels, start=1):
+        if name := _first_band(labels, contract):
+            found.setdefault(name, (raster, index))
+    if not found and raster.band_count and _key_rank(raster.key, contract.ms_asset_keys) is not None:
+        delivery = contract.delivery_of(raster.band_count)
+        anonymous = not any(raster.labels)
+        names = delivery.bands if delivery and anonymous else ()
+        found = {name: (raster, index) for index, name in enumerate(names, start=1)}
+    return found
+
+
+def _first_band(labels: Iterable[str], contract: SensorContract) -> str | None:
+    return next((band.name for label in labels if (band := contract.find_band(label))), None)
+
+
+def _best_file(files: Sequence[_Choice], contract: SensorContract) -> _Choice:
+    """The file that covers most; tiled when several cover as much and no key of the contract prefers one."""
+
+    def merit(choice: _Choice) -> tuple[int, int, int]:
+        raster = next(iter(choice.refs.values()))[0]
+        rank = _key_rank(raster.key, contract.ms_asset_keys)
+        preference = -rank if rank is not None else -len(contract.ms_asset_keys)
+        return (len(_delivered(contract, choice.refs)), len(choice.refs), preference)
+
+    if not files:
+        return _Choice({})
+    best = max(files, key=merit)
+    return _Choice(best.refs, tiled=sum(merit(choice) == merit(best) for choice in files) > 1)
+
+
+def _single_bands(rasters: Sequence[_Raster], contract: SensorContract) -> _Choice:
+    """Contract bands in files of their own; the asset key decides, then the label."""
+    found: dict[str, tuple[_Raster, int]] = {}
+    tiled = False
+    for raster in rasters:
+        labels = (fold(raster.key), *(raster.labels[0] if raster.labels else ()))
+        if name := _first_band(labels, contract):
+            tiled = tiled or name in found
+            found.setdefault(name, (raster, 1))
+    return _Choice(found, tiled=tiled)
+
+
+def _delivered(contract: SensorContract, refs: Mapping[str, object]) -> tuple[str, ...]:
+    """The bands of the largest delivery that is fully there, in the contract's order; empty when none is."""
+    complete = (set(delivery.bands) for delivery in contract.band_sets if set(delivery.bands) <= refs.keys())
+    chosen: set[str] = next(complete, set())
+    return tuple(band.name for band in contract.bands if band.name in chosen)
+
+
+def _ratio_fault(pan: _Raster, ms: _Raster, expected: int) -> str | None:
+    """Why the declared grids cannot have the contract's ratio; None where they agree or do not say."""
+    if pan.pixel_size and ms.pixel_size:
+        found = ms.pixel_size / pan.pixel_size
+        if abs(found / expected - 1) > RATIO_TOLERANCE:
+            return f"MS pixels are {found:.3f} times the PAN pixels, expected {expected}; check the item or the product"
+    elif pan.shape and ms.shape and pan.shape == ms.shape:
+        return f"PAN and MS are both {pan.shape[1]} by {pan.shape[0]} px, expected a ratio of {expected}"
+    return None
