@@ -1,0 +1,492 @@
+"""The Zarr v3 group that holds one scene between the steps, and the only door to zarr.
+
+Layout of a scene group (``xarray.open_zarr(uri, consolidated=False)`` opens it, rioxarray finds the CRS)::
+
+    pan           (y, x)          uint16  filled DN of the cropped PAN
+    pan_valid     (y, x)          uint8   1 where PAN was measured, 0 where it was filled
+    ms            (band, ym, xm)  uint16  filled DN of the cropped MS, bands in the scene's order
+    ms_valid      (ym, xm)        uint8   1 where every band was measured
+    sharpened     (band, y, x)    uint16  the result; exists after ``begin_sharpening``
+    done          (block_y, block_x) uint8  1 where that block of ``sharpened`` is finished; one object per block
+    y, x, ym, xm                    pixel centres in CRS units; spatial_ref carries the CRS as WKT
+
+A *block* is ``block_px`` PAN pixels square and is one shard of ``pan``, ``pan_valid`` and ``sharpened``; MS arrays have
+shards of about ``block_px / ratio``. **One task writes one whole shard**: two writers inside a shard lose data without
+an error. Shards of zeros are written like any other, so a missing shard is a loss that can be noticed.
+
+Group attributes: ``format_version``, ``staging`` (digest of what the pixels were staged from), ``block_px``, ``recipe``
+(of ``sharpened``, written after its arrays exist), and, last of all, ``staged`` (StagedScene) with ``complete``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import unquote, urlsplit
+
+import numpy as np
+import zarr
+import zarr.codecs
+import zarr.errors
+import zarr.storage
+from numpy.typing import NDArray
+
+from pancrafter.errors import InvalidSceneError, PancrafterError, SinkError, TransientReadError
+from pancrafter.grid import ms_grid, pixel_centres
+from pancrafter.types import FORMAT_VERSION, PairGrid, StagedScene
+
+Mode = Literal["r", "r+"]
+Block = tuple[int, int]
+"""Row and column of a block in the block grid."""
+
+Window = tuple[slice, slice]
+"""Rows and columns with explicit start and stop, inside the array."""
+
+Pixels = NDArray[np.uint16]
+Mask = NDArray[np.uint8]
+
+DN_DTYPE = "uint16"
+_ARRAY_CONFIG: Any = {"write_empty_chunks": True}  # Any: zarr's own type for it is private
+_COMPRESSOR = zarr.codecs.BloscCodec(cname="zstd", clevel=3, shuffle="shuffle")
+
+
+class SceneStore:
+    """One scene's pixels and progress; cheap to open, safe to open in every worker, picklable by reference.
+
+    Attributes:
+        uri: Where the group lies: a path, ``file://`` or any fsspec URL such as ``s3://bucket/prefix``.
+    """
+
+    def __init__(self, uri: str, group: zarr.Group, mode: Mode) -> None:
+        self.uri = uri
+        self._group = group
+        self._mode: Mode = mode
+        self._arrays: dict[str, Any] = {}
+
+    @classmethod
+    def create(
+        cls, uri: str, grid: PairGrid, *, bands: tuple[str, ...], staging: str, crs_wkt: str, block_px: int = 1024
+    ) -> SceneStore:
+        """An empty, incomplete store with all staging arrays; whatever was at ``uri`` is removed.
+
+        Args:
+            uri: Where to create it.
+            grid: The cropped grids of the scene.
+            bands: Names of the MS bands, in order.
+            staging: Digest of everything the staged pixels depend on.
+            crs_wkt: WKT of the grid's CRS, for readers of ``spatial_ref``.
+            block_px: Edge of a block in PAN pixels; even.
+
+        Raises:
+            SinkError: The place cannot be written.
+        """
+        if block_px < 2 or block_px % 2:
+            raise ValueError(f"block_px is {block_px}, expected an even number of at least 2")
+        attributes = {"format_version": FORMAT_VERSION, "staging": staging, "block_px": block_px, "complete": False}
+
+        def build() -> zarr.Group:
+            group = zarr.create_group(_zarr_store(uri, "r+"), zarr_format=3, overwrite=True, attributes=attributes)
+            _create_staging_arrays(group, grid, bands, block_px)
+            _write_coordinates(group, grid, crs_wkt)
+            return group
+
+        return cls(uri, _writing(build, uri), "r+")
+
+    @classmethod
+    def open(cls, uri: str, mode: Mode = "r") -> SceneStore:
+        """The store at ``uri``, complete or not.
+
+        Raises:
+            InvalidSceneError: There is no scene store of this format at ``uri``.
+            TransientReadError: The place did not answer.
+        """
+        try:
+            group = zarr.open_group(_zarr_store(uri, mode), mode=mode, zarr_format=3, use_consolidated=False)
+        except (FileNotFoundError, zarr.errors.GroupNotFoundError) as err:
+            raise InvalidSceneError(f"no staged scene at {uri}; stage the scene first") from err
+        except OSError as err:
+            raise TransientReadError(f"store {uri} cannot be read: {err}; try again") from err
+        found = group.attrs.get("format_version")
+        if found != FORMAT_VERSION:
+            raise InvalidSceneError(
+                f"store {uri} has format version {found}, expected {FORMAT_VERSION}; delete it and stage again"
+            )
+        return cls(uri, group, mode)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (SceneStore.open, (self.uri, self._mode))
+
+    # --- what the store says about itself -------------------------------------------------------------------------
+
+    @property
+    def complete(self) -> bool:
+        """Whether staging finished: every shard was written and counted."""
+        return bool(self._group.attrs.get("complete", False))
+
+    @property
+    def staging(self) -> str:
+        """Digest of what the pixels were staged from."""
+        return str(self._group.attrs["staging"])
+
+    @property
+    def recipe(self) -> str | None:
+        """Recipe of ``sharpened``; None before ``begin_sharpening``."""
+        recipe = self._group.attrs.get("recipe")
+        return None if recipe is None else str(recipe)
+
+    @property
+    def block_px(self) -> int:
+        """Edge of a block, PAN pixels."""
+        value = self._group.attrs["block_px"]
+        assert isinstance(value, int)
+        return value
+
+    @property
+    def staged(self) -> StagedScene:
+        """The record that staging left.
+
+        Raises:
+            InvalidSceneError: Staging has not finished.
+        """
+        if not self.complete:
+            raise InvalidSceneError(f"staging of {self.uri} has not finished; stage the scene again")
+        return StagedScene.model_validate_json(str(self._group.attrs["staged"]))
+
+    @property
+    def pan_shape_yx(self) -> tuple[int, int]:
+        """Rows and columns of the PAN grid."""
+        rows, cols = self._array("pan").shape
+        return rows, cols
+
+    @property
+    def ms_shape_yx(self) -> tuple[int, int]:
+        """Rows and columns of the MS grid."""
+        rows, cols = self._array("ms").shape[1:]
+        return rows, cols
+
+    # --- blocks ---------------------------------------------------------------------------------------------------
+
+    @property
+    def blocks_yx(self) -> tuple[int, int]:
+        """Rows and columns of the block grid."""
+        return _blocks(self.pan_shape_yx, self.block_px)
+
+    @property
+    def block_count(self) -> int:
+        """How many blocks the scene has."""
+        rows, cols = self.blocks_yx
+        return rows * cols
+
+    def block_window(self, block: Block) -> Window:
+        """PAN pixels of a block; blocks of the last row and column may be smaller."""
+        return _shard_window(block, self.pan_shape_yx, self.block_px)
+
+    def pan_windows(self) -> Iterator[Window]:
+        """Every shard of the PAN arrays, row by row."""
+        return _shard_windows(self.pan_shape_yx, self.block_px)
+
+    def ms_windows(self) -> Iterator[Window]:
+        """Every shard of the MS arrays, row by row."""
+        return _shard_windows(self.ms_shape_yx, int(self._array("ms_valid").shards[0]))
+
+    # --- staged pixels --------------------------------------------------------------------------------------------
+
+    def read_pan(self, window: Window) -> Pixels:
+        """Filled PAN DN ``(y, x)`` of a window on the PAN grid."""
+        return self._read("pan", window)
+
+    def read_ms(self, window: Window) -> Pixels:
+        """Filled MS DN ``(band, y, x)`` of a window on the MS grid."""
+        return self._read("ms", (slice(None), *window))
+
+    def read_pan_valid(self, window: Window) -> Mask:
+        """1 where PAN was measured, 0 where it was filled; ``(y, x)`` on the PAN grid."""
+        return self._read("pan_valid", window)
+
+    def read_ms_valid(self, window: Window) -> Mask:
+        """1 where every MS band was measured; ``(y, x)`` on the MS grid."""
+        return self._read("ms_valid", window)
+
+    def write_pan(self, window: Window, pixels: Pixels, valid: Mask) -> None:
+        """Write one shard of PAN; ``window`` must be one of ``pan_windows``."""
+        self._write("pan", window, pixels)
+        self._write("pan_valid", window, valid)
+
+    def write_ms(self, window: Window, pixels: Pixels, valid: Mask) -> None:
+        """Write one shard of MS ``(band, y, x)``; ``window`` must be one of ``ms_windows``."""
+        self._write("ms", (slice(None), *window), pixels)
+        self._write("ms_valid", window, valid)
+
+    def finish_staging(self, staged: StagedScene) -> None:
+        """Check that every shard arrived, then record ``staged`` and completeness in one object.
+
+        Raises:
+            TransientReadError: Shards are missing although every write succeeded.
+        """
+        for name in ("pan", "pan_valid", "ms", "ms_valid"):
+            array = self._array(name)
+            found, expected = array.nchunks_initialized, _chunk_count(array)
+            if found != expected:
+                raise TransientReadError(
+                    f"store {self.uri}: {name} holds {found} chunks, expected {expected}; stage the scene again"
+                )
+        attributes: dict[str, Any] = {"staged": staged.model_dump_json(), "complete": True}
+        _writing(lambda: self._group.attrs.update(attributes), self.uri)
+
+    # --- sharpened pixels -----------------------------------------------------------------------------------------
+
+    def begin_sharpening(self, recipe: str) -> None:
+        """Prepare ``sharpened`` and ``done`` for a recipe: kept if they hold it already, else made anew and empty.
+
+        Not safe to call from several processes at once; call it once per scene, before handing out blocks.
+
+        Raises:
+            InvalidSceneError: Staging has not finished.
+            SinkError: The place cannot be written.
+        """
+        if not self.complete:
+            raise InvalidSceneError(f"staging of {self.uri} has not finished; stage the scene again")
+        if self.recipe == recipe:
+            return
+
+        def rebuild() -> None:
+            # The recipe goes first and comes last: a crash in between leaves arrays that no recipe claims.
+            self._group.attrs.update({"recipe": None})
+            for name in ("done", "sharpened"):
+                if name in self._group:
+                    del self._group[name]
+            self._arrays.clear()
+            _create_sharpened_arrays(self._group, self.block_px)
+            self._group.attrs.update({"recipe": recipe})
+
+        _writing(rebuild, self.uri)
+
+    def write_block(self, block: Block, pixels: Pixels) -> None:
+        """Write one whole block ``(band, y, x)`` of the result; mark it with ``mark_done`` afterwards.
+
+        Raises:
+            SinkError: The place cannot be written.
+        """
+        self._write("sharpened", (slice(None), *self.block_window(block)), pixels)
+
+    def read_sharpened(self, window: Window) -> Pixels:
+        """Result ``(band, y, x)`` of a window on the PAN grid; zeros where no block was written yet."""
+        return self._read("sharpened", (slice(None), *window))
+
+    def mark_done(self, block: Block) -> None:
+        """Record that a block is finished; one small object, written whole."""
+        row, col = block
+        rows, cols = self.blocks_yx
+        if not (0 <= row < rows and 0 <= col < cols):
+            raise IndexError(f"block {block} lies outside the {rows} x {cols} blocks of {self.uri}")
+        self._write("done", (slice(row, row + 1), slice(col, col + 1)), np.ones((1, 1), np.uint8))
+
+    def done_flags(self) -> Mask:
+        """1 per finished block, ``(block_y, block_x)``."""
+        return self._read("done", (slice(None), slice(None)))
+
+    def pending_blocks(self) -> list[Block]:
+        """Blocks that are not finished, row by row."""
+        return [(int(row), int(col)) for row, col in np.argwhere(self.done_flags() == 0)]
+
+    @property
+    def done_count(self) -> int:
+        """How many blocks are finished."""
+        return int(np.count_nonzero(self.done_flags()))
+
+    # --- access to zarr -------------------------------------------------------------------------------------------
+
+    def _array(self, name: str) -> Any:  # Any: zarr's array types are not generic over what we need
+        if name not in self._arrays:
+            if name not in self._group:
+                raise InvalidSceneError(f"store {self.uri} has no array {name!r}; call begin_sharpening first")
+            # zarr does not store this setting: without it a shard of zeros would be left out.
+            array: Any = self._group[name]
+            self._arrays[name] = array.with_config(_ARRAY_CONFIG)
+        return self._arrays[name]
+
+    def _read(self, name: str, selection: tuple[slice, ...]) -> NDArray[Any]:
+        array = self._array(name)
+        _require_inside(selection, array.shape, f"{self.uri}: {name}")
+        try:
+            return np.asarray(array[selection])
+        except OSError as err:
+            raise TransientReadError(f"store {self.uri}: {name}{_text(selection)} cannot be read: {err}") from err
+
+    def _write(self, name: str, selection: tuple[slice, ...], values: NDArray[Any]) -> None:
+        array = self._array(name)
+        _require_inside(selection, array.shape, f"{self.uri}: {name}")
+        _require_whole_shards(selection, array, f"{self.uri}: {name}")
+        expected = tuple(len(range(*part.indices(size))) for part, size in zip(selection, array.shape, strict=True))
+        if values.shape != expected or values.dtype != array.dtype:
+            raise ValueError(
+                f"{name}{_text(selection)} takes {array.dtype} {expected}, found {values.dtype} {values.shape}"
+            )
+
+        def put() -> None:
+            array[selection] = values
+
+        _writing(put, f"{self.uri}: {name}{_text(selection)}")
+
+
+def scene_store_exists(uri: str) -> bool:
+    """Whether a scene store of the present format lies at ``uri``, complete or not."""
+    try:
+        SceneStore.open(uri)
+    except InvalidSceneError:
+        return False
+    return True
+
+
+# --- layout ---------------------------------------------------------------------------------------------------------
+
+
+def _create_staging_arrays(group: zarr.Group, grid: PairGrid, bands: tuple[str, ...], block_px: int) -> None:
+    ms_block = 2 * max(1, -(-block_px // (2 * grid.ratio)))
+    pan, ms = _AXES["pan"], _AXES["ms"]
+    _create(group, "pan", grid.pan.shape_yx, DN_DTYPE, dimensions=pan, shards=(block_px, block_px))
+    _create(group, "pan_valid", grid.pan.shape_yx, "uint8", dimensions=pan, shards=(block_px, block_px))
+    shape = (len(bands), *grid.ms_shape_yx)
+    _create(
+        group, "ms", shape, DN_DTYPE, dimensions=("band", *ms), shards=(len(bands), ms_block, ms_block), bands=bands
+    )
+    _create(group, "ms_valid", grid.ms_shape_yx, "uint8", dimensions=ms, shards=(ms_block, ms_block))
+
+
+def _create_sharpened_arrays(group: zarr.Group, block_px: int) -> None:
+    pan, ms = group["pan"], group["ms"]
+    assert isinstance(pan, zarr.Array)
+    assert isinstance(ms, zarr.Array)
+    shape = (ms.shape[0], *pan.shape)
+    names = ms.attrs["long_name"]
+    assert isinstance(names, list)
+    bands = tuple(str(name) for name in names)
+    _create(
+        group,
+        "sharpened",
+        shape,
+        DN_DTYPE,
+        dimensions=("band", "y", "x"),
+        shards=(len(bands), block_px, block_px),
+        bands=bands,
+    )
+    group.create_array(
+        "done",
+        shape=_blocks(pan.shape, block_px),
+        dtype="uint8",
+        chunks=(1, 1),
+        fill_value=0,
+        compressors=None,
+        dimension_names=("block_y", "block_x"),
+    )
+
+
+_AXES = {"pan": ("y", "x"), "ms": ("ym", "xm")}
+
+
+def _create(
+    group: zarr.Group,
+    name: str,
+    shape: tuple[int, ...],
+    dtype: str,
+    *,
+    dimensions: tuple[str, ...],
+    shards: tuple[int, ...],
+    bands: tuple[str, ...] | None = None,
+) -> None:
+    attributes: dict[str, Any] = {"grid_mapping": "spatial_ref", "coordinates": "spatial_ref"}
+    if bands is not None:
+        attributes["long_name"] = list(bands)
+    group.create_array(
+        name,
+        shape=shape,
+        dtype=dtype,
+        shards=shards,
+        chunks=(*(1 for _ in shards[:-2]), shards[-2] // 2, shards[-1] // 2),
+        compressors=_COMPRESSOR,
+        fill_value=0,
+        dimension_names=dimensions,
+        attributes=attributes,
+        config=_ARRAY_CONFIG,
+    )
+
+
+def _write_coordinates(group: zarr.Group, grid: PairGrid, crs_wkt: str) -> None:
+    """Pixel centres and CRS; no GeoTransform, which one ``spatial_ref`` could not give for both grids."""
+    for part, names in ((grid.pan, _AXES["pan"]), (ms_grid(grid), _AXES["ms"])):
+        for name, centres, axis in zip(names, pixel_centres(part), ("Y", "X"), strict=True):
+            values = np.asarray(centres, np.float64)
+            group.create_array(
+                name,
+                data=values,
+                chunks=values.shape,
+                dimension_names=(name,),
+                attributes={"axis": axis},
+                compressors=None,
+            )
+    group.create_array("spatial_ref", data=np.zeros((), np.int64), attributes={"crs_wkt": crs_wkt}, compressors=None)
+
+
+def _blocks(shape_yx: tuple[int, ...], block_px: int) -> tuple[int, int]:
+    rows, cols = shape_yx
+    return -(-rows // block_px), -(-cols // block_px)
+
+
+def _shard_window(block: Block, shape_yx: tuple[int, int], edge: int) -> Window:
+    rows, cols = _blocks(shape_yx, edge)
+    if not (0 <= block[0] < rows and 0 <= block[1] < cols):
+        raise IndexError(f"block {block} lies outside {rows} x {cols} blocks")
+    y, x = (slice(index * edge, min((index + 1) * edge, size)) for index, size in zip(block, shape_yx, strict=True))
+    return y, x
+
+
+def _shard_windows(shape_yx: tuple[int, int], edge: int) -> Iterator[Window]:
+    rows, cols = _blocks(shape_yx, edge)
+    return (_shard_window((row, col), shape_yx, edge) for row in range(rows) for col in range(cols))
+
+
+def _chunk_count(array: Any) -> int:  # Any: see _array
+    """Chunks of an array whose shards were all written: zarr counts every chunk of a shard, also beyond the edge."""
+    per_axis = zip(array.shape, array.shards, array.chunks, strict=True)
+    return math.prod(-(-size // shard) * (shard // chunk) for size, shard, chunk in per_axis)
+
+
+# --- guards ---------------------------------------------------------------------------------------------------------
+
+
+def _require_inside(selection: tuple[slice, ...], shape: tuple[int, ...], where: str) -> None:
+    for part, size in zip(selection, shape, strict=True):
+        if part != slice(None) and not 0 <= (part.start or 0) < part.stop <= size:
+            raise IndexError(f"{where}{_text(selection)} reaches outside {shape}")
+
+
+def _require_whole_shards(selection: tuple[slice, ...], array: Any, where: str) -> None:  # Any: see _array
+    outer = array.chunks if array.shards is None else array.shards
+    for part, size, edge in zip(selection, array.shape, outer, strict=True):
+        start, stop, _ = part.indices(size)
+        if start % edge or (stop % edge and stop != size):
+            raise ValueError(f"{where}{_text(selection)} cuts a shard of {outer}; one task writes whole shards")
+
+
+def _text(selection: tuple[slice, ...]) -> str:
+    return "[" + ", ".join(":" if part == slice(None) else f"{part.start}:{part.stop}" for part in selection) + "]"
+
+
+def _writing(action: Callable[[], Any], where: str) -> Any:  # Any: hands through what the action returns
+    try:
+        return action()
+    except PancrafterError:
+        raise
+    except OSError as err:
+        raise SinkError(f"{where} cannot be written: {err}; check permissions and free space, then run again") from err
+
+
+def _zarr_store(uri: str, mode: Mode) -> Any:  # Any: LocalStore and FsspecStore share no public base we can name
+    read_only = mode == "r"
+    scheme = urlsplit(uri).scheme
+    if scheme in ("", "file") or len(scheme) == 1:  # one letter: a Windows drive
+        path = unquote(urlsplit(uri).path) if scheme == "file" else uri
+        return zarr.storage.LocalStore(Path(path), read_only=read_only)
+    return zarr.storage.FsspecStore.from_url(uri, read_only=read_only)
