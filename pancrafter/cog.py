@@ -1,0 +1,551 @@
+"""Writes rasters as Cloud Optimized GeoTIFFs in bounded memory; nothing else in the package writes a GeoTIFF.
+
+Blocks are streamed into a tiled scratch file beside the target, translated by rio-cogeo, validated, read back and
+compared with what was handed in. Only then does the final name appear.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import shutil
+import uuid
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from enum import IntFlag
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import rasterio
+from affine import Affine
+from numpy.typing import NDArray
+from pydantic import Field
+from rasterio._err import CPLE_BaseError
+from rasterio.crs import CRS
+from rasterio.enums import ColorInterp
+from rasterio.errors import RasterioError
+from rasterio.io import DatasetReader, DatasetWriter
+from rasterio.windows import Window
+from rio_cogeo.cogeo import cog_translate, cog_validate
+
+from pancrafter.errors import GridMismatchError, InvalidSceneError, SinkError
+from pancrafter.types import PixelGrid, Record
+
+Profile = Literal["fast", "archive"]
+Resampling = Literal["average", "mode", "nearest", "bilinear", "cubic"]
+Array = NDArray[Any]
+YXSlices = tuple[slice, slice]
+
+TILE_PX = 512
+_ZSTD_LEVEL: dict[Profile, int] = {"fast": 1, "archive": 9}  # level 9: 16 % smaller for 3x the CPU time (measured)
+_CACHE_BYTES = 256 * 2**20  # GDAL_CACHEMAX through rasterio.Env counts bytes, unlike the environment variable
+_DISK_FACTOR = 3.0  # scratch (1x raw) + rio-cogeo's own scratch and the result (each 1.33x raw, compressed)
+
+
+class Reason(IntFlag):
+    """Bits of the mask asset: why a sharpened pixel should not be trusted. 0 means: trust it."""
+
+    NO_MS = 1
+    NO_PAN = 2
+    EDGE = 4
+    SATURATED = 8
+    LOW_CONSISTENCY = 16
+
+
+class Block(NamedTuple):
+    """One piece of a raster on its way into a file.
+
+    ``where`` is a rasterio window or ``(rows, columns)`` slices on the target grid, ``values`` is ``(band, y, x)`` and
+    ``valid`` is ``(y, x)`` with True for pixels that hold data; None means all of them do.
+    """
+
+    where: Window | YXSlices
+    values: Array
+    valid: NDArray[np.bool_] | None = None
+
+
+class BandStatistics(Record):
+    """Statistics of one band over its valid pixels, in DN. ``valid_percent`` is 0 to 100."""
+
+    minimum: float
+    maximum: float
+    mean: float
+    stddev: float
+    valid_percent: float
+
+
+class CogInfo(Record):
+    """What was written, as measured on the finished file."""
+
+    path: str
+    size_bytes: int
+    grid: PixelGrid
+    count: int
+    dtype: str
+    nodata: float | None
+    band_names: tuple[str, ...]
+    statistics: tuple[BandStatistics | None, ...] = Field(description="Per band; None where no pixel is valid.")
+    valid_share: float = Field(ge=0, le=1)
+    nudged_values: int = Field(
+        description="Valid values that equalled nodata and were moved by one DN to stay visible as data."
+    )
+    overview_levels: tuple[int, ...]
+    scale: tuple[float, ...] | None = None
+    offset: tuple[float, ...] | None = None
+    profile: Profile = "fast"
+
+
+def write_cog(
+    path: str | Path,
+    windows: Iterable[Block | tuple[Window | YXSlices, Array]],
+    *,
+    grid: PixelGrid,
+    count: int,
+    dtype: str,
+    nodata: float | None,
+    band_names: Sequence[str],
+    scale: Sequence[float] | None = None,
+    offset: Sequence[float] | None = None,
+    profile: Profile = "fast",
+    overview_resampling: Resampling = "average",
+    tags: dict[str, str] | None = None,
+    threads: int = 1,
+) -> CogInfo:
+    """Stream blocks into one validated COG whose name appears only when it is complete.
+
+    Invalid pixels hold ``nodata`` in every band where there is one; a valid value that happens to equal it is moved
+    by one DN, so that data never turns into holes. Without nodata, an internal mask says which pixels are valid.
+    Overviews average valid pixels only.
+
+    Args:
+        path: Final file; it is replaced if it exists. Scratch files lie in the same folder.
+        windows: Blocks (or ``(window, values)`` pairs) that cover the grid exactly once, in any order.
+        grid: Target grid.
+        count: Number of bands.
+        dtype: NumPy dtype name of the file; blocks must have it already.
+        nodata: Value for invalid pixels, or None for an internal mask.
+        band_names: One description per band.
+        scale: Per band factor from DN to physical value, written to the header unapplied.
+        offset: Per band offset, added after scaling.
+        profile: ``fast`` (ZSTD 1) or ``archive`` (ZSTD 9).
+        overview_resampling: How overviews summarise; ``mode`` suits bit fields.
+        tags: Metadata of the whole file.
+        threads: GDAL threads for compression.
+
+    Raises:
+        SinkError: The folder is not writable, the disk is full or what was read back is not what was written.
+        GridMismatchError: Blocks do not cover the grid exactly or have another shape or dtype.
+        InvalidSceneError: ``nodata`` does not fit the dtype.
+    """
+    target = Path(path)
+    header = _Header(grid, count, dtype, nodata, band_names, scale, offset, tags or {})
+    _check_header(target, header)
+    _check_room(target, header)
+    stem = f".{target.name}.{uuid.uuid4().hex[:12]}"
+    scratch, draft = target.with_name(stem + ".blocks.tif"), target.with_name(stem + ".cog.tif")
+    environment = rasterio.Env(
+        GDAL_CACHEMAX=_CACHE_BYTES,
+        GDAL_NUM_THREADS=str(threads),
+        GDAL_TIFF_INTERNAL_MASK=True,
+        GDAL_PAM_ENABLED=False,
+    )
+    try:
+        with environment:
+            written = _stream(scratch, target, windows, header)
+            with _as_sink_error(target):
+                _translate(scratch, draft, _creation_options(dtype, profile, overview_resampling), overview_resampling)
+            levels = _verify(draft, target, written)
+        with _as_sink_error(target):
+            _settle(draft, target)
+    finally:
+        for leftover in (scratch, draft):
+            leftover.unlink(missing_ok=True)
+    return CogInfo(
+        path=str(target),
+        size_bytes=target.stat().st_size,
+        grid=grid,
+        count=count,
+        dtype=dtype,
+        nodata=nodata,
+        band_names=tuple(band_names),
+        statistics=written.statistics(math.prod(grid.shape_yx)),
+        valid_share=written.valid_pixels / math.prod(grid.shape_yx),
+        nudged_values=written.nudged,
+        overview_levels=levels,
+        scale=tuple(scale) if scale else None,
+        offset=tuple(offset) if offset else None,
+        profile=profile,
+    )
+
+
+def write_reason_mask(
+    path: str | Path,
+    windows: Iterable[Block | tuple[Window | YXSlices, Array]],
+    *,
+    grid: PixelGrid,
+    profile: Profile = "fast",
+    threads: int = 1,
+) -> CogInfo:
+    """Write the mask asset: one uint8 band of :class:`Reason` bits, every pixel valid, overviews by most frequent."""
+    return write_cog(
+        path,
+        windows,
+        grid=grid,
+        count=1,
+        dtype="uint8",
+        nodata=None,
+        band_names=("reasons",),
+        profile=profile,
+        overview_resampling="mode",
+        tags={f"REASON_{reason.value}": str(reason.name) for reason in Reason},
+        threads=threads,
+    )
+
+
+def reason_bits(
+    *,
+    pan_valid: NDArray[np.bool_],
+    ms_valid: NDArray[np.bool_],
+    reach_px: int,
+    saturated: NDArray[np.bool_] | None = None,
+    low_consistency: NDArray[np.bool_] | None = None,
+) -> NDArray[np.uint8]:
+    """Combine per-pixel findings to :class:`Reason` bits; all inputs are ``(y, x)`` on the PAN grid.
+
+    ``EDGE`` marks valid pixels within ``reach_px`` (Chebyshev distance) of an invalid one: filled values may have
+    reached them. A caller that works block by block passes a halo of ``reach_px`` and crops the answer.
+    """
+    inner = valid_interior(pan_valid & ms_valid, reach_px)
+    bits = np.zeros(pan_valid.shape, np.uint8)
+    bits[~ms_valid] |= np.uint8(Reason.NO_MS)
+    bits[~pan_valid] |= np.uint8(Reason.NO_PAN)
+    bits[pan_valid & ms_valid & ~inner] |= np.uint8(Reason.EDGE)
+    if saturated is not None:
+        bits[saturated] |= np.uint8(Reason.SATURATED)
+    if low_consistency is not None:
+        bits[low_consistency] |= np.uint8(Reason.LOW_CONSISTENCY)
+    return bits
+
+
+def valid_interior(valid: NDArray[np.bool_], reach_px: int) -> NDArray[np.bool_]:
+    """Pixels that are valid together with all neighbours up to ``reach_px`` away; outside the array counts as valid."""
+    from scipy.ndimage import minimum_filter
+
+    if reach_px <= 0:
+        return valid.copy()
+    eroded = minimum_filter(valid.astype(np.uint8), size=2 * reach_px + 1, mode="constant", cval=1)
+    return np.asarray(eroded, bool)
+
+
+def validate_cog(path: str | Path) -> None:
+    """Check the COG structure of a local file or GDAL path strictly.
+
+    Raises:
+        InvalidSceneError: The file is not a COG, or only one with warnings.
+    """
+    try:
+        with rasterio.Env(GDAL_DISABLE_READDIR_ON_OPEN="EMPTY_DIR"):
+            valid, errors, warnings = cog_validate(str(path), strict=True, quiet=True)
+    except (RasterioError, CPLE_BaseError) as err:
+        raise InvalidSceneError(f"{path}: cannot be opened as GeoTIFF ({err}); write it again") from err
+    if not valid:
+        found = "; ".join([*errors, *warnings])
+        raise InvalidSceneError(f"{path}: expected a valid COG, found: {found}; write it with pancrafter.cog.write_cog")
+
+
+@dataclass(frozen=True)
+class _Header:
+    """What a file says about itself, apart from its pixels."""
+
+    grid: PixelGrid
+    count: int
+    dtype: str
+    nodata: float | None
+    band_names: Sequence[str]
+    scale: Sequence[float] | None
+    offset: Sequence[float] | None
+    tags: dict[str, str]
+
+
+class _Tally:
+    """Running counts over everything written or read back: equal tallies mean nothing was lost on the way."""
+
+    def __init__(self, count: int) -> None:
+        self.pixels = 0
+        self.valid_pixels = 0
+        self.nudged = 0
+        self.n = [0] * count
+        self.low = [math.inf] * count
+        self.high = [-math.inf] * count
+        self.total: list[float | int] = [0] * count
+        self.squares = [0.0] * count
+
+    def add(self, values: Array, valid: NDArray[np.bool_]) -> None:
+        self.pixels += valid.size
+        inside = int(np.count_nonzero(valid))
+        self.valid_pixels += inside
+        if not inside:
+            return
+        for band, plane in enumerate(values):
+            chosen = plane[valid]
+            self.n[band] += inside
+            self.low[band] = min(self.low[band], float(chosen.min()))
+            self.high[band] = max(self.high[band], float(chosen.max()))
+            exact = np.issubdtype(chosen.dtype, np.integer)
+            self.total[band] += int(chosen.sum(dtype=np.int64)) if exact else float(chosen.sum(dtype=np.float64))
+            self.squares[band] += float(np.square(chosen, dtype=np.float64).sum())
+
+    def statistics(self, pixels: int) -> tuple[BandStatistics | None, ...]:
+        return tuple(self._band(band, pixels) for band in range(len(self.n)))
+
+    def _band(self, band: int, pixels: int) -> BandStatistics | None:
+        if not self.n[band]:
+            return None
+        mean = self.total[band] / self.n[band]
+        variance = max(self.squares[band] / self.n[band] - mean**2, 0.0)
+        return BandStatistics(
+            minimum=self.low[band],
+            maximum=self.high[band],
+            mean=mean,
+            stddev=math.sqrt(variance),
+            valid_percent=100 * self.n[band] / pixels,
+        )
+
+    def same_as(self, other: _Tally) -> bool:
+        same_sums = all(
+            math.isclose(a, b, rel_tol=1e-9, abs_tol=1e-9) for a, b in zip(self.total, other.total, strict=True)
+        )
+        mine, theirs = (
+            (self.n, self.low, self.high, self.valid_pixels),
+            (other.n, other.low, other.high, other.valid_pixels),
+        )
+        return same_sums and mine == theirs
+
+
+def _check_header(target: Path, header: _Header) -> None:
+    for name, given in (("band_names", header.band_names), ("scale", header.scale), ("offset", header.offset)):
+        if given is not None and len(given) != header.count:
+            raise GridMismatchError(f"{target}: {len(given)} {name} for {header.count} bands; give one per band")
+    kind = np.dtype(header.dtype)
+    if header.nodata is not None and np.issubdtype(kind, np.integer):
+        limits = np.iinfo(kind)
+        if not (float(header.nodata).is_integer() and limits.min <= header.nodata <= limits.max):
+            raise InvalidSceneError(
+                f"{target}: nodata {header.nodata} does not fit {header.dtype} ({limits.min} to {limits.max}); "
+                "mend the source header"
+            )
+
+
+def _check_room(target: Path, header: _Header) -> None:
+    folder = target.parent
+    if not folder.is_dir():
+        raise SinkError(f"{folder}: no such folder to write {target.name} into; create it")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise SinkError(f"{folder}: not writable, so {target.name} cannot be made; change its permissions or the sink")
+    need = int(_DISK_FACTOR * math.prod(header.grid.shape_yx) * header.count * np.dtype(header.dtype).itemsize)
+    free = shutil.disk_usage(folder).free
+    if free < need:
+        raise SinkError(
+            f"{folder}: {free / 2**20:.0f} MiB free, writing {target.name} takes up to {need / 2**20:.0f} MiB; "
+            "free some space or use another folder"
+        )
+
+
+@contextlib.contextmanager
+def _as_sink_error(target: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, RasterioError, CPLE_BaseError) as err:
+        raise SinkError(
+            f"{target}: writing failed ({err}); check free space and permissions of {target.parent}"
+        ) from err
+
+
+def _stream(
+    scratch: Path, target: Path, windows: Iterable[Block | tuple[Window | YXSlices, Array]], header: _Header
+) -> _Tally:
+    """Write every block into a plain tiled file; errors of the block source pass through unchanged."""
+    height, width = header.grid.shape_yx
+    tally, masked = _Tally(header.count), False
+    with _as_sink_error(target):
+        sink = rasterio.open(
+            scratch,
+            "w",
+            driver="GTiff",
+            height=height,
+            width=width,
+            count=header.count,
+            dtype=header.dtype,
+            nodata=header.nodata,
+            crs=CRS.from_user_input(header.grid.crs),
+            transform=Affine(*header.grid.transform),
+            tiled=True,
+            blockxsize=TILE_PX,
+            blockysize=TILE_PX,
+            interleave="pixel",
+            photometric="MINISBLACK",
+            BIGTIFF="IF_SAFER",
+        )
+        # GDAL takes the fourth band of a byte image for transparency unless told otherwise.
+        sink.colorinterp = [ColorInterp.gray] + [ColorInterp.undefined] * (header.count - 1)
+    try:
+        for entry in windows:
+            block = _checked(Block(*entry), header, target)
+            values = block.values
+            valid = np.ones(values.shape[1:], bool) if block.valid is None else block.valid
+            valid = valid & _finite(values)
+            if header.nodata is not None:
+                values, nudged = _with_nodata(values, valid, header.nodata)
+                tally.nudged += nudged
+            tally.add(values, valid)
+            with _as_sink_error(target):
+                sink.write(values, window=block.where)
+                # Without nodata the mask starts as all-invalid, so once there is one it must be written everywhere.
+                if header.nodata is None and (masked or block.valid is not None or not valid.all()):
+                    if not masked and tally.pixels > valid.size:
+                        sink.write_mask(True)  # noqa: FBT003 (rasterio's own signature)
+                    masked = True
+                    sink.write_mask(valid, window=block.where)
+        if tally.pixels != height * width:
+            raise GridMismatchError(
+                f"{target}: blocks cover {tally.pixels} pixels, the grid has {height} x {width} = {height * width}; "
+                "cover it exactly once"
+            )
+        with _as_sink_error(target):
+            _write_header(sink, header, tally)
+    finally:
+        with _as_sink_error(target):
+            sink.close()
+    return tally
+
+
+def _checked(block: Block, header: _Header, target: Path) -> Block:
+    window = block.where if isinstance(block.where, Window) else Window.from_slices(*block.where)
+    row, col = round(window.row_off), round(window.col_off)
+    size = (round(window.height), round(window.width))
+    inside = (
+        row >= 0 and col >= 0 and row + size[0] <= header.grid.shape_yx[0] and col + size[1] <= header.grid.shape_yx[1]
+    )
+    if not inside or block.values.shape != (header.count, *size) or block.values.dtype != np.dtype(header.dtype):
+        raise GridMismatchError(
+            f"{target}: block at row {row}, column {col} is {block.values.shape} {block.values.dtype}; expected "
+            f"({header.count}, {size[0]}, {size[1]}) {header.dtype} inside {header.grid.shape_yx}"
+        )
+    if block.valid is not None and block.valid.shape != size:
+        raise GridMismatchError(f"{target}: valid is {block.valid.shape}, expected {size}")
+    return Block(window, block.values, block.valid)
+
+
+def _with_nodata(values: Array, valid: NDArray[np.bool_], nodata: float) -> tuple[Array, int]:
+    """Put ``nodata`` into invalid pixels and move valid values off it; returns the number of moved values."""
+    if math.isnan(nodata):
+        return np.where(valid, values, values.dtype.type(nodata)), 0
+    marker = values.dtype.type(nodata)
+    clash = (values == marker) & valid
+    moved = int(np.count_nonzero(clash))
+    out = np.where(valid, values, marker)
+    if moved:
+        out[clash] = _neighbour(marker)
+    return out, moved
+
+
+def _neighbour(marker: Any) -> Any:
+    """The value next to nodata, inward of the dtype's range (``Any``: a NumPy scalar of any dtype)."""
+    if np.issubdtype(marker.dtype, np.integer):
+        top = np.iinfo(marker.dtype).max
+        return marker.dtype.type(int(marker) - 1 if int(marker) == top else int(marker) + 1)
+    return np.nextafter(marker, marker.dtype.type(np.inf))
+
+
+def _finite(values: Array) -> Any:
+    """True, or ``(y, x)`` flags where every band is finite; NaN and infinity are never data."""
+    return True if np.issubdtype(values.dtype, np.integer) else np.isfinite(values).all(axis=0)
+
+
+def _write_header(sink: DatasetWriter, header: _Header, tally: _Tally) -> None:
+    sink.descriptions = tuple(header.band_names)
+    if header.scale is not None:
+        sink.scales = tuple(header.scale)
+    if header.offset is not None:
+        sink.offsets = tuple(header.offset)
+    sink.update_tags(**header.tags)
+    for band, found in enumerate(tally.statistics(sink.width * sink.height), start=1):
+        if found is not None:
+            named = {
+                "MINIMUM": found.minimum,
+                "MAXIMUM": found.maximum,
+                "MEAN": found.mean,
+                "STDDEV": found.stddev,
+                "VALID_PERCENT": found.valid_percent,
+            }
+            sink.update_tags(band, **{f"STATISTICS_{name}": repr(value) for name, value in named.items()})
+
+
+def _creation_options(dtype: str, profile: Profile, overview_resampling: Resampling) -> dict[str, Any]:
+    """GDAL creation options; predictors pay on image data and not on bit fields."""
+    differencing = 3 if np.issubdtype(np.dtype(dtype), np.floating) else 2
+    return {
+        "driver": "GTiff",
+        "interleave": "pixel",
+        "tiled": True,
+        "blockxsize": TILE_PX,
+        "blockysize": TILE_PX,
+        "compress": "ZSTD",
+        "zstd_level": _ZSTD_LEVEL[profile],
+        "predictor": 1 if overview_resampling == "mode" else differencing,
+        "BIGTIFF": "IF_SAFER",
+    }
+
+
+def _translate(scratch: Path, draft: Path, options: dict[str, Any], overview_resampling: Resampling) -> None:
+    cog_translate(
+        str(scratch),
+        str(draft),
+        options,
+        overview_resampling=overview_resampling,
+        in_memory=False,
+        quiet=True,
+        forward_band_tags=True,
+        use_cog_driver=False,
+    )
+
+
+def _verify(draft: Path, target: Path, written: _Tally) -> tuple[int, ...]:
+    """Validate the structure and compare every pixel's contribution to the tallies; returns the overview levels."""
+    try:
+        validate_cog(draft)
+        with rasterio.open(draft) as source:
+            found, levels = _tally_of(source), tuple(source.overviews(1))
+    except (InvalidSceneError, RasterioError, CPLE_BaseError) as err:
+        raise SinkError(f"{target}: the file just written cannot be read back ({err}); check the disk") from err
+    if not found.same_as(written):
+        raise SinkError(
+            f"{target}: read back {found.valid_pixels} valid pixels with sums {found.total}, wrote "
+            f"{written.valid_pixels} with {written.total}; the disk may be full or failing"
+        )
+    return levels
+
+
+def _tally_of(source: DatasetReader) -> _Tally:
+    tally = _Tally(source.count)
+    for top in range(0, source.height, TILE_PX):
+        for left in range(0, source.width, TILE_PX):
+            window = Window(left, top, min(TILE_PX, source.width - left), min(TILE_PX, source.height - top))
+            values = source.read(window=window)
+            valid = source.dataset_mask(window=window) > 0
+            tally.add(values, valid & _finite(values))
+    return tally
+
+
+def _settle(draft: Path, target: Path) -> None:
+    """Flush to disk, then rename: a reader sees the old file, or the whole new one."""
+    with draft.open("rb") as handle:
+        os.fsync(handle.fileno())
+    draft.replace(target)
+    folder = os.open(target.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
