@@ -6,6 +6,8 @@ publish; the orchestrator only asks. What the states mean for pixels and files i
 
 from __future__ import annotations
 
+import json
+import math
 import os
 import re
 import socket
@@ -496,14 +498,16 @@ class Ledger:
     def advance(self, lease: Lease, state: State | str, /, message: str = "", **measures: Any) -> None:
         """Move a leased scene forward and note what the step measured (seconds, bytes, pixels, references).
 
-        ``measures`` must be JSON values; they are merged over the earlier ones. Reaching ``held`` or ``confirmed``
-        ends the lease. An expired lease that nobody took yet still counts.
+        ``measures`` must be JSON values (NaN and infinities become null); they are merged over the earlier ones.
+        Reaching ``held`` or ``confirmed`` ends the lease. An expired lease that nobody took yet still counts.
 
         Raises:
             LeaseLostError: The scene was taken back or somebody else has it.
             IllegalTransitionError: ``state`` cannot follow the present one.
+            LedgerError: A measure is no JSON value.
         """
         after = State(state)
+        noted = _plain_json(measures, scene=str(lease.key))
         with self._transaction(write=True) as connection:
             now = self._now(connection)
             row = self._leased_row(connection, lease)
@@ -513,7 +517,7 @@ class Ledger:
                 raise IllegalTransitionError(
                     f"advance cannot make a scene {after}; use fail, release or mark_refused", scene=str(lease.key)
                 )
-            values: _Values = {"state": after, "measures": {**row["measures"], **measures}}
+            values: _Values = {"state": after, "measures": {**row["measures"], **noted}}
             if after not in IN_WORK:
                 values |= _NO_LEASE
             if after is State.CONFIRMED:
@@ -844,7 +848,7 @@ def _columns_of(entry: Work | Refusal) -> _Values:
     return common | {
         "sensor": entry.scene.sensor,
         "acquired": entry.scene.acquired,
-        "scene": entry.scene.model_dump(mode="json"),
+        "scene": _plain_json(entry.scene.model_dump(mode="json"), scene=entry.scene.key),
         "fingerprint": entry.scene.fingerprint,
         "recipe": entry.recipe,
         "output_item_id": entry.output_item_id,
@@ -942,13 +946,31 @@ def _event_values(scene_id: int, at: datetime, step: _Step) -> _Values:
     }
 
 
+def _plain_json(values: _Values, *, scene: str) -> _Values:
+    """The same values as JSON keeps them; PostgreSQL takes neither NaN nor NUL characters."""
+    try:
+        text = json.dumps(_finite(values), allow_nan=False)
+    except (TypeError, ValueError) as err:
+        raise LedgerError(f"{err}; expected plain JSON values (convert arrays and paths first)", scene=scene) from err
+    plain: _Values = json.loads(text.replace("\\u0000", ""))
+    return plain
+
+
+def _finite(value: Any) -> Any:  # Any: whatever JSON nests
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(name): _finite(inner) for name, inner in value.items()}
+    return [_finite(inner) for inner in value] if isinstance(value, list | tuple) else value
+
+
 _QUERY = re.compile(r"(\b[a-z][a-z0-9+.-]*://[^\s?#'\"<>]*)\?[^\s'\"<>]*", re.IGNORECASE)
 _USERINFO = re.compile(r"(\b[a-z][a-z0-9+.-]*://)[^/\s@'\"<>]+@", re.IGNORECASE)
 
 
 def _tidy(text: str) -> str:
     """Bounded text without passwords or signatures: error messages of other libraries quote whole URLs."""
-    return _USERINFO.sub(r"\1", _QUERY.sub(r"\1?...", text))[:_LONGEST_REASON]
+    return _USERINFO.sub(r"\1", _QUERY.sub(r"\1?...", text)).replace("\0", "")[:_LONGEST_REASON]
 
 
 def _batches(items: Iterable[_T], size: int) -> Iterator[list[_T]]:

@@ -508,12 +508,27 @@ def test_state_survives_and_travels(url: str) -> None:
         assert copy.counts()[State.ELIGIBLE] == 1
 
 
+def _write_and_break(ledger: Ledger) -> None:
+    with ledger._transaction(write=True) as connection:
+        connection.execute(METADATA.tables["scene"].update().values(state="staged"))
+        raise RuntimeError("power cut")
+
+
 def test_a_failed_transaction_leaves_nothing(ledger: Ledger) -> None:
     ledger.record_found(SINK, [work()])
     lease = claim(ledger)
-    with pytest.raises((LedgerError, sa.exc.StatementError)):
+    with pytest.raises(LedgerError, match=r"scene c/a: .*not JSON serializable"):
         ledger.advance(lease, "staged", bad=object())
+    with pytest.raises(RuntimeError, match="power cut"):
+        _write_and_break(ledger)
     assert (row(ledger).state, len(ledger.why(key()))) == ("claimed", 2)
+
+
+def test_measures_that_databases_dislike_are_kept_plain(ledger: Ledger) -> None:
+    ledger.record_found(SINK, [work()])
+    lease = claim(ledger)
+    ledger.advance(lease, "staged", "odd \0 text", hqnr=float("nan"), text="a\0b", nested={"x": (1, float("inf"))})
+    assert row(ledger).measures == {"hqnr": None, "text": "ab", "nested": {"x": [1, None]}}
 
 
 def test_sqlite_waits_in_line(tmp_path: Path) -> None:
