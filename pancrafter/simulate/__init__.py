@@ -1,5 +1,6 @@
 """Simulated satellite scenes with known truth: surface, imaging chain, and a small STAC archive made of them."""
 
+from pancrafter.simulate.archive import ARCHIVE_FORMAT, TRUTH_FOLDER, simulate_archive
 from pancrafter.simulate.imaging import (
     ImagingModel,
     ShiftField,
@@ -13,7 +14,9 @@ from pancrafter.simulate.imaging import (
 from pancrafter.simulate.truth import STYLES, make_truth
 
 __all__ = [
+    "ARCHIVE_FORMAT",
     "STYLES",
+    "TRUTH_FOLDER",
     "ImagingModel",
     "ShiftField",
     "SimulatedPair",
@@ -21,6 +24,7 @@ __all__ = [
     "make_truth",
     "random_model",
     "random_shift_field",
+    "simulate_archive",
     "truth_wavelengths",
     "without_shift",
 ]

@@ -240,10 +240,11 @@ def random_model(
     band_shift_px: float = 0.4,
     field_px: float = 0.2,
     oversample: int = 1,
+    pan_only_um: Sequence[float] = PAN_ONLY_UM,
 ) -> ImagingModel:
     """Draw an acquisition: exposure, haze, spectral weights, noise, shifts.
 
-    The truth must hold ``centers_um`` followed by ``PAN_ONLY_UM`` (see ``truth_wavelengths``).
+    The truth must hold ``centers_um`` followed by ``pan_only_um`` (see ``truth_wavelengths``).
 
     Args:
         rng: Source of all randomness.
@@ -258,14 +259,15 @@ def random_model(
         band_shift_px: Deviation of each band's own shift, PAN pixels.
         field_px: Deviation of the shift inside the scene, PAN pixels.
         oversample: Truth pixels per PAN pixel.
+        pan_only_um: Wavelengths that only PAN sees.
     """
-    wavelengths = truth_wavelengths(centers_um)
+    wavelengths = (*centers_um, *pan_only_um)
     sunlight = np.array([solar_weight(w) for w in wavelengths])
     detector = rng.lognormal(0, 0.15, len(wavelengths))
     exposure = dn_max * rng.uniform(0.9, 1.5)
     gain = exposure * (sunlight**0.5) * detector
     path = exposure * rng.uniform(0.02, 0.07) * (np.array(wavelengths) / 0.45) ** -rng.uniform(1.5, 3.5)
-    seen = np.array([*in_pan, *(True for _ in PAN_ONLY_UM)], dtype=np.float64)
+    seen = np.array([*in_pan, *(True for _ in pan_only_um)], dtype=np.float64)
     weights = seen * rng.uniform(0.5, 1.5, len(seen))
     common = rng.normal(0, shift_px, 2)
     own = rng.normal(0, band_shift_px, (len(centers_um), 2))
