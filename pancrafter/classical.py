@@ -1,0 +1,430 @@
+"""Textbook sharpeners: the baseline the network must beat, and the fallback where it must not be used.
+
+``METHODS`` work on a whole scene (or crop) in memory. ``glp_window`` is the same MTF-GLP with its gains fixed once per
+scene, so windows of an archive scene come out as the whole scene would. Every function places each band by its own
+phase; a measured PAN-MS shift is corrected by adding it to the phase, nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pancrafter import resample
+from pancrafter.errors import GridMismatchError, InvalidSceneError, PancrafterError
+from pancrafter.metrics import Float64s, Mask, PhaseYX, Pixels, fill_invalid, fill_ms
+from pancrafter.types import Record
+
+Float32s = NDArray[np.float32]
+
+MODULATION_LIMIT = 10.0
+"""Largest factor by which a multiplicative method may brighten a pixel; keeps near-zero intensities from exploding."""
+
+HAZE_PERCENTILE = 0.1
+"""Share (in %) of darkest pixels passed over when a band's path radiance is read off its darkest pixel."""
+
+
+@dataclass(frozen=True, eq=False)
+class PairInput:
+    """PAN and MS of one scene in memory, and how they relate.
+
+    Attributes:
+        pan: (y, x) DN.
+        ms: (band, y, x) DN.
+        ratio: MS over PAN pixel size.
+        phases_yx: Per band, where MS pixel 0 really lies on the PAN grid (nominal phase plus band shift), PAN pixels.
+        mtf_gains: MTF at the MS Nyquist frequency, per band, between 0 and 1.
+        pan_gain: Gain of the low-pass that makes the intensity-like PAN of ``gsa`` and ``bt-h``; None: mean of the
+            bands' gains.
+        valid: (y, x) of the PAN grid; invalid pixels may hold anything. None: all valid.
+    """
+
+    pan: Pixels
+    ms: Pixels
+    ratio: int
+    phases_yx: tuple[PhaseYX, ...]
+    mtf_gains: tuple[float, ...]
+    pan_gain: float | None = None
+    valid: Mask | None = None
+
+    def __post_init__(self) -> None:
+        _require_fit(self.pan, self.ms, self.ratio, self.phases_yx, self.mtf_gains)
+        if self.valid is not None and self.valid.shape != self.pan.shape:
+            raise GridMismatchError(f"validity mask is {self.valid.shape} px, expected pan's {self.pan.shape}")
+        if self.valid is not None and not self.valid.any():
+            raise InvalidSceneError("no pixel of the pair is valid; there is nothing to sharpen")
+
+
+def sharpen(method: str, pair: PairInput) -> Float32s:
+    """The pair sharpened by one of ``METHODS``: (band, y, x) DN on the PAN grid, neither rounded nor clipped.
+
+    Raises:
+        PancrafterError: There is no such method.
+    """
+    if method not in METHODS:
+        raise PancrafterError(f"no classical method {method!r}; choose one of {', '.join(METHODS)}")
+    return METHODS[method](pair)
+
+
+# --- Methods --------------------------------------------------------------------------------------------------------
+
+
+def exp(pair: PairInput) -> Float32s:
+    """MS up-sampled cubically, without any PAN detail: what every method starts from."""
+    return _expand(pair).astype(np.float32)
+
+
+def brovey(pair: PairInput) -> Float32s:
+    """Each band times PAN over the bands' mean, PAN first brought to the mean's level and spread.
+
+    Gillespie, Kahle and Walker (1987), "Color enhancement of highly correlated images II".
+    """
+    low, expanded = _pan_and_low(pair), _expand(pair)
+    intensity = expanded.mean(axis=0)
+    matched = _match(low.pan, low.low, intensity, _counted(pair))
+    return (expanded * _modulation(matched, intensity)).astype(np.float32)
+
+
+def gsa(pair: PairInput) -> Float32s:
+    """Adaptive Gram-Schmidt: detail is PAN minus the mix of bands that explains PAN best at MS scale.
+
+    Aiazzi, Baronti and Selva (2007), "Improving component substitution pansharpening through multivariate regression
+    of MS + Pan data".
+    """
+    weights, constant = _intensity_mix(pair, _aligned_ms(pair))
+    expanded = _expand(pair)
+    intensity = np.tensordot(weights, expanded, axes=1) + constant
+    counted = _counted(pair)
+    spread = float(intensity[counted].var())
+    gains = [_covariance(band, intensity, counted) / spread if spread > 0 else 0.0 for band in expanded]
+    return (expanded + np.array(gains)[:, None, None] * (_pan(pair) - intensity)).astype(np.float32)
+
+
+def bt_h(pair: PairInput) -> Float32s:
+    """Brovey with haze correction: bands and intensity are modulated above their path radiance only.
+
+    Lolli et al. (2017), "Haze correction for contrast-based multispectral pansharpening"; path radiance is the darkest
+    pixel of each band, and the intensity regresses the hazeless bands on low-pass PAN.
+    """
+    aligned, ok = _aligned_ms(pair), _aligned_counted(pair)
+    haze = np.percentile(aligned[:, ok], HAZE_PERCENTILE, axis=1)[:, None, None]
+    weights, _ = _intensity_mix(pair, aligned - haze)
+    low, hazeless = _pan_and_low(pair), _expand(pair) - haze
+    intensity = np.tensordot(weights, hazeless, axes=1)
+    matched = _match(low.pan, low.low, intensity, _counted(pair))
+    return (hazeless * _modulation(matched, intensity) + haze).astype(np.float32)
+
+
+def mtf_glp_hpm(pair: PairInput) -> Float32s:
+    """MTF-matched Laplacian pyramid with high-pass modulation: each band times PAN over its own low-pass PAN.
+
+    Aiazzi et al. (2006), "MTF-tailored multiscale fusion of high-resolution MS and Pan imagery"; PAN is first brought
+    to each band's level and spread.
+    """
+    counted, pan = _counted(pair), _pan(pair)
+    bands = []
+    for band, low in zip(_expand(pair), _lows(pair), strict=True):
+        matched, matched_low = _match(pan, low, band, counted), _match(low, low, band, counted)
+        bands.append(band * _modulation(matched, matched_low))
+    return np.stack(bands).astype(np.float32)
+
+
+def mtf_glp_fs(pair: PairInput) -> Float32s:
+    """MTF-matched Laplacian pyramid with full-scale regression gains: ``glp_window`` on the whole scene.
+
+    Vivone, Restaino and Chanussot (2018), "Full scale regression-based injection coefficients for panchromatic
+    sharpening".
+    """
+    return glp_window(_pan(pair), _ms(pair), pair.ratio, pair.phases_yx, pair.mtf_gains, _constants(pair, "fs"))
+
+
+def mtf_glp_cbd(pair: PairInput) -> Float32s:
+    """MTF-matched Laplacian pyramid with regression gains at MS scale, one per band.
+
+    Alparone et al. (2007), "Comparison of pansharpening algorithms: outcome of the 2006 GRS-S data-fusion contest",
+    with one context for the whole scene.
+    """
+    return glp_window(_pan(pair), _ms(pair), pair.ratio, pair.phases_yx, pair.mtf_gains, _constants(pair, "cbd"))
+
+
+METHODS: dict[str, Callable[[PairInput], Float32s]] = {
+    "exp": exp,
+    "brovey": brovey,
+    "gsa": gsa,
+    "bt-h": bt_h,
+    "mtf-glp-hpm": mtf_glp_hpm,
+    "mtf-glp-fs": mtf_glp_fs,
+    "mtf-glp-cbd": mtf_glp_cbd,
+}
+"""Every whole-scene method by its name in settings, reports and published items."""
+
+
+# --- Windowed MTF-GLP -----------------------------------------------------------------------------------------------
+
+
+class GlpConstants(Record):
+    """What ``glp_window`` needs to know about the whole scene: how much PAN detail each band takes."""
+
+    gains: tuple[float, ...]
+
+
+class GlpSums(Record):
+    """Sums over pixels from which ``GlpConstants`` follow; those of disjoint windows add up to those of the scene.
+
+    Products are sums of pixel products; ``low`` is PAN blurred like the band and brought back to the PAN grid.
+    """
+
+    pixels: int
+    pan: float
+    ms: tuple[float, ...]
+    low: tuple[float, ...]
+    ms_pan: tuple[float, ...]
+    low_pan: tuple[float, ...]
+    ms_low: tuple[float, ...]
+    low_low: tuple[float, ...]
+
+    def __add__(self, other: GlpSums) -> GlpSums:
+        def both(a: tuple[float, ...], b: tuple[float, ...]) -> tuple[float, ...]:
+            return tuple(x + y for x, y in zip(a, b, strict=True))
+
+        return GlpSums(
+            pixels=self.pixels + other.pixels,
+            pan=self.pan + other.pan,
+            ms=both(self.ms, other.ms),
+            low=both(self.low, other.low),
+            ms_pan=both(self.ms_pan, other.ms_pan),
+            low_pan=both(self.low_pan, other.low_pan),
+            ms_low=both(self.ms_low, other.ms_low),
+            low_low=both(self.low_low, other.low_low),
+        )
+
+
+def glp_halo_px(ratio: int, phases_yx: Sequence[PhaseYX]) -> int:
+    """PAN pixels a window must hold around its core for ``glp_window`` to equal the whole scene; a multiple of ratio.
+
+    A PAN pixel draws on low-pass samples up to two MS pixels away, and each of those on five more; a large band shift
+    moves the MS pixels themselves and can ask for more.
+    """
+    phases = np.array(phases_yx)
+    needed = max(7.0 * ratio, 2 * ratio + phases.max(), 3 * ratio - phases.min())
+    return int(np.ceil(needed / ratio)) * ratio
+
+
+def glp_sums(
+    pan: Pixels,
+    ms: Pixels,
+    ratio: int,
+    phases_yx: Sequence[PhaseYX],
+    mtf_gains: Sequence[float],
+    counted: Mask | None = None,
+) -> GlpSums:
+    """Sums of one window (arguments as in ``glp_window``) over the PAN pixels where ``counted`` is true.
+
+    To add up windows without counting pixels twice or seeing their borders, mark halo and invalid pixels false.
+    """
+    _require_fit(pan, ms, ratio, phases_yx, mtf_gains)
+    keep = np.ones(pan.shape, dtype=np.bool_) if counted is None else counted
+    p = pan[keep].astype(np.float64)
+    shape_yx = (pan.shape[0], pan.shape[1])
+    moments = []
+    for band, phase, gain in zip(ms, phases_yx, mtf_gains, strict=True):
+        m = resample.upsample(band.astype(np.float64), shape_yx, ratio, phase)[keep]
+        low = _low(pan.astype(np.float64), (ms.shape[1], ms.shape[2]), ratio, phase, gain)[keep]
+        moments.append((m.sum(), low.sum(), m @ p, low @ p, m @ low, low @ low))
+    sum_m, sum_low, ms_pan, low_pan, ms_low, low_low = (tuple(map(float, each)) for each in zip(*moments, strict=True))
+    return GlpSums(
+        pixels=len(p),
+        pan=float(p.sum()),
+        ms=sum_m,
+        low=sum_low,
+        ms_pan=ms_pan,
+        low_pan=low_pan,
+        ms_low=ms_low,
+        low_low=low_low,
+    )
+
+
+def fit_glp_constants(sums: GlpSums) -> GlpConstants:
+    """Full-scale gains, cov(MS, PAN) / cov(low-pass PAN, PAN) per band; 0 where PAN holds no structure.
+
+    Raises:
+        InvalidSceneError: No pixel was counted.
+    """
+    return _fit(sums, sums.ms_pan, sums.low_pan, (sums.pan,) * len(sums.ms))
+
+
+def glp_window(
+    pan: Pixels,
+    ms: Pixels,
+    ratio: int,
+    phases_yx: Sequence[PhaseYX],
+    mtf_gains: Sequence[float],
+    constants: GlpConstants,
+) -> Float32s:
+    """MTF-GLP of one window: each band up-sampled plus its gain times PAN minus PAN as the band would have seen it.
+
+    The core of a window with a halo of ``glp_halo_px`` equals the same pixels of the whole scene; a window's first PAN
+    row and column must be multiples of ``ratio``, with MS cropped to match. Arguments as in ``PairInput``; invalid
+    pixels must have been filled.
+
+    Returns:
+        (band, y, x) DN, neither rounded nor clipped.
+
+    Raises:
+        GridMismatchError: Numbers of bands or shapes do not fit each other.
+    """
+    _require_fit(pan, ms, ratio, phases_yx, mtf_gains)
+    if len(constants.gains) != len(ms):
+        raise GridMismatchError(f"{len(constants.gains)} injection gains for {len(ms)} bands; fit them on this scene")
+    high, ms_shape = pan.astype(np.float64), (ms.shape[1], ms.shape[2])
+    sharpened = np.empty((len(ms), *pan.shape), dtype=np.float32)
+    for b, band in enumerate(ms):
+        expanded = resample.upsample(band.astype(np.float64), (pan.shape[0], pan.shape[1]), ratio, phases_yx[b])
+        detail = high - _low(high, ms_shape, ratio, phases_yx[b], mtf_gains[b])
+        sharpened[b] = expanded + constants.gains[b] * detail
+    return sharpened
+
+
+def _fit(
+    sums: GlpSums, band_product: tuple[float, ...], low_product: tuple[float, ...], other: tuple[float, ...]
+) -> GlpConstants:
+    """Gains cov(band, other) / cov(low, other), from the products' sums and the sums of ``other``."""
+    if sums.pixels == 0:
+        raise InvalidSceneError("injection gains of no pixels at all: 0 valid pixels, expected 1 or more")
+    mean_other = np.array(other) / sums.pixels
+    band = np.array(band_product) - np.array(sums.ms) * mean_other
+    low = np.array(low_product) - np.array(sums.low) * mean_other
+    noise = 1e-12 * np.abs(low_product)  # what rounding leaves of a flat image
+    gains = np.where(low > noise, band / np.where(low > noise, low, 1), 0.0)
+    return GlpConstants(gains=tuple(gains.tolist()))
+
+
+def _constants(pair: PairInput, kind: str) -> GlpConstants:
+    sums = glp_sums(_pan(pair), _ms(pair), pair.ratio, pair.phases_yx, pair.mtf_gains, pair.valid)
+    return fit_glp_constants(sums) if kind == "fs" else _fit(sums, sums.ms_low, sums.low_low, sums.low)
+
+
+# --- Building blocks ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class _PanAndLow:
+    pan: Float64s
+    low: Float64s
+
+
+def _pan(pair: PairInput) -> Float64s:
+    pan: Float64s = fill_invalid(pair.pan[None], pair.valid)[0]
+    return pan
+
+
+def _ms(pair: PairInput) -> Float64s:
+    return fill_ms(pair.ms, pair.valid, pair.ratio)
+
+
+def _counted(pair: PairInput) -> Mask:
+    return np.ones(pair.pan.shape, dtype=np.bool_) if pair.valid is None else pair.valid
+
+
+def _expand(pair: PairInput) -> Float64s:
+    """MS brought onto the PAN grid, each band at its own phase."""
+    shape_yx = (pair.pan.shape[0], pair.pan.shape[1])
+    bands = zip(_ms(pair), pair.phases_yx, strict=True)
+    return np.stack([resample.upsample(band, shape_yx, pair.ratio, phase) for band, phase in bands])
+
+
+def _low(pan: Float64s, ms_shape_yx: tuple[int, int], ratio: int, phase_yx: PhaseYX, gain: float) -> Float64s:
+    """PAN as a band with this phase and MTF would have sampled it, brought back onto the PAN grid."""
+    sampled = resample.degrade(pan, ms_shape_yx, ratio, phase_yx, gain)
+    low: Float64s = resample.upsample(sampled, (pan.shape[0], pan.shape[1]), ratio, phase_yx).astype(np.float64)
+    return low
+
+
+def _lows(pair: PairInput) -> list[Float64s]:
+    pan, ms_shape = _pan(pair), (pair.ms.shape[1], pair.ms.shape[2])
+    return [_low(pan, ms_shape, pair.ratio, *each) for each in zip(pair.phases_yx, pair.mtf_gains, strict=True)]
+
+
+def _pan_and_low(pair: PairInput) -> _PanAndLow:
+    """PAN and its low-pass version at the bands' common phase, for methods with one intensity."""
+    pan = _pan(pair)
+    ms_shape = (pair.ms.shape[1], pair.ms.shape[2])
+    return _PanAndLow(pan=pan, low=_low(pan, ms_shape, pair.ratio, _common_phase(pair), _pan_gain(pair)))
+
+
+def _pan_gain(pair: PairInput) -> float:
+    return float(np.mean(pair.mtf_gains)) if pair.pan_gain is None else pair.pan_gain
+
+
+def _common_phase(pair: PairInput) -> PhaseYX:
+    """Median of the bands' phases: where most bands need no resampling to be compared with each other."""
+    y, x = np.median(np.array(pair.phases_yx), axis=0)
+    return float(y), float(x)
+
+
+def _aligned_ms(pair: PairInput) -> Float64s:
+    """MS on its own scale with every band moved to the common phase; a band that is there already is untouched."""
+    common, (n_y, n_x) = _common_phase(pair), pair.ms.shape[1:]
+    bands = []
+    for band, phase in zip(_ms(pair), pair.phases_yx, strict=True):
+        offsets = [(c - p) / pair.ratio for c, p in zip(common, phase, strict=True)]
+        matrix_y = resample.cubic_matrix(n_y, n_y, 1.0, offsets[0])
+        matrix_x = resample.cubic_matrix(n_x, n_x, 1.0, offsets[1])
+        bands.append(resample.apply_yx(matrix_y, matrix_x, band))
+    return np.stack(bands).astype(np.float64)
+
+
+def _aligned_counted(pair: PairInput) -> Mask:
+    """MS pixels whose centre at the common phase is a valid PAN pixel."""
+    phases, shape = _common_phase(pair), pair.ms.shape[1:]
+    centres = [np.rint(pair.ratio * np.arange(n) + p).astype(np.int64) for n, p in zip(shape, phases, strict=True)]
+    inside = [(c >= 0) & (c < n) for c, n in zip(centres, pair.pan.shape, strict=True)]
+    clipped = [np.clip(c, 0, n - 1) for c, n in zip(centres, pair.pan.shape, strict=True)]
+    counted: Mask = np.logical_and.outer(*inside) & _counted(pair)[np.ix_(*clipped)]
+    return counted
+
+
+def _intensity_mix(pair: PairInput, aligned: Float64s) -> tuple[Float64s, float]:
+    """Weights per band and constant with which the bands explain PAN at MS scale (least squares)."""
+    shape_yx = (aligned.shape[1], aligned.shape[2])
+    pan_low = resample.degrade(_pan(pair), shape_yx, pair.ratio, _common_phase(pair), _pan_gain(pair))
+    counted = _aligned_counted(pair)
+    design = np.vstack([aligned[:, counted], np.ones(int(counted.sum()))]).T
+    solution: Float64s = np.linalg.lstsq(design, pan_low[counted], rcond=None)[0].astype(np.float64)
+    return solution[:-1], float(solution[-1])
+
+
+def _match(image: Float64s, level: Float64s, target: Float64s, counted: Mask) -> Float64s:
+    """``image`` under the linear map that gives ``level`` the mean and deviation of ``target``."""
+    spread = float(level[counted].std())
+    scale = float(target[counted].std()) / spread if spread > 0 else 0.0
+    matched: Float64s = (image - level[counted].mean()) * scale + target[counted].mean()
+    return matched
+
+
+def _modulation(numerator: Float64s, denominator: Float64s) -> Float64s:
+    """Their quotient between 0 and ``MODULATION_LIMIT``; 1 where the denominator is not positive."""
+    positive = denominator > 0
+    quotient = np.where(positive, numerator, 1.0) / np.where(positive, denominator, 1.0)
+    return np.clip(quotient, 0.0, MODULATION_LIMIT)
+
+
+def _covariance(a: Float64s, b: Float64s, counted: Mask) -> float:
+    x, y = a[counted], b[counted]
+    return float(((x - x.mean()) * (y - y.mean())).mean())
+
+
+def _require_fit(pan: Pixels, ms: Pixels, ratio: int, phases_yx: Sequence[PhaseYX], mtf_gains: Sequence[float]) -> None:
+    """Check that a pair's parts fit: bands of everything, and sizes to within one MS pixel (2N - 1 grids exist)."""
+    if pan.ndim != 2 or ms.ndim != 3:
+        raise GridMismatchError(f"pan has {pan.ndim} axes and ms {ms.ndim}; expected (y, x) and (band, y, x)")
+    counts = [len(ms), len(phases_yx), len(mtf_gains)]
+    if len(set(counts)) != 1:
+        raise GridMismatchError(f"bands of ms, phases and MTF gains are {counts}; expected equal numbers")
+    if any(abs(p - ratio * m) > ratio for p, m in zip(pan.shape, ms.shape[1:], strict=True)):
+        raise GridMismatchError(
+            f"pan is {pan.shape} px and ms {ms.shape[1:]}; expected pan = {ratio} x ms within one ms px"
+        )
