@@ -521,6 +521,8 @@ def consistency_sums(
     phases_yx: Sequence[PhaseYX],
     mtf_gains: Sequence[float],
     valid: Mask | None = None,
+    *,
+    counted: Mask | None = None,
 ) -> ErrorSums:
     """Sums behind ``consistency``, which add up over windows.
 
@@ -532,21 +534,22 @@ def consistency_sums(
         mtf_gains: MTF at the MS Nyquist frequency, per band.
         valid: (y, x) of the MS grid. A pixel counts where the blur's whole support is valid; invalid pixels may hold
             anything, NaN too. Pixels whose blur (4 deviations) reaches over the image border do not count either.
+        counted: (y, x) of the MS grid: the window's core, without its halo. None: everything.
 
     Raises:
         GridMismatchError: Numbers of bands or shapes do not fit each other.
     """
     _require_bands(sharpened, ms, phases_yx, mtf_gains)
-    counted = _reliable(sharpened.shape[1:], ms.shape[1:], ratio, phases_yx, mtf_gains)
+    kept = _reliable(sharpened.shape[1:], ms.shape[1:], ratio, phases_yx, mtf_gains)
     image, wanted = sharpened.astype(np.float64), ms.astype(np.float64)
     if valid is not None:
         _require_mask(valid, ms.shape[1:], "MS")
-        counted &= _eroded(valid, 5 + _shift_reach(phases_yx, ratio))
+        kept &= _eroded(valid, 5 + _shift_reach(phases_yx, ratio))
         image, wanted = np.nan_to_num(image), np.nan_to_num(wanted)
     bands = zip(image, phases_yx, mtf_gains, strict=True)
     shape_yx = (ms.shape[1], ms.shape[2])
     degraded = np.stack([resample.degrade(band, shape_yx, ratio, phase, gain) for band, phase, gain in bands])
-    return error_sums(wanted, degraded, counted)
+    return error_sums(wanted, degraded, kept if counted is None else kept & counted)
 
 
 def hqnr_production(
@@ -572,8 +575,13 @@ def hqnr_production_sums(
     mtf_gains: Sequence[float],
     pan_gain: float,
     valid: Mask | None = None,
+    *,
+    counted: Mask | None = None,
 ) -> BlockSums:
     """Block sums behind ``hqnr_production``, which add up over windows.
+
+    Windows that start at multiples of 32 PAN pixels (and of the ratio) and carry a halo of 64 count the whole scene's
+    blocks.
 
     The indices are those of ``hqnr``, but (1) MS is up-sampled cubically at each band's own phase, so a corrected shift
     is not counted as distortion; (2) the low-resolution PAN is PAN degraded with ``pan_gain`` at the edge-aligned phase
@@ -591,13 +599,14 @@ def hqnr_production_sums(
         pan_gain: Gain at the MS Nyquist frequency of the filter that makes the low-resolution PAN.
         valid: (y, x) of the PAN grid: PAN, MS and result all valid. Invalid pixels may hold anything, NaN too; the
             nearest valid ones stand in for them before filtering.
+        counted: (y, x) of the PAN grid: the window's core, without its halo. None: everything.
 
     Raises:
         GridMismatchError: Numbers of bands or shapes do not fit each other.
     """
     _require_pair(sharpened, pan, ms, mtf_gains)
     _require_bands(sharpened, ms, phases_yx, mtf_gains)
-    kept = _complete_blocks(np.ones(pan.shape, dtype=np.bool_) if valid is None else valid)
+    kept = _complete_blocks(pan.shape, valid, counted)
     if not kept.any():
         nothing = (0.0,) * len(ms)
         return BlockSums(blocks=0, q2n=0.0, uqi_sharpened=nothing, uqi_ms=nothing)
@@ -654,9 +663,15 @@ def _gaussian_blur(band: Float64s, ratio: int, gain: float) -> Float64s:
     return resample.apply_yx(matrix_y, matrix_x, band).astype(np.float64)
 
 
-def _complete_blocks(valid: Mask) -> Mask:
-    rows, columns = (side // BLOCK_PX for side in valid.shape)
-    whole = valid[: rows * BLOCK_PX, : columns * BLOCK_PX].reshape(rows, BLOCK_PX, columns, BLOCK_PX)
+def _complete_blocks(shape_yx: tuple[int, ...], *masks: Mask | None) -> Mask:
+    """Which whole blocks of an image are true throughout all masks, (block row, block column)."""
+    both = np.ones(shape_yx, dtype=np.bool_)
+    for mask in masks:
+        if mask is not None:
+            _require_mask(mask, shape_yx, "PAN")
+            both &= mask
+    rows, columns = (side // BLOCK_PX for side in shape_yx)
+    whole = both[: rows * BLOCK_PX, : columns * BLOCK_PX].reshape(rows, BLOCK_PX, columns, BLOCK_PX)
     return np.asarray(whole.all(axis=(1, 3)))
 
 
