@@ -1,0 +1,551 @@
+"""Describes a sharpened scene as a STAC 1.1 item: what it is, how it was made, how good it is and what it cost.
+
+Pure: finished files are described by :class:`AssetFile` records; putting them anywhere is the job of ``publish``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Protocol
+from urllib.parse import parse_qsl, urlsplit, urlunsplit
+
+import pystac
+from pydantic import Field
+from rasterio.crs import CRS
+from rasterio.warp import transform as warp_points
+
+from pancrafter.cog import BandStatistics, CogInfo, Reason
+from pancrafter.types import FORMAT_VERSION, PixelGrid, Quality, Record, StagedScene
+
+SHARPENED, MASK, THUMBNAIL = "sharpened", "mask", "thumbnail"
+NETWORK_METHOD = "pan-crafter"
+SCHEMA_FILE = "pancrafter-v1.0.0.json"
+
+_EXTENSIONS = {
+    name: f"https://stac-extensions.github.io/{name}/{version}/schema.json"
+    for name, version in {
+        "projection": "v2.0.0",
+        "raster": "v2.0.0",
+        "eo": "v2.0.0",
+        "file": "v2.1.0",
+        "processing": "v1.2.0",
+        "version": "v1.2.0",
+        "classification": "v2.0.0",
+        "view": "v1.0.0",
+    }.items()
+}
+_CARRIED_TEXT = ("platform", "constellation", "mission", "processing:level")
+_CARRIED_RANGE = {
+    "eo:cloud_cover": (0, 100),
+    "eo:snow_cover": (0, 100),
+    "view:off_nadir": (0, 90),
+    "view:incidence_angle": (0, 90),
+    "view:azimuth": (0, 360),
+    "view:sun_azimuth": (0, 360),
+    "view:sun_elevation": (-90, 90),
+}
+_EO_COMMON_NAMES = frozenset(
+    (
+        "pan",
+        "coastal",
+        "blue",
+        "green",
+        "green05",
+        "yellow",
+        "red",
+        "rededge",
+        "rededge071",
+        "rededge075",
+        "rededge078",
+        "nir",
+        "nir08",
+        "nir09",
+        "cirrus",
+        "swir16",
+        "swir22",
+        "lwir",
+        "lwir11",
+        "lwir12",
+    )
+)
+_SIGNING_PARAMETERS = frozenset(
+    (
+        "sig",
+        "signature",
+        "se",
+        "sp",
+        "sv",
+        "sr",
+        "st",
+        "ske",
+        "skoid",
+        "sks",
+        "skt",
+        "sktid",
+        "skv",
+        "token",
+        "access_token",
+        "accesstoken",
+        "auth",
+        "authorization",
+        "apikey",
+        "api_key",
+        "api-key",
+        "key",
+        "key-pair-id",
+        "policy",
+        "expires",
+        "awsaccesskeyid",
+        "googleaccessid",
+        "password",
+        "pwd",
+        "secret",
+        "session",
+        "security-token",
+        "hdnts",
+        "hmac",
+        "jwt",
+    )
+)
+_SIGNING_PREFIXES = ("x-amz-", "x-goog-", "x-oss-", "q-sign", "q-ak", "x-cos-")
+_METRES_PER_DEGREE = 111_320.0  # of latitude, spherical mean (WGS 84: 110.57 to 111.69 km)
+_REASON_TEXT = {
+    Reason.NO_MS: "no multispectral data",
+    Reason.NO_PAN: "no panchromatic data",
+    Reason.EDGE: "so close to missing data that filled values may have reached it",
+    Reason.SATURATED: "a band is at the upper end of the sensor's range",
+    Reason.LOW_CONSISTENCY: "degraded to multispectral resolution it disagrees with the input",
+}
+
+
+class BandLike(Protocol):
+    """What an item says about a band; ``sensors.BandSpec`` has it. Wavelengths are in micrometres."""
+
+    @property
+    def name(self) -> str: ...  # noqa: D102
+    @property
+    def common_name(self) -> str | None: ...  # noqa: D102
+    @property
+    def center_um(self) -> float | None: ...  # noqa: D102
+    @property
+    def fwhm_um(self) -> float | None: ...  # noqa: D102
+    @property
+    def in_pan(self) -> bool: ...  # noqa: D102
+
+
+class Recipe(Record):
+    """Everything besides the source that decides the pixels. Same recipe and fingerprint, same item."""
+
+    method: str = Field(description="'pan-crafter' or the name of a classical method.")
+    weights: str | None = Field(description="Name of the weights; None for classical methods.")
+    weights_sha256: str | None
+    contract_digest: str = Field(description="sha256 of the sensor contract.")
+    software_version: str
+    settings: dict[str, Any] = Field(default_factory=dict, description="Settings that change pixels.")
+    format_version: int = FORMAT_VERSION
+
+    @property
+    def digest(self) -> str:
+        """sha256 over all fields in canonical JSON."""
+        text = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+class Cost(Record):
+    """What making the item took, as measured."""
+
+    seconds: float = Field(ge=0, description="Wall time of all steps.")
+    sharpen_seconds: float | None = None
+    mpx_per_s: float | None = Field(default=None, description="Million PAN pixels per second of sharpening.")
+    gpu_seconds: float | None = None
+    bytes_read: int | None = None
+    device: str | None = None
+
+
+class AssetFile(Record):
+    """A finished local file that will become an asset."""
+
+    key: str
+    path: str
+    media_type: str
+    roles: tuple[str, ...]
+    title: str
+    size_bytes: int
+    checksum: str = Field(description="sha2-256 multihash in hexadecimal: '1220' and the digest.")
+    shape_yx: tuple[int, int]
+    raster: CogInfo | None = Field(default=None, description="None for pictures.")
+
+
+def multihash_of(path: str | Path) -> str:
+    """sha2-256 multihash of a file in hexadecimal, as ``file:checksum`` wants it (function code 12, length 20)."""
+    with Path(path).open("rb") as handle:
+        return "1220" + hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def cog_asset(key: str, info: CogInfo) -> AssetFile:
+    """Describe a COG that ``pancrafter.cog`` has written as the asset ``key``."""
+    known = {
+        SHARPENED: ("Sharpened image, all bands", ("data",)),
+        MASK: ("Why a pixel should not be trusted, as bits; 0: trust it", ("data-mask", "metadata")),
+    }
+    title, roles = known.get(key, (key.replace("_", " "), ("metadata",)))
+    return AssetFile(
+        key=key,
+        path=info.path,
+        media_type=str(pystac.MediaType.COG),
+        roles=roles,
+        title=title,
+        size_bytes=Path(info.path).stat().st_size,
+        checksum=multihash_of(info.path),
+        shape_yx=info.grid.shape_yx,
+        raster=info,
+    )
+
+
+def picture_asset(key: str, path: str | Path, shape_yx: tuple[int, int], *, title: str = "Preview") -> AssetFile:
+    """Describe a PNG as the asset ``key``."""
+    return AssetFile(
+        key=key,
+        path=str(path),
+        media_type=str(pystac.MediaType.PNG),
+        roles=("thumbnail",) if key == THUMBNAIL else ("overview",),
+        title=title,
+        size_bytes=Path(path).stat().st_size,
+        checksum=multihash_of(path),
+        shape_yx=shape_yx,
+    )
+
+
+def build_item(
+    staged: StagedScene,
+    quality: Quality,
+    *,
+    item_id: str,
+    collection_id: str,
+    recipe: Recipe,
+    bands: Sequence[BandLike],
+    assets: Sequence[AssetFile],
+    cost: Cost,
+    version: str | None = None,
+    fallback: bool = False,
+    predecessor_id: str | None = None,
+    now: datetime | None = None,
+) -> pystac.Item:
+    """Assemble the STAC item of a sharpened scene.
+
+    Asset hrefs are the local paths of ``assets``; ``publish`` turns them into relative ones. Links assume the layout
+    of the output catalog: ``<collection>/<item>/<item>.json``.
+
+    Args:
+        staged: The staged source, for grid, alignment and what the source was.
+        quality: What ``assess`` measured.
+        item_id: Deterministic id, decided by the caller from source, fingerprint and recipe.
+        collection_id: Output collection.
+        recipe: How the pixels were made.
+        bands: One per band of the sharpened asset, in file order.
+        assets: The finished files; ``sharpened`` must be among them.
+        cost: Measured effort.
+        version: Version of the item; by default the first 12 characters of the recipe's digest.
+        fallback: A classical result stands in for the network's.
+        predecessor_id: Item of the same collection that this one supersedes.
+        now: Time of creation, by default the present.
+    """
+    scene, grid = staged.scene, staged.grid.pan
+    stamp = _rfc3339(now or datetime.now(UTC))
+    geometry, bbox = footprint(grid)
+    item = pystac.Item(
+        id=item_id,
+        geometry=geometry,
+        bbox=bbox,
+        datetime=datetime.fromisoformat(scene.acquired),
+        properties=_carried_properties(scene.properties),
+        collection=collection_id,
+    )
+    item.properties |= {
+        "title": _title(scene.item_id, recipe, fallback=fallback),
+        "created": stamp,
+        "updated": stamp,
+        "gsd": ground_sample_distance_m(grid),
+        **_projection(grid),
+        **_processing(staged, recipe, stamp),
+        "version": version or recipe.digest[:12],
+        "pancrafter:sensor": scene.sensor,
+        "pancrafter:method": recipe.method,
+        "pancrafter:fallback": fallback,
+        "pancrafter:recipe": {"digest": recipe.digest, **recipe.model_dump(mode="json")},
+        "pancrafter:source": {
+            "collection": scene.collection,
+            "item_id": scene.item_id,
+            "fingerprint": scene.fingerprint,
+        },
+        "pancrafter:alignment": _alignment(staged),
+        "pancrafter:valid_share": staged.valid_share,
+        "pancrafter:cost": cost.model_dump(exclude_none=True),
+        **_quality(quality),
+    }
+    for asset in assets:
+        item.add_asset(asset.key, _stac_asset(asset, grid, bands))
+    item.links = list(_links(staged, collection_id, predecessor_id))
+    item.stac_extensions = _extensions_used(item)
+    return item
+
+
+def footprint(grid: PixelGrid, *, points_per_side: int = 9) -> tuple[dict[str, Any], list[float]]:
+    """Outline of a grid in longitude and latitude, counter-clockwise, and its bounding box.
+
+    Sides are densified because straight lines of a projection bend on the ellipsoid. Grids across the antimeridian
+    are not cut.
+    """
+    height, width = grid.shape_yx
+    steps = [step / (points_per_side - 1) for step in range(points_per_side - 1)]
+    down = [(0.0, height * step) for step in steps]
+    right = [(width * step, float(height)) for step in steps]
+    up = [(float(width), height * (1 - step)) for step in steps]
+    left = [(width * (1 - step), 0.0) for step in steps]
+    a, b, c, d, e, f = grid.transform
+    ring = [(a * col + b * row + c, d * col + e * row + f) for col, row in (*down, *right, *up, *left)]
+    lon, lat = warp_points(CRS.from_user_input(grid.crs), CRS.from_epsg(4326), *zip(*ring, strict=True))[:2]
+    outline = [[round(x, 7), round(y, 7)] for x, y in zip(lon, lat, strict=True)]
+    xs, ys = [point[0] for point in outline], [point[1] for point in outline]
+    return {"type": "Polygon", "coordinates": [[*outline, outline[0]]]}, [min(xs), min(ys), max(xs), max(ys)]
+
+
+def ground_sample_distance_m(grid: PixelGrid) -> float:
+    """Pixel size in metres (geometric mean of both directions, at the centre of a geographic grid)."""
+    a, b, _, d, e, f = grid.transform
+    across, down = math.hypot(a, d), math.hypot(b, e)
+    crs = CRS.from_user_input(grid.crs)
+    if crs.is_geographic:
+        latitude = d * grid.shape_yx[1] / 2 + e * grid.shape_yx[0] / 2 + f
+        across *= _METRES_PER_DEGREE * math.cos(math.radians(latitude))
+        down *= _METRES_PER_DEGREE
+    elif crs.is_projected:
+        factor = crs.linear_units_factor[1]
+        across, down = across * factor, down * factor
+    return round(math.sqrt(across * down), 4)
+
+
+def unsigned(href: str) -> str:
+    """The address without anything that grants access: user info, and a query that holds a signature or key."""
+    if "://" not in href:
+        return href
+    parts = urlsplit(href)
+    host = parts.netloc.rpartition("@")[2] if parts.scheme not in {"abfs", "abfss"} else parts.netloc
+    query = "" if any(_signs(name) for name, _ in parse_qsl(parts.query, keep_blank_values=True)) else parts.query
+    return urlunsplit((parts.scheme, host, parts.path, query, parts.fragment))
+
+
+def _signs(name: str) -> bool:
+    folded = name.casefold()
+    return folded in _SIGNING_PARAMETERS or folded.startswith(_SIGNING_PREFIXES)
+
+
+def _clean(value: Any) -> Any:  # Any: JSON from the source item
+    """The same JSON with every address unsigned."""
+    if isinstance(value, str):
+        return unsigned(value)
+    if isinstance(value, list | tuple):
+        return [_clean(entry) for entry in value]
+    if isinstance(value, dict):
+        return {key: _clean(entry) for key, entry in value.items()}
+    return value
+
+
+def _carried_properties(source: dict[str, Any]) -> dict[str, Any]:
+    """What the item keeps of its source; a value that STAC does not allow there is left behind."""
+    kept = {name: source[name] for name in _CARRIED_TEXT if isinstance(source.get(name), str) and source[name]}
+    for name, (low, high) in _CARRIED_RANGE.items():
+        value = source.get(name)
+        if isinstance(value, int | float) and low <= value <= high:
+            kept[name] = value
+    if isinstance(source.get("license"), str):
+        kept["license"] = stac_license(source["license"])
+    for name, kind in (("instruments", str), ("providers", dict)):
+        entries = source.get(name)
+        if isinstance(entries, list | tuple) and entries and all(isinstance(entry, kind) for entry in entries):
+            kept[name] = _clean(entries)
+    return kept
+
+
+def stac_license(found: str) -> str:
+    """A licence as STAC 1.1 writes it: an SPDX id or ``other``; the older ``proprietary`` and ``various`` are gone."""
+    gone = found.casefold() in {"proprietary", "various", ""}
+    return "other" if gone or not re.fullmatch(r"[\w\-.+]+", found) else found
+
+
+def _title(source_id: str, recipe: Recipe, *, fallback: bool) -> str:
+    if recipe.method == NETWORK_METHOD:
+        return f"{source_id}, pansharpened"
+    return f"{source_id}, pansharpened ({'classical fallback' if fallback else 'classical'}: {recipe.method})"
+
+
+def _rfc3339(moment: datetime) -> str:
+    return moment.astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+
+
+def _projection(grid: PixelGrid) -> dict[str, Any]:
+    crs = CRS.from_user_input(grid.crs)
+    authority = crs.to_authority()
+    named: dict[str, Any] = {"proj:code": ":".join(authority) if authority else None}
+    if not authority:
+        named["proj:wkt2"] = crs.to_wkt(version="WKT2_2019")
+    height, width = grid.shape_yx
+    a, b, c, d, e, f = grid.transform
+    corners = [(a * col + b * row + c, d * col + e * row + f) for col in (0, width) for row in (0, height)]
+    xs, ys = zip(*corners, strict=True)
+    return named | {
+        "proj:shape": [height, width],
+        "proj:transform": list(grid.transform),
+        "proj:bbox": [min(xs), min(ys), max(xs), max(ys)],
+    }
+
+
+def _processing(staged: StagedScene, recipe: Recipe, stamp: str) -> dict[str, Any]:
+    weights = f" with weights {recipe.weights}" if recipe.weights else ""
+    scene = staged.scene
+    return {
+        "processing:software": {"pancrafter": recipe.software_version},
+        "processing:version": recipe.software_version,
+        "processing:datetime": stamp,
+        "processing:lineage": (
+            f"The {len(scene.bands)} multispectral bands of {scene.item_id} were sharpened {staged.grid.ratio}:1 to "
+            f"the grid of its panchromatic band by {recipe.method}{weights}. "
+            "Values are digital numbers as in the source."
+        ),
+    }
+
+
+def _quality(quality: Quality) -> dict[str, Any]:
+    """Measured values only: what could not be measured (None, NaN) is absent."""
+    measured = quality.model_dump(exclude_none=True).items()
+    return {f"pancrafter:{name}": value for name, value in measured if isinstance(value, str) or math.isfinite(value)}
+
+
+def _alignment(staged: StagedScene) -> dict[str, Any]:
+    return {
+        "ratio": staged.grid.ratio,
+        "phase_yx": list(staged.grid.phase_yx),
+        "band_shift_yx": [list(shift) for shift in staged.band_shift_yx],
+        "shift_confidence": list(staged.shift_confidence),
+    }
+
+
+def _links(staged: StagedScene, collection_id: str, predecessor_id: str | None) -> Iterator[pystac.Link]:
+    yield pystac.Link("root", "../../catalog.json", pystac.MediaType.JSON)
+    yield pystac.Link("parent", "../collection.json", pystac.MediaType.JSON, title=collection_id)
+    yield pystac.Link("collection", "../collection.json", pystac.MediaType.JSON, title=collection_id)
+    source = staged.scene
+    yield pystac.Link("derived_from", unsigned(source.source_href), "application/geo+json", title=source.item_id)
+    yield pystac.Link(
+        "describedby",
+        f"../../schemas/{SCHEMA_FILE}",
+        "application/schema+json",
+        title="Meaning of the pancrafter: properties",
+    )
+    if predecessor_id is not None:
+        yield pystac.Link(
+            "predecessor-version", f"../{predecessor_id}/{predecessor_id}.json", "application/geo+json", predecessor_id
+        )
+
+
+def _stac_asset(asset: AssetFile, grid: PixelGrid, bands: Sequence[BandLike]) -> pystac.Asset:
+    fields: dict[str, Any] = {"file:size": asset.size_bytes, "file:checksum": asset.checksum}
+    if asset.raster is None:
+        fields |= {"proj:code": None, "proj:shape": list(asset.shape_yx)}
+    else:
+        fields |= _raster_fields(asset.raster, grid)
+        if asset.key == SHARPENED:
+            fields["bands"] = [_band(band, asset.raster, index) for index, band in enumerate(bands)]
+            fields |= _common_scale(asset.raster)
+        if asset.key == MASK:
+            fields["classification:bitfields"] = [_bitfield(reason) for reason in Reason]
+    return pystac.Asset(
+        href=asset.path, title=asset.title, media_type=asset.media_type, roles=list(asset.roles), extra_fields=fields
+    )
+
+
+def _raster_fields(info: CogInfo, grid: PixelGrid) -> dict[str, Any]:
+    gsd = ground_sample_distance_m(info.grid)
+    fields: dict[str, Any] = {
+        "gsd": gsd,
+        "data_type": info.dtype,
+        "raster:sampling": "area",
+        "raster:spatial_resolution": gsd,
+    }
+    if info.nodata is not None:
+        fields["nodata"] = _json_number(info.nodata)
+    if info.grid != grid:
+        fields |= _projection(info.grid)
+    return fields
+
+
+def _common_scale(info: CogInfo) -> dict[str, Any]:
+    """Scale and offset of the asset where all bands share them; they are also given per band."""
+    found: dict[str, Any] = {}
+    for name, values in (("raster:scale", info.scale), ("raster:offset", info.offset)):
+        if values is not None and len(set(values)) == 1:
+            found[name] = values[0]
+    return found
+
+
+def _band(band: BandLike, info: CogInfo, index: int) -> dict[str, Any]:
+    entry: dict[str, Any] = {"name": band.name}
+    common = band.common_name if band.common_name in _EO_COMMON_NAMES else None
+    optional = {
+        "eo:common_name": common,
+        "eo:center_wavelength": band.center_um,
+        "eo:full_width_half_max": band.fwhm_um,
+        "raster:scale": info.scale[index] if info.scale else None,
+        "raster:offset": info.offset[index] if info.offset else None,
+    }
+    entry |= {name: value for name, value in optional.items() if value is not None}
+    statistics = info.statistics[index]
+    if statistics is not None:
+        entry["statistics"] = _statistics(statistics)
+    if not band.in_pan:
+        entry["description"] = "The panchromatic band does not cover this band: fine detail in it is inferred."
+    return entry
+
+
+def _statistics(found: BandStatistics) -> dict[str, float]:
+    return {
+        "minimum": found.minimum,
+        "maximum": found.maximum,
+        "mean": found.mean,
+        "stddev": found.stddev,
+        "valid_percent": found.valid_percent,
+    }
+
+
+def _bitfield(reason: Reason) -> dict[str, Any]:
+    name = str(reason.name).lower()
+    return {
+        "name": name,
+        "description": _REASON_TEXT[reason],
+        "offset": reason.value.bit_length() - 1,
+        "length": 1,
+        "classes": [{"value": 0, "name": "no"}, {"value": 1, "name": name, "description": _REASON_TEXT[reason]}],
+    }
+
+
+def _json_number(value: float) -> float | int | str:
+    """JSON has no NaN or infinity; STAC spells them as strings."""
+    if math.isnan(value):
+        return "nan"
+    if math.isinf(value):
+        return "inf" if value > 0 else "-inf"
+    return int(value) if float(value).is_integer() else value
+
+
+def _extensions_used(item: pystac.Item) -> list[str]:
+    """Addresses of the extensions whose fields the item really has."""
+    names = {"projection": "proj:", **{name: f"{name}:" for name in _EXTENSIONS if name != "projection"}}
+    text = json.dumps(item.properties) + json.dumps([asset.to_dict() for asset in item.assets.values()])
+    used = {name for name, prefix in names.items() if f'"{prefix}' in text} | {"version"}
+    return [_EXTENSIONS[name] for name in _EXTENSIONS if name in used]

@@ -1,0 +1,199 @@
+"""Pictures for people: the thumbnail of a published scene, and PAN, MS and sharpened side by side."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+from rasterio.errors import RasterioError
+from rio_tiler.errors import RioTilerError
+from rio_tiler.io import Reader
+
+from pancrafter.errors import GridMismatchError, InvalidSceneError, SinkError
+
+Array = NDArray[Any]
+_TRUE_COLOUR = ("red", "green", "blue")
+_LABEL_PX = 26
+_GAP_PX = 4
+_INK, _PAPER = (240, 240, 240), (24, 24, 24)
+
+
+def true_colour_bands(common_names: Sequence[str | None]) -> tuple[int, int, int]:
+    """Indices (from 0) of the bands to show as red, green and blue; the first three where there is no such triple."""
+    names = list(common_names)
+    if all(colour in names for colour in _TRUE_COLOUR):
+        red, green, blue = (names.index(colour) for colour in _TRUE_COLOUR)
+        return red, green, blue
+    last = len(names) - 1
+    return 0, min(1, last), min(2, last)
+
+
+def write_thumbnail(
+    path: str | Path,
+    cog_path: str | Path,
+    *,
+    common_names: Sequence[str | None],
+    max_px: int = 512,
+    stretch_percent: tuple[float, float] = (2.0, 98.0),
+) -> tuple[int, int]:
+    """Write an RGBA PNG of a COG, at most ``max_px`` wide and high, transparent where the image has no data.
+
+    Args:
+        path: The PNG; its name appears only when it is complete.
+        cog_path: Any raster that GDAL opens; overviews are used.
+        common_names: STAC common name per band, to find true colour.
+        max_px: Longest side.
+        stretch_percent: Percentiles of the valid values per band that become black and white.
+
+    Returns:
+        Size of the picture as ``(height, width)``.
+
+    Raises:
+        InvalidSceneError: The raster cannot be read.
+        SinkError: The picture cannot be written.
+    """
+    shown = [index + 1 for index in true_colour_bands(common_names)]
+    try:
+        with Reader(str(cog_path)) as source:
+            read = source.preview(indexes=shown, max_size=max_px).array
+    except (RasterioError, RioTilerError) as err:
+        raise InvalidSceneError(
+            f"{cog_path}: no preview can be read ({err}); check that it is a whole GeoTIFF"
+        ) from err
+    values = np.asarray(read.data, np.float64)
+    valid = np.asarray(~np.ma.getmaskarray(read).any(axis=0) & np.isfinite(values).all(axis=0))
+    colour = stretch(values, stretch_limits(values, valid, stretch_percent))
+    alpha = np.where(valid, np.uint8(255), np.uint8(0))
+    _save_png(Image.fromarray(np.dstack([*np.where(valid, colour, 0), alpha])), Path(path))
+    return valid.shape[0], valid.shape[1]
+
+
+def comparison_picture(
+    path: str | Path,
+    *,
+    pan: Array,
+    ms: Array,
+    sharpened: Array,
+    common_names: Sequence[str | None],
+    valid: NDArray[np.bool_] | None = None,
+    crop_px: int = 420,
+    stretch_percent: tuple[float, float] = (2.0, 98.0),
+    titles: tuple[str, str, str] = ("PAN", "MS", "sharpened"),
+) -> tuple[slice, slice]:
+    """Write one PNG with three panels of the same ground, one picture pixel per PAN pixel.
+
+    MS and sharpened get the same stretch, taken from the MS; PAN has its own. The crop lies where PAN has most detail.
+
+    Args:
+        path: The PNG.
+        pan: ``(y, x)`` DN.
+        ms: ``(band, y, x)`` DN, already up-sampled to the PAN grid.
+        sharpened: ``(band, y, x)`` DN.
+        common_names: STAC common name per band.
+        valid: ``(y, x)``, True where there is data; invalid ground is avoided and shown black.
+        crop_px: Longest side of the crop.
+        stretch_percent: Percentiles of the valid values inside the crop that become black and white.
+        titles: Label of each panel.
+
+    Returns:
+        The crop that was chosen, as ``(rows, columns)``.
+
+    Raises:
+        GridMismatchError: The three images are not on one grid.
+        SinkError: The picture cannot be written.
+    """
+    if ms.shape != sharpened.shape or ms.shape[1:] != pan.shape or len(common_names) != len(ms):
+        raise GridMismatchError(
+            f"comparison picture: pan {pan.shape}, ms {ms.shape}, sharpened {sharpened.shape}, {len(common_names)} "
+            "names; expected (y, x), twice (band, y, x) and one name per band"
+        )
+    usable = np.ones(pan.shape, bool) if valid is None else valid
+    crop = busiest_crop(pan, usable, crop_px)
+    inside = usable[crop]
+    shown = list(true_colour_bands(common_names))
+    low_detail, high_detail = (image[(shown, *crop)].astype(np.float64) for image in (ms, sharpened))
+    grey = pan[crop].astype(np.float64)[None]
+    colours = stretch_limits(low_detail, inside, stretch_percent)
+    panels = [
+        np.repeat(stretch(grey, stretch_limits(grey, inside, stretch_percent)), 3, axis=0),
+        stretch(low_detail, colours),
+        stretch(high_detail, colours),
+    ]
+    _save_png(_side_by_side([np.where(inside, panel, 0) for panel in panels], titles), Path(path))
+    return crop
+
+
+def stretch_limits(values: Array, valid: NDArray[np.bool_], percent: tuple[float, float]) -> NDArray[np.float64]:
+    """``(band, 2)``: the values at the two percentiles of each band's valid pixels; (0, 1) where none is valid."""
+    if not valid.any():
+        return np.tile([0.0, 1.0], (len(values), 1))
+    limits = np.percentile(values[:, valid], percent, axis=1).T
+    flat = limits[:, 1] <= limits[:, 0]
+    limits[flat, 1] = limits[flat, 0] + 1
+    return np.asarray(limits, np.float64)
+
+
+def stretch(values: Array, limits: NDArray[np.float64]) -> NDArray[np.uint8]:
+    """Map ``(band, y, x)`` linearly so that each band's limits become 0 and 255; values beyond are clipped."""
+    low, high = limits[:, 0, None, None], limits[:, 1, None, None]
+    scaled = np.nan_to_num((values - low) / (high - low))
+    return np.asarray(np.clip(scaled * 255 + 0.5, 0, 255), np.uint8)
+
+
+def busiest_crop(pan: Array, valid: NDArray[np.bool_], crop_px: int) -> tuple[slice, slice]:
+    """The window of at most ``crop_px`` squared where PAN has the most fine detail and data.
+
+    Detail is the summed absolute difference of neighbours, limited at its 99th percentile so that a few extreme
+    pixels do not decide; candidates lie an eighth of a window apart.
+    """
+    height, width = min(crop_px, pan.shape[0]), min(crop_px, pan.shape[1])
+    image = np.where(valid, pan, 0).astype(np.float64)
+    detail = np.zeros(pan.shape)
+    detail[1:] += np.abs(np.diff(image, axis=0)) * (valid[1:] & valid[:-1])
+    detail[:, 1:] += np.abs(np.diff(image, axis=1)) * (valid[:, 1:] & valid[:, :-1])
+    detail = np.minimum(detail, np.percentile(detail, 99) or np.inf)
+    tops = _starts(pan.shape[0], height)
+    lefts = _starts(pan.shape[1], width)
+    sums = np.pad(detail.cumsum(0).cumsum(1), ((1, 0), (1, 0)))
+    rows, cols = np.array(tops)[:, None], np.array(lefts)[None]
+    box = sums[rows + height, cols + width] - sums[rows, cols + width] - sums[rows + height, cols] + sums[rows, cols]
+    best_row, best_col = np.unravel_index(int(box.argmax()), box.shape)
+    top, left = tops[int(best_row)], lefts[int(best_col)]
+    return slice(top, top + height), slice(left, left + width)
+
+
+def _starts(length: int, window: int) -> list[int]:
+    last = length - window
+    return sorted({*range(0, last + 1, max(window // 8, 1)), last})
+
+
+def _side_by_side(panels: Sequence[NDArray[np.uint8]], titles: Sequence[str]) -> Image.Image:
+    height, width = panels[0].shape[1:]
+    canvas = Image.new("RGB", (len(panels) * (width + _GAP_PX) - _GAP_PX, height + _LABEL_PX), _PAPER)
+    pen, font = ImageDraw.Draw(canvas), ImageFont.load_default(size=15)
+    for index, (panel, title) in enumerate(zip(panels, titles, strict=True)):
+        left = index * (width + _GAP_PX)
+        canvas.paste(Image.fromarray(np.ascontiguousarray(panel.transpose(1, 2, 0))), (left, _LABEL_PX))
+        pen.text((left + 6, _LABEL_PX // 2), title, fill=_INK, font=font, anchor="lm")
+    return canvas
+
+
+def _save_png(picture: Image.Image, path: Path) -> None:
+    draft = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}")
+    try:
+        with draft.open("wb") as handle:
+            picture.save(handle, format="PNG", optimize=True)
+            handle.flush()
+            os.fsync(handle.fileno())
+        draft.replace(path)
+    except OSError as err:
+        raise SinkError(f"{path}: the picture cannot be written ({err}); check space and permissions") from err
+    finally:
+        if draft.parent.is_dir():
+            draft.unlink(missing_ok=True)
