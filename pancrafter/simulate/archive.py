@@ -202,15 +202,17 @@ def _holds_archive(target: Path, seed: int) -> bool:
     if mark is None:
         raise SinkError(f"{target}: the folder is not empty and holds no simulated archive; choose an empty folder")
     if (mark.get("seed"), mark.get("format")) != (seed, ARCHIVE_FORMAT):
-        found = f"seed {mark.get('seed')}, format {mark.get('format')}"
-        raise SinkError(f"{target}: found a simulated archive of {found}, expected seed {seed}, format {ARCHIVE_FORMAT}; "
-                        "choose another folder or delete this one")  # fmt: skip
+        raise SinkError(
+            f"{target}: found a simulated archive of seed {mark.get('seed')}, format {mark.get('format')}, expected "
+            f"seed {seed}, format {ARCHIVE_FORMAT}; choose another folder or delete this one"
+        )
     for name, size in mark["files"].items():
         path = target / name
         found_size = path.stat().st_size if path.is_file() else None
         if found_size != size:
-            raise SinkError(f"{path}: found {found_size or 'no'} bytes, expected {size}; delete the archive's folder "
-                            "and simulate again")  # fmt: skip
+            raise SinkError(
+                f"{path}: found {found_size or 'no'} bytes, expected {size}; delete the archive and simulate again"
+            )
     return True
 
 
@@ -237,8 +239,8 @@ def _write_archive(root: Path, seed: int, on_scene: Callable[[str], None] | None
     for name, members in items.items():
         catalog.add_child(_collection(name, members))
     catalog.normalize_hrefs(str(root))
-    files = {path.relative_to(root).as_posix(): path.stat().st_size for path in sorted(root.rglob("*.tif"))}
-    files |= {path.relative_to(root).as_posix(): path.stat().st_size for path in sorted(root.rglob("*.TIF"))}
+    rasters = [path for path in sorted(root.rglob("*")) if path.suffix.lower() == ".tif"]
+    files = {path.relative_to(root).as_posix(): path.stat().st_size for path in rasters}
     catalog.extra_fields[MARK] = {"seed": seed, "format": ARCHIVE_FORMAT, "files": files}
     catalog.save(catalog_type=pystac.CatalogType.SELF_CONTAINED)
 
@@ -408,9 +410,16 @@ def bundle_item(frame: _Frame, pair: SimulatedPair) -> pystac.Item:
     ):
         path = frame.folder / f"{frame.recipe.item_id}-{key.removesuffix('_analytic')}.tif"
         write_cog(path, values, transform, frame.crs)
-        values_of = {"data_type": "uint16", "nodata": 0, "gsd": transform.a, "raster:spatial_resolution": transform.a}
-        item.add_asset(key, _asset(path, title, {
-            **_grid(transform, values.shape), **values_of, "bands": bands, "file:size": path.stat().st_size}))  # fmt: skip
+        fields = {
+            **_grid(transform, values.shape),
+            "data_type": "uint16",
+            "nodata": 0,
+            "gsd": transform.a,
+            "raster:spatial_resolution": transform.a,
+            "bands": bands,
+            "file:size": path.stat().st_size,
+        }
+        item.add_asset(key, _asset(path, title, fields))
     return item
 
 
@@ -508,7 +517,7 @@ def sample_scenes() -> tuple[SceneRecipe, ...]:
             sensor="geoeye-1",
             platform="geoeye-1",
             producer=plain_item,
-            style="farmland",
+            style="coast",
             pan_shape=(1024, 1024),
             pan_gsd_m=0.5,
             acquired=datetime(2025, 5, 3, 9, 58, 3, tzinfo=UTC),
@@ -524,7 +533,7 @@ def sample_scenes() -> tuple[SceneRecipe, ...]:
             sensor="landsat-8",
             platform="LANDSAT_9",
             producer=landsat_item,
-            style="mountain",
+            style="farmland",
             pan_shape=(799, 799),
             pan_gsd_m=15.0,
             acquired=datetime(2025, 6, 21, 9, 52, 40, tzinfo=UTC),
@@ -558,7 +567,7 @@ def sample_scenes() -> tuple[SceneRecipe, ...]:
             sensor="geoeye-1",
             platform="geoeye-1",
             producer=plain_item,
-            style="coast",
+            style="farmland",
             pan_shape=(512, 512),
             pan_gsd_m=0.5,
             acquired=datetime(2025, 6, 8, 10, 1, 27, tzinfo=UTC),

@@ -23,6 +23,7 @@ Rng = np.random.Generator
 
 _M = Material
 _PLAIN_TONE = 128
+_LEAST_CROWN_PX = 0.6
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Material behaviour: what each is mixed with, how much, and how rough it looks.
@@ -373,8 +374,9 @@ def _scatter_trees(canvas: _Canvas, frame: _Frame, rect: _Rect, per_hectare: flo
     width, height = rect.size
     if width <= 0 or height <= 0:
         return
-    count = rng.poisson(min(4000.0, per_hectare * width * height * canvas.gsd_m**2 / 1e4))
-    radius = np.maximum(radius_m / canvas.gsd_m * rng.lognormal(0, 0.35, count), 0.6)
+    thinned = min(1.0, radius_m / canvas.gsd_m / _LEAST_CROWN_PX) ** 2  # one crown pixel stands for many small trees
+    count = rng.poisson(min(4000.0, thinned * per_hectare * width * height * canvas.gsd_m**2 / 1e4))
+    radius = np.maximum(radius_m / canvas.gsd_m * rng.lognormal(0, 0.35, count), _LEAST_CROWN_PX)
     u, v = rect.u0 + rng.random(count) * width, rect.v0 + rng.random(count) * height
     canvas.plant(np.column_stack([np.array(frame.points(list(zip(u, v, strict=True)))).reshape(-1, 2), radius]))
 
@@ -388,7 +390,7 @@ def _fields(canvas: _Canvas, frame: _Frame, rect: _Rect) -> None:
     rng = canvas.rng
     turned = _Frame(frame.centre_yx, frame.angle + rng.normal(0, 0.02))
     palette = [canvas.pick(_CROPS) for _ in range(4)]
-    plots = canvas.px(45 + 120 * rng.random(), 12)
+    plots = canvas.px(30 + 90 * rng.random(), 12)
     for plot in _partition(rng, rect, plots, spread=1.5):
         border = canvas.px(0.5 + 2.5 * rng.random(), 0.3)
         points = turned.points(plot.inset(border).corners())
@@ -469,7 +471,7 @@ def _lot(canvas: _Canvas, frame: _Frame, plot: _Rect, roofs: Sequence[Material])
     drive = canvas.px(2.8)
     if drive > 0.8 and rng.random() < 0.6:
         canvas.paint(frame.points(_Rect(u, plot.v0, u + drive, v + 1).corners()), canvas.pick((_M.PAVING, _M.CONCRETE)))
-    if canvas.px(7) > 3 and rng.random() < 0.15:
+    if canvas.px(7) > 3 and rng.random() < 0.06:
         pool = _Rect(
             plot.u0 + 0.1 * width, plot.v1 - canvas.px(5), plot.u0 + 0.1 * width + canvas.px(8), plot.v1 - canvas.px(1)
         )
@@ -634,13 +636,13 @@ def _forest(canvas: _Canvas, frame: _Frame, rect: _Rect) -> None:
     """Closed canopy with clearings and forest tracks."""
     rng = canvas.rng
     ground = canvas.pick((_M.CONIFER, _M.DECIDUOUS, _M.SHRUB))
-    canvas.paint(frame.points(rect.corners()), ground, tone=0.6)
+    canvas.paint(frame.points(rect.corners()), ground, tone=0.6 if canvas.gsd_m < 3 else 1.1)
     for stand in _partition(rng, rect, canvas.px(120, 40), spread=1.0):
         if rng.random() < 0.15:
             canvas.paint(frame.points(stand.corners()), canvas.pick((_M.GRASS, _M.SHRUB, _M.SOIL_BROWN)))
             _scatter_trees(canvas, frame, stand, 60, 1.6)
         else:
-            _scatter_trees(canvas, frame, stand, 350 + 400 * rng.random(), 2.2 + 2.0 * rng.random())
+            _scatter_trees(canvas, frame, stand, 150 + 600 * rng.random(), 2.2 + 2.0 * rng.random())
     width, height = rect.size
     ends = [(rect.u0 + rng.random() * width, rect.v0 + rng.random() * height) for _ in range(4)]
     canvas.line(_curve(frame.points(ends)), canvas.px(4), _M.GRAVEL)
@@ -707,12 +709,32 @@ def _lay_districts(canvas: _Canvas, style: str) -> None:
     reach = 0.72 * float(np.hypot(height, width))
     names, weights = zip(*_STYLES[style].items(), strict=True)
     shares = np.cumsum(np.array(weights) / np.sum(weights))
-    target = float(np.clip(canvas.px(260), 0.3 * min(canvas.shape_yx), 0.7 * min(canvas.shape_yx)))
+    target = float(np.clip(canvas.px(170), 0.2 * min(canvas.shape_yx), 0.6 * min(canvas.shape_yx)))
     for cell in _partition(rng, _Rect(-reach, -reach, reach, reach), target, spread=1.0):
         turned = _Frame(frame.centre_yx, frame.angle + rng.normal(0, 0.015))
         if canvas.visible(turned.points(cell.corners()), 20):
             kind = names[int(np.searchsorted(shares, rng.random()))]
             _DISTRICTS[kind](canvas, turned, cell.inset(canvas.px(2, 0.3)))
+
+
+def _mirrored(index: NDArray[np.int_], size: int) -> NDArray[np.int_]:
+    """Indices folded back at both borders into 0..size-1."""
+    return np.asarray(np.clip(size - 1 - np.abs(size - 1 - np.abs(index)), 0, size - 1))
+
+
+def _bend(canvas: _Canvas, amplitude_px: float) -> None:
+    """Displace everything drawn so far along a fractal field, so that natural borders are not straight."""
+    fields = [fractal(canvas.rng, canvas.shape_yx, 2.1) for _ in range(2)]
+    dy, dx = (np.rint(amplitude_px * field).astype(int) for field in fields)
+    rows = _mirrored(np.arange(canvas.shape_yx[0])[:, None] + dy, canvas.shape_yx[0])
+    columns = _mirrored(np.arange(canvas.shape_yx[1])[None, :] + dx, canvas.shape_yx[1])
+    for image in (canvas.entry, canvas.tone, canvas.rows, canvas.shadow):
+        image.paste(Image.fromarray(np.asarray(image)[rows, columns]))
+    for group in canvas.trees:
+        row = np.clip(np.rint(group[:, 1]).astype(int), 0, canvas.shape_yx[0] - 1)
+        column = np.clip(np.rint(group[:, 0]).astype(int), 0, canvas.shape_yx[1] - 1)
+        group[:, 0] -= dx[row, column]
+        group[:, 1] -= dy[row, column]
 
 
 def _overwrite(canvas: _Canvas, mask: NDArray[np.bool_], material: Material, variant: int = 0) -> None:
@@ -881,7 +903,7 @@ def _dunes(canvas: _Canvas) -> Floats:
     yy, xx = np.mgrid[0 : canvas.shape_yx[0], 0 : canvas.shape_yx[1]].astype(np.float32)
     period = canvas.px(25 + 60 * rng.random(), 8)
     phase = (xx * np.cos(angle) + yy * np.sin(angle)) / period + 1.3 * fractal(rng, canvas.shape_yx, 2.0)
-    return (1 + 0.12 * np.sin(2 * np.pi * phase) ** 3).astype(np.float32)
+    return np.asarray(1 + 0.12 * np.sin(2 * np.pi * phase) ** 3, dtype=np.float32)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -930,6 +952,8 @@ def _compose(canvas: _Canvas, style: str) -> Floats:
     """Draw all layers of a scene and return the brightness of its terrain."""
     rng = canvas.rng
     _lay_districts(canvas, style)
+    if canvas.gsd_m > 3 or style in {"forest", "desert", "mountain"}:
+        _bend(canvas, canvas.rng.uniform(0.3, 1.0) * 0.06 * min(canvas.shape_yx))
     relief = {"mountain": 0.55, "forest": 0.2, "desert": 0.25}.get(style, 0.03 + 0.05 * rng.random())
     height, shade = _hillshade(canvas, relief)
     if style == "mountain":
