@@ -1,0 +1,382 @@
+"""From a source catalog to scenes: STAC APIs are searched, static catalogs walked, local folders served and searched.
+
+pystac and pystac-client stay in here; what leaves is a `Scene` or a `Refusal`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from pancrafter.crawl import Document, Fault, absolute, crawl, is_local, kind_of, local_path
+from pancrafter.errors import SourceError
+from pancrafter.recognise import UNCOLLECTED, digest_of, recognise
+from pancrafter.sensors import SensorContract
+from pancrafter.types import Refusal, Scene
+
+if TYPE_CHECKING:
+    from pystac_client import Client, ItemSearch
+    from pystac_client.stac_api_io import StacApiIO
+
+Bbox = tuple[float, float, float, float]
+
+PAGE_SIZE = 100
+TIMEOUT_S = (10.0, 60.0)
+"""Seconds to connect and to wait for data of one request."""
+
+RETRIES = 4
+"""Attempts after the first for one request; waits 0.5, 1, 2, 4 s, or what the server asks for."""
+
+INHERITED = ("license", "providers")
+"""Item properties that STAC keeps in the collection."""
+
+
+@dataclass(frozen=True)
+class _Found:
+    """One item as JSON, with where it really lives and the body of its collection."""
+
+    body: dict[str, Any]
+    self_href: str
+    collection: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Window:
+    """What is asked for; open where None. Bounds are inclusive and in UTC."""
+
+    since: datetime | None
+    until: datetime | None
+    bbox: Bbox | None
+    collections: Sequence[str]
+
+
+def discover(
+    source: str,
+    *,
+    since: datetime | None = None,
+    until: datetime | None = None,
+    bbox: Bbox | None = None,
+    contracts: Mapping[str, SensorContract],
+    collections: Sequence[str] | None = None,
+) -> Iterator[Scene | Refusal]:
+    """Every item of ``source`` in the window, as a scene to sharpen or a refusal with its reason; none is dropped.
+
+    Args:
+        source: URL of a STAC API; URL of a static catalog document; path of a local catalog or its folder.
+        since: Earliest acquisition time; a time without zone is UTC.
+        until: Latest acquisition time.
+        bbox: West, south, east, north in degrees; west above east crosses the antimeridian.
+        contracts: Sensor contracts by name.
+        collections: Ids of the collections to look at; None means all.
+
+    Raises:
+        SourceError: The source cannot be reached, is not STAC, or broke off in the middle.
+    """
+    window = _Window(_utc(since), _utc(until), _checked(bbox), tuple(collections or ()))
+    seen: set[tuple[str, str]] = set()
+    for found in _find(source, window):
+        verdict = found if isinstance(found, Refusal) else _judge(found, contracts)
+        if (verdict.collection, verdict.item_id) not in seen:
+            seen.add((verdict.collection, verdict.item_id))
+            yield verdict
+
+
+def judge_document(body: dict[str, Any], href: str, contracts: Mapping[str, SensorContract]) -> Scene | Refusal:
+    """The verdict on a single item document that lies at ``href``, as ``pancrafter sensors check`` asks for it."""
+    return _judge(_Found(body, href), contracts)
+
+
+def _judge(found: _Found, contracts: Mapping[str, SensorContract]) -> Scene | Refusal:
+    import pystac
+
+    properties = found.body.get("properties")
+    inherited = {name: found.collection[name] for name in INHERITED if name in found.collection}
+    body = found.body | {"properties": inherited | properties if isinstance(properties, dict) else properties}
+    try:
+        item = pystac.Item.from_dict(body, migrate=True)
+        item.set_self_href(found.self_href)
+        verdict = recognise(item, contracts)
+    except Exception as error:  # noqa: BLE001 - pystac raises whatever a malformed document trips over
+        reason = f"{found.self_href}: {type(error).__name__}: {error}; expected a valid STAC item"
+        return _malformed(found.body.get("id"), found.body.get("collection"), found.self_href, reason)
+    return _pin(verdict) if isinstance(verdict, Scene) else verdict
+
+
+def _malformed(item_id: object, collection: object, href: str, reason: str) -> Refusal:
+    name = item_id if isinstance(item_id, str) and item_id else PurePosixPath(urlsplit(href).path).name or href
+    owner = collection if isinstance(collection, str) and collection else UNCOLLECTED
+    return Refusal(collection=owner, item_id=name, code="malformed", reason=reason)
+
+
+def _pin(scene: Scene) -> Scene:
+    """The scene with size and time of its local files in the fingerprint: their items rarely carry checksums."""
+    hrefs = dict.fromkeys((scene.pan.href, *(ref.href for ref in scene.ms)))
+    facts = [(href, *_file_facts(href)) for href in hrefs if is_local(href)]
+    return scene.model_copy(update={"fingerprint": digest_of([scene.fingerprint, facts])}) if facts else scene
+
+
+def _file_facts(href: str) -> tuple[int, int]:
+    """Size and modification time (ns); zeros for a missing file, which staging will report with its asset."""
+    try:
+        status = local_path(href).stat()
+    except OSError:
+        return (0, 0)
+    return (status.st_size, status.st_mtime_ns)
+
+
+def _utc(moment: datetime | None) -> datetime | None:
+    return None if moment is None else moment.replace(tzinfo=moment.tzinfo or UTC).astimezone(UTC)
+
+
+def _checked(bbox: Sequence[float] | None) -> Bbox | None:
+    if bbox is None:
+        return None
+    west, south, east, north = bbox
+    if not (-180 <= west <= 180 and -180 <= east <= 180 and -90 <= south <= north <= 90):
+        found = ", ".join(f"{value:g}" for value in bbox)
+        raise SourceError(f"bbox {found}: expected west, south, east, north in degrees with south below north")
+    return (west, south, east, north)
+
+
+# --- kinds of sources -----------------------------------------------------------------------------------------------
+
+
+def _find(source: str, window: _Window) -> Iterator[_Found | Refusal]:
+    if is_local(source):
+        return _find_local(local_path(source), window)
+    if urlsplit(source).scheme in ("http", "https"):
+        return _find_http(source, window)
+    return _find_static(source, _read_object, window)
+
+
+def _find_local(path: Path, window: _Window) -> Iterator[_Found | Refusal]:
+    """Serve the folder and search it, so that the local case runs the code of the real one."""
+    from pancrafter.serve import load_index, serving
+
+    if not path.exists():
+        raise SourceError(f"{path}: no such file or folder; give a STAC API URL or the folder of a catalog.json")
+    index = load_index(path)
+    yield from (_malformed(None, fault.collection_id, fault.href, fault.reason) for fault in index.faults)
+    with serving(index) as url:
+        yield from _search(open_api(url), window)
+
+
+def _find_http(source: str, window: _Window) -> Iterator[_Found | Refusal]:
+    import pystac_client
+
+    io = _io()
+    root = _root_document(source, io)
+    links = [link for link in root.get("links", []) if isinstance(link, dict)]
+    if any(link.get("rel") == "search" for link in links) or root.get("conformsTo"):
+        client = open_api(source)
+        if client.conforms_to(pystac_client.ConformanceClasses.ITEM_SEARCH):
+            return _search(client, window)
+        if not any(link.get("rel") in ("child", "item") for link in links):
+            tried = "its landing page declares neither item search nor child links"
+            raise SourceError(f"{source}: a STAC API that cannot be searched ({tried}); use one with item search")
+    return _find_static(source, io.read_text, window)
+
+
+def _root_document(source: str, io: StacApiIO) -> dict[str, Any]:
+    try:
+        root = io.read_json(source)
+    except Exception as error:  # APIError, JSON errors and what requests lets through: all mean "no catalog here"
+        tried = f"GET {source} with {RETRIES} retries: {_short(error)}"
+        raise SourceError(f"{tried}; expected a STAC API or catalog; check the address and the connection") from error
+    if kind_of(root) is None or root.get("type") == "Feature":
+        raise SourceError(f"GET {source}: found JSON that is no STAC catalog; give the landing page or catalog.json")
+    return dict(root)
+
+
+def _short(error: Exception) -> str:
+    """The first line of a message; servers answer with whole pages."""
+    text = " ".join((str(error) or type(error).__name__).split())
+    return text if len(text) <= 300 else f"{text[:300]} ..."
+
+
+# --- STAC API -------------------------------------------------------------------------------------------------------
+
+
+def _io() -> StacApiIO:
+    from pystac_client.stac_api_io import StacApiIO
+    from urllib3 import Retry
+
+    retry = Retry(
+        total=RETRIES,
+        backoff_factor=0.5,
+        status_forcelist=(429, 500, 502, 503, 504),
+        allowed_methods=("GET", "POST"),  # searching changes nothing, so POST may be repeated
+        respect_retry_after_header=True,
+    )
+    return StacApiIO(timeout=TIMEOUT_S, max_retries=retry)
+
+
+def open_api(url: str) -> Client:
+    """A client of the STAC API at ``url``, with timeouts and bounded retries.
+
+    Raises:
+        SourceError: Nothing answers there, or it is not STAC.
+    """
+    from pystac_client import Client
+
+    try:
+        return Client.open(url, stac_io=_io())
+    except Exception as error:  # see _root_document
+        raise SourceError(f"GET {url}: {_short(error)}; expected a STAC API; check the address") from error
+
+
+def _search(client: Client, window: _Window) -> Iterator[_Found | Refusal]:
+    origin = client.get_self_href() or "the STAC API"
+    collections: dict[str, Mapping[str, Any]] = {}
+    for feature in _features(client, window, origin):
+        if not isinstance(feature, dict):
+            yield _malformed(None, None, origin, f"{origin}: found a feature that is no JSON object")
+            continue
+        name = feature.get("collection")
+        if isinstance(name, str) and name not in collections:
+            collections[name] = _collection(client, name)
+        yield _Found(feature, _own_href(feature, origin), collections.get(str(name), {}))
+
+
+def _features(client: Client, window: _Window, origin: str) -> Iterator[Any]:
+    """All features of all pages, as JSON so that one malformed item cannot sink its page."""
+    search = client.search(
+        method=_search_method(client),
+        collections=list(window.collections) or None,
+        bbox=_query_box(window.bbox),
+        datetime=_query_interval(window),
+        limit=PAGE_SIZE,
+    )
+    count, previous = 0, ""
+    for page in _pages(search, origin):
+        if (digest := digest_of(page["features"])) == previous:
+            raise SourceError(f"{origin}: paging gives the same page again after {count} items; report it to its owner")
+        previous = digest
+        count += len(page["features"])
+        yield from page["features"]
+
+
+def _pages(search: ItemSearch, origin: str) -> Iterator[dict[str, Any]]:
+    try:
+        yield from search.pages_as_dicts()
+    except Exception as error:  # see _root_document
+        raise SourceError(f"{origin}: the search broke off: {_short(error)}; run it again") from error
+
+
+def _search_method(client: Client) -> str:
+    """POST where the landing page offers it, as long parameters do not fit into a URL."""
+    methods = {str(link.extra_fields.get("method", "GET")).upper() for link in client.get_links("search")}
+    return "POST" if "POST" in methods else "GET"
+
+
+def _query_box(bbox: Bbox | None) -> list[float] | None:
+    return list(bbox) if bbox else None
+
+
+def _query_interval(window: _Window) -> str | None:
+    if window.since is None and window.until is None:
+        return None
+    return "/".join(_rfc3339(moment) for moment in (window.since, window.until))
+
+
+def _rfc3339(moment: datetime | None) -> str:
+    return ".." if moment is None else moment.isoformat().replace("+00:00", "Z")
+
+
+def _collection(client: Client, name: str) -> Mapping[str, Any]:
+    """The collection's document; empty when the API does not give it, as only licence and providers depend on it."""
+    try:
+        collection = client.get_collection(name)
+        return dict(collection.to_dict()) if collection else {}
+    except Exception:  # noqa: BLE001 - see above: nothing that decides a verdict depends on it
+        return {}
+
+
+def _own_href(feature: Mapping[str, Any], origin: str) -> str:
+    """Where the item lives: its canonical link (our own server names the file there), else its self link."""
+    links = feature.get("links")
+    hrefs = {link.get("rel"): link.get("href") for link in links if isinstance(link, dict)} if links else {}
+    href = hrefs.get("canonical") or hrefs.get("self")
+    if not isinstance(href, str) or not href:
+        return origin
+    return str(local_path(href)) if href.startswith("file:") else absolute(href, origin)
+
+
+# --- static catalogs ------------------------------------------------------------------------------------------------
+
+
+def _read_object(href: str) -> str:
+    """Text of a document in an object store or wherever else fsspec reaches."""
+    import fsspec
+
+    with fsspec.open(href, "rt", encoding="utf-8") as file:
+        return str(file.read())
+
+
+def _find_static(root: str, read: Any, window: _Window) -> Iterator[_Found | Refusal]:
+    """Walk the catalog; what can be decided about the window is decided here, the rest is left to recognition."""
+    for found in crawl(root, _as_os_errors(read)):
+        if isinstance(found, Fault):
+            if found.href == root:
+                raise SourceError(f"{found.reason}; give the address of a STAC catalog.json")
+            yield _malformed(None, found.collection_id, found.href, found.reason)
+        elif found.kind == "Item" and _inside(found, window):
+            collection = found.collection or {}
+            body = found.body | {"collection": found.body.get("collection") or collection.get("id")}
+            yield _Found(body, found.href, collection)
+
+
+def _as_os_errors(read: Any) -> Any:
+    """``read`` with the errors of the HTTP and object-store libraries turned into what `crawl` reports as faults."""
+
+    def reading(href: str) -> str:
+        try:
+            return str(read(href))
+        except (OSError, ValueError):
+            raise
+        except Exception as error:
+            raise OSError(_short(error)) from error
+
+    return reading
+
+
+def _inside(document: Document, window: _Window) -> bool:
+    owner = document.body.get("collection") or (document.collection or {}).get("id")
+    if window.collections and owner not in window.collections:
+        return False
+    return _in_time(document.body["properties"], window) and _in_space(document.body, window.bbox)
+
+
+def _in_time(properties: Mapping[str, Any], window: _Window) -> bool:
+    start = _moment(properties.get("start_datetime") or properties.get("datetime"))
+    end = _moment(properties.get("end_datetime") or properties.get("datetime"))
+    if start is None or end is None:
+        return True
+    return (window.until is None or start <= window.until) and (window.since is None or end >= window.since)
+
+
+def _moment(text: object) -> datetime | None:
+    try:
+        return _utc(datetime.fromisoformat(text)) if isinstance(text, str) else None
+    except ValueError:
+        return None
+
+
+def _in_space(body: Mapping[str, Any], bbox: Bbox | None) -> bool:
+    """Whether the item's bounding box, else its footprint, touches ``bbox``; True when it has neither."""
+    if bbox is None:
+        return True
+    from shapely import box, union_all
+    from shapely.geometry import shape
+
+    west, south, east, north = bbox
+    halves = [(west, east)] if west <= east else [(west, 180.0), (-180.0, east)]
+    wanted = union_all([box(w, south, e, north) for w, e in halves])
+    try:
+        return bool(wanted.intersects(shape(body["geometry"])))
+    except Exception:  # noqa: BLE001 - a geometry nobody can read is refused as malformed later, not dropped here
+        return True

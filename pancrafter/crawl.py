@@ -1,0 +1,152 @@
+"""Walks a static STAC catalog link by link: documents as plain JSON, broken ones as faults, bounded concurrency.
+
+Reading is the caller's (files, HTTP, S3), so this module knows neither pystac nor a network library.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import urljoin, urlsplit
+from urllib.request import url2pathname
+
+Kind = Literal["Catalog", "Collection", "Item"]
+ReadText = Callable[[str], str]
+
+
+@dataclass(frozen=True)
+class Document:
+    """One STAC document. ``collection`` is its own or the nearest parent collection, where there is one."""
+
+    href: str
+    kind: Kind
+    body: dict[str, Any]
+    collection: dict[str, Any] | None
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A document that could not be read or is not STAC."""
+
+    href: str
+    reason: str
+    collection_id: str | None
+
+
+@dataclass(frozen=True)
+class _Task:
+    href: str
+    collection: dict[str, Any] | None = field(repr=False)
+
+
+def is_local(href: str) -> bool:
+    """Whether ``href`` is a path or a ``file:`` URL."""
+    return urlsplit(href).scheme in ("", "file")
+
+
+def local_path(href: str) -> Path:
+    """The path of a local ``href``."""
+    return Path(url2pathname(urlsplit(href).path)) if href.startswith("file:") else Path(href)
+
+
+def absolute(href: str, base: str) -> str:
+    """``href`` as found in the document at ``base``; paths stay paths, without ``..``."""
+    if urlsplit(href).scheme not in ("", "file"):
+        return href
+    if is_local(href) and is_local(base):
+        return str((local_path(base).parent / local_path(href)).resolve())
+    if href.startswith("file:"):
+        return href
+    return _urljoin(base, href)
+
+
+def _urljoin(base: str, href: str) -> str:
+    """``urljoin`` that also knows object-store schemes, which the standard library does not take for hierarchical."""
+    scheme = urlsplit(base).scheme
+    if scheme in ("http", "https"):
+        return urljoin(base, href)
+    joined = urljoin(base.replace(f"{scheme}://", "http://", 1), href)
+    return joined.replace("http://", f"{scheme}://", 1)
+
+
+def read_local(href: str) -> str:
+    """Text of a local file."""
+    return local_path(href).read_text(encoding="utf-8")
+
+
+def crawl(root: str, read: ReadText = read_local, *, workers: int = 8) -> Iterator[Document | Fault]:
+    """Every document reachable from ``root`` by child and item links, in no promised order, each once.
+
+    At most ``2 * workers`` documents are in flight. A remote catalog is not followed into local files.
+
+    Args:
+        root: Path or URL of a catalog, collection or item document.
+        read: Returns the text of an href; ``OSError`` and ``ValueError`` become faults.
+        workers: Threads that read.
+    """
+    pending = deque([_Task(root, None)])
+    seen = {root}
+    running: set[Future[Document | Fault]] = set()
+    with ThreadPoolExecutor(workers, thread_name_prefix="crawl") as pool:
+        try:
+            while pending or running:
+                while pending and len(running) < 2 * workers:
+                    running.add(pool.submit(_fetch, pending.popleft(), read))
+                done, running = wait(running, return_when=FIRST_COMPLETED)
+                for future in done:
+                    document = future.result()
+                    yield document
+                    if isinstance(document, Document):
+                        pending.extend(_unseen(_followed(document), seen))
+        finally:
+            for future in running:
+                future.cancel()
+
+
+def _fetch(task: _Task, read: ReadText) -> Document | Fault:
+    parent_id = task.collection.get("id") if task.collection else None
+    try:
+        body = json.loads(read(task.href))
+    except (OSError, ValueError, RecursionError) as error:
+        return Fault(task.href, f"{task.href}: {error}; expected a readable STAC JSON document", parent_id)
+    kind = kind_of(body)
+    if kind is None:
+        return Fault(task.href, f"{task.href}: no STAC document (id, type and links were looked for)", parent_id)
+    return Document(task.href, kind, body, body if kind == "Collection" else task.collection)
+
+
+def kind_of(body: object) -> Kind | None:
+    """What STAC document ``body`` is, also for versions before 1.0 whose catalogs carry no type."""
+    if not isinstance(body, dict) or not isinstance(body.get("id"), str) or not body["id"]:
+        return None
+    if body.get("type") == "Feature":
+        well_formed = isinstance(body.get("properties"), dict) and isinstance(body.get("assets"), dict)
+        return "Item" if well_formed else None
+    if not isinstance(body.get("links"), list):
+        return None
+    return "Collection" if "extent" in body else "Catalog"
+
+
+def _unseen(tasks: Iterator[_Task], seen: set[str]) -> Iterator[_Task]:
+    for task in tasks:
+        if task.href not in seen:
+            seen.add(task.href)
+            yield task
+
+
+def _followed(document: Document) -> Iterator[_Task]:
+    links = document.body.get("links") if document.kind != "Item" else None
+    for link in links if isinstance(links, list) else ():
+        if not isinstance(link, dict) or link.get("rel") not in ("child", "item"):
+            continue
+        href = link.get("href")
+        if not isinstance(href, str) or not href:
+            continue
+        target = absolute(href, document.href)
+        if is_local(document.href) or not is_local(target):
+            yield _Task(target, document.collection)

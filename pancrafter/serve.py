@@ -1,0 +1,647 @@
+"""A read-only STAC API over any static catalog on local disk, so that search is real with nothing installed.
+
+The files are the truth: an in-memory SQLite index (R*Tree for space, JSON for sorting) is rebuilt from them at start
+and whenever one of them changes. stac-fastapi speaks the protocol, cql2 decides filters.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import socket
+import sqlite3
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+from pancrafter.crawl import Document, Fault, absolute, crawl
+from pancrafter.errors import SourceError
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+    from shapely.geometry.base import BaseGeometry
+
+UNCOLLECTED = "uncollected"
+"""Collection the API puts items into whose files belong to none."""
+
+COUNT_LIMIT = 2000
+"""Candidates up to which a filtered search counts all matches; beyond, counting would cost more than the page."""
+
+RECHECK_S = 2.0
+"""Shortest time between two looks at the files of the catalog."""
+
+_REBUILT_LINKS = frozenset({"self", "root", "parent", "collection", "items", "child", "item"})
+
+_DDL = """
+CREATE TABLE collections(id TEXT PRIMARY KEY, body TEXT NOT NULL);
+CREATE TABLE items(
+    n INTEGER PRIMARY KEY, collection TEXT NOT NULL, id TEXT NOT NULL,
+    t0 TEXT NOT NULL, t1 TEXT NOT NULL, body TEXT NOT NULL, UNIQUE(collection, id));
+CREATE INDEX items_by_time ON items(t0, t1);
+CREATE VIRTUAL TABLE boxes USING rtree(n, x0, x1, y0, y1, +item);
+"""
+
+
+class BadQueryError(ValueError):
+    """A search parameter the API must answer with status 400."""
+
+
+@dataclass(frozen=True)
+class Query:
+    """One search. ``box`` is west, south, east, north; ``interval`` is inclusive, None means open."""
+
+    collections: Sequence[str] = ()
+    ids: Sequence[str] = ()
+    bbox: Sequence[float] | None = None
+    intersects: Mapping[str, Any] | None = None
+    interval: tuple[datetime | None, datetime | None] = (None, None)
+    cql2: str | Mapping[str, Any] | None = None
+    sort: Sequence[tuple[str, str]] = ()
+    limit: int = 10
+    offset: int = 0
+
+
+@dataclass(frozen=True)
+class Page:
+    """Items of one search page, where the next one starts (None: last), and the total where it was cheap to count."""
+
+    items: list[dict[str, Any]]
+    next_offset: int | None
+    matched: int | None
+
+
+@dataclass
+class CatalogIndex:
+    """The searchable content of a static catalog. Thread-safe; ``faults`` are the files left out and why."""
+
+    root: Path
+    faults: tuple[Fault, ...] = ()
+    title: str = ""
+    description: str = ""
+    _db: sqlite3.Connection = field(init=False, repr=False)
+    _files: dict[str, tuple[int, int]] = field(init=False, repr=False)
+    _checked_s: float = field(init=False, repr=False)
+    _lock: threading.RLock = field(default_factory=threading.RLock, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self._rebuild()
+
+    def refresh(self) -> None:
+        """Rebuild if a file that was read has changed; looks at most every ``RECHECK_S``."""
+        with self._lock:
+            if time.monotonic() - self._checked_s < RECHECK_S:
+                return
+            self._checked_s = time.monotonic()
+            if any(_stamp(path) != stamp for path, stamp in self._files.items()):
+                self._rebuild()
+
+    def collections(self) -> list[dict[str, Any]]:
+        """All collections, by id."""
+        with self._lock:
+            rows = self._db.execute("SELECT body FROM collections ORDER BY id").fetchall()
+        return [json.loads(body) for (body,) in rows]
+
+    def collection(self, collection_id: str) -> dict[str, Any] | None:
+        """One collection, None if there is none."""
+        with self._lock:
+            row = self._db.execute("SELECT body FROM collections WHERE id=?", (collection_id,)).fetchone()
+        return json.loads(row[0]) if row else None
+
+    def item(self, collection_id: str, item_id: str) -> dict[str, Any] | None:
+        """One item, None if there is none."""
+        sql = "SELECT body FROM items WHERE collection=? AND id=?"
+        with self._lock:
+            row = self._db.execute(sql, (collection_id, item_id)).fetchone()
+        return json.loads(row[0]) if row else None
+
+    def search(self, query: Query) -> Page:
+        """One page of the items that meet ``query``, newest first unless sorted otherwise.
+
+        Raises:
+            BadQueryError: The filter, geometry, bbox or sort field cannot be understood.
+        """
+        where, values = _where(query)
+        geometry, expression = _geometry(query), _expression(query.cql2)
+        sql = f"FROM items i WHERE {where}"
+        with self._lock:
+            candidates = int(self._db.execute(f"SELECT count(*) {sql}", values).fetchone()[0])
+            exact = geometry is None and expression is None
+            rows = self._db.execute(f"SELECT i.body {sql} ORDER BY {_order(query.sort)}", values)
+            hits = (body for (body,) in rows if exact or _meets(body, geometry, expression))
+            return _page(hits, query, candidates, exact=exact)
+
+    def _rebuild(self) -> None:
+        db = sqlite3.connect(":memory:", check_same_thread=False)
+        db.executescript(_DDL)
+        faults: list[Fault] = []
+        files: dict[str, tuple[int, int]] = {}
+        for found in crawl(str(self.root)):
+            files[found.href] = _stamp(found.href)
+            fault = found if isinstance(found, Fault) else self._insert(db, found)
+            if fault:
+                faults.append(fault)
+        if isinstance(fault_at_root := next((f for f in faults if f.href == str(self.root)), None), Fault):
+            raise SourceError(f"{fault_at_root.reason}; give the folder of a STAC catalog")
+        _add_orphanage(db)
+        db.commit()
+        with self._lock:
+            self._db, self._files, self.faults = db, files, tuple(sorted(faults, key=lambda fault: fault.href))
+            self._checked_s = time.monotonic()
+
+    def _insert(self, db: sqlite3.Connection, document: Document) -> Fault | None:
+        if document.href == str(self.root):
+            self.title = str(document.body.get("title") or document.body["id"])
+            self.description = str(document.body.get("description") or self.title)
+        if document.kind == "Collection":
+            body = _portable(document)
+            db.execute("INSERT OR REPLACE INTO collections VALUES(?,?)", (body["id"], json.dumps(body)))
+        if document.kind != "Item":
+            return None
+        try:
+            _insert_item(db, document)
+        except (ValueError, TypeError, KeyError, AttributeError, sqlite3.IntegrityError) as error:
+            collection_id = document.collection["id"] if document.collection else None
+            return Fault(document.href, f"{document.href}: {error}; expected a valid STAC item", collection_id)
+        return None
+
+
+def _stamp(path: str) -> tuple[int, int]:
+    try:
+        status = Path(path).stat()
+    except OSError:
+        return (0, 0)
+    return (status.st_mtime_ns, status.st_size)
+
+
+# --- from files to rows ---------------------------------------------------------------------------------------------
+
+
+def _portable(document: Document) -> dict[str, Any]:
+    """The document with absolute hrefs, and without the links that only made sense among the files."""
+    body = dict(document.body)
+    links = [link for link in body.get("links", []) if isinstance(link, dict) and isinstance(link.get("href"), str)]
+    kept = [link | {"href": absolute(link["href"], document.href)} for link in links if _kept(link)]
+    canonical = {"rel": "canonical", "type": "application/json", "href": Path(document.href).as_uri()}
+    body["links"] = [*kept, canonical]
+    return body
+
+
+def _kept(link: Mapping[str, Any]) -> bool:
+    return link.get("rel") not in _REBUILT_LINKS | {"canonical"}
+
+
+def _insert_item(db: sqlite3.Connection, document: Document) -> None:
+    body = _portable(document)
+    body["assets"] = {key: _absolute_asset(asset, document.href) for key, asset in body["assets"].items()}
+    body["collection"] = body.get("collection") or (document.collection or {}).get("id") or UNCOLLECTED
+    start, end = _interval(body["properties"])
+    boxes = _boxes(body)
+    row = (str(body["collection"]), body["id"], _iso(start), _iso(end), json.dumps(body))
+    number = db.execute("INSERT INTO items(collection, id, t0, t1, body) VALUES(?,?,?,?,?)", row).lastrowid
+    for west, south, east, north in boxes:
+        db.execute("INSERT INTO boxes(x0, x1, y0, y1, item) VALUES(?,?,?,?,?)", (west, east, south, north, number))
+
+
+def _absolute_asset(asset: object, base: str) -> dict[str, Any]:
+    if not isinstance(asset, dict) or not isinstance(asset.get("href"), str):
+        raise TypeError("an asset has no href")
+    return asset | {"href": absolute(asset["href"], base)}
+
+
+def _interval(properties: Mapping[str, Any]) -> tuple[datetime, datetime]:
+    start = properties.get("start_datetime") or properties.get("datetime")
+    end = properties.get("end_datetime") or properties.get("datetime")
+    if not isinstance(start, str) or not isinstance(end, str):
+        raise TypeError("no datetime and no start_datetime with end_datetime")
+    return _instant(start), _instant(end)
+
+
+def _instant(text: str) -> datetime:
+    moment = datetime.fromisoformat(text)
+    return moment.replace(tzinfo=moment.tzinfo or UTC).astimezone(UTC)
+
+
+def _iso(moment: datetime) -> str:
+    """Fixed-width text in UTC that sorts like the time it says."""
+    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%f")
+
+
+def _boxes(body: Mapping[str, Any]) -> list[tuple[float, float, float, float]]:
+    """Bounding boxes of an item's footprint; two where it crosses the antimeridian, none without a geometry."""
+    if body.get("geometry") is None:
+        return []
+    bbox = body.get("bbox") or _shape(body["geometry"]).bounds
+    return _split(bbox)
+
+
+def _split(bbox: Sequence[float]) -> list[tuple[float, float, float, float]]:
+    if len(bbox) not in (4, 6):
+        raise ValueError(f"bbox has {len(bbox)} numbers, expected 4 or 6")
+    west, south, east, north = (float(bbox[i]) for i in ((0, 1, 2, 3) if len(bbox) == 4 else (0, 1, 3, 4)))
+    if not south <= north:
+        raise ValueError(f"bbox has south {south} above north {north}")
+    if west <= east:
+        return [(west, south, east, north)]
+    return [(west, south, 180.0, north), (-180.0, south, east, north)]
+
+
+def _shape(geometry: Mapping[str, Any]) -> BaseGeometry:
+    from shapely.geometry import shape
+
+    return shape(geometry)
+
+
+def _add_orphanage(db: sqlite3.Connection) -> None:
+    """Collections for the items whose collection has no document of its own."""
+    rows = db.execute("SELECT DISTINCT collection FROM items WHERE collection NOT IN (SELECT id FROM collections)")
+    for (name,) in rows.fetchall():
+        span = db.execute("SELECT min(t0), max(t1) FROM items WHERE collection=?", (name,)).fetchone()
+        extent = {"spatial": {"bbox": [[-180, -90, 180, 90]]}, "temporal": {"interval": [[f"{t}Z" for t in span]]}}
+        description = "Items whose files name no collection document."
+        body = {"type": "Collection", "stac_version": "1.1.0", "id": name, "description": description}
+        body |= {"license": "other", "extent": extent, "links": []}
+        db.execute("INSERT INTO collections VALUES(?,?)", (name, json.dumps(body)))
+
+
+# --- search ---------------------------------------------------------------------------------------------------------
+
+
+def _where(query: Query) -> tuple[str, list[Any]]:
+    """SQL condition and its values for everything SQLite can decide; space by bounding boxes only."""
+    parts, values = ["1"], list[Any]()
+    for column, wanted in (("i.collection", query.collections), ("i.id", query.ids)):
+        if wanted:
+            parts.append(f"{column} IN ({','.join('?' * len(wanted))})")
+            values += wanted
+    if boxes := _query_boxes(query):
+        touches = " OR ".join("(x1>=? AND x0<=? AND y1>=? AND y0<=?)" for _ in boxes)
+        parts.append(f"i.n IN (SELECT item FROM boxes WHERE {touches})")  # noqa: S608 - placeholders only
+        values += [value for west, south, east, north in boxes for value in (west, east, south, north)]
+    start, end = query.interval
+    if start:
+        parts.append("i.t1>=?")
+        values.append(_iso(start))
+    if end:
+        parts.append("i.t0<=?")
+        values.append(_iso(end))
+    return " AND ".join(parts), values
+
+
+def _query_boxes(query: Query) -> list[tuple[float, float, float, float]]:
+    try:
+        if query.intersects is not None:
+            return _split(_shape(query.intersects).bounds)
+        return _split(query.bbox) if query.bbox else []
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise BadQueryError(f"the area cannot be understood: {error}") from error
+
+
+def _geometry(query: Query) -> BaseGeometry | None:
+    """The exact area asked for, as the bounding boxes only preselect."""
+    if query.intersects is not None:
+        return _shape(query.intersects)
+    if not query.bbox:
+        return None
+    from shapely import box, union_all
+
+    return union_all([box(*bounds) for bounds in _query_boxes(query)])
+
+
+def _expression(cql2_filter: str | Mapping[str, Any] | None) -> Any:
+    """The compiled filter (the class comes from an untyped extension module)."""
+    if not cql2_filter:
+        return None
+    from cql2 import Expr
+
+    try:
+        return Expr(cql2_filter if isinstance(cql2_filter, str) else dict(cql2_filter))
+    except Exception as error:  # the extension module raises bare exceptions of its own
+        raise BadQueryError(f"the filter is not valid CQL2: {error}") from error
+
+
+def _meets(body: str, geometry: BaseGeometry | None, expression: Any) -> bool:
+    item = json.loads(body)
+    if geometry is not None and not (item.get("geometry") and geometry.intersects(_shape(item["geometry"]))):
+        return False
+    return expression is None or _matches(expression, item)
+
+
+def _matches(expression: Any, item: Mapping[str, Any]) -> bool:
+    """Whether the filter holds; a filter on a property that the item lacks does not."""
+    try:
+        return bool(expression.matches(item))
+    except Exception:  # noqa: BLE001 - cql2 has no narrower class for "cannot be reduced to true or false"
+        return False
+
+
+def _order(sort: Sequence[tuple[str, str]]) -> str:
+    terms = [f"{_sort_key(name)} {'DESC' if direction == 'desc' else 'ASC'}" for name, direction in sort]
+    return ", ".join([*(terms or ["i.t0 DESC"]), "i.collection", "i.id"])
+
+
+def _sort_key(name: str) -> str:
+    known = {"id": "i.id", "collection": "i.collection", "datetime": "i.t0"}
+    plain = name.removeprefix("properties.")
+    if plain in known:
+        return known[plain]
+    if not plain or not all(character.isalnum() or character in ":_-." for character in plain):
+        raise BadQueryError(f"cannot sort by {name!r}")
+    return f"json_extract(i.body, '$.properties.\"{plain}\"')"
+
+
+def _page(hits: Iterable[str], query: Query, candidates: int, *, exact: bool) -> Page:
+    end = query.offset + query.limit
+    found: list[str] = []
+    total = 0
+    countable = not exact and candidates <= COUNT_LIMIT
+    for body in hits:
+        if query.offset <= total < end:
+            found.append(body)
+        total += 1
+        if total > end and not countable:
+            break
+    matched = candidates if exact else total if countable or total <= end else None
+    return Page([json.loads(body) for body in found], end if total > end else None, matched)
+
+
+# --- the API --------------------------------------------------------------------------------------------------------
+
+
+def catalog_file(catalog_dir: Path) -> Path:
+    """The root document of a catalog given as its folder or as the document itself.
+
+    Raises:
+        SourceError: There is none.
+    """
+    candidates = (
+        [catalog_dir] if catalog_dir.is_file() else [catalog_dir / n for n in ("catalog.json", "collection.json")]
+    )
+    found = next((file for file in candidates if file.is_file()), None)
+    if found is None:
+        looked = " and ".join(str(file) for file in candidates)
+        raise SourceError(f"{catalog_dir}: no STAC catalog (looked for {looked}); give the folder of a catalog.json")
+    return found.resolve()
+
+
+def load_index(catalog_dir: Path) -> CatalogIndex:
+    """Index of the static catalog in ``catalog_dir`` (a folder, or the path of its root document).
+
+    Raises:
+        SourceError: There is no catalog, or its root document is not STAC.
+    """
+    return CatalogIndex(catalog_file(catalog_dir))
+
+
+def create_app(catalog_dir: Path) -> FastAPI:
+    """A read-only STAC API (core, item search, sort, CQL2 filter, paging) over the catalog in ``catalog_dir``.
+
+    Raises:
+        SourceError: There is no catalog, or its root document is not STAC.
+    """
+    return app_over(load_index(catalog_dir))
+
+
+def app_over(index: CatalogIndex) -> FastAPI:
+    """The API over an index that is already there."""
+    logging.getLogger("stac_fastapi.types.config").setLevel(logging.ERROR)  # it warns of unset titles at import
+    from fastapi import FastAPI
+    from stac_fastapi.api.app import StacApi
+    from stac_fastapi.api.models import (
+        ItemCollectionUri,
+        create_get_request_model,
+        create_post_request_model,
+        create_request_model,
+    )
+    from stac_fastapi.extensions import SearchFilterExtension, TokenPaginationExtension
+    from stac_fastapi.extensions.sort import SearchSortExtension
+    from stac_fastapi.types.config import ApiSettings
+
+    extensions = [SearchFilterExtension(), SearchSortExtension(), TokenPaginationExtension()]
+    settings = ApiSettings(enable_response_models=False)
+    app = FastAPI(title=index.title, description=index.description, openapi_url="/api", docs_url="/api.html")
+    items_model: Any = create_request_model(
+        "Items", base_model=ItemCollectionUri, extensions=[TokenPaginationExtension()], request_type="GET"
+    )
+    StacApi(
+        app=app,
+        settings=settings,
+        client=_client(index, extensions),
+        extensions=extensions,
+        search_get_request_model=create_get_request_model(extensions),
+        search_post_request_model=create_post_request_model(extensions),
+        items_get_request_model=items_model,
+        middlewares=[],
+    )
+    return app
+
+
+def _client(index: CatalogIndex, extensions: list[Any]) -> Any:
+    """The stac-fastapi client over ``index``; its base is imported late and taken as Any, as our answers are JSON."""
+    import attr
+    from stac_fastapi.types.core import BaseCoreClient
+
+    base_class: Any = BaseCoreClient
+
+    @attr.s
+    class Client(base_class):  # type: ignore[misc]
+        """Answers the routes of the core and search specifications."""
+
+        def all_collections(self, request: Any = None, **_: Any) -> dict[str, Any]:
+            return _all_collections(index, request)
+
+        def get_collection(self, collection_id: str, request: Any = None, **_: Any) -> dict[str, Any]:
+            index.refresh()
+            body = _required(index.collection(collection_id), f"collection {collection_id}")
+            return _with_links(body, _collection_links(_base(request), collection_id))
+
+        def get_item(self, item_id: str, collection_id: str, request: Any = None, **_: Any) -> dict[str, Any]:
+            index.refresh()
+            body = _required(index.item(collection_id, item_id), f"item {item_id} of collection {collection_id}")
+            return _with_links(body, _item_links(_base(request), body))
+
+        def item_collection(self, collection_id: str, request: Any = None, **asked: Any) -> dict[str, Any]:
+            self.get_collection(collection_id, request=request)
+            return _answer(index, request, asked | {"collections": [collection_id]})
+
+        def get_search(self, request: Any = None, **asked: Any) -> dict[str, Any]:
+            return _answer(index, request, asked | {"filter": asked.get("filter_expr")})
+
+        def post_search(self, search_request: Any, request: Any = None, **_: Any) -> dict[str, Any]:
+            return _answer(index, request, search_request.model_dump(by_alias=True, exclude_none=True, mode="json"))
+
+    client_class: Any = Client
+    return client_class(
+        extensions=extensions, title=index.title, description=index.description, landing_page_id=index.root.parent.name
+    )
+
+
+def _required(body: dict[str, Any] | None, what: str) -> dict[str, Any]:
+    if body is None:
+        from stac_fastapi.types.errors import NotFoundError
+
+        raise NotFoundError(f"{what} not found")
+    return body
+
+
+def _all_collections(index: CatalogIndex, request: Any) -> dict[str, Any]:
+    index.refresh()
+    base = _base(request)
+    found = [_with_links(body, _collection_links(base, body["id"])) for body in index.collections()]
+    links = [_link("self", f"{base}/collections"), _link("root", f"{base}/")]
+    return {"collections": found, "links": links, "numberMatched": len(found), "numberReturned": len(found)}
+
+
+def _answer(index: CatalogIndex, request: Any, asked: Mapping[str, Any]) -> dict[str, Any]:
+    from stac_fastapi.types.errors import InvalidQueryParameter
+    from stac_fastapi.types.rfc3339 import str_to_interval
+
+    index.refresh()
+    moments = asked.get("datetime")
+    interval = str_to_interval(moments) if isinstance(moments, str) else moments
+    try:
+        page = index.search(_query(asked, interval if isinstance(interval, tuple) else (interval, interval)))
+    except BadQueryError as error:
+        raise InvalidQueryParameter(str(error)) from error
+    return _feature_collection(page, request)
+
+
+def _query(asked: Mapping[str, Any], interval: tuple[datetime | None, datetime | None]) -> Query:
+    return Query(
+        collections=asked.get("collections") or (),
+        ids=asked.get("ids") or (),
+        bbox=asked.get("bbox"),
+        intersects=_parsed(asked.get("intersects")),
+        interval=interval,
+        cql2=_parsed(asked.get("filter")) if "cql2-json" in _filter_language(asked) else asked.get("filter"),
+        sort=_sort(asked.get("sortby")),
+        limit=int(asked.get("limit") or 10),
+        offset=_offset(asked.get("token")),
+    )
+
+
+def _filter_language(asked: Mapping[str, Any]) -> str:
+    return str(asked.get("filter_lang") or asked.get("filter-lang") or "")
+
+
+def _parsed(value: Any) -> Any:
+    """GET requests carry JSON objects as text."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except ValueError as error:
+        raise BadQueryError(f"not JSON: {error}") from error
+
+
+def _sort(sortby: Any) -> list[tuple[str, str]]:
+    """``[(field, asc|desc)]`` from the POST form (objects) or the GET form (``-field``)."""
+    terms = sortby.split(",") if isinstance(sortby, str) else sortby or ()
+    return [
+        (term["field"], term.get("direction", "asc"))
+        if isinstance(term, dict)
+        else (term.lstrip("+-"), "desc" if term.startswith("-") else "asc")
+        for term in terms
+    ]
+
+
+def _offset(token: str | None) -> int:
+    text = (token or "0").removeprefix("next:")
+    if not text.isdigit():
+        raise BadQueryError(f"unknown paging token {token!r}")
+    return int(text)
+
+
+def _base(request: Any) -> str:
+    return str(request.base_url).rstrip("/")
+
+
+def _link(rel: str, href: str, media_type: str = "application/json") -> dict[str, str]:
+    return {"rel": rel, "type": media_type, "href": href}
+
+
+def _with_links(body: dict[str, Any], links: list[dict[str, str]]) -> dict[str, Any]:
+    return body | {"links": [*links, *body.get("links", [])]}
+
+
+def _collection_links(base: str, collection_id: str) -> list[dict[str, str]]:
+    here = f"{base}/collections/{quote(collection_id, safe='')}"
+    items = _link("items", f"{here}/items", "application/geo+json")
+    return [_link("self", here), _link("parent", f"{base}/"), _link("root", f"{base}/"), items]
+
+
+def _item_links(base: str, item: Mapping[str, Any]) -> list[dict[str, str]]:
+    collection = f"{base}/collections/{quote(item['collection'], safe='')}"
+    here = _link("self", f"{collection}/items/{quote(item['id'], safe='')}", "application/geo+json")
+    return [here, _link("collection", collection), _link("parent", collection), _link("root", f"{base}/")]
+
+
+def _feature_collection(page: Page, request: Any) -> dict[str, Any]:
+    base = _base(request)
+    features = [_with_links(item, _item_links(base, item)) for item in page.items]
+    links: list[dict[str, Any]] = [_link("root", f"{base}/"), _link("self", str(request.url), "application/geo+json")]
+    if page.next_offset is not None:
+        links.append(_next_link(request, f"next:{page.next_offset}"))
+    body = {"type": "FeatureCollection", "features": features, "links": links, "numberReturned": len(features)}
+    return body | ({"numberMatched": page.matched} if page.matched is not None else {})
+
+
+def _next_link(request: Any, token: str) -> dict[str, Any]:
+    if request.method == "POST":
+        posted = {"method": "POST", "merge": True, "body": {"token": token}}
+        return _link("next", str(request.url), "application/geo+json") | posted
+    href = str(request.url.include_query_params(token=token))
+    return _link("next", href, "application/geo+json") | {"method": "GET"}
+
+
+# --- the server -----------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def serving(catalog_dir: Path | CatalogIndex) -> Iterator[str]:
+    """Base URL of the STAC API over ``catalog_dir``, served on a free loopback port inside the ``with`` block.
+
+    Raises:
+        SourceError: There is no catalog, or the server did not start.
+    """
+    import uvicorn
+
+    index = catalog_dir if isinstance(catalog_dir, CatalogIndex) else load_index(catalog_dir)
+    config = uvicorn.Config(
+        app_over(index), log_level="warning", access_log=False, ws="none", lifespan="off", timeout_graceful_shutdown=2
+    )
+    server = uvicorn.Server(config)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        thread = threading.Thread(target=server.run, args=([listener],), name=f"stac-api-{port}", daemon=True)
+        thread.start()
+        try:
+            _await_start(server, thread)
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            server.should_exit = True
+            thread.join(timeout=10)
+
+
+def _await_start(server: Any, thread: threading.Thread, timeout_s: float = 30) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not server.started:
+        if not thread.is_alive() or time.monotonic() > deadline:
+            raise SourceError("the embedded STAC API did not start on 127.0.0.1; see the log above for its reason")
+        time.sleep(0.005)
+
+
+def serve_forever(catalog_dir: Path, host: str, port: int) -> None:
+    """Serve the catalog in ``catalog_dir`` until interrupted.
+
+    Raises:
+        SourceError: There is no catalog.
+    """
+    import uvicorn
+
+    uvicorn.run(create_app(catalog_dir), host=host, port=port, log_level="info", ws="none", lifespan="off")
