@@ -23,6 +23,9 @@ Float32s = NDArray[np.float32]
 MODULATION_LIMIT = 10.0
 """Largest factor by which a multiplicative method may brighten a pixel; keeps near-zero intensities from exploding."""
 
+FLAT = 1e-9
+"""Spread relative to the level below which an image counts as flat: only rounding is left of it."""
+
 HAZE_PERCENTILE = 0.1
 """Share (in %) of darkest pixels passed over when a band's path radiance is read off its darkest pixel."""
 
@@ -98,8 +101,9 @@ def gsa(pair: PairInput) -> Float32s:
     expanded = _expand(pair)
     intensity = np.tensordot(weights, expanded, axes=1) + constant
     counted = _counted(pair)
-    spread = float(intensity[counted].var())
-    gains = [_covariance(band, intensity, counted) / spread if spread > 0 else 0.0 for band in expanded]
+    variance = float(intensity[counted].var())
+    varies = variance > (FLAT * float(intensity[counted].mean())) ** 2
+    gains = [_covariance(band, intensity, counted) / variance if varies else 0.0 for band in expanded]
     return (expanded + np.array(gains)[:, None, None] * (_pan(pair) - intensity)).astype(np.float32)
 
 
@@ -398,10 +402,10 @@ def _intensity_mix(pair: PairInput, aligned: Float64s) -> tuple[Float64s, float]
 
 
 def _match(image: Float64s, level: Float64s, target: Float64s, counted: Mask) -> Float64s:
-    """``image`` under the linear map that gives ``level`` the mean and deviation of ``target``."""
-    spread = float(level[counted].std())
-    scale = float(target[counted].std()) / spread if spread > 0 else 0.0
-    matched: Float64s = (image - level[counted].mean()) * scale + target[counted].mean()
+    """``image`` under the linear map that gives ``level`` the mean and deviation of ``target``; its mean if flat."""
+    mean, spread = float(level[counted].mean()), float(level[counted].std())
+    scale = float(target[counted].std()) / spread if spread > FLAT * abs(mean) else 0.0
+    matched: Float64s = (image - mean) * scale + target[counted].mean()
     return matched
 
 
