@@ -166,6 +166,11 @@ class SceneStore:
         rows, cols = self._array("ms").shape[1:]
         return rows, cols
 
+    @property
+    def band_count(self) -> int:
+        """How many MS bands the scene has."""
+        return int(self._array("ms").shape[0])
+
     # --- blocks ---------------------------------------------------------------------------------------------------
 
     @property

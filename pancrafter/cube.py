@@ -1,0 +1,678 @@
+"""Staging: the files of a scene become one Zarr group of matched PAN and MS grids, by a Dask graph of whole shards.
+
+The file header decides what a file is (grid, type, nodata), metadata only where the header is silent. A window that
+cannot be read fails the scene; it never becomes nodata. This is the only door to Dask and to reading with rasterio.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import threading
+import uuid
+import warnings
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NoReturn, TypeVar
+
+import numpy as np
+import rasterio
+from dask.base import compute
+from dask.delayed import delayed
+from numpy.typing import NDArray
+from rasterio._err import CPLE_BaseError
+from rasterio.enums import MaskFlags
+from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.windows import Window as RasterWindow
+
+from pancrafter.alignment import NO_SHIFT, BandShift, combine_windows, estimate_band_shifts
+from pancrafter.errors import GridMismatchError, InvalidSceneError, TransientReadError
+from pancrafter.grid import pair_grids
+from pancrafter.sensors import SensorContract
+from pancrafter.store import Mask, Pixels, SceneStore, Window
+from pancrafter.types import FORMAT_VERSION, AssetRef, PairGrid, PixelGrid, Scene, StagedScene, ValueRange
+
+DN_LIMIT = int(np.iinfo(np.uint16).max)
+"""Staged DN are uint16."""
+
+MAX_SHARE_ABOVE_CEILING = 1e-3
+"""More pixels than this above the contract's DN ceiling mean another product than the contract describes."""
+
+RANGE_PERCENTILES = (1.0, 99.0)
+"""Share of the valid pixels, in percent, below the low and the high end of a channel's value range."""
+
+ALIGNMENT_WINDOW_MS_PX = 256
+ALIGNMENT_WINDOWS = 9
+_ALIGNMENT_CANDIDATES_PER_AXIS = 5
+_ALIGNMENT_MIN_VALID = 0.3
+_ALIGNMENT_PAD_PX = 16
+_MAX_OPEN_FILES = 16
+_FAN_IN = 8
+
+T = TypeVar("T")
+
+
+def stage_scene(
+    scene: Scene, contract: SensorContract, store_uri: str, *, block_px: int = 1024, reach_px: int = 128
+) -> StagedScene:
+    """Bring a scene's pixels onto matched grids in a scene store; a store that already holds them is returned as is.
+
+    Runs under whatever Dask scheduler or client is active. The staged pixels do not depend on ``block_px``.
+
+    Args:
+        scene: What to read.
+        contract: The sensor's contract: ratio, DN ceiling, nodata where headers declare none, MTF gains.
+        store_uri: Where to write the store (``pancrafter.store``).
+        block_px: Edge of a block, PAN pixels; even.
+        reach_px: How far, in PAN pixels, valid pixels are repeated into invalid ones; at least the network's halo.
+
+    Raises:
+        InvalidSceneError: A file is missing, damaged or not what the contract describes, or holds no valid pixel.
+        GridMismatchError: PAN and MS grids cannot be related.
+        TransientReadError: A remote file could not be read this time.
+        SinkError: The store cannot be written.
+    """
+    digest = staging_digest(scene, contract, block_px=block_px, reach_px=reach_px)
+    finished = _finished(store_uri, digest)
+    if finished is not None:
+        return finished
+    sources = _read_headers(scene, contract)
+    pair = _pair(scene, sources, contract.ratio)
+    store = SceneStore.create(
+        store_uri, pair, bands=scene.bands, staging=digest, crs_wkt=sources.pan.crs_wkt, block_px=block_px
+    )
+    pan_reader = _WindowReader((sources.pan,), pair.pan_offset_yx, pair.pan.shape_yx, reach_px)
+    ms_reader = _WindowReader(sources.ms, pair.ms_offset_yx, pair.ms_shape_yx, -(-reach_px // pair.ratio))
+    tally = _compute(
+        [
+            *(delayed(_stage_pan)(store, pan_reader, window) for window in store.pan_windows()),
+            *(delayed(_stage_ms)(store, ms_reader, window) for window in store.ms_windows()),
+        ],
+        _merge_tallies,
+    )
+    dtype = _output_dtype(sources.ms)
+    dn_max = min(contract.dn_max, int(np.iinfo(dtype).max))
+    _check_pixels(scene, sources, tally, dn_max)
+    valid_share = _valid_share(store, pair, scene)
+    shifts = measure_shifts(store, pair, gain=_mean_gain(scene, contract))
+    staged = StagedScene(
+        scene=scene,
+        store_uri=store_uri,
+        grid=pair,
+        dtype=dtype,
+        dn_max=dn_max,
+        nodata=sources.pan.nodata[0] if sources.ms[0].nodata[0] is None else sources.ms[0].nodata[0],
+        pan_range=_value_range(tally.pan),
+        ms_ranges=tuple(_value_range(histogram) for histogram in tally.ms),
+        band_shift_yx=tuple(shift.applied_yx for shift in shifts),
+        shift_confidence=tuple(min(max(shift.ncc, -1.0), 1.0) for shift in shifts),
+        valid_share=valid_share,
+        bytes_read=tally.bytes_read,
+        scale=_per_band(sources.ms, "scale", default=1.0),
+        offset=_per_band(sources.ms, "offset", default=0.0),
+    )
+    store.finish_staging(staged)
+    return staged
+
+
+def staging_digest(scene: Scene, contract: SensorContract, *, block_px: int, reach_px: int) -> str:
+    """SHA-256 (hex) of everything the staged store depends on."""
+    parts = [scene.model_dump(mode="json"), contract.digest, block_px, reach_px, FORMAT_VERSION]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _finished(store_uri: str, digest: str) -> StagedScene | None:
+    try:
+        store = SceneStore.open(store_uri)
+    except InvalidSceneError:
+        return None
+    return store.staged if store.complete and store.staging == digest else None
+
+
+# --- headers --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Source:
+    """What the header of one file says about the bands we read from it."""
+
+    scene: str
+    asset: str
+    href: str
+    indexes: tuple[int, ...]
+    positions: tuple[int, ...]
+    """Where each band goes in the scene's band order."""
+    grid: PixelGrid
+    crs_wkt: str
+    dtype: str
+    nodata: tuple[float | None, ...]
+    masked: bool
+    scale: tuple[float, ...]
+    offset: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class _Sources:
+    pan: _Source
+    ms: tuple[_Source, ...]
+
+
+def _read_headers(scene: Scene, contract: SensorContract) -> _Sources:
+    pan = _read_header(scene, [(0, scene.pan)], contract)
+    files: OrderedDict[str, list[tuple[int, AssetRef]]] = OrderedDict()
+    for position, asset in enumerate(scene.ms):
+        files.setdefault(asset.href, []).append((position, asset))
+    ms = tuple(_read_header(scene, assets, contract) for assets in files.values())
+    for source in ms[1:]:
+        if source.grid != ms[0].grid:
+            raise InvalidSceneError(
+                f"its grid is {_describe(source.grid)}, that of {ms[0].asset} is {_describe(ms[0].grid)}, expected one "
+                "grid for all MS bands; resample the bands to a common grid",
+                scene=scene.key,
+                asset=source.asset,
+            )
+    return _Sources(pan, ms)
+
+
+def _read_header(scene: Scene, assets: list[tuple[int, AssetRef]], contract: SensorContract) -> _Source:
+    key, href = assets[0][1].key, assets[0][1].href
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", NotGeoreferencedWarning)  # refused below, with the asset's name
+            with rasterio.open(href) as dataset:
+                return _describe_source(dataset, scene, assets, contract)
+    except (RasterioError, CPLE_BaseError, OSError) as err:
+        _raise_read_error(err, scene.key, key, href, "its header")
+
+
+def _describe_source(
+    dataset: Any, scene: Scene, assets: list[tuple[int, AssetRef]], contract: SensorContract
+) -> _Source:
+    key = assets[0][1].key
+    for _, asset in assets:
+        if asset.band > dataset.count:
+            raise InvalidSceneError(
+                f"band {asset.band} was expected, the file has {dataset.count}; check the item's band list",
+                scene=scene.key,
+                asset=asset.key,
+            )
+    if dataset.crs is None or dataset.transform.is_identity:
+        raise GridMismatchError(
+            "the header has no CRS or geotransform (sensor geometry, GCPs or RPCs only), expected a projected or "
+            "geographic grid; orthorectify PAN and MS first",
+            scene=scene.key,
+            asset=key,
+        )
+    indexes = tuple(asset.band for _, asset in assets)
+    dtypes = {dataset.dtypes[index - 1] for index in indexes}
+    if len(dtypes) > 1 or np.dtype(next(iter(dtypes))).kind not in "uif":
+        raise InvalidSceneError(
+            f"pixel types are {sorted(dtypes)}, expected one real number type; convert the file to uint16",
+            scene=scene.key,
+            asset=key,
+        )
+    authority = dataset.crs.to_authority()
+    return _Source(
+        scene=scene.key,
+        asset=key,
+        href=assets[0][1].href,
+        indexes=indexes,
+        positions=tuple(position for position, _ in assets),
+        grid=PixelGrid(
+            crs=":".join(authority) if authority else dataset.crs.to_wkt(),
+            transform=tuple(dataset.transform)[:6],
+            shape_yx=dataset.shape,
+        ),
+        crs_wkt=dataset.crs.to_wkt(),
+        dtype=dtypes.pop(),
+        nodata=tuple(_or_contract(dataset.nodatavals[index - 1], contract.nodata) for index in indexes),
+        masked=any(MaskFlags.per_dataset in dataset.mask_flag_enums[index - 1] for index in indexes),
+        scale=tuple(dataset.scales[index - 1] for index in indexes),
+        offset=tuple(dataset.offsets[index - 1] for index in indexes),
+    )
+
+
+def _or_contract(header: float | None, contract: float | None) -> float | None:
+    return contract if header is None else float(header)
+
+
+def _pair(scene: Scene, sources: _Sources, ratio: int) -> PairGrid:
+    try:
+        return pair_grids(sources.pan.grid, sources.ms[0].grid, ratio)
+    except GridMismatchError as err:
+        raise GridMismatchError(
+            err.message, scene=scene.key, asset=f"{sources.pan.asset} and {sources.ms[0].asset}"
+        ) from err
+
+
+def _output_dtype(ms: Sequence[_Source]) -> str:
+    """Type of the published DN: the source's where that is uint8 or uint16, uint16 for every other."""
+    dtype = np.result_type(*(source.dtype for source in ms)).name
+    return dtype if dtype in ("uint8", "uint16") else "uint16"
+
+
+def _per_band(sources: Sequence[_Source], field: str, *, default: float) -> tuple[float, ...] | None:
+    by_position = {
+        position: value
+        for source in sources
+        for position, value in zip(source.positions, getattr(source, field), strict=True)
+    }
+    values = tuple(by_position[position] for position in sorted(by_position))
+    return None if all(value == default for value in values) else values
+
+
+def _describe(grid: PixelGrid) -> str:
+    a, _, c, _, e, f = grid.transform
+    return (
+        f"{grid.shape_yx[0]} x {grid.shape_yx[1]} px of ({a:.6g}, {e:.6g}) at ({c:.10g}, {f:.10g}) in {grid.crs[:40]}"
+    )
+
+
+# --- reading --------------------------------------------------------------------------------------------------------
+
+
+class _OpenFiles(threading.local):
+    """Open datasets of one thread; GDAL handles must not be shared. They are closed when another staging begins."""
+
+    def __init__(self) -> None:
+        self._token = ""
+        self._datasets: OrderedDict[str, Any] = OrderedDict()  # Any: rasterio is untyped
+
+    def get(self, href: str, token: str) -> Any:  # Any: rasterio is untyped
+        if token != self._token:
+            self._close_down_to(0)
+            self._token = token
+        if href not in self._datasets:
+            self._close_down_to(_MAX_OPEN_FILES - 1)
+            self._datasets[href] = rasterio.open(href, sharing=False)
+        self._datasets.move_to_end(href)
+        return self._datasets[href]
+
+    def _close_down_to(self, count: int) -> None:
+        while len(self._datasets) > count:
+            self._datasets.popitem(last=False)[1].close()
+
+
+_OPEN_FILES = _OpenFiles()
+
+
+@dataclass(frozen=True)
+class _WindowReader:
+    """Reads windows of the cropped grid from one or more files of the same grid, with holes filled.
+
+    A pixel is invalid if any of its bands is; all bands of an invalid pixel are filled from the same place, so its
+    spectrum is one that was measured.
+    """
+
+    sources: tuple[_Source, ...]
+    offset_yx: tuple[int, int]
+    shape_yx: tuple[int, int]
+    reach: int
+    token: str = field(default_factory=lambda: uuid.uuid4().hex)
+    """Distinguishes this staging's open files from those of an earlier one that read the same names."""
+
+    def read(self, window: Window) -> tuple[Pixels, Mask, int]:
+        """DN ``(band, y, x)`` with holes filled, validity ``(y, x)`` 0/1, and the number of bytes read."""
+        pixels, valid, bytes_read = self._read_raw(window)
+        if valid.all():
+            return pixels, valid.astype(np.uint8), bytes_read
+        wide = _widened(window, self.reach, self.shape_yx)
+        wide_pixels, wide_valid, more = self._read_raw(wide)
+        filled = fill_invalid(wide_pixels, wide_valid, self.reach)
+        core = tuple(
+            slice(part.start - outer.start, part.stop - outer.start) for part, outer in zip(window, wide, strict=True)
+        )
+        return filled[:, core[0], core[1]], valid.astype(np.uint8), bytes_read + more
+
+    def _read_raw(self, window: Window) -> tuple[Pixels, NDArray[np.bool_], int]:
+        rows, cols = (part.stop - part.start for part in window)
+        count = sum(len(source.indexes) for source in self.sources)
+        pixels = np.zeros((count, rows, cols), np.uint16)
+        valid = np.ones((rows, cols), bool)
+        bytes_read = 0
+        for source in self.sources:
+            values, measured = _read_source(source, self._in_file(window), self.token)
+            pixels[list(source.positions)] = _to_dn(values, measured, source, window)
+            valid &= measured.all(axis=0)
+            bytes_read += values.nbytes
+        return pixels, valid, bytes_read
+
+    def _in_file(self, window: Window) -> RasterWindow:
+        (row, col), (y, x) = self.offset_yx, window
+        return RasterWindow(x.start + col, y.start + row, x.stop - x.start, y.stop - y.start)
+
+
+def _read_source(source: _Source, window: RasterWindow, token: str) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+    """Values and whether each was measured, both ``(band, y, x)``."""
+    try:
+        with rasterio.Env(GDAL_NUM_THREADS=1):
+            dataset = _OPEN_FILES.get(source.href, token)
+            values = dataset.read(source.indexes, window=window)
+            measured = np.isfinite(values) if values.dtype.kind == "f" else np.ones(values.shape, bool)
+            if source.masked:
+                measured &= dataset.read_masks(source.indexes, window=window) != 0
+    except (RasterioError, CPLE_BaseError, OSError) as err:
+        _raise_read_error(err, source.scene, source.asset, source.href, _describe_window(window))
+    for band, nodata in enumerate(source.nodata):
+        if nodata is not None and math.isfinite(nodata):
+            measured[band] &= values[band] != _as_stored(nodata, values.dtype)
+    return values, measured
+
+
+def _as_stored(nodata: float, dtype: np.dtype[Any]) -> float:
+    """The nodata value with the precision of the file: -3.4028235e38 written as text must still match float32."""
+    return float(dtype.type(nodata)) if dtype.kind == "f" else nodata
+
+
+def _to_dn(values: NDArray[Any], measured: NDArray[np.bool_], source: _Source, window: Window) -> Pixels:
+    if values.dtype.kind == "u" and values.dtype.itemsize <= 2:
+        return np.where(measured, values, 0).astype(np.uint16)
+    found = np.where(measured, values, 0)
+    low, high = float(found.min()), float(found.max())
+    if low < 0 or high > DN_LIMIT:
+        problem = f"DN from {low:g} to {high:g}, expected 0 to {DN_LIMIT}"
+        advice = "declare the nodata value in the file, or deliver unscaled DN"
+    elif found.dtype.kind == "f" and not np.array_equal(found, np.rint(found)):
+        problem = f"fractional {values.dtype} values, expected whole DN"
+        advice = "deliver DN instead of radiance or reflectance, or scale them to uint16 and record the scale"
+    else:
+        return found.astype(np.uint16)
+    y, x = window
+    raise InvalidSceneError(
+        f"rows {y.start}..{y.stop - 1}, columns {x.start}..{x.stop - 1} of the overlap hold {problem}; {advice}",
+        scene=source.scene,
+        asset=source.asset,
+    )
+
+
+_PERMANENT = (
+    "not recognized as being in a supported file format",
+    "HTTP response code: 404",
+    "HTTP response code: 410",
+)
+_MISSING = ("No such file or directory", "does not exist")
+
+
+def _raise_read_error(err: Exception, scene: str, asset: str, href: str, what: str) -> NoReturn:
+    """A remote file that answered badly may do better next time; a local or unreadable one will not."""
+    said = " / ".join(dict.fromkeys(str(part) for part in (err, err.__cause__) if part is not None))
+    remote = "://" in href and not href.startswith("file://")
+    if remote and not any(mark in said for mark in _PERMANENT):
+        raise TransientReadError(
+            f"{what} cannot be read: {said}; check network and credentials, then try again", scene=scene, asset=asset
+        ) from err
+    if any(mark in said for mark in _MISSING):
+        advice = "check the asset's href and permissions"
+    elif _PERMANENT[0] in said:
+        advice = "expected a GeoTIFF or another raster that GDAL reads; fetch the file again"
+    else:
+        advice = "the file is truncated or damaged; fetch it again"
+    raise InvalidSceneError(f"{what} cannot be read: {said}; {advice}", scene=scene, asset=asset) from err
+
+
+def _describe_window(window: RasterWindow) -> str:
+    row, col, rows, cols = window.row_off, window.col_off, window.height, window.width
+    return f"window rows {row}..{row + rows - 1}, columns {col}..{col + cols - 1}"
+
+
+def _widened(window: Window, margin: int, shape_yx: tuple[int, int]) -> Window:
+    y, x = (
+        slice(max(0, part.start - margin), min(size, part.stop + margin))
+        for part, size in zip(window, shape_yx, strict=True)
+    )
+    return y, x
+
+
+# --- filling holes --------------------------------------------------------------------------------------------------
+
+
+def fill_invalid(pixels: Pixels, valid: NDArray[np.bool_], reach: int) -> Pixels:
+    """Repeat the nearest valid pixel (city-block distance) into invalid ones, up to ``reach`` pixels away; 0 beyond.
+
+    Pixels at equal distance above and below, or left and right, are averaged. The result at a pixel depends only on
+    pixels within ``reach``, so any window that is that much wider gives the same values.
+
+    Args:
+        pixels: ``(band, y, x)`` DN; values at invalid pixels do not matter.
+        valid: ``(y, x)``.
+        reach: Pixels.
+    """
+    rows, cols = valid.shape
+    far = 2 * (rows + cols + reach)
+    row = np.arange(rows, dtype=np.int64)[:, None]
+    above = np.maximum.accumulate(np.where(valid, row, -far), axis=0)
+    below = np.minimum.accumulate(np.where(valid, row, rows + far)[::-1], axis=0)[::-1]
+    vertical = np.minimum(np.minimum(row - above, below - row), far)
+    first = np.where(row - above <= below - row, above, below).clip(0, rows - 1)
+    second = np.where(below - row <= row - above, below, above).clip(0, rows - 1)
+
+    left, left_distance = _nearest_before(vertical)
+    right, right_distance = (side[:, ::-1] for side in _nearest_before(vertical[:, ::-1]))
+    right = cols - 1 - right
+    one = np.where(left_distance <= right_distance, left, right)
+    other = np.where(right_distance <= left_distance, right, left)
+
+    holes = ~valid
+    within = holes & (np.minimum(left_distance, right_distance) <= reach)
+    y, _ = np.nonzero(within)
+    total = np.zeros((len(pixels), len(y)), np.uint32)
+    for column in (one[within], other[within]):
+        total += pixels[:, first[y, column], column].astype(np.uint32) + pixels[:, second[y, column], column]
+    filled = pixels.copy()
+    filled[:, holes] = 0
+    filled[:, within] = (total + 2) // 4
+    return filled
+
+
+def _nearest_before(vertical: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Column at or before each pixel by which a valid pixel is reached soonest, and that distance."""
+    col = np.arange(vertical.shape[1], dtype=np.int64)[None, :]
+    slack = vertical - col
+    best = np.minimum.accumulate(slack, axis=1)
+    column = np.maximum.accumulate(np.where(slack == best, col, -1), axis=1)
+    return column, best + col
+
+
+# --- writing and counting -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Tally:
+    """What a set of shards holds: histograms of valid DN per channel (index = DN), and bytes read."""
+
+    pan: NDArray[np.int64]
+    ms: tuple[NDArray[np.int64], ...] = ()
+    bytes_read: int = 0
+
+
+_NOTHING = np.zeros(1, np.int64)
+
+
+def _stage_pan(store: SceneStore, reader: _WindowReader, window: Window) -> _Tally:
+    pixels, valid, bytes_read = reader.read(window)
+    store.write_pan(window, pixels[0], valid)
+    return _Tally(pan=_histogram(pixels[0], valid), bytes_read=bytes_read)
+
+
+def _stage_ms(store: SceneStore, reader: _WindowReader, window: Window) -> _Tally:
+    pixels, valid, bytes_read = reader.read(window)
+    store.write_ms(window, pixels, valid)
+    return _Tally(pan=_NOTHING, ms=tuple(_histogram(band, valid) for band in pixels), bytes_read=bytes_read)
+
+
+def _histogram(pixels: Pixels, valid: Mask) -> NDArray[np.int64]:
+    return np.bincount(pixels[valid != 0], minlength=1).astype(np.int64)
+
+
+def _merge_tallies(tallies: Sequence[_Tally]) -> _Tally:
+    channels = max(len(tally.ms) for tally in tallies)
+    ms = tuple(_sum_histograms([tally.ms[band] for tally in tallies if tally.ms]) for band in range(channels))
+    return _Tally(_sum_histograms([tally.pan for tally in tallies]), ms, sum(tally.bytes_read for tally in tallies))
+
+
+def _sum_histograms(histograms: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
+    total = np.zeros(max(len(histogram) for histogram in histograms), np.int64)
+    for histogram in histograms:
+        total[: len(histogram)] += histogram
+    return total
+
+
+def _compute(tasks: Iterable[Any], merge: Callable[[Sequence[T]], T]) -> T:  # Any: dask is untyped
+    """Run delayed tasks and merge their results as they arrive, a few at a time, so that few are held at once."""
+    level = list(tasks)
+    while len(level) > 1:
+        level = [delayed(merge)(level[start : start + _FAN_IN]) for start in range(0, len(level), _FAN_IN)]
+    result: T = level[0].compute()
+    return result
+
+
+def _gather(tasks: Iterable[Any]) -> tuple[Any, ...]:  # Any: dask is untyped
+    """Results of delayed tasks, in order."""
+    return tuple(compute(*tasks))  # type: ignore[no-untyped-call]
+
+
+def _check_pixels(scene: Scene, sources: _Sources, tally: _Tally, dn_max: int) -> None:
+    ms_assets = {position: source.asset for source in sources.ms for position in source.positions}
+    channels = [(sources.pan.asset, "PAN", tally.pan)]
+    channels += [(ms_assets[band], scene.bands[band], histogram) for band, histogram in enumerate(tally.ms)]
+    for asset, name, histogram in channels:
+        count = int(histogram.sum())
+        if count == 0:
+            raise InvalidSceneError(
+                f"{name} has no valid pixel inside the overlap, expected data; check nodata value and mask of the file",
+                scene=scene.key,
+                asset=asset,
+            )
+        above = int(histogram[dn_max + 1 :].sum())
+        if above > MAX_SHARE_ABOVE_CEILING * count:
+            raise InvalidSceneError(
+                f"{name} holds DN up to {len(histogram) - 1} ({above / count:.2%} above {dn_max}), expected at most "
+                f"{dn_max}; this is not the product of contract {scene.sensor}: use a contract with the right ceiling",
+                scene=scene.key,
+                asset=asset,
+            )
+
+
+def _value_range(histogram: NDArray[np.int64]) -> ValueRange:
+    """Percentiles of the valid DN; for (almost) constant channels the extremes, a little widened if they are equal."""
+    cumulated = np.cumsum(histogram)
+    low, high = (int(np.searchsorted(cumulated, cumulated[-1] * share / 100)) for share in RANGE_PERCENTILES)
+    if low == high:
+        present = np.nonzero(histogram)[0]
+        low, high = int(present[0]), int(present[-1])
+    return ValueRange(low=low, high=high) if high > low else ValueRange(low=low - 1, high=high + 1)
+
+
+def _valid_share(store: SceneStore, pair: PairGrid, scene: Scene) -> float:
+    tasks = [delayed(_count_valid)(store, pair, window) for window in store.pan_windows()]
+    share = _compute(tasks, _sum_counts) / (pair.pan.shape_yx[0] * pair.pan.shape_yx[1])
+    if share == 0:
+        raise InvalidSceneError(
+            "no pixel is valid in PAN and MS at once, expected a common area; check nodata values and masks",
+            scene=scene.key,
+            asset=f"{scene.pan.key} and {scene.ms[0].key}",
+        )
+    return float(share)
+
+
+def _sum_counts(counts: Sequence[int]) -> int:
+    return sum(counts)
+
+
+def _count_valid(store: SceneStore, pair: PairGrid, window: Window) -> int:
+    rows, cols = (
+        _ms_index(part, pair.ratio, phase, size)
+        for part, phase, size in zip(window, pair.phase_yx, pair.ms_shape_yx, strict=True)
+    )
+    ms_window = (slice(int(rows[0]), int(rows[-1]) + 1), slice(int(cols[0]), int(cols[-1]) + 1))
+    ms_valid = store.read_ms_valid(ms_window)[np.ix_(rows - rows[0], cols - cols[0])]
+    return int(np.count_nonzero(ms_valid & store.read_pan_valid(window)))
+
+
+def _ms_index(part: slice, ratio: int, phase: float, size: int) -> NDArray[np.int64]:
+    """MS pixel nearest to each PAN pixel of a range, along one axis."""
+    nearest = np.floor((np.arange(part.start, part.stop) - phase) / ratio + 0.5).astype(np.int64)
+    return nearest.clip(0, size - 1)
+
+
+# --- alignment ------------------------------------------------------------------------------------------------------
+
+
+def measure_shifts(store: SceneStore, pair: PairGrid, *, gain: float) -> tuple[BandShift, ...]:
+    """Shift of every MS band from a bounded number of textured windows of the staged pixels.
+
+    Args:
+        store: Holds the staged pixels; need not be complete.
+        pair: Its grids.
+        gain: Mean MTF gain of the bands at the MS Nyquist frequency.
+    """
+    candidates = _alignment_candidates(pair.ms_shape_yx)
+    textures: tuple[float, ...] = _gather(delayed(_texture)(store, window) for window in candidates)
+    ranked = sorted(zip(textures, range(len(candidates)), strict=True), key=lambda entry: (-entry[0], entry[1]))
+    chosen = [candidates[index] for texture, index in ranked[:ALIGNMENT_WINDOWS] if texture > 0]
+    if not chosen:
+        return (NO_SHIFT,) * store.band_count
+    measured: tuple[tuple[BandShift, ...], ...] = _gather(
+        delayed(_window_shifts)(store, pair, window, gain) for window in chosen
+    )
+    return combine_windows(measured)
+
+
+def _alignment_candidates(ms_shape_yx: tuple[int, int]) -> list[Window]:
+    rows, cols = (_starts(size) for size in ms_shape_yx)
+    return [(y, x) for y in rows for x in cols]
+
+
+def _starts(size: int) -> list[slice]:
+    """Evenly spread windows along one axis; the whole axis if it holds less than one and a half."""
+    edge = ALIGNMENT_WINDOW_MS_PX
+    if 2 * size < 3 * edge:
+        return [slice(0, size)]
+    count = min(_ALIGNMENT_CANDIDATES_PER_AXIS, -(-size // edge))
+    return [slice(int(start), int(start) + edge) for start in np.linspace(0, size - edge, count)]
+
+
+def _texture(store: SceneStore, window: Window) -> float:
+    """Mean step between neighbouring MS pixels relative to their mean, over valid pixels; 0 where too few are."""
+    valid = store.read_ms_valid(window) != 0
+    if valid.mean() < _ALIGNMENT_MIN_VALID:
+        return 0.0
+    image = store.read_ms(window).mean(axis=0)
+    both = valid[:, 1:] & valid[:, :-1]
+    steps = np.abs(np.diff(image, axis=1))[both]
+    return float(steps.mean() / (image[valid].mean() + 1)) if steps.size else 0.0
+
+
+def _window_shifts(store: SceneStore, pair: PairGrid, window: Window, gain: float) -> tuple[BandShift, ...]:
+    beneath = [
+        _pan_beneath(part, pair.ratio, phase, size)
+        for part, phase, size in zip(window, pair.phase_yx, pair.pan.shape_yx, strict=True)
+    ]
+    pan_window = (beneath[0], beneath[1])
+    phase_y, phase_x = (
+        pair.ratio * part.start + phase - pan.start
+        for part, phase, pan in zip(window, pair.phase_yx, pan_window, strict=True)
+    )
+    rows, cols = (
+        np.clip(np.rint(pair.ratio * np.arange(part.stop - part.start) + phase), 0, pan.stop - pan.start - 1).astype(
+            int
+        )
+        for part, phase, pan in zip(window, (phase_y, phase_x), pan_window, strict=True)
+    )
+    valid = (store.read_ms_valid(window) & store.read_pan_valid(pan_window)[np.ix_(rows, cols)]) != 0
+    return estimate_band_shifts(
+        store.read_pan(pan_window), store.read_ms(window), pair.ratio, (phase_y, phase_x), valid=valid, gain=gain
+    )
+
+
+def _pan_beneath(part: slice, ratio: int, phase: float, size: int) -> slice:
+    """PAN pixels under a range of MS pixels, and some around."""
+    start = math.floor(ratio * (part.start - 0.5) + phase) - _ALIGNMENT_PAD_PX
+    stop = math.ceil(ratio * (part.stop - 0.5) + phase) + _ALIGNMENT_PAD_PX
+    return slice(max(0, start), min(size, stop))
+
+
+def _mean_gain(scene: Scene, contract: SensorContract) -> float:
+    return float(np.mean([band.mtf for band in contract.subset(scene.bands)]))
