@@ -154,12 +154,19 @@ class _Frame:
 # Writing the archive.
 
 
-def simulate_archive(directory: Path | str, seed: int = 0, *, on_scene: Callable[[str], None] | None = None) -> Path:
+def simulate_archive(
+    directory: Path | str,
+    seed: int = 0,
+    *,
+    scenes: Sequence[SceneRecipe] | None = None,
+    on_scene: Callable[[str], None] | None = None,
+) -> Path:
     """Write the sample archive, whole or not at all; an archive of the same seed that is already there stays as it is.
 
     Args:
         directory: Folder to create; it may exist if it is empty or holds this very archive.
         seed: The same seed gives the same pixels.
+        scenes: What to make; the sample scenes when None.
         on_scene: Called with the id of each item before it is made.
 
     Returns:
@@ -175,7 +182,7 @@ def simulate_archive(directory: Path | str, seed: int = 0, *, on_scene: Callable
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         attempt = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-        _write_archive(attempt, seed, on_scene)
+        _write_archive(attempt, seed, sample_scenes() if scenes is None else scenes, on_scene)
         attempt.chmod(0o755)
         attempt.replace(target)
     except OSError as err:
@@ -224,14 +231,16 @@ def _read_mark(catalog: Path) -> dict[str, Any] | None:
     return mark if isinstance(mark, dict) and isinstance(mark.get("files"), dict) else None
 
 
-def _write_archive(root: Path, seed: int, on_scene: Callable[[str], None] | None) -> None:
+def _write_archive(
+    root: Path, seed: int, scenes: Sequence[SceneRecipe], on_scene: Callable[[str], None] | None
+) -> None:
     catalog = pystac.Catalog(
         id="pancrafter-sample",
         title="Simulated PAN and MS scenes",
         description="Simulated acquisitions for trying out pancrafter; no satellite took them.",
     )
     items: dict[str, list[pystac.Item]] = {}
-    for number, recipe in enumerate(sample_scenes()):
+    for number, recipe in enumerate(scenes):
         if on_scene:
             on_scene(recipe.item_id)
         rng = np.random.default_rng([seed, number])
@@ -517,7 +526,7 @@ def sample_scenes() -> tuple[SceneRecipe, ...]:
             sensor="geoeye-1",
             platform="geoeye-1",
             producer=plain_item,
-            style="coast",
+            style="city",
             pan_shape=(1024, 1024),
             pan_gsd_m=0.5,
             acquired=datetime(2025, 5, 3, 9, 58, 3, tzinfo=UTC),

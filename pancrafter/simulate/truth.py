@@ -82,7 +82,8 @@ _CAR_PAINTS = (_M.ROOF_WHITE, _M.ROOF_WHITE, _M.ROOF_METAL, _M.BITUMEN, _M.BITUM
 _WATERS = (_M.WATER_CLEAR, _M.WATER_TURBID, _M.WATER_GREEN, _M.POOL)
 _NO_TREES = frozenset({_M.ASPHALT_NEW, _M.ASPHALT_OLD, _M.WATER_CLEAR, _M.WATER_TURBID, _M.WATER_GREEN, _M.POOL,
                        _M.ROOF_RED, _M.ROOF_BROWN, _M.ROOF_SLATE, _M.ROOF_METAL, _M.ROOF_WHITE, _M.ROOF_BLUE,
-                       _M.ROOF_GREEN, _M.BITUMEN, _M.TRACK_RED, _M.TURF, _M.SOLAR_PANEL})  # fmt: skip
+                       _M.ROOF_GREEN, _M.BITUMEN, _M.TRACK_RED, _M.TURF, _M.SOLAR_PANEL,
+                       _M.CONCRETE, _M.GRAVEL})  # fmt: skip
 
 _STYLES: dict[str, dict[str, float]] = {
     "city": {"housing": 4, "centre": 4, "works": 2, "park": 1.5, "fields": 0.3},
