@@ -19,6 +19,8 @@ Array = NDArray[np.float64]
 MIX = np.array([0.2, 0.3, 0.4, 0.1])
 GAINS = (0.34, 0.32, 0.30, 0.22)
 SHIFTS = ((0.0, 0.0), (-0.8, 1.3), (2.6, -3.1), (0.4, 0.0))
+FAR_BACK = ((0.0, 0.0), (-9.0, 11.0), (7.3, -40.0), (-35.0, 0.0))
+FAR_AHEAD = ((0.0, 0.0), (9.0, 11.0), (7.3, 40.0), (35.0, 0.0))
 INJECTING = [name for name in classical.METHODS if name != "exp"]
 
 
@@ -217,7 +219,7 @@ def window_of(pair: PairInput, y: slice, x: slice) -> PairInput:
     return replace(pair, pan=pan, ms=pair.ms[:, y, x])
 
 
-@pytest.mark.parametrize("shifts", [SHIFTS, ((0.0, 0.0), (-9.0, 11.0), (7.3, -40.0), (35.0, 0.0))])
+@pytest.mark.parametrize("shifts", [SHIFTS, FAR_BACK, FAR_AHEAD])
 @pytest.mark.parametrize("ratio", [2, 3, 4])
 def test_windows_with_their_halo_equal_the_scene(ratio: int, shifts: tuple[tuple[float, float], ...]) -> None:
     pair = scene_of(ratio, shifts)

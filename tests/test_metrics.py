@@ -387,6 +387,19 @@ def test_truth_is_consistent_with_what_was_observed_of_it(ratio: int) -> None:
     assert metrics.consistency(truth, ms, ratio, misplaced, GAINS)[0] > 0.5
 
 
+@pytest.mark.parametrize("edge", [0, 1])
+def test_consistency_leaves_out_pixels_that_saw_beyond_the_border(edge: int) -> None:
+    """A scene cut out of a larger one is as consistent as the whole, though its border cannot be degraded again."""
+    large = scene((3, 160, 160))
+    ms = observed(large, 4, SHIFTED)[:, 10 * edge : 30 + 10 * edge, 10 * edge : 30 + 10 * edge]
+    cut = large[:, 40 * edge : 120 + 40 * edge, 40 * edge : 120 + 40 * edge]
+    sums = metrics.consistency_sums(cut, ms, 4, SHIFTED, GAINS)
+    assert 22**2 < sums.pixels < 30**2
+    assert sums.ergas(4) == pytest.approx(0, abs=0.01)
+    frame = metrics.consistency_sums(cut, ms, 4, ((1.5, 1.5),) * 3, GAINS).pixels
+    assert frame == 26**2  # four deviations are two MS pixels on each side
+
+
 def test_consistency_never_sees_invalid_pixels() -> None:
     truth = scene((3, 160, 144))
     ms = observed(truth, 4, SHIFTED)
