@@ -152,8 +152,9 @@ class Recipe(Record):
 
     @property
     def digest(self) -> str:
-        """sha256 over all fields in canonical JSON."""
-        text = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+        """sha256 over all fields but the software version, in canonical JSON: a new release alone re-makes nothing."""
+        fields = self.model_dump(mode="json", exclude={"software_version"})
+        text = json.dumps(fields, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
         return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -1,0 +1,746 @@
+"""The output catalog: a static, self-contained STAC catalog on a folder or an S3 bucket.
+
+Order makes it safe. Assets come first, then the item's JSON (the switch), then the link in the collection, then the
+collection's link in the catalog. A reader never meets a link without its document, nor an item without its assets,
+and a publisher that dies leaves at most unreferenced files that the next attempt overwrites.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import posixpath
+import uuid
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pystac
+from pydantic import Field
+from pystac.errors import DeprecatedWarning
+from pystac.stac_io import DefaultStacIO
+
+from pancrafter.cog import validate_cog
+from pancrafter.errors import InvalidSceneError, SinkError
+from pancrafter.item import MASK, SCHEMA_FILE, SHARPENED, THUMBNAIL, AssetFile, multihash_of, stac_license
+from pancrafter.types import Record
+from pancrafter.validation import own_schema_text, validate_document, validate_item
+
+Json = dict[str, Any]  # Any: parsed JSON
+
+_MEDIA_JSON, _MEDIA_GEOJSON = "application/json", "application/geo+json"
+_CHUNK = 8 * 2**20
+_TRIES = 50
+_SOURCE_FIELD = "pancrafter:source"
+_ITEM_ASSETS: Json = {
+    SHARPENED: {"type": str(pystac.MediaType.COG), "roles": ["data"], "title": "Sharpened image, all bands"},
+    MASK: {
+        "type": str(pystac.MediaType.COG),
+        "roles": ["data-mask", "metadata"],
+        "title": "Reasons for distrust, bits",
+    },
+    THUMBNAIL: {"type": str(pystac.MediaType.PNG), "roles": ["thumbnail"], "title": "Preview"},
+}
+
+
+class CollectionInfo(Record):
+    """What an output collection says about itself; extents come from its items."""
+
+    id: str
+    title: str
+    description: str
+    license: str = "other"
+    providers: tuple[dict[str, Any], ...] = ()
+    keywords: tuple[str, ...] = ("pansharpened",)
+
+
+class Published(Record):
+    """Where a published item lies. ``changed`` is False if exactly this item was there before."""
+
+    collection_id: str
+    item_id: str
+    href: str = Field(description="Absolute address of the item.")
+    changed: bool
+    assets: dict[str, str] = Field(description="Absolute address per asset key.")
+
+
+class StaticSink:
+    """A static STAC catalog that this process may add to.
+
+    Several processes may publish at the same time: a lock file (folder) or conditional writes (S3) keep the shared
+    documents whole.
+
+    Args:
+        uri: Folder, ``file://`` or ``s3://bucket/prefix``. Nothing is touched before the first call.
+        title: Title of the root catalog when it is made.
+        storage_options: Options of the fsspec file system, such as ``endpoint_url``.
+    """
+
+    def __init__(self, uri: str, *, title: str = "Sharpened imagery", storage_options: Json | None = None) -> None:
+        self.uri = uri.rstrip("/")
+        self.title = title
+        self._options = storage_options or {}
+        self._store: _Store | None = None
+
+    @property
+    def store(self) -> _Store:
+        """The storage behind the catalog, opened on first use."""
+        if self._store is None:
+            self._store = _open_store(self.uri, self._options)
+        return self._store
+
+    @property
+    def catalog_href(self) -> str:
+        """Address of the root catalog."""
+        return self.store.address("catalog.json")
+
+    def check_writable(self) -> None:
+        """Write and remove a small object.
+
+        Raises:
+            SinkError: The sink cannot be written.
+        """
+        probe = f".probe-{uuid.uuid4().hex[:12]}"
+        self.store.write(probe, b"pancrafter", "text/plain")
+        self.store.delete(probe)
+
+    def publish(
+        self,
+        item: pystac.Item,
+        assets: Sequence[AssetFile],
+        *,
+        collection: CollectionInfo,
+        supersedes: str | None = None,
+        guard: Callable[[], None] | None = None,
+    ) -> Published:
+        """Put an item and its files into the catalog; doing it again changes nothing.
+
+        Args:
+            item: From ``pancrafter.item.build_item``.
+            assets: Its finished local files.
+            collection: The collection to add it to; made or kept as it is.
+            supersedes: Id of an older item of the collection; it stays readable, marked as deprecated, and points here.
+            guard: Called right before the item becomes visible; it raises if this worker may no longer publish.
+
+        Raises:
+            InvalidSceneError: A file or the item is not valid; nothing became visible.
+            SinkError: The sink failed; nothing half-done is visible.
+        """
+        folder = f"{collection.id}/{item.id}"
+        document = self._document(item, assets, collection.id, supersedes)
+        validate_item(document)
+        for asset in assets:
+            _check_file(asset)
+        changed = not self._is_there(collection.id, document)
+        if changed:
+            self._ensure_root()
+            for asset in assets:
+                self._put_asset(asset, f"{folder}/{_asset_name(asset, document)}")
+            if guard is not None:
+                guard()
+            self._switch(f"{folder}/{item.id}.json", document)
+        self._link(collection, document)
+        if supersedes is not None:
+            self._deprecate(collection.id, supersedes, item.id)
+        return self.read_back(collection.id, item.id, changed=changed)
+
+    def read_back(self, collection_id: str, item_id: str, *, changed: bool = False) -> Published:
+        """Find an item the way a reader does, from the root with pystac, and compare sizes and checksums of its files.
+
+        Raises:
+            SinkError: It cannot be found, or a file is missing or differs.
+        """
+        item = self._walk_to(collection_id, item_id)
+        addresses: dict[str, str] = {}
+        for key, asset in item.assets.items():
+            name = posixpath.normpath(f"{collection_id}/{item_id}/{asset.href}")
+            size, checksum = asset.extra_fields["file:size"], asset.extra_fields["file:checksum"]
+            self._compare(name, size, checksum)
+            addresses[key] = self.store.address(name)
+        return Published(
+            collection_id=collection_id,
+            item_id=item_id,
+            href=self.store.address(_item_name(collection_id, item_id)),
+            changed=changed,
+            assets=addresses,
+        )
+
+    def exists(self, collection_id: str, item_id: str) -> bool:
+        """The item is linked from its collection and its document is there."""
+        return item_id in self.item_ids(collection_id) and self.store.exists(_item_name(collection_id, item_id))
+
+    def collection_ids(self) -> tuple[str, ...]:
+        """Ids of the collections that the catalog links to."""
+        return tuple(posixpath.dirname(_plain(link["href"])) for link in _links_of(self._read("catalog.json"), "child"))
+
+    def item_ids(self, collection_id: str) -> tuple[str, ...]:
+        """Ids of the items that a collection links to, oldest link first."""
+        links = _links_of(self._read(f"{collection_id}/collection.json"), "item")
+        return tuple(posixpath.dirname(_plain(link["href"])) for link in links)
+
+    def items(self, collection_id: str | None = None) -> Iterator[Json]:
+        """Item documents of one collection or of all, as dictionaries."""
+        for name in [collection_id] if collection_id else self.collection_ids():
+            for item_id in self.item_ids(name):
+                found = self._read(_item_name(name, item_id))
+                if found is not None:
+                    yield found
+
+    def find_by_source(self, collection_id: str, source_item_id: str) -> list[Json]:
+        """Item documents made from a source item, newest first; deprecated ones are among them, after the others."""
+        links = _links_of(self._read(f"{collection_id}/collection.json"), "item")
+        ids = [posixpath.dirname(_plain(link["href"])) for link in links if link.get(_SOURCE_FIELD) == source_item_id]
+        found = [document for one in ids if (document := self._read(_item_name(collection_id, one))) is not None]
+        newest_first = sorted(found, key=lambda document: str(document["properties"]["created"]), reverse=True)
+        return sorted(newest_first, key=lambda document: bool(document["properties"].get("deprecated")))
+
+    def rebuild(self, collection: CollectionInfo) -> tuple[str, ...]:
+        """Link every item document that lies in the collection's folder; returns the ids that were not linked."""
+        known = set(self.item_ids(collection.id))
+        missing = []
+        for name in self.store.list_names(collection.id):
+            parts = name.split("/")
+            if len(parts) == 3 and parts[2] == f"{parts[1]}.json" and parts[1] not in known:
+                document = self._read(name)
+                if document is not None:
+                    self._link(collection, document)
+                    missing.append(parts[1])
+        return tuple(missing)
+
+    def orphans(self, collection_id: str) -> tuple[str, ...]:
+        """Files of the collection that no item refers to: leftovers of dead attempts and replaced assets."""
+        referenced = {f"{collection_id}/collection.json"}
+        names = self.store.list_names(collection_id)
+        for name in names:
+            parts = name.split("/")
+            if len(parts) == 3 and parts[2] == f"{parts[1]}.json":
+                document = self._read(name) or {"assets": {}}
+                hrefs = [asset["href"] for asset in document["assets"].values()]
+                referenced |= {name, *(posixpath.normpath(f"{parts[0]}/{parts[1]}/{href}") for href in hrefs)}
+        return tuple(sorted(set(names) - referenced))
+
+    def _document(
+        self, item: pystac.Item, assets: Sequence[AssetFile], collection_id: str, supersedes: str | None
+    ) -> Json:
+        document: Json = item.to_dict(include_self_link=False, transform_hrefs=False)
+        if document.get("collection") != collection_id:
+            raise InvalidSceneError(
+                f"item {item.id}: is of collection {document.get('collection')!r}, not {collection_id!r}"
+            )
+        if {asset.key for asset in assets} != set(document["assets"]):
+            raise InvalidSceneError(
+                f"item {item.id}: assets {sorted(document['assets'])} but files for {sorted(a.key for a in assets)}"
+            )
+        for asset in assets:
+            document["assets"][asset.key]["href"] = f"./{_asset_name(asset, document)}"
+        if supersedes is not None and not _links_of(document, "predecessor-version"):
+            document["links"].append(_version_link("predecessor-version", supersedes))
+        return document
+
+    def _is_there(self, collection_id: str, document: Json) -> bool:
+        """The same item (apart from its times and cost) is already published with all its files."""
+        old = self._read(_item_name(collection_id, document["id"]))
+        if old is None or _essence(old) != _essence(document):
+            return False
+        folder = f"{collection_id}/{document['id']}"
+        sizes = {posixpath.normpath(f"{folder}/{a['href']}"): a["file:size"] for a in document["assets"].values()}
+        return all(self.store.size(name) == size for name, size in sizes.items())
+
+    def _ensure_root(self) -> None:
+        schema = f"schemas/{SCHEMA_FILE}"
+        text = own_schema_text().encode()
+        if self.store.read(schema) != text:
+            self.store.write(schema, text, "application/schema+json")
+        if self._read("catalog.json") is None:
+            self._update("catalog.json", lambda old: old or _new_catalog(self.title))
+
+    def _put_asset(self, asset: AssetFile, name: str) -> None:
+        self.store.put(Path(asset.path), name, asset.media_type)
+        self._compare(name, asset.size_bytes, asset.checksum)
+
+    def _compare(self, name: str, size: int, checksum: str) -> None:
+        found_size = self.store.size(name)
+        if found_size != size:
+            raise SinkError(f"{self.store.address(name)}: {found_size} bytes there, expected {size}; publish again")
+        found = self.store.multihash(name)
+        if found != checksum:
+            raise SinkError(f"{self.store.address(name)}: checksum is {found}, expected {checksum}; publish again")
+
+    def _switch(self, name: str, document: Json) -> None:
+        """Write the item; from here on it counts. A replaced item keeps its time of creation."""
+        old = self._read(name)
+        if old is not None:
+            document["properties"]["created"] = old["properties"]["created"]
+        self.store.write(name, _dump(document), _MEDIA_GEOJSON)
+
+    def _link(self, collection: CollectionInfo, document: Json) -> None:
+        name = f"{collection.id}/collection.json"
+        self._update(name, lambda old: _with_item(old or _new_collection(collection, document), document))
+        self._update("catalog.json", lambda old: _with_child(old or _new_catalog(self.title), collection))
+
+    def _deprecate(self, collection_id: str, old_id: str, new_id: str) -> None:
+        def mark(old: Json | None) -> Json:
+            if old is None:
+                raise SinkError(f"{collection_id}/{old_id}: superseded by {new_id}, but it is not in the catalog")
+            if old["properties"].get("deprecated") and _links_of(old, "successor-version"):
+                return old
+            changed: Json = json.loads(json.dumps(old))
+            changed["properties"] |= {"deprecated": True, "updated": _now()}
+            others = [link for link in changed["links"] if link["rel"] not in {"successor-version", "latest-version"}]
+            changed["links"] = [
+                *others,
+                _version_link("successor-version", new_id),
+                _version_link("latest-version", new_id),
+            ]
+            validate_item(changed)
+            return changed
+
+        self._update(_item_name(collection_id, old_id), mark)
+
+    def _update(self, name: str, change: Callable[[Json | None], Json]) -> None:
+        """Read, change and write one shared document without losing what others write meanwhile."""
+
+        def on_bytes(data: bytes | None) -> bytes:
+            old = None if data is None else json.loads(data)
+            new = change(old)
+            if new is not old:
+                validate_document(new)
+            return data if data is not None and new == old else _dump(new)
+
+        self.store.update(name, on_bytes, _MEDIA_GEOJSON if name.count("/") == 2 else _MEDIA_JSON)
+
+    def _read(self, name: str) -> Json | None:
+        data = self.store.read(name)
+        if data is None:
+            return None
+        try:
+            parsed: Json = json.loads(data)
+        except ValueError as err:
+            raise SinkError(f"{self.store.address(name)}: is not JSON ({err}); restore or remove it") from err
+        return parsed
+
+    def _walk_to(self, collection_id: str, item_id: str) -> pystac.Item:
+        """Root catalog, child link, collection, item link, item: every step through pystac."""
+        stac_io = _SinkIO(self.store)
+        try:
+            root = pystac.Catalog.from_file(self.catalog_href, stac_io=stac_io)
+            wanted = f"/{collection_id}/collection.json"
+            child = next(link.absolute_href for link in root.get_child_links() if link.absolute_href.endswith(wanted))
+            parent = pystac.Collection.from_file(child, stac_io=stac_io)
+            wanted = f"/{item_id}/{item_id}.json"
+            href = next(link.absolute_href for link in parent.get_item_links() if link.absolute_href.endswith(wanted))
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", DeprecatedWarning)  # a superseded item is read back like any other
+                item = pystac.Item.from_file(href, stac_io=stac_io)
+        except StopIteration as err:
+            raise SinkError(
+                f"{self.catalog_href}: no link leads to {collection_id}/{item_id}; publish it again"
+            ) from err
+        except (OSError, ValueError, pystac.STACError) as err:
+            raise SinkError(f"{self.catalog_href}: {collection_id}/{item_id} cannot be read back ({err})") from err
+        if item.id != item_id or item.collection_id != collection_id:
+            raise SinkError(f"{href}: holds {item.collection_id}/{item.id}, expected {collection_id}/{item_id}")
+        return item
+
+
+class _Store(ABC):
+    """The few operations the catalog needs; names are relative to its root. All failures are ``SinkError``."""
+
+    @abstractmethod
+    def address(self, name: str) -> str: ...
+
+    @abstractmethod
+    def read(self, name: str) -> bytes | None: ...
+
+    @abstractmethod
+    def size(self, name: str) -> int | None: ...
+
+    @abstractmethod
+    def multihash(self, name: str) -> str: ...
+
+    @abstractmethod
+    def write(self, name: str, data: bytes, media_type: str) -> None: ...
+
+    @abstractmethod
+    def put(self, source: Path, name: str, media_type: str) -> None: ...
+
+    @abstractmethod
+    def update(self, name: str, change: Callable[[bytes | None], bytes], media_type: str) -> None: ...
+
+    @abstractmethod
+    def delete(self, name: str) -> None: ...
+
+    @abstractmethod
+    def list_names(self, folder: str) -> list[str]: ...
+
+    def exists(self, name: str) -> bool:
+        return self.size(name) is not None
+
+
+class _Folder(_Store):
+    """A local folder: files are written beside their place, flushed and renamed."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def address(self, name: str) -> str:
+        return str(self.root / name)
+
+    def read(self, name: str) -> bytes | None:
+        with self._named(name):
+            try:
+                return (self.root / name).read_bytes()
+            except (FileNotFoundError, NotADirectoryError):
+                return None
+
+    def size(self, name: str) -> int | None:
+        with self._named(name):
+            try:
+                return (self.root / name).stat().st_size
+            except (FileNotFoundError, NotADirectoryError):
+                return None
+
+    def multihash(self, name: str) -> str:
+        with self._named(name):
+            return multihash_of(self.root / name)
+
+    def write(self, name: str, data: bytes, media_type: str) -> None:  # noqa: ARG002 (files have no media type)
+        def fill(draft: Path) -> None:
+            draft.write_bytes(data)
+
+        self._place(name, fill)
+
+    def put(self, source: Path, name: str, media_type: str) -> None:  # noqa: ARG002
+        def fill(draft: Path) -> None:
+            with source.open("rb") as read, draft.open("wb") as written:
+                while chunk := read.read(_CHUNK):
+                    written.write(chunk)
+
+        self._place(name, fill)
+
+    def update(self, name: str, change: Callable[[bytes | None], bytes], media_type: str) -> None:
+        with self._locked():
+            old = self.read(name)
+            new = change(old)
+            if new != old:
+                self.write(name, new, media_type)
+
+    def delete(self, name: str) -> None:
+        with self._named(name):
+            (self.root / name).unlink(missing_ok=True)
+
+    def list_names(self, folder: str) -> list[str]:
+        base = self.root / folder
+        return sorted(
+            path.relative_to(self.root).as_posix()
+            for path in base.rglob("*")
+            if path.is_file() and not path.name.startswith(".draft-")
+        )
+
+    def _place(self, name: str, fill: Callable[[Path], None]) -> None:
+        target = self.root / name
+        draft = target.with_name(f".draft-{uuid.uuid4().hex[:12]}-{target.name}")
+        with self._named(name):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                fill(draft)
+                _flush(draft)
+                draft.replace(target)
+                _flush(target.parent)
+            finally:
+                draft.unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Exclusive among threads and processes of hosts that share the folder; freed by the system on any death."""
+        with self._named(".lock"):
+            self.root.mkdir(parents=True, exist_ok=True)
+            handle = os.open(self.root / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(handle)
+
+    @contextlib.contextmanager
+    def _named(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as err:
+            advice = {
+                errno.ENOSPC: "the disk is full: free some space",
+                errno.EDQUOT: "the quota is used up: free some space",
+                errno.EACCES: "no permission: change it or choose another sink",
+                errno.EPERM: "no permission: change it or choose another sink",
+                errno.EROFS: "the file system is read-only: choose another sink",
+            }.get(err.errno or 0, "check the path and the disk")
+            raise SinkError(f"{self.address(name)}: {err.strerror or err}; {advice}") from err
+
+
+class _Bucket(_Store):
+    """An object store through fsspec: an object appears whole or not at all, shared ones are written conditionally."""
+
+    def __init__(self, filesystem: Any, root: str, scheme: str) -> None:  # Any: fsspec ships no types
+        self.filesystem = filesystem
+        self.root = root.rstrip("/")
+        self.scheme = scheme
+
+    def address(self, name: str) -> str:
+        return f"{self.scheme}://{self.root}/{name}"
+
+    def read(self, name: str) -> bytes | None:
+        with self._named(name):
+            try:
+                return bytes(self.filesystem.cat_file(self._path(name)))
+            except FileNotFoundError:
+                return None
+
+    def size(self, name: str) -> int | None:
+        with self._named(name):
+            try:
+                return int(self.filesystem.info(self._path(name), refresh=True)["size"])
+            except FileNotFoundError:
+                return None
+
+    def multihash(self, name: str) -> str:
+        digest = hashlib.sha256()
+        with self._named(name), self.filesystem.open(self._path(name), "rb", block_size=_CHUNK) as handle:
+            while chunk := handle.read(_CHUNK):
+                digest.update(chunk)
+        return "1220" + digest.hexdigest()
+
+    def write(self, name: str, data: bytes, media_type: str) -> None:
+        with self._named(name):
+            self.filesystem.pipe_file(self._path(name), data, ContentType=media_type)
+
+    def put(self, source: Path, name: str, media_type: str) -> None:
+        with self._named(name):
+            self.filesystem.put_file(str(source), self._path(name), ContentType=media_type)
+
+    def update(self, name: str, change: Callable[[bytes | None], bytes], media_type: str) -> None:
+        """Compare-and-swap on the object's ETag (If-Match, If-None-Match), tried again while others are faster."""
+        bucket, _, key = self._path(name).partition("/")
+        for _ in range(_TRIES):
+            old, etag = self._read_tagged(bucket, key, name)
+            new = change(old)
+            if new == old:
+                return
+            condition = {"IfNoneMatch": "*"} if etag is None else {"IfMatch": etag}
+            with self._named(name):
+                try:
+                    self.filesystem.call_s3(
+                        "put_object", Bucket=bucket, Key=key, Body=new, ContentType=media_type, **condition
+                    )
+                except OSError as err:
+                    if not _lost_race(err):
+                        raise
+                else:
+                    self.filesystem.invalidate_cache(self._path(name))
+                    return
+        raise SinkError(f"{self.address(name)}: {_TRIES} writes in a row were overtaken by others; publish again")
+
+    def delete(self, name: str) -> None:
+        with self._named(name):
+            self.filesystem.rm_file(self._path(name))
+
+    def list_names(self, folder: str) -> list[str]:
+        with self._named(folder):
+            try:
+                found = self.filesystem.find(self._path(folder), refresh=True)
+            except FileNotFoundError:
+                return []
+        return sorted(path.removeprefix(f"{self.root}/") for path in found)
+
+    def _path(self, name: str) -> str:
+        return f"{self.root}/{name}"
+
+    def _read_tagged(self, bucket: str, key: str, name: str) -> tuple[bytes | None, str | None]:
+        """Content and an ETag that is not newer: if somebody writes in between, the conditional write fails."""
+        with self._named(name):
+            try:
+                head = self.filesystem.call_s3("head_object", Bucket=bucket, Key=key)
+                return bytes(self.filesystem.cat_file(self._path(name))), head["ETag"]
+            except FileNotFoundError:
+                return None, None
+
+    @contextlib.contextmanager
+    def _named(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, ValueError) as err:
+            raise SinkError(
+                f"{self.address(name)}: {type(err).__name__}: {err}; check bucket, credentials and endpoint"
+            ) from err
+
+
+class _SinkIO(DefaultStacIO):
+    """Lets pystac read through the sink's own storage."""
+
+    def __init__(self, store: _Store) -> None:
+        super().__init__()
+        self.store = store
+
+    def read_text_from_href(self, href: str, *_: Any, **__: Any) -> str:  # Any: pystac's own signature
+        data = self.store.read(href.removeprefix(self.store.address("")).lstrip("/"))
+        if data is None:
+            raise FileNotFoundError(href)
+        return data.decode()
+
+
+def _open_store(uri: str, options: Json) -> _Store:
+    try:
+        filesystem, path = fsspec.core.url_to_fs(uri, **options)
+    except (ImportError, ValueError) as err:
+        raise SinkError(f"{uri}: not a usable sink ({err}); give a folder or s3://bucket/prefix") from err
+    protocols = {filesystem.protocol} if isinstance(filesystem.protocol, str) else set(filesystem.protocol)
+    if "file" in protocols:
+        return _Folder(Path(path).absolute())
+    if "s3" in protocols:
+        return _Bucket(filesystem, path, "s3")
+    raise SinkError(f"{uri}: storage {sorted(protocols)} cannot switch atomically here; give a folder or s3://…")
+
+
+def _lost_race(err: BaseException | None) -> bool:
+    """An S3 answer 412 (condition failed) or 409 (somebody is writing), however s3fs has wrapped it."""
+    while err is not None:
+        response = getattr(err, "response", None) or {}
+        if response.get("ResponseMetadata", {}).get("HTTPStatusCode") in {409, 412}:
+            return True
+        err = err.__cause__
+    return False
+
+
+def _flush(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _check_file(asset: AssetFile) -> None:
+    path = Path(asset.path)
+    if not path.is_file():
+        raise InvalidSceneError(f"{path}: the file of asset {asset.key} is gone; make it again")
+    if (path.stat().st_size, multihash_of(path)) != (asset.size_bytes, asset.checksum):
+        raise InvalidSceneError(f"{path}: changed since it was described as asset {asset.key}; describe it again")
+    if asset.raster is not None:
+        validate_cog(path)
+
+
+def _asset_name(asset: AssetFile, document: Json) -> str:
+    """``<key>-<version>-<checksum>.<suffix>``: other content never takes the name of a file that readers may hold."""
+    version = document["properties"]["version"]
+    return f"{asset.key}-{version}-{asset.checksum[4:12]}{Path(asset.path).suffix.lower()}"
+
+
+def _item_name(collection_id: str, item_id: str) -> str:
+    return f"{collection_id}/{item_id}/{item_id}.json"
+
+
+def _essence(document: Json) -> Json:
+    """An item without what differs between two runs that made the same thing, and without what came later."""
+    plain: Json = json.loads(json.dumps(document))
+    for name in ("created", "updated", "processing:datetime", "pancrafter:cost", "deprecated"):
+        plain["properties"].pop(name, None)
+    plain["links"] = [link for link in plain["links"] if link["rel"] not in {"successor-version", "latest-version"}]
+    return plain
+
+
+def _new_catalog(title: str) -> Json:
+    return {
+        "type": "Catalog",
+        "stac_version": "1.1.0",
+        "id": "pancrafter",
+        "title": title,
+        "description": "Pansharpened satellite imagery with its quality, provenance and cost.",
+        "links": [{"rel": "root", "href": "./catalog.json", "type": _MEDIA_JSON, "title": title}],
+    }
+
+
+def _new_collection(collection: CollectionInfo, first: Json) -> Json:
+    moment = first["properties"]["datetime"]
+    return {
+        "type": "Collection",
+        "stac_version": "1.1.0",
+        "stac_extensions": [],
+        "id": collection.id,
+        "title": collection.title,
+        "description": collection.description,
+        "keywords": list(collection.keywords),
+        "license": stac_license(collection.license),
+        "providers": list(collection.providers),
+        "extent": {"spatial": {"bbox": [first["bbox"]]}, "temporal": {"interval": [[moment, moment]]}},
+        "summaries": {},
+        "item_assets": _ITEM_ASSETS,
+        "links": [
+            {"rel": "root", "href": "../catalog.json", "type": _MEDIA_JSON},
+            {"rel": "parent", "href": "../catalog.json", "type": _MEDIA_JSON},
+        ],
+    }
+
+
+def _with_item(collection: Json, item: Json) -> Json:
+    """The collection with a link to the item, and extents and summaries that include it."""
+    grown: Json = json.loads(json.dumps(collection))
+    link = {
+        "rel": "item",
+        "href": f"./{item['id']}/{item['id']}.json",
+        "type": _MEDIA_GEOJSON,
+        "title": item["properties"]["title"],
+        _SOURCE_FIELD: item["properties"][_SOURCE_FIELD]["item_id"],
+    }
+    if all(known.get("href") != link["href"] for known in grown["links"]):
+        grown["links"].append(link)
+    box = grown["extent"]["spatial"]["bbox"]
+    box[0] = [*map(min, box[0][:2], item["bbox"][:2]), *map(max, box[0][2:], item["bbox"][2:])]
+    moment, span = item["properties"]["datetime"], grown["extent"]["temporal"]["interval"][0]
+    span[0] = min(span[0], moment, key=datetime.fromisoformat)
+    span[1] = max(span[1], moment, key=datetime.fromisoformat)
+    for name in ("platform", "constellation", "gsd", "proj:code", "pancrafter:sensor", "pancrafter:method"):
+        value, known = item["properties"].get(name), grown["summaries"].setdefault(name, [])
+        if value is not None and value not in known:
+            known.append(value)
+            known.sort()
+        if not known:
+            del grown["summaries"][name]
+    if "proj:code" in grown["summaries"]:
+        uri = next(uri for uri in item["stac_extensions"] if "/projection/" in uri)
+        grown["stac_extensions"] = sorted({*grown["stac_extensions"], uri})
+    return grown
+
+
+def _with_child(catalog: Json, collection: CollectionInfo) -> Json:
+    href = f"./{collection.id}/collection.json"
+    if any(link["rel"] == "child" and link["href"] == href for link in catalog["links"]):
+        return catalog
+    link = {"rel": "child", "href": href, "type": _MEDIA_JSON, "title": collection.title}
+    return catalog | {"links": [*catalog["links"], link]}
+
+
+def _version_link(relation: str, item_id: str) -> Json:
+    return {"rel": relation, "href": f"../{item_id}/{item_id}.json", "type": _MEDIA_GEOJSON, "title": item_id}
+
+
+def _links_of(document: Json | None, relation: str) -> list[Json]:
+    return [link for link in (document or {}).get("links", []) if link["rel"] == relation]
+
+
+def _plain(href: str) -> str:
+    return href.removeprefix("./")
+
+
+def _dump(document: Json) -> bytes:
+    return (json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")

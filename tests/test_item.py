@@ -1,0 +1,215 @@
+"""The item says what the files and records say, is valid STAC and gives nothing secret away."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import rasterio
+import shapely
+from published_scene import BANDS, GRID, QUALITY, SHAPE, files, item, recipe, staged
+
+from pancrafter.item import AssetFile, Cost, build_item, footprint, ground_sample_distance_m, stac_license, unsigned
+from pancrafter.types import PixelGrid
+from pancrafter.validation import validate_item
+
+
+@pytest.fixture(scope="module")
+def assets(tmp_path_factory: pytest.TempPathFactory) -> tuple[AssetFile, ...]:
+    return files(tmp_path_factory.mktemp("files"))
+
+
+def as_dict(assets: tuple[AssetFile, ...], **changed: Any) -> dict[str, Any]:
+    document: dict[str, Any] = item(assets, **changed).to_dict(include_self_link=False, transform_hrefs=False)
+    return document
+
+
+def test_is_valid_with_all_extensions_declared(assets: tuple[AssetFile, ...]) -> None:
+    document = as_dict(assets)
+    validate_item(document)
+    names = {uri.split("/")[-3] for uri in document["stac_extensions"]}
+    assert names == {"projection", "raster", "eo", "file", "processing", "version", "classification", "view"}
+    assert document["stac_version"] == "1.1.0"
+
+
+def test_agrees_with_the_file(assets: tuple[AssetFile, ...]) -> None:
+    asset = as_dict(assets)["assets"]["sharpened"]
+    with rasterio.open(assets[0].path) as source:
+        assert [band["name"] for band in asset["bands"]] == list(source.descriptions)
+        assert [band["raster:scale"] for band in asset["bands"]] == list(source.scales)
+        assert [band["raster:offset"] for band in asset["bands"]] == list(source.offsets)
+        assert (asset["nodata"], asset["data_type"]) == (source.nodata, source.dtypes[0])
+        assert asset["raster:scale"] == source.scales[0]
+        properties = as_dict(assets)["properties"]
+        assert properties["proj:code"] == f"EPSG:{source.crs.to_epsg()}"
+        assert properties["proj:shape"] == list(source.shape)
+        assert properties["proj:transform"] == list(source.transform)[:6]
+        assert properties["proj:bbox"] == list(source.bounds)
+        assert asset["gsd"] == source.res[0]
+        first = source.read(1, masked=True)
+        assert asset["bands"][0]["statistics"]["mean"] == pytest.approx(float(first.mean()))
+    data = Path(assets[0].path).read_bytes()
+    assert asset["file:size"] == len(data)
+    assert asset["file:checksum"] == "1220" + hashlib.sha256(data).hexdigest()
+
+
+def test_bands_carry_wavelengths_and_a_warning_beyond_pan(assets: tuple[AssetFile, ...]) -> None:
+    blue, *_, nir = as_dict(assets)["assets"]["sharpened"]["bands"]
+    assert (blue["eo:common_name"], blue["eo:center_wavelength"]) == ("blue", 0.478)
+    assert "description" not in blue
+    assert "inferred" in nir["description"]
+
+
+def test_mask_bits_are_described(assets: tuple[AssetFile, ...]) -> None:
+    fields = as_dict(assets)["assets"]["mask"]["classification:bitfields"]
+    assert {entry["name"]: 1 << entry["offset"] for entry in fields} == {
+        "no_ms": 1,
+        "no_pan": 2,
+        "edge": 4,
+        "saturated": 8,
+        "low_consistency": 16,
+    }
+
+
+def test_thumbnail_is_not_located(assets: tuple[AssetFile, ...]) -> None:
+    thumbnail = as_dict(assets)["assets"]["thumbnail"]
+    assert thumbnail["proj:code"] is None
+    assert thumbnail["proj:shape"] == list(assets[2].shape_yx)
+    assert thumbnail["type"] == "image/png"
+
+
+def test_provenance_quality_and_cost(assets: tuple[AssetFile, ...]) -> None:
+    document = as_dict(assets)
+    properties = document["properties"]
+    assert properties["pancrafter:source"] == {"collection": "wv3-raw", "item_id": "S1", "fingerprint": "f" * 64}
+    assert properties["pancrafter:recipe"]["weights_sha256"] == "a" * 64
+    assert properties["pancrafter:recipe"]["digest"] == recipe().digest
+    assert properties["version"] == recipe().digest[:12]
+    for name, value in QUALITY.model_dump(exclude_none=True).items():
+        assert properties[f"pancrafter:{name}"] == value
+    assert "pancrafter:classical_hqnr" not in properties
+    assert properties["pancrafter:cost"] == {"seconds": 12.5, "mpx_per_s": 0.4, "device": "cpu"}
+    links = {link["rel"]: link["href"] for link in document["links"]}
+    assert links["derived_from"] == "https://example.com/stac/S1.json"
+    assert links["collection"] == "../collection.json"
+
+
+def test_what_is_carried_from_the_source(assets: tuple[AssetFile, ...]) -> None:
+    properties = as_dict(assets)["properties"]
+    assert (properties["platform"], properties["view:off_nadir"], properties["eo:cloud_cover"]) == (
+        "worldview-3",
+        12,
+        3,
+    )
+    assert properties["license"] == "other"
+    assert "secret:thing" not in properties
+    assert "instruments" not in properties, "a value that STAC does not allow is left behind"
+
+
+def test_nothing_secret(assets: tuple[AssetFile, ...]) -> None:
+    text = json.dumps(as_dict(assets))
+    assert "SECRET" not in text
+    assert "user:pw" not in text
+
+
+def test_unmeasured_is_absent_not_nan(assets: tuple[AssetFile, ...]) -> None:
+    quality = QUALITY.model_copy(update={"hqnr": math.nan, "reduced_ergas": None})
+    made = build_item(
+        staged(),
+        quality,
+        item_id="x",
+        collection_id="c",
+        recipe=recipe(),
+        bands=BANDS,
+        assets=assets,
+        cost=Cost(seconds=1),
+    )
+    assert not {"pancrafter:hqnr", "pancrafter:reduced_ergas"} & set(made.properties)
+    validate_item(json.loads(json.dumps(made.to_dict(transform_hrefs=False), allow_nan=False)))
+
+
+def test_fallback_is_labelled(assets: tuple[AssetFile, ...]) -> None:
+    classical = recipe(method="mtf-glp-hpm", weights=None, weights_sha256=None)
+    document = as_dict(assets, recipe=classical, fallback=True)
+    validate_item(document)
+    assert document["properties"]["title"] == "S1, pansharpened (classical fallback: mtf-glp-hpm)"
+    assert document["properties"]["pancrafter:fallback"] is True
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"method": "gsa"}, {"weights_sha256": "c" * 64}, {"settings": {"precision": "bf16"}}, {"format_version": 9}],
+)
+def test_every_part_of_the_recipe_counts(changed: dict[str, Any]) -> None:
+    assert recipe(**changed).digest != recipe().digest
+    assert recipe().digest == recipe().digest
+
+
+@pytest.mark.parametrize(
+    ("href", "expected"),
+    [
+        ("https://a.b/x.tif?sv=2020&sig=abc%3D&se=2024", "https://a.b/x.tif"),
+        ("https://a.b/x.tif?X-Amz-Signature=1&X-Amz-Expires=5", "https://a.b/x.tif"),
+        ("https://a.b/x.tif?x-goog-signature=1", "https://a.b/x.tif"),
+        ("https://a.b/x.tif?AWSAccessKeyId=A&Signature=s&Expires=1", "https://a.b/x.tif"),
+        ("https://u:p@a.b:8080/x.tif", "https://a.b:8080/x.tif"),
+        ("https://a.b/items?id=7&f=json", "https://a.b/items?id=7&f=json"),
+        ("https://a.b/x?token=t&id=7", "https://a.b/x"),
+        ("s3://bucket/key with space.tif", "s3://bucket/key with space.tif"),
+        ("/data/what?.tif", "/data/what?.tif"),
+    ],
+)
+def test_unsigned(href: str, expected: str) -> None:
+    assert unsigned(href) == expected
+
+
+@pytest.mark.parametrize(
+    ("found", "expected"),
+    [("proprietary", "other"), ("CC-BY-4.0", "CC-BY-4.0"), ("My own terms!", "other"), ("various", "other")],
+)
+def test_license(found: str, expected: str) -> None:
+    assert stac_license(found) == expected
+
+
+def test_footprint_is_counter_clockwise_and_covers_the_grid() -> None:
+    geometry, bbox = footprint(GRID)
+    outline = shapely.from_geojson(json.dumps(geometry))
+    assert outline.is_valid
+    assert outline.exterior.is_ccw
+    assert outline.bounds == pytest.approx(bbox)
+    # UTM 33N: easting 500000 is 15 degrees east; 300 m of northing are 0.0027 degrees.
+    assert bbox[0] == pytest.approx(15.0, abs=1e-6)
+    assert bbox[3] - bbox[1] == pytest.approx(SHAPE[0] * 0.5 / 111_000, rel=0.01)
+    assert len(geometry["coordinates"][0]) == 33
+
+
+def test_ground_sample_distance() -> None:
+    degrees = PixelGrid(crs="EPSG:4326", transform=(1e-5, 0, 15.0, 0, -1e-5, 60.005), shape_yx=(1000, 1000))
+    feet = PixelGrid(crs="EPSG:2263", transform=(2.0, 0, 9e5, 0, -2.0, 2e5), shape_yx=(10, 10))
+    assert ground_sample_distance_m(GRID) == 0.5
+    assert ground_sample_distance_m(degrees) == pytest.approx(1.1132 * math.sqrt(0.5), rel=1e-3)
+    assert ground_sample_distance_m(feet) == pytest.approx(0.6096, rel=1e-4)
+
+
+def test_a_crs_without_code_is_given_as_wkt(assets: tuple[AssetFile, ...]) -> None:
+    wkt = rasterio.crs.CRS.from_proj4("+proj=tmerc +lat_0=41 +lon_0=15.3 +k=0.9 +x_0=500000 +y_0=4600000").to_wkt()
+    pan = GRID.model_copy(update={"crs": wkt})
+    source = staged()
+    source = source.model_copy(update={"grid": source.grid.model_copy(update={"pan": pan})})
+    made = build_item(
+        source,
+        QUALITY,
+        item_id="x",
+        collection_id="c",
+        recipe=recipe(),
+        bands=BANDS,
+        assets=assets[2:],
+        cost=Cost(seconds=1),
+    )
+    validate_item(made.to_dict(transform_hrefs=False))
+    assert made.properties["proj:code"] is None
+    assert made.properties["proj:wkt2"].startswith("PROJCRS")

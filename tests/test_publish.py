@@ -1,0 +1,480 @@
+"""Whatever happens to a publisher, a reader only ever sees whole items."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import shutil
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pystac
+import pytest
+import rasterio
+from published_scene import files, item, recipe
+
+from pancrafter import publish as module
+from pancrafter.errors import InvalidSceneError, LeaseLostError, SinkError
+from pancrafter.item import AssetFile, multihash_of
+from pancrafter.publish import CollectionInfo, StaticSink
+from pancrafter.validation import validate_document
+
+COLLECTION = CollectionInfo(
+    id="wv3-sharpened", title="WorldView-3, sharpened", description="Sharpened scenes.", license="CC-BY-NC-4.0"
+)
+NAME = COLLECTION.id
+
+
+@pytest.fixture(scope="module")
+def assets(tmp_path_factory: pytest.TempPathFactory) -> tuple[AssetFile, ...]:
+    return files(tmp_path_factory.mktemp("files"))
+
+
+@pytest.fixture(scope="module")
+def other_assets(tmp_path_factory: pytest.TempPathFactory) -> tuple[AssetFile, ...]:
+    return files(tmp_path_factory.mktemp("other"), seed=1)
+
+
+def put(sink: StaticSink, assets: tuple[AssetFile, ...], item_id: str = "S1-sharp", **options: Any) -> module.Published:
+    made = item(assets, item_id, **options.pop("made", {}))
+    return sink.publish(made, assets, collection=options.pop("collection", COLLECTION), **options)
+
+
+def seen_by_reader(root: Path) -> list[str]:
+    """Ids a reader finds from the root; everything that is linked must exist, be valid and have whole files."""
+    if not (root / "catalog.json").exists():
+        return []
+    catalog = json.loads((root / "catalog.json").read_text())
+    validate_document(catalog)
+    found = []
+    for child in (link for link in catalog["links"] if link["rel"] == "child"):
+        collection_path = root / child["href"]
+        collection = json.loads(collection_path.read_text())
+        validate_document(collection)
+        for link in (link for link in collection["links"] if link["rel"] == "item"):
+            item_path = collection_path.parent / link["href"]
+            document = json.loads(item_path.read_text())
+            validate_document(document)
+            for asset in document["assets"].values():
+                path = item_path.parent / asset["href"]
+                assert (path.stat().st_size, multihash_of(path)) == (asset["file:size"], asset["file:checksum"])
+            found.append(document["id"])
+    return found
+
+
+def tree(root: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
+
+
+def test_published_item_is_found_and_whole(tmp_path: Path, assets: tuple[AssetFile, ...]) -> None:
+    root = tmp_path / "out"
+    published = put(StaticSink(str(root)), assets)
+    assert published.changed
+    assert Path(published.href) == root / NAME / "S1-sharp" / "S1-sharp.json"
+    assert seen_by_reader(root) == ["S1-sharp"]
+    sink = StaticSink(root.as_uri())
+    assert sink.exists(NAME, "S1-sharp")
+    assert not sink.exists(NAME, "S2-sharp")
+    assert not sink.exists("other", "S1-sharp")
+    assert [found["id"] for found in sink.items()] == ["S1-sharp"]
+    assert [found["id"] for found in sink.find_by_source(NAME, "S1")] == ["S1-sharp"]
+    assert sink.find_by_source(NAME, "S2") == []
+    assert sink.orphans(NAME) == ()
+    collection = json.loads((root / NAME / "collection.json").read_text())
+    assert collection["license"] == "CC-BY-NC-4.0"
+    assert set(collection["item_assets"]) == {"sharpened", "mask", "thumbnail"}
+    assert collection["summaries"]["proj:code"] == ["EPSG:32633"]
+
+
+def test_ordinary_tools_open_it_even_after_moving(tmp_path: Path, assets: tuple[AssetFile, ...]) -> None:
+    import odc.stac
+    import rioxarray
+
+    put(StaticSink(str(tmp_path / "out")), assets)
+    (tmp_path / "out").rename(tmp_path / "moved")
+    catalog = pystac.Catalog.from_file(str(tmp_path / "moved" / "catalog.json"))
+    (found,) = catalog.get_items(recursive=True)
+    assert found.get_collection().id == NAME
+    assert found.get_root().id == "pancrafter"
+    assert found.datetime == datetime(2024, 5, 1, 10, 20, 30, tzinfo=UTC)
+    href = found.assets["sharpened"].get_absolute_href()
+    with rasterio.open(assets[0].path) as source:
+        expected = source.read()
+    opened = rioxarray.open_rasterio(href)
+    np.testing.assert_array_equal(opened.values, expected)
+    assert opened.rio.crs.to_epsg() == 32633
+    opened.close()
+    loaded = odc.stac.load([found], bands=["sharpened.3", "mask"])
+    np.testing.assert_array_equal(loaded["sharpened.3"].values[0], expected[2])
+    assert loaded["mask"].values.max() == 1
+    described = next(link for link in found.links if link.rel == "describedby")
+    assert json.loads(Path(described.absolute_href).read_text())["x-prefix"] == "pancrafter:"
+
+
+def test_pystac_client_opens_it(tmp_path: Path, assets: tuple[AssetFile, ...]) -> None:
+    import pystac_client
+
+    put(StaticSink(str(tmp_path)), assets)
+    with pytest.warns(pystac_client.warnings.NoConformsTo):
+        client = pystac_client.Client.open(str(tmp_path / "catalog.json"))
+    with pytest.warns(pystac_client.warnings.FallbackToPystac):
+        assert [found.id for found in client.get_items(recursive=True)] == ["S1-sharp"]
+
+
+def test_again_changes_nothing(tmp_path: Path, assets: tuple[AssetFile, ...]) -> None:
+    sink = StaticSink(str(tmp_path))
+    put(sink, assets)
+    before = tree(tmp_path)
+    later = {"now": datetime(2025, 1, 1, tzinfo=UTC)}
+    assert not put(sink, assets, made=later).changed
+    assert tree(tmp_path) == before
+
+
+def test_replacing_keeps_created_and_old_files(
+    tmp_path: Path, assets: tuple[AssetFile, ...], other_assets: tuple[AssetFile, ...]
+) -> None:
+    sink = StaticSink(str(tmp_path))
+    put(sink, assets)
+    old_files = {path for path in tree(tmp_path) if path.endswith(".tif")}
+    assert put(sink, other_assets, made={"now": datetime(2025, 1, 1, tzinfo=UTC)}).changed
+    (found,) = sink.items()
+    assert found["properties"]["created"] == "2024-06-01T12:00:00Z"
+    assert found["properties"]["updated"] == "2025-01-01T00:00:00Z"
+    assert old_files <= set(tree(tmp_path)), "a reader may still hold the old item"
+    assert seen_by_reader(tmp_path) == ["S1-sharp"]
+    orphans = sink.orphans(NAME)
+    assert any("sharpened" in name for name in orphans)
+    assert set(orphans) <= old_files | {name for name in tree(tmp_path) if "thumbnail" in name}
+
+
+def test_superseding(tmp_path: Path, assets: tuple[AssetFile, ...], other_assets: tuple[AssetFile, ...]) -> None:
+    sink = StaticSink(str(tmp_path))
+    put(sink, assets, "S1-a")
+    newer = {"recipe": recipe(weights="better"), "now": datetime(2025, 1, 1, tzinfo=UTC)}
+    put(sink, other_assets, "S1-b", supersedes="S1-a", made=newer)
+    before = tree(tmp_path)
+    assert not put(sink, other_assets, "S1-b", supersedes="S1-a", made=newer).changed
+    assert tree(tmp_path) == before
+    newest, old = sink.find_by_source(NAME, "S1")
+    assert (newest["id"], old["id"]) == ("S1-b", "S1-a")
+    assert old["properties"]["deprecated"] is True
+    hrefs = {link["rel"]: link["href"] for link in old["links"]}
+    assert hrefs["successor-version"] == hrefs["latest-version"] == "../S1-b/S1-b.json"
+    assert {link["rel"]: link["href"] for link in newest["links"]}["predecessor-version"] == "../S1-a/S1-a.json"
+    assert seen_by_reader(tmp_path) == ["S1-a", "S1-b"]
+    # The old recipe published again is still what is there: it must not come back to life.
+    assert not put(sink, assets, "S1-a").changed
+    assert sink.find_by_source(NAME, "S1")[0]["id"] == "S1-b"
+
+
+def test_extents_grow(tmp_path: Path, assets: tuple[AssetFile, ...]) -> None:
+    sink = StaticSink(str(tmp_path))
+    for name, box, moment in (
+        ("a", [10.0, 40.0, 11.0, 41.0], datetime(2024, 3, 1, tzinfo=UTC)),
+        ("b", [9.0, 40.5, 10.5, 42.0], datetime(2023, 3, 1, tzinfo=UTC)),
+    ):
+        made = item(assets, name)
+        made.bbox, made.datetime = box, moment
+        sink.publish(made, assets, collection=COLLECTION)
+    extent = json.loads((tmp_path / NAME / "collection.json").read_text())["extent"]
+    assert extent["spatial"]["bbox"] == [[9.0, 40.0, 11.0, 42.0]]
+    assert extent["temporal"]["interval"] == [["2023-03-01T00:00:00Z", "2024-03-01T00:00:00Z"]]
+
+
+def operations(sink: StaticSink, before_each: Callable[[int], None]) -> None:
+    """Call back before every change of the store, also before the rename that makes a file appear."""
+    store, count = sink.store, iter(range(10**6))
+    for name in ("write", "put", "update"):
+        honest = getattr(store, name)
+
+        def wrapped(*given: Any, honest: Callable[..., None] = honest) -> None:
+            before_each(next(count))
+            honest(*given)
+
+        setattr(store, name, wrapped)
+    flush = module._flush
+
+    def flushing(path: Path) -> None:
+        before_each(next(count))
+        flush(path)
+
+    module._flush = flushing
+
+
+@pytest.fixture
+def _restore_flush() -> Iterator[None]:
+    honest = module._flush
+    yield
+    module._flush = honest
+
+
+def die_at(step: int, count: int) -> None:
+    if count == step:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.usefixtures("_restore_flush")
+def test_killed_anywhere_nothing_half_done_is_visible(tmp_path: Path, assets: tuple[AssetFile, ...]) -> None:
+    """A child process dies at each step in turn; its heir publishes the same item."""
+    base = tmp_path / "base"
+    put(StaticSink(str(base)), assets, "S0")
+    clean = tmp_path / "clean"
+    shutil.copytree(base, clean)
+    put(StaticSink(str(clean)), assets, "S1-sharp")
+    wanted = set(tree(clean))
+    step, visible_before_the_end = 0, []
+    while True:
+        root = tmp_path / f"killed-{step}"
+        shutil.copytree(base, root)
+        child = os.fork()
+        if child == 0:
+            sink = StaticSink(str(root))
+            operations(sink, functools.partial(die_at, step))
+            put(sink, assets, "S1-sharp")
+            os._exit(0)
+        _, status = os.waitpid(child, 0)
+        seen = seen_by_reader(root)
+        visible_before_the_end.append(seen)
+        if os.WIFEXITED(status):
+            assert os.WEXITSTATUS(status) == 0
+            break
+        assert seen in (["S0"], ["S0", "S1-sharp"])
+        put(StaticSink(str(root)), assets, "S1-sharp")
+        assert seen_by_reader(root) == ["S0", "S1-sharp"]
+        drafts = {name for name in tree(root) if "/.draft-" in name or name.startswith(".draft-")}
+        assert set(tree(root)) - drafts == wanted
+        step += 1
+    assert step > 10
+    assert visible_before_the_end[0] == visible_before_the_end[4] == ["S0"]
+    assert visible_before_the_end[-1] == ["S0", "S1-sharp"]
+
+
+@pytest.mark.usefixtures("_restore_flush")
+def test_a_failure_anywhere_leaves_no_scratch(tmp_path: Path, assets: tuple[AssetFile, ...]) -> None:
+    for step in range(0, 18, 3):
+        root = tmp_path / str(step)
+        sink = StaticSink(str(root))
+
+        def fail(count: int, step: int = step) -> None:
+            if count == step:
+                raise OSError(28, "No space left on device")
+
+        operations(sink, fail)
+        with pytest.raises((SinkError, OSError), match="No space left"):
+            put(sink, assets)
+        assert seen_by_reader(root) == []
+        assert not [name for name in tree(root) if ".draft-" in name]
+
+
+def test_a_lost_lease_publishes_nothing(tmp_path: Path, assets: tuple[AssetFile, ...]) -> None:
+    def lost() -> None:
+        raise LeaseLostError("fencing number 3 is not 2")
+
+    sink = StaticSink(str(tmp_path))
+    with pytest.raises(LeaseLostError):
+        put(sink, assets, guard=lost)
+    assert seen_by_reader(tmp_path) == []
+    assert not (tmp_path / NAME / "S1-sharp" / "S1-sharp.json").exists()
+
+
+def test_two_processes_and_their_threads_all_end_up_linked(tmp_path: Path, assets: tuple[AssetFile, ...]) -> None:
+    root = tmp_path / "out"
+
+    def work(process: int) -> None:
+        with ThreadPoolExecutor(3) as pool:
+            jobs = [pool.submit(put, StaticSink(str(root)), assets, f"S{process}-{k}") for k in range(4)]
+            assert all(job.result().changed for job in jobs)
+
+    children = []
+    for process in range(2):
+        child = os.fork()
+        if child == 0:
+            try:
+                work(process)
+            except BaseException:  # noqa: BLE001 (a forked child must never return into pytest)
+                os._exit(1)
+            os._exit(0)
+        children.append(child)
+    sizes = set()
+    while children:
+        sizes.add(len(seen_by_reader(root)))  # polls while they write; fails on anything half-done
+        done, status = os.waitpid(children[0], os.WNOHANG)
+        if done:
+            assert os.WEXITSTATUS(status) == 0
+            children.pop(0)
+    expected = sorted(f"S{process}-{k}" for process in range(2) for k in range(4))
+    assert sorted(seen_by_reader(root)) == expected
+    assert len(sizes) > 1
+
+
+def test_items_that_lost_their_link_are_found_again(tmp_path: Path, assets: tuple[AssetFile, ...]) -> None:
+    sink = StaticSink(str(tmp_path))
+    for name in ("a", "b"):
+        put(sink, assets, name)
+    path = tmp_path / NAME / "collection.json"
+    collection = json.loads(path.read_text())
+    collection["links"] = [link for link in collection["links"] if link["href"] != "./a/a.json"]
+    path.write_text(json.dumps(collection))
+    assert not sink.exists(NAME, "a")
+    assert sink.rebuild(COLLECTION) == ("a",)
+    assert sink.rebuild(COLLECTION) == ()
+    assert sorted(seen_by_reader(tmp_path)) == ["a", "b"]
+
+
+@pytest.mark.parametrize("where", ["file", "proc"])
+def test_unwritable_sinks_are_named(tmp_path: Path, where: str, assets: tuple[AssetFile, ...]) -> None:
+    (tmp_path / "file").write_text("in the way")
+    root = tmp_path / "file" / "out" if where == "file" else Path("/proc/out")
+    with pytest.raises(SinkError, match=str(root)):
+        StaticSink(str(root)).check_writable()
+    with pytest.raises(SinkError, match=str(root)):
+        put(StaticSink(str(root)), assets)
+
+
+def test_a_writable_sink_stays_empty(tmp_path: Path) -> None:
+    StaticSink(str(tmp_path / "new")).check_writable()
+    assert not tree(tmp_path)
+
+
+def test_a_full_disk_is_said(tmp_path: Path, assets: tuple[AssetFile, ...]) -> None:
+    import resource
+
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, limits[1]))
+    try:
+        with pytest.raises(SinkError, match="sharpened"):
+            put(StaticSink(str(tmp_path)), assets)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert seen_by_reader(tmp_path) == []
+
+
+@pytest.mark.parametrize("uri", ["nosuch://x/y", "memory://x"])
+def test_unknown_storage_is_refused(uri: str) -> None:
+    with pytest.raises(SinkError, match="give a folder or s3://"):
+        StaticSink(uri).check_writable()
+
+
+def test_files_that_changed_or_are_no_cog_are_refused(tmp_path: Path) -> None:
+    made = files(tmp_path / "files")
+    sink = StaticSink(str(tmp_path / "out"))
+    Path(made[2].path).write_bytes(b"other")
+    with pytest.raises(InvalidSceneError, match="changed since it was described"):
+        put(sink, made)
+    with rasterio.open(made[0].path) as source:
+        pixels, profile = source.read(), source.profile | {"tiled": False, "blockysize": 1}
+    with rasterio.open(made[0].path, "w", **profile) as striped:
+        striped.write(pixels)
+    broken = made[0].model_copy(
+        update={"size_bytes": Path(made[0].path).stat().st_size, "checksum": multihash_of(made[0].path)}
+    )
+    with pytest.raises(InvalidSceneError, match="expected a valid COG"):
+        put(sink, (broken, *made[1:2]))
+    assert seen_by_reader(tmp_path / "out") == []
+
+
+def test_an_invalid_item_is_refused(tmp_path: Path, assets: tuple[AssetFile, ...]) -> None:
+    made = item(assets)
+    made.properties["proj:shape"] = "big"
+    with pytest.raises(InvalidSceneError, match=r"\[projection\] properties/proj:shape"):
+        StaticSink(str(tmp_path)).publish(made, assets, collection=COLLECTION)
+    with pytest.raises(InvalidSceneError, match="not 'elsewhere'"):
+        put(StaticSink(str(tmp_path)), assets, collection=COLLECTION.model_copy(update={"id": "elsewhere"}))
+    assert seen_by_reader(tmp_path) == []
+
+
+@pytest.mark.parametrize("damage", ["missing", "flipped"])
+def test_read_back_notices_damage(tmp_path: Path, assets: tuple[AssetFile, ...], damage: str) -> None:
+    sink = StaticSink(str(tmp_path))
+    published = put(sink, assets)
+    path = Path(published.assets["mask"])
+    if damage == "missing":
+        path.unlink()
+    else:
+        data = bytearray(path.read_bytes())
+        data[-1] ^= 1
+        path.write_bytes(data)
+    with pytest.raises(SinkError, match=r"mask.*expected"):
+        sink.read_back(NAME, "S1-sharp")
+    with pytest.raises(SinkError, match="no link leads to"):
+        sink.read_back(NAME, "S9")
+
+
+@pytest.fixture(scope="module")
+def s3() -> Iterator[dict[str, Any]]:
+    """A stand-in S3 server on the loopback; returns fsspec options."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    options = {
+        "key": "test",
+        "secret": "test",
+        "endpoint_url": f"http://{host}:{port}",
+        "client_kwargs": {"region_name": "us-east-1"},
+        "skip_instance_cache": True,
+    }
+    import s3fs
+
+    s3fs.S3FileSystem(**options).call_s3("create_bucket", Bucket="bucket")
+    yield options
+    server.stop()
+
+
+def test_on_s3(s3: dict[str, Any], assets: tuple[AssetFile, ...], other_assets: tuple[AssetFile, ...]) -> None:
+    sink = StaticSink("s3://bucket/out", storage_options=s3)
+    sink.check_writable()
+    published = put(sink, assets)
+    assert published.href == "s3://bucket/out/wv3-sharpened/S1-sharp/S1-sharp.json"
+    again = StaticSink("s3://bucket/out", storage_options=s3)
+    assert not put(again, assets).changed
+    put(again, other_assets, "S1-b", supersedes="S1-sharp", made={"recipe": recipe(weights="better")})
+    assert [found["id"] for found in sink.find_by_source(NAME, "S1")] == ["S1-b", "S1-sharp"]
+    assert sink.orphans(NAME) == ()
+    filesystem = sink.store.filesystem  # type: ignore[attr-defined]
+    info = filesystem.call_s3("head_object", Bucket="bucket", Key=published.assets["sharpened"].split("/", 3)[3])
+    assert info["ContentType"].startswith("image/tiff")
+
+
+def test_two_publishers_on_s3_lose_nothing(s3: dict[str, Any], assets: tuple[AssetFile, ...]) -> None:
+    """Both read the collection before either writes it: the later one must notice and add to the earlier one's."""
+    meeting, raced = threading.Barrier(2, timeout=30), []
+
+    def work(name: str) -> None:
+        sink = StaticSink("s3://bucket/race", storage_options=s3)
+        honest, met = sink.store._read_tagged, []  # type: ignore[attr-defined]
+
+        def slow(bucket: str, key: str, document: str) -> Any:
+            answer = honest(bucket, key, document)
+            if document.endswith("collection.json"):
+                raced.append(name)
+                if not met:
+                    met.append(True)
+                    meeting.wait()
+            return answer
+
+        sink.store._read_tagged = slow  # type: ignore[attr-defined]
+        put(sink, assets, name)
+
+    with ThreadPoolExecutor(2) as pool:
+        for job in [pool.submit(work, name) for name in ("a", "b")]:
+            job.result()
+    assert len(raced) >= 3, "one of them must have had to read again"
+    assert sorted(StaticSink("s3://bucket/race", storage_options=s3).item_ids(NAME)) == ["a", "b"]
+
+
+def test_missing_bucket_is_a_sink_error(s3: dict[str, Any], assets: tuple[AssetFile, ...]) -> None:
+    with pytest.raises(SinkError, match="s3://nobucket/x"):
+        StaticSink("s3://nobucket/x", storage_options=s3).check_writable()
+    with pytest.raises(SinkError, match="s3://nobucket/x"):
+        put(StaticSink("s3://nobucket/x", storage_options=s3), assets)
