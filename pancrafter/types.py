@@ -148,7 +148,6 @@ class Quality(Record):
     gain_over_classical: float | None = Field(description="1 - reduced_ergas / best_classical_reduced_ergas.")
     clipped_share: float
     invalid_share: float
-    classical_hqnr: float | None = None
 
 
 class TruthScores(Record):

@@ -49,7 +49,8 @@ class ResBlock(nn.Module):
         h = self.conv1(F.silu(self.norm1(x)))
         gamma, beta = self.gamma[mode][:, :, None, None], self.beta[mode][:, :, None, None]
         h = self.conv2(F.silu((1 + gamma) * self.norm2(h) + beta))
-        return self.skip(x) + h
+        out: Tensor = self.skip(x) + h
+        return out
 
 
 def local_attention(query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
@@ -110,4 +111,5 @@ class CrossModalityAttention(nn.Module):
         x_ms = self.project_ms(local_attention(query, key_ms, value_ms, self.heads))
         x_pan = self.project_pan(local_attention(query, key_pan, value_pan, self.heads))
         x = x + self.select_ms[mode][:, :, None, None] * x_ms + self.select_pan[mode][:, :, None, None] * x_pan
-        return x + self.contract(F.gelu(self.expand(channel_norm(x)), approximate="tanh"))
+        out: Tensor = x + self.contract(F.gelu(self.expand(channel_norm(x)), approximate="tanh"))
+        return out

@@ -95,4 +95,5 @@ class PanCrafter(nn.Module):
         x = self.decode0(torch.cat([self.up0(x), skip0], 1), queries[0], mss[0], pans[0], mode)
         residual = self.head(F.silu(self.head_norm(x)))
         base = torch.where(reconstruct_pan, lowpass.expand(n, bands, -1, -1), ms)
-        return base + residual.float()
+        reconstruction: Tensor = base + residual.float()
+        return reconstruction

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +13,8 @@ from safetensors.torch import save_file
 
 from pancrafter.errors import WeightsError
 from pancrafter.model.config import NetworkConfig
+from pancrafter.model.names import DEFAULT_WEIGHTS, shipped_weights, weights_path, weights_sha256
 from pancrafter.model.network import PanCrafter
-
-DEFAULT_WEIGHTS = "open-compact"
-
 
 @dataclass(frozen=True)
 class Checkpoint:
@@ -31,34 +27,6 @@ class Checkpoint:
     """What the trainer recorded: data, steps, seed, scores."""
 
 
-def shipped_weights() -> dict[str, dict[str, str]]:
-    """Name -> ``file`` and ``sha256`` of the weights in this package."""
-    text = resources.files("pancrafter").joinpath("weights", "index.json").read_text()
-    index: dict[str, dict[str, str]] = json.loads(text)
-    return index
-
-
-def weights_path(name_or_path: str) -> Path:
-    """The file of shipped weights called ``name_or_path``, or the path itself.
-
-    Raises:
-        WeightsError: Neither a shipped name nor an existing file.
-    """
-    index = shipped_weights()
-    if name_or_path in index:
-        return Path(str(resources.files("pancrafter").joinpath("weights", index[name_or_path]["file"])))
-    path = Path(name_or_path)
-    if not path.is_file():
-        raise WeightsError(f"weights {name_or_path!r} not found: expected one of {sorted(index)} or a .safetensors file")
-    return path
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file, hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def load_checkpoint(name_or_path: str = DEFAULT_WEIGHTS) -> Checkpoint:
     """Load shipped weights by name or any checkpoint of ours by path.
 
@@ -66,11 +34,7 @@ def load_checkpoint(name_or_path: str = DEFAULT_WEIGHTS) -> Checkpoint:
         WeightsError: Not found, not a checkpoint of ours, a tensor missing, unexpected or of another shape, or a
             shipped file whose hash is not the recorded one.
     """
-    path = weights_path(name_or_path)
-    sha256 = file_sha256(path)
-    expected = shipped_weights().get(name_or_path, {}).get("sha256", sha256)
-    if sha256 != expected:
-        raise WeightsError(f"{path.name} has SHA-256 {sha256}, expected {expected}: the file is damaged; reinstall")
+    path, sha256 = weights_path(name_or_path), weights_sha256(name_or_path)
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}

@@ -1,0 +1,94 @@
+"""Where tasks run: in this process, on a local Dask cluster, or on a Dask scheduler somewhere else."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
+
+from pancrafter.settings import Settings
+
+T = TypeVar("T")
+
+GPU_RESOURCE = "GPU"
+"""Workers that run the network declare this Dask resource: one per CUDA device, or one per CPU worker."""
+
+LOST_WORKER_RETRIES = 3
+"""How often Dask starts a task again elsewhere when its worker dies. Tasks are safe to repeat."""
+
+
+class Compute:
+    """Maps functions over small arguments. Functions and arguments must be importable and picklable."""
+
+    def __init__(self, client: Any = None) -> None:  # Any: distributed ships no types
+        self._client = client
+
+    @property
+    def description(self) -> str:
+        """For logs and items."""
+        if self._client is None:
+            return "in process"
+        return f"{len(self._client.scheduler_info(n_workers=-1)['workers'])} Dask workers"
+
+    @contextlib.contextmanager
+    def active(self) -> Iterator[None]:
+        """Dask graphs computed inside run here."""
+        if self._client is None:
+            import dask
+
+            with dask.config.set(scheduler="threads"):
+                yield
+        else:
+            with self._client.as_current():
+                yield
+
+    def map(
+        self, function: Callable[..., T], items: Iterable[Any], *arguments: Any, on_gpu: bool = False
+    ) -> Iterator[T]:
+        """``function(item, *arguments)`` for each item, in the order in which they finish.
+
+        The first error is raised and what has not started is cancelled.
+
+        Args:
+            function: Runs on a worker.
+            items: First argument of each call.
+            arguments: Further arguments, the same for all calls.
+            on_gpu: Run only on workers that declare a GPU, one call at a time on each.
+        """
+        if self._client is None:
+            yield from (function(item, *arguments) for item in items)
+            return
+        from distributed import as_completed
+
+        options = {"pure": False, "retries": LOST_WORKER_RETRIES, "resources": {GPU_RESOURCE: 1} if on_gpu else {}}
+        futures = [self._client.submit(function, item, *arguments, **options) for item in items]
+        try:
+            for future in as_completed(futures):
+                yield future.result()
+        finally:
+            self._client.cancel(futures)
+
+
+@contextlib.contextmanager
+def open_compute(settings: Settings) -> Iterator[Compute]:
+    """The place that the settings name, opened and closed again."""
+    if settings.dask_scheduler is None and settings.workers == 0:
+        yield Compute()
+        return
+    from distributed import Client, LocalCluster
+
+    if settings.dask_scheduler is not None:
+        with Client(settings.dask_scheduler, set_as_default=False) as client:
+            yield Compute(client)
+        return
+    with (
+        LocalCluster(
+            n_workers=settings.workers,
+            threads_per_worker=1,
+            resources={GPU_RESOURCE: 1},
+            dashboard_address=None,
+            silence_logs=40,
+        ) as cluster,
+        Client(cluster, set_as_default=False) as client,
+    ):
+        yield Compute(client)

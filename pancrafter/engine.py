@@ -1,0 +1,330 @@
+"""Sharpening a staged scene block by block: deciding windows (integers), reading tiles, running a sharpener, writing.
+
+A tile is a block plus a halo that covers everything its pixels depend on, cut at multiples that keep PAN and MS in
+step and filled beyond the scene by repeating its border. All tiles of a scene have one shape. So blocks come out as
+the whole scene would, whatever their size and order.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import Field
+
+from pancrafter.classical import GlpConstants, GlpSums, fit_glp_constants, glp_halo_px, glp_sums, glp_window
+from pancrafter.errors import WeightsError
+from pancrafter.model.conditions import build_conditions
+from pancrafter.model.network import MS_MODE
+from pancrafter.model.weights import Checkpoint, load_checkpoint
+from pancrafter.sensors import SensorContract
+from pancrafter.store import Block, Pixels, SceneStore, Window
+from pancrafter.types import Record, StagedScene, ValueRange
+
+Floats = NDArray[np.float32]
+Valid = NDArray[np.bool_]
+PhaseYX = tuple[float, float]
+
+NETWORK_STEP_PX = 4
+"""The network halves its grid twice, so windows start and end at multiples of four PAN pixels."""
+
+
+@dataclass(frozen=True, eq=False)
+class Tile:
+    """What a sharpener sees: filled DN of a window on both grids, and how they relate.
+
+    ``pan`` (y, x) and ``ms`` (band, y / ratio, x / ratio) start at the same multiple of ``ratio``; ``phases_yx`` holds,
+    per band, where MS pixel 0 of the tile really lies on its PAN grid (nominal phase plus band shift), PAN pixels.
+    """
+
+    pan: Floats
+    ms: Floats
+    ratio: int
+    phases_yx: tuple[PhaseYX, ...]
+    pan_range: ValueRange
+    ms_ranges: tuple[ValueRange, ...]
+
+
+class Sharpener(Protocol):
+    """Turns tiles into sharpened DN, (band, y, x) float32, neither rounded nor clipped."""
+
+    @property
+    def method(self) -> str:
+        """Name for items and reports."""
+
+    def halo_px(self, staged: StagedScene) -> int:
+        """PAN pixels of context that make a tile's core independent of the tile."""
+
+    def __call__(self, tile: Tile) -> Floats:
+        """Sharpen one tile."""
+
+
+@dataclass(frozen=True, eq=False)
+class NetworkSharpener:
+    """PAN-Crafter in MS mode, as many bands at a time as its weights take."""
+
+    checkpoint: Checkpoint
+    device: str = "cpu"
+    precision: str = "float32"
+
+    @property
+    def method(self) -> str:
+        """``pan-crafter``."""
+        return "pan-crafter"
+
+    def halo_px(self, staged: StagedScene) -> int:
+        """The network's reach, widened by what band shifts move the MS pixels."""
+        ratio = staged.grid.ratio
+        nominal = (ratio - 1) / 2
+        moved = max(abs(value - nominal) for phase in band_phases(staged) for value in phase)
+        return self.checkpoint.network.config.reach_px(ratio) + math.ceil(moved)
+
+    @torch.inference_mode()
+    def __call__(self, tile: Tile) -> Floats:
+        """Sharpen one tile; band groups run one after the other, so memory does not grow with the band count."""
+        group = self.checkpoint.network.config.bands
+        if len(tile.ms) % group:
+            raise WeightsError(
+                f"weights {self.checkpoint.name} take {group} bands at once, the scene has {len(tile.ms)}; "
+                "choose weights for this sensor or band-wise ones"
+            )
+        network = self.checkpoint.network.to(self.device)
+        pan = _to_unit(torch.from_numpy(tile.pan).to(self.device), [tile.pan_range])[None]
+        mode = torch.full((1,), MS_MODE, device=self.device)
+        result = np.empty((len(tile.ms), *tile.pan.shape), np.float32)
+        for first in range(0, len(tile.ms), group):
+            part = slice(first, first + group)
+            ms = _to_unit(torch.from_numpy(tile.ms[part]).to(self.device), tile.ms_ranges[part])[None]
+            phases = torch.tensor([tile.phases_yx[part]], dtype=torch.float64)
+            conditions = build_conditions(pan, ms, tile.ratio, phases)
+            with torch.autocast(
+                self.device.split(":")[0], dtype=torch.bfloat16, enabled=self.precision == "bfloat16"
+            ):
+                sharpened = network(conditions, mode)
+            result[part] = _to_dn(sharpened[0], tile.ms_ranges[part]).cpu().numpy()
+        return result
+
+
+@dataclass(frozen=True)
+class GlpSharpener:
+    """MTF-GLP with gains fitted once per scene: the fallback where the network must not be used."""
+
+    constants: GlpConstants
+    mtf_gains: tuple[float, ...]
+
+    @property
+    def method(self) -> str:
+        """``mtf-glp-fs``."""
+        return "mtf-glp-fs"
+
+    def halo_px(self, staged: StagedScene) -> int:
+        """Reach of the low-pass and of the cubic kernel."""
+        return glp_halo_px(staged.grid.ratio, band_phases(staged))
+
+    def __call__(self, tile: Tile) -> Floats:
+        """Sharpen one tile."""
+        return glp_window(tile.pan, tile.ms, tile.ratio, tile.phases_yx, self.mtf_gains, self.constants)
+
+    @classmethod
+    def fit(cls, store: SceneStore, gains: tuple[float, ...]) -> GlpSharpener:
+        """Fit the injection gains on the valid pixels of a whole staged scene, one block at a time.
+
+        Args:
+            store: The staged scene.
+            gains: MTF gain of each band at the MS Nyquist frequency.
+        """
+        staged = store.staged
+        total: GlpSums | None = None
+        for row in range(store.blocks_yx[0]):
+            for col in range(store.blocks_yx[1]):
+                plan = plan_tile(store, (row, col), glp_halo_px(staged.grid.ratio, band_phases(staged)))
+                tile, counted = read_tile(store, plan), np.zeros(plan.shape_yx, np.bool_)
+                counted[plan.core] = valid_window(store, plan.window)
+                sums = glp_sums(tile.pan, tile.ms, tile.ratio, tile.phases_yx, gains, counted)
+                total = sums if total is None else total + sums
+        assert total is not None
+        return cls(fit_glp_constants(total), gains)
+
+
+class BlockReport(Record):
+    """What one block cost."""
+
+    block: Block
+    pixels: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class TilePlan:
+    """Where a block's tile lies: integers only.
+
+    ``window`` is the block on the PAN grid; the tile starts at ``start_yx`` (may be negative) and has ``shape_yx``.
+    """
+
+    window: Window
+    start_yx: tuple[int, int]
+    shape_yx: tuple[int, int]
+
+    @property
+    def core(self) -> Window:
+        """The block inside the tile."""
+        y, x = (
+            slice(part.start - start, part.stop - start) for part, start in zip(self.window, self.start_yx, strict=True)
+        )
+        return y, x
+
+
+def plan_tile(store: SceneStore, block: Block, halo_px: int) -> TilePlan:
+    """The tile of one block; every block of a scene gets the same shape."""
+    window = store.block_window(block)
+    step = math.lcm(NETWORK_STEP_PX, store.staged.grid.ratio)
+    start_yx, shape_yx = [], []
+    for part, size in zip(window, store.pan_shape_yx, strict=True):
+        start_yx.append((part.start - halo_px) // step * step)
+        core = min(store.block_px, size)
+        slack = 0 if store.block_px % step == 0 and halo_px % step == 0 else step - 1
+        shape_yx.append(-(-(core + 2 * halo_px + slack) // step) * step)
+    return TilePlan(window, (start_yx[0], start_yx[1]), (shape_yx[0], shape_yx[1]))
+
+
+def read_tile(store: SceneStore, plan: TilePlan) -> Tile:
+    """Read a tile's filled DN from a staged scene, repeating the border beyond the scene."""
+    staged = store.staged
+    ratio = staged.grid.ratio
+    ms_start = (plan.start_yx[0] // ratio, plan.start_yx[1] // ratio)
+    ms_shape = (plan.shape_yx[0] // ratio, plan.shape_yx[1] // ratio)
+    pan_window, pan_pad = _inside(plan.start_yx, plan.shape_yx, store.pan_shape_yx)
+    ms_window, ms_pad = _inside(ms_start, ms_shape, store.ms_shape_yx)
+    return Tile(
+        pan=np.pad(store.read_pan(pan_window).astype(np.float32), pan_pad, mode="edge"),
+        ms=np.pad(store.read_ms(ms_window).astype(np.float32), ((0, 0), *ms_pad), mode="edge"),
+        ratio=ratio,
+        phases_yx=band_phases(staged),
+        pan_range=staged.pan_range,
+        ms_ranges=staged.ms_ranges,
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """Which pixels of a window were measured, (y, x) on the PAN grid."""
+
+    pan: Valid
+    ms: Valid
+
+
+def measured_window(store: SceneStore, window: Window) -> Measured:
+    """Where PAN was measured and where the MS pixel beneath was, each (y, x) on the PAN grid."""
+    grid = store.staged.grid
+    rows, cols = (
+        np.clip(np.floor((np.arange(part.start, part.stop) - phase) / grid.ratio + 0.5).astype(int), 0, size - 1)
+        for part, phase, size in zip(window, grid.phase_yx, store.ms_shape_yx, strict=True)
+    )
+    ms_window = (slice(int(rows[0]), int(rows[-1]) + 1), slice(int(cols[0]), int(cols[-1]) + 1))
+    ms_valid = store.read_ms_valid(ms_window)[np.ix_(rows - rows[0], cols - cols[0])]
+    return Measured(store.read_pan_valid(window).astype(np.bool_), ms_valid.astype(np.bool_))
+
+
+def valid_window(store: SceneStore, window: Window) -> Valid:
+    """Where both PAN and MS were measured, (y, x) on the PAN grid."""
+    measured = measured_window(store, window)
+    return measured.pan & measured.ms
+
+
+def band_phases(staged: StagedScene) -> tuple[PhaseYX, ...]:
+    """Per band, where MS pixel 0 really lies on the PAN grid: nominal phase plus measured shift, PAN pixels."""
+    (y, x) = staged.grid.phase_yx
+    return tuple((y + dy, x + dx) for dy, dx in staged.band_shift_yx)
+
+
+def band_mtf_gains(staged: StagedScene, contract: SensorContract) -> tuple[float, ...]:
+    """MTF gains of the scene's bands at the MS Nyquist frequency, from the sensor contract."""
+    return tuple(band.mtf for band in contract.subset(staged.scene.bands))
+
+
+def quantise(sharpened: Floats, valid: Valid, staged: StagedScene) -> Pixels:
+    """Round to DN within the sensor's range; invalid pixels become nodata (or 0), valid ones never do."""
+    low, high = dn_limits(staged)
+    dn = np.clip(np.rint(sharpened), low, high).astype(np.uint16)
+    if staged.nodata is not None and low < staged.nodata < high:
+        dn[dn == int(staged.nodata)] = int(staged.nodata) + 1
+    dn[:, ~valid] = 0 if staged.nodata is None else int(staged.nodata)
+    return dn
+
+
+def dn_limits(staged: StagedScene) -> tuple[int, int]:
+    """Least and largest DN a valid output pixel may hold; nodata is not among them."""
+    return int(staged.nodata == 0), staged.dn_max - int(staged.nodata == staged.dn_max)
+
+
+def sharpen_block(store: SceneStore, block: Block, sharpener: Sharpener) -> BlockReport:
+    """Sharpen one block of a staged scene, write its shard, and mark it done last."""
+    started = time.perf_counter()
+    staged = store.staged
+    plan = plan_tile(store, block, sharpener.halo_px(staged))
+    valid = valid_window(store, plan.window)
+    if valid.any():
+        sharpened = sharpener(read_tile(store, plan))[(slice(None), *plan.core)]
+    else:
+        sharpened = np.zeros((len(staged.scene.bands), *valid.shape), np.float32)
+    store.write_block(block, quantise(sharpened, valid, staged))
+    store.mark_done(block)
+    return BlockReport(block=block, pixels=valid.size, seconds=time.perf_counter() - started)
+
+
+class SharpenerSpec(Record):
+    """How to build a sharpener, small enough to travel to a worker."""
+
+    weights: str
+    device: str = "cpu"
+    precision: str = "float32"
+    threads: int = 1
+    glp: tuple[GlpConstants, tuple[float, ...]] | None = Field(
+        default=None, description="Gains and MTF of the classical fallback, in place of the network."
+    )
+
+
+@lru_cache(maxsize=4)
+def build_sharpener(spec: SharpenerSpec) -> Sharpener:
+    """The sharpener a worker uses, built once per process.
+
+    Raises:
+        WeightsError: The weights cannot be loaded.
+    """
+    torch.set_num_threads(spec.threads)
+    if spec.glp is not None:
+        return GlpSharpener(*spec.glp)
+    return NetworkSharpener(load_checkpoint(spec.weights), spec.device, spec.precision)
+
+
+def _inside(
+    start_yx: Sequence[int], shape_yx: Sequence[int], limits_yx: Sequence[int]
+) -> tuple[Window, tuple[tuple[int, int], tuple[int, int]]]:
+    """The part of a window that lies in the scene, and how far each side must be padded."""
+    windows, pads = [], []
+    for start, size, limit in zip(start_yx, shape_yx, limits_yx, strict=True):
+        first = min(max(start, 0), limit - 1)
+        last = max(min(start + size, limit), first + 1)
+        windows.append(slice(first, last))
+        pads.append((first - start, start + size - last))
+    return (windows[0], windows[1]), (pads[0], pads[1])
+
+
+def _to_unit(values: torch.Tensor, ranges: Sequence[ValueRange]) -> torch.Tensor:
+    """DN (band, y, x) or (y, x) scaled so that each range becomes [-1, 1]; (band, y, x)."""
+    low = torch.tensor([r.low for r in ranges], device=values.device)[:, None, None]
+    high = torch.tensor([r.high for r in ranges], device=values.device)[:, None, None]
+    return 2 * (values - low) / (high - low) - 1
+
+
+def _to_dn(values: torch.Tensor, ranges: Sequence[ValueRange]) -> torch.Tensor:
+    low = torch.tensor([r.low for r in ranges], device=values.device)[:, None, None]
+    high = torch.tensor([r.high for r in ranges], device=values.device)[:, None, None]
+    return (values + 1) / 2 * (high - low) + low

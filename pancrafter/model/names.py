@@ -1,0 +1,49 @@
+"""Names of shipped weights, apart from everything that needs torch."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from importlib import resources
+from pathlib import Path
+
+from pancrafter.errors import WeightsError
+
+DEFAULT_WEIGHTS = "open-compact"
+
+
+def shipped_weights() -> dict[str, dict[str, str]]:
+    """Name -> ``file`` and ``sha256`` of the weights in this package."""
+    text = resources.files("pancrafter").joinpath("weights", "index.json").read_text()
+    index: dict[str, dict[str, str]] = json.loads(text)
+    return index
+
+
+def weights_path(name_or_path: str) -> Path:
+    """The file of shipped weights called ``name_or_path``, or the path itself.
+
+    Raises:
+        WeightsError: Neither a shipped name nor an existing file.
+    """
+    index = shipped_weights()
+    if name_or_path in index:
+        return Path(str(resources.files("pancrafter").joinpath("weights", index[name_or_path]["file"])))
+    path = Path(name_or_path)
+    if not path.is_file():
+        raise WeightsError(f"weights {name_or_path!r} not found: expected one of {sorted(index)} or a .safetensors file")
+    return path
+
+
+def weights_sha256(name_or_path: str) -> str:
+    """SHA-256 of the weights file, hex.
+
+    Raises:
+        WeightsError: The file does not exist, or a shipped file is not the recorded one.
+    """
+    path = weights_path(name_or_path)
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    expected = shipped_weights().get(name_or_path, {}).get("sha256", found)
+    if found != expected:
+        raise WeightsError(f"{path.name} has SHA-256 {found}, expected {expected}: the file is damaged; reinstall")
+    return found

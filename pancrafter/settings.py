@@ -1,0 +1,61 @@
+"""Everything a run can be told, as one frozen value. Built once at the top; nothing below reads the environment."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from pancrafter.model.names import DEFAULT_WEIGHTS
+from pancrafter.types import Record
+
+Bbox = tuple[float, float, float, float]
+
+
+class Settings(Record):
+    """A run: what to sharpen, where to put it, with what. Every field can be set as ``PANCRAFTER_<FIELD>``."""
+
+    source: str = Field(default="archive", description="STAC API URL, static catalog URL, or folder of a catalog.")
+    sink: str = Field(default="output", description="Folder or s3://bucket/prefix of the output catalog.")
+    since: datetime | None = Field(default=None, description="Earliest acquisition time.")
+    until: datetime | None = Field(default=None, description="Latest acquisition time.")
+    bbox: Bbox | None = Field(default=None, description="West, south, east, north in degrees.")
+    collections: tuple[str, ...] = Field(default=(), description="Source collections; empty: all.")
+    state_dir: str = Field(default="state", description="Folder of the ledger, staged scenes and unfinished files.")
+    ledger_url: str | None = Field(default=None, description="SQLAlchemy URL; default: SQLite in the state folder.")
+    contracts_dir: str | None = Field(default=None, description="Folder with further sensor contracts.")
+    weights: str = Field(default=DEFAULT_WEIGHTS, description="Shipped weights by name, or a checkpoint file.")
+    device: str = Field(default="cpu", description="torch device of the workers, such as cpu or cuda.")
+    precision: Literal["float32", "bfloat16"] = "float32"
+    block_px: int = Field(default=512, ge=128, multiple_of=32, description="Edge of a block, PAN pixels.")
+    workers: int = Field(default=2, ge=0, description="Local Dask workers; 0 works in this process.")
+    threads: int = Field(default=1, ge=1, description="Threads per worker.")
+    dask_scheduler: str | None = Field(default=None, description="tcp://host:port of a running Dask scheduler.")
+    cog_profile: Literal["fast", "archive"] = "fast"
+    lease_s: float = Field(default=900, gt=0, description="How long a silent worker keeps a scene, seconds.")
+    limit: int | None = Field(default=None, ge=1, description="At most this many scenes.")
+    keep_staged: bool = Field(default=False, description="Keep a scene's Zarr store after it is confirmed.")
+
+    @property
+    def ledger(self) -> str:
+        """SQLAlchemy URL of the ledger."""
+        return self.ledger_url or f"sqlite:///{Path(self.state_dir).absolute() / 'ledger.db'}"
+
+
+class _Environment(BaseSettings, Settings):
+    """The same fields, filled from ``PANCRAFTER_*`` where they are not given."""
+
+    model_config = SettingsConfigDict(env_prefix="PANCRAFTER_", frozen=True, extra="forbid")
+
+
+def settings_from_environment(**given: Any) -> Settings:  # Any: values of all fields
+    """Settings from arguments first (None counts as not given), then from ``PANCRAFTER_*`` variables.
+
+    Raises:
+        pydantic.ValidationError: A value does not fit its field.
+    """
+    chosen = {name: value for name, value in given.items() if value is not None}
+    return Settings.model_validate(_Environment(**chosen).model_dump())

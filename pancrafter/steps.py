@@ -1,0 +1,694 @@
+"""The steps of a scene as plain functions, and the whole pipeline made of them, without an orchestrator.
+
+discover -> claimed: stage -> sharpen -> assess -> publish (-> confirmed). Every step is safe to repeat; the ledger,
+not the caller, decides who may work on a scene and what became of it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import shutil
+import socket
+import time
+from collections.abc import Callable, Iterator
+from importlib.metadata import version as package_version
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from pancrafter.errors import InvalidSceneError, PancrafterError, SourceError
+from pancrafter.ledger import IN_WORK, FoundCounts, Lease, Ledger, SceneKey, State, Work
+from pancrafter.model.names import weights_sha256
+from pancrafter.sensors import SensorContract, load_contracts
+from pancrafter.settings import Settings
+from pancrafter.types import Quality, Record, Refusal, Scene, StagedScene, TruthScores
+
+if TYPE_CHECKING:
+    from pancrafter.assess import Sample, WindowSums
+    from pancrafter.cog import Block as CogBlock
+    from pancrafter.compute import Compute
+    from pancrafter.engine import BlockReport, SharpenerSpec
+    from pancrafter.item import AssetFile, Recipe
+    from pancrafter.publish import CollectionInfo
+    from pancrafter.sensors import BandSpec
+    from pancrafter.store import SceneStore, Window
+
+Report = Callable[[str], None]
+"""Takes a line for people about what is going on."""
+
+STAGING_REACH_PX = 192
+"""How far valid pixels are repeated into nodata: more than any halo."""
+
+EDGE_REACH_PX = 112
+"""Pixels closer than this to missing data are marked in the mask: filled values may have reached them."""
+
+_PROGRESS_EVERY_S = 5.0
+
+
+class Discovery(Record):
+    """What a look at the source found and what is to do now."""
+
+    counts: FoundCounts
+    refused: tuple[Refusal, ...]
+    eligible: tuple[str, ...]
+    """Keys of the scenes that may be claimed."""
+
+
+class Sharpened(Record):
+    """A sharpened store: how it was made and what that cost in this run."""
+
+    store_uri: str
+    method: str
+    fallback: bool = False
+    blocks: int
+    computed_blocks: int
+    """Blocks that were not finished before."""
+    computed_pixels: int
+    seconds: float
+
+
+class Outcome(Record):
+    """What became of one scene, as the summary table shows it."""
+
+    key: str
+    sensor: str
+    verdict: Literal["published", "fallback", "refused", "failed", "retry later"]
+    reason: str = ""
+    mpx: float | None = None
+    seconds: float | None = None
+    mpx_per_s: float | None = None
+    quality: Quality | None = None
+    truth: tuple[TruthScores, ...] = ()
+    item_href: str | None = None
+    picture_href: str | None = None
+
+    @property
+    def failed(self) -> bool:
+        """Whether a person should look at it."""
+        return self.verdict in {"failed", "retry later"}
+
+
+# --- discover -------------------------------------------------------------------------------------------------------
+
+
+def contracts_of(settings: Settings) -> dict[str, SensorContract]:
+    """Bundled sensor contracts and those of the user's folder."""
+    return load_contracts(Path(settings.contracts_dir) if settings.contracts_dir else None)
+
+
+def open_ledger(settings: Settings) -> Ledger:
+    """The ledger that the settings name."""
+    Path(settings.state_dir).mkdir(parents=True, exist_ok=True)
+    return Ledger(settings.ledger)
+
+
+def planned_recipe(scene: Scene, settings: Settings, contracts: dict[str, SensorContract]) -> Recipe:
+    """How a scene would be sharpened: by its contract's method and the chosen weights."""
+    from pancrafter.item import NETWORK_METHOD, Recipe
+
+    contract = contracts[scene.sensor]
+    network = contract.weights != "none"
+    return Recipe(
+        method=NETWORK_METHOD if network else "mtf-glp-fs",
+        weights=settings.weights if network else None,
+        weights_sha256=weights_sha256(settings.weights) if network else None,
+        contract_digest=contract.digest,
+        software_version=package_version("pancrafter"),
+        settings={"precision": settings.precision} if network else {},
+    )
+
+
+def output_item_id(scene: Scene, recipe: Recipe) -> str:
+    """The id that follows from source, fingerprint and recipe: the same pixels always get the same id."""
+    text = f"{scene.key}\n{scene.fingerprint}\n{recipe.digest}"
+    return f"{scene.item_id}_psh-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
+
+
+def output_collection_id(scene: Scene) -> str:
+    """Output collection of a source collection."""
+    return f"{scene.collection}-sharpened"
+
+
+def discover(settings: Settings, ledger: Ledger) -> Discovery:
+    """Search the source, record every item in the ledger, and say which scenes are to do.
+
+    A scene whose output item vanished from the sink is made again; leases of dead workers of this machine are freed.
+
+    Raises:
+        SourceError: The source cannot be searched.
+        SinkError: The sink cannot be written.
+    """
+    from pancrafter.catalog import discover as search
+    from pancrafter.publish import StaticSink
+
+    if "://" not in settings.source and not Path(settings.source).exists():
+        raise SourceError(f"source {settings.source} does not exist; expected a STAC API URL or a catalog folder")
+    contracts, sink = contracts_of(settings), StaticSink(settings.sink)
+    sink.check_writable()
+    found: list[Work | Refusal] = []
+    for verdict in search(
+        settings.source, since=settings.since, until=settings.until, bbox=settings.bbox, contracts=contracts,
+        collections=settings.collections or None,
+    ):
+        if isinstance(verdict, Refusal):
+            found.append(verdict)
+        else:
+            recipe = planned_recipe(verdict, settings, contracts)
+            found.append(Work(scene=verdict, recipe=recipe.digest, output_item_id=output_item_id(verdict, recipe)))
+    counts = ledger.record_found(settings.sink, found)
+    _free_dead_leases(ledger, settings)
+    _remake_lost_outputs(ledger, sink, settings, found)
+    wanted = {work.scene.key for work in found if isinstance(work, Work)}
+    rows = [row for row in ledger.eligible(sink=settings.sink, order="oldest") if str(row.key) in wanted]
+    return Discovery(
+        counts=counts,
+        refused=tuple(entry for entry in found if isinstance(entry, Refusal)),
+        eligible=tuple(str(row.key) for row in rows[: settings.limit]),
+    )
+
+
+def _remake_lost_outputs(ledger: Ledger, sink: object, settings: Settings, found: list[Work | Refusal]) -> None:
+    from pancrafter.publish import StaticSink
+
+    assert isinstance(sink, StaticSink)
+    present = {name: set(sink.item_ids(name)) for name in sink.collection_ids()}
+    lost = []
+    for work in found:
+        if isinstance(work, Work):
+            key = SceneKey(sink=settings.sink, collection=work.scene.collection, item_id=work.scene.item_id)
+            row = ledger.show(key)
+            collection = present.get(output_collection_id(work.scene), set())
+            if row is not None and row.state is State.CONFIRMED and row.output_item_id not in collection:
+                lost.append(key)
+    if lost:
+        ledger.redrive(lost)
+
+
+def _free_dead_leases(ledger: Ledger, settings: Settings) -> None:
+    """Give back scenes whose worker ran on this machine and is gone, and those whose lease ran out."""
+    ledger.sweep()
+    for row in ledger.rows(sink=settings.sink, states=IN_WORK):
+        if row.lease_owner is not None and row.lease_expires is not None and _is_dead(row.lease_owner):
+            lease = Lease(
+                key=row.key, owner=row.lease_owner, fence=row.fence, expires=row.lease_expires,
+                lease_s=settings.lease_s, attempt=row.attempts,
+            )
+            ledger.release(lease, f"process {row.lease_owner} is gone")
+
+
+def lease_owner() -> str:
+    """This process, recognisable by others on the same machine: host, process id and start time."""
+    return f"{socket.gethostname()}/{os.getpid()}/{_started(os.getpid())}"
+
+
+def _is_dead(owner: str) -> bool:
+    host, pid, started = owner.rsplit("/", 2)
+    return host == socket.gethostname() and _started(int(pid)) != started
+
+
+def _started(pid: int) -> str:
+    """Start time of a process as the kernel counts it, '' if it is gone (or cannot be known here)."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[19]
+    except (OSError, IndexError):
+        return ""
+
+
+# --- one scene ------------------------------------------------------------------------------------------------------
+
+
+class Claimed(Record):
+    """A scene this process may work on."""
+
+    lease: Lease
+    scene: Scene
+    recipe: str
+    output_item_id: str
+    supersedes: str | None
+
+
+@contextlib.contextmanager
+def claimed(ledger: Ledger, key: str, settings: Settings) -> Iterator[Claimed | None]:
+    """Hold the lease of a scene for the block; None when somebody else has it.
+
+    An error ends the lease as its kind demands (retry, dead letter, release) and is raised again.
+    """
+    collection, item_id = key.split("/", 1)
+    scene_key = SceneKey(sink=settings.sink, collection=collection, item_id=item_id)
+    lease = ledger.claim(scene_key, lease_owner(), settings.lease_s)
+    if lease is None:
+        yield None
+        return
+    row = ledger.show(scene_key)
+    assert row is not None
+    assert row.scene is not None
+    try:
+        yield Claimed(
+            lease=lease, scene=row.scene, recipe=row.recipe or "", output_item_id=row.output_item_id or "",
+            supersedes=row.supersedes,
+        )
+    except PancrafterError as error:
+        ledger.fail(lease, error)
+        raise
+    except BaseException as error:
+        ledger.release(lease, f"interrupted: {type(error).__name__}: {error}")
+        raise
+
+
+def store_uri(work: Claimed, settings: Settings) -> str:
+    """Where the scene's Zarr store lies while it is in work."""
+    return str(Path(settings.state_dir).absolute() / "staged" / f"{work.output_item_id}.zarr")
+
+
+def stage(work: Claimed, settings: Settings, compute: Compute, ledger: Ledger) -> StagedScene:
+    """Read the source files into the scene's Zarr store; a finished store is kept."""
+    from pancrafter.cube import stage_scene
+
+    started = time.perf_counter()
+    contract = contracts_of(settings)[work.scene.sensor]
+    with compute.active():
+        staged = stage_scene(
+            work.scene, contract, store_uri(work, settings), block_px=settings.block_px, reach_px=STAGING_REACH_PX
+        )
+    ledger.advance(
+        work.lease, State.STAGED, stage_seconds=time.perf_counter() - started, bytes_read=staged.bytes_read
+    )
+    return staged
+
+
+def sharpen(
+    work: Claimed, staged: StagedScene, settings: Settings, compute: Compute, ledger: Ledger, report: Report
+) -> Sharpened:
+    """Sharpen every block that is not finished, by the method of the scene's contract."""
+    contract = contracts_of(settings)[work.scene.sensor]
+    sharpened = _sharpen_with(
+        staged, _spec(staged, settings, contract, fallback=contract.weights == "none"), work.recipe, compute, report,
+        lambda: ledger.renew(work.lease),
+    )
+    ledger.advance(
+        work.lease, State.SHARPENED, sharpen_seconds=sharpened.seconds, blocks=sharpened.blocks,
+        computed_blocks=sharpened.computed_blocks,
+    )
+    return sharpened
+
+
+def _spec(staged: StagedScene, settings: Settings, contract: SensorContract, *, fallback: bool) -> SharpenerSpec:
+    from pancrafter.engine import GlpSharpener, SharpenerSpec, band_mtf_gains
+    from pancrafter.store import SceneStore
+
+    spec = SharpenerSpec(
+        weights=settings.weights, device=settings.device, precision=settings.precision, threads=settings.threads
+    )
+    if not fallback:
+        return spec
+    gains = band_mtf_gains(staged, contract)
+    glp = GlpSharpener.fit(SceneStore.open(staged.store_uri), gains)
+    return spec.model_copy(update={"glp": (glp.constants, gains)})
+
+
+def _sharpen_with(
+    staged: StagedScene, spec: SharpenerSpec, recipe: str, compute: Compute, report: Report, keep_lease: Callable[[], object]
+) -> Sharpened:
+    from pancrafter.store import SceneStore
+
+    started = time.perf_counter()
+    store = SceneStore.open(staged.store_uri, "r+")
+    store.begin_sharpening(recipe)
+    pending = store.pending_blocks()
+    total, pixels, last = store.block_count, 0, started
+    if len(pending) < total:
+        report(f"{staged.scene.key}: {total - len(pending)} of {total} blocks were finished before and are kept")
+    for number, block in enumerate(compute.map(_block_task, pending, staged.store_uri, spec, on_gpu=True), 1):
+        pixels += block.pixels
+        now = time.perf_counter()
+        if now - last > _PROGRESS_EVERY_S or number == len(pending):
+            last, rate = now, pixels / (now - started)
+            left = (len(pending) - number) * (now - started) / number
+            report(f"{staged.scene.key}: {total - len(pending) + number}/{total} blocks, {rate / 1e6:.2f} Mpx/s, ETA {left:.0f} s")
+            keep_lease()
+    return Sharpened(
+        store_uri=staged.store_uri, method="mtf-glp-fs" if spec.glp else "pan-crafter", fallback=False, blocks=total,
+        computed_blocks=len(pending), computed_pixels=pixels, seconds=time.perf_counter() - started,
+    )
+
+
+def _block_task(block: tuple[int, int], uri: str, spec: SharpenerSpec) -> BlockReport:
+    """On a worker: sharpen one block."""
+    from pancrafter.engine import build_sharpener, sharpen_block
+    from pancrafter.store import SceneStore
+
+    return sharpen_block(SceneStore.open(uri, "r+"), block, build_sharpener(spec))
+
+
+class Assessed(Record):
+    """The quality of what will be published, and whether the classical result had to stand in."""
+
+    quality: Quality
+    sharpened: Sharpened
+    reason: str = ""
+    truth: tuple[TruthScores, ...] = ()
+
+
+def assess(
+    work: Claimed, staged: StagedScene, sharpened: Sharpened, settings: Settings, compute: Compute, ledger: Ledger,
+    report: Report,
+) -> Assessed:
+    """Measure the result; where the network's misses the sensor's rule, replace it by the classical one, labelled."""
+    from pancrafter.assess import QualityRule
+
+    started = time.perf_counter()
+    contract = contracts_of(settings)[work.scene.sensor]
+    network = sharpened.method == "pan-crafter"
+    spec = _spec(staged, settings, contract, fallback=not network)
+    quality = _measure(staged, spec, sharpened.method, contract, compute)
+    verdict, reason = QualityRule().verdict(quality) if network else ("pass", "")
+    if verdict == "fallback":
+        report(f"{work.scene.key}: {reason}; publishing the classical result instead")
+        spec = _spec(staged, settings, contract, fallback=True)
+        sharpened = _sharpen_with(
+            staged, spec, f"{work.recipe}-fallback", compute, report, lambda: ledger.renew(work.lease)
+        ).model_copy(update={"fallback": True})
+        quality = _measure(staged, spec, sharpened.method, contract, compute)
+    truth = score_against_truth(staged, settings, sharpened.method, contract, compute)
+    ledger.advance(
+        work.lease, State.ASSESSED, reason, assess_seconds=time.perf_counter() - started,
+        quality=quality.model_dump(), truth=[score.model_dump() for score in truth],
+    )
+    return Assessed(quality=quality, sharpened=sharpened, reason=reason, truth=truth)
+
+
+def _measure(
+    staged: StagedScene, spec: SharpenerSpec, method: str, contract: SensorContract, compute: Compute
+) -> Quality:
+    from pancrafter.assess import assessment_windows, combine, sample_windows
+    from pancrafter.engine import band_mtf_gains
+    from pancrafter.store import SceneStore
+
+    store, gains = SceneStore.open(staged.store_uri), band_mtf_gains(staged, contract)
+    windows = compute.map(_window_task, assessment_windows(store), staged.store_uri, gains)
+    samples = compute.map(_sample_task, sample_windows(store), staged.store_uri, spec, gains, on_gpu=True)
+    return combine(staged, method, windows, samples)
+
+
+def _window_task(window: Window, uri: str, gains: tuple[float, ...]) -> WindowSums:
+    from pancrafter.assess import window_sums
+    from pancrafter.store import SceneStore
+
+    return window_sums(SceneStore.open(uri), window, gains)
+
+
+def _sample_task(window: Window, uri: str, spec: SharpenerSpec, gains: tuple[float, ...]) -> Sample | None:
+    from pancrafter.assess import reduced_sample
+    from pancrafter.engine import build_sharpener
+    from pancrafter.store import SceneStore
+
+    return reduced_sample(SceneStore.open(uri), window, build_sharpener(spec), gains)
+
+
+def score_against_truth(
+    staged: StagedScene, settings: Settings, method: str, contract: SensorContract, compute: Compute
+) -> tuple[TruthScores, ...]:
+    """Scores of the result and of every classical method where the source catalog holds the truth (simulated scenes).
+
+    The first entry is the published result; the others are sorted from best to worst ERGAS.
+    """
+    from pancrafter.classical import METHODS
+    from pancrafter.engine import band_mtf_gains
+
+    path = Path(settings.source)
+    folder = path if path.is_dir() else path.parent
+    truth = folder / "truth" / f"{staged.scene.item_id}.tif"
+    if "://" in settings.source or not truth.is_file():
+        return ()
+    gains = band_mtf_gains(staged, contract)
+    scores = list(compute.map(_truth_task, [None, *METHODS], staged.store_uri, str(truth), gains, method))
+    ours = next(score for score in scores if score.method == method)
+    return (ours, *sorted((s for s in scores if s is not ours), key=lambda score: score.ergas))
+
+
+def _truth_task(
+    classical_method: str | None, uri: str, truth: str, gains: tuple[float, ...], published_method: str
+) -> TruthScores:
+    """On a worker: compare the stored result, or one classical method run on the staged pair, with the truth."""
+    from pancrafter.classical import PairInput
+    from pancrafter.classical import sharpen as sharpen_classically
+    from pancrafter.cube import read_raster
+    from pancrafter.engine import band_phases, quantise, valid_window
+    from pancrafter.metrics import ergas, fill_invalid, q2n, sam_deg
+    from pancrafter.store import SceneStore
+
+    store = SceneStore.open(uri)
+    staged = store.staged
+    everything = (slice(0, store.pan_shape_yx[0]), slice(0, store.pan_shape_yx[1]))
+    ms_everything = (slice(0, store.ms_shape_yx[0]), slice(0, store.ms_shape_yx[1]))
+    valid = valid_window(store, everything)
+    if classical_method is None:
+        image = store.read_sharpened(everything)
+    else:
+        pair = PairInput(
+            store.read_pan(everything), store.read_ms(ms_everything), staged.grid.ratio, band_phases(staged), gains,
+            valid=valid,
+        )
+        image = quantise(sharpen_classically(classical_method, pair), valid, staged)
+    y, x = staged.grid.pan_offset_yx
+    reference = read_raster(truth)[:, y : y + valid.shape[0], x : x + valid.shape[1]].astype("float64")
+    ratio = staged.grid.ratio
+    filled_reference, filled_image = fill_invalid(reference, valid), fill_invalid(image, valid)
+    return TruthScores(
+        method=classical_method or published_method,
+        ergas=ergas(reference, image, ratio, valid),
+        sam_deg=sam_deg(reference, image, valid),
+        q2n=q2n(filled_reference, filled_image),
+    )
+
+
+# --- publish --------------------------------------------------------------------------------------------------------
+
+
+def publish(
+    work: Claimed, staged: StagedScene, assessed: Assessed, settings: Settings, ledger: Ledger, report: Report
+) -> Outcome:
+    """Write the files, put them and the item into the output catalog, read them back, and confirm the scene."""
+    from pancrafter.item import SHARPENED, Cost, build_item
+    from pancrafter.publish import StaticSink
+
+    contract = contracts_of(settings)[work.scene.sensor]
+    sharpened, started = assessed.sharpened, time.perf_counter()
+    recipe = _used_recipe(work, settings, sharpened)
+    folder = Path(settings.state_dir).absolute() / "attempts" / f"{work.output_item_id}.{work.lease.fence}"
+    bands = contract.subset(work.scene.bands)
+    row = ledger.show(work.lease.key)
+    spent = {} if row is None else row.measures
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        assets = _write_assets(staged, bands, folder, settings)
+        pixels = staged.grid.pan.shape_yx[0] * staged.grid.pan.shape_yx[1]
+        seconds = sum(float(spent.get(f"{step}_seconds", 0)) for step in ("stage", "sharpen", "assess"))
+        whole = sharpened.computed_blocks == sharpened.blocks
+        rate = sharpened.computed_pixels / sharpened.seconds / 1e6 if whole else None
+        item = build_item(
+            staged, assessed.quality, item_id=work.output_item_id, collection_id=output_collection_id(work.scene),
+            recipe=recipe, bands=bands, assets=assets, fallback=sharpened.fallback, predecessor_id=work.supersedes,
+            cost=Cost(
+                seconds=seconds, sharpen_seconds=sharpened.seconds, mpx_per_s=rate, bytes_read=staged.bytes_read,
+                device=settings.device,
+            ),
+        )
+        report(f"{work.scene.key}: publishing {work.output_item_id}")
+        published = StaticSink(settings.sink).publish(
+            item, assets, collection=_collection_info(work.scene), supersedes=work.supersedes,
+            guard=lambda: _renew(ledger, work.lease),
+        )
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    seconds += time.perf_counter() - started
+    ledger.advance(work.lease, State.PUBLISHED, published.href)
+    ledger.advance(work.lease, State.CONFIRMED, "read back", seconds=seconds, href=published.assets[SHARPENED])
+    if not settings.keep_staged:
+        shutil.rmtree(staged.store_uri, ignore_errors=True)
+    return Outcome(
+        key=work.scene.key, sensor=work.scene.sensor, verdict="fallback" if sharpened.fallback else "published",
+        reason=assessed.reason, mpx=pixels / 1e6, seconds=seconds, mpx_per_s=rate, quality=assessed.quality,
+        truth=assessed.truth, item_href=published.href, picture_href=published.assets.get("overview"),
+    )
+
+
+def _renew(ledger: Ledger, lease: Lease) -> None:
+    ledger.renew(lease)
+
+
+def _used_recipe(work: Claimed, settings: Settings, sharpened: Sharpened) -> Recipe:
+    recipe = planned_recipe(work.scene, settings, contracts_of(settings))
+    if recipe.digest != work.recipe:
+        raise InvalidSceneError(
+            "its recipe changed while it was in work (weights, contract or settings); run discover again",
+            scene=work.scene.key,
+        )
+    if not sharpened.fallback:
+        return recipe
+    return recipe.model_copy(update={"method": sharpened.method, "weights": None, "weights_sha256": None, "settings": {}})
+
+
+def _collection_info(scene: Scene) -> CollectionInfo:
+    from pancrafter.publish import CollectionInfo
+
+    return CollectionInfo(
+        id=output_collection_id(scene),
+        title=f"{scene.collection}, sharpened",
+        description=f"Scenes of {scene.collection} fused with their panchromatic band by pancrafter.",
+        license=str(scene.properties.get("license", "other")),
+        providers=tuple(scene.properties.get("providers", ())),
+    )
+
+
+def _write_assets(
+    staged: StagedScene, bands: tuple[BandSpec, ...], folder: Path, settings: Settings
+) -> list[AssetFile]:
+    """The sharpened COG, its mask, the thumbnail and the before/after picture, as finished local files."""
+    from pancrafter.cog import write_cog, write_reason_mask
+    from pancrafter.item import MASK, SHARPENED, THUMBNAIL, cog_asset, picture_asset
+    from pancrafter.preview import write_thumbnail
+    from pancrafter.store import SceneStore
+
+    store, names = SceneStore.open(staged.store_uri), [band.common_name for band in bands]
+    image = write_cog(
+        folder / "sharpened.tif", _image_blocks(store), grid=staged.grid.pan, count=len(bands), dtype=staged.dtype,
+        nodata=staged.nodata, band_names=[band.name for band in bands], scale=staged.scale, offset=staged.offset,
+        profile=settings.cog_profile,
+    )
+    mask = write_reason_mask(folder / "mask.tif", _mask_blocks(store), grid=staged.grid.pan, profile=settings.cog_profile)
+    thumbnail_shape = write_thumbnail(folder / "thumbnail.png", image.path, common_names=names)
+    picture_shape = _before_after(store, folder / "overview.png", names)
+    return [
+        cog_asset(SHARPENED, image),
+        cog_asset(MASK, mask),
+        picture_asset(THUMBNAIL, folder / "thumbnail.png", thumbnail_shape),
+        picture_asset("overview", folder / "overview.png", picture_shape, title="PAN, MS and sharpened, same stretch"),
+    ]
+
+
+def _image_blocks(store: SceneStore) -> Iterator[CogBlock]:
+    from pancrafter.cog import Block as CogBlock
+    from pancrafter.engine import valid_window
+
+    dtype = store.staged.dtype
+    for window in store.pan_windows():
+        yield CogBlock(window, store.read_sharpened(window).astype(dtype), valid_window(store, window))
+
+
+def _mask_blocks(store: SceneStore) -> Iterator[CogBlock]:
+    from pancrafter.cog import Block as CogBlock
+    from pancrafter.cog import reason_bits
+    from pancrafter.engine import dn_limits, measured_window
+
+    limit, reach = dn_limits(store.staged)[1], EDGE_REACH_PX
+    for window in store.pan_windows():
+        wide = tuple(
+            slice(max(0, part.start - reach), min(size, part.stop + reach))
+            for part, size in zip(window, store.pan_shape_yx, strict=True)
+        )
+        core = tuple(slice(p.start - w.start, p.stop - w.start) for p, w in zip(window, wide, strict=True))
+        measured = measured_window(store, (wide[0], wide[1]))
+        saturated = (store.read_sharpened((wide[0], wide[1])) >= limit).any(axis=0)
+        bits = reason_bits(
+            pan_valid=measured.pan, ms_valid=measured.ms, reach_px=reach,
+            saturated=saturated & measured.pan & measured.ms,
+        )
+        yield CogBlock(window, bits[core][None], None)
+
+
+def _before_after(store: SceneStore, path: Path, names: list[str | None]) -> tuple[int, int]:
+    """The picture of PAN, MS and sharpened around the most detailed ground of the middle of the scene."""
+    import numpy as np
+    from PIL import Image
+
+    from pancrafter.engine import band_phases, valid_window
+    from pancrafter.preview import comparison_picture
+    from pancrafter.resample import upsample
+
+    staged = store.staged
+    ratio = staged.grid.ratio
+    ys, xs = (
+        slice(max(0, n // 2 - 768) // ratio * ratio, min(n, n // 2 + 768)) for n in store.pan_shape_yx
+    )
+    ms_window = (
+        slice(ys.start // ratio, min(store.ms_shape_yx[0], -(-ys.stop // ratio))),
+        slice(xs.start // ratio, min(store.ms_shape_yx[1], -(-xs.stop // ratio))),
+    )
+    pan = store.read_pan((ys, xs))
+    ms = store.read_ms(ms_window).astype(np.float32)
+    phases = band_phases(staged)
+    raised = np.stack([upsample(b, (pan.shape[0], pan.shape[1]), ratio, p) for b, p in zip(ms, phases, strict=True)])
+    comparison_picture(
+        path, pan=pan, ms=raised, sharpened=store.read_sharpened((ys, xs)), common_names=names,
+        valid=valid_window(store, (ys, xs)),
+    )
+    with Image.open(path) as picture:
+        return picture.height, picture.width
+
+
+# --- everything -----------------------------------------------------------------------------------------------------
+
+
+def process_scene(key: str, settings: Settings, compute: Compute, ledger: Ledger, report: Report) -> Outcome | None:
+    """Take one scene from claim to confirmation; None when somebody else has it.
+
+    Raises:
+        PancrafterError: The scene failed; the ledger knows already.
+    """
+    with claimed(ledger, key, settings) as work:
+        if work is None:
+            return None
+        report(f"{key}: staging")
+        staged = stage(work, settings, compute, ledger)
+        sharpened = sharpen(work, staged, settings, compute, ledger, report)
+        assessed = assess(work, staged, sharpened, settings, compute, ledger, report)
+        return publish(work, staged, assessed, settings, ledger, report)
+
+
+def run(settings: Settings, report: Report) -> list[Outcome]:
+    """Discover and process everything, scene after scene; one bad scene does not stop the others.
+
+    Raises:
+        PancrafterError: An error of kind ``system`` (source, sink, weights): nothing else could work either.
+    """
+    from pancrafter.compute import open_compute
+
+    with open_ledger(settings) as ledger:
+        found = discover(settings, ledger)
+        outcomes = [refused_outcome(refusal) for refusal in found.refused]
+        if not found.eligible:
+            return outcomes
+        with open_compute(settings) as compute:
+            for key in found.eligible:
+                outcome = process_or_report(key, settings, compute, ledger, report)
+                outcomes += [] if outcome is None else [outcome]
+        return outcomes
+
+
+def process_or_report(
+    key: str, settings: Settings, compute: Compute, ledger: Ledger, report: Report
+) -> Outcome | None:
+    """``process_scene``, with errors of the scene itself turned into an outcome."""
+    try:
+        return process_scene(key, settings, compute, ledger, report)
+    except PancrafterError as error:
+        if error.kind == "system":
+            raise
+        report(f"{key}: {error}")
+        return outcome_of_failure(key, settings, ledger, error)
+
+
+def outcome_of_failure(key: str, settings: Settings, ledger: Ledger, error: PancrafterError) -> Outcome:
+    """The row of a scene that failed, as the ledger left it."""
+    collection, item_id = key.split("/", 1)
+    row = ledger.show(SceneKey(sink=settings.sink, collection=collection, item_id=item_id))
+    retried = row is not None and row.state is State.ELIGIBLE
+    sensor = row.sensor if row is not None and row.sensor else ""
+    return Outcome(key=key, sensor=sensor, verdict="retry later" if retried else "failed", reason=str(error))
+
+
+def refused_outcome(refusal: Refusal) -> Outcome:
+    """The row of an item that will not be sharpened."""
+    return Outcome(key=refusal.key, sensor=refusal.sensor or "", verdict="refused", reason=refusal.reason)

@@ -1,0 +1,419 @@
+"""Training PAN-Crafter: pairs by Wald's protocol from real scenes and from the simulator, one L1 loss per mode.
+
+Everything random about step ``k`` comes from ``(seed, k)``, so a resumed run sees the data an unbroken one sees.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from numpy.typing import NDArray
+from pydantic import Field
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch import Tensor, nn
+
+from pancrafter.errors import InvalidSceneError, PancrafterError
+from pancrafter.metrics import ergas
+from pancrafter.model.conditions import build_conditions
+from pancrafter.model.config import NetworkConfig
+from pancrafter.model.network import MS_MODE, PAN_MODE, PanCrafter
+from pancrafter.model.weights import save_checkpoint
+from pancrafter.resample import degrade, degrading_matrix, upsample
+from pancrafter.sensors import get_contract
+from pancrafter.simulate import image_scene, make_truth, random_model, truth_wavelengths
+from pancrafter.types import Record, ValueRange
+
+Floats = NDArray[np.float32]
+
+RANGE_PERCENTILES = (1.0, 99.0)
+"""The same percentiles staging uses to normalise a scene."""
+
+
+class Augmentation(Record):
+    """How far the simulated acquisition strays. Pixels are PAN pixels, gains are at the MS Nyquist frequency."""
+
+    mtf_gain: tuple[float, float] = (0.15, 0.40)
+    known_shift_px: float = Field(default=2.0, description="Shift that the network is told, uniform within +-.")
+    small_residual_px: float = Field(default=0.3, description="Unknown shift of most samples (standard deviation).")
+    large_residual_px: float = Field(default=3.0, description="Unknown shift of the other samples, uniform within +-.")
+    large_residual_share: float = 0.3
+    noise: float = Field(default=0.01, description="Largest noise deviation, as a share of the value range.")
+    range_stretch: tuple[float, float] = (0.7, 1.5)
+    range_offset: float = 0.15
+    pan_detail_gain: tuple[float, ...] = (0.75, 1.0, 1.0, 1.25)
+
+
+class TrainConfig(Record):
+    """One training run."""
+
+    network: NetworkConfig
+    pairs_dir: str | None = Field(default=None, description="Folder of npz pairs; relative to the config file.")
+    train_pairs: tuple[str, ...] = Field(default=(), description="Glob patterns of pair names to train on.")
+    validation_pairs: tuple[str, ...] = ()
+    simulated_scenes: int = 64
+    simulated_px: int = 512
+    ratios: dict[int, float] = Field(default={4: 0.6, 3: 0.1, 2: 0.3}, description="Ratio -> share of samples.")
+    patch_px: int = Field(default=64, description="PAN patch side; rounded down to fit each ratio.")
+    batch: int = 32
+    steps: int = 50_000
+    warmup: int = 100
+    learning_rate: float = 1e-4
+    weight_decay: float = 0.01
+    pan_weight: float = Field(default=1.0, description="Lambda of the PAN reconstruction loss.")
+    seed: int = 2025
+    validate_every: int = 500
+    precision: str = Field(default="bfloat16", pattern="float32|bfloat16")
+    augmentation: Augmentation = Augmentation()
+
+
+@dataclass(frozen=True)
+class TrainingImage:
+    """PAN and true MS on one grid, in DN: ``pan`` (y, x), ``truth`` (band, y, x), with each channel's value range."""
+
+    name: str
+    pan: Floats
+    truth: Floats
+    pan_range: ValueRange
+    truth_ranges: tuple[ValueRange, ...]
+
+
+def value_range(values: NDArray[Any]) -> ValueRange:
+    """The range that normalises a channel; a constant channel gets a width of one DN."""
+    low, high = np.percentile(values, RANGE_PERCENTILES)
+    return ValueRange(low=float(low), high=float(max(high, low + 1)))
+
+
+def training_image(name: str, pan: Floats, truth: Floats) -> TrainingImage:
+    """Attach value ranges to PAN and truth."""
+    return TrainingImage(name, pan, truth, value_range(pan), tuple(value_range(band) for band in truth))
+
+
+def load_pair(path: Path) -> TrainingImage:
+    """A real pair, brought one scale down (Wald): its MS becomes the truth, its PAN is sampled at the MS pixels.
+
+    PAN is sampled where the MS content really lies (the measured shift in the pair's JSON), so truth and PAN agree
+    without touching a single MS value.
+
+    Raises:
+        InvalidSceneError: The npz lacks ``pan`` or ``ms``, or has no JSON beside it.
+    """
+    try:
+        meta = json.loads(path.with_suffix(".json").read_text())
+        with np.load(path) as arrays:
+            pan, ms = arrays["pan"].astype(np.float32), arrays["ms"].astype(np.float32)
+    except (OSError, KeyError, ValueError) as err:
+        raise InvalidSceneError(f"training pair {path.name} is unreadable ({err}); expected npz with pan, ms and a JSON") from err
+    ratio = int(meta["ratio"])
+    shift_y, shift_x = meta["shift"]["shift_pan_px"]
+    phase = (ratio - 1) / 2
+    reduced = degrade(pan, ms.shape[1:], ratio, (phase + shift_y, phase + shift_x), gain=0.25)
+    margin = 4  # MS pixels at the border may lie outside PAN after the shift
+    return training_image(
+        path.stem, reduced[margin:-margin, margin:-margin].astype(np.float32), ms[:, margin:-margin, margin:-margin]
+    )
+
+
+SIMULATED_SENSORS = {"worldview-3": 0.31, "geoeye-1": 0.5, "pleiades": 0.7, "spot-6": 1.5, "gaofen-2": 0.8, "landsat-8": 15.0}
+"""Sensors whose acquisitions are simulated for training, with the PAN pixel size in metres."""
+
+
+def simulate_image(name: str, seed: tuple[int, int], side_px: int) -> TrainingImage:
+    """PAN and truth of a simulated scene, seen by a sensor and at a scale drawn at random."""
+    rng = np.random.default_rng(seed)
+    sensor = str(rng.choice(list(SIMULATED_SENSORS)))
+    contract = get_contract(sensor)
+    centers = [band.center_um for band in contract.bands if band.center_um is not None]
+    model = random_model(
+        rng, ratio=contract.ratio, centers_um=centers, ms_mtf=[band.mtf for band in contract.bands],
+        pan_mtf=contract.pan_mtf, in_pan=[band.in_pan for band in contract.bands], dn_max=contract.dn_max,
+        shift_px=0, band_shift_px=0, field_px=0,
+    )
+    gsd_m = SIMULATED_SENSORS[sensor] * float(rng.uniform(0.8, 1.6))
+    pair = image_scene(make_truth(rng, (side_px, side_px), truth_wavelengths(centers), gsd_m), model, rng)
+    return training_image(name, pair.pan.astype(np.float32), pair.truth.clip(0, contract.dn_max))
+
+
+def load_images(config: TrainConfig, base: Path) -> tuple[list[TrainingImage], list[TrainingImage]]:
+    """Training and validation images: no scene is in both; simulated validation scenes have their own seeds."""
+    train: list[TrainingImage] = []
+    validation: list[TrainingImage] = []
+    if config.pairs_dir is not None:
+        folder = (base / config.pairs_dir).resolve()
+        held_out = {p for pattern in config.validation_pairs for p in folder.glob(f"{pattern}.npz")}
+        chosen = {p for pattern in config.train_pairs for p in folder.glob(f"{pattern}.npz")} - held_out
+        if not chosen:
+            raise InvalidSceneError(f"no training pair in {folder} matches {config.train_pairs}; check pairs_dir")
+        train += [load_pair(path) for path in sorted(chosen)]
+        validation += [load_pair(path) for path in sorted(held_out)]
+    for index in range(config.simulated_scenes):
+        train.append(simulate_image(f"simulated-{index}", (config.seed, index), config.simulated_px))
+    for index in range(max(2, config.simulated_scenes // 12) if config.simulated_scenes else 0):
+        validation.append(simulate_image(f"simulated-validation-{index}", (config.seed + 1, index), config.simulated_px))
+    return train, validation
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One network input and its target, normalised: ``pan`` (p, p), ``ms`` (B, p/r, p/r), ``truth`` (B, p, p)."""
+
+    pan: Floats
+    ms: Floats
+    truth: Floats
+    phases: NDArray[np.float64]
+    """(B, 2) phases the network is told, PAN pixels."""
+
+
+def _normalise(values: Floats, limits: ValueRange) -> Floats:
+    return (2 * (values - limits.low) / (limits.high - limits.low) - 1).astype(np.float32)
+
+
+def _jittered(limits: ValueRange, rng: np.random.Generator, augmentation: Augmentation) -> ValueRange:
+    width = limits.high - limits.low
+    low = limits.low + rng.uniform(-1, 1) * augmentation.range_offset * width
+    return ValueRange(low=low, high=low + width * rng.uniform(*augmentation.range_stretch))
+
+
+def _vary_detail(pan: Floats, gain: float) -> Floats:
+    """PAN with its finest detail scaled: G(P) + gain (P - G(P)), G a Gaussian of one pixel, seven taps."""
+    if gain == 1.0:
+        return pan
+    taps = np.exp(-0.5 * np.arange(-3, 4) ** 2)
+    taps /= taps.sum()
+    smooth = pan
+    for axis in (0, 1):
+        smooth = np.apply_along_axis(lambda row: np.convolve(np.pad(row, 3, mode="edge"), taps, "valid"), axis, smooth)
+    return (smooth + gain * (pan - smooth)).astype(np.float32)
+
+
+def draw_sample(
+    image: TrainingImage, ratio: int, config: TrainConfig, rng: np.random.Generator, *, bands: int
+) -> Sample:
+    """Cut a patch, turn it at random, and take MS from its truth with a random MTF, shift and noise."""
+    augmentation = config.augmentation
+    step = math.lcm(4, ratio)
+    side = config.patch_px // step * step
+    margin = ratio * math.ceil((augmentation.known_shift_px + augmentation.large_residual_px) / ratio + 4)
+    outer = side + 2 * margin
+    height, width = image.pan.shape
+    if min(height, width) < outer:
+        raise InvalidSceneError(f"training image {image.name} is {height} x {width} px, needs {outer} px a side")
+    y, x = rng.integers(0, height - outer + 1), rng.integers(0, width - outer + 1)
+    chosen = rng.choice(len(image.truth), size=bands, replace=False)
+    turn, flip_y, flip_x = int(rng.integers(4)), bool(rng.integers(2)), bool(rng.integers(2))
+
+    def oriented(values: Floats) -> Floats:
+        values = np.rot90(values[..., y : y + outer, x : x + outer], turn, axes=(-2, -1))
+        values = values[..., ::-1, :] if flip_y else values
+        return np.ascontiguousarray(values[..., ::-1] if flip_x else values)
+
+    inner = slice(margin, margin + side)
+    pan_limits = _jittered(image.pan_range, rng, augmentation)
+    pan = _normalise(_vary_detail(oriented(image.pan), float(rng.choice(augmentation.pan_detail_gain))), pan_limits)
+    pan = pan[inner, inner]
+    pan = pan + rng.normal(0, rng.uniform(0, augmentation.noise), pan.shape).astype(np.float32)
+
+    truth = np.stack([_normalise(band, _jittered(image.truth_ranges[b], rng, augmentation))
+                      for b, band in zip(chosen, oriented(image.truth[chosen]), strict=True)])
+    gain = float(rng.uniform(*augmentation.mtf_gain))
+    known = rng.uniform(-augmentation.known_shift_px, augmentation.known_shift_px, (bands, 2))
+    if rng.uniform() < augmentation.large_residual_share:
+        residual = np.tile(rng.uniform(-augmentation.large_residual_px, augmentation.large_residual_px, 2), (bands, 1))
+    else:
+        residual = rng.normal(0, augmentation.small_residual_px, (bands, 2))
+    told = (ratio - 1) / 2 + known
+    n = side // ratio
+    ms = np.stack([_acquire(band, n, ratio, margin + told[b] + residual[b], gain) for b, band in enumerate(truth)])
+    ms = ms + rng.normal(0, rng.uniform(0, augmentation.noise), ms.shape)
+    return Sample(pan, ms.astype(np.float32), truth[:, inner, inner], told)
+
+
+def _acquire(band: Floats, n: int, ratio: int, phase_yx: NDArray[np.float64], gain: float) -> Floats:
+    matrix_y = degrading_matrix(n, band.shape[0], ratio, float(phase_yx[0]), gain).astype(np.float32)
+    matrix_x = degrading_matrix(n, band.shape[1], ratio, float(phase_yx[1]), gain).astype(np.float32)
+    return np.asarray((matrix_x @ (matrix_y @ band).T).T)
+
+
+def draw_batch(images: list[TrainingImage], config: TrainConfig, step: int) -> tuple[int, list[Sample]]:
+    """The batch of one step: one ratio, images drawn with a weight that grows with the root of their area."""
+    rng = np.random.default_rng((config.seed, step, 7))
+    ratio = int(rng.choice(list(config.ratios), p=np.array(list(config.ratios.values())) / sum(config.ratios.values())))
+    weights = np.sqrt([image.pan.size for image in images])
+    picks = rng.choice(len(images), size=config.batch, p=weights / weights.sum())
+    return ratio, [draw_sample(images[i], ratio, config, rng, bands=config.network.bands) for i in picks]
+
+
+def batch_loss(network: PanCrafter, ratio: int, samples: list[Sample], config: TrainConfig, device: str) -> Tensor:
+    """METHOD Eq. 4: mean |F - GT| over the MS half plus lambda mean |P' - P| over the PAN half of the same pairs."""
+    def stacked(values: list[Floats]) -> Tensor:
+        return torch.from_numpy(np.stack(values)).to(device)
+
+    pan, ms = stacked([s.pan for s in samples])[:, None], stacked([s.ms for s in samples])
+    truth = stacked([s.truth for s in samples])
+    phases = torch.from_numpy(np.stack([s.phases for s in samples]))
+    n = len(samples)
+    mode = torch.full((n,), MS_MODE, device=device)
+    if config.network.mars:
+        pan, ms, phases = pan.repeat(2, 1, 1, 1), ms.repeat(2, 1, 1, 1), phases.repeat(2, 1, 1)
+        mode = torch.cat([mode, torch.full((n,), PAN_MODE, device=device)])
+    conditions = build_conditions(pan, ms, ratio, phases)
+    with torch.autocast(device, dtype=torch.bfloat16, enabled=config.precision == "bfloat16"):
+        output = network(conditions, mode)
+    loss = (output[:n] - truth).abs().mean()
+    if config.network.mars:
+        loss = loss + config.pan_weight * (output[n:] - pan[n:]).abs().mean()
+    return loss
+
+
+@torch.inference_mode()
+def validation_ergas(network: PanCrafter, images: list[TrainingImage], device: str) -> dict[str, float]:
+    """Mean ERGAS, sharpened and cubic, over validation images at ratio 4 with a known and an unknown shift."""
+    ratio, known, residual, gain = 4, np.array([0.7, -0.4]), np.array([0.4, 0.3]), 0.28
+    scores: dict[str, list[float]] = {"ergas": [], "ergas_cubic": []}
+    for image in images:
+        side = [min(n, 256) // ratio * ratio for n in image.pan.shape]
+        pan, truth = image.pan[: side[0], : side[1]], image.truth[:, : side[0], : side[1]]
+        phase = (ratio - 1) / 2 + known
+        ms = np.stack([_acquire(b, side[0] // ratio, ratio, phase + residual, gain)[:, : side[1] // ratio] for b in truth])
+        cubic = np.stack([upsample(b, pan.shape, ratio, (phase[0], phase[1])) for b in ms])
+        sharp = sharpen_arrays(network, pan, ms, ratio, phase, image.pan_range, image.truth_ranges, device)
+        core = (slice(None), slice(16, -16), slice(16, -16))
+        scores["ergas"].append(ergas(truth[core], sharp[core], ratio))
+        scores["ergas_cubic"].append(ergas(truth[core], cubic[core], ratio))
+    return {name: float(np.mean(values)) for name, values in scores.items()}
+
+
+def sharpen_arrays(
+    network: PanCrafter, pan: Floats, ms: Floats, ratio: int, phase: NDArray[np.float64],
+    pan_range: ValueRange, ms_ranges: tuple[ValueRange, ...], device: str,
+) -> Floats:
+    """Sharpen one small pair whole, band groups in turn, in DN."""
+    bands, result = network.config.bands, []
+    pan_input = torch.from_numpy(_normalise(pan, pan_range))[None, None].to(device)
+    for first in range(0, len(ms), bands):
+        group = slice(first, first + bands)
+        normalised = np.stack([_normalise(b, r) for b, r in zip(ms[group], ms_ranges[group], strict=True)])
+        phases = torch.from_numpy(np.tile(phase, (1, bands, 1)))
+        conditions = build_conditions(pan_input, torch.from_numpy(normalised)[None].to(device), ratio, phases)
+        output = network(conditions, torch.zeros(1, dtype=torch.long, device=device))[0].cpu().numpy()
+        result += [(o + 1) / 2 * (r.high - r.low) + r.low for o, r in zip(output, ms_ranges[group], strict=True)]
+    return np.stack(result)
+
+
+def learning_rate(step: int, config: TrainConfig) -> float:
+    """Linear warm-up, then a cosine to zero."""
+    if step < config.warmup:
+        return config.learning_rate * (step + 1) / config.warmup
+    progress = (step - config.warmup) / max(1, config.steps - config.warmup)
+    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+@dataclass
+class Run:
+    """The state of a training run in its folder: ``state.pt`` to resume, ``best.safetensors``, ``metrics.csv``."""
+
+    folder: Path
+    network: PanCrafter
+    optimiser: torch.optim.Optimizer
+    step: int = 0
+    best: float = math.inf
+
+    def save(self) -> None:
+        """Write the resumable state; the file appears only when whole."""
+        partial = self.folder / "state.partial"
+        torch.save({"network": self.network.state_dict(), "optimiser": self.optimiser.state_dict(),
+                    "step": self.step, "best": self.best}, partial)
+        partial.replace(self.folder / "state.pt")
+
+    def restore(self) -> None:
+        """Continue from ``state.pt`` where there is one."""
+        path = self.folder / "state.pt"
+        if path.is_file():
+            state = torch.load(path, weights_only=True)
+            self.network.load_state_dict(state["network"])
+            self.optimiser.load_state_dict(state["optimiser"])
+            self.step, self.best = state["step"], state["best"]
+
+
+def read_config(path: Path) -> TrainConfig:
+    """Read a YAML training configuration.
+
+    Raises:
+        PancrafterError: Not readable or not valid; the message names the field.
+    """
+    try:
+        return TrainConfig.model_validate(yaml.safe_load(path.read_text()))
+    except (OSError, ValueError, yaml.YAMLError) as err:
+        raise PancrafterError(f"training configuration {path}: {err}") from err
+
+
+def train(config_path: Path, folder: Path, *, device: str = "cpu") -> Path:
+    """Train as ``config_path`` says; a second call on the same ``folder`` continues where the first one stopped.
+
+    Returns:
+        The checkpoint with the best validation ERGAS.
+
+    Raises:
+        PancrafterError: The loss is no longer finite; the last good state stays in the folder.
+    """
+    config = read_config(config_path)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.yaml").write_text(config_path.read_text())
+    images, validation = load_images(config, config_path.parent)
+    torch.manual_seed(config.seed)
+    network = PanCrafter(config.network).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    optimiser = torch.optim.AdamW(network.parameters(), config.learning_rate, weight_decay=config.weight_decay)
+    run = Run(folder, network, optimiser)
+    run.restore()
+    record = {"images": [i.name for i in images], "validation": [i.name for i in validation],
+              "config": config.model_dump(mode="json")}
+    columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
+               TextColumn("{task.fields[note]}"))
+    with Progress(*columns) as progress, (folder / "metrics.csv").open("a", newline="") as log:
+        writer = csv.writer(log)
+        bar = progress.add_task("", total=config.steps, completed=run.step, note="")
+        for loss in _steps(run, images, config, device):
+            progress.update(bar, completed=run.step)
+            if run.step % config.validate_every == 0 or run.step == config.steps:
+                scores = validation_ergas(network.eval(), validation, device)
+                network.train()
+                writer.writerow([run.step, f"{time.time():.0f}", f"{loss:.5f}", f"{scores['ergas']:.4f}",
+                                 f"{scores['ergas_cubic']:.4f}"])
+                log.flush()
+                progress.update(bar, note=f"ERGAS {scores['ergas']:.3f} (cubic {scores['ergas_cubic']:.3f})")
+                if scores["ergas"] < run.best:
+                    run.best = scores["ergas"]
+                    save_checkpoint(folder / "best.safetensors", network, {**record, "step": run.step, **scores})
+                run.save()
+    return folder / "best.safetensors"
+
+
+def _steps(run: Run, images: list[TrainingImage], config: TrainConfig, device: str) -> Iterator[float]:
+    """Optimise until the last step, yielding the mean loss of the last hundred steps."""
+    recent: list[float] = []
+    run.network.train()
+    while run.step < config.steps:
+        for group in run.optimiser.param_groups:
+            group["lr"] = learning_rate(run.step, config)
+        ratio, samples = draw_batch(images, config, run.step)
+        loss = batch_loss(run.network, ratio, samples, config, device)
+        run.optimiser.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]  # torch has no annotation here
+        nn.utils.clip_grad_norm_(run.network.parameters(), 1.0)
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            raise PancrafterError(f"loss is {value} at step {run.step}; the last good state is in {run.folder}; lower learning_rate")
+        run.optimiser.step()
+        run.step += 1
+        recent = [*recent[-99:], value]
+        yield float(np.mean(recent))
+
