@@ -135,11 +135,11 @@ class SensorContract(Record):
 
 
 def _check_labels_differ(bands: tuple[BandSpec, ...]) -> None:
-    owner: dict[str, str] = {}
+    owner: dict[str, BandSpec] = {}
     for band in bands:
-        for label in band.labels:
-            if owner.setdefault(label, band.name) != band.name:
-                raise ValueError(f"bands {owner[label]} and {band.name} both answer to {label!r}")
+        for label in sorted(band.labels):
+            if owner.setdefault(label, band) is not band:
+                raise ValueError(f"bands {owner[label].name} and {band.name} both answer to {label!r}")
 
 
 def parse_contract(text: str, origin: str) -> SensorContract:

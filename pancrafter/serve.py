@@ -36,6 +36,9 @@ COUNT_LIMIT = 2000
 RECHECK_S = 2.0
 """Shortest time between two looks at the files of the catalog."""
 
+SORT_1_0 = "https://api.stacspec.org/v1.0.0/item-search#sort"
+"""Declared beside the extension's own 1.1 class, which pystac-client 0.9 does not know; the requests are the same."""
+
 _REBUILT_LINKS = frozenset({"self", "root", "parent", "collection", "items", "child", "item"})
 
 _DDL = """
@@ -422,8 +425,15 @@ def app_over(index: CatalogIndex) -> FastAPI:
     from stac_fastapi.extensions.sort import SearchSortExtension
     from stac_fastapi.types.config import ApiSettings
 
-    extensions = [SearchFilterExtension(), SearchSortExtension(), TokenPaginationExtension()]
-    settings = ApiSettings(enable_response_models=False)
+    sort = SearchSortExtension()
+    sort.conformance_classes = [*sort.conformance_classes, SORT_1_0]
+    extensions = [SearchFilterExtension(), sort, TokenPaginationExtension()]
+    settings = ApiSettings(
+        stac_fastapi_title=index.title,
+        stac_fastapi_description=index.description,
+        stac_fastapi_landing_id=index.root.parent.name or "catalog",
+        enable_response_models=False,
+    )
     app = FastAPI(title=index.title, description=index.description, openapi_url="/api", docs_url="/api.html")
     items_model: Any = create_request_model(
         "Items", base_model=ItemCollectionUri, extensions=[TokenPaginationExtension()], request_type="GET"
@@ -476,9 +486,7 @@ def _client(index: CatalogIndex, extensions: list[Any]) -> Any:
             return _answer(index, request, search_request.model_dump(by_alias=True, exclude_none=True, mode="json"))
 
     client_class: Any = Client
-    return client_class(
-        extensions=extensions, title=index.title, description=index.description, landing_page_id=index.root.parent.name
-    )
+    return client_class(extensions=extensions, landing_page_id=index.root.parent.name or "catalog")
 
 
 def _required(body: dict[str, Any] | None, what: str) -> dict[str, Any]:

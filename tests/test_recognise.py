@@ -1,0 +1,302 @@
+"""Recognition: verdicts on real items of many producers, and each rule on its own with made-up ones."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pystac
+import pytest
+
+from pancrafter.recognise import recognise, unsigned
+from pancrafter.sensors import load_contracts
+from pancrafter.types import Refusal, Scene
+
+CONTRACTS = load_contracts()
+BGRN = ("blue", "green", "red", "nir")
+SIX = ("blue", "green", "red", "nir", "swir1", "swir2")
+WV8 = ("coastal", "blue", "green", "yellow", "red", "rededge", "nir1", "nir2")
+
+ACCEPTED: dict[str, tuple[str, str, tuple[str, ...], list[tuple[str, int]]]] = {
+    "maxar-opendata/item_": ("worldview-2", "pan_analytic", WV8, [("ms_analytic", n) for n in range(1, 9)]),
+    "terradue-stars/perusat/": ("perusat-1", "PAN", BGRN, [("MS", 3), ("MS", 2), ("MS", 1), ("MS", 4)]),
+    "cbers-ams-kepler/ref_CBERS_4A_WPM": ("cbers-4a-wpm", "B0", BGRN, [("B1", 1), ("B2", 1), ("B3", 1), ("B4", 1)]),
+    "terradue-stars/geosat2/DE2_PM4": ("geosat-2", "L1D-PAN", BGRN, [("L1D-MS4", n) for n in (4, 3, 2, 1)]),
+    "terradue-stars/bka/": ("kanopus-v", "L1C_PAN", BGRN, [("L1C_MUL", n) for n in (1, 2, 3, 4)]),
+    "usgs-landsatlook/LC09_L1TP": (
+        "landsat-8",
+        "pan",
+        SIX,
+        [(key, 1) for key in ("blue", "green", "red", "nir08", "swir16", "swir22")],
+    ),
+    "dea-ga-ls8c/": (
+        "landsat-8",
+        "nbart_panchromatic",
+        SIX,
+        [(f"nbart_{key}", 1) for key in ("blue", "green", "red", "nir", "swir_1", "swir_2")],
+    ),
+    "terradue-stars/landsat/": ("landsat-8", "B8", SIX, [(f"B{n}", 1) for n in range(2, 8)]),
+    "terradue-stars/pleiades/DS_PHR1A": ("pleiades", "P-R1C1", BGRN, [("MS-R1C1", n) for n in (3, 2, 1, 4)]),
+    "terradue-stars/gaofen/GF1": ("gaofen-1", "PAN", BGRN, [("MSS", n) for n in (1, 2, 3, 4)]),
+    "terradue-stars/gaofen/GF2": ("gaofen-2", "PAN", BGRN, [("MSS", n) for n in (1, 2, 3, 4)]),
+    "terradue-stars/kompsat/": ("kompsat-3", "PAN", BGRN, [(f"MS{n}", 1) for n in (1, 2, 3, 4)]),
+    "terradue-stars/cas500/": ("cas500-1", "L1G-P", BGRN, [(f"L1G-{c}", 1) for c in "BGRN"]),
+}
+REFUSED = {
+    "terradue-stars/pleiades/DS_PHR1B": "already_sharpened",
+    "terradue-stars/spot67/": "already_sharpened",
+    "terradue-stars/geosat2/DE2_PSH": "already_sharpened",
+    "terradue-stars/vision1/": "already_sharpened",
+    "terradue-stars/satellogic/": "unknown_sensor",
+    "terradue-stars/maxar-legacy/WV01": "unknown_sensor",
+    "terradue-stars/maxar-legacy/": "no_pan",
+    "terradue-stars/blacksky/": "unknown_sensor",
+    "terradue-stars/cbers4a-per-band/": "part_of_scene",
+    "cbers-ams-kepler/ref_CBERS_4_PAN": "unknown_sensor",
+    "usgs-landsatlook/": "no_pan",
+    "planetary-computer-landsat/": "no_pan",
+    "spec-examples": "unknown_sensor",
+    "mlm-model-items/": "unknown_sensor",
+}
+
+
+def _real_items(shared_data: Path) -> dict[str, dict[str, Any]]:
+    root = shared_data / "stac"
+    texts = {str(file.relative_to(root)): json.loads(file.read_text()) for file in sorted(root.rglob("*.json"))}
+    return {name: body for name, body in texts.items() if body.get("type") == "Feature"}
+
+
+def _verdict(body: dict[str, Any], href: str = "https://example.com/items/a/item.json") -> Scene | Refusal:
+    item = pystac.Item.from_dict(body, migrate=True)
+    item.set_self_href(href)
+    return recognise(item, CONTRACTS)
+
+
+@pytest.mark.parametrize("prefix", ACCEPTED)
+def test_real_items_accepted(shared_data: Path, prefix: str) -> None:
+    items = {name: body for name, body in _real_items(shared_data).items() if name.startswith(prefix)}
+    assert items
+    sensor, pan, bands, ms = ACCEPTED[prefix]
+    for name, body in items.items():
+        scene = _verdict(body)
+        assert isinstance(scene, Scene), (name, scene)
+        assert (scene.sensor, scene.pan.key, scene.bands) == (sensor, pan, bands)
+        assert [(ref.key, ref.band) for ref in scene.ms] == ms
+        assert scene.pan.href.startswith(("https://", "s3://", "http://"))
+
+
+def test_every_real_item_has_its_verdict(shared_data: Path) -> None:
+    for name, body in _real_items(shared_data).items():
+        verdict = _verdict(body)
+        if any(name.startswith(prefix) for prefix in ACCEPTED):
+            assert isinstance(verdict, Scene), (name, verdict)
+            continue
+        code = max(
+            ((prefix, code) for prefix, code in REFUSED.items() if name.startswith(prefix)), key=lambda x: len(x[0])
+        )
+        assert isinstance(verdict, Refusal), name
+        assert verdict.code == code[1], (name, verdict)
+
+
+def test_no_rule_names_a_single_file(shared_data: Path) -> None:
+    """Verdicts must not depend on the id, except for the documented id patterns of contracts."""
+    for name, body in _real_items(shared_data).items():
+        before = _verdict(body)
+        after = _verdict(body | {"id": "renamed"})
+        if isinstance(before, Refusal) and before.code == "part_of_scene":
+            continue
+        assert type(after) is type(before), name
+
+
+# --- rules, one by one ----------------------------------------------------------------------------------------------
+
+
+def _bands(*names: str, style: str = "eo:bands") -> dict[str, Any]:
+    key = "eo:common_name" if style == "bands" else "common_name"
+    return {style: [{"name": f"b{i}", key: name} for i, name in enumerate(names)]}
+
+
+def _item(assets: dict[str, dict[str, Any]], item_id: str = "scene-1", **properties: Any) -> dict[str, Any]:
+    square = [[[0, 0], [1, 0], [1, 1], [0, 1], [0, 0]]]
+    return {
+        "type": "Feature",
+        "stac_version": "1.1.0",
+        "id": item_id,
+        "collection": "sources",
+        "geometry": {"type": "Polygon", "coordinates": square},
+        "bbox": [0, 0, 1, 1],
+        "properties": {"datetime": "2025-03-01T10:00:00Z", "platform": "worldview-2", **properties},
+        "links": [],
+        "assets": {key: {"href": f"./{key}.tif", **fields} for key, fields in assets.items()},
+    }
+
+
+PAIR = {"pan": _bands("pan"), "ms": _bands("blue", "green", "red", "nir")}
+
+
+@pytest.mark.parametrize("style", ["eo:bands", "bands"])
+def test_both_band_styles_and_a_four_band_delivery(style: str) -> None:
+    scene = _verdict(
+        _item({"pan": _bands("pan", style=style), "ms": _bands("red", "green", "blue", "nir", style=style)})
+    )
+    assert isinstance(scene, Scene)
+    assert scene.bands == ("blue", "green", "red", "nir1")
+    assert [ref.band for ref in scene.ms] == [3, 2, 1, 4]
+    assert scene.pan.href == "https://example.com/items/a/pan.tif"
+
+
+def test_bands_without_names_follow_the_delivery_of_their_count() -> None:
+    ms = {"raster:bands": [{"data_type": "uint16"}] * 4}
+    scene = _verdict(_item({"PAN": {}, "MS": ms}, platform="SPOT-7"))
+    assert isinstance(scene, Scene)
+    assert scene.bands == BGRN
+    assert [ref.band for ref in scene.ms] == [3, 2, 1, 4]
+
+
+@pytest.mark.parametrize("platform", ["WV02", "worldview-2", "WORLDVIEW_2", "WorldView 2"])
+def test_platform_spelling_does_not_matter(platform: str) -> None:
+    assert isinstance(_verdict(_item(PAIR, platform=platform)), Scene)
+
+
+def test_platform_missing_falls_back_to_declared_hints() -> None:
+    body = _item({"P": _bands("pan"), "MS": _bands("red", "green", "blue", "nir")}, instruments=["PHR-1A"])
+    del body["properties"]["platform"]
+    scene = _verdict(body)
+    assert isinstance(scene, Scene)
+    assert scene.sensor == "pleiades"
+    body = _item(PAIR, item_id="GE01_20250101")
+    del body["properties"]["platform"]
+    assert _verdict(body).sensor == "geoeye-1"
+
+
+def test_a_wrong_platform_is_not_overruled_by_hints() -> None:
+    verdict = _verdict(_item(PAIR, item_id="GE01_20250101", platform="worldview-1"))
+    assert isinstance(verdict, Refusal)
+    assert verdict.code == "unknown_sensor"
+    assert "worldview-1" in verdict.reason
+
+
+@pytest.mark.parametrize(
+    ("assets", "properties", "code"),
+    [
+        ({"ms": PAIR["ms"]}, {}, "no_pan"),
+        ({"pan": PAIR["pan"]}, {}, "no_ms"),
+        ({"pan": PAIR["pan"], "thumbnail": {"roles": ["thumbnail"]}}, {}, "no_ms"),
+        ({"pan": PAIR["pan"], "ms": _bands("green", "red")}, {}, "bands_mismatch"),
+        ({"pan": PAIR["pan"], "ortho_pansharpened": PAIR["ms"]}, {}, "already_sharpened"),
+        ({"sharpened": PAIR["ms"]}, {}, "already_sharpened"),
+        (PAIR, {"processing:level": "Pan-sharpened"}, "already_sharpened"),
+        ({"pan": PAIR["pan"] | {"gsd": 0.5}, "ms": PAIR["ms"] | {"gsd": 0.5}}, {}, "ratio_mismatch"),
+        ({"pan": PAIR["pan"] | {"gsd": 0.5}, "ms": PAIR["ms"] | {"gsd": 1.5}}, {}, "ratio_mismatch"),
+        (
+            {"pan": PAIR["pan"] | {"proj:shape": [80, 90]}, "ms": PAIR["ms"] | {"proj:shape": [90, 80]}},
+            {},
+            "ratio_mismatch",
+        ),
+        (
+            {"P-R1C1": PAIR["pan"], "P-R2C1": PAIR["pan"], "MS-R1C1": PAIR["ms"]},
+            {"platform": "spot-6"},
+            "tiled_product",
+        ),
+        ({"P": PAIR["pan"], "MS-R1C1": PAIR["ms"], "MS-R2C1": PAIR["ms"]}, {"platform": "spot-6"}, "tiled_product"),
+        (PAIR, {"platform": "sputnik"}, "unknown_sensor"),
+        ({}, {}, "malformed"),
+    ],
+)
+def test_refusals(assets: dict[str, Any], properties: dict[str, Any], code: str) -> None:
+    verdict = _verdict(_item(assets, **properties))
+    assert isinstance(verdict, Refusal), verdict
+    assert verdict.code == code
+    assert verdict.key == "sources/scene-1"
+    assert len(verdict.reason) > 20
+
+
+def test_no_geometry_is_malformed() -> None:
+    verdict = _verdict(_item(PAIR) | {"geometry": None, "bbox": None})
+    assert isinstance(verdict, Refusal)
+    assert verdict.code == "malformed"
+
+
+@pytest.mark.parametrize("ratio", [3.997, 4.0, 1.99987 * 2])
+def test_nearly_integer_ratios_are_left_to_the_headers(ratio: float) -> None:
+    assets = {"pan": PAIR["pan"] | {"gsd": 0.5}, "ms": PAIR["ms"] | {"gsd": 0.5 * ratio}}
+    assert isinstance(_verdict(_item(assets)), Scene)
+
+
+def test_pair_wins_over_a_sharpened_picture_beside_it() -> None:
+    scene = _verdict(
+        _item(PAIR | {"visual": _bands("red", "green", "blue"), "pansharpened": _bands("red", "green", "blue", "nir")})
+    )
+    assert isinstance(scene, Scene)
+    assert {ref.key for ref in scene.ms} == {"ms"}
+
+
+def test_a_gray_band_labelled_pan_is_not_pan() -> None:
+    """rio-stac labels any single gray band pan."""
+    assets = {f"B{n}": _bands("pan") for n in range(2, 9)}
+    scene = _verdict(_item(assets, platform="landsat-8"))
+    assert isinstance(scene, Scene)
+    assert scene.pan.key == "B8"
+    assert [ref.key for ref in scene.ms] == ["B2", "B3", "B4", "B5", "B6", "B7"]
+
+
+def test_masks_and_side_files_are_not_imagery() -> None:
+    extras = {"pan-wf": {"roles": ["data", "world-file"]}, "ms_mask": {"roles": ["data-mask"], **_bands("pan")}}
+    assert isinstance(_verdict(_item(PAIR | extras)), Scene)
+
+
+def test_times_become_utc() -> None:
+    body = _item(PAIR, start_datetime="2025-03-01T12:00:00+02:00", end_datetime="2025-03-01T12:01:00+02:00")
+    body["properties"]["datetime"] = None
+    scene = _verdict(body)
+    assert isinstance(scene, Scene)
+    assert datetime.fromisoformat(scene.acquired) == datetime(2025, 3, 1, 10, tzinfo=UTC)
+
+
+def test_properties_are_carried() -> None:
+    carried = {"constellation": "wv", "instruments": ["vnir"], "license": "other", "gsd": 0.5, "eo:cloud_cover": 3}
+    scene = _verdict(_item(PAIR, **carried, **{"view:sun_elevation": 40.5, "secret": "x"}))
+    assert isinstance(scene, Scene)
+    assert scene.properties == carried | {"platform": "worldview-2", "view:sun_elevation": 40.5}
+
+
+def _fingerprint(body: dict[str, Any]) -> str:
+    scene = _verdict(body)
+    assert isinstance(scene, Scene)
+    return scene.fingerprint
+
+
+def test_fingerprint_follows_the_source() -> None:
+    base = _fingerprint(_item(PAIR))
+    assert base == _fingerprint(_item(PAIR, **{"eo:cloud_cover": 7}))
+    assert base == _fingerprint(_item(PAIR | {"visual": {"roles": ["visual"]}}))
+    assert base != _fingerprint(_item(PAIR, updated="2025-04-01T00:00:00Z"))
+    changed = {"pan": PAIR["pan"] | {"file:checksum": "1220aa"}, "ms": PAIR["ms"]}
+    assert base != _fingerprint(_item(changed))
+
+
+def test_signatures_never_enter_a_scene() -> None:
+    body = _item(PAIR)
+    plain = _fingerprint(
+        body | {"assets": {k: a | {"href": f"https://h/{k}.tif?v=2"} for k, a in body["assets"].items()}}
+    )
+    signed = {k: a | {"href": f"https://h/{k}.tif?v=2&sig=SECRET&se=2025"} for k, a in body["assets"].items()}
+    scene = _verdict(body | {"assets": signed})
+    assert isinstance(scene, Scene)
+    assert scene.fingerprint == plain
+    assert "SECRET" not in scene.model_dump_json()
+
+
+@pytest.mark.parametrize(
+    ("href", "expected"),
+    [
+        ("https://h/a.tif?X-Amz-Signature=1&X-Amz-Date=2", "https://h/a.tif"),
+        ("https://h/a.tif?version=3&Signature=1", "https://h/a.tif?version=3"),
+        ("/data/a b.tif", "/data/a b.tif"),
+        ("s3://bucket/a.tif", "s3://bucket/a.tif"),
+    ],
+)
+def test_unsigned(href: str, expected: str) -> None:
+    assert unsigned(href) == expected
