@@ -93,9 +93,11 @@ def judge_document(body: dict[str, Any], href: str, contracts: Mapping[str, Sens
 def _judge(found: _Found, contracts: Mapping[str, SensorContract]) -> Scene | Refusal:
     import pystac
 
-    properties = found.body.get("properties")
+    properties, links = found.body.get("properties"), found.body.get("links")
     inherited = {name: found.collection[name] for name in INHERITED if name in found.collection}
     body = found.body | {"properties": inherited | properties if isinstance(properties, dict) else properties}
+    if isinstance(links, list):  # relative hrefs count from where the item was found, not from where it once was
+        body["links"] = [link for link in links if not (isinstance(link, dict) and link.get("rel") == "self")]
     try:
         item = pystac.Item.from_dict(body, migrate=True)
         item.set_self_href(found.self_href)
@@ -211,6 +213,7 @@ def _io() -> StacApiIO:
         status_forcelist=(429, 500, 502, 503, 504),
         allowed_methods=("GET", "POST"),  # searching changes nothing, so POST may be repeated
         respect_retry_after_header=True,
+        raise_on_status=False,  # so that the last answer, and what the server says in it, reaches the message
     )
     return StacApiIO(timeout=TIMEOUT_S, max_retries=retry)
 

@@ -1,0 +1,441 @@
+"""Discovery over a served folder, real HTTP servers on loopback, and everything that can go wrong with them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pystac
+import pytest
+
+from pancrafter import catalog
+from pancrafter.catalog import discover, judge_document
+from pancrafter.crawl import absolute, crawl
+from pancrafter.errors import SourceError
+from pancrafter.sensors import load_contracts
+from pancrafter.serve import serving
+from pancrafter.types import Refusal, Scene
+
+CONTRACTS = load_contracts()
+START = datetime(2025, 1, 1, tzinfo=UTC)
+COUNT = 12
+
+
+def make_item(n: int, **properties: Any) -> pystac.Item:
+    west = float(n)
+    corners = [[west, 0], [west + 0.5, 0], [west + 0.5, 1], [west, 1], [west, 0]]
+    item = pystac.Item(
+        f"scene-{n:02d}",
+        {"type": "Polygon", "coordinates": [corners]},
+        [west, 0, west + 0.5, 1],
+        START + timedelta(days=n),
+        {"platform": "worldview-2", **properties},
+    )
+    bands = {"pan": ["pan"], "ms": ["blue", "green", "red", "nir"]}
+    for key, names in bands.items():
+        labels = [{"name": name, "common_name": name} for name in names]
+        item.add_asset(key, pystac.Asset(f"{key}-{n}.tif", roles=["data"], extra_fields={"eo:bands": labels}))
+    return item
+
+
+def make_catalog(folder: Path, count: int = COUNT) -> Path:
+    root = pystac.Catalog("archive", "An archive for tests.")
+    for name, numbers in (("even", range(0, count, 2)), ("odd", range(1, count, 2))):
+        items = [make_item(n) for n in numbers]
+        provider = pystac.Provider("ACME", roles=[pystac.ProviderRole.PRODUCER])
+        extent = pystac.Extent.from_items(items)
+        collection = pystac.Collection(name, "Half of it.", extent, license="CC-BY-4.0", providers=[provider])
+        collection.add_items(items)
+        root.add_child(collection)
+    root.normalize_and_save(str(folder), pystac.CatalogType.SELF_CONTAINED)
+    for n in range(count):
+        home = folder / ("odd" if n % 2 else "even") / f"scene-{n:02d}"
+        for key in ("pan", "ms"):
+            (home / f"{key}-{n}.tif").write_bytes(b"x" * (n + 1))
+    return folder
+
+
+@contextmanager
+def http_server(handler: Callable[..., BaseHTTPRequestHandler]) -> Iterator[str]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+class QuietFiles(SimpleHTTPRequestHandler):
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+def answering(answer: Callable[[BaseHTTPRequestHandler, int], tuple[int, Any]]) -> type[BaseHTTPRequestHandler]:
+    """A handler whose n-th request (from 0) is answered with (status, JSON or text)."""
+    count = iter(range(10_000))
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            length = int(self.headers.get("Content-Length") or 0)
+            self.body = json.loads(self.rfile.read(length)) if length else {}
+            status, content = answer(self, next(count))
+            data = (content if isinstance(content, str) else json.dumps(content)).encode()
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+
+        do_POST = do_GET  # noqa: N815 - the name http.server looks for
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    return Handler
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_catalog(tmp_path_factory.mktemp("archive"))
+
+
+@pytest.fixture(scope="module")
+def sources(archive: Path) -> Iterator[dict[str, str]]:
+    """The same archive as a folder, its root file, a static catalog over HTTP, and an API."""
+    with http_server(partial(QuietFiles, directory=str(archive))) as static, serving(archive) as api:
+        yield {
+            "folder": str(archive),
+            "file": str(archive / "catalog.json"),
+            "file url": (archive / "catalog.json").as_uri(),
+            "static": f"{static}/catalog.json",
+            "api": api,
+        }
+
+
+@pytest.fixture
+def no_retries(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(catalog, "RETRIES", 0)
+
+
+def found(source: str, **window: Any) -> list[Scene | Refusal]:
+    return list(discover(source, contracts=CONTRACTS, **window))
+
+
+def numbers(verdicts: list[Scene | Refusal]) -> list[int]:
+    assert all(isinstance(verdict, Scene) for verdict in verdicts), verdicts
+    return sorted(int(verdict.item_id[-2:]) for verdict in verdicts)
+
+
+KINDS = ["folder", "file", "file url", "static", "api"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("window", "expected"),
+    [
+        ({}, range(COUNT)),
+        ({"since": datetime(2025, 1, 4, tzinfo=UTC), "until": datetime(2025, 1, 6, tzinfo=UTC)}, [3, 4, 5]),
+        ({"since": datetime(2025, 1, 11)}, [10, 11]),  # noqa: DTZ001 - a time without zone is UTC
+        ({"until": datetime(2025, 1, 1, 23, 59, tzinfo=UTC)}, [0]),
+        ({"bbox": (2.2, -5, 4.1, 5)}, [2, 3, 4]),
+        ({"bbox": (2.6, 0, 2.9, 1)}, []),
+        ({"bbox": (170, -5, 0.2, 5)}, [0]),
+        ({"collections": ["odd"], "until": datetime(2025, 1, 5, tzinfo=UTC)}, [1, 3]),
+    ],
+)
+def test_window(sources: dict[str, str], kind: str, window: dict[str, Any], expected: Any) -> None:
+    assert numbers(found(sources[kind], **window)) == list(expected)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_paging(sources: dict[str, str], kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(catalog, "PAGE_SIZE", 5)
+    assert numbers(found(sources[kind])) == list(range(COUNT))
+
+
+def test_local_hrefs_are_the_files_themselves(sources: dict[str, str], archive: Path) -> None:
+    home = archive / "odd" / "scene-03"
+    for kind in ("folder", "file url", "api"):
+        scene = next(verdict for verdict in found(sources[kind]) if verdict.item_id == "scene-03")
+        assert isinstance(scene, Scene)
+        assert scene.pan.href == str(home / "pan-3.tif")
+        assert scene.source_href == str(home / "scene-03.json")
+        assert scene.collection == "odd"
+
+
+def test_hrefs_of_a_remote_catalog_are_absolute(sources: dict[str, str]) -> None:
+    base = sources["static"].removesuffix("/catalog.json")
+    scene = next(verdict for verdict in found(sources["static"]) if verdict.item_id == "scene-03")
+    assert isinstance(scene, Scene)
+    assert scene.pan.href == f"{base}/odd/scene-03/pan-3.tif"
+    assert {ref.href for ref in scene.ms} == {f"{base}/odd/scene-03/ms-3.tif"}
+    assert scene.source_href == f"{base}/odd/scene-03/scene-03.json"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_licence_and_providers_come_from_the_collection(sources: dict[str, str], kind: str) -> None:
+    scene = found(sources[kind], until=START)[0]
+    assert isinstance(scene, Scene)
+    assert scene.properties["license"] == "CC-BY-4.0"
+    assert scene.properties["providers"][0]["name"] == "ACME"
+
+
+def test_fingerprint_sees_a_replaced_local_file(tmp_path: Path) -> None:
+    make_catalog(tmp_path, 2)
+    before = {verdict.item_id: verdict.fingerprint for verdict in found(str(tmp_path))}  # type: ignore[union-attr]
+    assert before == {verdict.item_id: verdict.fingerprint for verdict in found(str(tmp_path))}  # type: ignore[union-attr]
+    (tmp_path / "odd" / "scene-01" / "ms-1.tif").write_bytes(b"something else")
+    after = {verdict.item_id: verdict.fingerprint for verdict in found(str(tmp_path))}  # type: ignore[union-attr]
+    assert after["scene-00"] == before["scene-00"]
+    assert after["scene-01"] != before["scene-01"]
+
+
+def break_items(folder: Path) -> None:
+    """One item each that is no JSON, gone, no item, of an impossible date, and without assets."""
+    (folder / "even" / "scene-00" / "scene-00.json").write_text("{ not json")
+    (folder / "even" / "scene-02" / "scene-02.json").unlink()
+    (folder / "even" / "scene-04" / "scene-04.json").write_text('{"type": "Feature", "id": "scene-04"}')
+    for number, change in ((6, {"properties": {"datetime": "2025-13-45"}}), (8, {"assets": {}})):
+        file = folder / "even" / f"scene-{number:02d}" / f"scene-{number:02d}.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | change))
+
+
+@pytest.mark.parametrize("over_http", [False, True])
+def test_broken_items_are_reported_and_the_rest_found(tmp_path: Path, *, over_http: bool) -> None:
+    make_catalog(tmp_path)
+    break_items(tmp_path)
+    with http_server(partial(QuietFiles, directory=str(tmp_path))) as url:
+        verdicts = found(f"{url}/catalog.json" if over_http else str(tmp_path))
+    scenes = [verdict for verdict in verdicts if isinstance(verdict, Scene)]
+    refusals = [verdict for verdict in verdicts if isinstance(verdict, Refusal)]
+    assert numbers(list(scenes)) == [1, 3, 5, 7, 9, 10, 11]
+    assert len(refusals) == 5
+    assert {refusal.code for refusal in refusals} == {"malformed"}
+    assert {refusal.collection for refusal in refusals} == {"even"}
+    assert all(f"scene-{n:02d}" in " ".join(r.item_id for r in refusals) for n in (0, 2, 4, 6, 8))
+
+
+def test_a_catalog_that_links_in_circles(tmp_path: Path) -> None:
+    make_catalog(tmp_path, 2)
+    file = tmp_path / "odd" / "collection.json"
+    body = json.loads(file.read_text())
+    body["links"] += [{"rel": "child", "href": "../catalog.json"}, {"rel": "item", "href": "./scene-01/scene-01.json"}]
+    file.write_text(json.dumps(body))
+    assert len(list(crawl(str(tmp_path / "catalog.json")))) == 5
+
+
+def test_a_wide_catalog_is_walked_with_bounded_concurrency(tmp_path: Path) -> None:
+    children = [{"rel": "child", "href": f"./{n}.json"} for n in range(300)]
+    (tmp_path / "catalog.json").write_text(json.dumps({"type": "Catalog", "id": "root", "links": children}))
+    running, most, lock = 0, 0, threading.Lock()
+
+    def read(href: str) -> str:
+        nonlocal running, most
+        with lock:
+            running += 1
+            most = max(most, running)
+        try:
+            if href.endswith("catalog.json"):
+                return Path(href).read_text()
+            return json.dumps({"type": "Catalog", "id": href, "links": []})
+        finally:
+            with lock:
+                running -= 1
+
+    assert len(list(crawl(str(tmp_path / "catalog.json"), read, workers=3))) == 301
+    assert most <= 3
+
+
+def test_a_remote_catalog_cannot_reach_local_files(tmp_path: Path) -> None:
+    secret = make_catalog(tmp_path / "local", 2)
+    links = [{"rel": "child", "href": (secret / "catalog.json").as_uri()}]
+    root = {"type": "Catalog", "id": "evil", "stac_version": "1.1.0", "description": "d", "links": links}
+    with http_server(answering(lambda *_: (200, root))) as url:
+        assert found(f"{url}/catalog.json") == []
+
+
+@pytest.mark.parametrize(
+    ("href", "base", "expected"),
+    [
+        ("./b/c.json", "/data/a/x.json", "/data/a/b/c.json"),
+        ("../c.json", "/data/a/x.json", "/data/c.json"),
+        ("/abs/c.json", "/data/x.json", "/abs/c.json"),
+        ("file:///abs/c%20d.json", "/data/x.json", "/abs/c d.json"),
+        ("https://h/c.json", "/data/x.json", "https://h/c.json"),
+        ("../c.json", "https://h/a/b/x.json", "https://h/a/c.json"),
+        ("../c.json", "s3://bucket/a/b/x.json", "s3://bucket/a/c.json"),
+    ],
+)
+def test_absolute(href: str, base: str, expected: str) -> None:
+    assert absolute(href, base) == expected
+
+
+# --- sources that are none ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("no_retries")
+def test_unreachable() -> None:
+    with http_server(QuietFiles) as url:
+        pass
+    with pytest.raises(SourceError, match=rf"GET {url}.*expected a STAC API or catalog"):
+        found(url)
+
+
+@pytest.mark.usefixtures("no_retries")
+@pytest.mark.parametrize(
+    ("status", "content", "message"),
+    [
+        (200, "<html>hello</html>", "expected a STAC API"),
+        (200, {"hello": "world"}, "found JSON that is no STAC catalog"),
+        (200, [1, 2], "found JSON that is no STAC catalog"),
+        (200, {"type": "Feature", "id": "x", "properties": {}, "assets": {}}, "no STAC catalog"),
+        (404, "nope", "expected a STAC API"),
+        (401, "log in first", "log in first"),
+        (500, "sorry", "expected a STAC API"),
+    ],
+)
+def test_not_stac(status: int, content: Any, message: str) -> None:
+    with http_server(answering(lambda *_: (status, content))) as url, pytest.raises(SourceError, match=message):
+        found(url)
+
+
+@pytest.mark.parametrize("name", ["nowhere", "empty", "notes.txt"])
+def test_local_paths_that_are_no_catalog(tmp_path: Path, name: str) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "notes.txt").write_text("hello")
+    with pytest.raises(SourceError, match=rf"{name}.*give .* catalog"):
+        found(str(tmp_path / name))
+
+
+@pytest.mark.parametrize("bbox", [(5, 0, 6, -1), (-181, 0, 6, 1), (0, 0, 6, float("nan"))])
+def test_impossible_bbox(tmp_path: Path, bbox: tuple[float, ...]) -> None:
+    with pytest.raises(SourceError, match="expected west, south, east, north"):
+        found(str(tmp_path), bbox=bbox)
+
+
+# --- APIs that misbehave --------------------------------------------------------------------------------------------
+
+
+def landing(url: str, *, conforms: bool = True) -> dict[str, Any]:
+    classes = ["https://api.stacspec.org/v1.0.0/core", "https://api.stacspec.org/v1.0.0/item-search"]
+    links = [{"rel": "self", "href": url}, {"rel": "root", "href": url}]
+    links += [{"rel": "search", "href": f"{url}/search", "type": "application/geo+json", "method": "GET"}]
+    body = {"type": "Catalog", "id": "api", "stac_version": "1.0.0", "description": "d", "links": links}
+    return body | {"conformsTo": classes if conforms else classes[:1]}
+
+
+def feature(n: int, **change: Any) -> dict[str, Any]:
+    item = make_item(n)
+    item.set_self_href(f"https://example.com/items/scene-{n:02d}")
+    return item.to_dict() | {"collection": "c"} | change
+
+
+def scripted(pages: Callable[[int], tuple[int, Any]]) -> type[BaseHTTPRequestHandler]:
+    """An API without POST search whose n-th search request is answered by ``pages(n)``; ``next`` links are added."""
+    searches = iter(range(10_000))
+
+    def answer(request: BaseHTTPRequestHandler, _: int) -> tuple[int, Any]:
+        url = f"http://{request.headers['Host']}"
+        if not request.path.startswith("/search"):
+            return (200, landing(url)) if request.path == "/" else (404, "no")
+        n = next(searches)
+        status, features = pages(n)
+        if not isinstance(features, list):
+            return status, features
+        following = [{"rel": "next", "href": f"{url}/search?page={n + 1}"}] if features else []
+        return status, {"type": "FeatureCollection", "features": features, "links": following}
+
+    return answering(answer)
+
+
+def test_malformed_features_do_not_sink_their_page() -> None:
+    broken = [feature(1) | {"id": "b1", "geometry": 5}, feature(2) | {"properties": None}, {"id": "b3"}, "text"]
+    pages = {0: (200, [feature(0), *broken, feature(3)]), 1: (200, [])}
+    with http_server(scripted(pages.__getitem__)) as url:
+        verdicts = found(url)
+    assert [verdict.item_id for verdict in verdicts if isinstance(verdict, Scene)] == ["scene-00", "scene-03"]
+    assert len(verdicts) == 6
+    assert all(verdict.code == "malformed" for verdict in verdicts if isinstance(verdict, Refusal))
+
+
+def test_items_that_come_twice_are_one() -> None:
+    pages = {0: (200, [feature(0), feature(1)]), 1: (200, [feature(1), feature(2)]), 2: (200, [])}
+    with http_server(scripted(pages.__getitem__)) as url:
+        assert numbers(found(url)) == [0, 1, 2]
+
+
+def test_paging_that_never_ends_is_stopped() -> None:
+    with (
+        http_server(scripted(lambda _: (200, [feature(0)]))) as url,
+        pytest.raises(SourceError, match="same page again"),
+    ):
+        found(url)
+
+
+@pytest.mark.usefixtures("no_retries")
+def test_a_search_that_breaks_off_is_an_error_not_an_end() -> None:
+    pages = {0: (200, [feature(0)]), 1: (500, "database gone")}
+    with http_server(scripted(pages.__getitem__)) as url:
+        verdicts = discover(url, contracts=CONTRACTS)
+        assert next(verdicts).item_id == "scene-00"
+        with pytest.raises(SourceError, match=r"broke off.*database gone"):
+            list(verdicts)
+
+
+def test_short_trouble_is_retried(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(catalog, "RETRIES", 2)
+    pages = {0: (503, "busy"), 1: (200, [feature(0)]), 2: (429, "slow down"), 3: (200, [])}
+    with http_server(scripted(pages.__getitem__)) as url:
+        assert numbers(found(url)) == [0]
+
+
+def test_an_api_without_item_search() -> None:
+    def answer(request: BaseHTTPRequestHandler, _: int) -> tuple[int, Any]:
+        return 200, landing(f"http://{request.headers['Host']}", conforms=False)
+
+    with http_server(answering(answer)) as url, pytest.raises(SourceError, match="cannot be searched"):
+        found(url)
+
+
+# --- single documents, and the sample archive -----------------------------------------------------------------------
+
+
+def test_judging_one_document(shared_data: Path, tmp_path: Path) -> None:
+    file = next((shared_data / "stac" / "maxar-opendata").glob("item_*.json"))
+    copy = shutil.copy(file, tmp_path / "item.json")
+    verdict = judge_document(json.loads(Path(copy).read_text()), str(copy), CONTRACTS)
+    assert isinstance(verdict, Scene)
+    assert verdict.pan.href == str(tmp_path / "103001010A705C00-pan.tif")
+    bad = judge_document({"type": "Feature", "id": "x"}, "/x.json", CONTRACTS)
+    assert isinstance(bad, Refusal)
+    assert (bad.code, bad.item_id) == ("malformed", "x")
+
+
+def test_real_items_through_a_folder_keep_their_verdicts(shared_data: Path, tmp_path: Path) -> None:
+    """All real items in one served folder: what recognition says of each survives index, API and client."""
+    files = [
+        f for f in sorted((shared_data / "stac").rglob("*.json")) if json.loads(f.read_text()).get("type") == "Feature"
+    ]
+    links = []
+    for n, file in enumerate(files):
+        shutil.copy(file, tmp_path / f"{n}.json")
+        links.append({"rel": "item", "href": f"./{n}.json"})
+    root = {"type": "Catalog", "id": "real", "stac_version": "1.1.0", "description": "d", "links": links}
+    (tmp_path / "catalog.json").write_text(json.dumps(root))
+    alone = [judge_document(json.loads(file.read_text()), str(tmp_path / "x.json"), CONTRACTS) for file in files]
+    served = {verdict.item_id: verdict for verdict in found(str(tmp_path))}
+    for verdict in alone:
+        other = served[verdict.item_id]
+        assert type(other) is type(verdict), (verdict, other)
+        if isinstance(verdict, Refusal) and isinstance(other, Refusal):
+            assert verdict.code == other.code
