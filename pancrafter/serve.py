@@ -624,7 +624,7 @@ def serving(catalog_dir: Path | CatalogIndex) -> Iterator[str]:
         app_over(index), log_level="warning", access_log=False, ws="none", lifespan="off", timeout_graceful_shutdown=2
     )
     server = uvicorn.Server(config)
-    with socket.create_server(("127.0.0.1", 0)) as listener:
+    with _listener() as listener:
         port = listener.getsockname()[1]
         thread = threading.Thread(target=server.run, args=([listener],), name=f"stac-api-{port}", daemon=True)
         thread.start()
@@ -634,6 +634,14 @@ def serving(catalog_dir: Path | CatalogIndex) -> Iterator[str]:
         finally:
             server.should_exit = True
             thread.join(timeout=10)
+
+
+def _listener() -> socket.socket:
+    """A listening loopback socket that says it is TCP: without, asyncio leaves Nagle on and answers stall for 40 ms."""
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    listener.bind(("127.0.0.1", 0))
+    listener.listen(128)
+    return listener
 
 
 def _await_start(server: Any, thread: threading.Thread, timeout_s: float = 30) -> None:

@@ -63,9 +63,13 @@ def make_catalog(folder: Path, count: int = COUNT) -> Path:
     return folder
 
 
+class Server(ThreadingHTTPServer):
+    request_queue_size = 64  # the default of 5 makes concurrent connections wait a second for their second SYN
+
+
 @contextmanager
 def http_server(handler: Callable[..., BaseHTTPRequestHandler]) -> Iterator[str]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    server = Server(("127.0.0.1", 0), handler)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
     thread.start()
     try:
