@@ -15,7 +15,7 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import rasterio
@@ -49,6 +49,9 @@ _ALIGNMENT_CANDIDATES_PER_AXIS = 5
 _ALIGNMENT_MIN_VALID = 0.3
 _ALIGNMENT_PAD_PX = 16
 _MAX_OPEN_FILES = 16
+# Windows are read once, so a small block cache does (bytes here; the default is 5 % of the machine). Dask's threads
+# already use every core.
+_GDAL_OPTIONS: dict[str, Any] = {"GDAL_NUM_THREADS": 1, "GDAL_CACHEMAX": 64 * 2**20}  # Any: rasterio is untyped
 _FAN_IN = 8
 
 T = TypeVar("T")
@@ -103,7 +106,7 @@ def stage_scene(
         grid=pair,
         dtype=dtype,
         dn_max=dn_max,
-        nodata=sources.pan.nodata[0] if sources.ms[0].nodata[0] is None else sources.ms[0].nodata[0],
+        nodata=_output_nodata(sources, dtype),
         pan_range=_value_range(tally.pan),
         ms_ranges=tuple(_value_range(histogram) for histogram in tally.ms),
         band_shift_yx=tuple(shift.applied_yx for shift in shifts),
@@ -181,10 +184,11 @@ def _read_header(scene: Scene, assets: list[tuple[int, AssetRef]], contract: Sen
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", NotGeoreferencedWarning)  # refused below, with the asset's name
-            with rasterio.open(href) as dataset:
+            with rasterio.Env(**_GDAL_OPTIONS), rasterio.open(href) as dataset:
                 return _describe_source(dataset, scene, assets, contract)
     except (RasterioError, CPLE_BaseError, OSError) as err:
-        _raise_read_error(err, scene.key, key, href, "its header")
+        failure = _read_failure(err, scene.key, key, href, what="its header")
+    raise failure
 
 
 def _describe_source(
@@ -251,6 +255,13 @@ def _output_dtype(ms: Sequence[_Source]) -> str:
     """Type of the published DN: the source's where that is uint8 or uint16, uint16 for every other."""
     dtype = np.result_type(*(source.dtype for source in ms)).name
     return dtype if dtype in ("uint8", "uint16") else "uint16"
+
+
+def _output_nodata(sources: _Sources, dtype: str) -> float | None:
+    """The source's nodata value, MS before PAN, where the output type can hold it; -9999 or NaN cannot be kept."""
+    declared = (source.nodata[0] for source in (*sources.ms, sources.pan))
+    limit = int(np.iinfo(dtype).max)
+    return next((value for value in declared if value is not None and value in range(limit + 1)), None)
 
 
 def _per_band(sources: Sequence[_Source], field: str, *, default: float) -> tuple[float, ...] | None:
@@ -347,17 +358,24 @@ class _WindowReader:
 def _read_source(source: _Source, window: RasterWindow, token: str) -> tuple[NDArray[Any], NDArray[np.bool_]]:
     """Values and whether each was measured, both ``(band, y, x)``."""
     try:
-        with rasterio.Env(GDAL_NUM_THREADS=1):
-            dataset = _OPEN_FILES.get(source.href, token)
-            values = dataset.read(source.indexes, window=window)
-            measured = np.isfinite(values) if values.dtype.kind == "f" else np.ones(values.shape, bool)
-            if source.masked:
-                measured &= dataset.read_masks(source.indexes, window=window) != 0
+        values, measured = _read_window(source, window, token)
     except (RasterioError, CPLE_BaseError, OSError) as err:
-        _raise_read_error(err, source.scene, source.asset, source.href, _describe_window(window))
-    for band, nodata in enumerate(source.nodata):
-        if nodata is not None and math.isfinite(nodata):
-            measured[band] &= values[band] != _as_stored(nodata, values.dtype)
+        failure = _read_failure(err, source.scene, source.asset, source.href, what=_describe_window(window))
+    else:
+        for band, nodata in enumerate(source.nodata):
+            if nodata is not None and math.isfinite(nodata):
+                measured[band] &= values[band] != _as_stored(nodata, values.dtype)
+        return values, measured
+    raise failure
+
+
+def _read_window(source: _Source, window: RasterWindow, token: str) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+    with rasterio.Env(**_GDAL_OPTIONS):
+        dataset = _OPEN_FILES.get(source.href, token)
+        values = dataset.read(source.indexes, window=window)
+        measured = np.isfinite(values) if values.dtype.kind == "f" else np.ones(values.shape, bool)
+        if source.masked:
+            measured &= dataset.read_masks(source.indexes, window=window) != 0
     return values, measured
 
 
@@ -395,21 +413,26 @@ _PERMANENT = (
 _MISSING = ("No such file or directory", "does not exist")
 
 
-def _raise_read_error(err: Exception, scene: str, asset: str, href: str, what: str) -> NoReturn:
-    """A remote file that answered badly may do better next time; a local or unreadable one will not."""
+def _read_failure(
+    err: Exception, scene: str, asset: str, href: str, *, what: str
+) -> InvalidSceneError | TransientReadError:
+    """A remote file that answered badly may do better next time; a local or unreadable one will not.
+
+    The text holds what GDAL said. ``err`` itself must not be chained: GDAL's exceptions cannot be pickled, and Dask
+    would hand the scheduler a plain Exception in place of an error that has one in its chain.
+    """
     said = " / ".join(dict.fromkeys(str(part) for part in (err, err.__cause__) if part is not None))
     remote = "://" in href and not href.startswith("file://")
     if remote and not any(mark in said for mark in _PERMANENT):
-        raise TransientReadError(
-            f"{what} cannot be read: {said}; check network and credentials, then try again", scene=scene, asset=asset
-        ) from err
+        advice = "check network and credentials, then try again"
+        return TransientReadError(f"{what} cannot be read: {said}; {advice}", scene=scene, asset=asset)
     if any(mark in said for mark in _MISSING):
         advice = "check the asset's href and permissions"
     elif _PERMANENT[0] in said:
         advice = "expected a GeoTIFF or another raster that GDAL reads; fetch the file again"
     else:
         advice = "the file is truncated or damaged; fetch it again"
-    raise InvalidSceneError(f"{what} cannot be read: {said}; {advice}", scene=scene, asset=asset) from err
+    return InvalidSceneError(f"{what} cannot be read: {said}; {advice}", scene=scene, asset=asset)
 
 
 def _describe_window(window: RasterWindow) -> str:
@@ -676,3 +699,10 @@ def _pan_beneath(part: slice, ratio: int, phase: float, size: int) -> slice:
 
 def _mean_gain(scene: Scene, contract: SensorContract) -> float:
     return float(np.mean([band.mtf for band in contract.subset(scene.bands)]))
+
+
+def read_raster(path: str) -> NDArray[Any]:
+    """All bands of a small raster, ``(band, y, x)`` in the file's type."""
+    with rasterio.open(path) as source:
+        pixels: NDArray[Any] = source.read()
+        return pixels

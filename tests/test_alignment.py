@@ -1,0 +1,159 @@
+"""The shift estimator against known displacements and against the measurements that come with the real pairs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from pancrafter.alignment import BandShift, combine_windows, estimate_band_shifts
+from pancrafter.resample import degrade
+
+Image = NDArray[np.float64]
+
+
+def ground(shape_yx: tuple[int, int], seed: int = 0) -> Image:
+    """Texture with detail on several scales and hard edges, in DN."""
+    rng = np.random.default_rng(seed)
+    smooth = sum(ndimage.gaussian_filter(rng.normal(size=shape_yx), sigma) * sigma for sigma in (1, 3, 8))
+    fields = ndimage.gaussian_filter(rng.normal(size=shape_yx), 12) > 0
+    return np.asarray(800 + 150 * smooth + 200 * fields)
+
+
+def sampled(image: Image, ratio: int, phase: float, shift_yx: tuple[float, float]) -> Image:
+    shape = (image.shape[0] // ratio, image.shape[1] // ratio)
+    return degrade(image, shape, ratio, (phase + shift_yx[0], phase + shift_yx[1]), 0.3)
+
+
+@pytest.mark.parametrize("ratio", [2, 3, 4])
+@pytest.mark.parametrize("shift", [(0.0, 0.0), (0.3, -0.6), (-1.5, 2.25), (5.9, -4.4)])
+def test_known_shift_is_found(ratio: int, shift: tuple[float, float]) -> None:
+    pan = ground((96 * ratio, 112 * ratio))
+    phase = (ratio - 1) / 2
+    noise = np.random.default_rng(1).normal(size=(3, 96, 112)) * 3
+    ms = np.stack([gain * sampled(pan, ratio, phase, shift) for gain in (0.7, 1.0, 1.3)]) + noise
+    for found in estimate_band_shifts(pan, ms, ratio, (phase, phase)):
+        assert found.shift_yx == pytest.approx(shift, abs=0.05)
+        assert found.certain
+        assert found.significant == (shift != (0.0, 0.0))
+        assert found.applied_yx == (found.shift_yx if shift != (0.0, 0.0) else (0.0, 0.0))
+
+
+def test_bands_move_on_their_own() -> None:
+    pan = ground((384, 384))
+    shifts = [(0.9, 0.0), (-0.4, 1.1), (0.0, 0.0), (1.7, -0.5)]
+    ms = np.stack([sampled(pan, 4, 1.5, shift) for shift in shifts])
+    for found, shift in zip(estimate_band_shifts(pan, ms, 4, (1.5, 1.5)), shifts, strict=True):
+        assert found.shift_yx == pytest.approx(shift, abs=0.05)
+
+
+def test_phase_zero_and_uneven_phase() -> None:
+    pan = ground((257, 255))
+    ms = degrade(pan, (128, 127), 2, (0.0 + 0.8, 0.7 - 0.3), 0.3)[None]
+    (found,) = estimate_band_shifts(pan, ms, 2, (0.0, 0.7))
+    assert found.shift_yx == pytest.approx((0.8, -0.3), abs=0.05)
+
+
+def test_band_unlike_pan_follows_the_mix() -> None:
+    """A SWIR-like band shares no detail with PAN: its own maximum is chance, the other bands say where MS lies."""
+    pan = ground((384, 384))
+    bands = [sampled(pan, 4, 1.5, (1.2, -0.8)), sampled(ground((384, 384), seed=9), 4, 1.5, (0.0, 0.0))]
+    visible, swir = estimate_band_shifts(pan, np.stack(bands), 4, (1.5, 1.5))
+    assert visible.shift_yx == pytest.approx((1.2, -0.8), abs=0.05)
+    assert swir.shift_yx == pytest.approx((1.2, -0.8), abs=0.1)
+
+
+def test_invalid_pixels_do_not_count() -> None:
+    """Half of MS shows something else; with the mask the other half decides alone."""
+    pan = ground((384, 384))
+    ms = sampled(pan, 4, 1.5, (1.0, 1.0))
+    ms[:, 40:] = sampled(ground((384, 384), seed=4), 4, 1.5, (0.0, 0.0))[:, 40:] * 3
+    valid = np.ones((96, 96), bool)
+    valid[:, 40:] = False
+    (masked,) = estimate_band_shifts(pan, ms[None], 4, (1.5, 1.5), valid=valid)
+    assert masked.shift_yx == pytest.approx((1.0, 1.0), abs=0.05)
+    assert masked.significant
+
+
+@pytest.mark.parametrize("kind", ["flat", "noise", "nothing valid"])
+def test_no_false_correction(kind: str) -> None:
+    rng = np.random.default_rng(3)
+    pan, ms = np.full((256, 256), 500.0), np.full((4, 64, 64), 300.0)
+    if kind == "noise":
+        pan, ms = pan + rng.normal(size=pan.shape) * 5, ms + rng.normal(size=ms.shape) * 5
+    valid = np.full((64, 64), kind != "nothing valid")
+    for found in estimate_band_shifts(pan, ms, 4, (1.5, 1.5), valid=valid):
+        assert not found.certain
+        assert found.applied_yx == (0.0, 0.0)
+
+
+def _pair(shared_data: Path, name: str) -> tuple[NDArray[Any], NDArray[Any], dict[str, Any]]:
+    with np.load(shared_data / "pairs" / f"{name}.npz") as arrays:
+        meta: dict[str, Any] = json.loads((shared_data / "pairs" / f"{name}.json").read_text())
+        return arrays["pan"], arrays["ms"], meta
+
+
+@pytest.mark.parametrize(
+    "name", ["GF2_train4", "L8_istanbul", "WV2_rotterdam2", "WV2_rio_degraded", "PHR_melbourne_arena", "QB_town_full"]
+)
+def test_real_pairs_agree_with_their_measurement(shared_data: Path, name: str) -> None:
+    pan, ms, meta = _pair(shared_data, name)
+    phase = (meta["ratio"] - 1) / 2
+    found = estimate_band_shifts(pan, ms, meta["ratio"], (phase, phase))
+    checked = 0
+    for shift, measured in zip(found, meta["shift"]["per_band"], strict=True):
+        if measured["hp_ncc"] > 0.9:
+            assert np.hypot(*np.subtract(shift.shift_yx, measured["shift"])) < 0.15
+            assert shift.certain
+            checked += 1
+    assert checked >= 1
+
+
+@pytest.mark.parametrize("extra", [(0.0, 1.3), (-2.5, 0.6), (4.0, -3.0)])
+def test_shift_injected_into_a_real_pair_adds_up(shared_data: Path, extra: tuple[float, float]) -> None:
+    """PAN read elsewhere moves the answer by exactly that much, bands and their mutual offsets unchanged."""
+    pan, ms, _ = _pair(shared_data, "S6_vegetation")
+    pan, ms = pan[:640, :640].astype(float), ms[:, :160, :160]
+    moved = ndimage.shift(pan, extra, order=3, mode="nearest")
+    before = estimate_band_shifts(pan, ms, 4, (1.5, 1.5))
+    after = estimate_band_shifts(moved, ms, 4, (1.5, 1.5))
+    for first, second in zip(before, after, strict=True):
+        assert np.subtract(second.shift_yx, first.shift_yx) == pytest.approx(extra, abs=0.15)
+        assert second.significant
+
+
+def test_landsat_seven_is_left_alone(shared_data: Path) -> None:
+    """Known to be registered within 0.1 px; five of its six bands hardly resemble PAN over vegetation."""
+    pan, ms, _ = _pair(shared_data, "L7_P090R083_07")
+    assert all(shift.applied_yx == (0.0, 0.0) for shift in estimate_band_shifts(pan, ms, 2, (0.5, 0.5)))
+
+
+def test_cloud_parallax_is_not_corrected(shared_data: Path) -> None:
+    """Every band matches PAN at NCC above 0.8, but at places up to 4.5 px apart: clouds, not the ground."""
+    pan, ms, _ = _pair(shared_data, "L8_gulfcoast_clouds")
+    assert all(shift.applied_yx == (0.0, 0.0) for shift in estimate_band_shifts(pan, ms, 2, (0.5, 0.5)))
+
+
+def _entry(y: float, x: float, *, certain: bool = True, ncc: float = 0.95) -> BandShift:
+    return BandShift(shift_yx=(y, x), ncc=ncc, certain=certain, significant=certain, spread_px=0.1)
+
+
+def test_windows_combine_by_median_of_the_certain() -> None:
+    windows = [[_entry(1.0, 0.5)], [_entry(1.1, 0.5)], [_entry(0.9, 0.6)], [_entry(-5.0, 4.0, certain=False)]]
+    (found,) = combine_windows(windows)
+    assert found.shift_yx == pytest.approx((1.0, 0.5))
+    assert found.significant
+
+
+def test_windows_that_disagree_are_not_applied() -> None:
+    (scattered,) = combine_windows([[_entry(value, 0.0)] for value in (0.0, 1.5, 3.0, 4.5)])
+    assert not scattered.significant
+    (mostly_doubtful,) = combine_windows([[_entry(1.0, 0.0, certain=index == 0)] for index in range(4)])
+    assert not mostly_doubtful.significant
+    (hopeless,) = combine_windows([[_entry(1.0, 0.0, certain=False)] for _ in range(3)])
+    assert not hopeless.certain
