@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
+from pancrafter.errors import WorkerLostError
 from pancrafter.settings import Settings
 
 T = TypeVar("T")
@@ -54,17 +55,26 @@ class Compute:
             items: First argument of each call.
             arguments: Further arguments, the same for all calls.
             on_gpu: Run only on workers that declare a GPU, one call at a time on each.
+
+        Raises:
+            WorkerLostError: Workers died again and again, or the scheduler is gone.
         """
         if self._client is None:
             yield from (function(item, *arguments) for item in items)
             return
-        from distributed import as_completed
+        from distributed import KilledWorker, as_completed
+        from distributed.comm import CommClosedError
 
         options = {"pure": False, "retries": LOST_WORKER_RETRIES, "resources": {GPU_RESOURCE: 1} if on_gpu else {}}
         futures = [self._client.submit(function, item, *arguments, **options) for item in items]
         try:
-            for future in as_completed(futures):
+            for future in as_completed(futures, loop=self._client.loop):
                 yield future.result()
+        except (KilledWorker, CommClosedError, TimeoutError) as err:
+            raise WorkerLostError(
+                f"a Dask worker or scheduler was lost ({type(err).__name__}: {err}); look at its memory limit and log, "
+                "then run again: finished blocks are kept"
+            ) from err
         finally:
             self._client.cancel(futures)
 

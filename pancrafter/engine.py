@@ -299,9 +299,25 @@ def build_sharpener(spec: SharpenerSpec) -> Sharpener:
         WeightsError: The weights cannot be loaded.
     """
     torch.set_num_threads(spec.threads)
+    _keep_freed_memory()
     if spec.glp is not None:
         return GlpSharpener(*spec.glp)
     return NetworkSharpener(load_checkpoint(spec.weights), spec.device, spec.precision)
+
+
+def _keep_freed_memory() -> None:
+    """Let glibc reuse the large buffers of a layer for the next one instead of returning them to the kernel.
+
+    Without it every feature map is fresh zeroed pages: measured on one core, 680 px tile, 1.48 s against 0.71 s. One
+    arena, because the heaps of further ones cannot hold a feature map. A no-op where there is no glibc.
+    """
+    import ctypes
+
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        trim_threshold, mmap_threshold, arena_max, most = -1, -3, -8, 2**31 - 1
+        for option, value in ((arena_max, 1), (mmap_threshold, 2**30), (trim_threshold, most)):
+            mallopt(option, value)
 
 
 def _inside(

@@ -53,6 +53,12 @@ class LeaseLostError(PancrafterError):
     kind = "transient"
 
 
+class WorkerLostError(PancrafterError):
+    """Workers or their scheduler went away: try again, finished blocks are kept."""
+
+    kind = "transient"
+
+
 class SourceError(PancrafterError):
     """The source catalog cannot be reached or is not STAC: nothing can be searched."""
 
