@@ -588,3 +588,8 @@ def sample_scenes() -> tuple[SceneRecipe, ...]:
             truncated_asset="ms",
         ),
     )
+
+
+def damaged_scenes() -> frozenset[str]:
+    """Keys (collection/item) of the items whose files are damaged on purpose: a run over the archive must fail them."""
+    return frozenset(f"{scene.collection}/{scene.item_id}" for scene in sample_scenes() if scene.truncated_asset)

@@ -1,0 +1,32 @@
+# `make run` sets everything up and does the main job; `make test` sets everything up and passes the tests.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+CONSTRAINTS := requirements/constraints-py311.txt
+RUN_OPTIONS := $(if $(SOURCE),--source '$(SOURCE)') $(if $(SINK),--sink '$(SINK)') $(if $(FROM),--from '$(FROM)') \
+	$(if $(TO),--to '$(TO)') $(if $(BBOX),--bbox '$(BBOX)')
+
+.PHONY: run test lint bench setup clean
+
+run: setup
+	$(BIN)/python -m flows $(RUN_OPTIONS)
+
+test: setup
+	$(BIN)/python -m pytest $(PYTEST_OPTIONS)
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+setup: $(VENV)/installed
+
+# torch comes first and by pip, which also looks into local wheel folders, so that a CPU build that is at hand is taken.
+$(VENV)/installed: pyproject.toml $(CONSTRAINTS)
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) torch uv
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --compile-bytecode -c $(CONSTRAINTS) -e ".[dev]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) archive output state
