@@ -79,7 +79,9 @@ def _make_sample(console: Console) -> None:
 def _run_nightly(settings: Settings) -> list[Outcome]:
     for name, value in LOCAL_PREFECT.items():
         os.environ.setdefault(name, value)
-    os.environ.setdefault("PREFECT_HOME", str(Path(settings.state_dir).absolute() / "prefect"))
+    home = Path(settings.state_dir).absolute() / "prefect"
+    home.mkdir(parents=True, exist_ok=True)
+    os.environ.setdefault("PREFECT_HOME", str(home))
     from flows.area import ScenesFailedError, nightly
 
     try:

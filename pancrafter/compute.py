@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
@@ -87,6 +88,7 @@ def open_compute(settings: Settings) -> Iterator[Compute]:
         return
     from distributed import Client, LocalCluster
 
+    logging.getLogger("distributed").setLevel(logging.CRITICAL)  # errors of tasks are raised, not only logged
     if settings.dask_scheduler is not None:
         with Client(settings.dask_scheduler, set_as_default=False) as client:
             yield Compute(client)
@@ -97,7 +99,7 @@ def open_compute(settings: Settings) -> Iterator[Compute]:
             threads_per_worker=1,
             resources={GPU_RESOURCE: 1},
             dashboard_address=None,
-            silence_logs=40,
+            silence_logs=logging.CRITICAL,
         ) as cluster,
         Client(cluster, set_as_default=False) as client,
     ):

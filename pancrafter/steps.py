@@ -422,7 +422,8 @@ def score_against_truth(
     if "://" in settings.source or not truth.is_file():
         return ()
     gains = band_mtf_gains(staged, contract)
-    scores = list(compute.map(_truth_task, [None, *METHODS], staged.store_uri, str(truth), gains, method))
+    methods = [None, *(name for name in METHODS if name != method)]
+    scores = list(compute.map(_truth_task, methods, staged.store_uri, str(truth), gains, method))
     ours = next(score for score in scores if score.method == method)
     return (ours, *sorted((s for s in scores if s is not ours), key=lambda score: score.ergas))
 
