@@ -16,6 +16,7 @@ from pancrafter.model.config import NetworkConfig
 from pancrafter.model.names import DEFAULT_WEIGHTS, shipped_weights, weights_path, weights_sha256
 from pancrafter.model.network import PanCrafter
 
+
 @dataclass(frozen=True)
 class Checkpoint:
     """A network in evaluation mode with the identity of its weights."""
@@ -40,10 +41,19 @@ def load_checkpoint(name_or_path: str = DEFAULT_WEIGHTS) -> Checkpoint:
             metadata = file.metadata() or {}
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  # not a dict
     except (SafetensorError, OSError) as err:
-        raise WeightsError(f"{path} is not a readable safetensors file ({err}); give a checkpoint of pancrafter train") from err
+        raise WeightsError(
+            f"{path} is not a readable safetensors file ({err}); give a checkpoint of pancrafter train"
+        ) from err
     if "network" not in metadata:
         raise WeightsError(f"{path} holds no network description; expected a checkpoint written by pancrafter train")
-    config = NetworkConfig.model_validate_json(metadata["network"])
+    try:
+        config = NetworkConfig.model_validate_json(metadata["network"])
+        training = json.loads(metadata.get("training", "{}"))
+    except ValueError as err:
+        raise WeightsError(
+            f"{path} has a network description or training record this version cannot read ({err}); "
+            "use a checkpoint of this version"
+        ) from err
     network = PanCrafter(config)
     try:
         network.load_state_dict(tensors, strict=True)
@@ -54,7 +64,7 @@ def load_checkpoint(name_or_path: str = DEFAULT_WEIGHTS) -> Checkpoint:
         name=name_or_path if name_or_path in shipped_weights() else path.stem,
         sha256=sha256,
         network=network.to(memory_format=torch.channels_last),  # type: ignore[call-overload]  # torch stub misses it
-        training=json.loads(metadata.get("training", "{}")),
+        training=training,
     )
 
 
