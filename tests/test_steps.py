@@ -1,0 +1,254 @@
+"""The whole path of a scene without an orchestrator, on good and on bad input."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import pystac
+import pytest
+import rasterio
+import rioxarray
+from rio_cogeo import cog_validate
+
+from pancrafter import steps
+from pancrafter.errors import SinkError, SourceError
+from pancrafter.ledger import State
+from pancrafter.settings import Settings
+from pancrafter.validation import validate_item
+from small_archive import GSD_M, RATIO, add_scene, write_raster
+
+
+def _silent(_: str) -> None:
+    pass
+
+
+def _settings(root: Path, **changes) -> Settings:
+    base = {
+        "source": str(root / "source"), "sink": str(root / "sink"), "state_dir": str(root / "state"), "workers": 0,
+        "block_px": 128,
+    }
+    return Settings.model_validate(base | changes)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory):
+    """A run over one good scene and one of each kind of bad one."""
+    root = tmp_path_factory.mktemp("run")
+    catalog = root / "source"
+    add_scene(catalog, "good", day=2)
+    bad = {name: add_scene(catalog, name, seed=i + 2, side_px=128, day=3) for i, name in enumerate(_SPOILERS)}
+    for name, scene in bad.items():
+        _SPOILERS[name](scene)
+    settings = _settings(root)
+    outcomes = steps.run(settings, _silent)
+    return settings, {outcome.key.split("/")[1]: outcome for outcome in outcomes}
+
+
+def _truncate(scene) -> None:
+    scene.ms.write_bytes(scene.ms.read_bytes()[: scene.ms.stat().st_size // 3])
+
+
+def _replace_by_text(scene) -> None:
+    scene.pan.write_text("<html>403 Forbidden</html>")
+
+
+def _remove(scene) -> None:
+    scene.ms.unlink()
+
+
+def _other_crs(scene) -> None:
+    with rasterio.open(scene.ms) as source:
+        values = source.read()
+    write_raster(scene.ms, values, GSD_M * RATIO, crs="EPSG:32633")
+
+
+def _elsewhere(scene) -> None:
+    with rasterio.open(scene.ms) as source:
+        values = source.read()
+    write_raster(scene.ms, values, GSD_M * RATIO, origin=(600_000.0, 4_900_000.0))
+
+
+def _other_ratio(scene) -> None:
+    with rasterio.open(scene.ms) as source:
+        values = source.read()
+    write_raster(scene.ms, values, GSD_M * 3)
+
+
+def _fractions(scene) -> None:
+    with rasterio.open(scene.pan) as source:
+        values = source.read().astype(np.float32) + 0.25
+    write_raster(scene.pan, values, GSD_M)
+
+
+def _negative(scene) -> None:
+    with rasterio.open(scene.pan) as source:
+        values = source.read().astype(np.int16)
+    values[0, :20] = -5
+    write_raster(scene.pan, values, GSD_M)
+
+
+def _all_nodata(scene) -> None:
+    with rasterio.open(scene.pan) as source:
+        values = source.read() * 0
+    write_raster(scene.pan, values, GSD_M, nodata=0)
+
+
+_SPOILERS = {
+    "truncated": _truncate,
+    "not-a-tiff": _replace_by_text,
+    "missing": _remove,
+    "other-crs": _other_crs,
+    "no-overlap": _elsewhere,
+    "wrong-ratio": _other_ratio,
+    "fractions": _fractions,
+    "negative": _negative,
+    "empty": _all_nodata,
+}
+
+_MESSAGES = {
+    "truncated": ("asset ms", "truncated or damaged"),
+    "not-a-tiff": ("asset pan", "expected"),
+    "missing": ("asset ms", "ms.tif"),
+    "other-crs": ("EPSG:32632", "EPSG:32633"),
+    "no-overlap": ("overlap",),
+    "wrong-ratio": ("ratio", "expected 4"),
+    "fractions": ("asset pan", "fractional float32"),
+    "negative": ("asset pan", "-5"),
+    "empty": ("valid",),
+}
+
+
+def test_good_scene_is_published_readable_and_valid(finished) -> None:
+    settings, outcomes = finished
+    outcome = outcomes["good"]
+    assert outcome.verdict in {"published", "fallback"}
+    catalog = pystac.Catalog.from_file(str(Path(settings.sink) / "catalog.json"))
+    (item,) = catalog.get_items(recursive=True)
+    validate_item(json.loads(Path(item.get_self_href()).read_text()))
+    assert item.properties["pancrafter:source"]["item_id"] == "good"
+    for key in ("sharpened", "mask"):
+        path = item.assets[key].get_absolute_href()
+        assert cog_validate(path, strict=True, quiet=True)[0]
+    image = rioxarray.open_rasterio(item.assets["sharpened"].get_absolute_href())
+    assert image.shape == (4, 256, 256)
+    assert image.dtype == np.uint16
+    assert image.rio.resolution() == (GSD_M, -GSD_M)
+    for key in ("thumbnail", "overview"):
+        assert Path(item.assets[key].get_absolute_href()).stat().st_size > 1000
+
+
+@pytest.mark.parametrize("name", sorted(_SPOILERS))
+def test_bad_scene_fails_with_a_message_and_publishes_nothing(finished, name: str) -> None:
+    settings, outcomes = finished
+    outcome = outcomes[name]
+    assert outcome.verdict == "failed"
+    assert name in outcome.reason
+    for part in _MESSAGES[name]:
+        assert part in outcome.reason
+    assert not [path for path in Path(settings.sink).rglob("*") if name in path.name]
+
+
+def test_second_run_has_nothing_to_do(finished) -> None:
+    settings, _ = finished
+    with steps.open_ledger(settings) as ledger:
+        found = steps.discover(settings, ledger)
+        counts = ledger.counts(settings.sink)
+    assert found.eligible == ()
+    assert counts[State.CONFIRMED] == 1
+    assert counts[State.DEAD] == len(_SPOILERS)
+
+
+def test_nothing_unfinished_is_left_behind(finished) -> None:
+    settings, _ = finished
+    state = Path(settings.state_dir)
+    assert not list((state / "attempts").glob("*"))
+    assert not list((state / "staged").glob("good*"))
+
+
+def test_mended_scene_is_found_again(finished, tmp_path: Path) -> None:
+    settings, _ = finished
+    source = tmp_path / "source"
+    shutil.copytree(settings.source, source)
+    shutil.copytree(settings.sink, tmp_path / "sink")
+    shutil.copytree(settings.state_dir, tmp_path / "state")
+    moved = _settings(tmp_path)
+    add_scene(tmp_path / "fresh", "missing", seed=4, side_px=128, day=3)
+    shutil.copy(tmp_path / "fresh/files/missing/ms.tif", source / "files/missing/ms.tif")
+    with steps.open_ledger(moved) as ledger:
+        found = steps.discover(moved, ledger)
+    assert "geoeye-1/missing" in found.eligible
+
+
+def test_output_that_vanished_is_made_again(tmp_path: Path) -> None:
+    add_scene(tmp_path / "source", "scene", side_px=128)
+    settings = _settings(tmp_path)
+    steps.run(settings, _silent)
+    with steps.open_ledger(settings) as ledger:
+        assert steps.discover(settings, ledger).eligible == ()
+    shutil.rmtree(settings.sink)
+    with steps.open_ledger(settings) as ledger:
+        assert steps.discover(settings, ledger).eligible == ("geoeye-1/scene",)
+
+
+def test_new_content_supersedes_the_old_item(tmp_path: Path) -> None:
+    scene = add_scene(tmp_path / "source", "scene", side_px=128)
+    settings = _settings(tmp_path)
+    (first,) = steps.run(settings, _silent)
+    with rasterio.open(scene.pan) as source:
+        values = source.read()
+    write_raster(scene.pan, np.flip(values, 1), GSD_M)
+    (second,) = steps.run(settings, _silent)
+    old, new = (json.loads(Path(outcome.item_href).read_text()) for outcome in (first, second))
+    assert old["id"] != new["id"]
+    assert old["properties"]["deprecated"] is True
+    relations = {link["rel"]: link["href"] for link in new["links"]}
+    assert old["id"] in relations["predecessor-version"]
+
+
+def test_period_and_area_limit_what_is_done(tmp_path: Path) -> None:
+    for day in (1, 2, 3):
+        add_scene(tmp_path / "source", f"day-{day}", side_px=128, seed=day, day=day)
+    inside = _settings(tmp_path, since=datetime(2025, 5, 2, tzinfo=UTC), until=datetime(2025, 5, 2, 12, tzinfo=UTC))
+    with steps.open_ledger(inside) as ledger:
+        assert steps.discover(inside, ledger).eligible == ("geoeye-1/day-2",)
+    elsewhere = _settings(tmp_path, bbox=(100.0, 10.0, 101.0, 11.0))
+    with steps.open_ledger(elsewhere) as ledger:
+        assert steps.discover(elsewhere, ledger).eligible == ()
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [("nowhere", "does not exist"), ("http://127.0.0.1:9/stac", "127.0.0.1:9"), ("{tmp}/plain", "catalog")],
+)
+def test_source_that_cannot_be_searched(tmp_path: Path, source: str, message: str) -> None:
+    (tmp_path / "plain").mkdir()
+    (tmp_path / "plain" / "catalog.json").write_text('{"hello": "world"}')
+    settings = _settings(tmp_path, source=source.format(tmp=tmp_path))
+    with steps.open_ledger(settings) as ledger, pytest.raises(SourceError, match=message):
+        steps.discover(settings, ledger)
+
+
+def test_sink_that_cannot_be_written(tmp_path: Path) -> None:
+    add_scene(tmp_path / "source", "scene", side_px=128)
+    (tmp_path / "sink").write_text("a file, not a folder")
+    settings = _settings(tmp_path)
+    with steps.open_ledger(settings) as ledger, pytest.raises(SinkError, match="sink"):
+        steps.discover(settings, ledger)
+    assert (tmp_path / "sink").read_text() == "a file, not a folder"
+
+
+def test_lease_of_a_dead_process_is_freed(tmp_path: Path) -> None:
+    add_scene(tmp_path / "source", "scene", side_px=128)
+    settings = _settings(tmp_path)
+    host = steps.lease_owner().split("/")[0]
+    with steps.open_ledger(settings) as ledger:
+        steps.discover(settings, ledger)
+        (row,) = ledger.eligible(sink=settings.sink)
+        assert ledger.claim(row.key, f"{host}/999999/1", 900) is not None
+        assert steps.discover(settings, ledger).eligible == ("geoeye-1/scene",)
+        assert ledger.claim(row.key, steps.lease_owner(), 900) is not None
+        assert steps.discover(settings, ledger).eligible == ()
