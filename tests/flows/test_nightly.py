@@ -1,0 +1,158 @@
+"""The flows under Prefect's own server: whole runs as processes, killed and started again, and inside the harness."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import pytest
+import rasterio
+from prefect.client.orchestration import get_client
+from prefect.testing.utilities import prefect_test_harness
+from small_archive import add_scene
+
+from pancrafter import steps
+from pancrafter.settings import Settings
+from pancrafter.store import SceneStore
+
+PROJECT = Path(__file__).resolve().parents[2]
+
+
+def _start(root: Path) -> subprocess.Popen[str]:
+    environment = os.environ | {"PANCRAFTER_BLOCK_PX": "128", "PREFECT_LOGGING_LEVEL": "INFO"}
+    environment.pop("PREFECT_HOME", None)
+    environment.pop("PREFECT_API_URL", None)
+    command = [sys.executable, "-m", "flows", "--source", str(root / "source"), "--sink", str(root / "sink"),
+               "--state-dir", str(root / "state")]
+    return subprocess.Popen(
+        command, cwd=PROJECT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+
+
+def _finished_shards(store_folder: Path) -> dict[str, int]:
+    """Modification time of the shard of every block that is marked done."""
+    store = SceneStore.open(str(store_folder))
+    rows, cols = np.nonzero(store.done_flags())
+    return {
+        f"{row}/{col}": (store_folder / "sharpened" / "c" / "0" / str(row) / str(col)).stat().st_mtime_ns
+        for row, col in zip(rows.tolist(), cols.tolist(), strict=True)
+    }
+
+
+def _pixels(root: Path) -> np.ndarray:
+    (path,) = (root / "sink").rglob("sharpened*.tif")
+    with rasterio.open(path) as source:
+        return source.read()
+
+
+@pytest.mark.slow
+def test_killed_run_continues_without_recomputing_and_ends_the_same(tmp_path: Path) -> None:
+    add_scene(tmp_path / "source", "scene", side_px=512)
+
+    killed = _start(tmp_path)
+    deadline = time.monotonic() + 240
+    done: dict[str, int] = {}
+    while len(done) < 3:
+        assert killed.poll() is None, f"the run ended before it could be killed:\n{killed.communicate()[0]}"
+        assert time.monotonic() < deadline, "no block was finished in time"
+        time.sleep(0.05)
+        stores = list((tmp_path / "state" / "staged").glob("*.zarr"))
+        if stores and (stores[0] / "done" / "zarr.json").is_file():
+            done = _finished_shards(stores[0])
+    os.killpg(killed.pid, signal.SIGKILL)
+    killed.wait()
+    (store,) = (tmp_path / "state" / "staged").glob("*.zarr")
+    done = _finished_shards(store)
+    assert 3 <= len(done) < 16
+    assert not list((tmp_path / "sink").rglob("*.tif")), "something was published by a run that was killed"
+
+    again = _start(tmp_path)
+    later: dict[str, int] = {}
+    while again.poll() is None and store.exists():
+        try:
+            later = later | _finished_shards(store)
+        except (OSError, steps.PancrafterError):
+            break  # the finished scene's store was removed while we looked
+        time.sleep(0.05)
+    output, _ = again.communicate(timeout=300)
+    assert again.returncode == 0, output
+    assert f"{len(done)} of 16 blocks were finished before" in output
+    assert {block: later[block] for block in done} == done, "a finished block was written again"
+
+    once_more = _start(tmp_path)
+    started = time.monotonic()
+    output, _ = once_more.communicate(timeout=60)
+    assert once_more.returncode == 0, output
+    assert "nothing to do" in output
+    assert time.monotonic() - started < 30
+
+    undisturbed = Settings(
+        source=str(tmp_path / "source"), sink=str(tmp_path / "other" / "sink"),
+        state_dir=str(tmp_path / "other" / "state"), workers=0, block_px=128,
+    )
+    (outcome,) = steps.run(undisturbed, lambda _: None)
+    assert outcome.verdict in {"published", "fallback"}
+    assert np.array_equal(_pixels(tmp_path), _pixels(tmp_path / "other"))
+
+
+@pytest.fixture(scope="module")
+def prefect_server():
+    with prefect_test_harness(server_startup_timeout=180):
+        yield
+
+
+def _settings(root: Path) -> Settings:
+    return Settings(
+        source=str(root / "source"), sink=str(root / "sink"), state_dir=str(root / "state"), workers=0, block_px=128
+    )
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_nightly_reports_the_bad_scene_and_finishes_the_others(tmp_path: Path) -> None:
+    from flows.area import ScenesFailedError, nightly
+
+    add_scene(tmp_path / "source", "good", side_px=128, day=2)
+    add_scene(tmp_path / "source", "bad", side_px=128, seed=2).ms.write_bytes(b"not a tiff")
+    with pytest.raises(ScenesFailedError, match="1 of 2 scenes failed: geoeye-1/bad") as caught:
+        nightly(_settings(tmp_path))
+    verdicts = {outcome.key: outcome.verdict for outcome in caught.value.outcomes}
+    assert verdicts["geoeye-1/bad"] == "failed"
+    assert verdicts["geoeye-1/good"] in {"published", "fallback"}
+    with get_client(sync_client=True) as client:
+        names = {run.name.rsplit("-", 1)[0] for run in client.read_task_runs()}
+        artifacts = {artifact.key for artifact in client.read_artifacts()}
+        (run,) = [run for run in client.read_flow_runs() if run.name == f"nightly {tmp_path / 'source'}"]
+    assert {"stage", "sharpen", "assess", "publish"} <= names
+    assert {"scenes", "failures"} <= artifacts
+    assert run.state is not None
+    assert run.state.is_failed()
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_backfill_takes_only_its_period_and_repeats_nothing(tmp_path: Path) -> None:
+    from flows.area import backfill
+
+    for day in (1, 5):
+        add_scene(tmp_path / "source", f"day-{day}", side_px=128, seed=day, day=day)
+    period = {"since": datetime(2025, 5, 4, tzinfo=UTC), "until": datetime(2025, 5, 6, tzinfo=UTC)}
+    assert [o.key for o in backfill(_settings(tmp_path), **period)] == ["geoeye-1/day-5"]
+    assert backfill(_settings(tmp_path), **period) == []
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_one_scene_by_its_key(tmp_path: Path) -> None:
+    from flows.scene import sharpen_scene
+
+    for day in (1, 5):
+        add_scene(tmp_path / "source", f"day-{day}", side_px=128, seed=day, day=day)
+    outcome = sharpen_scene("geoeye-1/day-1", _settings(tmp_path))
+    assert outcome is not None
+    assert outcome.key == "geoeye-1/day-1"
+    assert sharpen_scene("geoeye-1/day-1", _settings(tmp_path)) is None

@@ -1,0 +1,73 @@
+"""Dependencies point one way, heavy libraries have one door, and importing does no work."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PROJECT = Path(__file__).resolve().parents[1]
+PACKAGE = PROJECT / "pancrafter"
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+DOORS = {
+    "zarr": {"store.py"},
+    "distributed": {"compute.py"},
+    "dask": {"cube.py", "compute.py"},
+    "pystac_client": {"catalog.py"},
+    "stac_fastapi": {"serve.py"},
+    "sqlalchemy": {"ledger.py"},
+    "rio_cogeo": {"cog.py"},
+    "safetensors": {"model/weights.py"},
+    "typer": {"cli.py"},
+}
+"""Modules that may import a library; nobody else does."""
+
+TORCH_USERS = {"engine.py", "train.py"}
+
+
+def _imports(path: Path) -> set[str]:
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return names
+
+
+def _name(path: Path) -> str:
+    return path.relative_to(PACKAGE).as_posix()
+
+
+@pytest.mark.parametrize("path", MODULES, ids=_name)
+def test_library_never_imports_the_orchestrator(path: Path) -> None:
+    assert not {name.split(".")[0] for name in _imports(path)} & {"prefect", "flows", "infra", "tests"}
+
+
+@pytest.mark.parametrize("library", sorted(DOORS))
+def test_heavy_library_has_one_door(library: str) -> None:
+    users = {_name(path) for path in MODULES if library in {name.split(".")[0] for name in _imports(path)}}
+    assert users <= DOORS[library]
+    assert users, f"nobody imports {library}: drop it from the dependencies"
+
+
+def test_torch_stays_in_model_engine_and_training() -> None:
+    users = {_name(path) for path in MODULES if "torch" in {name.split(".")[0] for name in _imports(path)}}
+    assert {user for user in users if not user.startswith("model/")} <= TORCH_USERS
+
+
+def test_lower_layers_do_not_know_the_steps() -> None:
+    for path in MODULES:
+        if _name(path) not in {"cli.py", "summary.py", "__main__.py", "pair.py"}:
+            assert "pancrafter.steps" not in _imports(path) or _name(path) == "steps.py", _name(path)
+
+
+@pytest.mark.parametrize("module", ["pancrafter", "pancrafter.steps", "pancrafter.cli", "pancrafter.settings"])
+def test_importing_the_top_loads_nothing_heavy(module: str) -> None:
+    code = f"import sys, {module}; print(' '.join(sorted({{'torch', 'rasterio', 'dask', 'zarr', 'prefect'}} & set(sys.modules))))"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=PROJECT)
+    assert found.stdout.strip() == ""
