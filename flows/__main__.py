@@ -37,8 +37,12 @@ def main(arguments: list[str]) -> int:
     console = Console(soft_wrap=True)
     try:
         settings = settings_from_environment(
-            source=options.source, sink=options.sink, state_dir=options.state_dir, since=options.since,
-            until=options.until, bbox=options.bbox,
+            source=options.source,
+            sink=options.sink,
+            state_dir=options.state_dir,
+            since=options.since,
+            until=options.until,
+            bbox=options.bbox,
         )
         if options.source is None and settings.source == SAMPLE_ARCHIVE:
             _make_sample(console)

@@ -57,7 +57,10 @@ def _sharpen_area(settings: Settings) -> list[Outcome]:
         found = steps.discover(settings, ledger)
         log.info(
             "%d new, %d known, %d refused, %d to do",
-            found.counts.new, found.counts.known, len(found.refused), len(found.eligible),
+            found.counts.new,
+            found.counts.known,
+            len(found.refused),
+            len(found.eligible),
         )
         outcomes = [steps.refused_outcome(refusal) for refusal in found.refused]
         if found.eligible:
@@ -88,9 +91,14 @@ def _leave_artifacts(outcomes: list[Outcome]) -> None:
     """The run's table and, per published scene, where its picture is."""
     rows = [
         {
-            "scene": o.key, "sensor": o.sensor, "verdict": o.verdict, "seconds": o.seconds, "Mpx/s": o.mpx_per_s,
+            "scene": o.key,
+            "sensor": o.sensor,
+            "verdict": o.verdict,
+            "seconds": o.seconds,
+            "Mpx/s": o.mpx_per_s,
             "HQNR": o.quality.hqnr if o.quality else None,
-            "gain": o.quality.gain_over_classical if o.quality else None, "reason": o.reason,
+            "gain": o.quality.gain_over_classical if o.quality else None,
+            "reason": o.reason,
         }
         for o in outcomes
     ]

@@ -42,4 +42,5 @@ def process(key: str, settings: Settings, compute: Compute, ledger: Ledger) -> O
         staged = tasks.stage(work, settings, compute, ledger)
         sharpened = tasks.sharpen(work, staged, settings, compute, ledger, report)
         assessed = tasks.assess(work, staged, sharpened, settings, compute, ledger, report)
-        return tasks.publish(work, staged, assessed, settings, ledger, report)
+        outcome: Outcome = tasks.publish(work, staged, assessed, settings, ledger, report)
+        return outcome

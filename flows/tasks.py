@@ -5,7 +5,8 @@ Only transient errors are tried again. Nothing is cached by Prefect: every step 
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
@@ -15,7 +16,10 @@ from prefect.tasks import Task
 from pancrafter import steps
 from pancrafter.errors import PancrafterError
 
-RETRY_DELAYS_S = [5, 30]
+P = ParamSpec("P")
+R = TypeVar("R")
+
+RETRY_DELAYS_S: list[float] = [5, 30]
 
 
 async def is_transient(_task: Task[Any, Any], _run: TaskRun, state: State[Any]) -> bool:
@@ -24,19 +28,13 @@ async def is_transient(_task: Task[Any, Any], _run: TaskRun, state: State[Any]) 
     return isinstance(error, PancrafterError) and error.kind == "transient"
 
 
-stage = task(
-    steps.stage, name="stage", retries=2, retry_delay_seconds=RETRY_DELAYS_S, retry_condition_fn=is_transient,
-    cache_policy=NO_CACHE,
-)
-sharpen = task(
-    steps.sharpen, name="sharpen", retries=2, retry_delay_seconds=RETRY_DELAYS_S, retry_condition_fn=is_transient,
-    cache_policy=NO_CACHE,
-)
-assess = task(
-    steps.assess, name="assess", retries=2, retry_delay_seconds=RETRY_DELAYS_S, retry_condition_fn=is_transient,
-    cache_policy=NO_CACHE,
-)
-publish = task(
-    steps.publish, name="publish", retries=2, retry_delay_seconds=RETRY_DELAYS_S, retry_condition_fn=is_transient,
-    cache_policy=NO_CACHE,
-)
+def _as_task(step: Callable[P, R]) -> Task[P, R]:
+    return task(retries=2, retry_delay_seconds=RETRY_DELAYS_S, retry_condition_fn=is_transient, cache_policy=NO_CACHE)(
+        step
+    )
+
+
+stage = _as_task(steps.stage)
+sharpen = _as_task(steps.sharpen)
+assess = _as_task(steps.assess)
+publish = _as_task(steps.publish)

@@ -56,9 +56,7 @@ class Sample:
 
 
 class QualityRule(Record):
-    """What a scene must reach to be published as the network's result. Limits follow from measurements on real and
-    simulated scenes; a scene that misses them falls back to the classical result, or is held for a person.
-    """
+    """What a scene must reach to be published as the network's result; else the classical one takes its place."""
 
     min_gain: float = Field(default=-0.02, description="Least gain over the best classical method, reduced scale.")
     max_consistency_ergas: float = Field(default=6.0, description="ERGAS of the degraded result against its MS input.")
@@ -69,7 +67,9 @@ class QualityRule(Record):
         """Whether the result may be published, and why not."""
         problems = []
         if quality.gain_over_classical is not None and quality.gain_over_classical < self.min_gain:
-            problems.append(f"gain over {quality.best_classical} {quality.gain_over_classical:+.1%} < {self.min_gain:+.1%}")
+            problems.append(
+                f"gain over {quality.best_classical} {quality.gain_over_classical:+.1%} < {self.min_gain:+.1%}"
+            )
         if quality.consistency_ergas > self.max_consistency_ergas:
             problems.append(f"consistency ERGAS {quality.consistency_ergas:.2f} > {self.max_consistency_ergas:g}")
         if quality.residual_shift_px > self.max_residual_shift_px:
@@ -119,9 +119,7 @@ def sample_windows(store: SceneStore) -> list[Window]:
     return [candidates[i] for i in dict.fromkeys(picks.tolist())]
 
 
-def reduced_sample(
-    store: SceneStore, window: Window, sharpener: Sharpener, gains: tuple[float, ...]
-) -> Sample | None:
+def reduced_sample(store: SceneStore, window: Window, sharpener: Sharpener, gains: tuple[float, ...]) -> Sample | None:
     """Sharpen one window a scale down, where its own MS is the truth (Wald), with us and with every classical method.
 
     PAN is reduced at the bands' common true position, so PAN and truth agree without resampling MS; what single bands
@@ -253,4 +251,3 @@ def _sum(parts: list[_Sums]) -> _Sums:
     for part in parts[1:]:
         total = total + part
     return total
-

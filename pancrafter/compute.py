@@ -64,7 +64,7 @@ class Compute:
             yield from (function(item, *arguments) for item in items)
             return
         from distributed import KilledWorker, as_completed
-        from distributed.comm import CommClosedError
+        from distributed.comm.core import CommClosedError
 
         options = {"pure": False, "retries": LOST_WORKER_RETRIES, "resources": {GPU_RESOURCE: 1} if on_gpu else {}}
         futures = [self._client.submit(function, item, *arguments, **options) for item in items]

@@ -104,9 +104,7 @@ class NetworkSharpener:
             ms = _to_unit(torch.from_numpy(tile.ms[part]).to(self.device), tile.ms_ranges[part])[None]
             phases = torch.tensor([tile.phases_yx[part]], dtype=torch.float64)
             conditions = build_conditions(pan, ms, tile.ratio, phases)
-            with torch.autocast(
-                self.device.split(":")[0], dtype=torch.bfloat16, enabled=self.precision == "bfloat16"
-            ):
+            with torch.autocast(self.device.split(":")[0], dtype=torch.bfloat16, enabled=self.precision == "bfloat16"):
                 sharpened = network(conditions, mode)
             result[part] = _to_dn(sharpened[0], tile.ms_ranges[part]).cpu().numpy()
         return result

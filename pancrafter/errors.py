@@ -18,7 +18,8 @@ class PancrafterError(Exception):
     kind: ClassVar[ErrorKind] = "input"
 
     def __init__(self, message: str, *, scene: str | None = None, asset: str | None = None) -> None:
-        where = " ".join(part for part in (f"scene {scene}" if scene else "", f"asset {asset}" if asset else "") if part)
+        places = (("scene", scene), ("asset", asset))
+        where = " ".join(f"{what} {name}" for what, name in places if name)
         super().__init__(f"{where}: {message}" if where else message)
         self.message = message
         self.scene = scene

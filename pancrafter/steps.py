@@ -148,7 +148,11 @@ def discover(settings: Settings, ledger: Ledger) -> Discovery:
     sink.check_writable()
     found: list[Work | Refusal] = []
     for verdict in search(
-        settings.source, since=settings.since, until=settings.until, bbox=settings.bbox, contracts=contracts,
+        settings.source,
+        since=settings.since,
+        until=settings.until,
+        bbox=settings.bbox,
+        contracts=contracts,
         collections=settings.collections or None,
     ):
         if isinstance(verdict, Refusal):
@@ -191,8 +195,12 @@ def _free_dead_leases(ledger: Ledger, settings: Settings) -> None:
     for row in ledger.rows(sink=settings.sink, states=IN_WORK):
         if row.lease_owner is not None and row.lease_expires is not None and _is_dead(row.lease_owner):
             lease = Lease(
-                key=row.key, owner=row.lease_owner, fence=row.fence, expires=row.lease_expires,
-                lease_s=settings.lease_s, attempt=row.attempts,
+                key=row.key,
+                owner=row.lease_owner,
+                fence=row.fence,
+                expires=row.lease_expires,
+                lease_s=settings.lease_s,
+                attempt=row.attempts,
             )
             ledger.release(lease, f"process {row.lease_owner} is gone")
 
@@ -245,7 +253,10 @@ def claimed(ledger: Ledger, key: str, settings: Settings) -> Iterator[Claimed | 
     assert row.scene is not None
     try:
         yield Claimed(
-            lease=lease, scene=row.scene, recipe=row.recipe or "", output_item_id=row.output_item_id or "",
+            lease=lease,
+            scene=row.scene,
+            recipe=row.recipe or "",
+            output_item_id=row.output_item_id or "",
             supersedes=row.supersedes,
         )
     except PancrafterError as error:
@@ -271,9 +282,7 @@ def stage(work: Claimed, settings: Settings, compute: Compute, ledger: Ledger) -
         staged = stage_scene(
             work.scene, contract, store_uri(work, settings), block_px=settings.block_px, reach_px=STAGING_REACH_PX
         )
-    ledger.advance(
-        work.lease, State.STAGED, stage_seconds=time.perf_counter() - started, bytes_read=staged.bytes_read
-    )
+    ledger.advance(work.lease, State.STAGED, stage_seconds=time.perf_counter() - started, bytes_read=staged.bytes_read)
     return staged
 
 
@@ -283,11 +292,18 @@ def sharpen(
     """Sharpen every block that is not finished, by the method of the scene's contract."""
     contract = contracts_of(settings)[work.scene.sensor]
     sharpened = _sharpen_with(
-        staged, _spec(staged, settings, contract, fallback=contract.weights == "none"), work.recipe, compute, report,
+        staged,
+        _spec(staged, settings, contract, fallback=contract.weights == "none"),
+        work.recipe,
+        compute,
+        report,
         lambda: ledger.renew(work.lease),
     )
     ledger.advance(
-        work.lease, State.SHARPENED, sharpen_seconds=sharpened.seconds, blocks=sharpened.blocks,
+        work.lease,
+        State.SHARPENED,
+        sharpen_seconds=sharpened.seconds,
+        blocks=sharpened.blocks,
         computed_blocks=sharpened.computed_blocks,
     )
     return sharpened
@@ -308,7 +324,12 @@ def _spec(staged: StagedScene, settings: Settings, contract: SensorContract, *, 
 
 
 def _sharpen_with(
-    staged: StagedScene, spec: SharpenerSpec, recipe: str, compute: Compute, report: Report, keep_lease: Callable[[], object]
+    staged: StagedScene,
+    spec: SharpenerSpec,
+    recipe: str,
+    compute: Compute,
+    report: Report,
+    keep_lease: Callable[[], object],
 ) -> Sharpened:
     from pancrafter.store import SceneStore
 
@@ -325,11 +346,17 @@ def _sharpen_with(
         if now - last > _PROGRESS_EVERY_S or number == len(pending):
             last, rate = now, pixels / (now - started)
             left = (len(pending) - number) * (now - started) / number
-            report(f"{staged.scene.key}: {total - len(pending) + number}/{total} blocks, {rate / 1e6:.2f} Mpx/s, ETA {left:.0f} s")
+            finished = total - len(pending) + number
+            report(f"{staged.scene.key}: {finished}/{total} blocks, {rate / 1e6:.2f} Mpx/s, ETA {left:.0f} s")
             keep_lease()
     return Sharpened(
-        store_uri=staged.store_uri, method="mtf-glp-fs" if spec.glp else "pan-crafter", fallback=False, blocks=total,
-        computed_blocks=len(pending), computed_pixels=pixels, seconds=time.perf_counter() - started,
+        store_uri=staged.store_uri,
+        method="mtf-glp-fs" if spec.glp else "pan-crafter",
+        fallback=False,
+        blocks=total,
+        computed_blocks=len(pending),
+        computed_pixels=pixels,
+        seconds=time.perf_counter() - started,
     )
 
 
@@ -351,7 +378,12 @@ class Assessed(Record):
 
 
 def assess(
-    work: Claimed, staged: StagedScene, sharpened: Sharpened, settings: Settings, compute: Compute, ledger: Ledger,
+    work: Claimed,
+    staged: StagedScene,
+    sharpened: Sharpened,
+    settings: Settings,
+    compute: Compute,
+    ledger: Ledger,
     report: Report,
 ) -> Assessed:
     """Measure the result; where the network's misses the sensor's rule, replace it by the classical one, labelled."""
@@ -372,8 +404,12 @@ def assess(
         quality = _measure(staged, spec, sharpened.method, contract, compute)
     truth = score_against_truth(staged, settings, sharpened.method, contract, compute)
     ledger.advance(
-        work.lease, State.ASSESSED, reason, assess_seconds=time.perf_counter() - started,
-        quality=quality.model_dump(), truth=[score.model_dump() for score in truth],
+        work.lease,
+        State.ASSESSED,
+        reason,
+        assess_seconds=time.perf_counter() - started,
+        quality=quality.model_dump(),
+        truth=[score.model_dump() for score in truth],
     )
     return Assessed(quality=quality, sharpened=sharpened, reason=reason, truth=truth)
 
@@ -448,7 +484,11 @@ def _truth_task(
         image = store.read_sharpened(everything)
     else:
         pair = PairInput(
-            store.read_pan(everything), store.read_ms(ms_everything), staged.grid.ratio, band_phases(staged), gains,
+            store.read_pan(everything),
+            store.read_ms(ms_everything),
+            staged.grid.ratio,
+            band_phases(staged),
+            gains,
             valid=valid,
         )
         image = quantise(sharpen_classically(classical_method, pair), valid, staged)
@@ -489,16 +529,29 @@ def publish(
         whole = sharpened.computed_blocks == sharpened.blocks
         rate = sharpened.computed_pixels / sharpened.seconds / 1e6 if whole else None
         item = build_item(
-            staged, assessed.quality, item_id=work.output_item_id, collection_id=output_collection_id(work.scene),
-            recipe=recipe, bands=bands, assets=assets, fallback=sharpened.fallback, predecessor_id=work.supersedes,
+            staged,
+            assessed.quality,
+            item_id=work.output_item_id,
+            collection_id=output_collection_id(work.scene),
+            recipe=recipe,
+            bands=bands,
+            assets=assets,
+            fallback=sharpened.fallback,
+            predecessor_id=work.supersedes,
             cost=Cost(
-                seconds=seconds, sharpen_seconds=sharpened.seconds, mpx_per_s=rate, bytes_read=staged.bytes_read,
+                seconds=seconds,
+                sharpen_seconds=sharpened.seconds,
+                mpx_per_s=rate,
+                bytes_read=staged.bytes_read,
                 device=settings.device,
             ),
         )
         report(f"{work.scene.key}: publishing {work.output_item_id}")
         published = StaticSink(settings.sink).publish(
-            item, assets, collection=_collection_info(work.scene), supersedes=work.supersedes,
+            item,
+            assets,
+            collection=_collection_info(work.scene),
+            supersedes=work.supersedes,
             guard=lambda: _renew(ledger, work.lease),
         )
     finally:
@@ -509,9 +562,17 @@ def publish(
     if not settings.keep_staged:
         shutil.rmtree(staged.store_uri, ignore_errors=True)
     return Outcome(
-        key=work.scene.key, sensor=work.scene.sensor, verdict="fallback" if sharpened.fallback else "published",
-        reason=assessed.reason, mpx=pixels / 1e6, seconds=seconds, mpx_per_s=rate, quality=assessed.quality,
-        truth=assessed.truth, item_href=published.href, picture_href=published.assets.get("overview"),
+        key=work.scene.key,
+        sensor=work.scene.sensor,
+        verdict="fallback" if sharpened.fallback else "published",
+        reason=assessed.reason,
+        mpx=pixels / 1e6,
+        seconds=seconds,
+        mpx_per_s=rate,
+        quality=assessed.quality,
+        truth=assessed.truth,
+        item_href=published.href,
+        picture_href=published.assets.get("overview"),
     )
 
 
@@ -528,7 +589,9 @@ def _used_recipe(work: Claimed, settings: Settings, sharpened: Sharpened) -> Rec
         )
     if not sharpened.fallback:
         return recipe
-    return recipe.model_copy(update={"method": sharpened.method, "weights": None, "weights_sha256": None, "settings": {}})
+    return recipe.model_copy(
+        update={"method": sharpened.method, "weights": None, "weights_sha256": None, "settings": {}}
+    )
 
 
 def _collection_info(scene: Scene) -> CollectionInfo:
@@ -554,11 +617,20 @@ def _write_assets(
 
     store, names = SceneStore.open(staged.store_uri), [band.common_name for band in bands]
     image = write_cog(
-        folder / "sharpened.tif", _image_blocks(store), grid=staged.grid.pan, count=len(bands), dtype=staged.dtype,
-        nodata=staged.nodata, band_names=[band.name for band in bands], scale=staged.scale, offset=staged.offset,
+        folder / "sharpened.tif",
+        _image_blocks(store),
+        grid=staged.grid.pan,
+        count=len(bands),
+        dtype=staged.dtype,
+        nodata=staged.nodata,
+        band_names=[band.name for band in bands],
+        scale=staged.scale,
+        offset=staged.offset,
         profile=settings.cog_profile,
     )
-    mask = write_reason_mask(folder / "mask.tif", _mask_blocks(store), grid=staged.grid.pan, profile=settings.cog_profile)
+    mask = write_reason_mask(
+        folder / "mask.tif", _mask_blocks(store), grid=staged.grid.pan, profile=settings.cog_profile
+    )
     thumbnail_shape = write_thumbnail(folder / "thumbnail.png", image.path, common_names=names)
     picture_shape = _before_after(store, folder / "overview.png", names)
     return [
@@ -593,7 +665,9 @@ def _mask_blocks(store: SceneStore) -> Iterator[CogBlock]:
         measured = measured_window(store, (wide[0], wide[1]))
         saturated = (store.read_sharpened((wide[0], wide[1])) >= limit).any(axis=0)
         bits = reason_bits(
-            pan_valid=measured.pan, ms_valid=measured.ms, reach_px=reach,
+            pan_valid=measured.pan,
+            ms_valid=measured.ms,
+            reach_px=reach,
             saturated=saturated & measured.pan & measured.ms,
         )
         yield CogBlock(window, bits[core][None], None)
@@ -610,9 +684,7 @@ def _before_after(store: SceneStore, path: Path, names: list[str | None]) -> tup
 
     staged = store.staged
     ratio = staged.grid.ratio
-    ys, xs = (
-        slice(max(0, n // 2 - 768) // ratio * ratio, min(n, n // 2 + 768)) for n in store.pan_shape_yx
-    )
+    ys, xs = (slice(max(0, n // 2 - 768) // ratio * ratio, min(n, n // 2 + 768)) for n in store.pan_shape_yx)
     ms_window = (
         slice(ys.start // ratio, min(store.ms_shape_yx[0], -(-ys.stop // ratio))),
         slice(xs.start // ratio, min(store.ms_shape_yx[1], -(-xs.stop // ratio))),
@@ -622,7 +694,11 @@ def _before_after(store: SceneStore, path: Path, names: list[str | None]) -> tup
     phases = band_phases(staged)
     raised = np.stack([upsample(b, (pan.shape[0], pan.shape[1]), ratio, p) for b, p in zip(ms, phases, strict=True)])
     comparison_picture(
-        path, pan=pan, ms=raised, sharpened=store.read_sharpened((ys, xs)), common_names=names,
+        path,
+        pan=pan,
+        ms=raised,
+        sharpened=store.read_sharpened((ys, xs)),
+        common_names=names,
         valid=valid_window(store, (ys, xs)),
     )
     with Image.open(path) as picture:
@@ -668,9 +744,7 @@ def run(settings: Settings, report: Report) -> list[Outcome]:
         return outcomes
 
 
-def process_or_report(
-    key: str, settings: Settings, compute: Compute, ledger: Ledger, report: Report
-) -> Outcome | None:
+def process_or_report(key: str, settings: Settings, compute: Compute, ledger: Ledger, report: Report) -> Outcome | None:
     """``process_scene``, with errors of the scene itself turned into an outcome."""
     try:
         return process_scene(key, settings, compute, ledger, report)

@@ -112,7 +112,9 @@ def load_pair(path: Path) -> TrainingImage:
         with np.load(path) as arrays:
             pan, ms = arrays["pan"].astype(np.float32), arrays["ms"].astype(np.float32)
     except (OSError, KeyError, ValueError) as err:
-        raise InvalidSceneError(f"training pair {path.name} is unreadable ({err}); expected npz with pan, ms and a JSON") from err
+        raise InvalidSceneError(
+            f"training pair {path.name} is unreadable ({err}); expected npz with pan, ms and a JSON"
+        ) from err
     ratio = int(meta["ratio"])
     shift_y, shift_x = meta["shift"]["shift_pan_px"]
     phase = (ratio - 1) / 2
@@ -123,7 +125,14 @@ def load_pair(path: Path) -> TrainingImage:
     )
 
 
-SIMULATED_SENSORS = {"worldview-3": 0.31, "geoeye-1": 0.5, "pleiades": 0.7, "spot-6": 1.5, "gaofen-2": 0.8, "landsat-8": 15.0}
+SIMULATED_SENSORS = {
+    "worldview-3": 0.31,
+    "geoeye-1": 0.5,
+    "pleiades": 0.7,
+    "spot-6": 1.5,
+    "gaofen-2": 0.8,
+    "landsat-8": 15.0,
+}
 """Sensors whose acquisitions are simulated for training, with the PAN pixel size in metres."""
 
 
@@ -134,9 +143,16 @@ def simulate_image(name: str, seed: tuple[int, int], side_px: int) -> TrainingIm
     contract = get_contract(sensor)
     centers = [band.center_um for band in contract.bands if band.center_um is not None]
     model = random_model(
-        rng, ratio=contract.ratio, centers_um=centers, ms_mtf=[band.mtf for band in contract.bands],
-        pan_mtf=contract.pan_mtf, in_pan=[band.in_pan for band in contract.bands], dn_max=contract.dn_max,
-        shift_px=0, band_shift_px=0, field_px=0,
+        rng,
+        ratio=contract.ratio,
+        centers_um=centers,
+        ms_mtf=[band.mtf for band in contract.bands],
+        pan_mtf=contract.pan_mtf,
+        in_pan=[band.in_pan for band in contract.bands],
+        dn_max=contract.dn_max,
+        shift_px=0,
+        band_shift_px=0,
+        field_px=0,
     )
     gsd_m = SIMULATED_SENSORS[sensor] * float(rng.uniform(0.8, 1.6))
     pair = image_scene(make_truth(rng, (side_px, side_px), truth_wavelengths(centers), gsd_m), model, rng)
@@ -158,7 +174,9 @@ def load_images(config: TrainConfig, base: Path) -> tuple[list[TrainingImage], l
     for index in range(config.simulated_scenes):
         train.append(simulate_image(f"simulated-{index}", (config.seed, index), config.simulated_px))
     for index in range(max(2, config.simulated_scenes // 12) if config.simulated_scenes else 0):
-        validation.append(simulate_image(f"simulated-validation-{index}", (config.seed + 1, index), config.simulated_px))
+        validation.append(
+            simulate_image(f"simulated-validation-{index}", (config.seed + 1, index), config.simulated_px)
+        )
     return train, validation
 
 
@@ -222,8 +240,12 @@ def draw_sample(
     pan = pan[inner, inner]
     pan = pan + rng.normal(0, rng.uniform(0, augmentation.noise), pan.shape).astype(np.float32)
 
-    truth = np.stack([_normalise(band, _jittered(image.truth_ranges[b], rng, augmentation))
-                      for b, band in zip(chosen, oriented(image.truth[chosen]), strict=True)])
+    truth = np.stack(
+        [
+            _normalise(band, _jittered(image.truth_ranges[b], rng, augmentation))
+            for b, band in zip(chosen, oriented(image.truth[chosen]), strict=True)
+        ]
+    )
     gain = float(rng.uniform(*augmentation.mtf_gain))
     known = rng.uniform(-augmentation.known_shift_px, augmentation.known_shift_px, (bands, 2))
     if rng.uniform() < augmentation.large_residual_share:
@@ -233,7 +255,7 @@ def draw_sample(
     told = (ratio - 1) / 2 + known
     n = side // ratio
     ms = np.stack([_acquire(band, n, ratio, margin + told[b] + residual[b], gain) for b, band in enumerate(truth)])
-    ms = ms + rng.normal(0, rng.uniform(0, augmentation.noise), ms.shape)
+    ms = ms + rng.normal(0, rng.uniform(0, augmentation.noise), ms.shape).astype(np.float32)
     return Sample(pan, ms.astype(np.float32), truth[:, inner, inner], told)
 
 
@@ -254,6 +276,7 @@ def draw_batch(images: list[TrainingImage], config: TrainConfig, step: int) -> t
 
 def batch_loss(network: PanCrafter, ratio: int, samples: list[Sample], config: TrainConfig, device: str) -> Tensor:
     """METHOD Eq. 4: mean |F - GT| over the MS half plus lambda mean |P' - P| over the PAN half of the same pairs."""
+
     def stacked(values: list[Floats]) -> Tensor:
         return torch.from_numpy(np.stack(values)).to(device)
 
@@ -267,8 +290,8 @@ def batch_loss(network: PanCrafter, ratio: int, samples: list[Sample], config: T
         mode = torch.cat([mode, torch.full((n,), PAN_MODE, device=device)])
     conditions = build_conditions(pan, ms, ratio, phases)
     with torch.autocast(device, dtype=torch.bfloat16, enabled=config.precision == "bfloat16"):
-        output = network(conditions, mode)
-    loss = (output[:n] - truth).abs().mean()
+        output: Tensor = network(conditions, mode)
+    loss: Tensor = (output[:n] - truth).abs().mean()
     if config.network.mars:
         loss = loss + config.pan_weight * (output[n:] - pan[n:]).abs().mean()
     return loss
@@ -283,7 +306,9 @@ def validation_ergas(network: PanCrafter, images: list[TrainingImage], device: s
         side = [min(n, 256) // ratio * ratio for n in image.pan.shape]
         pan, truth = image.pan[: side[0], : side[1]], image.truth[:, : side[0], : side[1]]
         phase = (ratio - 1) / 2 + known
-        ms = np.stack([_acquire(b, side[0] // ratio, ratio, phase + residual, gain)[:, : side[1] // ratio] for b in truth])
+        ms = np.stack(
+            [_acquire(b, side[0] // ratio, ratio, phase + residual, gain)[:, : side[1] // ratio] for b in truth]
+        )
         cubic = np.stack([upsample(b, pan.shape, ratio, (phase[0], phase[1])) for b in ms])
         sharp = sharpen_arrays(network, pan, ms, ratio, phase, image.pan_range, image.truth_ranges, device)
         core = (slice(None), slice(16, -16), slice(16, -16))
@@ -293,8 +318,14 @@ def validation_ergas(network: PanCrafter, images: list[TrainingImage], device: s
 
 
 def sharpen_arrays(
-    network: PanCrafter, pan: Floats, ms: Floats, ratio: int, phase: NDArray[np.float64],
-    pan_range: ValueRange, ms_ranges: tuple[ValueRange, ...], device: str,
+    network: PanCrafter,
+    pan: Floats,
+    ms: Floats,
+    ratio: int,
+    phase: NDArray[np.float64],
+    pan_range: ValueRange,
+    ms_ranges: tuple[ValueRange, ...],
+    device: str,
 ) -> Floats:
     """Sharpen one small pair whole, band groups in turn, in DN."""
     bands, result = network.config.bands, []
@@ -330,8 +361,15 @@ class Run:
     def save(self) -> None:
         """Write the resumable state; the file appears only when whole."""
         partial = self.folder / "state.partial"
-        torch.save({"network": self.network.state_dict(), "optimiser": self.optimiser.state_dict(),
-                    "step": self.step, "best": self.best}, partial)
+        torch.save(
+            {
+                "network": self.network.state_dict(),
+                "optimiser": self.optimiser.state_dict(),
+                "step": self.step,
+                "best": self.best,
+            },
+            partial,
+        )
         partial.replace(self.folder / "state.pt")
 
     def restore(self) -> None:
@@ -374,10 +412,19 @@ def train(config_path: Path, folder: Path, *, device: str = "cpu") -> Path:
     optimiser = torch.optim.AdamW(network.parameters(), config.learning_rate, weight_decay=config.weight_decay)
     run = Run(folder, network, optimiser)
     run.restore()
-    record = {"images": [i.name for i in images], "validation": [i.name for i in validation],
-              "config": config.model_dump(mode="json")}
-    columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
-               TextColumn("{task.fields[note]}"))
+    record = {
+        "images": [i.name for i in images],
+        "validation": [i.name for i in validation],
+        "config": config.model_dump(mode="json"),
+    }
+    columns = (
+        TextColumn("training"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
     with Progress(*columns) as progress, (folder / "metrics.csv").open("a", newline="") as log:
         writer = csv.writer(log)
         bar = progress.add_task("", total=config.steps, completed=run.step, note="")
@@ -386,8 +433,15 @@ def train(config_path: Path, folder: Path, *, device: str = "cpu") -> Path:
             if run.step % config.validate_every == 0 or run.step == config.steps:
                 scores = validation_ergas(network.eval(), validation, device)
                 network.train()
-                writer.writerow([run.step, f"{time.time():.0f}", f"{loss:.5f}", f"{scores['ergas']:.4f}",
-                                 f"{scores['ergas_cubic']:.4f}"])
+                writer.writerow(
+                    [
+                        run.step,
+                        f"{time.time():.0f}",
+                        f"{loss:.5f}",
+                        f"{scores['ergas']:.4f}",
+                        f"{scores['ergas_cubic']:.4f}",
+                    ]
+                )
                 log.flush()
                 progress.update(bar, note=f"ERGAS {scores['ergas']:.3f} (cubic {scores['ergas_cubic']:.3f})")
                 if scores["ergas"] < run.best:
@@ -407,13 +461,14 @@ def _steps(run: Run, images: list[TrainingImage], config: TrainConfig, device: s
         ratio, samples = draw_batch(images, config, run.step)
         loss = batch_loss(run.network, ratio, samples, config, device)
         run.optimiser.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]  # torch has no annotation here
+        loss.backward()
         nn.utils.clip_grad_norm_(run.network.parameters(), 1.0)
         value = float(loss.detach())
         if not math.isfinite(value):
-            raise PancrafterError(f"loss is {value} at step {run.step}; the last good state is in {run.folder}; lower learning_rate")
+            raise PancrafterError(
+                f"loss is {value} at step {run.step}; the last good state is in {run.folder}; lower learning_rate"
+            )
         run.optimiser.step()
         run.step += 1
         recent = [*recent[-99:], value]
         yield float(np.mean(recent))
-

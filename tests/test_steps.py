@@ -13,13 +13,13 @@ import pytest
 import rasterio
 import rioxarray
 from rio_cogeo import cog_validate
+from small_archive import GSD_M, RATIO, add_scene, write_raster
 
 from pancrafter import steps
 from pancrafter.errors import SinkError, SourceError
 from pancrafter.ledger import State
 from pancrafter.settings import Settings
 from pancrafter.validation import validate_item
-from small_archive import GSD_M, RATIO, add_scene, write_raster
 
 
 def _silent(_: str) -> None:
@@ -28,7 +28,10 @@ def _silent(_: str) -> None:
 
 def _settings(root: Path, **changes) -> Settings:
     base = {
-        "source": str(root / "source"), "sink": str(root / "sink"), "state_dir": str(root / "state"), "workers": 0,
+        "source": str(root / "source"),
+        "sink": str(root / "sink"),
+        "state_dir": str(root / "state"),
+        "workers": 0,
         "block_px": 128,
     }
     return Settings.model_validate(base | changes)

@@ -45,9 +45,7 @@ def _pan_rows(n_pan: int, scale: int) -> Tensor:
 @lru_cache(maxsize=64)
 def _lowpass_rows(n_pan: int, ratio: int) -> Tensor:
     sigma = mtf_sigma(GENERIC_MTF_GAIN, ratio)
-    matrix = gaussian_matrix(
-        n_pan // ratio, n_pan, float(ratio), (ratio - 1) / 2, sigma, LOWPASS_RADIUS_MS_PX * ratio
-    )
+    matrix = gaussian_matrix(n_pan // ratio, n_pan, float(ratio), (ratio - 1) / 2, sigma, LOWPASS_RADIUS_MS_PX * ratio)
     return torch.from_numpy(matrix.toarray()).float()
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn.functional import gelu, layer_norm, pad, silu
 
 NORM_EPS = 1e-6
 
@@ -12,7 +12,7 @@ NORM_EPS = 1e-6
 def channel_norm(x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
     """LayerNorm over the channels of each pixel: nothing depends on other pixels, so tiles stay exact."""
     last = x.permute(0, 2, 3, 1)
-    return F.layer_norm(last, last.shape[-1:], weight, bias, NORM_EPS).permute(0, 3, 1, 2)
+    return layer_norm(last, last.shape[-1:], weight, bias, NORM_EPS).permute(0, 3, 1, 2)
 
 
 class ChannelNorm(nn.Module):
@@ -24,6 +24,7 @@ class ChannelNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(channels))
 
     def forward(self, x: Tensor) -> Tensor:
+        """Normalise (n, channel, y, x)."""
         return channel_norm(x, self.weight, self.bias)
 
 
@@ -46,9 +47,10 @@ class ResBlock(nn.Module):
         nn.init.zeros_(self.conv2.bias)  # type: ignore[arg-type]  # present: bias=True
 
     def forward(self, x: Tensor, mode: Tensor) -> Tensor:
-        h = self.conv1(F.silu(self.norm1(x)))
+        """Map (n, in_channels, y, x) to (n, channels, y, x); ``mode`` is (n,) int64."""
+        h = self.conv1(silu(self.norm1(x)))
         gamma, beta = self.gamma[mode][:, :, None, None], self.beta[mode][:, :, None, None]
-        h = self.conv2(F.silu((1 + gamma) * self.norm2(h) + beta))
+        h = self.conv2(silu((1 + gamma) * self.norm2(h) + beta))
         out: Tensor = self.skip(x) + h
         return out
 
@@ -61,8 +63,8 @@ def local_attention(query: Tensor, key: Tensor, value: Tensor, heads: int) -> Te
     """
     n, c, height, width = query.shape
     query = query.reshape(n, heads, c // heads, height, width) * (c // heads) ** -0.5
-    padded_key = F.pad(key, (1, 1, 1, 1)).unflatten(1, (heads, -1))
-    padded_value = F.pad(value, (1, 1, 1, 1)).unflatten(1, (heads, -1))
+    padded_key = pad(key, (1, 1, 1, 1)).unflatten(1, (heads, -1))
+    padded_value = pad(value, (1, 1, 1, 1)).unflatten(1, (heads, -1))
     shifts = [(dy, dx) for dy in range(3) for dx in range(3)]
     logits = torch.stack(
         [(query * padded_key[..., dy : dy + height, dx : dx + width]).sum(2) for dy, dx in shifts], dim=2
@@ -111,5 +113,5 @@ class CrossModalityAttention(nn.Module):
         x_ms = self.project_ms(local_attention(query, key_ms, value_ms, self.heads))
         x_pan = self.project_pan(local_attention(query, key_pan, value_pan, self.heads))
         x = x + self.select_ms[mode][:, :, None, None] * x_ms + self.select_pan[mode][:, :, None, None] * x_pan
-        out: Tensor = x + self.contract(F.gelu(self.expand(channel_norm(x)), approximate="tanh"))
+        out: Tensor = x + self.contract(gelu(self.expand(channel_norm(x)), approximate="tanh"))
         return out

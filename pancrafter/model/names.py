@@ -30,7 +30,9 @@ def weights_path(name_or_path: str) -> Path:
         return Path(str(resources.files("pancrafter").joinpath("weights", index[name_or_path]["file"])))
     path = Path(name_or_path)
     if not path.is_file():
-        raise WeightsError(f"weights {name_or_path!r} not found: expected one of {sorted(index)} or a .safetensors file")
+        raise WeightsError(
+            f"weights {name_or_path!r} not found: expected one of {sorted(index)} or a .safetensors file"
+        )
     return path
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn.functional import silu
 
 from pancrafter.model.conditions import Conditions
 from pancrafter.model.config import NetworkConfig
@@ -36,6 +36,7 @@ class Stage(nn.Module):
         )
 
     def forward(self, x: Tensor, query: Tensor, ms: Tensor, pan: Tensor, mode: Tensor) -> Tensor:
+        """Run the stage on (n, channel, y, x) features with the conditions of its scale."""
         for block in self.blocks:
             x = block(x, mode)
         return x if self.attention is None else self.attention(x, query, ms, pan, mode)
@@ -80,7 +81,9 @@ class PanCrafter(nn.Module):
         for ms, pan, lowpass in zip(conditions.ms, conditions.pan, conditions.lowpass, strict=True):
             pan_guide = lowpass if self.config.split_pan else pan
             queries.append(torch.where(reconstruct_pan, pan_guide.expand(n, bands, -1, -1), ms))
-            split = torch.cat([lowpass, pan, pan - lowpass], 1) if self.config.split_pan else pan.expand(-1, bands, -1, -1)
+            split = (
+                torch.cat([lowpass, pan, pan - lowpass], 1) if self.config.split_pan else pan.expand(-1, bands, -1, -1)
+            )
             pans.append(split.expand(n, -1, -1, -1))
             mss.append(ms)
 
@@ -93,7 +96,7 @@ class PanCrafter(nn.Module):
         x = self.bottleneck(self.down2(skip1), queries[2], mss[2], pans[2], mode)
         x = self.decode1(torch.cat([self.up1(x), skip1], 1), queries[1], mss[1], pans[1], mode)
         x = self.decode0(torch.cat([self.up0(x), skip0], 1), queries[0], mss[0], pans[0], mode)
-        residual = self.head(F.silu(self.head_norm(x)))
+        residual = self.head(silu(self.head_norm(x)))
         base = torch.where(reconstruct_pan, lowpass.expand(n, bands, -1, -1), ms)
         reconstruction: Tensor = base + residual.float()
         return reconstruction

@@ -1,0 +1,31 @@
+"""Which torch device a name means on this machine."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+
+from pancrafter.errors import ErrorKind, PancrafterError
+
+
+class DeviceError(PancrafterError):
+    """The wanted device is not there."""
+
+    kind: ClassVar[ErrorKind] = "system"
+
+
+def resolve_device(name: str) -> str:
+    """A device that works here: ``auto`` is CUDA where there is one, else the CPU; other names are tried.
+
+    Raises:
+        DeviceError: torch does not know the device, or this machine does not have it.
+    """
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.zeros(1, device=name).cpu()
+    except (RuntimeError, AssertionError, NotImplementedError) as err:
+        said = (str(err) or type(err).__name__).splitlines()[0]
+        raise DeviceError(f"device {name!r} cannot be used here ({said}); expected auto, cpu, cuda or cuda:N") from err
+    return name
