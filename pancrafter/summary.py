@@ -1,0 +1,347 @@
+"""Tables for people and plain JSON for programs about outcomes, the ledger, sensors and plans.
+
+Nothing here decides or measures anything: it takes finished records and says what they hold.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from pancrafter.ledger import Event, LedgerRow, State
+    from pancrafter.plan import Plan
+    from pancrafter.sensors import SensorContract
+    from pancrafter.steps import Outcome
+    from pancrafter.types import TruthScores
+
+Json = dict[str, Any]  # parsed JSON
+
+WIDTH = 118
+"""Least columns for a table that goes into a file or pipe."""
+
+_ID_WIDTH = 24
+_HEADER_WIDTH = 8
+_MOST_PICTURES = 8
+_UPSAMPLING = "exp"
+_NONE = "-"
+_STYLES = {"published": "green", "fallback": "yellow", "refused": "dim", "failed": "bold red", "retry later": "red"}
+_STATE_STYLES = {"confirmed": "green", "dead": "bold red", "held": "yellow", "refused": "dim"}
+
+
+# --- a run ----------------------------------------------------------------------------------------------------------
+
+
+def print_summary(console: Console, outcomes: Sequence[Outcome], sink: str) -> None:
+    """Print what a run did: its tables, one line of counts, and where catalog and before/after pictures lie."""
+    tables = (outcome_table(outcomes), reason_table(outcomes), truth_table(outcomes), truth_methods_table(outcomes))
+    with _roomy(console):
+        for table in tables:
+            if table is not None:
+                console.print(table, soft_wrap=False)
+                console.print()
+    _print_line(console, verdict_line(outcomes))
+    _print_line(console, f"output catalog: {catalog_href(sink)}")
+    pictures = [outcome.picture_href for outcome in outcomes if outcome.picture_href]
+    for href in pictures[:_MOST_PICTURES]:
+        _print_line(console, f"before/after:   {href}")
+    if len(pictures) > _MOST_PICTURES:
+        _print_line(console, f"                and {len(pictures) - _MOST_PICTURES} more: asset overview of each item")
+
+
+def catalog_href(sink: str) -> str:
+    """Address of the root document of an output catalog."""
+    if "://" in sink:
+        return f"{sink.rstrip('/')}/catalog.json"
+    return str(Path(sink).absolute() / "catalog.json")
+
+
+def outcome_table(outcomes: Sequence[Outcome]) -> Table:
+    """One row per scene: what became of it, what it cost and how good it is."""
+    table = _table("Scenes")
+    _add_id_column(table)
+    table.add_column("sensor", no_wrap=True)
+    table.add_column("verdict", no_wrap=True)
+    for header in ("Mpx", "seconds", "Mpx/s", "consist.\nERGAS", "HQNR"):
+        table.add_column(header, justify="right", no_wrap=True)
+    table.add_column("gain over\nbest classical")
+    for outcome in sorted(outcomes, key=lambda outcome: outcome.verdict == "refused"):
+        quality = outcome.quality
+        table.add_row(
+            _id(outcome.key),
+            Text(outcome.sensor or _NONE),
+            Text(outcome.verdict, style=_STYLES.get(outcome.verdict, "")),
+            _number(outcome.mpx, 2),
+            _number(outcome.seconds, 1),
+            _number(outcome.mpx_per_s, 3),
+            _number(quality.consistency_ergas if quality else None, 2),
+            _number(quality.hqnr if quality else None, 3),
+            _gain(quality.gain_over_classical, quality.best_classical) if quality else Text(_NONE),
+        )
+    return table
+
+
+def reason_table(outcomes: Sequence[Outcome]) -> Table | None:
+    """Why scenes were refused, failed, or got the classical result; None where all went as hoped."""
+    explained = [outcome for outcome in outcomes if outcome.reason]
+    if not explained:
+        return None
+    table = _table("Reasons")
+    _add_id_column(table)
+    table.add_column("verdict", no_wrap=True)
+    table.add_column("reason", ratio=1, overflow="fold")
+    for outcome in explained:
+        style = _STYLES.get(outcome.verdict, "")
+        reason = outcome.reason.removeprefix(f"scene {outcome.key} ").removeprefix(f"scene {outcome.key}: ")
+        table.add_row(_id(outcome.key), Text(outcome.verdict, style=style), Text(reason))
+    return table
+
+
+def truth_table(outcomes: Sequence[Outcome]) -> Table | None:
+    """Simulated scenes: the published result, the best classical one and plain up-sampling against the truth."""
+    known = [outcome for outcome in outcomes if outcome.truth]
+    if not known:
+        return None
+    table = _table("Against the truth (simulated scenes, full resolution)")
+    _add_id_column(table)
+    table.add_column("method", no_wrap=True)
+    for header in ("ERGAS", "SAM °", "Q2n"):
+        table.add_column(header, justify="right", no_wrap=True)
+    table.add_column("ERGAS of the published result is", no_wrap=True)
+    for outcome in known:
+        ours, rest = outcome.truth[0], [score for score in outcome.truth[1:] if score.method != outcome.truth[0].method]
+        shown = [(ours, "bold", "(published)")]
+        shown += [(score, "", _lead(ours, score)) for score in _best_and_upsampled(rest)]
+        for row, (score, style, lead) in enumerate(shown):
+            table.add_row(
+                _id(outcome.key) if row == 0 else Text(),
+                Text(score.method, style=style),
+                _number(score.ergas, 3, style),
+                _number(score.sam_deg, 3, style),
+                _number(score.q2n, 4, style),
+                Text(lead),
+                end_section=row == len(shown) - 1,
+            )
+    return table
+
+
+def truth_methods_table(outcomes: Sequence[Outcome]) -> Table | None:
+    """Simulated scenes: ERGAS of every method against the truth, the lowest of each scene in bold."""
+    known = [outcome for outcome in outcomes if outcome.truth]
+    methods = list(dict.fromkeys(score.method for outcome in known for score in outcome.truth))
+    if not methods:
+        return None
+    table = _table("ERGAS against the truth, all methods")
+    _add_id_column(table)
+    for method in methods:
+        family, _, variant = method.rpartition("-")
+        header = f"{family}-\n{variant}" if len(method) > _HEADER_WIDTH and family else method
+        table.add_column(header, justify="right", no_wrap=True)
+    for outcome in known:
+        ergas = {score.method: score.ergas for score in reversed(outcome.truth)}
+        best = min(ergas.values())
+        cells = (_number(ergas.get(method), 3, "bold" if ergas.get(method) == best else "") for method in methods)
+        table.add_row(_id(outcome.key), *cells)
+    return table
+
+
+def verdict_line(outcomes: Sequence[Outcome]) -> str:
+    """Counts in one line, like ``3 published, 1 failed; 4.20 Mpx in 81 s``."""
+    counts = Counter(outcome.verdict for outcome in outcomes)
+    parts = [f"{counts[verdict]} {verdict}" for verdict in _STYLES if counts[verdict]]  # type: ignore[index]
+    mpx, seconds = (sum(getattr(outcome, name) or 0 for outcome in outcomes) for name in ("mpx", "seconds"))
+    cost = f"; {mpx:.2f} Mpx in {seconds:.0f} s" if seconds else ""
+    return (", ".join(parts) or "no scenes") + cost
+
+
+def outcomes_json(outcomes: Sequence[Outcome]) -> list[Json]:
+    """The outcomes as plain JSON values; NaN and infinities become null."""
+    return [json.loads(outcome.model_dump_json()) for outcome in outcomes]
+
+
+def _best_and_upsampled(scores: Sequence[TruthScores]) -> list[TruthScores]:
+    """The best classical method and plain up-sampling, whichever of them are there."""
+    classical = sorted((score for score in scores if score.method != _UPSAMPLING), key=lambda score: score.ergas)
+    return [*classical[:1], *(score for score in scores if score.method == _UPSAMPLING)]
+
+
+def _lead(ours: TruthScores, other: TruthScores) -> str:
+    difference = 1 - ours.ergas / other.ergas if other.ergas else 0.0
+    return f"{abs(difference):.1%} {'lower' if difference >= 0 else 'higher'}"
+
+
+def _gain(gain: float | None, method: str | None) -> Text:
+    if gain is None or method is None:
+        return Text("scene too small", style="dim")
+    return Text(f"{gain:+.1%} {method}", style="green" if gain > 0 else "yellow")
+
+
+# --- ledger ---------------------------------------------------------------------------------------------------------
+
+
+def state_line(counts: Mapping[State, int]) -> str:
+    """How many scenes are known and where they stand, like ``5 scenes known: 3 confirmed, 1 refused, 1 dead``."""
+    total = sum(counts.values())
+    parts = ", ".join(f"{count} {state.value}" for state, count in counts.items() if count)
+    return f"{total} scene{'' if total == 1 else 's'} known" + (f": {parts}" if parts else "")
+
+
+def ledger_table(rows: Sequence[LedgerRow]) -> Table:
+    """One row per scene of the ledger."""
+    table = _table()
+    _add_id_column(table)
+    table.add_column("sensor")
+    table.add_column("acquired", no_wrap=True)
+    table.add_column("state", no_wrap=True)
+    table.add_column("tries", justify="right", no_wrap=True)
+    table.add_column("updated (UTC)", no_wrap=True)
+    table.add_column("reason", ratio=1, overflow="fold")
+    for row in rows:
+        table.add_row(
+            _id(str(row.key)),
+            Text(row.sensor or _NONE),
+            Text((row.acquired or _NONE)[:10]),
+            Text(row.state.value, style=_STATE_STYLES.get(row.state.value, "")),
+            Text(str(row.attempts)),
+            Text(f"{row.updated:%Y-%m-%d %H:%M}"),
+            Text(shorten(f"{row.code}: {row.reason}" if row.code else (row.reason or ""), 160)),
+        )
+    return table
+
+
+def row_table(row: LedgerRow) -> Table:
+    """Everything the ledger knows about one scene, one field per line."""
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in row_json(row).items():
+        if name != "scene" and value not in (None, {}, ""):
+            table.add_row(name, Text(_plain(value)))
+    if row.scene is not None:
+        table.add_row("source item", Text(row.scene.source_href))
+        table.add_row("assets", Text("\n".join(dict.fromkeys(a.href for a in (row.scene.pan, *row.scene.ms)))))
+    return table
+
+
+def row_json(row: LedgerRow) -> Json:
+    """A row of the ledger as plain JSON, its key spread into ``sink``, ``collection`` and ``item_id``."""
+    values: Json = json.loads(row.model_dump_json())
+    return {**values.pop("key"), **values}
+
+
+def events_table(events: Sequence[Event]) -> Table:
+    """The history of one scene, oldest first."""
+    table = _table()
+    table.add_column("at (UTC)", no_wrap=True)
+    table.add_column("from", no_wrap=True)
+    table.add_column("to", no_wrap=True)
+    table.add_column("what", ratio=1, overflow="fold")
+    table.add_column("who", overflow="fold", max_width=24)
+    for event in events:
+        style = _STATE_STYLES.get(event.after.value, "")
+        before = event.before.value if event.before else _NONE
+        after = Text(event.after.value, style=style)
+        table.add_row(f"{event.at:%Y-%m-%d %H:%M:%S}", before, after, Text(event.message), Text(event.who))
+    return table
+
+
+# --- sensors and plans ----------------------------------------------------------------------------------------------
+
+
+def sensor_table(contracts: Mapping[str, SensorContract]) -> Table:
+    """One row per sensor contract."""
+    table = _table()
+    table.add_column("name", no_wrap=True)
+    table.add_column("title", overflow="fold")
+    table.add_column("ratio", justify="right", no_wrap=True)
+    table.add_column("bands", overflow="fold")
+    table.add_column("DN max", justify="right", no_wrap=True)
+    table.add_column("sharpened by", no_wrap=True)
+    for contract in contracts.values():
+        table.add_row(
+            contract.name,
+            Text(contract.title),
+            str(contract.ratio),
+            Text(" ".join(band.name for band in contract.bands)),
+            str(contract.dn_max),
+            "classical only" if contract.weights == "none" else "network",
+        )
+    return table
+
+
+def plan_table(plan: Plan) -> Table:
+    """What a run would do, by verdict."""
+    table = _table()
+    table.add_column("verdict", no_wrap=True)
+    table.add_column("scenes", justify="right")
+    table.add_column("meaning", overflow="fold")
+    for line in plan.lines:
+        style = "bold" if line.to_do else ""
+        table.add_row(Text(line.verdict, style=style), Text(str(line.scenes), style=style), Text(line.meaning))
+    return table
+
+
+# --- pieces ---------------------------------------------------------------------------------------------------------
+
+
+def shorten(text: str, width: int) -> str:
+    """``text`` in at most ``width`` characters, the middle left out: the ends tell ids apart."""
+    if len(text) <= width:
+        return text
+    head = (width - 1) // 2
+    return f"{text[:head]}…{text[len(text) - (width - 1 - head) :]}"
+
+
+def _add_id_column(table: Table) -> None:
+    table.add_column("scene", no_wrap=True, min_width=_ID_WIDTH, max_width=_ID_WIDTH)
+
+
+def _id(key: str) -> Text:
+    """A scene's item id, shortened; the collection is left to details."""
+    return Text(shorten(key.split("/", 1)[-1], _ID_WIDTH))
+
+
+def _number(value: float | None, decimals: int, style: str = "") -> Text:
+    return Text(_NONE if value is None or value != value else f"{value:.{decimals}f}", style=style)  # noqa: PLR0124 - NaN
+
+
+def _plain(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _table(title: str | None = None) -> Table:
+    return Table(
+        title=title,
+        title_justify="left",
+        title_style="bold",
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        padding=(0, 1, 0, 0),
+    )
+
+
+def _print_line(console: Console, text: str) -> None:
+    """A line without colours and line breaks of its own, so that addresses can be copied."""
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def _roomy(console: Console) -> Iterator[None]:
+    """Room for the tables where the console is a file or pipe, whose width is only a guess."""
+    width = console.width
+    if not console.is_terminal:
+        console.width = max(width, WIDTH)
+    try:
+        yield
+    finally:
+        console.width = width
