@@ -11,14 +11,19 @@ from pancrafter.model.weights import Checkpoint
 
 
 def randomise(network: PanCrafter, seed: int) -> PanCrafter:
-    """Give every parameter, those that start at zero too, a random value that keeps feature maps near unit size."""
+    """Give every parameter, those that start at zero too, a random value that keeps feature maps near unit size.
+
+    3x3 kernels weigh their corners most, so that distant pixels matter more than in any trained network.
+    """
+    corners = torch.full((3, 3), 0.3)
+    corners[::2, ::2] = 1.47
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in network.named_parameters():
             values = torch.randn(parameter.shape, generator=generator)
             if parameter.dim() == 4:
                 fan_in = parameter[0].numel() if not name.startswith("up") else parameter.shape[0]
-                parameter.copy_(values * fan_in**-0.5)
+                parameter.copy_(values * fan_in**-0.5 * (corners if parameter.shape[-1] == 3 else 1))
             elif "norm" in name and name.endswith("weight"):
                 parameter.copy_(1 + 0.2 * values)
             else:

@@ -1,0 +1,527 @@
+"""Blocks come out as the whole scene would, nodata stays where it is, and DN stay within the sensor's range."""
+
+from __future__ import annotations
+
+import pickle
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import dask
+import numpy as np
+import pytest
+import rasterio
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from networks import random_checkpoint, random_network
+from numpy.typing import NDArray
+from rasterio.transform import from_origin
+from staged_scenes import Array, landscape, make_staged, observed, overlap, stage_arrays
+
+from pancrafter import classical
+from pancrafter.cube import stage_scene
+from pancrafter.engine import (
+    GlpSharpener,
+    NetworkSharpener,
+    Sharpener,
+    SharpenerSpec,
+    Tile,
+    band_phases,
+    build_sharpener,
+    dn_limits,
+    measured_window,
+    plan_tile,
+    quantise,
+    read_tile,
+    sharpen_block,
+    valid_window,
+)
+from pancrafter.errors import WeightsError
+from pancrafter.model.conditions import build_conditions
+from pancrafter.model.weights import Checkpoint, load_checkpoint, save_checkpoint
+from pancrafter.sensors import BandSpec, SensorContract
+from pancrafter.store import SceneStore
+from pancrafter.types import AssetRef, Scene, StagedScene
+
+EXACT = 1e-5
+"""Largest difference between tiles and the whole scene, as a share of a band's value range (float32 arithmetic)."""
+
+
+def whole_window(store: SceneStore) -> tuple[slice, slice]:
+    return slice(0, store.pan_shape_yx[0]), slice(0, store.pan_shape_yx[1])
+
+
+def whole_tile(store: SceneStore, margin: int = 144) -> Tile:
+    """The whole scene with its border repeated far beyond any reach, assembled here and not by the engine."""
+    staged, ratio = store.staged, store.staged.grid.ratio
+    pan = store.read_pan(whole_window(store)).astype(np.float32)
+    ms = store.read_ms((slice(0, store.ms_shape_yx[0]), slice(0, store.ms_shape_yx[1]))).astype(np.float32)
+    totals = [-(-(n + 2 * margin) // 12) * 12 for n in pan.shape]
+    pan_pads = [(margin, total - margin - n) for total, n in zip(totals, pan.shape, strict=True)]
+    ms_pads = [(margin // ratio, (t - margin) // ratio - n) for t, n in zip(totals, ms.shape[1:], strict=True)]
+    return Tile(
+        pan=np.pad(pan, pan_pads, mode="edge"),
+        ms=np.pad(ms, [(0, 0), *ms_pads], mode="edge"),
+        ratio=ratio,
+        phases_yx=band_phases(staged),
+        pan_range=staged.pan_range,
+        ms_ranges=staged.ms_ranges,
+    )
+
+
+def inner(store: SceneStore, image: Array, margin: int = 144) -> Array:
+    rows, cols = store.pan_shape_yx
+    return image[:, margin : margin + rows, margin : margin + cols]
+
+
+def whole_scene(store: SceneStore, checkpoint: Checkpoint) -> Array:
+    """One forward pass per band group over the whole scene, with its own scaling: (band, y, x) DN."""
+    tile, group = whole_tile(store), checkpoint.network.config.bands
+    pan = 2 * (tile.pan - tile.pan_range.low) / (tile.pan_range.high - tile.pan_range.low) - 1
+    results = []
+    for first in range(0, len(tile.ms), group):
+        bands = range(first, first + group)
+        scaled = [2 * (tile.ms[b] - r.low) / (r.high - r.low) - 1 for b in bands for r in [tile.ms_ranges[b]]]
+        phases = torch.tensor([[tile.phases_yx[b] for b in bands]], dtype=torch.float64)
+        ms = torch.from_numpy(np.stack(scaled).astype(np.float32))[None]
+        conditions = build_conditions(torch.from_numpy(pan.astype(np.float32))[None, None], ms, tile.ratio, phases)
+        with torch.no_grad():
+            output = checkpoint.network(conditions, torch.zeros(1, dtype=torch.long))[0].double().numpy()
+        results += [
+            (o + 1) / 2 * (r.high - r.low) + r.low
+            for o, b in zip(output, bands, strict=True)
+            for r in [tile.ms_ranges[b]]
+        ]
+    return inner(store, np.stack(results))
+
+
+def in_blocks(store: SceneStore, sharpener: Sharpener, order: list[int] | None = None) -> Array:
+    """Every block's float result put in its place, in a given order."""
+    rows, cols = store.pan_shape_yx
+    result = np.full((store.band_count, rows, cols), np.nan)
+    blocks = [(row, col) for row in range(store.blocks_yx[0]) for col in range(store.blocks_yx[1])]
+    for index in range(len(blocks)) if order is None else order:
+        plan = plan_tile(store, blocks[index], sharpener.halo_px(store.staged))
+        result[(slice(None), *plan.window)] = sharpener(read_tile(store, plan))[(slice(None), *plan.core)]
+    return result
+
+
+def ranges(staged: StagedScene) -> Array:
+    return np.array([r.high - r.low for r in staged.ms_ranges])[:, None, None]
+
+
+@dataclass(frozen=True)
+class ShortSighted:
+    """A sharpener that asks for less halo than it needs."""
+
+    inside: NetworkSharpener
+    missing_px: int
+
+    @property
+    def method(self) -> str:
+        return self.inside.method
+
+    def halo_px(self, staged: StagedScene) -> int:
+        return self.inside.halo_px(staged) - self.missing_px
+
+    def __call__(self, tile: Tile) -> NDArray[np.float32]:
+        return self.inside(tile)
+
+
+# --- tiles against the whole scene ----------------------------------------------------------------------------------
+
+HALF = st.integers(0, 7).map(lambda n: n / 2)
+SHIFT = st.tuples(st.floats(-4, 4), st.floats(-4, 4))
+
+
+@settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    ratio=st.sampled_from([2, 3, 4]),
+    pan_yx=st.tuples(st.integers(45, 190), st.integers(45, 190)),
+    offset_px=st.tuples(HALF, HALF),
+    block_px=st.sampled_from([64, 96, 98, 128]),
+    shifts=st.tuples(SHIFT, SHIFT),
+    config=st.sampled_from([{}, {"bands": 2}, {"attention": "none", "depth": (1, 2, 1)}, {"split_pan": False}]),
+    seed=st.integers(0, 99),
+)
+def test_blocks_equal_the_whole_scene(
+    tmp_path_factory: pytest.TempPathFactory,
+    ratio: int,
+    pan_yx: tuple[int, int],
+    offset_px: tuple[float, float],
+    block_px: int,
+    shifts: tuple[tuple[float, float], tuple[float, float]],
+    config: dict[str, Any],
+    seed: int,
+) -> None:
+    """Any ratio, phase, band shift, size and block size, in any order of blocks, with random weights in every layer."""
+    grid = overlap(pan_yx, ratio, offset_px)
+    rng = np.random.default_rng(seed)
+    pan, ms = (rng.integers(1, 2000, shape).astype(np.uint16) for shape in (grid.pan.shape_yx, (2, *grid.ms_shape_yx)))
+    folder = tmp_path_factory.mktemp("scene")
+    store = stage_arrays(folder / "s.zarr", grid, pan, ms, block_px=block_px, band_shift_yx=shifts)
+    checkpoint = random_checkpoint(seed, **config)
+    order = rng.permutation(store.block_count).tolist()
+    found, expected = in_blocks(store, NetworkSharpener(checkpoint), order), whole_scene(store, checkpoint)
+    assert (np.abs(found - expected) / ranges(store.staged)).max() < EXACT
+
+
+@pytest.mark.parametrize(
+    ("ratio", "pan_yx", "offset_px", "phase"),
+    [(2, (139, 161), (0.5, 0.5), 0.0), (3, (160, 101), (1, 1), 0.0), (4, (150, 203), (1.5, 1.5), 0.0)]
+    + [(ratio, (131, 149), (0, 0), (ratio - 1) / 2) for ratio in (2, 3, 4)],
+)
+def test_written_blocks_are_the_whole_scene_rounded(
+    tmp_path: Path, ratio: int, pan_yx: tuple[int, int], offset_px: tuple[float, float], phase: float
+) -> None:
+    """Centre-aligned (2N - 1) and edge-aligned grids of odd sizes, with holes, through the store: at most 1 DN off."""
+    grid = overlap(pan_yx, ratio, offset_px)
+    assert grid.phase_yx == (phase, phase)
+    pan, ms = observed(grid, 2, seed=ratio, shifts=((0.0, 0.0), (1.3, -0.8)))
+    pan_valid, ms_valid = np.ones(pan.shape, bool), np.ones(ms.shape[1:], bool)
+    pan_valid[:70, :20], ms_valid[20:25, 11:19] = False, False
+    store = stage_arrays(
+        tmp_path / "s.zarr", grid, pan, ms, block_px=64, pan_valid=pan_valid, ms_valid=ms_valid, nodata=0.0,
+        band_shift_yx=((0.0, 0.0), (1.3, -0.8)),
+    )  # fmt: skip
+    checkpoint = random_checkpoint(3, bands=2)
+    for block in store.pending_blocks()[::-1]:
+        sharpen_block(store, block, NetworkSharpener(checkpoint))
+    assert store.done_count == store.block_count
+    found, valid = store.read_sharpened(whole_window(store)).astype(int), valid_window(store, whole_window(store))
+    expected = np.clip(np.rint(whole_scene(store, checkpoint)), 1, 2047)
+    assert np.abs(found - expected)[:, valid].max() <= 1
+    assert (found == expected)[:, valid].mean() > 0.999
+    assert (found[:, ~valid] == 0).all()
+    assert (found[:, valid] > 0).all()
+    assert 0.01 < 1 - valid.mean() < 0.3
+
+
+def test_too_small_a_halo_would_be_noticed(tmp_path: Path) -> None:
+    """The comparisons above can fail: a halo of half the size does, although its pixels weigh next to nothing.
+
+    Float32 hides the outermost pixels; that none beyond the halo counts at all is shown by gradients in test_model.
+    """
+    grid = overlap((140, 150), 4)
+    rng = np.random.default_rng(1)
+    pan, ms = (rng.integers(1, 2000, shape).astype(np.uint16) for shape in (grid.pan.shape_yx, (1, *grid.ms_shape_yx)))
+    store = stage_arrays(tmp_path / "s.zarr", grid, pan, ms)
+    checkpoint = random_checkpoint(2)
+    full = NetworkSharpener(checkpoint)
+    assert full.halo_px(store.staged) == 66
+    expected = whole_scene(store, checkpoint)
+    differences = [
+        (np.abs(in_blocks(store, sharpener) - expected) / ranges(store.staged)).max()
+        for sharpener in (full, ShortSighted(full, 36), ShortSighted(full, 48))
+    ]
+    assert differences[0] < EXACT < 10 * EXACT < differences[1] < differences[2]
+
+
+def test_band_shifts_move_the_result(tmp_path: Path) -> None:
+    """With no network detail the result is each band, cubic, at nominal phase plus its own shift."""
+    grid = overlap((120, 132), 4)
+    pan, ms = observed(grid, 2, seed=5)
+    shifts = ((0.0, 0.0), (1.6, -2.3))
+    store = stage_arrays(tmp_path / "s.zarr", grid, pan, ms, band_shift_yx=shifts)
+    network = random_network(1)
+    with torch.no_grad():
+        network.head.weight.zero_()
+        network.head.bias.zero_()  # type: ignore[union-attr]  # present
+    checkpoint = Checkpoint(name="cubic", sha256="0" * 64, network=network, training={})
+    found = in_blocks(store, NetworkSharpener(checkpoint))
+    pair = classical.PairInput(pan, ms, 4, ((1.5, 1.5), (3.1, -0.8)), (0.3, 0.3))
+    assert np.abs(found - classical.sharpen("exp", pair)).max() < 0.01
+    assert NetworkSharpener(checkpoint).halo_px(store.staged) == network.config.reach_px(4) + 3
+
+
+# --- tiles ----------------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    ratio=st.sampled_from([2, 3, 4]),
+    block_px=st.sampled_from([32, 50, 64, 98]),
+    halo_px=st.integers(0, 130),
+    size=st.integers(33, 140),
+)
+def test_all_tiles_of_a_scene_have_one_shape_and_hold_block_and_halo(
+    tmp_path_factory: pytest.TempPathFactory, ratio: int, block_px: int, halo_px: int, size: int
+) -> None:
+    grid = overlap((size, 70), ratio)
+    store = SceneStore.create(
+        str(tmp_path_factory.mktemp("p") / "s.zarr"), grid, bands=("b1",), staging="", crs_wkt="", block_px=block_px
+    )
+    pan, ms = np.zeros(grid.pan.shape_yx), np.zeros((1, *grid.ms_shape_yx))
+    for window in store.pan_windows():
+        store.write_pan(window, pan[window].astype(np.uint16), pan[window].astype(np.uint8))
+    for y, x in store.ms_windows():
+        store.write_ms((y, x), ms[:, y, x].astype(np.uint16), ms[0, y, x].astype(np.uint8))
+    store.finish_staging(make_staged(store, grid, np.arange(9), np.arange(9)[None]))
+    step = int(np.lcm(4, ratio))
+    plans = [
+        plan_tile(store, (row, col), halo_px) for row in range(store.blocks_yx[0]) for col in range(store.blocks_yx[1])
+    ]
+    assert len({plan.shape_yx for plan in plans}) == 1
+    for plan in plans:
+        for part, core, start, shape in zip(plan.window, plan.core, plan.start_yx, plan.shape_yx, strict=True):
+            assert start % step == shape % step == 0
+            assert start <= part.start - halo_px
+            assert start + shape >= part.stop + halo_px
+            assert (core.start, core.stop) == (part.start - start, part.stop - start)
+            assert shape < min(block_px, max(store.pan_shape_yx)) + 2 * halo_px + 2 * step
+        tile = read_tile(store, plan)
+        assert tile.pan.shape == plan.shape_yx
+        assert tile.ms.shape == (1, plan.shape_yx[0] // ratio, plan.shape_yx[1] // ratio)
+
+
+def test_tile_repeats_the_border_of_the_scene(tmp_path: Path) -> None:
+    grid = overlap((70, 90), 4, (1, 2))
+    pan = np.arange(70 * 90, dtype=np.uint16).reshape(70, 90)
+    ms = np.arange(np.prod(grid.ms_shape_yx), dtype=np.uint16).reshape(1, *grid.ms_shape_yx)
+    store = stage_arrays(tmp_path / "s.zarr", grid, pan, ms, block_px=64)
+    for block in ((0, 0), (1, 1)):
+        plan = plan_tile(store, block, 20)
+        tile = read_tile(store, plan)
+        rows, cols = (start + np.arange(n) for start, n in zip(plan.start_yx, plan.shape_yx, strict=True))
+        assert np.array_equal(tile.pan, pan[np.ix_(rows.clip(0, 69), cols.clip(0, 89))])
+        rows, cols = (start // 4 + np.arange(n // 4) for start, n in zip(plan.start_yx, plan.shape_yx, strict=True))
+        limits = grid.ms_shape_yx
+        assert np.array_equal(tile.ms[0], ms[0][np.ix_(rows.clip(0, limits[0] - 1), cols.clip(0, limits[1] - 1))])
+        assert tile.phases_yx == (grid.phase_yx,)
+
+
+@pytest.mark.parametrize(("ratio", "offset"), [(2, 0.5), (3, 0), (4, 0), (4, 3)])
+def test_validity_comes_from_the_ms_pixel_beneath(tmp_path: Path, ratio: int, offset: float) -> None:
+    grid = overlap((61, 67), ratio, (offset, offset))
+    rng = np.random.default_rng(0)
+    pan_valid, ms_valid = rng.random(grid.pan.shape_yx) > 0.2, rng.random(grid.ms_shape_yx) > 0.3
+    pan, ms = np.ones(pan_valid.shape, np.uint16), np.ones((1, *ms_valid.shape), np.uint16)
+    pan[0], ms[:, 0] = 9, 9
+    store = stage_arrays(tmp_path / "s.zarr", grid, pan, ms, pan_valid=pan_valid, ms_valid=ms_valid)
+    window = (slice(13, 50), slice(5, 67))
+    centres = [ratio * np.arange(n) + phase for n, phase in zip(grid.ms_shape_yx, grid.phase_yx, strict=True)]
+    measured = measured_window(store, window)
+    for y in (13, 20, 49):
+        for x in (5, 6, 7, 8, 40, 66):
+            distances = [np.abs(c - at) for c, at in zip(centres, (y, x), strict=True)]
+            nearest = [np.flatnonzero(np.isclose(d, d.min())) for d in distances]
+            candidates = {bool(ms_valid[i, j]) for i in nearest[0] for j in nearest[1]}
+            assert bool(measured.ms[y - 13, x - 5]) in candidates
+    assert np.array_equal(measured.pan, pan_valid[window])
+    assert np.array_equal(valid_window(store, window), measured.pan & measured.ms)
+
+
+# --- classical fallback ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("ratio", "offset"), [(2, 0.5), (3, 0), (4, 0)])
+def test_classical_fallback_is_the_same_in_blocks(tmp_path: Path, ratio: int, offset: float) -> None:
+    grid = overlap((205, 187), ratio, (offset, offset))
+    shifts = ((0.4, -0.9), (-2.2, 3.1))
+    pan, ms = observed(grid, 2, seed=8, shifts=shifts)
+    pan_valid = np.ones(pan.shape, bool)
+    pan_valid[40:90, 60:101] = False
+    gains, results, constants = (0.30, 0.24), [], []
+    for block_px in (64, 96, 256):
+        store = stage_arrays(
+            tmp_path / f"{block_px}.zarr", grid, pan, ms, block_px=block_px, pan_valid=pan_valid, band_shift_yx=shifts
+        )
+        sharpener = GlpSharpener.fit(store, gains)
+        constants.append(np.array(sharpener.constants.gains))
+        results.append(in_blocks(store, sharpener))
+        whole = inner(store, sharpener(whole_tile(store)))
+        assert np.abs(results[-1] - whole).max() < 1e-3
+    assert constants[0] == pytest.approx(constants[2], rel=1e-9)
+    assert constants[1] == pytest.approx(constants[2], rel=1e-9)
+    assert np.abs(results[0] - results[2]).max() < 1e-3
+    assert sharpener.method in classical.METHODS
+    # The whole-scene method in memory ends its low-pass samples at the border; away from it the two are one.
+    pair = classical.PairInput(pan, ms, ratio, band_phases(store.staged), gains)
+    away = (slice(None), slice(40, -40), slice(40, -40))
+    everywhere = GlpSharpener(
+        classical.fit_glp_constants(classical.glp_sums(pan, ms, ratio, pair.phases_yx, gains)), gains
+    )
+    assert np.abs(in_blocks(store, everywhere) - classical.sharpen("mtf-glp-fs", pair))[away].max() < 1e-3
+    valid = valid_window(store, whole_window(store))
+    sums = classical.glp_sums(pan, ms, ratio, pair.phases_yx, gains, valid)
+    assert constants[0] == pytest.approx(np.array(classical.fit_glp_constants(sums).gains), rel=0.02)
+
+
+# --- nodata ---------------------------------------------------------------------------------------------------------
+
+NODATA_BANDS = ("blue", "green")
+
+
+def write_pair(folder: Path, pan: Array, ms: Array, pan_valid: Array) -> Scene:
+    """A PAN file with an internal mask and an MS file with nodata 0."""
+    folder.mkdir()
+    profile: dict[str, Any] = {"driver": "GTiff", "dtype": "uint16", "crs": "EPSG:32633"}
+    profile |= {"tiled": True, "blockxsize": 64, "blockysize": 64}
+    with (
+        rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True),
+        rasterio.open(
+            folder / "pan.tif", "w", **profile, count=1, height=pan.shape[0], width=pan.shape[1],
+            transform=from_origin(5e5, 4e6, 0.5, 0.5),
+        ) as file,
+    ):  # fmt: skip
+        file.write(pan, 1)
+        file.write_mask(pan_valid)
+    with rasterio.open(
+        folder / "ms.tif", "w", **profile, count=2, height=ms.shape[1], width=ms.shape[2], nodata=0,
+        transform=from_origin(5e5, 4e6, 2, 2),
+    ) as file:  # fmt: skip
+        file.write(ms)
+    return Scene(
+        collection="tests", item_id=folder.name, sensor="test-sensor", acquired="2026-01-01T00:00:00Z",
+        pan=AssetRef(key="pan", href=str(folder / "pan.tif")),
+        ms=tuple(AssetRef(key="ms", href=str(folder / "ms.tif"), band=b) for b in (1, 2)),
+        bands=NODATA_BANDS, fingerprint="f", source_href="item.json", geometry={},
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("method", ["pan-crafter", "mtf-glp-fs"])
+def test_what_lies_beneath_nodata_changes_no_valid_pixel(tmp_path: Path, method: str) -> None:
+    """Two sources that differ only beneath their masks give one result; the holes cross block borders."""
+    rng = np.random.default_rng(4)
+    pan, ms = observed(overlap((200, 212), 4), 2, seed=9)
+    y, x = np.indices(pan.shape)
+    pan_valid: Array = ((y - 66) ** 2 + (x - 120) ** 2 > 35**2) & (x + y > 60)
+    ms_hole = np.zeros(ms.shape[1:], bool)
+    ms_hole[28:40, 3:17] = True
+    contract = SensorContract(
+        name="test-sensor", title="Test", platforms=("test",), ratio=4, dn_max=2047, nodata=None,
+        pan_asset_keys=("pan",), pan_mtf=0.15, weights="default", source="made up",
+        bands=tuple(BandSpec(name=name, mtf=0.3, in_pan=True) for name in NODATA_BANDS),
+    )  # fmt: skip
+    network = NetworkSharpener(random_checkpoint(6))
+    results = []
+    for name in ("one", "other"):
+        hidden_pan, hidden_ms = pan.copy(), ms.copy()
+        hidden_pan[~pan_valid] = rng.integers(1, 2047, (~pan_valid).sum())
+        hidden_ms[0, ms_hole], hidden_ms[1, ms_hole] = 0, rng.integers(1, 2047, ms_hole.sum())
+        scene = write_pair(tmp_path / name, hidden_pan, hidden_ms, pan_valid)
+        with dask.config.set(scheduler="synchronous"):
+            stage_scene(scene, contract, str(tmp_path / f"{name}.zarr"), block_px=64, reach_px=80)
+        store = SceneStore.open(str(tmp_path / f"{name}.zarr"), "r+")
+        store.begin_sharpening("r")
+        sharpener = network if method == "pan-crafter" else GlpSharpener.fit(store, (0.3, 0.3))
+        for block in store.pending_blocks():
+            sharpen_block(store, block, sharpener)
+        results.append(store.read_sharpened(whole_window(store)))
+    assert not np.array_equal(hidden_pan, pan)
+    valid = valid_window(store, whole_window(store))
+    assert np.array_equal(valid, pan_valid & ~np.kron(ms_hole, np.ones((4, 4), bool)))
+    assert np.array_equal(results[0], results[1])
+    assert ((results[0] == 0) == ~valid).all()
+
+
+def test_block_without_data_needs_no_sharpener(tmp_path: Path) -> None:
+    grid = overlap((128, 128), 4)
+    pan, ms = observed(grid, 2, seed=1)
+    pan_valid = np.ones(pan.shape, bool)
+    pan_valid[:64, :64] = False
+    store = stage_arrays(tmp_path / "s.zarr", grid, pan, ms, pan_valid=pan_valid, nodata=7.0)
+    four_bands = NetworkSharpener(random_checkpoint(bands=4))
+    report = sharpen_block(store, (0, 0), four_bands)
+    assert (report.block, report.pixels, store.done_count) == ((0, 0), 64 * 64, 1)
+    assert (store.read_sharpened(store.block_window((0, 0))) == 7).all()
+    with pytest.raises(WeightsError, match="random take 4 bands at once, the scene has 2; choose weights"):
+        sharpen_block(store, (0, 1), four_bands)
+    assert store.done_count == 1
+
+
+# --- numbers --------------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    nodata=st.one_of(st.none(), st.sampled_from([0.0, 1.0, 255.0, 254.0, 65535.0, 100.0])),
+    dn_max=st.sampled_from([255, 2047, 65535]),
+    values=st.lists(st.floats(-300, 70_000, width=32), min_size=1, max_size=30),
+)
+def test_quantised_dn_are_rounded_in_range_and_never_nodata(
+    nodata: float | None, dn_max: int, values: list[float]
+) -> None:
+    grid = overlap((40, 40), 4)
+    store = StagedScene.model_construct(grid=grid, nodata=nodata, dn_max=dn_max)
+    image = np.array(values, np.float32)[None, None]
+    valid = np.ones((1, len(values)), bool)
+    valid[0, -1] = False
+    found = quantise(image, valid, store)
+    assert found.dtype == np.uint16
+    low, high = dn_limits(store)
+    kept = found[0, 0, :-1].astype(int)
+    assert found[0, 0, -1] == (0 if nodata is None else nodata)
+    assert (kept >= low).all()
+    assert (kept <= high).all()
+    if nodata is not None:
+        assert not (kept == nodata).any()
+        assert nodata in (low - 1, high + 1) or low < nodata
+    moved = kept != np.round(image[0, 0, :-1].astype(np.float64)).clip(0, dn_max)
+    for value, dn in zip(image[0, 0, :-1][moved], kept[moved], strict=True):
+        assert abs(dn - min(max(float(value), 0), dn_max)) <= 1.5
+        assert nodata is not None
+
+
+def test_rounding_is_to_the_nearest_dn() -> None:
+    staged = StagedScene.model_construct(nodata=None, dn_max=2047)
+    image = np.array([[[-3.2, 0.4, 0.6, 1199.49, 1199.51, 2047.4, 9e9]]], np.float32)
+    assert quantise(image, np.ones((1, 7), bool), staged)[0, 0].tolist() == [0, 0, 1, 1199, 1200, 2047, 2047]
+
+
+def test_bfloat16_stays_close_to_float32(tmp_path: Path) -> None:
+    """bfloat16 keeps 8 bits of every product, yet the shipped weights stay within 0.3 % of the range on average."""
+    grid = overlap((128, 128), 4)
+    pan, ms = observed(grid, 2, seed=3)
+    store = stage_arrays(tmp_path / "s.zarr", grid, pan, ms, block_px=128)
+    checkpoint = load_checkpoint("open-compact")
+    full, short = (in_blocks(store, NetworkSharpener(checkpoint, "cpu", p)) for p in ("float32", "bfloat16"))
+    difference = np.abs(full - short) / ranges(store.staged)
+    detail = np.abs(full - classical.sharpen("exp", classical.PairInput(pan, ms, 4, ((1.5, 1.5),) * 2, (0.3, 0.3))))
+    assert 0 < difference.mean() < 0.003
+    assert difference.max() < 0.05
+    assert (detail / ranges(store.staged)).mean() > 5 * difference.mean()
+
+
+def test_value_range_cancels_out(tmp_path: Path) -> None:
+    """A scene in other units comes out in those units: DN times four, range times four, result times four."""
+    grid = overlap((80, 80), 4)
+    pan, ms = observed(grid, 1, seed=2)
+    results = []
+    for factor in (1, 4):
+        store = stage_arrays(tmp_path / f"{factor}.zarr", grid, pan * factor, ms * factor, dn_max=65535)
+        results.append(in_blocks(store, NetworkSharpener(random_checkpoint(1))))
+    assert results[1] == pytest.approx(4 * results[0], rel=1e-3, abs=0.1)
+
+
+# --- building -------------------------------------------------------------------------------------------------------
+
+
+def test_spec_travels_and_builds_once(tmp_path: Path) -> None:
+    path = tmp_path / "small.safetensors"
+    save_checkpoint(path, random_network(1), {})
+    spec = SharpenerSpec(weights=str(path), precision="bfloat16")
+    travelled = SharpenerSpec.model_validate_json(pickle.loads(pickle.dumps(spec)).model_dump_json())
+    sharpener = build_sharpener(travelled)
+    assert sharpener is build_sharpener(spec)
+    assert isinstance(sharpener, NetworkSharpener)
+    assert (sharpener.method, sharpener.precision, sharpener.checkpoint.name) == ("pan-crafter", "bfloat16", "small")
+    fallback = spec.model_copy(update={"glp": (classical.GlpConstants(gains=(0.5,)), (0.3,))})
+    glp = build_sharpener(SharpenerSpec.model_validate_json(fallback.model_dump_json()))
+    assert glp == GlpSharpener(classical.GlpConstants(gains=(0.5,)), (0.3,))
+    with pytest.raises(WeightsError, match="not found"):
+        build_sharpener(SharpenerSpec(weights="missing"))
+
+
+def test_sharpening_again_writes_the_same_dn(tmp_path: Path) -> None:
+    grid = overlap((130, 110), 4)
+    pan, ms = observed(grid, 1, seed=1)
+    assert landscape((8, 8), 1).shape == (8, 8)
+    store = stage_arrays(tmp_path / "s.zarr", grid, pan, ms)
+    sharpener = NetworkSharpener(random_checkpoint(2))
+    sharpen_block(store, (1, 1), sharpener)
+    first = store.read_sharpened(store.block_window((1, 1)))
+    sharpen_block(store, (0, 0), sharpener)
+    sharpen_block(store, (1, 1), sharpener)
+    assert np.array_equal(store.read_sharpened(store.block_window((1, 1))), first)
