@@ -18,6 +18,9 @@ GPU_RESOURCE = "GPU"
 LOST_WORKER_RETRIES = 3
 """How often Dask starts a task again elsewhere when its worker dies. Tasks are safe to repeat."""
 
+_IGNORE_INTERRUPTS = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)"
+"""Run by local workers when they start: Ctrl-C reaches them too, but it is this process that ends them."""
+
 
 class Compute:
     """Maps functions over small arguments. Functions and arguments must be importable and picklable."""
@@ -100,6 +103,7 @@ def open_compute(settings: Settings) -> Iterator[Compute]:
             resources={GPU_RESOURCE: 1},
             dashboard_address=None,
             silence_logs=logging.CRITICAL,
+            preload=(_IGNORE_INTERRUPTS,),
         ) as cluster,
         Client(cluster, set_as_default=False) as client,
     ):
