@@ -34,6 +34,9 @@ MAX_SAMPLES = 4
 _BORDER_REDUCED_PX = 8
 """Pixels at the border of a reduced sample that no method's score counts."""
 
+_NO_ERROR_ERGAS = 1e-6
+"""Below this an error is what float32 leaves of a flat image."""
+
 
 class WindowSums(Record):
     """Sums of one window; they add up to those of the scene. ``blocks`` is None where no 32 px block is valid."""
@@ -187,10 +190,15 @@ def combine(
         reduced_ergas=ours,
         best_classical=best,
         best_classical_reduced_ergas=errors[best] if best else None,
-        gain_over_classical=1 - ours / errors[best] if best and ours is not None else None,
+        gain_over_classical=_gain(ours, errors[best]) if best and ours is not None else None,
         clipped_share=sum(w.at_limit for w in windows) / max(1, sum(w.samples for w in windows)),
         invalid_share=1 - staged.valid_share,
     )
+
+
+def _gain(ours: float, classical_ergas: float) -> float | None:
+    """Share of the classical error that we avoid; None where that error is mere rounding, over flat ground."""
+    return 1 - ours / classical_ergas if classical_ergas > _NO_ERROR_ERGAS else None
 
 
 def _residual_shift(store: SceneStore, window: Window) -> float:
