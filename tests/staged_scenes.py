@@ -86,7 +86,7 @@ def make_staged(store: SceneStore, grid: PairGrid, pan: Array, ms: Array, **chan
 
 def value_range(values: Array) -> ValueRange:
     low, high = np.percentile(values, (1, 99))
-    return ValueRange(low=float(low), high=float(high))
+    return ValueRange(low=float(low), high=float(max(high, low + 1)))
 
 
 def stage_arrays(

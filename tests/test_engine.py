@@ -385,8 +385,8 @@ def test_what_lies_beneath_nodata_changes_no_valid_pixel(tmp_path: Path, method:
     """Two sources that differ only beneath their masks give one result; the holes cross block borders."""
     rng = np.random.default_rng(4)
     pan, ms = observed(overlap((200, 212), 4), 2, seed=9)
-    y, x = np.indices(pan.shape)
-    pan_valid: Array = ((y - 66) ** 2 + (x - 120) ** 2 > 35**2) & (x + y > 60)
+    y, x = np.mgrid[: pan.shape[0], : pan.shape[1]]
+    pan_valid = ((y - 66) ** 2 + (x - 120) ** 2 > 35**2) & (x + y > 60)
     ms_hole = np.zeros(ms.shape[1:], bool)
     ms_hole[28:40, 3:17] = True
     contract = SensorContract(
