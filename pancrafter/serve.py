@@ -620,8 +620,15 @@ def serving(catalog_dir: Path | CatalogIndex) -> Iterator[str]:
     import uvicorn
 
     index = catalog_dir if isinstance(catalog_dir, CatalogIndex) else load_index(catalog_dir)
+    # No log_config: uvicorn's resets the whole process's logging, which deadlocks with Prefect's log handler.
     config = uvicorn.Config(
-        app_over(index), log_level="warning", access_log=False, ws="none", lifespan="off", timeout_graceful_shutdown=2
+        app_over(index),
+        log_config=None,
+        log_level="warning",
+        access_log=False,
+        ws="none",
+        lifespan="off",
+        timeout_graceful_shutdown=2,
     )
     server = uvicorn.Server(config)
     with _listener() as listener:

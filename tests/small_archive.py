@@ -31,9 +31,18 @@ class SmallScene:
 
 def write_raster(path: Path, values: NDArray, gsd_m: float, *, crs: str = "EPSG:32632", origin=ORIGIN, nodata=None):
     profile = {
-        "driver": "GTiff", "width": values.shape[2], "height": values.shape[1], "count": len(values),
-        "dtype": values.dtype, "crs": crs, "transform": from_origin(*origin, gsd_m, gsd_m), "nodata": nodata,
-        "tiled": True, "blockxsize": 128, "blockysize": 128, "compress": "deflate",
+        "driver": "GTiff",
+        "width": values.shape[2],
+        "height": values.shape[1],
+        "count": len(values),
+        "dtype": values.dtype,
+        "crs": crs,
+        "transform": from_origin(*origin, gsd_m, gsd_m),
+        "nodata": nodata,
+        "tiled": True,
+        "blockxsize": 128,
+        "blockysize": 128,
+        "compress": "deflate",
     }
     with rasterio.open(path, "w", **profile) as target:
         target.write(values)
@@ -45,16 +54,21 @@ def add_scene(catalog: Path, item_id: str, *, side_px: int = 256, seed: int = 1,
     contract = get_contract("geoeye-1")
     centers = [band.center_um for band in contract.bands]
     model = random_model(
-        rng, ratio=RATIO, centers_um=centers, ms_mtf=[b.mtf for b in contract.bands], pan_mtf=contract.pan_mtf,
-        in_pan=[b.in_pan for b in contract.bands], dn_max=contract.dn_max,
+        rng,
+        ratio=RATIO,
+        centers_um=centers,
+        ms_mtf=[b.mtf for b in contract.bands],
+        pan_mtf=contract.pan_mtf,
+        in_pan=[b.in_pan for b in contract.bands],
+        dn_max=contract.dn_max,
     )
-    pair = image_scene(make_truth(rng, (side_px, side_px), truth_wavelengths(centers), GSD_M, style="suburb"), model, rng)
+    pair = image_scene(
+        make_truth(rng, (side_px, side_px), truth_wavelengths(centers), GSD_M, style="suburb"), model, rng
+    )
     folder = catalog / "files" / item_id
     folder.mkdir(parents=True)
     scene = SmallScene(item_id, folder / "pan.tif", folder / "ms.tif")
     write_raster(scene.pan, pair.pan[None], GSD_M)
     write_raster(scene.ms, pair.ms, GSD_M * RATIO)
-    add_pair(
-        catalog, "geoeye-1", scene.pan, [scene.ms], item_id=item_id, acquired=datetime(2025, 5, day, tzinfo=UTC)
-    )
+    add_pair(catalog, "geoeye-1", scene.pan, [scene.ms], item_id=item_id, acquired=datetime(2025, 5, day, tzinfo=UTC))
     return scene

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import rasterio
 from prefect.client.orchestration import get_client
@@ -18,22 +21,52 @@ from prefect.testing.utilities import prefect_test_harness
 from small_archive import add_scene
 
 from pancrafter import steps
+from pancrafter.errors import PancrafterError
 from pancrafter.settings import Settings
 from pancrafter.store import SceneStore
 
 PROJECT = Path(__file__).resolve().parents[2]
 
 
-def _start(root: Path) -> subprocess.Popen[str]:
+@dataclass(frozen=True)
+class Run:
+    """``python -m flows`` as its own process group, with its output in a file."""
+
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    @property
+    def output(self) -> str:
+        return self.log.read_text()
+
+    def kill(self) -> None:
+        """``kill -9`` on the process group; Prefect's local server, a group of its own, goes too."""
+        family = psutil.Process(self.process.pid).children(recursive=True)
+        os.killpg(self.process.pid, signal.SIGKILL)
+        for member in family:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                member.kill()
+        self.process.wait(timeout=60)
+
+
+def _start(root: Path, name: str) -> Run:
     environment = os.environ | {"PANCRAFTER_BLOCK_PX": "128", "PREFECT_LOGGING_LEVEL": "INFO"}
-    environment.pop("PREFECT_HOME", None)
-    environment.pop("PREFECT_API_URL", None)
-    command = [sys.executable, "-m", "flows", "--source", str(root / "source"), "--sink", str(root / "sink"),
-               "--state-dir", str(root / "state")]
-    return subprocess.Popen(
-        command, cwd=PROJECT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        start_new_session=True,
-    )
+    for inherited in ("PREFECT_HOME", "PREFECT_API_URL"):
+        environment.pop(inherited, None)
+    command = [sys.executable, "-m", "flows", "--source", str(root / "source"), "--sink", str(root / "sink")]
+    command += ["--state-dir", str(root / "state")]
+    log = root / f"{name}.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command,
+            cwd=PROJECT,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+    return Run(process, log)
 
 
 def _finished_shards(store_folder: Path) -> dict[str, int]:
@@ -56,46 +89,40 @@ def _pixels(root: Path) -> np.ndarray:
 def test_killed_run_continues_without_recomputing_and_ends_the_same(tmp_path: Path) -> None:
     add_scene(tmp_path / "source", "scene", side_px=512)
 
-    killed = _start(tmp_path)
+    killed = _start(tmp_path, "killed")
     deadline = time.monotonic() + 240
-    done: dict[str, int] = {}
-    while len(done) < 3:
-        assert killed.poll() is None, f"the run ended before it could be killed:\n{killed.communicate()[0]}"
-        assert time.monotonic() < deadline, "no block was finished in time"
-        time.sleep(0.05)
-        stores = list((tmp_path / "state" / "staged").glob("*.zarr"))
-        if stores and (stores[0] / "done" / "zarr.json").is_file():
-            done = _finished_shards(stores[0])
-    os.killpg(killed.pid, signal.SIGKILL)
-    killed.wait()
+    while len(list(tmp_path.glob("state/staged/*.zarr/done/c/*/*"))) < 3:
+        assert killed.process.poll() is None, f"the run ended before it could be killed:\n{killed.output}"
+        assert time.monotonic() < deadline, f"no block was finished in time:\n{killed.output}"
+        time.sleep(0.02)
+    killed.kill()
     (store,) = (tmp_path / "state" / "staged").glob("*.zarr")
     done = _finished_shards(store)
     assert 3 <= len(done) < 16
     assert not list((tmp_path / "sink").rglob("*.tif")), "something was published by a run that was killed"
 
-    again = _start(tmp_path)
+    again = _start(tmp_path, "again")
     later: dict[str, int] = {}
-    while again.poll() is None and store.exists():
-        try:
-            later = later | _finished_shards(store)
-        except (OSError, steps.PancrafterError):
-            break  # the finished scene's store was removed while we looked
-        time.sleep(0.05)
-    output, _ = again.communicate(timeout=300)
-    assert again.returncode == 0, output
-    assert f"{len(done)} of 16 blocks were finished before" in output
+    while again.process.poll() is None and time.monotonic() < deadline + 240:
+        with contextlib.suppress(OSError, PancrafterError):  # the store of a finished scene goes away while we look
+            later |= _finished_shards(store)
+        time.sleep(0.1)
+    assert again.process.wait(timeout=60) == 0, again.output
+    assert f"{len(done)} of 16 blocks were finished before" in again.output
     assert {block: later[block] for block in done} == done, "a finished block was written again"
 
-    once_more = _start(tmp_path)
     started = time.monotonic()
-    output, _ = once_more.communicate(timeout=60)
-    assert once_more.returncode == 0, output
-    assert "nothing to do" in output
+    once_more = _start(tmp_path, "once-more")
+    assert once_more.process.wait(timeout=60) == 0, once_more.output
+    assert "nothing to do" in once_more.output
     assert time.monotonic() - started < 30
 
     undisturbed = Settings(
-        source=str(tmp_path / "source"), sink=str(tmp_path / "other" / "sink"),
-        state_dir=str(tmp_path / "other" / "state"), workers=0, block_px=128,
+        source=str(tmp_path / "source"),
+        sink=str(tmp_path / "other" / "sink"),
+        state_dir=str(tmp_path / "other" / "state"),
+        workers=0,
+        block_px=128,
     )
     (outcome,) = steps.run(undisturbed, lambda _: None)
     assert outcome.verdict in {"published", "fallback"}
