@@ -8,7 +8,9 @@ from __future__ import annotations
 import csv
 import json
 import math
+import pickle
 import time
+import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +20,7 @@ import numpy as np
 import torch
 import yaml
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, field_validator
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
@@ -37,6 +39,9 @@ Floats = NDArray[np.float32]
 
 RANGE_PERCENTILES = (1.0, 99.0)
 """The same percentiles staging uses to normalise a scene."""
+
+VALIDATION_MIN_PX = 64
+"""Least side of a validation image; 16 pixels at each border are not scored."""
 
 
 class Augmentation(Record):
@@ -60,20 +65,27 @@ class TrainConfig(Record):
     pairs_dir: str | None = Field(default=None, description="Folder of npz pairs; relative to the config file.")
     train_pairs: tuple[str, ...] = Field(default=(), description="Glob patterns of pair names to train on.")
     validation_pairs: tuple[str, ...] = ()
-    simulated_scenes: int = 64
-    simulated_px: int = 512
+    simulated_scenes: int = Field(default=64, ge=0)
+    simulated_px: int = Field(default=512, ge=64)
     ratios: dict[int, float] = Field(default={4: 0.6, 3: 0.1, 2: 0.3}, description="Ratio -> share of samples.")
-    patch_px: int = Field(default=64, description="PAN patch side; rounded down to fit each ratio.")
-    batch: int = 32
-    steps: int = 50_000
-    warmup: int = 100
-    learning_rate: float = 1e-4
-    weight_decay: float = 0.01
+    patch_px: int = Field(default=64, ge=12, description="PAN patch side; rounded down to fit each ratio.")
+    batch: int = Field(default=32, ge=1)
+    steps: int = Field(default=50_000, ge=1)
+    warmup: int = Field(default=100, ge=0)
+    learning_rate: float = Field(default=1e-4, gt=0)
+    weight_decay: float = Field(default=0.01, ge=0)
     pan_weight: float = Field(default=1.0, description="Lambda of the PAN reconstruction loss.")
     seed: int = 2025
-    validate_every: int = 500
+    validate_every: int = Field(default=500, ge=1)
     precision: str = Field(default="bfloat16", pattern="float32|bfloat16")
     augmentation: Augmentation = Augmentation()
+
+    @field_validator("ratios")
+    @classmethod
+    def _ratios_have_shares(cls, ratios: dict[int, float]) -> dict[int, float]:
+        if not ratios or min(ratios) < 2 or max(ratios) > 4 or min(ratios.values()) <= 0:
+            raise ValueError(f"ratios are {ratios}, expected one or more of 2, 3, 4 with positive shares")
+        return ratios
 
 
 @dataclass(frozen=True)
@@ -105,18 +117,19 @@ def load_pair(path: Path) -> TrainingImage:
     without touching a single MS value.
 
     Raises:
-        InvalidSceneError: The npz lacks ``pan`` or ``ms``, or has no JSON beside it.
+        InvalidSceneError: The npz is damaged or lacks ``pan`` or ``ms``, or the JSON beside it lacks ratio or shift.
     """
     try:
         meta = json.loads(path.with_suffix(".json").read_text())
+        ratio = int(meta["ratio"])
+        shift_y, shift_x = meta["shift"]["shift_pan_px"]
         with np.load(path) as arrays:
             pan, ms = arrays["pan"].astype(np.float32), arrays["ms"].astype(np.float32)
-    except (OSError, KeyError, ValueError) as err:
+    except (OSError, EOFError, KeyError, TypeError, ValueError, zipfile.BadZipFile) as err:
         raise InvalidSceneError(
-            f"training pair {path.name} is unreadable ({err}); expected npz with pan, ms and a JSON"
+            f"training pair {path.name} is unreadable ({type(err).__name__}: {err}); expected npz with pan, ms, and a "
+            "JSON beside it with ratio and shift.shift_pan_px"
         ) from err
-    ratio = int(meta["ratio"])
-    shift_y, shift_x = meta["shift"]["shift_pan_px"]
     phase = (ratio - 1) / 2
     reduced = degrade(pan, ms.shape[1:], ratio, (phase + shift_y, phase + shift_x), gain=0.25)
     margin = 4  # MS pixels at the border may lie outside PAN after the shift
@@ -160,7 +173,11 @@ def simulate_image(name: str, seed: tuple[int, int], side_px: int) -> TrainingIm
 
 
 def load_images(config: TrainConfig, base: Path) -> tuple[list[TrainingImage], list[TrainingImage]]:
-    """Training and validation images: no scene is in both; simulated validation scenes have their own seeds."""
+    """Training and validation images: no scene is in both; simulated validation scenes have their own seeds.
+
+    Raises:
+        PancrafterError: There is nothing to train or validate on, or an image does not suit the configuration.
+    """
     train: list[TrainingImage] = []
     validation: list[TrainingImage] = []
     if config.pairs_dir is not None:
@@ -177,7 +194,29 @@ def load_images(config: TrainConfig, base: Path) -> tuple[list[TrainingImage], l
         validation.append(
             simulate_image(f"simulated-validation-{index}", (config.seed + 1, index), config.simulated_px)
         )
+    _require_suitable(config, train, validation)
     return train, validation
+
+
+def _require_suitable(config: TrainConfig, train: list[TrainingImage], validation: list[TrainingImage]) -> None:
+    """Find out now what would otherwise stop the run at some later step."""
+    for images, field in ((train, "train_pairs"), (validation, "validation_pairs")):
+        if not images:
+            raise PancrafterError(f"no image for {field}; set pairs_dir and {field}, or simulated_scenes above 0")
+    needed = max(_outer_px(config, ratio) for ratio in config.ratios)
+    bands = config.network.bands
+    for image in train:
+        if min(image.pan.shape) < needed or len(image.truth) < bands:
+            raise InvalidSceneError(
+                f"training image {image.name} has {len(image.truth)} bands of {image.pan.shape[0]} x "
+                f"{image.pan.shape[1]} px, needs {bands} bands and {needed} px a side; leave it out or lower patch_px"
+            )
+    for image in validation:
+        if min(image.pan.shape) < VALIDATION_MIN_PX or len(image.truth) % bands:
+            raise InvalidSceneError(
+                f"validation image {image.name} has {len(image.truth)} bands of {image.pan.shape[0]} x "
+                f"{image.pan.shape[1]} px, needs a multiple of {bands} bands and {VALIDATION_MIN_PX} px a side"
+            )
 
 
 @dataclass(frozen=True)
@@ -213,18 +252,29 @@ def _vary_detail(pan: Floats, gain: float) -> Floats:
     return (smooth + gain * (pan - smooth)).astype(np.float32)
 
 
+def _margin_px(config: TrainConfig, ratio: int) -> int:
+    """PAN pixels around a patch that its MS may draw on: shifts, and four MS pixels of blur."""
+    shift = config.augmentation.known_shift_px + config.augmentation.large_residual_px
+    return ratio * math.ceil(shift / ratio + 4)
+
+
+def _side_px(config: TrainConfig, ratio: int) -> int:
+    step = math.lcm(4, ratio)
+    return config.patch_px // step * step
+
+
+def _outer_px(config: TrainConfig, ratio: int) -> int:
+    """Side of an image that holds one patch and its margin."""
+    return _side_px(config, ratio) + 2 * _margin_px(config, ratio)
+
+
 def draw_sample(
     image: TrainingImage, ratio: int, config: TrainConfig, rng: np.random.Generator, *, bands: int
 ) -> Sample:
     """Cut a patch, turn it at random, and take MS from its truth with a random MTF, shift and noise."""
     augmentation = config.augmentation
-    step = math.lcm(4, ratio)
-    side = config.patch_px // step * step
-    margin = ratio * math.ceil((augmentation.known_shift_px + augmentation.large_residual_px) / ratio + 4)
-    outer = side + 2 * margin
+    side, margin, outer = _side_px(config, ratio), _margin_px(config, ratio), _outer_px(config, ratio)
     height, width = image.pan.shape
-    if min(height, width) < outer:
-        raise InvalidSceneError(f"training image {image.name} is {height} x {width} px, needs {outer} px a side")
     y, x = rng.integers(0, height - outer + 1), rng.integers(0, width - outer + 1)
     chosen = rng.choice(len(image.truth), size=bands, replace=False)
     turn, flip_y, flip_x = int(rng.integers(4)), bool(rng.integers(2)), bool(rng.integers(2))
@@ -254,14 +304,14 @@ def draw_sample(
         residual = rng.normal(0, augmentation.small_residual_px, (bands, 2))
     told = (ratio - 1) / 2 + known
     n = side // ratio
-    ms = np.stack([_acquire(band, n, ratio, margin + told[b] + residual[b], gain) for b, band in enumerate(truth)])
+    ms = np.stack([_acquire(band, (n, n), ratio, margin + told[b] + residual[b], gain) for b, band in enumerate(truth)])
     ms = ms + rng.normal(0, rng.uniform(0, augmentation.noise), ms.shape).astype(np.float32)
     return Sample(pan, ms.astype(np.float32), truth[:, inner, inner], told)
 
 
-def _acquire(band: Floats, n: int, ratio: int, phase_yx: NDArray[np.float64], gain: float) -> Floats:
-    matrix_y = degrading_matrix(n, band.shape[0], ratio, float(phase_yx[0]), gain).astype(np.float32)
-    matrix_x = degrading_matrix(n, band.shape[1], ratio, float(phase_yx[1]), gain).astype(np.float32)
+def _acquire(band: Floats, shape_yx: tuple[int, int], ratio: int, phase_yx: NDArray[np.float64], gain: float) -> Floats:
+    matrix_y = degrading_matrix(shape_yx[0], band.shape[0], ratio, float(phase_yx[0]), gain).astype(np.float32)
+    matrix_x = degrading_matrix(shape_yx[1], band.shape[1], ratio, float(phase_yx[1]), gain).astype(np.float32)
     return np.asarray((matrix_x @ (matrix_y @ band).T).T)
 
 
@@ -289,7 +339,7 @@ def batch_loss(network: PanCrafter, ratio: int, samples: list[Sample], config: T
         pan, ms, phases = pan.repeat(2, 1, 1, 1), ms.repeat(2, 1, 1, 1), phases.repeat(2, 1, 1)
         mode = torch.cat([mode, torch.full((n,), PAN_MODE, device=device)])
     conditions = build_conditions(pan, ms, ratio, phases)
-    with torch.autocast(device, dtype=torch.bfloat16, enabled=config.precision == "bfloat16"):
+    with torch.autocast(torch.device(device).type, dtype=torch.bfloat16, enabled=config.precision == "bfloat16"):
         output: Tensor = network(conditions, mode)
     loss: Tensor = (output[:n] - truth).abs().mean()
     if config.network.mars:
@@ -306,9 +356,7 @@ def validation_ergas(network: PanCrafter, images: list[TrainingImage], device: s
         side = [min(n, 256) // ratio * ratio for n in image.pan.shape]
         pan, truth = image.pan[: side[0], : side[1]], image.truth[:, : side[0], : side[1]]
         phase = (ratio - 1) / 2 + known
-        ms = np.stack(
-            [_acquire(b, side[0] // ratio, ratio, phase + residual, gain)[:, : side[1] // ratio] for b in truth]
-        )
+        ms = np.stack([_acquire(b, (side[0] // ratio, side[1] // ratio), ratio, phase + residual, gain) for b in truth])
         cubic = np.stack([upsample(b, pan.shape, ratio, (phase[0], phase[1])) for b in ms])
         sharp = sharpen_arrays(network, pan, ms, ratio, phase, image.pan_range, image.truth_ranges, device)
         core = (slice(None), slice(16, -16), slice(16, -16))
@@ -373,13 +421,23 @@ class Run:
         partial.replace(self.folder / "state.pt")
 
     def restore(self) -> None:
-        """Continue from ``state.pt`` where there is one."""
+        """Continue from ``state.pt`` where there is one.
+
+        Raises:
+            PancrafterError: It is damaged, or the state of another network.
+        """
         path = self.folder / "state.pt"
-        if path.is_file():
-            state = torch.load(path, weights_only=True)
+        if not path.is_file():
+            return
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
             self.network.load_state_dict(state["network"])
             self.optimiser.load_state_dict(state["optimiser"])
             self.step, self.best = state["step"], state["best"]
+        except (RuntimeError, KeyError, ValueError, EOFError, pickle.UnpicklingError) as err:
+            raise PancrafterError(
+                f"{path} cannot be continued with this configuration: {err}; use another folder, or delete the file"
+            ) from err
 
 
 def read_config(path: Path) -> TrainConfig:
@@ -401,17 +459,18 @@ def train(config_path: Path, folder: Path, *, device: str = "cpu") -> Path:
         The checkpoint with the best validation ERGAS.
 
     Raises:
-        PancrafterError: The loss is no longer finite; the last good state stays in the folder.
+        PancrafterError: The configuration or an image is not usable, the folder holds another network's run, or the
+            loss is no longer finite; the last good state stays in the folder.
     """
     config = read_config(config_path)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.yaml").write_text(config_path.read_text())
     images, validation = load_images(config, config_path.parent)
     torch.manual_seed(config.seed)
     network = PanCrafter(config.network).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimiser = torch.optim.AdamW(network.parameters(), config.learning_rate, weight_decay=config.weight_decay)
+    folder.mkdir(parents=True, exist_ok=True)
     run = Run(folder, network, optimiser)
     run.restore()
+    (folder / "config.yaml").write_text(config_path.read_text())
     record = {
         "images": [i.name for i in images],
         "validation": [i.name for i in validation],
@@ -433,6 +492,7 @@ def train(config_path: Path, folder: Path, *, device: str = "cpu") -> Path:
             if run.step % config.validate_every == 0 or run.step == config.steps:
                 scores = validation_ergas(network.eval(), validation, device)
                 network.train()
+                _require_finite(scores["ergas"], "validation ERGAS", run)
                 writer.writerow(
                     [
                         run.step,
@@ -451,6 +511,13 @@ def train(config_path: Path, folder: Path, *, device: str = "cpu") -> Path:
     return folder / "best.safetensors"
 
 
+def _require_finite(value: float, name: str, run: Run) -> None:
+    if not math.isfinite(value):
+        raise PancrafterError(
+            f"{name} is {value} at step {run.step}; the last good state is in {run.folder}; lower learning_rate"
+        )
+
+
 def _steps(run: Run, images: list[TrainingImage], config: TrainConfig, device: str) -> Iterator[float]:
     """Optimise until the last step, yielding the mean loss of the last hundred steps."""
     recent: list[float] = []
@@ -464,10 +531,7 @@ def _steps(run: Run, images: list[TrainingImage], config: TrainConfig, device: s
         loss.backward()
         nn.utils.clip_grad_norm_(run.network.parameters(), 1.0)
         value = float(loss.detach())
-        if not math.isfinite(value):
-            raise PancrafterError(
-                f"loss is {value} at step {run.step}; the last good state is in {run.folder}; lower learning_rate"
-            )
+        _require_finite(value, "loss", run)
         run.optimiser.step()
         run.step += 1
         recent = [*recent[-99:], value]
