@@ -36,7 +36,7 @@ from pancrafter.engine import (
     valid_window,
 )
 from pancrafter.errors import InvalidSceneError
-from pancrafter.metrics import consistency, ergas, hqnr_production
+from pancrafter.metrics import consistency, ergas, error_sums, hqnr_production
 from pancrafter.resample import GENERIC_MTF_GAIN, degrade, upsample
 from pancrafter.store import SceneStore
 from pancrafter.types import Quality, StagedScene, ValueRange
@@ -247,8 +247,6 @@ def test_best_classical_is_the_best_real_method_over_all_samples(tmp_path: Path)
 
     def sample(ours: float, gsa: float, brovey: float, shift: float) -> Sample:
         flat = np.full((1, 10, 10), 100.0)
-        from pancrafter.metrics import error_sums
-
         given = {"pan-crafter": ours, "gsa": gsa, "brovey": brovey, "exp": 0.0}
         return Sample({method: error_sums(flat, flat + e) for method, e in given.items()}, shift)
 

@@ -1,0 +1,451 @@
+"""Training data are what they claim, a resumed run is the unbroken run, and what cannot work is refused at once."""
+
+from __future__ import annotations
+
+import json
+import math
+from itertools import islice, pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from networks import random_network, randomise
+from numpy.typing import NDArray
+from staged_scenes import landscape
+
+from pancrafter.alignment import estimate_band_shifts
+from pancrafter.errors import InvalidSceneError, PancrafterError
+from pancrafter.metrics import ergas
+from pancrafter.model.config import NetworkConfig
+from pancrafter.model.network import PanCrafter
+from pancrafter.model.weights import load_checkpoint
+from pancrafter.resample import degrade, mtf_sigma, upsample
+from pancrafter.train import (
+    Augmentation,
+    Run,
+    Sample,
+    TrainConfig,
+    TrainingImage,
+    _steps,
+    batch_loss,
+    draw_batch,
+    draw_sample,
+    learning_rate,
+    load_images,
+    load_pair,
+    read_config,
+    sharpen_arrays,
+    train,
+    training_image,
+    validation_ergas,
+    value_range,
+)
+from pancrafter.types import ValueRange
+
+Array = NDArray[Any]
+TINY: dict[str, Any] = {"bands": 1, "width": 16, "depth": [1, 1, 1], "attention": "bottleneck"}
+STILL = Augmentation(
+    mtf_gain=(0.3, 0.3), known_shift_px=2.0, small_residual_px=0.0, large_residual_px=0.0, large_residual_share=0.0,
+    noise=0.0, range_stretch=(1.0, 1.0), range_offset=0.0, pan_detail_gain=(1.0,),
+)  # fmt: skip
+"""Known shifts are the only thing that is random about the acquisition."""
+
+
+def config(**changes: Any) -> TrainConfig:
+    values: dict[str, Any] = {
+        "network": TINY, "simulated_scenes": 0, "patch_px": 24, "batch": 4, "steps": 6, "warmup": 2,
+        "learning_rate": 1e-3, "validate_every": 3, "precision": "float32", "ratios": {4: 1.0},
+    }  # fmt: skip
+    return TrainConfig.model_validate(values | changes)
+
+
+def image(seed: int, side: int = 120, bands: int = 3) -> TrainingImage:
+    truth = np.stack([landscape((side, side), seed + 10 * band) for band in range(bands)])
+    return training_image(f"image-{seed}", truth.mean(0).astype(np.float32), truth.astype(np.float32))
+
+
+def write_pair(folder: Path, name: str, seed: int, *, ratio: int = 4, side: int = 120) -> None:
+    """A pair as ``add_npz_dir`` and training read it; MS really lies at the shift in its JSON."""
+    surface = landscape((side * ratio, side * ratio), seed)
+    phase = ((ratio - 1) / 2 + 1.3, (ratio - 1) / 2 - 0.6)
+    ms = np.stack([degrade(surface * weight, (side, side), ratio, phase, 0.3) for weight in (0.6, 0.9)])
+    np.savez(folder / f"{name}.npz", pan=surface.astype(np.uint16), ms=ms.astype(np.uint16))
+    (folder / f"{name}.json").write_text(json.dumps({"ratio": ratio, "shift": {"shift_pan_px": [1.3, -0.6]}}))
+
+
+def write_config(folder: Path, **changes: Any) -> Path:
+    path = folder / "config.yaml"
+    path.write_text(yaml.safe_dump(config(**changes).model_dump(mode="json", exclude={"augmentation"})))
+    return path
+
+
+@pytest.fixture
+def pairs(tmp_path: Path) -> Path:
+    folder = tmp_path / "pairs"
+    folder.mkdir()
+    for index in range(3):
+        write_pair(folder, f"P_{index}", index, ratio=2)
+    return folder
+
+
+# --- samples --------------------------------------------------------------------------------------------------------
+
+
+def same(one: Sample, other: Sample) -> bool:
+    return all(np.array_equal(getattr(one, name), getattr(other, name)) for name in ("pan", "ms", "truth", "phases"))
+
+
+def test_batches_follow_from_seed_and_step_alone() -> None:
+    images, chosen = [image(0), image(1)], config(ratios={2: 0.5, 3: 0.2, 4: 0.3}, network={**TINY, "bands": 2})
+    draw_batch(images, chosen, 99)
+    np.random.default_rng(0).normal(size=7)
+    for step in range(6):
+        (ratio, first), (again, second) = draw_batch(images, chosen, step), draw_batch(images, chosen, step)
+        assert ratio == again
+        assert all(same(one, other) for one, other in zip(first, second, strict=True))
+    assert len({draw_batch(images, chosen, step)[0] for step in range(40)}) == 3
+    first, later = draw_batch(images, chosen, 0)[1], draw_batch(images, chosen, 1)[1]
+    other = draw_batch(images, chosen.model_copy(update={"seed": 1}), 0)[1]
+    assert not same(first[0], later[0])
+    assert not same(first[0], other[0])
+    assert not same(first[0], first[1])
+
+
+@pytest.mark.parametrize(("ratio", "side"), [(2, 64), (3, 60), (4, 64)])
+def test_sample_shapes_fit_the_network(ratio: int, side: int) -> None:
+    sample = draw_sample(image(1), ratio, config(patch_px=65), np.random.default_rng(0), bands=2)
+    assert sample.pan.shape == (side, side)
+    assert sample.truth.shape == (2, side, side)
+    assert sample.ms.shape == (2, side // ratio, side // ratio)
+    assert sample.phases.shape == (2, 2)
+    assert {array.dtype for array in (sample.pan, sample.ms, sample.truth)} == {np.dtype(np.float32)}
+    assert np.abs(sample.phases - (ratio - 1) / 2).max() <= 2.0
+
+
+@pytest.mark.parametrize("ratio", [2, 3, 4])
+def test_ms_lies_where_the_told_phase_says(ratio: int) -> None:
+    """On a tilted plane, a symmetric blur changes nothing: each MS value is the plane at its own centre."""
+    y, x = np.mgrid[:130, :130].astype(np.float32)
+    plane = np.stack([3 * y + 7 * x, -5 * y + 2 * x])
+    tilted = TrainingImage("plane", plane[0], plane, ValueRange(low=0, high=1000), (ValueRange(low=0, high=1000),) * 2)
+    for seed in range(4):
+        sample = draw_sample(
+            tilted, ratio, config(augmentation=STILL, patch_px=48), np.random.default_rng(seed), bands=2
+        )
+        for ms, truth, phase in zip(sample.ms, sample.truth, sample.phases, strict=True):
+            slope_y, slope_x = truth[1, 0] - truth[0, 0], truth[0, 1] - truth[0, 0]
+            rows, cols = (ratio * np.arange(n) + p for n, p in zip(ms.shape, phase, strict=True))
+            expected = truth[0, 0] + slope_y * rows[:, None] + slope_x * cols[None]
+            tolerance = 0.01 * max(abs(slope_y), abs(slope_x))
+            assert np.abs(ms - expected).max() < tolerance + 1e-5
+
+
+def test_ms_is_the_truth_seen_by_a_sensor() -> None:
+    """Away from the patch's border, where only the truth itself is known, MS equals ``degrade`` of it."""
+    sample = draw_sample(image(3, 160), 4, config(augmentation=STILL, patch_px=96), np.random.default_rng(5), bands=1)
+    phase = (float(sample.phases[0, 0]), float(sample.phases[0, 1]))
+    expected = degrade(sample.truth[0].astype(np.float64), (24, 24), 4, phase, 0.3)
+    inner = (slice(6, -6), slice(6, -6))
+    assert np.abs(sample.ms[0] - expected)[inner].max() < 1e-4
+    elsewhere = degrade(sample.truth[0].astype(np.float64), (24, 24), 4, (phase[0] + 0.2, phase[1]), 0.3)
+    assert np.abs(sample.ms[0] - elsewhere)[inner].max() > 1e-2
+
+
+def test_unknown_residual_moves_ms_but_not_what_the_network_is_told() -> None:
+    moved = STILL.model_copy(update={"large_residual_share": 1.0, "large_residual_px": 3.0, "known_shift_px": 0.0})
+    sample = draw_sample(
+        image(3, 160, 1), 4, config(augmentation=moved, patch_px=112), np.random.default_rng(2), bands=1
+    )
+    assert np.array_equal(sample.phases, [[1.5, 1.5]])
+    found = estimate_band_shifts(sample.truth[0], sample.ms, 4, (1.5, 1.5))[0]
+    assert found.certain
+    assert 0.3 < math.hypot(*found.shift_yx) < 3 * math.sqrt(2) + 0.2
+
+
+def test_pan_detail_and_noise_are_varied_on_pan_alone() -> None:
+    vivid, plain = (
+        draw_sample(
+            image(3), 4, config(augmentation=STILL.model_copy(update={"pan_detail_gain": (gain,)}), patch_px=64),
+            np.random.default_rng(1), bands=1,
+        )
+        for gain in (1.5, 1.0)
+    )  # fmt: skip
+    assert np.array_equal(vivid.truth, plain.truth)
+    assert np.array_equal(vivid.ms, plain.ms)
+    fine = [np.abs(np.diff(sample.pan, axis=0)).mean() for sample in (vivid, plain)]
+    assert 1.1 < fine[0] / fine[1] < 1.5
+    assert vivid.pan.mean() == pytest.approx(plain.pan.mean(), abs=0.01)
+
+
+def test_normalised_truth_and_ms_share_one_scale_and_pan_has_its_own() -> None:
+    sample = draw_sample(image(4), 2, config(augmentation=STILL, patch_px=64), np.random.default_rng(1), bands=3)
+    assert sample.ms.mean((1, 2)) == pytest.approx(sample.truth.mean((1, 2)), abs=0.1)
+    whole = image(4)
+    scaled = 2 * (whole.pan - whole.pan_range.low) / (whole.pan_range.high - whole.pan_range.low) - 1
+    turns = [np.rot90(scaled, k)[:: 1 if f else -1] for k in range(4) for f in (0, 1)]
+    assert any(
+        np.array_equal(np.round(turn[y : y + 64, x : x + 64], 3), np.round(sample.pan, 3))
+        for turn in turns
+        for y in range(len(turn) - 63)
+        for x in range(len(turn) - 63)
+        if abs(turn[y, x] - sample.pan[0, 0]) < 1e-4
+    )
+
+
+# --- images ---------------------------------------------------------------------------------------------------------
+
+
+def test_pair_is_reduced_to_where_its_ms_really_lies(pairs: Path) -> None:
+    """PAN one scale down and the MS that becomes truth lie on each other, to 0.05 px of that scale."""
+    reduced = load_pair(pairs / "P_0.npz")
+    assert reduced.pan.shape == reduced.truth.shape[1:] == (112, 112)
+    shifts = estimate_band_shifts(np.kron(reduced.pan, np.ones((2, 2))), reduced.truth, 2, (0.5, 0.5))
+    for shift in shifts:
+        assert shift.certain
+        assert math.hypot(*shift.shift_yx) / 2 < 0.05
+
+
+def test_real_pair_is_aligned(shared_data: Path) -> None:
+    """Landsat 7: green and red are inside the PAN band, so their mix must lie on reduced PAN; it is not resampled."""
+    path = shared_data / "pairs" / "L7_P093R086_33.npz"
+    found = load_pair(path)
+    with np.load(path) as arrays:
+        assert np.array_equal(found.truth, arrays["ms"][:, 4:-4, 4:-4])
+    detail = np.kron(found.pan, np.ones((2, 2)))
+    shifts = [shift for shift in estimate_band_shifts(detail, found.truth, 2, (0.5, 0.5)) if shift.certain]
+    assert shifts
+    assert max(math.hypot(*shift.shift_yx) for shift in shifts) / 2 < 0.15
+
+
+@pytest.mark.parametrize("damage", ["truncated", "empty", "no pan", "no json", "json", "no ratio", "no shift"])
+def test_unreadable_pairs_are_named(pairs: Path, damage: str) -> None:
+    npz, meta = pairs / "P_0.npz", pairs / "P_0.json"
+    if damage == "truncated":
+        npz.write_bytes(npz.read_bytes()[:3000])
+    elif damage == "empty":
+        npz.write_bytes(b"")
+    elif damage == "no pan":
+        np.savez(npz, ms=np.ones((1, 30, 30)))
+    elif damage == "no json":
+        meta.unlink()
+    else:
+        content = {"json": "{", "no ratio": '{"shift": {"shift_pan_px": [0, 0]}}', "no shift": '{"ratio": 2}'}
+        meta.write_text(content[damage])
+    with pytest.raises(InvalidSceneError, match=r"training pair P_0\.npz is unreadable .*expected npz with pan, ms"):
+        load_pair(npz)
+
+
+def test_validation_is_never_trained_on(pairs: Path) -> None:
+    """Also where the patterns overlap; simulated validation scenes are other scenes."""
+    chosen = config(
+        pairs_dir=str(pairs), train_pairs=("P_*",), validation_pairs=("P_1",), simulated_scenes=1, simulated_px=96
+    )
+    trained, held = load_images(chosen, pairs)
+    assert [i.name for i in trained] == ["P_0", "P_2", "simulated-0"]
+    assert [i.name for i in held] == ["P_1", "simulated-validation-0", "simulated-validation-1"]
+    for one in trained:
+        for other in held:
+            assert one.pan.shape != other.pan.shape or not np.array_equal(one.pan, other.pan)
+
+
+def test_ranges_are_percentiles_and_never_empty() -> None:
+    values = np.arange(1001.0)
+    assert (value_range(values).low, value_range(values).high) == (10, 990)
+    flat = value_range(np.full(50, 7.0))
+    assert (flat.low, flat.high) == (7, 8)
+
+
+# --- learning -------------------------------------------------------------------------------------------------------
+
+
+def test_learning_rate_warms_up_and_ends_at_zero() -> None:
+    chosen = config(steps=100, warmup=10, learning_rate=1.0)
+    rates = [learning_rate(step, chosen) for step in range(100)]
+    assert rates[:10] == pytest.approx([(k + 1) / 10 for k in range(10)])
+    assert rates[55] == pytest.approx(0.5)
+    assert all(later < earlier for earlier, later in pairwise(rates[10:]))
+    assert rates[-1] < 1e-3
+
+
+def test_a_few_steps_lower_the_loss(tmp_path: Path) -> None:
+    images = [image(seed) for seed in range(3)]
+    chosen = config(steps=40, batch=6, learning_rate=4e-3, ratios={2: 0.5, 4: 0.5}, warmup=5)
+    torch.manual_seed(0)
+    network = PanCrafter(chosen.network)
+    fixed = [draw_batch(images, chosen, 10_000 + k) for k in range(4)]
+
+    def loss() -> float:
+        with torch.no_grad():
+            return float(np.mean([float(batch_loss(network, *batch, chosen, "cpu")) for batch in fixed]))
+
+    before = loss()
+    run = Run(tmp_path, network, torch.optim.AdamW(network.parameters()))
+    for _ in _steps(run, images, chosen, "cpu"):
+        pass
+    assert run.step == 40
+    assert loss() < 0.8 * before
+
+
+def test_loss_is_the_sum_of_both_modes() -> None:
+    """Mean |F - GT| plus lambda times mean |P' - P|, each over its own half of the same pairs."""
+    images, losses = [image(0)], {}
+    network = random_network(3)
+    for weight in (0.0, 1.0, 3.0):
+        chosen = config(pan_weight=weight, network={**TINY, "attention": "all"})
+        losses[weight] = float(batch_loss(network, *draw_batch(images, chosen, 0), chosen, "cpu"))
+    assert losses[3.0] - losses[0.0] == pytest.approx(3 * (losses[1.0] - losses[0.0]), rel=1e-5)
+    assert losses[1.0] > losses[0.0]
+    untrained = PanCrafter(NetworkConfig.model_validate({**TINY, "mars": False}))
+    chosen = config(network={**TINY, "mars": False}, augmentation=STILL)
+    _, samples = draw_batch(images, chosen, 0)
+    cubic = [upsample(s.ms[0], s.pan.shape, 4, (s.phases[0, 0], s.phases[0, 1])) for s in samples]
+    expected = np.mean([np.abs(c - s.truth[0]).mean() for c, s in zip(cubic, samples, strict=True)])
+    assert float(batch_loss(untrained, 4, samples, chosen, "cpu").detach()) == pytest.approx(expected, rel=1e-4)
+
+
+def test_resumed_run_equals_the_unbroken_run(tmp_path: Path, pairs: Path) -> None:
+    """Stopped after four of six steps and started anew from the folder: the same weights to the last bit."""
+    path = write_config(tmp_path, pairs_dir=str(pairs), train_pairs=["P_0", "P_1"], validation_pairs=["P_2"])
+    best = train(path, tmp_path / "unbroken")
+    whole = torch.load(tmp_path / "unbroken" / "state.pt", weights_only=True)
+
+    chosen = read_config(path)
+    images, _ = load_images(chosen, path.parent)
+    torch.manual_seed(chosen.seed)
+    network = PanCrafter(chosen.network).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    optimiser = torch.optim.AdamW(network.parameters(), chosen.learning_rate, weight_decay=chosen.weight_decay)
+    (tmp_path / "resumed").mkdir()
+    stopped = Run(tmp_path / "resumed", network, optimiser)
+    for _ in islice(_steps(stopped, images, chosen, "cpu"), 4):
+        pass
+    stopped.save()
+    torch.manual_seed(777)
+    train(path, tmp_path / "resumed")
+    resumed = torch.load(tmp_path / "resumed" / "state.pt", weights_only=True)
+    assert whole["step"] == resumed["step"] == 6
+    for key, value in whole["network"].items():
+        assert torch.equal(value, resumed["network"][key]), key
+    assert not list((tmp_path / "unbroken").glob("*.partial"))
+
+    checkpoint = load_checkpoint(str(best))
+    assert checkpoint.training["images"] == ["P_0", "P_1"]
+    assert checkpoint.training["validation"] == ["P_2"]
+    assert checkpoint.training["config"]["seed"] == 2025
+    rows = [row.split(",") for row in (tmp_path / "unbroken" / "metrics.csv").read_text().splitlines()]
+    assert [row[0] for row in rows] == ["3", "6"]
+    assert min(float(row[3]) for row in rows) == pytest.approx(checkpoint.training["ergas"], abs=1e-4)
+    # A finished run is left as it is.
+    train(path, tmp_path / "unbroken")
+    assert torch.load(tmp_path / "unbroken" / "state.pt", weights_only=True)["step"] == 6
+
+
+def test_infinite_loss_stops_and_keeps_the_last_good_state(tmp_path: Path, pairs: Path) -> None:
+    chosen = {"pairs_dir": str(pairs), "train_pairs": ["P_0", "P_1"], "validation_pairs": ["P_2"]}
+    train(write_config(tmp_path, steps=2, **chosen), tmp_path / "run")
+    good = {name: (tmp_path / "run" / name).read_bytes() for name in ("state.pt", "best.safetensors")}
+    path = write_config(tmp_path, steps=40, validate_every=40, learning_rate=1e30, **chosen)
+    with pytest.raises(
+        PancrafterError, match=r"loss is (nan|inf) at step \d+; the last good state is in .*lower learning_rate"
+    ):
+        train(path, tmp_path / "run")
+    assert {name: (tmp_path / "run" / name).read_bytes() for name in good} == good
+    assert torch.load(tmp_path / "run" / "state.pt", weights_only=True)["step"] == 2
+
+
+@pytest.mark.parametrize("shape", [(80, 130), (130, 80), (100, 100), (300, 280)])
+def test_validation_score_is_wald_of_the_whole_image(shape: tuple[int, int]) -> None:
+    """An untrained network is the cubic baseline, whatever the image's shape; the baseline is computed anew here."""
+    truth = np.stack([landscape(shape, seed) for seed in (1, 2)]).astype(np.float32)
+    wide = training_image("wide", truth.mean(0), truth)
+    scores = validation_ergas(PanCrafter(NetworkConfig.model_validate(TINY)).eval(), [wide], "cpu")
+    assert scores["ergas"] == pytest.approx(scores["ergas_cubic"], rel=1e-3)
+    side = [min(n, 256) // 4 * 4 for n in shape]
+    crop = truth[:, : side[0], : side[1]].astype(np.float64)
+    small = (side[0] // 4, side[1] // 4)
+    told, true = (2.2, 1.1), (2.6, 1.4)
+    cubic = np.stack([upsample(degrade(b, small, 4, true, 0.28), b.shape, 4, told) for b in crop])
+    core = (slice(None), slice(16, -16), slice(16, -16))
+    assert scores["ergas_cubic"] == pytest.approx(ergas(crop[core], cubic[core], 4), rel=1e-3)
+
+
+def test_sharpening_arrays_takes_bands_in_groups() -> None:
+    whole = image(2, 64, 4)
+    ms = np.stack([degrade(band, (16, 16), 4, (1.5, 1.5), 0.3) for band in whole.truth]).astype(np.float32)
+    network = random_network(2, bands=2)
+    arguments = (4, np.array([1.5, 1.5]))
+    with torch.no_grad():
+        both = sharpen_arrays(network, whole.pan, ms, *arguments, whole.pan_range, whole.truth_ranges, "cpu")
+        last = sharpen_arrays(network, whole.pan, ms[2:], *arguments, whole.pan_range, whole.truth_ranges[2:], "cpu")
+    assert both.shape == (4, 64, 64)
+    assert np.abs(both[2:] - last).max() < 1e-2
+
+
+# --- configuration --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        ("network: {width: 40}", "network.width"),
+        ("network: {}\nstep: 5", "step"),
+        ("network: {}\nbatch: 0", "batch"),
+        ("network: {}\nratios: {5: 1.0}", "expected one or more of 2, 3, 4"),
+        ("network: {}\nratios: {}", "expected one or more of 2, 3, 4"),
+        ("network: {}\nprecision: float16", "precision"),
+        ("network: {", "while parsing"),
+        ("", "should be a valid dictionary"),
+    ],
+)
+def test_configuration_errors_name_file_and_field(tmp_path: Path, content: str, problem: str) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(content)
+    with pytest.raises(PancrafterError, match=rf"(?s)training configuration .*config\.yaml: .*{problem}"):
+        read_config(path)
+    with pytest.raises(PancrafterError, match="training configuration"):
+        read_config(tmp_path / "missing.yaml")
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"train_pairs": ["X_*"]}, r"no training pair in .* matches \('X_\*',\); check pairs_dir"),
+        ({"validation_pairs": []}, "no image for validation_pairs; set pairs_dir and validation_pairs"),
+        ({"pairs_dir": None}, "no image for train_pairs"),
+        ({"patch_px": 96}, r"training image P_0 has 2 bands of 112 x 112 px, needs 1 bands and 144 px a side"),
+        ({"network": {**TINY, "bands": 3}}, "training image P_0 has 2 bands .*, needs 3 bands"),
+    ],
+)
+def test_data_that_cannot_work_are_refused_before_the_first_step(
+    tmp_path: Path, pairs: Path, changes: dict[str, Any], problem: str
+) -> None:
+    given = {"pairs_dir": str(pairs), "train_pairs": ["P_0", "P_1"], "validation_pairs": ["P_2"]} | changes
+    with pytest.raises(PancrafterError, match=problem):
+        train(write_config(tmp_path, **given), tmp_path / "run")
+    assert not (tmp_path / "run" / "state.pt").exists()
+
+
+@pytest.mark.parametrize("state", ["other network", "damaged"])
+def test_folder_of_another_run_is_not_continued(tmp_path: Path, pairs: Path, state: str) -> None:
+    (tmp_path / "run").mkdir()
+    network = randomise(PanCrafter(NetworkConfig.model_validate({**TINY, "width": 32})), 0)
+    Run(tmp_path / "run", network, torch.optim.AdamW(network.parameters())).save()
+    saved = tmp_path / "run" / "state.pt"
+    if state == "damaged":
+        saved.write_bytes(saved.read_bytes()[:200])
+    before = saved.read_bytes()
+    path = write_config(tmp_path, pairs_dir=str(pairs), train_pairs=["P_0"], validation_pairs=["P_2"])
+    with pytest.raises(PancrafterError, match=r"(?s)state\.pt cannot be continued .*use another folder, or delete"):
+        train(path, tmp_path / "run")
+    assert saved.read_bytes() == before
+    assert not (tmp_path / "run" / "config.yaml").exists()
+
+
+def test_shipped_configurations_are_valid() -> None:
+    folder = Path(__file__).parents[1] / "training"
+    for path in folder.glob("*.yaml"):
+        found = read_config(path)
+        assert found.validation_pairs or found.simulated_scenes
+    assert mtf_sigma(0.3, 4) == pytest.approx(1.976, abs=1e-3)
