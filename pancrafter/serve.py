@@ -214,7 +214,9 @@ def _insert_item(db: sqlite3.Connection, document: Document) -> None:
 def _absolute_asset(asset: object, base: str) -> dict[str, Any]:
     if not isinstance(asset, dict) or not isinstance(asset.get("href"), str):
         raise TypeError("an asset has no href")
-    return asset | {"href": absolute(asset["href"], base)}
+    # A path would be taken for one on this server by clients that resolve hrefs against the item's address.
+    href = absolute(asset["href"], base)
+    return asset | {"href": Path(href).as_uri() if href.startswith("/") else href}
 
 
 def _interval(properties: Mapping[str, Any]) -> tuple[datetime, datetime]:

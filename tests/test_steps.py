@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -255,3 +257,76 @@ def test_lease_of_a_dead_process_is_freed(tmp_path: Path) -> None:
         assert steps.discover(settings, ledger).eligible == ("geoeye-1/scene",)
         assert ledger.claim(row.key, steps.lease_owner(), 900) is not None
         assert steps.discover(settings, ledger).eligible == ()
+
+
+def test_output_catalog_opens_with_what_analysts_use(finished) -> None:
+    """A STAC API client over the output, and a cube by odc-stac."""
+    import odc.stac
+    from pystac_client import Client
+
+    from pancrafter.serve import serving
+
+    settings, _ = finished
+    with serving(Path(settings.sink)) as url:
+        (item,) = Client.open(url).search(collections=["geoeye-1-sharpened"]).items()
+    cube = odc.stac.load([item], bands=["sharpened.3"])
+    assert cube.sizes["x"] == cube.sizes["y"] == 256
+    assert int(cube["sharpened.3"].max()) > 0
+
+
+def test_whole_path_to_s3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from moto.server import ThreadedMotoServer
+    from s3fs import S3FileSystem
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    try:
+        host, port = server.get_host_and_port()
+        for name, value in {
+            "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1",
+            "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        }.items():  # fmt: skip
+            monkeypatch.setenv(name, value)
+        S3FileSystem.clear_instance_cache()
+        S3FileSystem(skip_instance_cache=True).call_s3("create_bucket", Bucket="sharp")
+        add_scene(tmp_path / "source", "scene", side_px=128)
+        settings = _settings(tmp_path, sink="s3://sharp/catalog")
+        (outcome,) = steps.run(settings, _silent)
+        assert outcome.item_href.startswith("s3://sharp/catalog/geoeye-1-sharpened/")
+        with steps.open_ledger(settings) as ledger:
+            assert steps.discover(settings, ledger).eligible == ()
+    finally:
+        server.stop()
+        S3FileSystem.clear_instance_cache()
+
+
+_ON_A_FULL_DISK = """
+import resource, signal, sys
+from pancrafter import steps
+from pancrafter.settings import Settings
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+settings = Settings.model_validate_json(sys.argv[1])
+with steps.open_ledger(settings) as ledger:
+    steps.discover(settings, ledger)
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), resource.RLIM_INFINITY))
+try:
+    steps.run(settings, print)
+except steps.PancrafterError as error:
+    print(type(error).__name__, error)
+    sys.exit(2)
+"""
+
+
+def test_full_disk_stops_the_run_and_loses_nothing(tmp_path: Path) -> None:
+    """No file may grow beyond 200 kB: the COG of the scene is larger, the ledger and the staged shards are not."""
+    add_scene(tmp_path / "source", "scene", side_px=512)
+    settings = _settings(tmp_path)
+    command = [sys.executable, "-c", _ON_A_FULL_DISK, settings.model_dump_json(), "200000"]
+    full = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert full.returncode == 2, full.stdout + full.stderr
+    assert "SinkError" in full.stdout
+    assert not list((tmp_path / "sink").rglob("*.json")) or not list((tmp_path / "sink").rglob("*.tif"))
+    with steps.open_ledger(settings) as ledger:
+        assert steps.discover(settings, ledger).eligible == ("geoeye-1/scene",)
+    (outcome,) = steps.run(settings, _silent)
+    assert outcome.verdict in {"published", "fallback"}
