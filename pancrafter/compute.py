@@ -90,6 +90,7 @@ def open_compute(settings: Settings) -> Iterator[Compute]:
         yield Compute()
         return
     from distributed import Client, LocalCluster
+    from distributed.gc import disable_gc_diagnosis
 
     logging.getLogger("distributed").setLevel(logging.CRITICAL)  # errors of tasks are raised, not only logged
     if settings.dask_scheduler is not None:
@@ -101,10 +102,11 @@ def open_compute(settings: Settings) -> Iterator[Compute]:
             n_workers=settings.workers,
             threads_per_worker=1,
             resources={GPU_RESOURCE: 1},
-            dashboard_address=None,
+            dashboard_address="127.0.0.1:0",  # None would take port 8787, and warn where another run has it
             silence_logs=logging.CRITICAL,
             preload=(_IGNORE_INTERRUPTS,),
         ) as cluster,
         Client(cluster, set_as_default=False) as client,
     ):
+        disable_gc_diagnosis(force=True)  # Python drops errors in its callback, a KeyboardInterrupt too
         yield Compute(client)

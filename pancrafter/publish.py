@@ -598,7 +598,7 @@ class _SinkIO(DefaultStacIO):
 def _open_store(uri: str, options: Json) -> _Store:
     try:
         filesystem, path = fsspec.core.url_to_fs(uri, **options)
-    except (ImportError, ValueError) as err:
+    except (ImportError, ValueError, OSError) as err:  # some file systems connect at once
         raise SinkError(f"{uri}: not a usable sink ({err}); give a folder or s3://bucket/prefix") from err
     protocols = {filesystem.protocol} if isinstance(filesystem.protocol, str) else set(filesystem.protocol)
     if "file" in protocols:
