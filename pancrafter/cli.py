@@ -38,6 +38,7 @@ NOTHING_WORKED = 2
 INTERRUPTED = 130
 
 _OPTION_NAMES = {"since": "--from", "until": "--to", "collections": "--collection"}
+_LISTS_AS_JSON = "lists are written as JSON, like '[8, 44, 9, 45]'"
 _DATE_ONLY = re.compile(r"\d{4}-?\d{2}-?\d{2}")
 
 
@@ -167,14 +168,12 @@ def run(
 
 
 def _print_run(settings: Settings, outcomes: Sequence[Outcome], console: Console) -> None:
-    from pancrafter.summary import catalog_href, print_summary, reason_table, state_line
+    from pancrafter.summary import catalog_href, print_refusals, print_summary, state_line
 
     if any(outcome.verdict != "refused" for outcome in outcomes):
         print_summary(console, outcomes, settings.sink)
         return
-    refusals = reason_table(outcomes)
-    if refusals is not None:
-        console.print(refusals, soft_wrap=False)
+    print_refusals(console, outcomes)
     with _ledger_of(settings) as ledger:
         counts = ledger.counts(settings.sink)
     typer.echo(f"nothing to do: {state_line(counts)}", err=console.stderr)
@@ -351,7 +350,7 @@ def _print_pair(made: SharpenedPair) -> None:
     typer.echo(
         f"  {made.method}, sensor {made.sensor}, ratio {made.ratio}, PAN-MS shift corrected up to "
         f"{made.largest_shift_px:.2f} PAN px; {made.mpx:.2f} Mpx in {made.seconds:.1f} s "
-        f"({made.mpx_per_s:.2f} Mpx/s sharpening)"
+        f"({made.mpx_per_s:.3g} Mpx/s sharpening)"
     )
 
 
@@ -362,7 +361,9 @@ def _pair_progress() -> Iterator[Progress]:
 
     console = _console(stderr=True)
     described, rated = TextColumn("{task.description:>10}"), TextColumn("{task.fields[rate]}")
-    with Progress(described, BarColumn(), rated, TimeRemainingColumn(), console=console, transient=True) as bars:
+    with Progress(
+        described, BarColumn(), rated, TimeRemainingColumn(), console=console, disable=not console.is_terminal
+    ) as bars:
         tasks: dict[str, TaskID] = {}
         started: dict[str, float] = {}
 
@@ -372,7 +373,7 @@ def _pair_progress() -> Iterator[Progress]:
                 if not console.is_terminal:
                     _note(phase)
             mpx_per_s = done / 1e6 / max(time.perf_counter() - started[phase], 1e-6)
-            rate = f"{done / 1e6:.2f}/{total / 1e6:.2f} Mpx, {mpx_per_s:.2f} Mpx/s" if total > 1 else ""
+            rate = f"{done / 1e6:.2f}/{total / 1e6:.2f} Mpx, {mpx_per_s:.3g} Mpx/s" if total > 1 else ""
             # a part that reports nothing in between moves to and fro until it is over
             bars.update(tasks[phase], total=total if total > 1 or done else None, completed=done, rate=rate)
 
@@ -775,14 +776,15 @@ def _settings(**given: Any) -> Settings:  # Any: values of all fields
     except ValidationError as err:
         raise OptionError("; ".join(_fault(fault, given) for fault in err.errors())) from err
     except SettingsError as err:
-        raise OptionError(f"environment: {err}; lists are written as JSON, like '[8, 44, 9, 45]'") from err
+        raise OptionError(f"environment: {err}; {_LISTS_AS_JSON}") from err
 
 
 def _fault(fault: ErrorDetails, given: Mapping[str, Any]) -> str:
     field = str(fault["loc"][0]) if fault["loc"] else "settings"
     from_environment = given.get(field) is None
     place = f"PANCRAFTER_{field.upper()}" if from_environment else _option_name(field)
-    return f"{place}: found {fault['input']!r}; {fault['msg'][:1].lower()}{fault['msg'][1:]}"
+    hint = f" ({_LISTS_AS_JSON})" if from_environment and fault["type"] == "tuple_type" else ""
+    return f"{place}: found {fault['input']!r}; {fault['msg'][:1].lower()}{fault['msg'][1:]}{hint}"
 
 
 def _option_name(field: str) -> str:

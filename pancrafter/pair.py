@@ -130,19 +130,23 @@ def contract_for_files(pan: Path, ms: Sequence[Path]) -> SensorContract:
     Raises:
         InvalidSceneError: A file cannot be read, or PAN pixels are not smaller than MS pixels.
     """
-    pan_header, ms_headers = read_file_header(pan), [read_file_header(path) for path in ms]
-    ratio = _ratio(pan, pan_header, ms[0], ms_headers[0])
-    dn_max = max(_DN_MAX.get(header.dtype, _DN_MAX_WIDE) for header in ms_headers)
-    generic = generic_contract(sum(header.band_count for header in ms_headers), ratio, dn_max)
+    headers = [read_file_header(path) for path in ms]
+    dn_max = max(_DN_MAX.get(header.dtype, _DN_MAX_WIDE) for header in headers)
+    generic = generic_contract(sum(header.band_count for header in headers), pixel_ratio(pan, ms[0]), dn_max)
     return generic.model_copy(update={"name": UNKNOWN_SENSOR, "platforms": (UNKNOWN_SENSOR,)})
 
 
-def _ratio(pan: Path, pan_header: FileHeader, ms: Path, ms_header: FileHeader) -> int:
-    """MS over PAN pixel size, rounded; from the array sizes where the headers do not give comparable pixel sizes."""
-    if pan_header.pixel_size and ms_header.pixel_size and pan_header.crs == ms_header.crs:
-        found = ms_header.pixel_size / pan_header.pixel_size
+def pixel_ratio(pan: Path, ms: Path) -> int:
+    """MS over PAN pixel size, rounded; from the array sizes where the headers do not give comparable pixel sizes.
+
+    Raises:
+        InvalidSceneError: A file cannot be read, or PAN pixels are not smaller than MS pixels.
+    """
+    fine, coarse = read_file_header(pan), read_file_header(ms)
+    if fine.pixel_size and coarse.pixel_size and fine.crs == coarse.crs:
+        found = coarse.pixel_size / fine.pixel_size
     else:
-        found = pan_header.shape_yx[1] / ms_header.shape_yx[1]
+        found = fine.shape_yx[1] / coarse.shape_yx[1]
     if round(found) < 2:
         raise InvalidSceneError(
             f"{pan} (PAN) and {ms} (MS): MS pixels are {found:.3g} times the PAN pixels, expected 2 or more; "
@@ -230,6 +234,7 @@ def _contract(
     """Name of the sensor to use, and the contracts to look it up in."""
     known = load_contracts(Path(settings.contracts_dir) if settings.contracts_dir else None)
     if sensor is not None and sensor != GENERIC:
+        pixel_ratio(pan, ms[0])  # swapped files are better named than their wrong band count
         return sensor, known
     chosen = infer_contract(pan, ms, known) if sensor is None else contract_for_files(pan, ms)
     return chosen.name, {chosen.name: chosen} | known

@@ -30,12 +30,16 @@ Json = dict[str, Any]  # parsed JSON
 WIDTH = 118
 """Least columns for a table that goes into a file or pipe."""
 
-_ID_WIDTH = 24
+REFUSED_HINT = "see `pancrafter ledger list --state refused`"
+
+_MOST_REFUSED = 20
+_ID_WIDTH = 21
 _HEADER_WIDTH = 8
 _MOST_PICTURES = 8
 _UPSAMPLING = "exp"
 _NONE = "-"
 _STYLES = {"published": "green", "fallback": "yellow", "refused": "dim", "failed": "bold red", "retry later": "red"}
+_STATE_ORDER = {"confirmed": 0, "held": 2, "refused": 3, "dead": 4}
 _STATE_STYLES = {"confirmed": "green", "dead": "bold red", "held": "yellow", "refused": "dim"}
 
 
@@ -44,12 +48,15 @@ _STATE_STYLES = {"confirmed": "green", "dead": "bold red", "held": "yellow", "re
 
 def print_summary(console: Console, outcomes: Sequence[Outcome], sink: str) -> None:
     """Print what a run did: its tables, one line of counts, and where catalog and before/after pictures lie."""
-    tables = (outcome_table(outcomes), reason_table(outcomes), truth_table(outcomes), truth_methods_table(outcomes))
+    shown = _without_most_refused(outcomes)
+    tables = (outcome_table(shown), reason_table(shown), truth_table(shown), truth_methods_table(shown))
     with _roomy(console):
         for table in tables:
             if table is not None:
                 console.print(table, soft_wrap=False)
                 console.print()
+    if len(shown) < len(outcomes):
+        _print_line(console, f"{len(outcomes) - len(shown)} more refused: {REFUSED_HINT}")
     _print_line(console, verdict_line(outcomes))
     _print_line(console, f"output catalog: {catalog_href(sink)}")
     pictures = [outcome.picture_href for outcome in outcomes if outcome.picture_href]
@@ -57,6 +64,24 @@ def print_summary(console: Console, outcomes: Sequence[Outcome], sink: str) -> N
         _print_line(console, f"before/after:   {href}")
     if len(pictures) > _MOST_PICTURES:
         _print_line(console, f"                and {len(pictures) - _MOST_PICTURES} more: asset overview of each item")
+
+
+def print_refusals(console: Console, outcomes: Sequence[Outcome]) -> None:
+    """Print why items were refused, the first of them at least."""
+    shown = _without_most_refused(outcomes)
+    table = reason_table(shown)
+    if table is not None:
+        with _roomy(console):
+            console.print(table, soft_wrap=False)
+            console.print()
+    if len(shown) < len(outcomes):
+        _print_line(console, f"{len(outcomes) - len(shown)} more refused: {REFUSED_HINT}")
+
+
+def _without_most_refused(outcomes: Sequence[Outcome]) -> list[Outcome]:
+    """All scenes that were worked on, then a few refused ones: an archive may hold thousands of them."""
+    refused = [outcome for outcome in outcomes if outcome.verdict == "refused"]
+    return [outcome for outcome in outcomes if outcome.verdict != "refused"] + refused[:_MOST_REFUSED]
 
 
 def catalog_href(sink: str) -> str:
@@ -70,12 +95,12 @@ def outcome_table(outcomes: Sequence[Outcome]) -> Table:
     """One row per scene: what became of it, what it cost and how good it is."""
     table = _table("Scenes")
     _add_id_column(table)
-    table.add_column("sensor", no_wrap=True)
+    table.add_column("sensor", overflow="ellipsis", min_width=6)
     table.add_column("verdict", no_wrap=True)
     for header in ("Mpx", "seconds", "Mpx/s", "consist.\nERGAS", "HQNR"):
         table.add_column(header, justify="right", no_wrap=True)
-    table.add_column("gain over\nbest classical")
-    for outcome in sorted(outcomes, key=lambda outcome: outcome.verdict == "refused"):
+    table.add_column("gain over\nbest classical", min_width=12)
+    for outcome in outcomes:
         quality = outcome.quality
         table.add_row(
             _id(outcome.key),
@@ -192,7 +217,8 @@ def _gain(gain: float | None, method: str | None) -> Text:
 def state_line(counts: Mapping[State, int]) -> str:
     """How many scenes are known and where they stand, like ``5 scenes known: 3 confirmed, 1 refused, 1 dead``."""
     total = sum(counts.values())
-    parts = ", ".join(f"{count} {state.value}" for state, count in counts.items() if count)
+    ordered = sorted(counts.items(), key=lambda entry: _STATE_ORDER.get(entry[0].value, 1))
+    parts = ", ".join(f"{count} {state.value}" for state, count in ordered if count)
     return f"{total} scene{'' if total == 1 else 's'} known" + (f": {parts}" if parts else "")
 
 
@@ -225,8 +251,9 @@ def row_table(row: LedgerRow) -> Table:
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     for name, value in row_json(row).items():
-        if name != "scene" and value not in (None, {}, ""):
-            table.add_row(name, Text(_plain(value)))
+        if name != "scene":
+            for label, text in _flat(name, value):
+                table.add_row(label, Text(text))
     if row.scene is not None:
         table.add_row("source item", Text(row.scene.source_href))
         table.add_row("assets", Text("\n".join(dict.fromkeys(a.href for a in (row.scene.pan, *row.scene.ms)))))
@@ -315,8 +342,20 @@ def _number(value: float | None, decimals: int, style: str = "") -> Text:
     return Text(_NONE if value is None or value != value else f"{value:.{decimals}f}", style=style)  # noqa: PLR0124 - NaN
 
 
+def _flat(name: str, value: Any) -> Iterator[tuple[str, str]]:  # Any: what JSON nests
+    """A JSON value as labelled lines: ``measures.quality.hqnr 0.928``; nothing for what is null."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _flat(f"{name}.{key}", inner)
+    elif isinstance(value, list) and all(isinstance(entry, dict) for entry in value):
+        for entry in value:
+            yield name, ", ".join(f"{key} {_plain(inner)}" for key, inner in entry.items())
+    elif value not in (None, ""):
+        yield name, _plain(value)
+
+
 def _plain(value: object) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
+    return f"{value:.5g}" if isinstance(value, float) else str(value)
 
 
 def _table(title: str | None = None) -> Table:

@@ -1,0 +1,746 @@
+"""The command as a user types it: what it prints, writes and returns, on good and on bad input."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
+
+import numpy as np
+import pytest
+import rasterio
+from networks import random_network
+from rio_cogeo import cog_validate
+from small_archive import GSD_M, ORIGIN, RATIO, add_scene, write_raster
+from typer.testing import CliRunner, Result
+
+from pancrafter import cli
+from pancrafter.ledger import Ledger
+from pancrafter.model.weights import save_checkpoint
+from pancrafter.sensors import get_contract, parse_contract
+from pancrafter.simulate import archive as simulated
+
+RUNNER = CliRunner()
+ONE_TILE = ("--block-px", 192, "--threads", 1)
+PROJECT = Path(__file__).resolve().parents[1]
+
+
+def call(*words: object, env: dict[str, str] | None = None) -> Result:
+    result = RUNNER.invoke(cli.app, [str(word) for word in words], env=env)
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result
+
+
+def fails(code: int, *words: object, env: dict[str, str] | None = None) -> str:
+    """The only line a failing command prints."""
+    result = call(*words, env=env)
+    assert result.exit_code == code, result.output
+    assert result.stdout == ""
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("error: ")
+    return line
+
+
+def parsed(*words: object) -> object:
+    result = call(*words)
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny untrained network: it never passes the quality rule, so runs publish the classical result."""
+    path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
+    save_checkpoint(path, random_network(attention="none"), {})
+    return path
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One good scene and one whose MS file is cut off."""
+    folder = tmp_path_factory.mktemp("archive")
+    add_scene(folder, "good", side_px=192, seed=1, day=2)
+    damaged = add_scene(folder, "damaged", side_px=128, seed=2, day=3)
+    damaged.ms.write_bytes(damaged.ms.read_bytes()[: damaged.ms.stat().st_size // 3])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def places(archive: Path, weights: Path, tmp_path_factory: pytest.TempPathFactory) -> list[object]:
+    """Options that name source, sink, state and weights."""
+    root = tmp_path_factory.mktemp("run")
+    where = ["--source", archive, "--sink", root / "sink", "--state-dir", root / "state"]
+    return [*where, "--weights", weights]
+
+
+@pytest.fixture(scope="module")
+def first_run(places: list[object]) -> tuple[Result, dict]:
+    report = Path(str(places[3])).parent / "report.json"
+    planned = parsed("plan", *places, "--json")
+    result = call("run", *places, "--workers", 0, "--block-px", 128, "--json", report)
+    return result, {"report": json.loads(report.read_text()), "plan": planned}
+
+
+def pair_files(scene_folder: Path) -> tuple[Path, Path]:
+    return scene_folder / "pan.tif", scene_folder / "ms.tif"
+
+
+@pytest.fixture
+def pair(archive: Path, tmp_path: Path) -> tuple[Path, Path]:
+    """Copies of the good scene's files that a test may spoil."""
+    copies = tmp_path / "GE01_pan.tif", tmp_path / "GE01_ms.tif"
+    for source, target in zip(pair_files(archive / "files" / "good"), copies, strict=True):
+        shutil.copyfile(source, target)
+    return copies
+
+
+def rewritten(path: Path, **changes: object) -> Path:
+    """The same pixels with another header."""
+    with rasterio.open(path) as source:
+        values, profile = source.read(), source.profile
+    path.unlink()
+    with rasterio.open(path, "w", **{name: v for name, v in (profile | changes).items() if v is not None}) as target:
+        target.write(values)
+    return path
+
+
+# --- run, plan, ledger ----------------------------------------------------------------------------------------------
+
+
+def test_run_shows_table_catalog_and_picture_and_fails_for_the_damaged_scene(first_run: tuple, places: list) -> None:
+    result, _ = first_run
+    sink = Path(places[3])
+    assert result.exit_code == 1
+    row = next(line for line in result.stdout.splitlines() if line.startswith("good")).split()
+    assert row[:4] == ["good", "geoeye-1", "fallback", "0.04"]
+    assert "the file is truncated or damaged; fetch it again" in " ".join(result.stdout.split())
+    assert f"output catalog: {sink}/catalog.json" in result.stdout
+    picture = re.search(r"before/after: +(\S+)", result.stdout)
+    assert picture
+    assert Path(picture[1]).read_bytes().startswith(b"\x89PNG")
+    assert "geoeye-1/good: staging" in result.stderr
+
+
+def test_run_report_is_json_and_agrees_with_the_ledger(first_run: tuple) -> None:
+    report = first_run[1]["report"]
+    assert report["exit_code"] == 1
+    assert report["ledger"] == {"confirmed": 1, "dead": 1}
+    verdicts = {outcome["key"]: outcome["verdict"] for outcome in report["outcomes"]}
+    assert verdicts == {"geoeye-1/good": "fallback", "geoeye-1/damaged": "failed"}
+    assert Path(report["catalog"]).is_file()
+
+
+def test_plan_foretells_the_run_and_touches_nothing(first_run: tuple, archive: Path, tmp_path: Path) -> None:
+    plan = first_run[1]["plan"]
+    assert (plan["found"], plan["scenes"], plan["sensors"]) == (2, 2, {"geoeye-1": 2})
+    assert (plan["mpx"], plan["mpx_known"]) == (pytest.approx((192**2 + 128**2) / 1e6), 2)
+    files = [path for name in ("good", "damaged") for path in pair_files(archive / "files" / name)]
+    assert (plan["read_bytes"], plan["read_bytes_known"]) == (sum(path.stat().st_size for path in files), 2)
+    untouched = ["--sink", tmp_path / "sink", "--state-dir", tmp_path / "state"]
+    assert "to sharpen: 2 scenes (2 geoeye-1)" in call("plan", "--source", archive, *untouched).stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_second_run_has_nothing_to_do_and_says_so(first_run: tuple, places: list) -> None:
+    result = call("run", *places, "--workers", 0, "--block-px", 128)
+    assert result.exit_code == 0
+    assert "nothing to do: 2 scenes known: 1 confirmed, 1 dead" in result.stdout
+    assert "pancrafter ledger list --state dead" in result.stdout
+    assert f"output catalog: {places[3]}/catalog.json" in result.stdout
+
+
+def test_plan_after_the_run_knows_what_is_done(first_run: tuple, places: list) -> None:
+    text = call("plan", *places).stdout
+    assert re.search(r"^done +1 ", text, re.MULTILINE)
+    assert re.search(r"^dead +1 ", text, re.MULTILINE)
+    assert text.rstrip().endswith("nothing to do")
+
+
+def test_other_weights_would_supersede(first_run: tuple, places: list, tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "other.safetensors", random_network(seed=5, attention="none"), {})
+    plan = parsed("plan", *places[:-1], tmp_path / "other.safetensors", "--json")
+    assert {line["verdict"]: line["scenes"] for line in plan["lines"]} == {"changed": 2}
+
+
+def test_lost_output_would_be_made_again(first_run: tuple, places: list, tmp_path: Path) -> None:
+    root = tmp_path / "copy"
+    shutil.copytree(Path(places[3]).parent, root)
+    with Ledger(f"sqlite:///{root}/state/ledger.db") as ledger:
+        assert len(ledger.rows(sink=str(places[3]))) == 2
+    moved = Path(places[3]).with_name("moved")
+    Path(places[3]).rename(moved)
+    try:
+        plan = parsed("plan", *places[:4], "--state-dir", root / "state", *places[6:], "--json")
+    finally:
+        moved.rename(places[3])
+    assert {line["verdict"]: line["scenes"] for line in plan["lines"]} == {"lost": 1, "dead": 1}
+    assert plan["scenes"] == 1
+
+
+def test_dates_choose_scenes(archive: Path, tmp_path: Path) -> None:
+    where = ["--source", archive, "--state-dir", tmp_path, "--sink", tmp_path / "sink", "--json"]
+    assert parsed("plan", *where, "--from", "2025-05-03")["found"] == 1
+    assert parsed("plan", *where, "--to", "2025-05-02")["found"] == 1
+    assert parsed("plan", *where, "--to", "2025-05-01")["found"] == 0
+    assert parsed("plan", *where, "--bbox", "-10,-10,-9,-9")["found"] == 0
+    assert parsed("plan", *where, "--limit", "1")["scenes"] == 1
+
+
+def test_a_date_as_upper_bound_means_its_whole_day() -> None:
+    assert cli._moment("--to", "2025-05-02", end_of_day=True) == datetime(2025, 5, 2, 23, 59, 59, 999_999)  # noqa: DTZ001
+    exact = "2025-05-02T00:00Z"
+    assert cli._moment("--to", exact, end_of_day=True) == datetime.fromisoformat(exact)
+
+
+def test_ledger_list_show_and_why(first_run: tuple, places: list) -> None:
+    state = places[4:6]
+    listed = parsed("ledger", "list", *state, "--json")
+    assert {row["item_id"]: row["state"] for row in listed} == {"good": "confirmed", "damaged": "dead"}
+    assert [row["item_id"] for row in parsed("ledger", "list", *state, "--state", "dead", "--json")] == ["damaged"]
+    assert "2 listed; 2 scenes known: 1 confirmed, 1 dead" in call("ledger", "list", *state).stdout
+    row = parsed("ledger", "show", "geoeye-1/good", *state, "--json")
+    assert row["measures"]["quality"]["hqnr"] > 0
+    assert "measures.quality.hqnr" in call("ledger", "show", "good", *state).stdout
+    events = parsed("ledger", "why", "damaged", *state, "--json")
+    assert [event["after"] for event in events] == ["eligible", "claimed", "failed", "dead"]
+    told = call("ledger", "why", "damaged", *state).stdout
+    assert told.startswith("geoeye-1/damaged is dead: ")
+    assert "attempt 1, fence 1" in told
+
+
+def test_ledger_redrive_gives_another_try(first_run: tuple, places: list, tmp_path: Path) -> None:
+    shutil.copytree(places[5], tmp_path / "state")
+    state = ["--state-dir", tmp_path / "state"]
+    assert "0 redriven" in call("ledger", "redrive", "--code", "NoSuchError", *state).stdout
+    result = call("ledger", "redrive", "--contains", "TRUNCATED", *state)
+    assert result.exit_code == 0
+    assert "eligible again: geoeye-1/damaged" in result.stdout
+    again = call("ledger", "redrive", "damaged", *state)
+    assert again.exit_code == 1
+    assert "left as it is: geoeye-1/damaged: is eligible already" in again.stderr
+    assert parsed("ledger", "show", "damaged", *state, "--json")["state"] == "eligible"
+
+
+def test_ledger_mistakes(first_run: tuple, places: list, tmp_path: Path) -> None:
+    state = places[4:6]
+    assert "no scene 'nobody' in ledger" in fails(1, "ledger", "why", "nobody", *state)
+    assert "found 'ded', expected one of found, refused, eligible" in fails(
+        2, "ledger", "list", "--state", "ded", *state
+    )
+    assert "not both" in fails(2, "ledger", "redrive", "good", "--state", "dead", *state)
+    assert "no ledger at" in fails(2, "ledger", "list", "--state-dir", tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+
+
+def test_scene_in_two_sinks_must_be_named_in_full(first_run: tuple, places: list, tmp_path: Path) -> None:
+    shutil.copytree(places[5], tmp_path / "state")
+    other = ["--sink", tmp_path / "other", "--state-dir", tmp_path / "state", "--workers", 0, "--block-px", 128]
+    assert call("run", *places[:2], *other, *places[6:], "--from", "2025-05-03").exit_code == 1
+    state = ["--state-dir", tmp_path / "state"]
+    assert "means 2 scenes" in fails(1, "ledger", "show", "damaged", *state)
+    row = parsed("ledger", "show", "damaged", "--sink", tmp_path / "other", *state, "--json")
+    assert row["sink"] == str(tmp_path / "other")
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--source", "/nowhere/archive", "source /nowhere/archive does not exist; expected a STAC API URL"),
+        ("--weights", "no-such-weights", "weights 'no-such-weights' not found"),
+        ("--sink", "/proc/sink", "/proc/sink"),
+        ("--sink", "memory://sink", "give a folder or s3://"),
+        ("--sink", "ftp://127.0.0.1:1/sink", "give a folder or s3://"),
+        ("--device", "abacus", "device 'abacus' cannot be used here"),
+        ("--block-px", 96, "--block-px: found 96; input should be greater than or equal to 128"),
+        ("--workers", -1, "--workers: found -1"),
+        ("--limit", 0, "--limit: found 0"),
+        ("--bbox", "1,2,3", "--bbox: found '1,2,3', expected west,south,east,north"),
+        ("--bbox", "0,50,1,40", "expected west, south, east, north in degrees with south below north"),
+        ("--from", "yesterday", "--from: found 'yesterday', expected a date like 2025-04-01"),
+        ("--to", "2025", "--to: found '2025', expected a date"),
+        ("--json", "/nowhere/report.json", "--json /nowhere/report.json: cannot be written"),
+    ],
+)
+def test_what_stops_a_run_is_one_line_and_code_2(
+    archive: Path, tmp_path: Path, option: str, value: object, message: str
+) -> None:
+    where = {"--source": archive, "--sink": tmp_path / "sink", "--state-dir": tmp_path / "state", "--workers": 0}
+    words = [word for pair in (where | {option: value}).items() for word in pair]
+    assert message in fails(2, "run", *words)
+
+
+def test_faults_of_the_environment_are_named_after_their_variable(archive: Path, tmp_path: Path) -> None:
+    where = ["--source", archive, "--state-dir", tmp_path, "--sink", tmp_path / "sink"]
+    line = fails(2, "run", *where, env={"PANCRAFTER_LEASE_S": "-5"})
+    assert "PANCRAFTER_LEASE_S: found '-5'; input should be greater than 0" in line
+    line = fails(2, "run", *where, env={"PANCRAFTER_BBOX": "1 2 3 4"})
+    assert "PANCRAFTER_BBOX: found '1 2 3 4'; " in line
+    assert "as JSON" in line
+    assert "as JSON" in fails(2, "run", *where, env={"PANCRAFTER_COLLECTIONS": "one,two"})
+
+
+def test_environment_counts_where_no_option_is_given(first_run: tuple, places: list) -> None:
+    environment = {"PANCRAFTER_STATE_DIR": str(places[5])}
+    assert call("ledger", "list", env=environment).exit_code == 0
+
+
+def test_auto_device_is_not_guessed_for_another_machine() -> None:
+    assert "name the device of its workers" in fails(
+        2, "run", "--source", ".", "--dask-scheduler", "tcp://127.0.0.1:1", "--device", "auto"
+    )
+
+
+def test_json_report_on_stdout_leaves_tables_to_stderr(first_run: tuple, places: list) -> None:
+    result = call("run", *places, "--workers", 0, "--json", "-")
+    assert json.loads(result.stdout)["outcomes"] == []
+    assert "nothing to do" in result.stderr
+
+
+# --- sharpen --------------------------------------------------------------------------------------------------------
+
+
+def test_sharpened_pair_equals_what_the_pipeline_publishes(first_run: tuple, archive: Path, tmp_path: Path) -> None:
+    href = next(o["item_href"] for o in first_run[1]["report"]["outcomes"] if o["verdict"] == "fallback")
+    published = json.loads(Path(href).read_text())["assets"]["sharpened"]["href"]
+    out = tmp_path / "out.tif"
+    made = parsed(
+        "sharpen", *pair_files(archive / "files" / "good"), out, "--sensor", "geoeye-1", "--method", "mtf-glp-fs",
+        "--block-px", 128, "--json",
+    )  # fmt: skip
+    with rasterio.open(out) as ours, rasterio.open(Path(href).parent / published) as theirs:
+        assert np.array_equal(ours.read(), theirs.read())
+        assert (ours.transform, ours.crs, ours.nodata, ours.dtypes) == (
+            theirs.transform, theirs.crs, theirs.nodata, theirs.dtypes,
+        )  # fmt: skip
+        assert ours.tags()["PANCRAFTER_METHOD"] == "mtf-glp-fs"
+    assert cog_validate(out, strict=True)[0]
+    assert made["bands"] == ["blue", "green", "red", "nir"]
+    assert made["size_bytes"] == out.stat().st_size
+    assert [path.name for path in tmp_path.iterdir()] == ["out.tif"]
+
+
+def test_network_on_unknown_sensor_warns_and_signs_the_file(archive: Path, weights: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.tif"
+    pan, ms = pair_files(archive / "files" / "good")
+    result = call("sharpen", pan, ms, out, "--weights", weights, "--device", "cpu", *ONE_TILE)
+    assert result.exit_code == 0, result.output
+    assert "warning: sensor unknown" in result.stderr
+    assert str(out) in result.stdout
+    assert "4 bands (band-1, band-2, band-3, band-4), uint16, EPSG:32632" in result.stdout
+    assert "pan-crafter, sensor unknown-sensor, ratio 4" in result.stdout
+    with rasterio.open(out) as made, rasterio.open(pan) as source:
+        assert (made.shape, made.transform, made.count) == (source.shape, source.transform, 4)
+        assert made.read().std(axis=(1, 2)).min() > 0
+        assert made.tags()["PANCRAFTER_WEIGHTS_SHA256"]
+
+
+def test_sensor_is_inferred_from_file_name_and_header(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    glp = ["--method", "mtf-glp-fs", "--json"]
+    assert parsed("sharpen", *pair, tmp_path / "a.tif", *glp)["sensor"] == "geoeye-1"
+    assert parsed("sharpen", *pair, tmp_path / "b.tif", "--sensor", "generic", *glp)["sensor"] == "unknown-sensor"
+    pan = pair[0].rename(tmp_path / "pan.tif")
+    with rasterio.open(pan, "r+") as source:
+        source.update_tags(ns="IMAGERY", SATELLITEID="QB02")
+    assert parsed("sharpen", pan, pair[1], tmp_path / "c.tif", *glp)["sensor"] == "quickbird"
+
+
+def test_one_file_per_band(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    with rasterio.open(pair[1]) as source:
+        values = source.read()
+    files = [tmp_path / f"x_{name}.tif" for name in ("nir", "red", "green", "blue")]
+    for path, band in zip(files, values[::-1], strict=True):
+        write_raster(path, band[None], GSD_M * RATIO)
+    glp = ["--method", "mtf-glp-fs", "--json"]
+    made = parsed("sharpen", pair[0], *files, tmp_path / "split.tif", *glp)
+    assert made["bands"] == ["blue", "green", "red", "nir"]
+    parsed("sharpen", *pair, tmp_path / "whole.tif", *glp)
+    with rasterio.open(tmp_path / "split.tif") as split, rasterio.open(tmp_path / "whole.tif") as whole:
+        assert np.array_equal(split.read(), whole.read())
+
+
+def test_classical_only_sensors_get_the_classical_method(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    assert parsed("sharpen", *pair, tmp_path / "a.tif", "--sensor", "perusat-1", "--json")["method"] == "mtf-glp-fs"
+
+
+def test_output_is_replaced_only_when_asked(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    out = tmp_path / "out.tif"
+    out.write_text("mine")
+    assert "exists already; choose another name or give --overwrite" in fails(2, "sharpen", *pair, out)
+    assert out.read_text() == "mine"
+    assert call("sharpen", *pair, out, "--method", "mtf-glp-fs", "--overwrite").exit_code == 0
+    assert cog_validate(out)[0]
+
+
+def test_inputs_are_never_overwritten(pair: tuple[Path, Path]) -> None:
+    before = pair[1].read_bytes()
+    assert "is one of the inputs" in fails(2, "sharpen", *pair, pair[1], "--overwrite")
+    assert pair[1].read_bytes() == before
+
+
+def _without_frame(pan: Path, ms: Path) -> list[object]:
+    for path in (pan, ms):
+        with pytest.warns(rasterio.errors.NotGeoreferencedWarning):
+            rewritten(path, crs=None, transform=None)
+    return [pan, ms]
+
+
+def _without_crs_of_ms(pan: Path, ms: Path) -> list[object]:
+    return [pan, rewritten(ms, crs=None)]
+
+
+def _other_crs(pan: Path, ms: Path) -> list[object]:
+    return [pan, rewritten(ms, crs="EPSG:32633")]
+
+
+def _elsewhere(pan: Path, ms: Path) -> list[object]:
+    x, y = ORIGIN
+    return [pan, rewritten(ms, transform=rasterio.transform.from_origin(x + 9999, y, 2, 2))]
+
+
+def _odd_ratio(pan: Path, ms: Path) -> list[object]:
+    return [pan, rewritten(ms, transform=rasterio.transform.from_origin(*ORIGIN, 1.8, 1.8))]
+
+
+def _missing(pan: Path, ms: Path) -> list[object]:
+    pan.unlink()
+    return [pan, ms]
+
+
+def _no_raster(pan: Path, ms: Path) -> list[object]:
+    ms.write_text("<html>403 Forbidden</html>")
+    return [pan, ms]
+
+
+def _truncated(pan: Path, ms: Path) -> list[object]:
+    ms.write_bytes(ms.read_bytes()[: ms.stat().st_size // 3])
+    return [pan, ms]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "options", "code", "message"),
+    [
+        (_missing, [], 1, "GE01_pan.tif: no such file"),
+        (_no_raster, [], 1, "GE01_ms.tif: not a readable raster"),
+        (_truncated, [], 1, "truncated or damaged; fetch it again"),
+        (_without_frame, [], 1, "found no CRS, expected a map projection and a geotransform"),
+        (_without_crs_of_ms, [], 1, "GE01_ms.tif: found no CRS"),
+        (_other_crs, [], 1, "PAN is in EPSG:32632 and MS in EPSG:32633, expected one CRS"),
+        (_elsewhere, [], 1, "expected an overlap"),
+        (_odd_ratio, [], 1, "pixel ratio of 3.6"),
+        (lambda pan, ms: [ms, pan], [], 1, "MS pixels are 0.25 times the PAN pixels"),
+        (lambda pan, ms: [ms, pan], ["--sensor", "geoeye-1"], 1, "are PAN and MS swapped"),
+        (lambda *pair: [*pair], ["--sensor", "abacus-1"], 2, "no sensor contract 'abacus-1'"),
+        (lambda *pair: [*pair], ["--sensor", "landsat-8"], 1, "pixel ratio of 4 along y, expected 2"),
+        (lambda *pair: [*pair], ["--sensor", "geoeye-1", "--bands", "blue,green,red,swir"], 2, "has no band 'swir'"),
+        (lambda *pair: [*pair], ["--bands", "red,green"], 1, "has 4 bands, but 2 were named"),
+        (lambda *pair: [*pair], ["--weights", "none-such"], 2, "weights 'none-such' not found"),
+        (lambda *pair: [*pair], ["--assume-origin", "here"], 1, "expected 'EPSG:CODE X Y PIXELSIZE'"),
+        (lambda *pair: [*pair], ["--block-px", "130"], 2, "--block-px: found 130"),
+    ],
+)
+def test_bad_pairs_fail_in_one_line_and_leave_nothing(
+    pair: tuple[Path, Path], tmp_path: Path, spoil, options: list[str], code: int, message: str
+) -> None:
+    folder = tmp_path / "out"
+    folder.mkdir()
+    words = spoil(*pair)
+    method = [] if "--weights" in options else ["--method", "mtf-glp-fs"]
+    result = call("sharpen", *words, folder / "out.tif", *method, *options)
+    assert result.exit_code == code, result.output
+    line = result.stderr.splitlines()[-1]
+    assert line.startswith("error: ")
+    assert message in line
+    assert list(folder.iterdir()) == []
+
+
+def test_output_folder_must_exist(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    assert "does not exist; make it first" in fails(2, "sharpen", *pair, tmp_path / "none" / "out.tif")
+    assert "is a folder" in fails(2, "sharpen", *pair, tmp_path)
+
+
+def test_files_without_georeference_can_be_given_one(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    words = _without_frame(*pair)
+    frame = ["--assume-origin", "EPSG:32633 400000 5600000 0.5"]
+    made = parsed("sharpen", *words, tmp_path / "out.tif", *frame, "--method", "mtf-glp-fs", "--json")
+    assert made["crs"] == "EPSG:32633"
+    with rasterio.open(tmp_path / "out.tif") as out:
+        assert (out.transform.c, out.transform.f, out.transform.a) == (400000, 5600000, 0.5)
+
+
+# --- archives -------------------------------------------------------------------------------------------------------
+
+
+def test_simulate_counts_scenes_and_names_the_catalog(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    tiny = [replace(recipe, pan_shape=(64, 64)) for recipe in simulated.sample_scenes()[:2]]
+    monkeypatch.setattr(simulated, "sample_scenes", lambda: tuple(tiny))
+    result = call("simulate", tmp_path / "sample", "--seed", 3)
+    assert result.exit_code == 0
+    assert result.stdout.strip() == str(tmp_path / "sample" / "catalog.json")
+    first, second = result.stderr.splitlines()
+    assert first == f"1/2 {tiny[0].item_id}"
+    assert re.fullmatch(rf"2/2 {tiny[1].item_id}, ETA \d+ s", second)
+    assert "found a simulated archive of seed 3" in fails(2, "simulate", tmp_path / "sample", "--seed", 4)
+
+
+def test_catalog_add_makes_an_item_that_check_accepts(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    catalog = tmp_path / "catalog"
+    words = ["catalog", "add", "--catalog", catalog, "--sensor", "GE01", *pair, "--id", "S1"]
+    result = call(*words, "--datetime", "2025-05-02T10:00Z", "--bands", "blue,green,red,nir", "--copy")
+    assert result.exit_code == 0, result.output
+    assert re.match(
+        r"added +geoeye-1/S1: blue, green, red, nir \(option\); acquired 2025-05-02T10:00:00Z", result.stdout
+    )
+    verdict = parsed("sensors", "check", catalog / "geoeye-1" / "S1" / "S1.json", "--json")
+    assert (verdict["verdict"], verdict["sensor"], verdict["bands"]) == (
+        "eligible", "geoeye-1", ["blue", "green", "red", "nir"],
+    )  # fmt: skip
+    assert verdict["pan"] == {"key": "pan", "href": str(catalog / "geoeye-1/S1/GE01_pan.tif"), "band": 1}
+    assert [asset["band"] for asset in verdict["ms"]] == [1, 2, 3, 4]
+
+
+def test_catalog_add_of_pairs_names_what_it_skips(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    pairs = tmp_path / "pairs"
+    pairs.mkdir()
+    meta = {"sensor": "GE01", "bands": ["blue", "green", "red", "nir"], "ratio": 4, "gsd_m": {"pan": 0.5}}
+    for name, ms_px in (("whole", 16), ("broken", 15)):
+        pan, ms = rng.integers(1, 2000, (64, 64)), rng.integers(1, 2000, (4, ms_px, ms_px))
+        np.savez(pairs / f"{name}.npz", pan=pan.astype(np.uint16), ms=ms.astype(np.uint16))
+        (pairs / f"{name}.json").write_text(json.dumps(meta))
+    words = ["catalog", "add", "--catalog", tmp_path / "catalog", "--pairs", pairs]
+    result = call(*words)
+    assert result.exit_code == 1
+    assert "skipped broken: " in result.stderr
+    assert "georeference assumed" in result.stdout
+    assert result.stdout.rstrip().endswith("1 items in " + str(tmp_path / "catalog" / "catalog.json") + ", 1 skipped")
+    again = call(*words, "--name", "whole")
+    assert again.exit_code == 0
+    assert again.stdout.startswith("unchanged geoeye-1/whole")
+
+
+def test_real_pairs_go_the_same_way(shared_data: Path, tmp_path: Path) -> None:
+    catalog = tmp_path / "catalog"
+    result = call("catalog", "add", "--catalog", catalog, "--pairs", shared_data / "pairs", "--name", "GF2_train0")
+    assert result.exit_code == 0, result.output
+    assert "gaofen-2/GF2_train0" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--sensor", "geoeye-1"], "expected --sensor NAME PAN MS..., or --pairs DIR"),
+        (["pan.tif", "ms.tif"], "expected --sensor NAME PAN MS..., or --pairs DIR"),
+        (["--pairs", ".", "--sensor", "geoeye-1"], "--sensor: not together with --pairs"),
+        (["--name", "x", "--sensor", "geoeye-1", "pan.tif", "ms.tif"], "--name: chooses among --pairs DIR"),
+    ],
+)
+def test_catalog_add_says_what_it_needs(tmp_path: Path, words: list[str], message: str) -> None:
+    assert message in fails(2, "catalog", "add", "--catalog", tmp_path / "catalog", *words)
+    assert not (tmp_path / "catalog").exists()
+
+
+def test_catalog_add_refuses_files_without_frame(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    words = ["catalog", "add", "--catalog", tmp_path / "c", "--sensor", "geoeye-1", *_without_frame(*pair)]
+    assert "--assume-origin" in fails(1, *words)
+    result = call(*words, "--assume-origin", "EPSG:32633 400000 5600000 0.5")
+    assert "georeference assumed" in result.stdout
+
+
+# --- sensors --------------------------------------------------------------------------------------------------------
+
+
+def test_sensors_list(tmp_path: Path) -> None:
+    assert re.search(r"^landsat-8 .*2  blue green red nir swir1 swir2", call("sensors", "list").stdout, re.MULTILINE)
+    listed = {contract["name"]: contract for contract in parsed("sensors", "list", "--json")}
+    assert listed["worldview-3"]["ratio"] == 4
+    assert "no folder" in fails(2, "sensors", "list", "--contracts-dir", tmp_path / "none").replace("not a", "no")
+
+
+def test_sensors_show_prints_a_contract_that_can_be_used(tmp_path: Path) -> None:
+    text = call("sensors", "show", "WV03").stdout
+    assert parse_contract(text, "stdout") == get_contract("worldview-3")
+    (tmp_path / "mine.yaml").write_text(text.replace("name: worldview-3", "name: my-sensor", 1))
+    shown = parsed("sensors", "show", "my-sensor", "--contracts-dir", tmp_path, "--json")
+    assert shown["name"] == "my-sensor"
+    assert "no sensor contract 'abacus'" in fails(2, "sensors", "show", "abacus")
+
+
+@pytest.mark.parametrize(
+    ("name", "verdict", "reason"),
+    [
+        ("maxar-opendata/item_*.json", "eligible", "recognised as worldview-2 with PAN and 8 MS bands"),
+        ("terradue-stars/cbers4a-per-band/*BAND0.json", "pair", "one band of a scene"),
+        ("terradue-stars/pleiades/DS_PHR1B*.json", "refused", "sharpened by the vendor"),
+        ("planetary-computer-landsat/LC08*.json", "refused", "expected a PAN asset"),
+        ("maxar-opendata/events_catalog.json", "defect", "expected a valid STAC item"),
+    ],
+)
+def test_sensors_check_on_real_items(shared_data: Path, name: str, verdict: str, reason: str) -> None:
+    (path,) = (shared_data / "stac").glob(name)
+    found = parsed("sensors", "check", path, "--json")
+    assert found["verdict"] == verdict
+    assert reason in found["reason"]
+    assert {"sensor", "bands", "pan", "code"} <= found.keys()
+    assert call("sensors", "check", path).stdout.startswith(f"{verdict}: ")
+
+
+def test_sensors_check_of_no_item(tmp_path: Path) -> None:
+    path = tmp_path / "x.json"
+    assert "not readable as JSON" in fails(1, "sensors", "check", path)
+    path.write_text("[1, 2")
+    assert "not readable as JSON" in fails(1, "sensors", "check", path)
+    path.write_text("[1, 2]")
+    assert "found a JSON list, expected a STAC item" in fails(1, "sensors", "check", path)
+    path.write_text("{}")
+    assert parsed("sensors", "check", path, "--json")["verdict"] == "defect"
+
+
+# --- the rest -------------------------------------------------------------------------------------------------------
+
+
+TINY_TRAINING = """
+network: {bands: 1, width: 16, depth: [1, 1, 1], attention: none}
+simulated_scenes: 1
+simulated_px: 96
+ratios: {4: 1.0}
+patch_px: 32
+batch: 2
+steps: 2
+warmup: 1
+validate_every: 2
+precision: float32
+"""
+
+
+def test_train_writes_weights_that_sharpen(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    config = tmp_path / "tiny.yaml"
+    config.write_text(TINY_TRAINING)
+    result = call("train", config, tmp_path / "run", "--device", "cpu")
+    assert result.exit_code == 0, result.output
+    best = tmp_path / "run" / "best.safetensors"
+    assert result.stdout.rstrip().endswith(str(best))
+    assert call("sharpen", *pair, tmp_path / "o.tif", "--weights", best, *ONE_TILE).exit_code == 0
+
+
+def test_train_names_the_field_that_is_wrong(tmp_path: Path) -> None:
+    config = tmp_path / "tiny.yaml"
+    assert "no such file" in fails(2, "train", config, tmp_path / "run")
+    config.write_text(TINY_TRAINING.replace("precision: float32", "precision: float8"))
+    assert "precision" in fails(1, "train", config, tmp_path / "run")
+
+
+def test_version_is_that_of_the_package() -> None:
+    assert re.fullmatch(r"pancrafter \d+\.\d+\.\d+\S*\n", call("version").stdout)
+
+
+def test_help_names_every_command_and_loads_nothing_heavy() -> None:
+    code = (
+        "import sys\nfrom pancrafter.cli import app\n"
+        "try:\n    app(['--help'])\nexcept SystemExit:\n    pass\n"
+        "print([name for name in 'torch numpy pydantic sqlalchemy rasterio dask'.split() if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=PROJECT)
+    for command in ("run", "plan", "sharpen", "simulate", "catalog", "serve", "sensors", "ledger", "train", "version"):
+        assert f" {command} " in done.stdout
+    assert done.stdout.rstrip().endswith("[]")
+
+
+def test_unknown_commands_and_missing_arguments_are_usage_errors(pair: tuple[Path, Path]) -> None:
+    assert call("sharpn").exit_code == 2
+    assert call("sharpen", *pair).exit_code == 2
+    assert call("sharpen", *pair, "out.tif", "--method", "magic").exit_code == 2
+
+
+def test_defects_keep_their_traceback(monkeypatch: pytest.MonkeyPatch, archive: Path) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("a defect")
+
+    monkeypatch.setattr("pancrafter.plan.make_plan", broken)
+    result = RUNNER.invoke(cli.app, ["plan", "--source", str(archive)])
+    assert isinstance(result.exception, RuntimeError)
+
+
+@contextmanager
+def _started(*words: object) -> Iterator[subprocess.Popen]:
+    command = [sys.executable, "-m", "pancrafter.cli", *map(str, words)]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=PROJECT, start_new_session=True
+    )
+    try:
+        yield process
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def test_interrupted_run_ends_with_130_and_gives_the_scene_back(archive: Path, weights: Path, tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    options = ["--sink", tmp_path / "sink", "--state-dir", state, "--weights", weights, "--block-px", 128]
+    with _started("run", "--source", archive, *options, "--workers", 1) as process:
+        _wait_for_state(state, "good", "staged")
+        time.sleep(0.3)
+        os.killpg(process.pid, signal.SIGINT)
+        out, err = process.communicate(timeout=120)
+    assert process.returncode == 130, err
+    assert "interrupted" in err
+    assert "Traceback" not in out + err
+    row = parsed("ledger", "show", "good", "--state-dir", state, "--json")
+    assert (row["state"], row["attempts"]) == ("eligible", 0)
+
+
+def _wait_for_state(state_dir: Path, item_id: str, state: str, timeout_s: float = 180) -> None:
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        if (state_dir / "ledger.db").is_file():
+            with Ledger(f"sqlite:///{state_dir}/ledger.db") as ledger:
+                if any(row.state == state for row in ledger.find(item_id)):
+                    return
+        time.sleep(0.05)
+    pytest.fail(f"{item_id} did not become {state} within {timeout_s} s")
+
+
+def test_serve_answers_searches_until_interrupted(archive: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert f"127.0.0.1:{port} cannot be listened on" in fails(2, "serve", archive, "--port", port)
+    with _started("serve", archive, "--port", port) as process:
+        found = _eventually(f"http://127.0.0.1:{port}/search")
+        assert {feature["id"] for feature in found["features"]} == {"good", "damaged"}
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    assert "Traceback" not in err
+    assert process.returncode == 0
+
+
+def test_serve_needs_a_catalog(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    result = call("serve", tmp_path, "--port", port)
+    assert result.exit_code == 2
+    assert "error: " in result.stderr
+
+
+def _eventually(url: str, timeout_s: float = 90) -> dict:
+    deadline = time.monotonic() + timeout_s
+    while True:
+        try:
+            with urllib.request.urlopen(url, timeout=5) as answer:
+                return json.load(answer)
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.1)
