@@ -10,12 +10,12 @@ import argparse
 import os
 import sys
 from collections.abc import Callable
-from datetime import datetime
 from pathlib import Path
 
 from rich.console import Console
 
 from pancrafter import steps
+from pancrafter.cli import parse_bbox, parse_moment
 from pancrafter.errors import PancrafterError
 from pancrafter.settings import Settings, settings_from_environment
 from pancrafter.steps import Discovery, Outcome
@@ -40,9 +40,9 @@ def main(arguments: list[str]) -> int:
             source=options.source,
             sink=options.sink,
             state_dir=options.state_dir,
-            since=options.since,
-            until=options.until,
-            bbox=options.bbox,
+            since=parse_moment("--from", options.since),
+            until=parse_moment("--to", options.until, end_of_day=True),
+            bbox=parse_bbox(options.bbox),
         )
         if options.source is None and settings.source == SAMPLE_ARCHIVE:
             _make_sample(console)
@@ -63,14 +63,10 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--source", help="STAC API URL, static catalog URL, or catalog folder")
     parser.add_argument("--sink", help="folder or s3://bucket/prefix of the output catalog")
     parser.add_argument("--state-dir", help="folder of the ledger and of unfinished work")
-    parser.add_argument("--from", dest="since", type=datetime.fromisoformat, help="earliest acquisition time")
-    parser.add_argument("--to", dest="until", type=datetime.fromisoformat, help="latest acquisition time")
-    parser.add_argument("--bbox", type=_bbox, help="west,south,east,north in degrees")
+    parser.add_argument("--from", dest="since", help="earliest acquisition time")
+    parser.add_argument("--to", dest="until", help="latest acquisition time; a date means its end")
+    parser.add_argument("--bbox", help="west,south,east,north in degrees")
     return parser.parse_args(arguments)
-
-
-def _bbox(text: str) -> tuple[float, ...]:
-    return tuple(float(part) for part in text.replace(",", " ").split())
 
 
 def _make_sample(console: Console) -> None:
@@ -83,7 +79,7 @@ def _make_sample(console: Console) -> None:
 def _run_nightly(settings: Settings) -> list[Outcome]:
     for name, value in LOCAL_PREFECT.items():
         os.environ.setdefault(name, value)
-    home = Path(settings.state_dir).absolute() / "prefect"
+    home = Path(settings.state_dir) / "prefect"
     home.mkdir(parents=True, exist_ok=True)
     os.environ.setdefault("PREFECT_HOME", str(home))
     from flows.area import ScenesFailedError, nightly

@@ -139,9 +139,9 @@ def run(
     settings = _settings(
         source=source,
         sink=sink,
-        since=_moment("--from", since),
-        until=_moment("--to", until, end_of_day=True),
-        bbox=_bbox(bbox),
+        since=parse_moment("--from", since),
+        until=parse_moment("--to", until, end_of_day=True),
+        bbox=parse_bbox(bbox),
         collections=tuple(collections) if collections else None,
         state_dir=state_dir,
         contracts_dir=contracts_dir,
@@ -218,9 +218,9 @@ def plan(
     settings = _settings(
         source=source,
         sink=sink,
-        since=_moment("--from", since),
-        until=_moment("--to", until, end_of_day=True),
-        bbox=_bbox(bbox),
+        since=parse_moment("--from", since),
+        until=parse_moment("--to", until, end_of_day=True),
+        bbox=parse_bbox(bbox),
         collections=tuple(collections) if collections else None,
         state_dir=state_dir,
         contracts_dir=contracts_dir,
@@ -438,7 +438,7 @@ def catalog_add(
         pan,
         ms,
         item_id=item_id,
-        acquired=_moment("--datetime", acquired),
+        acquired=parse_moment("--datetime", acquired),
         bands=_names(bands),
         copy=copy,
         georeference=frame,
@@ -791,7 +791,7 @@ def _option_name(field: str) -> str:
     return _OPTION_NAMES.get(field, f"--{field.replace('_', '-')}")
 
 
-def _moment(option: str, text: str | None, *, end_of_day: bool = False) -> datetime | None:
+def parse_moment(option: str, text: str | None, *, end_of_day: bool = False) -> datetime | None:
     """A time as ISO 8601 has it; with ``end_of_day``, a mere date means its last moment."""
     if text is None:
         return None
@@ -804,7 +804,8 @@ def _moment(option: str, text: str | None, *, end_of_day: bool = False) -> datet
     return moment
 
 
-def _bbox(text: str | None) -> tuple[float, ...] | None:
+def parse_bbox(text: str | None) -> tuple[float, ...] | None:
+    """West, south, east, north as a person types them."""
     if text is None:
         return None
     try:

@@ -27,12 +27,12 @@ from pancrafter.ingest import Georeference, add_pair
 from pancrafter.model.names import weights_sha256
 from pancrafter.sensors import GENERIC, SensorContract, contract_for_platform, generic_contract, load_contracts
 from pancrafter.settings import Settings
-from pancrafter.steps import STAGING_REACH_PX
+from pancrafter.steps import STAGING_REACH_PX, image_blocks, sharpen_block_task, sharpener_spec
 from pancrafter.types import Record, Scene, StagedScene
 
 if TYPE_CHECKING:
     from pancrafter.cog import Block as CogBlock
-    from pancrafter.engine import BlockReport, SharpenerSpec
+    from pancrafter.engine import SharpenerSpec
     from pancrafter.store import SceneStore
 
 UNKNOWN_SENSOR = "unknown-sensor"
@@ -207,7 +207,8 @@ def sharpen_pair(
         with open_compute(settings) as compute:
             staged = _stage(scene, contract, scratch / "scene.zarr", settings, compute)
             on_progress("reading", 1, 1)
-            seconds = _sharpen(staged, _spec(staged, contract, settings, chosen), compute, on_progress)
+            spec = sharpener_spec(staged, settings, contract, fallback=chosen != "pan-crafter")
+            seconds = _sharpen(staged, spec, compute, on_progress)
         size = _write(staged, contract, out, settings, chosen, on_progress)
     rows, cols = staged.grid.pan.shape_yx
     return SharpenedPair(
@@ -271,20 +272,6 @@ def _stage(scene: Scene, contract: SensorContract, store: Path, settings: Settin
         return stage_scene(scene, contract, str(store), block_px=settings.block_px, reach_px=STAGING_REACH_PX)
 
 
-def _spec(staged: StagedScene, contract: SensorContract, settings: Settings, method: Method) -> SharpenerSpec:
-    from pancrafter.engine import GlpSharpener, SharpenerSpec, band_mtf_gains
-    from pancrafter.store import SceneStore
-
-    spec = SharpenerSpec(
-        weights=settings.weights, device=settings.device, precision=settings.precision, threads=settings.threads
-    )
-    if method == "pan-crafter":
-        return spec
-    gains = band_mtf_gains(staged, contract)
-    fitted = GlpSharpener.fit(SceneStore.open(staged.store_uri), gains)
-    return spec.model_copy(update={"glp": (fitted.constants, gains)})
-
-
 def _sharpen(staged: StagedScene, spec: SharpenerSpec, compute: Compute, on_progress: Progress) -> float:
     """Sharpen all blocks; seconds it took."""
     from pancrafter.store import SceneStore
@@ -294,18 +281,10 @@ def _sharpen(staged: StagedScene, spec: SharpenerSpec, compute: Compute, on_prog
     store.begin_sharpening("pair")
     done, total = 0, _pixels(staged)
     on_progress("sharpening", done, total)
-    for block in compute.map(_sharpen_task, store.pending_blocks(), staged.store_uri, spec, on_gpu=True):
+    for block in compute.map(sharpen_block_task, store.pending_blocks(), staged.store_uri, spec, on_gpu=True):
         done += block.pixels
         on_progress("sharpening", done, total)
     return time.perf_counter() - started
-
-
-def _sharpen_task(block: tuple[int, int], uri: str, spec: SharpenerSpec) -> BlockReport:
-    """On a worker: sharpen one block."""
-    from pancrafter.engine import build_sharpener, sharpen_block
-    from pancrafter.store import SceneStore
-
-    return sharpen_block(SceneStore.open(uri, "r+"), block, build_sharpener(spec))
 
 
 def _write(
@@ -353,16 +332,12 @@ def _tags(contract: SensorContract, settings: Settings, method: Method) -> dict[
 
 
 def _blocks(store: SceneStore, on_progress: Progress) -> Iterator[CogBlock]:
-    from pancrafter.cog import Block as CogBlock
-    from pancrafter.engine import valid_window
-
-    done, total = 0, _pixels(store.staged)
-    on_progress("writing", done, total)
-    for window in store.pan_windows():
-        valid = valid_window(store, window)
-        yield CogBlock(window, store.read_sharpened(window).astype(store.staged.dtype), valid)
-        done += valid.size
-        on_progress("writing", done, total)
+    """The result block by block, saying how far the writing is."""
+    written, total = 0, _pixels(store.staged)
+    for block in image_blocks(store):
+        yield block
+        written += block.values.shape[1] * block.values.shape[2]
+        on_progress("writing", written, total)
 
 
 def _pixels(staged: StagedScene) -> int:

@@ -6,7 +6,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from pancrafter.model.names import DEFAULT_WEIGHTS
@@ -39,10 +39,16 @@ class Settings(Record):
     limit: int | None = Field(default=None, ge=1, description="At most this many scenes.")
     keep_staged: bool = Field(default=False, description="Keep a scene's Zarr store after it is confirmed.")
 
+    @field_validator("sink", "state_dir")
+    @classmethod
+    def _one_name_per_place(cls, place: str) -> str:
+        """Folders as absolute paths: the ledger knows a sink by its name."""
+        return place.rstrip("/") if "://" in place else str(Path(place).absolute())
+
     @property
     def ledger(self) -> str:
         """SQLAlchemy URL of the ledger."""
-        return self.ledger_url or f"sqlite:///{Path(self.state_dir).absolute() / 'ledger.db'}"
+        return self.ledger_url or f"sqlite:///{Path(self.state_dir) / 'ledger.db'}"
 
 
 class _Environment(BaseSettings, Settings):

@@ -269,7 +269,7 @@ def claimed(ledger: Ledger, key: str, settings: Settings) -> Iterator[Claimed | 
 
 def store_uri(work: Claimed, settings: Settings) -> str:
     """Where the scene's Zarr store lies while it is in work."""
-    return str(Path(settings.state_dir).absolute() / "staged" / f"{work.output_item_id}.zarr")
+    return str(Path(settings.state_dir) / "staged" / f"{work.output_item_id}.zarr")
 
 
 def stage(work: Claimed, settings: Settings, compute: Compute, ledger: Ledger) -> StagedScene:
@@ -293,7 +293,7 @@ def sharpen(
     contract = contracts_of(settings)[work.scene.sensor]
     sharpened = _sharpen_with(
         staged,
-        _spec(staged, settings, contract, fallback=contract.weights == "none"),
+        sharpener_spec(staged, settings, contract, fallback=contract.weights == "none"),
         work.recipe,
         compute,
         report,
@@ -309,7 +309,10 @@ def sharpen(
     return sharpened
 
 
-def _spec(staged: StagedScene, settings: Settings, contract: SensorContract, *, fallback: bool) -> SharpenerSpec:
+def sharpener_spec(
+    staged: StagedScene, settings: Settings, contract: SensorContract, *, fallback: bool
+) -> SharpenerSpec:
+    """What workers need to sharpen the scene: the network of the settings, or MTF-GLP fitted to the scene."""
     from pancrafter.engine import GlpSharpener, SharpenerSpec, band_mtf_gains
     from pancrafter.store import SceneStore
 
@@ -340,7 +343,7 @@ def _sharpen_with(
     total, pixels, last = store.block_count, 0, started
     if len(pending) < total:
         report(f"{staged.scene.key}: {total - len(pending)} of {total} blocks were finished before and are kept")
-    for number, block in enumerate(compute.map(_block_task, pending, staged.store_uri, spec, on_gpu=True), 1):
+    for number, block in enumerate(compute.map(sharpen_block_task, pending, staged.store_uri, spec, on_gpu=True), 1):
         pixels += block.pixels
         now = time.perf_counter()
         if now - last > _PROGRESS_EVERY_S or number == len(pending):
@@ -360,7 +363,7 @@ def _sharpen_with(
     )
 
 
-def _block_task(block: tuple[int, int], uri: str, spec: SharpenerSpec) -> BlockReport:
+def sharpen_block_task(block: tuple[int, int], uri: str, spec: SharpenerSpec) -> BlockReport:
     """On a worker: sharpen one block."""
     from pancrafter.engine import build_sharpener, sharpen_block
     from pancrafter.store import SceneStore
@@ -392,12 +395,12 @@ def assess(
     started = time.perf_counter()
     contract = contracts_of(settings)[work.scene.sensor]
     network = sharpened.method == "pan-crafter"
-    spec = _spec(staged, settings, contract, fallback=not network)
+    spec = sharpener_spec(staged, settings, contract, fallback=not network)
     quality = _measure(staged, spec, sharpened.method, contract, compute)
     verdict, reason = QualityRule().verdict(quality) if network else ("pass", "")
     if verdict == "fallback":
         report(f"{work.scene.key}: {reason}; publishing the classical result instead")
-        spec = _spec(staged, settings, contract, fallback=True)
+        spec = sharpener_spec(staged, settings, contract, fallback=True)
         sharpened = _sharpen_with(
             staged, spec, f"{work.recipe}-fallback", compute, report, lambda: ledger.renew(work.lease)
         ).model_copy(update={"fallback": True})
@@ -517,7 +520,7 @@ def publish(
     contract = contracts_of(settings)[work.scene.sensor]
     sharpened, started = assessed.sharpened, time.perf_counter()
     recipe = _used_recipe(work, settings, sharpened)
-    folder = Path(settings.state_dir).absolute() / "attempts" / f"{work.output_item_id}.{work.lease.fence}"
+    folder = Path(settings.state_dir) / "attempts" / f"{work.output_item_id}.{work.lease.fence}"
     bands = contract.subset(work.scene.bands)
     row = ledger.show(work.lease.key)
     spent = {} if row is None else row.measures
@@ -618,7 +621,7 @@ def _write_assets(
     store, names = SceneStore.open(staged.store_uri), [band.common_name for band in bands]
     image = write_cog(
         folder / "sharpened.tif",
-        _image_blocks(store),
+        image_blocks(store),
         grid=staged.grid.pan,
         count=len(bands),
         dtype=staged.dtype,
@@ -641,7 +644,8 @@ def _write_assets(
     ]
 
 
-def _image_blocks(store: SceneStore) -> Iterator[CogBlock]:
+def image_blocks(store: SceneStore) -> Iterator[CogBlock]:
+    """The sharpened scene, block by block, for ``pancrafter.cog.write_cog``."""
     from pancrafter.cog import Block as CogBlock
     from pancrafter.engine import valid_window
 

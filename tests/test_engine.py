@@ -52,7 +52,7 @@ def whole_window(store: SceneStore) -> tuple[slice, slice]:
     return slice(0, store.pan_shape_yx[0]), slice(0, store.pan_shape_yx[1])
 
 
-def whole_tile(store: SceneStore, margin: int = 144) -> Tile:
+def whole_tile(store: SceneStore, margin: int = 84) -> Tile:
     """The whole scene with its border repeated far beyond any reach, assembled here and not by the engine."""
     staged, ratio = store.staged, store.staged.grid.ratio
     pan = store.read_pan(whole_window(store)).astype(np.float32)
@@ -70,7 +70,7 @@ def whole_tile(store: SceneStore, margin: int = 144) -> Tile:
     )
 
 
-def inner(store: SceneStore, image: Array, margin: int = 144) -> Array:
+def inner(store: SceneStore, image: Array, margin: int = 84) -> Array:
     rows, cols = store.pan_shape_yx
     return image[:, margin : margin + rows, margin : margin + cols]
 

@@ -1,0 +1,47 @@
+"""The weights in the package: what they claim to be, and better than every textbook method on scenes they never saw."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from pancrafter.classical import METHODS, PairInput, sharpen
+from pancrafter.engine import NetworkSharpener, Tile
+from pancrafter.metrics import ergas
+from pancrafter.model.names import shipped_weights, weights_sha256
+from pancrafter.model.weights import load_checkpoint
+from pancrafter.resample import degrade
+from pancrafter.train import simulate_image
+
+UNSEEN_SEED = 77
+PHASE_SHIFT = (0.4, -0.3)
+GAIN = 0.30
+
+
+def test_every_shipped_file_is_the_recorded_one() -> None:
+    index = shipped_weights()
+    assert index
+    for name in index:
+        assert weights_sha256(name) == index[name]["sha256"]
+        assert load_checkpoint(name).name == name
+
+
+@pytest.mark.parametrize("ratio", [2, 4])
+def test_default_weights_beat_cubic_and_every_classical_method_on_unseen_scenes(ratio: int) -> None:
+    """Mean ERGAS over simulated scenes; the classical methods are told the exact MTF and shift."""
+    network = NetworkSharpener(load_checkpoint())
+    phase = ((ratio - 1) / 2 + PHASE_SHIFT[0], (ratio - 1) / 2 + PHASE_SHIFT[1])
+    scores: dict[str, list[float]] = {name: [] for name in ("ours", *METHODS)}
+    for index in range(4):
+        image = simulate_image(f"unseen-{index}", (UNSEEN_SEED, index), 256)
+        small = (256 // ratio, 256 // ratio)
+        ms = np.stack([np.rint(degrade(b, small, ratio, phase, GAIN)) for b in image.truth]).astype(np.float32)
+        tile = Tile(image.pan, ms, ratio, (phase,) * len(ms), image.pan_range, image.truth_ranges)
+        pair = PairInput(image.pan, ms, ratio, tile.phases_yx, (GAIN,) * len(ms))
+        results = {"ours": network(tile)} | {name: sharpen(name, pair) for name in METHODS}
+        core = (slice(None), slice(16, -16), slice(16, -16))
+        for name, result in results.items():
+            scores[name].append(ergas(image.truth[core], result[core], ratio))
+    means = {name: float(np.mean(values)) for name, values in scores.items()}
+    ours = means.pop("ours")
+    assert ours < min(means.values()), f"ours {ours:.3f}, others {means}"
