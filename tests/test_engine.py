@@ -203,7 +203,7 @@ def test_too_small_a_halo_would_be_noticed(tmp_path: Path) -> None:
 
     Float32 hides the outermost pixels; that none beyond the halo counts at all is shown by gradients in test_model.
     """
-    grid = overlap((140, 150), 4)
+    grid = overlap((100, 110), 4)
     rng = np.random.default_rng(1)
     pan, ms = (rng.integers(1, 2000, shape).astype(np.uint16) for shape in (grid.pan.shape_yx, (1, *grid.ms_shape_yx)))
     store = stage_arrays(tmp_path / "s.zarr", grid, pan, ms)
@@ -402,7 +402,7 @@ def test_what_lies_beneath_nodata_changes_no_valid_pixel(tmp_path: Path, method:
         hidden_ms[0, ms_hole], hidden_ms[1, ms_hole] = 0, rng.integers(1, 2047, ms_hole.sum())
         scene = write_pair(tmp_path / name, hidden_pan, hidden_ms, pan_valid)
         with dask.config.set(scheduler="synchronous"):
-            stage_scene(scene, contract, str(tmp_path / f"{name}.zarr"), block_px=64, reach_px=80)
+            stage_scene(scene, contract, str(tmp_path / f"{name}.zarr"), block_px=128, reach_px=80)
         store = SceneStore.open(str(tmp_path / f"{name}.zarr"), "r+")
         store.begin_sharpening("r")
         sharpener = network if method == "pan-crafter" else GlpSharpener.fit(store, (0.3, 0.3))
