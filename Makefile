@@ -23,6 +23,7 @@ setup: $(VENV)/installed
 
 # torch comes first and by pip, which also looks into local wheel folders, so that a CPU build that is at hand is taken.
 $(VENV)/installed: pyproject.toml $(CONSTRAINTS)
+	@echo "setting up $(VENV): one to three minutes"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) torch uv
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --compile-bytecode -c $(CONSTRAINTS) -e ".[dev]"

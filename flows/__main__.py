@@ -85,9 +85,11 @@ def _run_nightly(settings: Settings) -> list[Outcome]:
     from flows.area import ScenesFailedError, nightly
 
     try:
-        return nightly(settings)
+        outcomes = nightly(settings)
     except ScenesFailedError as error:
         return error.outcomes
+    assert isinstance(outcomes, list)
+    return outcomes
 
 
 def _say_nothing_to_do(console: Console, settings: Settings, found: Discovery) -> None:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 from prefect import flow, get_run_logger
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
+from prefect.client.schemas.objects import State
+from prefect.states import Failed
 
 from flows.scene import process
 from pancrafter import steps
@@ -15,9 +18,12 @@ from pancrafter.ledger import Ledger
 from pancrafter.settings import Settings
 from pancrafter.steps import Outcome
 
+Outcomes = list[Outcome] | State[Any]
+"""What became of every scene, or the failed state of a run in which some scenes failed."""
+
 
 @flow(name="nightly", flow_run_name="nightly {settings.source}")
-def nightly(settings: Settings, lookback_days: int | None = None) -> list[Outcome]:
+def nightly(settings: Settings, lookback_days: int | None = None) -> Outcomes:
     """Sharpen everything new in the source.
 
     Args:
@@ -34,7 +40,7 @@ def nightly(settings: Settings, lookback_days: int | None = None) -> list[Outcom
 
 
 @flow(name="backfill", flow_run_name="backfill {since:%Y-%m-%d} to {until:%Y-%m-%d}")
-def backfill(settings: Settings, since: datetime, until: datetime) -> list[Outcome]:
+def backfill(settings: Settings, since: datetime, until: datetime) -> Outcomes:
     """Sharpen everything acquired between two moments; scenes that are done are skipped, so it can be repeated.
 
     Raises:
@@ -51,7 +57,7 @@ class ScenesFailedError(PancrafterError):
         self.outcomes = outcomes
 
 
-def _sharpen_area(settings: Settings) -> list[Outcome]:
+def _sharpen_area(settings: Settings) -> Outcomes:
     log = get_run_logger()
     with steps.open_ledger(settings) as ledger:
         found = steps.discover(settings, ledger)
@@ -73,7 +79,9 @@ def _sharpen_area(settings: Settings) -> list[Outcome]:
     failed = [outcome for outcome in outcomes if outcome.failed]
     if failed:
         names = "; ".join(f"{outcome.key}: {outcome.reason}" for outcome in failed)
-        raise ScenesFailedError(f"{len(failed)} of {len(outcomes)} scenes failed: {names}", outcomes)
+        message = f"{len(failed)} of {len(outcomes)} scenes failed: {names}"
+        # Returned, not raised: the run ends as failed without the traceback of a defect.
+        return Failed(message=message, data=ScenesFailedError(message, outcomes))
     return outcomes
 
 

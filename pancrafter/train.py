@@ -13,6 +13,7 @@ import time
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +25,16 @@ from pydantic import Field, field_validator
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
-from pancrafter.errors import InvalidSceneError, PancrafterError
+from pancrafter.errors import InvalidSceneError, PancrafterError, WeightsError
 from pancrafter.metrics import ergas
 from pancrafter.model.conditions import build_conditions
 from pancrafter.model.config import NetworkConfig
 from pancrafter.model.network import MS_MODE, PAN_MODE, PanCrafter
-from pancrafter.model.weights import save_checkpoint
+from pancrafter.model.weights import load_checkpoint, save_checkpoint
 from pancrafter.resample import degrade, degrading_matrix, upsample
 from pancrafter.sensors import get_contract
-from pancrafter.simulate import image_scene, make_truth, random_model, truth_wavelengths
+from pancrafter.simulate import image_scene, make_truth, random_model
+from pancrafter.simulate.archive import pan_only_wavelengths
 from pancrafter.types import Record, ValueRange
 
 Floats = NDArray[np.float32]
@@ -62,6 +64,7 @@ class TrainConfig(Record):
     """One training run."""
 
     network: NetworkConfig
+    start: str | None = Field(default=None, description="Weights to fine-tune, by name or path; None starts afresh.")
     pairs_dir: str | None = Field(default=None, description="Folder of npz pairs; relative to the config file.")
     train_pairs: tuple[str, ...] = Field(default=(), description="Glob patterns of pair names to train on.")
     validation_pairs: tuple[str, ...] = ()
@@ -148,13 +151,18 @@ SIMULATED_SENSORS = {
 }
 """Sensors whose acquisitions are simulated for training, with the PAN pixel size in metres."""
 
+COARSE_SHARE = 0.35
+"""Share of Landsat among the simulated scenes: it stands for all coarse sensors and for bands far outside PAN."""
+
 
 def simulate_image(name: str, seed: tuple[int, int], side_px: int) -> TrainingImage:
     """PAN and truth of a simulated scene, seen by a sensor and at a scale drawn at random."""
     rng = np.random.default_rng(seed)
-    sensor = str(rng.choice(list(SIMULATED_SENSORS)))
+    fine = [name for name in SIMULATED_SENSORS if name != "landsat-8"]
+    sensor = "landsat-8" if rng.uniform() < COARSE_SHARE else str(rng.choice(fine))
     contract = get_contract(sensor)
     centers = [band.center_um for band in contract.bands if band.center_um is not None]
+    pan_only = pan_only_wavelengths(contract)
     model = random_model(
         rng,
         ratio=contract.ratio,
@@ -166,9 +174,10 @@ def simulate_image(name: str, seed: tuple[int, int], side_px: int) -> TrainingIm
         shift_px=0,
         band_shift_px=0,
         field_px=0,
+        pan_only_um=pan_only,
     )
     gsd_m = SIMULATED_SENSORS[sensor] * float(rng.uniform(0.8, 1.6))
-    pair = image_scene(make_truth(rng, (side_px, side_px), truth_wavelengths(centers), gsd_m), model, rng)
+    pair = image_scene(make_truth(rng, (side_px, side_px), (*centers, *pan_only), gsd_m), model, rng)
     return training_image(name, pair.pan.astype(np.float32), pair.truth.clip(0, contract.dn_max))
 
 
@@ -349,11 +358,11 @@ def batch_loss(network: PanCrafter, ratio: int, samples: list[Sample], config: T
 
 @torch.inference_mode()
 def validation_ergas(network: PanCrafter, images: list[TrainingImage], device: str) -> dict[str, float]:
-    """Mean ERGAS, sharpened and cubic, over validation images at ratio 4 with a known and an unknown shift."""
-    ratio, known, residual, gain = 4, np.array([0.7, -0.4]), np.array([0.4, 0.3]), 0.28
+    """Mean ERGAS, sharpened and cubic, over validation images at ratio 4 and 2, with a known and an unknown shift."""
+    known, residual, gain = np.array([0.7, -0.4]), np.array([0.2, 0.15]), 0.28
     scores: dict[str, list[float]] = {"ergas": [], "ergas_cubic": []}
-    for image in images:
-        side = [min(n, 256) // ratio * ratio for n in image.pan.shape]
+    for image, ratio in product(images, (4, 2)):
+        side = [min(n, 256) // 4 * 4 for n in image.pan.shape]
         pan, truth = image.pan[: side[0], : side[1]], image.truth[:, : side[0], : side[1]]
         phase = (ratio - 1) / 2 + known
         ms = np.stack([_acquire(b, (side[0] // ratio, side[1] // ratio), ratio, phase + residual, gain) for b in truth])
@@ -386,6 +395,23 @@ def sharpen_arrays(
         output = network(conditions, torch.zeros(1, dtype=torch.long, device=device))[0].cpu().numpy()
         result += [(o + 1) / 2 * (r.high - r.low) + r.low for o, r in zip(output, ms_ranges[group], strict=True)]
     return np.stack(result)
+
+
+def _starting_network(config: TrainConfig) -> PanCrafter:
+    """A fresh network, or the one that fine-tuning starts from.
+
+    Raises:
+        WeightsError: ``start`` has another architecture than ``network``.
+    """
+    if config.start is None:
+        return PanCrafter(config.network)
+    checkpoint = load_checkpoint(config.start)
+    if checkpoint.network.config != config.network:
+        raise WeightsError(
+            f"weights {config.start} are of {checkpoint.network.config}, expected {config.network}; "
+            "give the same network in the configuration, or start afresh"
+        )
+    return checkpoint.network.requires_grad_(requires_grad=True).train()
 
 
 def learning_rate(step: int, config: TrainConfig) -> float:
@@ -465,7 +491,7 @@ def train(config_path: Path, folder: Path, *, device: str = "cpu") -> Path:
     config = read_config(config_path)
     images, validation = load_images(config, config_path.parent)
     torch.manual_seed(config.seed)
-    network = PanCrafter(config.network).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network = _starting_network(config).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimiser = torch.optim.AdamW(network.parameters(), config.learning_rate, weight_decay=config.weight_decay)
     folder.mkdir(parents=True, exist_ok=True)
     run = Run(folder, network, optimiser)
