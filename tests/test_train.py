@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 from staged_scenes import landscape
 
 from pancrafter.alignment import estimate_band_shifts
-from pancrafter.errors import InvalidSceneError, PancrafterError
+from pancrafter.errors import InvalidSceneError, PancrafterError, WeightsError
 from pancrafter.metrics import ergas
 from pancrafter.model.config import NetworkConfig
 from pancrafter.model.network import PanCrafter
-from pancrafter.model.weights import load_checkpoint
+from pancrafter.model.weights import load_checkpoint, save_checkpoint
 from pancrafter.resample import degrade, mtf_sigma, upsample
 from pancrafter.train import (
     Augmentation,
@@ -304,6 +304,14 @@ def test_loss_is_the_sum_of_both_modes() -> None:
     cubic = [upsample(s.ms[0], s.pan.shape, 4, (s.phases[0, 0], s.phases[0, 1])) for s in samples]
     expected = np.mean([np.abs(c - s.truth[0]).mean() for c, s in zip(cubic, samples, strict=True)])
     assert float(batch_loss(untrained, 4, samples, chosen, "cpu").detach()) == pytest.approx(expected, rel=1e-4)
+    # Untrained with MARs: the PAN half starts from low-pass PAN and aims at PAN.
+    both = config(network=TINY, augmentation=STILL)
+    centre = (1.5, 1.5)
+    coarse = [degrade(s.pan, (6, 6), 4, centre, 0.3) for s in samples]
+    low = [upsample(c, s.pan.shape, 4, centre) for c, s in zip(coarse, samples, strict=True)]
+    expected += np.mean([np.abs(c - s.pan).mean() for c, s in zip(low, samples, strict=True)])
+    found = batch_loss(PanCrafter(both.network), 4, samples, both, "cpu")
+    assert float(found.detach()) == pytest.approx(expected, rel=1e-4)
 
 
 def test_resumed_run_equals_the_unbroken_run(tmp_path: Path, pairs: Path) -> None:
@@ -355,6 +363,20 @@ def test_infinite_loss_stops_and_keeps_the_last_good_state(tmp_path: Path, pairs
     assert torch.load(tmp_path / "run" / "state.pt", weights_only=True)["step"] == 2
 
 
+def test_fine_tuning_starts_from_the_given_weights(tmp_path: Path, pairs: Path) -> None:
+    """A step of next to no length leaves the weights it started from; other architectures are refused."""
+    start = tmp_path / "start.safetensors"
+    save_checkpoint(start, random_network(5, attention="bottleneck"), {})
+    given: dict[str, Any] = {"pairs_dir": str(pairs), "train_pairs": ["P_0"], "validation_pairs": ["P_2"]}
+    given |= {"start": str(start), "steps": 1, "learning_rate": 1e-12}
+    train(write_config(tmp_path, **given), tmp_path / "run")
+    tuned = torch.load(tmp_path / "run" / "state.pt", weights_only=True)["network"]
+    for key, value in load_checkpoint(str(start)).network.state_dict().items():
+        assert (tuned[key] - value).abs().max() < 1e-6, key
+    with pytest.raises(WeightsError, match=r"start\.safetensors are of .*give the same network in the configuration"):
+        train(write_config(tmp_path, **given, network={**TINY, "width": 32}), tmp_path / "other")
+
+
 @pytest.mark.parametrize("shape", [(80, 130), (130, 80), (100, 100), (300, 280)])
 def test_validation_score_is_wald_of_the_whole_image(shape: tuple[int, int]) -> None:
     """An untrained network is the cubic baseline, whatever the image's shape; the baseline is computed anew here."""
@@ -364,11 +386,13 @@ def test_validation_score_is_wald_of_the_whole_image(shape: tuple[int, int]) -> 
     assert scores["ergas"] == pytest.approx(scores["ergas_cubic"], rel=1e-3)
     side = [min(n, 256) // 4 * 4 for n in shape]
     crop = truth[:, : side[0], : side[1]].astype(np.float64)
-    small = (side[0] // 4, side[1] // 4)
-    told, true = (2.2, 1.1), (2.6, 1.4)
-    cubic = np.stack([upsample(degrade(b, small, 4, true, 0.28), b.shape, 4, told) for b in crop])
-    core = (slice(None), slice(16, -16), slice(16, -16))
-    assert scores["ergas_cubic"] == pytest.approx(ergas(crop[core], cubic[core], 4), rel=1e-3)
+    core, expected = (slice(None), slice(16, -16), slice(16, -16)), []
+    for ratio in (4, 2):
+        small, nominal = (side[0] // ratio, side[1] // ratio), (ratio - 1) / 2
+        told, true = (nominal + 0.7, nominal - 0.4), (nominal + 0.9, nominal - 0.25)
+        cubic = np.stack([upsample(degrade(b, small, ratio, true, 0.28), b.shape, ratio, told) for b in crop])
+        expected.append(ergas(crop[core], cubic[core], ratio))
+    assert scores["ergas_cubic"] == pytest.approx(np.mean(expected), rel=1e-3)
 
 
 def test_sharpening_arrays_takes_bands_in_groups() -> None:
