@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import tempfile
 import time
 import warnings
@@ -256,13 +257,23 @@ def _check_output(out: Path, inputs: Sequence[Path], *, overwrite: bool) -> None
 def _scratch_beside(out: Path) -> Iterator[Path]:
     """A temporary folder on the disk of the output, removed with everything in it."""
     try:
-        folder = tempfile.TemporaryDirectory(
-            prefix=f".{out.name}-", dir=out.absolute().parent, ignore_cleanup_errors=True
-        )
+        folder = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.absolute().parent))
     except OSError as err:
         raise SinkError(f"{out}: its folder cannot be written ({err}); check rights and free space") from err
-    with folder as name:
-        yield Path(name)
+    try:
+        yield folder
+    finally:
+        _remove(folder)
+
+
+def _remove(folder: Path, patience_s: float = 10.0) -> None:
+    """Remove a folder into which tasks of a failed run may still be writing: until it stays away."""
+    deadline = time.monotonic() + patience_s
+    gone = 0
+    while gone < 3 and time.monotonic() < deadline:
+        shutil.rmtree(folder, ignore_errors=True)
+        gone = 0 if folder.exists() else gone + 1
+        time.sleep(0.03)
 
 
 def _stage(scene: Scene, contract: SensorContract, store: Path, settings: Settings, compute: Compute) -> StagedScene:

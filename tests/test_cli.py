@@ -200,9 +200,9 @@ def test_dates_choose_scenes(archive: Path, tmp_path: Path) -> None:
 
 
 def test_a_date_as_upper_bound_means_its_whole_day() -> None:
-    assert cli._moment("--to", "2025-05-02", end_of_day=True) == datetime(2025, 5, 2, 23, 59, 59, 999_999)  # noqa: DTZ001
+    assert cli.parse_moment("--to", "2025-05-02", end_of_day=True) == datetime(2025, 5, 2, 23, 59, 59, 999_999)  # noqa: DTZ001
     exact = "2025-05-02T00:00Z"
-    assert cli._moment("--to", exact, end_of_day=True) == datetime.fromisoformat(exact)
+    assert cli.parse_moment("--to", exact, end_of_day=True) == datetime.fromisoformat(exact)
 
 
 def test_ledger_list_show_and_why(first_run: tuple, places: list) -> None:
