@@ -504,12 +504,19 @@ def _translate(scratch: Path, draft: Path, options: dict[str, Any], overview_res
         str(scratch),
         str(draft),
         options,
+        overview_level=_overview_count(scratch),
         overview_resampling=overview_resampling,
         in_memory=False,
         quiet=True,
         forward_band_tags=True,
         use_cog_driver=False,
     )
+
+
+def _overview_count(path: Path) -> int:
+    """Halvings until the longer side fits a tile: rio-cogeo counts by the shorter one and leaves strips without."""
+    with rasterio.open(path) as source:
+        return max(0, math.ceil(math.log2(max(source.height, source.width) / TILE_PX)))
 
 
 def _verify(draft: Path, target: Path, written: _Tally) -> tuple[int, ...]:

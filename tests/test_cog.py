@@ -291,3 +291,11 @@ def test_reason_mask_file(tmp_path: Path) -> None:
         assert source.dataset_mask().all()
         assert source.tags()["REASON_4"] == "EDGE"
         assert set(np.unique(source.read(1, out_shape=(275, 325)))) == {0, 3}
+
+
+def test_long_strip_gets_overviews_by_its_longer_side(tmp_path: Path) -> None:
+    shape = (123, 1254)
+    values = image(shape=shape)
+    info = write_cog(tmp_path / "strip.tif", blocks(values), **options(grid=grid(shape)))
+    assert info.overview_levels == (2, 4)
+    validate_cog(tmp_path / "strip.tif")
