@@ -6,7 +6,7 @@ CONSTRAINTS := requirements/constraints-py311.txt
 RUN_OPTIONS := $(if $(SOURCE),--source '$(SOURCE)') $(if $(SINK),--sink '$(SINK)') $(if $(FROM),--from '$(FROM)') \
 	$(if $(TO),--to '$(TO)') $(if $(BBOX),--bbox '$(BBOX)')
 
-.PHONY: run test lint bench setup clean
+.PHONY: run test lint setup clean
 
 run: setup
 	$(BIN)/python -m flows $(RUN_OPTIONS)
