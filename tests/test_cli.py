@@ -677,7 +677,13 @@ def test_defects_keep_their_traceback(monkeypatch: pytest.MonkeyPatch, archive: 
 def _started(*words: object) -> Iterator[subprocess.Popen]:
     command = [sys.executable, "-m", "pancrafter.cli", *map(str, words)]
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=PROJECT, start_new_session=True
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=PROJECT,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # a shell's & ignores it
     )
     try:
         yield process
