@@ -683,7 +683,7 @@ def _started(*words: object) -> Iterator[subprocess.Popen]:
         text=True,
         cwd=PROJECT,
         start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # a shell's & ignores it
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # a shell's & ignores it  # noqa: PLW1509
     )
     try:
         yield process
