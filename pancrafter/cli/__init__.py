@@ -1,0 +1,12 @@
+"""The ``pancrafter`` command: options in, records of the library out, as text, tables or JSON.
+
+Results go to stdout, progress and errors to stderr. Exit codes: 0 done or nothing to do, 1 something about the input
+or a scene, 2 nothing could be done (options, source, sink, weights), 130 interrupted. Heavy libraries are imported
+by the command that needs them. One module per group of commands; each registers its commands when imported here.
+"""
+
+from pancrafter.cli import archive, files, ledger, pipeline, sensors, training  # noqa: F401  # in order of the help
+from pancrafter.cli.app import app
+from pancrafter.cli.shared import parse_bbox, parse_moment
+
+__all__ = ["app", "parse_bbox", "parse_moment"]

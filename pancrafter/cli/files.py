@@ -1,0 +1,144 @@
+"""``pancrafter sharpen``: two files in, one COG out."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from pancrafter.cli.app import app
+from pancrafter.cli.shared import (
+    BlockOption,
+    ContractsOption,
+    DeviceOption,
+    JsonOption,
+    PrecisionOption,
+    ThreadsOption,
+    WeightsOption,
+    console_for_tables,
+    note,
+    on_device,
+    print_json,
+    settings_from,
+    split_names,
+)
+
+if TYPE_CHECKING:
+    from pancrafter.pair import Phase, Progress, SharpenedPair
+
+
+@app.command()
+def sharpen(
+    pan: Annotated[Path, typer.Argument(metavar="PAN", help="One-band file.")],
+    ms: Annotated[list[Path], typer.Argument(metavar="MS...", help="One multi-band file, or one file per band.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="COG to write.")],
+    *,
+    sensor: Annotated[
+        str | None, typer.Option("--sensor", help="Sensor contract or platform; default: from the files, else generic.")
+    ] = None,
+    method: Annotated[
+        Literal["pan-crafter", "mtf-glp-fs"] | None, typer.Option("--method", help="Default: what the sensor allows.")
+    ] = None,
+    bands: Annotated[str | None, typer.Option("--bands", metavar="A,B,...", help="MS bands in file order.")] = None,
+    assume_origin: Annotated[
+        str | None,
+        typer.Option("--assume-origin", metavar="'EPSG:N X Y GSD'", help="Frame for files without georeference."),
+    ] = None,
+    weights: WeightsOption = None,
+    device: DeviceOption = "auto",
+    precision: PrecisionOption = None,
+    block_px: BlockOption = None,
+    threads: ThreadsOption = None,
+    workers: Annotated[int, typer.Option("--workers", help="Local Dask workers; 0: in this process.")] = 0,
+    contracts_dir: ContractsOption = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT if it exists.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Sharpen one PAN and MS pair into a COG."""
+    settings = settings_from(
+        weights=weights,
+        device=device,
+        precision=precision,
+        block_px=block_px,
+        workers=workers,
+        threads=threads or (os.cpu_count() if workers == 0 else None),
+        contracts_dir=contracts_dir,
+    )
+    if method != "mtf-glp-fs":
+        settings = on_device(settings)
+    from pancrafter.ingest import parse_georeference
+    from pancrafter.pair import sharpen_pair
+
+    frame = parse_georeference(assume_origin) if assume_origin else None
+    with _pair_progress() as progress:
+        made = sharpen_pair(
+            pan,
+            ms,
+            out,
+            settings,
+            sensor=sensor,
+            method=method,
+            bands=split_names(bands),
+            georeference=frame,
+            overwrite=overwrite,
+            on_progress=progress,
+        )
+    _warn_of_guesses(made, sensor)
+    if as_json:
+        print_json({**made.model_dump(mode="json"), "mpx_per_s": made.mpx_per_s})
+    else:
+        _print_pair(made)
+
+
+def _warn_of_guesses(made: SharpenedPair, sensor: str | None) -> None:
+    from pancrafter.pair import UNKNOWN_SENSOR
+    from pancrafter.sensors import GENERIC
+
+    if made.sensor == UNKNOWN_SENSOR and sensor != GENERIC:
+        guessed = "sensor unknown, so generic MTF gains and band names were used"
+        note(f"warning: {guessed}; name it with --sensor (see `pancrafter sensors list`)")
+
+
+def _print_pair(made: SharpenedPair) -> None:
+    rows, cols = made.shape_yx
+    typer.echo(made.path)
+    typer.echo(
+        f"  {rows} x {cols} px, {len(made.bands)} bands ({', '.join(made.bands)}), {made.dtype}, {made.crs}, "
+        f"{made.size_bytes / 1e6:.1f} MB, {made.valid_share:.1%} valid"
+    )
+    typer.echo(
+        f"  {made.method}, sensor {made.sensor}, ratio {made.ratio}, PAN-MS shift corrected up to "
+        f"{made.largest_shift_px:.2f} PAN px; {made.mpx:.2f} Mpx in {made.seconds:.1f} s "
+        f"({made.mpx_per_s:.3g} Mpx/s sharpening)"
+    )
+
+
+@contextmanager
+def _pair_progress() -> Iterator[Progress]:
+    """A bar with megapixels per second and ETA, on a terminal; elsewhere a line per phase."""
+    from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+    console = console_for_tables(stderr=True)
+    described, rated = TextColumn("{task.description:>10}"), TextColumn("{task.fields[rate]}")
+    with Progress(
+        described, BarColumn(), rated, TimeRemainingColumn(), console=console, disable=not console.is_terminal
+    ) as bars:
+        tasks: dict[str, TaskID] = {}
+        started: dict[str, float] = {}
+
+        def advance(phase: Phase, done: int, total: int) -> None:
+            if phase not in tasks:
+                tasks[phase], started[phase] = bars.add_task(phase, rate=""), time.perf_counter()
+                if not console.is_terminal:
+                    note(phase)
+            mpx_per_s = done / 1e6 / max(time.perf_counter() - started[phase], 1e-6)
+            rate = f"{done / 1e6:.2f}/{total / 1e6:.2f} Mpx, {mpx_per_s:.3g} Mpx/s" if total > 1 else ""
+            # a part that reports nothing in between moves to and fro until it is over
+            bars.update(tasks[phase], total=total if total > 1 or done else None, completed=done, rate=rate)
+
+        yield advance

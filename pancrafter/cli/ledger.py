@@ -1,0 +1,165 @@
+"""``pancrafter ledger``: what became of scenes, and another try for failed ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pancrafter.cli.app import app
+from pancrafter.cli.shared import (
+    SCENE_FAILED,
+    JsonOption,
+    LedgerSinkOption,
+    OptionError,
+    SceneArgument,
+    StateDirOption,
+    console_for_tables,
+    ledger_of,
+    note,
+    print_json,
+    settings_from,
+)
+from pancrafter.errors import PancrafterError
+
+if TYPE_CHECKING:
+    from pancrafter.ledger import Ledger, LedgerRow
+
+ledger_app = typer.Typer(no_args_is_help=True, help="See what became of scenes, and give failed ones another try.")
+app.add_typer(ledger_app, name="ledger")
+
+
+@ledger_app.command("list")
+def ledger_list(
+    *,
+    states: Annotated[list[str] | None, typer.Option("--state", help="Only this state; may be given again.")] = None,
+    sink: LedgerSinkOption = None,
+    sensor: Annotated[str | None, typer.Option("--sensor", help="Only this sensor.")] = None,
+    collection: Annotated[str | None, typer.Option("--collection", help="Only this source collection.")] = None,
+    limit: Annotated[int, typer.Option("--limit", min=1, help="At most this many scenes.")] = 200,
+    state_dir: StateDirOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List scenes and where they stand."""
+    from pancrafter.summary import ledger_table, row_json, state_line
+
+    with _existing_ledger(state_dir) as ledger:
+        rows = ledger.rows(
+            sink=sink, states=_states(states), sensor=sensor, collection=collection, order="newest", limit=limit
+        )
+        counts = ledger.counts(sink)
+    if as_json:
+        print_json([row_json(row) for row in rows])
+        return
+    if rows:
+        console_for_tables().print(ledger_table(rows), soft_wrap=False)
+    typer.echo(f"{len(rows)} listed; {state_line(counts)}")
+
+
+@ledger_app.command("show")
+def ledger_show(
+    scene: SceneArgument,
+    *,
+    sink: LedgerSinkOption = None,
+    state_dir: StateDirOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Print everything the ledger knows about one scene."""
+    from pancrafter.summary import row_json, row_table
+
+    with _existing_ledger(state_dir) as ledger:
+        row = _one_row(ledger, scene, sink)
+    if as_json:
+        print_json(row_json(row))
+    else:
+        console_for_tables().print(row_table(row), soft_wrap=False)
+
+
+@ledger_app.command("why")
+def ledger_why(
+    scene: SceneArgument,
+    *,
+    sink: LedgerSinkOption = None,
+    state_dir: StateDirOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Print the history of one scene: how it came to its present state."""
+    from pancrafter.summary import events_table
+
+    with _existing_ledger(state_dir) as ledger:
+        row = _one_row(ledger, scene, sink)
+        events = ledger.why(row.key)
+    if as_json:
+        print_json([event.model_dump(mode="json") for event in events])
+        return
+    typer.echo(f"{row.key} is {row.state.value}" + (f": {row.reason}" if row.reason else ""))
+    console_for_tables().print(events_table(events), soft_wrap=False)
+
+
+@ledger_app.command("redrive")
+def ledger_redrive(
+    scenes: Annotated[
+        list[str] | None, typer.Argument(metavar="[SCENE]...", help="ITEM or COLLECTION/ITEM; default: all that match.")
+    ] = None,
+    states: Annotated[
+        list[str] | None, typer.Option("--state", help="States to take: dead and held unless given.")
+    ] = None,
+    code: Annotated[str | None, typer.Option("--code", help="Only this refusal code or error class.")] = None,
+    contains: Annotated[str | None, typer.Option("--contains", help="Only where the reason has this text.")] = None,
+    sink: LedgerSinkOption = None,
+    state_dir: StateDirOption = None,
+) -> None:
+    """Give scenes another try after their cause is mended; the next run takes them."""
+    if scenes and (states or code or contains):
+        raise OptionError("--state, --code and --contains choose among all scenes; name scenes or give these, not both")
+    with _existing_ledger(state_dir) as ledger:
+        if scenes:
+            result = ledger.redrive([_one_row(ledger, scene, sink).key for scene in scenes])
+        else:
+            wanted = _states(states) or ["dead", "held"]
+            result = ledger.redrive(sink=sink, states=wanted, code=code, reason_contains=contains)
+    for key in result.redriven:
+        typer.echo(f"eligible again: {key}")
+    for key, reason in result.left:
+        note(f"left as it is: {key}: {reason}")
+    typer.echo(f"{len(result.redriven)} redriven, {len(result.left)} left")
+    if scenes and result.left:
+        raise typer.Exit(SCENE_FAILED)
+
+
+def _one_row(ledger: Ledger, scene: str, sink: str | None) -> LedgerRow:
+    """The scene a person means by ``ITEM`` or ``COLLECTION/ITEM``."""
+    collection, _, item_id = scene.rpartition("/")
+    rows = ledger.find(scene, sink=sink)
+    if not rows and collection:
+        rows = [row for row in ledger.find(item_id, sink=sink) if row.key.collection == collection]
+    if not rows:
+        raise PancrafterError(f"no scene {scene!r} in ledger {ledger.url}; see `pancrafter ledger list`")
+    if len(rows) > 1:
+        found = "; ".join(f"{row.key} --sink {row.key.sink}" for row in rows)
+        raise PancrafterError(f"{scene!r} means {len(rows)} scenes: {found}; name one of them in full")
+    return rows[0]
+
+
+def _states(names: Sequence[str] | None) -> list[str] | None:
+    from pancrafter.ledger import State
+
+    known = [state.value for state in State]
+    for name in names or ():
+        if name not in known:
+            raise OptionError(f"--state: found {name!r}, expected one of {', '.join(known)}")
+    return list(names) if names else None
+
+
+@contextmanager
+def _existing_ledger(state_dir: str | None) -> Iterator[Ledger]:
+    """The ledger of a state folder; asking about it does not make one."""
+    settings = settings_from(state_dir=state_dir)
+    file = Path(settings.state_dir).absolute() / "ledger.db"
+    if settings.ledger_url is None and not file.is_file():
+        raise OptionError(f"no ledger at {file}; give --state-dir of the run, or run first")
+    with ledger_of(settings) as ledger:
+        yield ledger

@@ -1,0 +1,233 @@
+"""What the commands share: options, exit codes, settings from both, and how results and errors are printed."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+import typer
+from typer.core import TyperGroup
+
+from pancrafter.errors import ErrorKind, PancrafterError
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
+    from rich.console import Console
+
+    from pancrafter.ledger import Ledger
+    from pancrafter.settings import Settings
+
+SCENE_FAILED = 1
+NOTHING_WORKED = 2
+INTERRUPTED = 130
+
+_OPTION_NAMES = {"since": "--from", "until": "--to", "collections": "--collection"}
+_LISTS_AS_JSON = "lists are written as JSON, like '[8, 44, 9, 45]'"
+_DATE_ONLY = re.compile(r"\d{4}-?\d{2}-?\d{2}")
+
+
+class OptionError(PancrafterError):
+    """A value on the command line or in the environment does not fit."""
+
+    kind: ClassVar[ErrorKind] = "system"
+
+
+class Commands(TyperGroup):
+    """Turns deliberate errors into one line and an exit code; every other error is a defect and keeps its traceback."""
+
+    def invoke(self, ctx: Any) -> Any:  # Any: typer's own signature
+        """Run the command that was asked for."""
+        try:
+            return super().invoke(ctx)
+        except PancrafterError as error:
+            note(f"error: {' '.join(str(error).split())}")
+            raise typer.Exit(NOTHING_WORKED if error.kind == "system" else SCENE_FAILED) from None
+        except KeyboardInterrupt:
+            note("interrupted")
+            raise typer.Exit(INTERRUPTED) from None
+
+
+# Options that several commands share. None means not given: then PANCRAFTER_<NAME> or the default of Settings counts.
+SourceOption = Annotated[
+    str | None, typer.Option("--source", help="STAC API URL, static catalog URL, or folder of a catalog.")
+]
+SinkOption = Annotated[str | None, typer.Option("--sink", help="Folder or s3://bucket/prefix of the output catalog.")]
+FromOption = Annotated[
+    str | None, typer.Option("--from", metavar="DATE", help="Earliest acquisition: 2025-04-01 or 2025-04-01T10:00Z.")
+]
+ToOption = Annotated[
+    str | None, typer.Option("--to", metavar="DATE", help="Latest acquisition; a date means its whole day.")
+]
+BboxOption = Annotated[str | None, typer.Option("--bbox", metavar="W,S,E,N", help="Area in degrees.")]
+CollectionOption = Annotated[
+    list[str] | None, typer.Option("--collection", help="Only this source collection; may be given again.")
+]
+StateDirOption = Annotated[str | None, typer.Option("--state-dir", help="Folder of the ledger and of unfinished work.")]
+ContractsOption = Annotated[str | None, typer.Option("--contracts-dir", help="Folder with further sensor contracts.")]
+WeightsOption = Annotated[str | None, typer.Option("--weights", help="Shipped weights by name, or a checkpoint file.")]
+DeviceOption = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
+PrecisionOption = Annotated[Literal["float32", "bfloat16"] | None, typer.Option("--precision")]
+BlockOption = Annotated[int | None, typer.Option("--block-px", help="Edge of a block, PAN pixels.")]
+ThreadsOption = Annotated[int | None, typer.Option("--threads", help="Threads per worker.")]
+LimitOption = Annotated[int | None, typer.Option("--limit", help="At most this many scenes.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+LedgerSinkOption = Annotated[str | None, typer.Option("--sink", help="Only scenes for this output catalog.")]
+SceneArgument = Annotated[str, typer.Argument(metavar="SCENE", help="ITEM or COLLECTION/ITEM.")]
+
+
+# --- options --------------------------------------------------------------------------------------------------------
+
+
+def settings_from(**given: Any) -> Settings:  # Any: values of all fields
+    """Settings from options and environment; a value that does not fit is named as the user wrote it."""
+    from pydantic import ValidationError
+    from pydantic_settings import SettingsError
+
+    from pancrafter.settings import settings_from_environment
+
+    try:
+        return settings_from_environment(**given)
+    except ValidationError as err:
+        raise OptionError("; ".join(_fault(fault, given) for fault in err.errors())) from err
+    except SettingsError as err:
+        raise OptionError(f"environment: {err}; {_LISTS_AS_JSON}") from err
+
+
+def _fault(fault: ErrorDetails, given: Mapping[str, Any]) -> str:
+    field = str(fault["loc"][0]) if fault["loc"] else "settings"
+    from_environment = given.get(field) is None
+    place = f"PANCRAFTER_{field.upper()}" if from_environment else _option_name(field)
+    hint = f" ({_LISTS_AS_JSON})" if from_environment and fault["type"] == "tuple_type" else ""
+    return f"{place}: found {fault['input']!r}; {fault['msg'][:1].lower()}{fault['msg'][1:]}{hint}"
+
+
+def _option_name(field: str) -> str:
+    return _OPTION_NAMES.get(field, f"--{field.replace('_', '-')}")
+
+
+def parse_moment(option: str, text: str | None, *, end_of_day: bool = False) -> datetime | None:
+    """A time as ISO 8601 has it; with ``end_of_day``, a mere date means its last moment."""
+    if text is None:
+        return None
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError as err:
+        raise OptionError(f"{option}: found {text!r}, expected a date like 2025-04-01 or 2025-04-01T10:00Z") from err
+    if end_of_day and _DATE_ONLY.fullmatch(text):
+        return moment.replace(hour=23, minute=59, second=59, microsecond=999_999)
+    return moment
+
+
+def parse_bbox(text: str | None) -> tuple[float, ...] | None:
+    """West, south, east, north as a person types them."""
+    if text is None:
+        return None
+    try:
+        west, south, east, north = (float(part) for part in text.replace(",", " ").split())
+    except ValueError as err:
+        raise OptionError(f"--bbox: found {text!r}, expected west,south,east,north in degrees") from err
+    return (west, south, east, north)
+
+
+def split_names(text: str | None) -> list[str] | None:
+    """Names as a person types them, separated by commas; None when nothing was given."""
+    return [name.strip() for name in text.split(",") if name.strip()] if text else None
+
+
+def contracts_from(contracts_dir: str | None) -> dict[str, Any]:
+    """Bundled sensor contracts and those of the folder in the option or the environment."""
+    from pancrafter.steps import contracts_of
+
+    return dict(contracts_of(settings_from(contracts_dir=contracts_dir)))
+
+
+def on_device(settings: Settings) -> Settings:
+    """Settings with a device that exists here; what a Dask cluster elsewhere has is not known here."""
+    if settings.device == "cpu":
+        return settings
+    if settings.dask_scheduler is not None:
+        if settings.device == "auto":
+            raise OptionError("--device auto: not with --dask-scheduler; name the device of its workers, cpu or cuda")
+        return settings
+    from pancrafter.model.devices import resolve_device
+
+    return settings.model_copy(update={"device": resolve_device(settings.device)})
+
+
+# --- output ---------------------------------------------------------------------------------------------------------
+
+
+def note(text: str) -> None:
+    """Say something that is no result: progress, warnings, errors."""
+    typer.echo(text, err=True)
+
+
+def console_for_tables(*, stderr: bool = False) -> Console:
+    """A console that leaves room for tables where it is no terminal."""
+    from rich.console import Console
+
+    from pancrafter.summary import WIDTH
+
+    console = Console(stderr=stderr, highlight=False)
+    if not console.is_terminal:
+        console.width = max(console.width, WIDTH)
+    return console
+
+
+def line_reporter() -> Callable[[str], None]:
+    """Prints what goes on, with the seconds since the start."""
+    started = time.monotonic()
+
+    def report(line: str) -> None:
+        note(f"[{time.monotonic() - started:6.1f} s] {line}")
+
+    return report
+
+
+def counting_reporter(total: int) -> Callable[[str], None]:
+    """Prints which of how many scenes is being made, and how long the rest will take."""
+    started, count = time.monotonic(), 0
+
+    def report(name: str) -> None:
+        nonlocal count
+        eta = (time.monotonic() - started) / count * (total - count) if count else None
+        count += 1
+        note(f"{count}/{total} {name}" + (f", ETA {eta:.0f} s" if eta is not None else ""))
+
+    return report
+
+
+def print_json(value: Any) -> None:  # Any: plain JSON
+    """Print a result for programs."""
+    typer.echo(json.dumps(value, indent=2))
+
+
+def require_writable(path: Path | None) -> None:
+    """Find out before hours of work that their report cannot be written."""
+    if path is None or path == Path("-"):
+        return
+    try:
+        path.open("a").close()
+    except OSError as err:
+        raise OptionError(f"--json {path}: cannot be written ({err}); choose another file") from err
+
+
+def write_json(path: Path, value: Any) -> None:  # Any: plain JSON
+    """Write a result for programs to a file, or to stdout for ``-``."""
+    text = json.dumps(value, indent=2)
+    if path == Path("-"):
+        typer.echo(text)
+    else:
+        path.write_text(f"{text}\n", encoding="utf-8")
+
+
+def ledger_of(settings: Settings) -> Ledger:
+    """The ledger that the settings name, opened late."""
+    from pancrafter.steps import open_ledger
+
+    return open_ledger(settings)
