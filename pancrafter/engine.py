@@ -81,9 +81,12 @@ class NetworkSharpener:
 
     def halo_px(self, staged: StagedScene) -> int:
         """The network's reach, widened by what band shifts move the MS pixels."""
-        ratio = staged.grid.ratio
+        return self.reach_px(staged.grid.ratio, band_phases(staged))
+
+    def reach_px(self, ratio: int, phases_yx: Sequence[PhaseYX]) -> int:
+        """``halo_px`` of a pair in memory."""
         nominal = (ratio - 1) / 2
-        moved = max(abs(value - nominal) for phase in band_phases(staged) for value in phase)
+        moved = max(abs(value - nominal) for phase in phases_yx for value in phase)
         return self.checkpoint.network.config.reach_px(ratio) + math.ceil(moved)
 
     @torch.inference_mode()
@@ -296,11 +299,17 @@ def build_sharpener(spec: SharpenerSpec) -> Sharpener:
     Raises:
         WeightsError: The weights cannot be loaded.
     """
-    torch.set_num_threads(spec.threads)
-    _keep_freed_memory()
+    use_threads(spec.threads)
     if spec.glp is not None:
         return GlpSharpener(*spec.glp)
     return NetworkSharpener(load_checkpoint(spec.weights), spec.device, spec.precision)
+
+
+def use_threads(threads: int | None) -> None:
+    """Prepare this process for networks: how many threads one uses (None: as torch chooses), and memory reuse."""
+    if threads is not None:
+        torch.set_num_threads(threads)
+    _keep_freed_memory()
 
 
 def _keep_freed_memory() -> None:

@@ -27,11 +27,12 @@ DOORS = {
     "sqlalchemy": {"ledger.py"},
     "rio_cogeo": {"cog.py"},
     "safetensors": {"model/weights.py"},
+    "h5py": {"pancollection.py"},
     "typer": {_name(path) for path in (PACKAGE / "cli").glob("*.py")},
 }
 """Modules that may import a library; nobody else does."""
 
-TORCH_USERS = {"engine.py", "train.py"}
+TORCH_USERS = {"adapt.py", "engine.py", "train.py"}
 
 
 def _imports(path: Path) -> set[str]:
