@@ -24,8 +24,7 @@ from pancrafter.assess import BORDER_REDUCED_PX, reduce_tile
 from pancrafter.engine import Floats, NetworkSharpener, Tile, band_phases, valid_window
 from pancrafter.errors import WeightsError
 from pancrafter.evaluate import Method, network_method, sharpen_tile
-from pancrafter.model.conditions import build_conditions
-from pancrafter.model.network import MS_MODE, PanCrafter
+from pancrafter.model.network import MS_MODE
 from pancrafter.resample import degrading_matrix, upsample
 from pancrafter.types import Record, ValueRange
 
@@ -90,7 +89,8 @@ def adapted_method(name: str, sharpener: NetworkSharpener, limits: AdaptLimits |
     plain = network_method(name, sharpener)
 
     def run(tile: Tile, gains: tuple[float, ...]) -> Floats:
-        return sharpen_tile(adapt(sharpener, cut_patches(tile, limits), gains, limits).sharpener, tile)
+        fitted = sharpener.fitted_to(tile, gains)
+        return sharpen_tile(adapt(fitted, cut_patches(tile, limits), gains, limits).sharpener, tile)
 
     return replace(plain, sharpen=run)
 
@@ -157,12 +157,13 @@ def adapt(
         return Adapted(sharpener, kept=False, reason="too few patches", steps=0, seconds=0)
     validation, training = list(patches[1::3]), [p for i, p in enumerate(patches) if i % 3 != 1]
     network = copy.deepcopy(sharpener.checkpoint.network).to(sharpener.device)
-    before = best = _measured(network, validation, gains)
+    copied = replace(sharpener, checkpoint=replace(sharpener.checkpoint, network=network))
+    before = best = _measured(copied, validation, gains)
     best_state: dict[str, Tensor] | None = None
     step = 0
-    for step in _descend(network, training, gains, limits, started):
+    for step in _descend(copied, training, gains, limits, started):
         if step % limits.check_every == 0 or step == limits.steps:
-            now = _measured(network, validation, gains)
+            now = _measured(copied, validation, gains)
             if now.no_worse_than(before) and now.total(limits.spatial_weight) < best.total(limits.spatial_weight):
                 best, best_state = now, {k: v.detach().clone() for k, v in network.state_dict().items()}
     seconds = time.perf_counter() - started
@@ -172,9 +173,8 @@ def adapt(
         )
     network.load_state_dict(best_state)
     network.eval().requires_grad_(requires_grad=False)
-    adapted = replace(sharpener, checkpoint=replace(sharpener.checkpoint, network=network))
     return Adapted(
-        adapted, kept=True, reason="better on other patches", steps=step, seconds=seconds, before=before, after=best
+        copied, kept=True, reason="better on other patches", steps=step, seconds=seconds, before=before, after=best
     )
 
 
@@ -188,10 +188,10 @@ def _require_bands(sharpener: NetworkSharpener, patches: Sequence[Tile]) -> None
 
 
 def _descend(
-    network: PanCrafter, patches: Sequence[Tile], gains: Sequence[float], limits: AdaptLimits, started: float
+    sharpener: NetworkSharpener, patches: Sequence[Tile], gains: Sequence[float], limits: AdaptLimits, started: float
 ) -> Iterator[int]:
     """Take steps until one of the limits is reached, yielding how many were taken."""
-    chosen = [p for name, p in network.named_parameters() if name.endswith(ADAPTED_PARAMETERS)]
+    chosen = [p for name, p in sharpener.checkpoint.network.named_parameters() if name.endswith(ADAPTED_PARAMETERS)]
     for parameter in chosen:
         parameter.requires_grad = True
     optimiser = torch.optim.Adam(chosen, limits.learning_rate)
@@ -200,7 +200,7 @@ def _descend(
         if time.perf_counter() - started > limits.seconds:
             return
         patch = patches[int(rng.integers(len(patches)))]
-        loss = _loss(network, patch, _random_crop(patch, limits.crop_px, rng), gains, limits.spatial_weight)
+        loss = _loss(sharpener, patch, _random_crop(patch, limits.crop_px, rng), gains, limits.spatial_weight)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(chosen, 1.0)
@@ -208,37 +208,41 @@ def _descend(
         yield step
 
 
-def _loss(network: PanCrafter, patch: Tile, crop: Tile, gains: Sequence[float], spatial_weight: float) -> Tensor:
-    reprojection, spatial = _full_terms(network, crop, gains)
+def _loss(
+    sharpener: NetworkSharpener, patch: Tile, crop: Tile, gains: Sequence[float], spatial_weight: float
+) -> Tensor:
+    reprojection, spatial = _full_terms(sharpener, crop, gains)
     loss = reprojection + spatial_weight * spatial
-    reduced = _reduced_term(network, patch, gains)
+    reduced = _reduced_term(sharpener, patch, gains)
     return loss if reduced is None else loss + reduced
 
 
 @torch.no_grad()
-def _measured(network: PanCrafter, patches: Sequence[Tile], gains: Sequence[float]) -> Terms:
-    full = [[float(term) for term in _full_terms(network, patch, gains)] for patch in patches]
-    reduced = [float(term) for term in (_reduced_term(network, patch, gains) for patch in patches) if term is not None]
+def _measured(sharpener: NetworkSharpener, patches: Sequence[Tile], gains: Sequence[float]) -> Terms:
+    full = [[float(term) for term in _full_terms(sharpener, patch, gains)] for patch in patches]
+    reduced = [
+        float(term) for term in (_reduced_term(sharpener, patch, gains) for patch in patches) if term is not None
+    ]
     reprojection, spatial = np.mean(full, axis=0)
     return Terms(
         reduced=float(np.mean(reduced)) if reduced else None, reprojection=float(reprojection), spatial=float(spatial)
     )
 
 
-def _reduced_term(network: PanCrafter, patch: Tile, gains: Sequence[float]) -> Tensor | None:
+def _reduced_term(sharpener: NetworkSharpener, patch: Tile, gains: Sequence[float]) -> Tensor | None:
     """Mean absolute error against the patch's own MS, one scale down."""
     reduced = reduce_tile(patch, gains)
     if reduced is None:
         return None
-    sharpened = _forward(network, reduced.tile)
+    sharpened = _forward(sharpener, reduced.tile)
     truth = _normalised(reduced.truth, patch.ms_ranges).to(sharpened.device)
     inner = slice(BORDER_REDUCED_PX, -BORDER_REDUCED_PX)
     return (sharpened - truth)[:, inner, inner].abs().mean()
 
 
-def _full_terms(network: PanCrafter, tile: Tile, gains: Sequence[float]) -> tuple[Tensor, Tensor]:
+def _full_terms(sharpener: NetworkSharpener, tile: Tile, gains: Sequence[float]) -> tuple[Tensor, Tensor]:
     """Distance of the degraded result from MS, and the local correlation with PAN that is missing."""
-    sharpened = _forward(network, tile)
+    sharpened = _forward(sharpener, tile)
     device, ratio, margin = sharpened.device, tile.ratio, MARGIN_MS_PX
     ms = _normalised(tile.ms, tile.ms_ranges).to(device)
     degraded = torch.stack(
@@ -285,18 +289,11 @@ def _local_correlation(a: Tensor, b: Tensor, ratio: int) -> Tensor:
     return covariance / (var_a * var_b + 1e-8).sqrt()
 
 
-def _forward(network: PanCrafter, tile: Tile) -> Tensor:
+def _forward(sharpener: NetworkSharpener, tile: Tile) -> Tensor:
     """The network's result in normalised units, (band, y, x), with gradients where they are wanted."""
-    device = next(network.parameters()).device
-    pan = _normalised(tile.pan[None], [tile.pan_range])[None].to(device)
-    group, parts = network.config.bands, []
-    for first in range(0, len(tile.ms), group):
-        part = slice(first, first + group)
-        ms = _normalised(tile.ms[part], tile.ms_ranges[part])[None].to(device)
-        phases = torch.tensor([tile.phases_yx[part]], dtype=torch.float64)
-        mode = torch.full((1,), MS_MODE, device=device)
-        parts.append(network(build_conditions(pan, ms, tile.ratio, phases), mode)[0])
-    return torch.cat(parts)
+    network = sharpener.checkpoint.network
+    mode = torch.full((1,), MS_MODE, device=sharpener.device)
+    return torch.cat([network(conditions, mode)[0] for _, conditions in sharpener.conditions(tile)])
 
 
 def _normalised(values: Floats, ranges: Sequence[ValueRange]) -> Tensor:

@@ -149,7 +149,11 @@ def classical_method(name: str) -> Method:
 def network_method(name: str, sharpener: NetworkSharpener) -> Method:
     """A network under the name that tables give it."""
     trained = sharpener.checkpoint.training.get("config") or {}
-    return Method(name, lambda tile, _gains: sharpen_tile(sharpener, tile), bool(trained.get("pancollection")))
+
+    def run(tile: Tile, gains: tuple[float, ...]) -> Floats:
+        return sharpen_tile(sharpener.fitted_to(tile, gains), tile)
+
+    return Method(name, run, bool(trained.get("pancollection")))
 
 
 def sharpen_tile(sharpener: NetworkSharpener, tile: Tile, block_px: int = BLOCK_PX) -> Floats:

@@ -62,7 +62,7 @@ def test_adapting_lowers_both_distances_on_patches_it_never_trained_on(spoiled: 
     assert done.after is not None
     assert done.after.no_worse_than(done.before)
     assert done.after.total(0.05) < done.before.total(0.05)
-    again = _measured(done.sharpener.checkpoint.network, patches[1::3], GAINS)
+    again = _measured(done.sharpener, patches[1::3], GAINS)
     assert again.reprojection == pytest.approx(done.after.reprojection, rel=1e-5)
 
 
@@ -135,10 +135,12 @@ def test_reprojection_is_the_distance_of_the_degraded_result_from_ms() -> None:
     """An untrained network returns cubic MS, so the term follows from resample alone."""
     from pancrafter.model.config import NetworkConfig
     from pancrafter.model.network import PanCrafter
+    from pancrafter.model.weights import Checkpoint
 
     tile = scene(128)
     network = PanCrafter(NetworkConfig(bands=1, width=16, depth=(1, 1, 1), attention="none")).eval()
-    reprojection, spatial = (float(term.detach()) for term in _full_terms(network, tile, GAINS))
+    untrained = NetworkSharpener(Checkpoint("untrained", "0" * 64, network, {}))
+    reprojection, spatial = (float(term.detach()) for term in _full_terms(untrained, tile, GAINS))
     wanted = []
     for band, limits, phase in zip(tile.ms, tile.ms_ranges, tile.phases_yx, strict=True):
         back = degrade(upsample(band, (128, 128), 4, phase), (32, 32), 4, phase, 0.3)

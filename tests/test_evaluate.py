@@ -61,9 +61,12 @@ def sharpener() -> NetworkSharpener:
     return NetworkSharpener(random_checkpoint(attention="none"))
 
 
-@pytest.mark.parametrize("ratio", [2, 3, 4])
-def test_blocks_equal_the_whole_pair(sharpener: NetworkSharpener, ratio: int) -> None:
+@pytest.mark.parametrize(("ratio", "injected"), [(2, True), (3, False), (4, True)])
+def test_blocks_equal_the_whole_pair(ratio: int, *, injected: bool) -> None:
     tile = tile_of(pair_of(ratio, side_ms=22))
+    network = NetworkSharpener(random_checkpoint(attention="none", injected_detail=injected))
+    sharpener = network.fitted_to(tile, (0.3, 0.3))
+    assert (sharpener.injection is not None) == injected
     whole = sharpen_tile(sharpener, tile, block_px=10_000)
     np.testing.assert_allclose(sharpen_tile(sharpener, tile, block_px=24), whole, atol=1e-2 * whole.std())
     inside = sharpener(tile)[:, 40:-40, 40:-40] if ratio == 4 else None

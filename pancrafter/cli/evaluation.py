@@ -104,8 +104,9 @@ def _methods(
 ) -> tuple[list[Method], list[str], dict[str, str]]:
     """Contestants in table order, the names of those that are networks, and the hashes of their weights."""
     from pancrafter.classical import METHODS
-    from pancrafter.engine import NetworkSharpener, use_threads
+    from pancrafter.engine import NetworkSharpener
     from pancrafter.evaluate import NETWORK, classical_method, network_method
+    from pancrafter.model.devices import use_threads
     from pancrafter.model.names import DEFAULT_WEIGHTS
     from pancrafter.model.weights import load_checkpoint
 
