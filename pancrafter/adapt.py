@@ -12,6 +12,7 @@ import copy
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,10 +22,19 @@ from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d
 
 from pancrafter.assess import BORDER_REDUCED_PX, reduce_tile
-from pancrafter.engine import Floats, NetworkSharpener, Tile, band_phases, valid_window
+from pancrafter.engine import (
+    Floats,
+    NetworkSharpener,
+    SharpenerSpec,
+    Tile,
+    band_phases,
+    build_sharpener,
+    valid_window,
+)
 from pancrafter.errors import WeightsError
 from pancrafter.evaluate import Method, network_method, sharpen_tile
 from pancrafter.model.network import MS_MODE
+from pancrafter.model.weights import save_checkpoint
 from pancrafter.resample import degrading_matrix, upsample
 from pancrafter.types import Record, ValueRange
 
@@ -53,6 +63,9 @@ class AdaptLimits(Record):
     spatial_weight: float = 0.05
     check_every: int = 10
     seed: int = 0
+
+
+DEFAULT_LIMITS = AdaptLimits()
 
 
 class Terms(Record):
@@ -95,9 +108,30 @@ def adapted_method(name: str, sharpener: NetworkSharpener, limits: AdaptLimits |
     return replace(plain, sharpen=run)
 
 
+def adapt_to_scene(
+    spec: SharpenerSpec, store: SceneStore, gains: Sequence[float], path: Path, limits: AdaptLimits | None = None
+) -> tuple[SharpenerSpec, Adapted]:
+    """Adapt the network of ``spec`` to a staged scene and write it to ``path``, where workers find it.
+
+    Returns:
+        The specification to sharpen with, which is ``spec`` itself where adapting was of no use, and what was done.
+
+    Raises:
+        WeightsError: The weights cannot be loaded, or take another number of bands than the scene has.
+    """
+    sharpener = build_sharpener(spec)
+    assert isinstance(sharpener, NetworkSharpener), "only networks adapt"
+    done = adapt(sharpener, patches_of_store(store, limits), gains, limits)
+    if not done.kept:
+        return spec, done
+    checkpoint = done.sharpener.checkpoint
+    save_checkpoint(path, checkpoint.network, {**checkpoint.training, "adapted_from": checkpoint.sha256})
+    return spec.model_copy(update={"weights": str(path)}), done
+
+
 def cut_patches(tile: Tile, limits: AdaptLimits | None = None) -> list[Tile]:
     """The patches of an in-memory pair with the most PAN texture, spread without overlap; none if it is too small."""
-    limits = limits or AdaptLimits()
+    limits = limits or DEFAULT_LIMITS
     side = _patch_side(tile.pan.shape, tile.ratio, limits)
     if side < MIN_PATCH_PX:
         return []
@@ -107,7 +141,7 @@ def cut_patches(tile: Tile, limits: AdaptLimits | None = None) -> list[Tile]:
 
 def patches_of_store(store: SceneStore, limits: AdaptLimits | None = None) -> list[Tile]:
     """The same of a staged scene, from up to five times as many candidates over the scene, all fully valid."""
-    limits, staged = limits or AdaptLimits(), store.staged
+    limits, staged = limits or DEFAULT_LIMITS, store.staged
     side, ratio = _patch_side(store.pan_shape_yx, staged.grid.ratio, limits), staged.grid.ratio
     if side < MIN_PATCH_PX:
         return []
@@ -151,7 +185,7 @@ def adapt(
     Raises:
         WeightsError: The network takes another number of bands than the scene has.
     """
-    limits, started = limits or AdaptLimits(), time.perf_counter()
+    limits, started = limits or DEFAULT_LIMITS, time.perf_counter()
     _require_bands(sharpener, patches)
     if len(patches) < 3:
         return Adapted(sharpener, kept=False, reason="too few patches", steps=0, seconds=0)

@@ -40,7 +40,7 @@ UNKNOWN_SENSOR = "unknown-sensor"
 """Name under which the generic contract is used for files of an unknown sensor."""
 
 Method = Literal["pan-crafter", "mtf-glp-fs"]
-Phase = Literal["reading", "sharpening", "writing"]
+Phase = Literal["reading", "adapting", "sharpening", "writing"]
 Progress = Callable[[Phase, int, int], None]
 """Takes what is being done, and how many of how many PAN pixels of it are finished."""
 
@@ -67,6 +67,8 @@ class SharpenedPair(Record):
     size_bytes: int
     sensor: str
     method: Method
+    adapted: str | None
+    """Whether the network was adapted to the scene and why (not); None where it was not asked for."""
     bands: tuple[str, ...]
     dtype: str
     shape_yx: tuple[int, int]
@@ -167,6 +169,7 @@ def sharpen_pair(
     bands: Sequence[str] | None = None,
     georeference: Georeference | None = None,
     overwrite: bool = False,
+    adapt: bool = False,
     on_progress: Progress = lambda _phase, _done, _total: None,
 ) -> SharpenedPair:
     """Sharpen one PAN file and its MS file(s) into the COG ``out``, which appears only when it is whole.
@@ -181,6 +184,7 @@ def sharpen_pair(
         bands: MS bands in file order; by default as ``pancrafter.ingest`` finds them.
         georeference: Frame for files that have none.
         overwrite: Replace ``out`` if it exists.
+        adapt: Adapt the network to this scene first (``pancrafter.adapt``), in bounded time.
         on_progress: Called whenever a part is finished.
 
     Raises:
@@ -209,14 +213,19 @@ def sharpen_pair(
             staged = _stage(scene, contract, scratch / "scene.zarr", settings, compute)
             on_progress("reading", 1, 1)
             spec = sharpener_spec(staged, settings, contract, fallback=chosen != "pan-crafter")
+            adapted = None
+            if adapt and chosen == "pan-crafter":
+                spec, adapted = _adapt(spec, staged, contract, scratch, on_progress)
             seconds = _sharpen(staged, spec, compute, on_progress)
-        size = _write(staged, contract, out, settings, chosen, on_progress)
+        changed = spec.glp is None and spec.weights != settings.weights
+        size = _write(staged, contract, out, settings, chosen, on_progress, adapted=changed)
     rows, cols = staged.grid.pan.shape_yx
     return SharpenedPair(
         path=str(out),
         size_bytes=size,
         sensor=scene.sensor,
         method=chosen,
+        adapted=adapted,
         bands=scene.bands,
         dtype=staged.dtype,
         shape_yx=(rows, cols),
@@ -283,6 +292,22 @@ def _stage(scene: Scene, contract: SensorContract, store: Path, settings: Settin
         return stage_scene(scene, contract, str(store), block_px=settings.block_px, reach_px=STAGING_REACH_PX)
 
 
+def _adapt(
+    spec: SharpenerSpec, staged: StagedScene, contract: SensorContract, scratch: Path, on_progress: Progress
+) -> tuple[SharpenerSpec, str]:
+    """The specification with a network adapted to the scene where that helps, and what came of it."""
+    from pancrafter.adapt import adapt_to_scene
+    from pancrafter.engine import band_mtf_gains
+    from pancrafter.store import SceneStore
+
+    on_progress("adapting", 0, 1)
+    store = SceneStore.open(staged.store_uri)
+    spec, done = adapt_to_scene(spec, store, band_mtf_gains(staged, contract), scratch / "adapted.safetensors")
+    on_progress("adapting", 1, 1)
+    kept = "adapted" if done.kept else "not adapted"
+    return spec, f"{kept}: {done.reason} after {done.steps} steps, {done.seconds:.0f} s"
+
+
 def _sharpen(staged: StagedScene, spec: SharpenerSpec, compute: Compute, on_progress: Progress) -> float:
     """Sharpen all blocks; seconds it took."""
     from pancrafter.store import SceneStore
@@ -305,6 +330,8 @@ def _write(
     settings: Settings,
     method: Method,
     on_progress: Progress,
+    *,
+    adapted: bool,
 ) -> int:
     """Write the COG; its size in bytes."""
     from pancrafter.cog import write_cog
@@ -321,7 +348,7 @@ def _write(
         scale=staged.scale,
         offset=staged.offset,
         profile=settings.cog_profile,
-        tags=_tags(contract, settings, method),
+        tags=_tags(contract, settings, method) | ({"PANCRAFTER_ADAPTED": "to this scene"} if adapted else {}),
         threads=os.cpu_count() or 1,
     )
     return written.size_bytes

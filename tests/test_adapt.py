@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import rasterio
 import torch
 from networks import random_checkpoint
 from numpy.typing import NDArray
+from small_archive import add_scene
 from staged_scenes import landscape
+from typer.testing import CliRunner
 
 from pancrafter import adapt as adapt_module
+from pancrafter import cli
 from pancrafter.adapt import (
     ADAPTED_PARAMETERS,
     AdaptLimits,
@@ -25,6 +31,7 @@ from pancrafter.adapt import (
 )
 from pancrafter.engine import NetworkSharpener, Tile
 from pancrafter.errors import WeightsError
+from pancrafter.model.weights import save_checkpoint
 from pancrafter.resample import degrade, upsample
 from pancrafter.types import ValueRange
 
@@ -156,3 +163,52 @@ def test_local_correlation_equals_a_loop_over_windows() -> None:
     for y, x in ((2, 2), (5, 7), (9, 11)):
         window = (slice(y - 2, y + 3), slice(x - 2, x + 3))
         assert found[y, x] == pytest.approx(np.corrcoef(a[window].ravel(), b[window].ravel())[0, 1], abs=1e-6)
+
+
+# --- the command ----------------------------------------------------------------------------------------------------
+
+
+def sharpened(tmp_path: Path, *words: object) -> tuple[dict[str, Any], Array, dict[str, str]]:
+    """What ``pancrafter sharpen --json`` says, and pixels and tags of the file it wrote."""
+    out = tmp_path / "out.tif"
+    files = [tmp_path / "files" / "scene" / name for name in ("pan.tif", "ms.tif")]
+    asked = ["sharpen", *files, out, "--sensor", "geoeye-1", "--threads", 1, "--json", "--overwrite", *words]
+    result = CliRunner().invoke(cli.app, [str(word) for word in asked])
+    assert result.exit_code == 0, result.output
+    with rasterio.open(out) as source:
+        return json.loads(result.stdout), source.read(), source.tags()
+
+
+def test_sharpen_adapts_to_the_scene_and_says_so(
+    tmp_path: Path, spoiled: NetworkSharpener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(adapt_module, "DEFAULT_LIMITS", QUICK.model_copy(update={"steps": 20, "learning_rate": 5e-3}))
+    scene = add_scene(tmp_path, "scene", side_px=256, seed=1)
+    weights = tmp_path / "spoiled.safetensors"
+    save_checkpoint(weights, spoiled.checkpoint.network, {})
+    said, plain, tags = sharpened(tmp_path, "--weights", weights)
+    assert said["adapted"] is None
+    assert "PANCRAFTER_ADAPTED" not in tags
+    said, adapted, tags = sharpened(tmp_path, "--weights", weights, "--adapt")
+    assert said["adapted"].startswith("adapted: better on other patches")
+    assert tags["PANCRAFTER_ADAPTED"] == "to this scene"
+    assert tags["PANCRAFTER_WEIGHTS"] == "spoiled.safetensors"
+    with rasterio.open(scene.ms) as source:
+        wanted = source.read().mean(axis=(1, 2))
+    assert np.abs(adapted.mean(axis=(1, 2)) - wanted).sum() < 0.7 * np.abs(plain.mean(axis=(1, 2)) - wanted).sum()
+
+
+def test_scene_too_small_to_adapt_to_is_sharpened_all_the_same(tmp_path: Path, spoiled: NetworkSharpener) -> None:
+    add_scene(tmp_path, "scene", side_px=128, seed=1)
+    weights = tmp_path / "spoiled.safetensors"
+    save_checkpoint(weights, spoiled.checkpoint.network, {})
+    said, _, tags = sharpened(tmp_path, "--weights", weights, "--adapt")
+    assert said["adapted"].startswith("not adapted: too few patches")
+    assert "PANCRAFTER_ADAPTED" not in tags
+
+
+def test_classical_methods_have_nothing_to_adapt(tmp_path: Path) -> None:
+    words = ["sharpen", "pan.tif", "ms.tif", str(tmp_path / "out.tif"), "--method", "mtf-glp-fs", "--adapt"]
+    result = CliRunner().invoke(cli.app, words)
+    assert result.exit_code == 2
+    assert "--adapt: mtf-glp-fs has nothing to adapt" in result.stderr

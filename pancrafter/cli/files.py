@@ -17,6 +17,7 @@ from pancrafter.cli.shared import (
     ContractsOption,
     DeviceOption,
     JsonOption,
+    OptionError,
     PrecisionOption,
     ThreadsOption,
     WeightsOption,
@@ -56,10 +57,15 @@ def sharpen(
     threads: ThreadsOption = None,
     workers: Annotated[int, typer.Option("--workers", help="Local Dask workers; 0: in this process.")] = 0,
     contracts_dir: ContractsOption = None,
+    adapt: Annotated[
+        bool, typer.Option("--adapt", help="Adapt the network to this scene first: about a minute, kept if better.")
+    ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT if it exists.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Sharpen one PAN and MS pair into a COG."""
+    if adapt and method == "mtf-glp-fs":
+        raise OptionError("--adapt: mtf-glp-fs has nothing to adapt; leave one of them out")
     settings = settings_from(
         weights=weights,
         device=device,
@@ -86,6 +92,7 @@ def sharpen(
             bands=split_names(bands),
             georeference=frame,
             overwrite=overwrite,
+            adapt=adapt,
             on_progress=progress,
         )
     _warn_of_guesses(made, sensor)
@@ -116,6 +123,8 @@ def _print_pair(made: SharpenedPair) -> None:
         f"{made.largest_shift_px:.2f} PAN px; {made.mpx:.2f} Mpx in {made.seconds:.1f} s "
         f"({made.mpx_per_s:.3g} Mpx/s sharpening)"
     )
+    if made.adapted is not None:
+        typer.echo(f"  {made.adapted}")
 
 
 @contextmanager
