@@ -10,7 +10,7 @@ here belong to the benchmark, not to production.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -142,6 +142,22 @@ def read_patches(path: Path, sensor: str | None = None) -> Patches:
         rebuilt = int((inner.mean(axis=(1, 2, 3)) > 1.0).sum())
         ms = made
     return Patches(path.name, constants, arrays["pan"], ms, arrays["gt"], rebuilt)
+
+
+def joined(parts: Sequence[Patches]) -> Patches:
+    """Patches of several files of one sensor as one set.
+
+    Raises:
+        InvalidSceneError: They are of different sensors.
+    """
+    first = parts[0]
+    if len(parts) == 1:
+        return first
+    if any(part.sensor != first.sensor for part in parts):
+        raise InvalidSceneError(f"{', '.join(part.name for part in parts)}: of different sensors; train one at a time")
+    pan, ms, truth = (np.concatenate([getattr(part, field) for part in parts]) for field in ("pan", "ms", "truth"))
+    name = "+".join(part.name for part in parts)
+    return Patches(name, first.sensor, pan, ms, truth, sum(part.rebuilt for part in parts))
 
 
 def rebuild_ms(truth: Floats, sensor: BenchmarkSensor) -> Floats:

@@ -28,6 +28,7 @@ DOORS = {
     "rio_cogeo": {"cog.py"},
     "safetensors": {"model/weights.py"},
     "h5py": {"pancollection.py"},
+    "tensorboardX": {"train.py"},
     "typer": {_name(path) for path in (PACKAGE / "cli").glob("*.py")},
 }
 """Modules that may import a library; nobody else does."""
