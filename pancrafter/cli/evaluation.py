@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
+    from pancrafter.engine import NetworkSharpener
     from pancrafter.evaluate import Evaluation, Method, PairReport
     from pancrafter.pairs import Pair, Unreadable
 
@@ -90,19 +91,67 @@ def evaluate(
         else:
             reports.append(report)
             note(f"{len(reports)} {report.name}")
-    result = summarise(reports, failed, networks, hashes)
+    result = summarise(reports, failed, list(networks), hashes)
     if json_path != Path("-"):
-        _print(result, networks)
+        _print(result, list(networks))
     if json_path is not None:
         write_json(json_path, result.model_dump(mode="json"))
     if failed:
         raise typer.Exit(SCENE_FAILED)
 
 
+@app.command()
+def misalignment(
+    pairs: Annotated[list[Path], typer.Argument(metavar="PAIRS...", help="npz pairs, or folders of them.")],
+    *,
+    weights: Annotated[str | None, typer.Option("--weights", help="Shipped weights by name, or a checkpoint.")] = None,
+    names: Annotated[str, typer.Option("--name", metavar="PATTERN", help="Only such pairs of a folder.")] = "*",
+    ratio: Annotated[int | None, typer.Option("--ratio", min=2, max=4, help="Degrade MS by this.")] = None,
+    plot: Annotated[Path | None, typer.Option("--plot", metavar="OUT.png", help="Draw the curves.")] = None,
+    json_path: Annotated[
+        Path | None, typer.Option("--json", metavar="OUT", help="Write the curves; - is stdout.")
+    ] = None,
+    device: DeviceOption = "auto",
+    threads: ThreadsOption = None,
+) -> None:
+    """Inject shifts of 0 to 2 MS pixels between PAN and MS, and print what they cost every method."""
+    require_writable(json_path)
+    from pancrafter.evaluate import NETWORK, network_method
+    from pancrafter.misalignment import SERIES, markdown_table, measure, without_attention
+    from pancrafter.misalignment import plot as draw
+    from pancrafter.model.devices import resolve_device
+    from pancrafter.pairs import Unreadable
+
+    methods, networks, _ = _methods(["all"], [weights] if weights else None, resolve_device(device or "auto"), threads)
+    sharpener = networks[NETWORK]
+    if sharpener.checkpoint.network.config.attention != "none":
+        methods.insert(1, network_method(f"{NETWORK}, CM3A off", without_attention(sharpener)))
+    failed: list[str] = []
+
+    def readable() -> Iterator[Pair]:
+        for pair in _pairs_of(pairs, names, None, contracts_from(None), with_truth=False):
+            if isinstance(pair, Unreadable):
+                failed.append(pair.name)
+                note(f"skipped {pair.name}: {pair.reason}")
+            else:
+                yield pair
+
+    curves = measure(readable(), methods, ratio=ratio, report=note)
+    if json_path != Path("-"):
+        for series in SERIES:
+            typer.echo(f"{series}\n\n{markdown_table(curves, series)}\n")
+    if json_path is not None:
+        write_json(json_path, [curve.model_dump(mode="json") for curve in curves])
+    if plot is not None:
+        draw(curves, plot)
+    if failed:
+        raise typer.Exit(SCENE_FAILED)
+
+
 def _methods(
-    wanted: Sequence[str], weights: Sequence[str] | None, device: str, threads: int | None, *, adapt: bool
-) -> tuple[list[Method], list[str], dict[str, str]]:
-    """Contestants in table order, the names of those that are networks, and the hashes of their weights."""
+    wanted: Sequence[str], weights: Sequence[str] | None, device: str, threads: int | None, *, adapt: bool = False
+) -> tuple[list[Method], dict[str, NetworkSharpener], dict[str, str]]:
+    """Contestants in table order, the sharpeners of those that are networks, and the hashes of their weights."""
     from pancrafter.classical import METHODS
     from pancrafter.engine import NetworkSharpener
     from pancrafter.evaluate import NETWORK, classical_method, network_method
@@ -113,7 +162,9 @@ def _methods(
     asked = [name.strip() for entry in wanted for name in entry.split(",")]
     use_threads(threads)
     chosen = dict.fromkeys(n for name in asked for n in ((NETWORK, *METHODS) if name == "all" else (name,)))
-    methods, networks, hashes = [], [], {}
+    methods: list[Method] = []
+    networks: dict[str, NetworkSharpener] = {}
+    hashes: dict[str, str] = {}
     for name in chosen:
         if name != NETWORK:
             methods.append(classical_method(name))
@@ -125,13 +176,13 @@ def _methods(
                 raise OptionError(f"--weights: two files are called {checkpoint.name}; rename one")
             sharpener = NetworkSharpener(checkpoint, device)
             methods.append(network_method(label, sharpener))
-            networks.append(label)
+            networks[label] = sharpener
             hashes[label] = checkpoint.sha256
             if adapt:
                 from pancrafter.adapt import adapted_method
 
                 methods.append(adapted_method(f"{label}+adapt", sharpener))
-                networks.append(f"{label}+adapt")
+                networks[f"{label}+adapt"] = sharpener
     return methods, networks, hashes
 
 
