@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Protocol
 
 import numpy as np
@@ -32,9 +32,9 @@ from pancrafter.classical import (
     injection_sums,
 )
 from pancrafter.errors import WeightsError
-from pancrafter.model.conditions import build_conditions, unexplained_pan
+from pancrafter.model.conditions import Conditions, build_conditions, unexplained_pan
 from pancrafter.model.devices import keep_freed_memory
-from pancrafter.model.network import MS_MODE
+from pancrafter.model.inference import MsNetwork
 from pancrafter.model.weights import Checkpoint, load_checkpoint
 from pancrafter.sensors import SensorContract
 from pancrafter.store import Block, Pixels, SceneStore, Window
@@ -46,6 +46,9 @@ PhaseYX = tuple[float, float]
 
 NETWORK_STEP_PX = 4
 """The network halves its grid twice, so windows start and end at multiples of four PAN pixels."""
+
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+"""What the network's features and weights are held in; its inputs, outputs and residual base are float32."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,8 +77,8 @@ class Sharpener(Protocol):
     def halo_px(self, staged: StagedScene) -> int:
         """PAN pixels of context that make a tile's core independent of the tile."""
 
-    def __call__(self, tile: Tile) -> Floats:
-        """Sharpen one tile."""
+    def __call__(self, tile: Tile, core: Window | None = None) -> Floats:
+        """Sharpen the core of a tile, by default all of it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,7 +106,7 @@ class NetworkSharpener:
         return self.checkpoint.network.config.reach_px(ratio) + math.ceil(moved)
 
     @torch.inference_mode()
-    def __call__(self, tile: Tile) -> Floats:
+    def __call__(self, tile: Tile, core: Window | None = None) -> Floats:
         """Sharpen one tile; band groups run one after the other, so memory does not grow with the band count."""
         group = self.checkpoint.network.config.bands
         if len(tile.ms) % group:
@@ -111,20 +114,30 @@ class NetworkSharpener:
                 f"weights {self.checkpoint.name} take {group} bands at once, the scene has {len(tile.ms)}; "
                 "choose weights for this sensor or band-wise ones"
             )
-        network = self.checkpoint.network.to(self.device)
-        pan = _to_unit(torch.from_numpy(tile.pan).to(self.device), [tile.pan_range])[None]
-        mode = torch.full((1,), MS_MODE, device=self.device)
-        detail = self._injected_detail(tile)
-        result = np.empty((len(tile.ms), *tile.pan.shape), np.float32)
-        for first in range(0, len(tile.ms), group):
+        rows, cols = core or (slice(0, tile.pan.shape[0]), slice(0, tile.pan.shape[1]))
+        region = (rows.start, rows.stop), (cols.start, cols.stop)
+        conditions = self._conditions(tile, group)
+        result = np.empty((len(tile.ms), rows.stop - rows.start, cols.stop - cols.start), np.float32)
+        for number, first in enumerate(range(0, len(tile.ms), group)):
             part = slice(first, first + group)
-            ms = _to_unit(torch.from_numpy(tile.ms[part]).to(self.device), tile.ms_ranges[part])[None]
-            phases = torch.tensor([tile.phases_yx[part]], dtype=torch.float64)
-            conditions = build_conditions(pan, ms, tile.ratio, phases, None if detail is None else detail[:, part])
-            with torch.autocast(self.device.split(":")[0], dtype=torch.bfloat16, enabled=self.precision == "bfloat16"):
-                sharpened = network(conditions, mode)
+            sharpened = self._network(conditions.samples(number, number + 1), region)
             result[part] = _to_dn(sharpened[0], tile.ms_ranges[part]).cpu().numpy()
         return result
+
+    @cached_property
+    def _network(self) -> MsNetwork:
+        """The weights in the precision and on the device of this sharpener."""
+        return MsNetwork(self.checkpoint.network.to(self.device), PRECISIONS[self.precision])
+
+    def _conditions(self, tile: Tile, group: int) -> Conditions:
+        """Inputs of all band groups, one sample each; those of PAN are computed once."""
+        pan = _to_unit(torch.from_numpy(tile.pan).to(self.device), [tile.pan_range])[None]
+        ms = _to_unit(torch.from_numpy(tile.ms).to(self.device), tile.ms_ranges).unflatten(0, (-1, group))
+        phases = torch.tensor(tile.phases_yx, dtype=torch.float64).unflatten(0, (-1, group))
+        detail = self._injected_detail(tile)
+        return build_conditions(
+            pan, ms, tile.ratio, phases, None if detail is None else detail[0].unflatten(0, (-1, group))
+        )
 
     def _injected_detail(self, tile: Tile) -> torch.Tensor | None:
         """What each band would take from PAN by Gram-Schmidt adaptive, (1, band, y, x) in normalised units."""
@@ -159,9 +172,10 @@ class GlpSharpener:
         """Reach of the low-pass and of the cubic kernel."""
         return glp_halo_px(staged.grid.ratio, band_phases(staged))
 
-    def __call__(self, tile: Tile) -> Floats:
+    def __call__(self, tile: Tile, core: Window | None = None) -> Floats:
         """Sharpen one tile."""
-        return glp_window(tile.pan, tile.ms, tile.ratio, tile.phases_yx, self.mtf_gains, self.constants)
+        whole = glp_window(tile.pan, tile.ms, tile.ratio, tile.phases_yx, self.mtf_gains, self.constants)
+        return whole if core is None else whole[(slice(None), *core)]
 
     @classmethod
     def fit(cls, store: SceneStore, gains: tuple[float, ...]) -> GlpSharpener:
@@ -332,7 +346,7 @@ def sharpen_block(store: SceneStore, block: Block, sharpener: Sharpener) -> Bloc
     plan = plan_tile(store, block, sharpener.halo_px(staged))
     valid = valid_window(store, plan.window)
     if valid.any():
-        sharpened = sharpener(read_tile(store, plan))[(slice(None), *plan.core)]
+        sharpened = sharpener(read_tile(store, plan), plan.core)
     else:
         sharpened = np.zeros((len(staged.scene.bands), *valid.shape), np.float32)
     store.write_block(block, quantise(sharpened, valid, staged))

@@ -31,6 +31,15 @@ class Conditions:
     lowpass: tuple[Tensor, ...]
     injection: Tensor | None = None
 
+    def samples(self, first: int, stop: int) -> Conditions:
+        """Some of the samples; PAN that all of them share stays."""
+        return Conditions(
+            ms=tuple(part[first:stop] for part in self.ms),
+            pan=tuple(part if len(part) == 1 else part[first:stop] for part in self.pan),
+            lowpass=tuple(part if len(part) == 1 else part[first:stop] for part in self.lowpass),
+            injection=None if self.injection is None else self.injection[first:stop],
+        )
+
 
 @lru_cache(maxsize=256)
 def _ms_rows(n_pan: int, n_ms: int, ratio: int, phase: float, scale: int) -> Tensor:

@@ -145,7 +145,11 @@ class MsNetwork:
 
     def _stem_input(self, conditions: Conditions, region: Region) -> Tensor:
         ms, lowpass, pan = _at(conditions, 0, region, self._dtype)
-        return torch.cat([ms, lowpass, pan] if self.config.split_pan else [ms, pan], 1)
+        parts = [ms, lowpass, pan] if self.config.split_pan else [ms, pan]
+        if conditions.injection is not None:
+            (top, bottom), (left, right) = region
+            parts.append(conditions.injection[..., top:bottom, left:right].to(self._dtype))
+        return torch.cat(parts, 1)
 
     def _decode_full(self, x: Tensor, skip: Tensor, rows: Needed, cols: Needed) -> Tensor:
         """Last stage and head on the core, strip by strip; ``x`` is at half resolution on the spans of ``decode0``."""
@@ -184,7 +188,7 @@ class _MsStage:
 
 
 class _MsResBlock:
-    """A ResBlock whose second norm holds the mode's modulation: ``g' = (1 + gamma) g``, ``b' = (1 + gamma) b + beta``."""
+    """A ResBlock whose second norm holds the modulation: weight (1 + gamma) g, bias (1 + gamma) b + beta."""
 
     def __init__(self, block: ResBlock, dtype: torch.dtype) -> None:
         scale, shift = 1 + block.gamma[MS_MODE], block.beta[MS_MODE]
@@ -194,16 +198,12 @@ class _MsResBlock:
         skip = block.skip if isinstance(block.skip, torch.nn.Conv2d) else None
         bias = block.conv2.bias if skip is None else block.conv2.bias + skip.bias  # type: ignore[operator]  # present
         self._conv2 = _Convolution(block.conv2.weight, bias, dtype)
-        self._skip = None if skip is None else skip.weight.detach().flatten(1).t().contiguous().to(dtype)
+        self._skip = None if skip is None else _Pointwise(skip.weight, None, dtype)
 
     def __call__(self, x: Tensor) -> Tensor:
         h = self._conv1(silu(self._norm1(x), inplace=True))
         h = self._conv2(silu(self._norm2(h), inplace=True))
-        if self._skip is None:
-            return h.add_(x)
-        flat = _pixels(h)
-        flat.addmm_(_pixels(x), self._skip)  # a matrix product: torch runs 1x1 convolutions of one sample slowly
-        return h
+        return h.add_(x if self._skip is None else self._skip(x))
 
 
 class _MsAttention:
@@ -228,34 +228,26 @@ class _MsAttention:
         self._project = _Convolution(joint, None, dtype)
         gates = attention.select_ms[MS_MODE].detach(), attention.select_pan[MS_MODE].detach()
         projections = attention.project_ms, attention.project_pan
-        self._out = torch.cat(
-            [g[:, None] * p.weight.detach().flatten(1) for g, p in zip(gates, projections, strict=True)], 1
-        )
-        self._out = self._out.t().contiguous().to(dtype)
-        biases = [g * p.bias.detach() for g, p in zip(gates, projections, strict=True)]  # type: ignore[union-attr]
-        self._bias = (biases[0] + biases[1]).to(dtype)
-        self._expand = attention.expand.weight.detach().flatten(1).t().contiguous().to(dtype)
-        self._expand_bias = attention.expand.bias.detach().to(dtype)  # type: ignore[union-attr]  # present
-        self._contract = attention.contract.weight.detach().flatten(1).t().contiguous().to(dtype)
-        self._contract_bias = attention.contract.bias.detach().to(dtype)  # type: ignore[union-attr]  # present
+        weights = [g[:, None, None, None] * p.weight for g, p in zip(gates, projections, strict=True)]
+        biases = [g * p.bias for g, p in zip(gates, projections, strict=True)]  # type: ignore[operator]  # present
+        self._out = _Pointwise(torch.cat(weights, 1), biases[0] + biases[1], dtype)
+        self._expand = _Pointwise(attention.expand.weight, attention.expand.bias, dtype)
+        self._contract = _Pointwise(attention.contract.weight, attention.contract.bias, dtype)
 
     def __call__(self, x: Tensor, conditions: Sequence[Tensor]) -> Tensor:
         ms, lowpass, pan = conditions
         guides = [lowpass, pan] if self._split else [pan]
         projected = self._project(torch.cat([ms, _normalised(x), *guides], 1))
-        query, *keys_values = projected.chunk(5, 1)
-        mixed = torch.cat([_local_attention(query, *keys_values[:2], self._heads),
-                           _local_attention(query, *keys_values[2:], self._heads)], 1)  # fmt: skip
-        flat = _pixels(x)
-        flat.add_(self._bias).addmm_(_pixels(mixed), self._out)
-        hidden = torch.addmm(self._expand_bias, _pixels(_normalised(x)), self._expand)
-        flat.add_(self._contract_bias).addmm_(gelu(hidden, approximate="tanh"), self._contract)
-        return x
+        query, key_ms, value_ms, key_pan, value_pan = projected.chunk(5, 1)
+        branches = [(key_ms, value_ms), (key_pan, value_pan)]
+        mixed = torch.cat([_local_attention(query, key, value, self._heads) for key, value in branches], 1)
+        x = x.add_(self._out(mixed))
+        return x.add_(self._contract(gelu(self._expand(_normalised(x)), approximate="tanh")))
 
 
 def _local_attention(query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
     """As in ``layers``, channels last in place of channels first; ``query`` is scaled already."""
-    n, c, height, width = query.shape
+    _, c, height, width = query.shape
     q, k, v = (part.permute(0, 2, 3, 1).unflatten(-1, (heads, c // heads)) for part in (query, key, value))
     k, v = pad(k, (0, 0, 0, 0, 1, 1, 1, 1)), pad(v, (0, 0, 0, 0, 1, 1, 1, 1))
     shifts = [(dy, dx) for dy in range(3) for dx in range(3)]
@@ -303,14 +295,23 @@ class _Convolution:
         return conv_transpose2d(x, self._weight, self._bias, stride=self._stride)
 
 
+class _Pointwise:
+    """A 1x1 convolution; rows become samples, because torch sends one large sample to a slow path (2x, measured)."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> None:
+        self._weight = weight.detach().to(dtype)
+        self._bias = None if bias is None else bias.detach().to(dtype)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        n, channels, height, width = x.shape
+        rows = x.permute(0, 2, 3, 1).reshape(n * height, 1, width, channels).permute(0, 3, 1, 2)
+        out = conv2d(rows, self._weight, self._bias).permute(0, 2, 3, 1)
+        return out.reshape(n, height, width, -1).permute(0, 3, 1, 2)
+
+
 def _normalised(x: Tensor) -> Tensor:
     last = x.permute(0, 2, 3, 1)
     return layer_norm(last, last.shape[-1:], None, None, NORM_EPS).permute(0, 3, 1, 2)
-
-
-def _pixels(x: Tensor) -> Tensor:
-    """(n, c, y, x) in channels-last memory as a (pixel, c) view."""
-    return x.permute(0, 2, 3, 1).view(-1, x.shape[1])
 
 
 def _fold_split(weight: Tensor) -> Tensor:
@@ -320,12 +321,12 @@ def _fold_split(weight: Tensor) -> Tensor:
 
 
 def _stem_weight(network: PanCrafter) -> Tensor:
-    """Weights of the stem for MS, low-pass PAN and PAN (or MS and PAN), from those of the network's own order."""
+    """Weights of the stem for MS, low-pass PAN, PAN and injected detail, from those of the network's own order."""
     weight, bands = network.stem.weight.detach(), network.config.bands
     if not network.config.split_pan:
         return weight
-    ms, pan, low, high = weight[:, :bands], weight[:, bands : bands + 1], weight[:, bands + 1 : bands + 2], weight[:, bands + 2 :]
-    return torch.cat([ms, low - high, pan + high], 1)
+    ms, pan, low, high, injection = weight.split([bands, 1, 1, 1, weight.shape[1] - bands - 3], 1)
+    return torch.cat([ms, low - high, pan + high, injection], 1)
 
 
 # --- regions --------------------------------------------------------------------------------------------------------
