@@ -20,10 +20,14 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from pancrafter.classical import (
+    MODULATION_LIMIT,
+    FusionConstants,
+    FusionMethod,
     GlpConstants,
     GlpSums,
     InjectionConstants,
     InjectionSums,
+    fit_brovey_match,
     fit_glp_constants,
     fit_injection,
     glp_halo_px,
@@ -31,8 +35,9 @@ from pancrafter.classical import (
     glp_window,
     injection_sums,
 )
-from pancrafter.errors import WeightsError
-from pancrafter.model.conditions import Conditions, build_conditions, unexplained_pan
+from pancrafter.errors import InvalidSceneError, WeightsError
+from pancrafter.model.conditions import Conditions, build_conditions, ms_at, unexplained_pan
+from pancrafter.model.config import CUBIC_REACH_MS_PX
 from pancrafter.model.devices import keep_freed_memory
 from pancrafter.model.inference import MsNetwork
 from pancrafter.model.weights import Checkpoint, load_checkpoint
@@ -80,6 +85,9 @@ class Sharpener(Protocol):
     def __call__(self, tile: Tile, core: Window | None = None) -> Floats:
         """Sharpen the core of a tile, by default all of it."""
 
+    def working_bytes(self, tile_px: int, core_px: int, bands: int) -> int:
+        """Memory that one call takes beside its tile and its result, for so many pixels: an upper estimate."""
+
 
 @dataclass(frozen=True, eq=False)
 class NetworkSharpener:
@@ -123,6 +131,10 @@ class NetworkSharpener:
             sharpened = self._network(conditions.samples(number, number + 1), region)
             result[part] = _to_dn(sharpened[0], tile.ms_ranges[part]).cpu().numpy()
         return result
+
+    def working_bytes(self, tile_px: int, core_px: int, bands: int) -> int:
+        """The network's maps and inputs."""
+        return self._network.working_bytes(tile_px, core_px, bands)
 
     @cached_property
     def _network(self) -> MsNetwork:
@@ -177,6 +189,10 @@ class GlpSharpener:
         whole = glp_window(tile.pan, tile.ms, tile.ratio, tile.phases_yx, self.mtf_gains, self.constants)
         return whole if core is None else whole[(slice(None), *core)]
 
+    def working_bytes(self, tile_px: int, core_px: int, bands: int) -> int:
+        """Float64 images of one band, the result of the whole tile, and its core."""
+        return tile_px * (8 * 6 + 4 * bands) + 4 * core_px * bands
+
     @classmethod
     def fit(cls, store: SceneStore, gains: tuple[float, ...]) -> GlpSharpener:
         """Fit the injection gains on the valid pixels of a whole staged scene, one block at a time.
@@ -198,12 +214,71 @@ class GlpSharpener:
         return cls(fit_glp_constants(total), gains)
 
 
+@dataclass(frozen=True)
+class FusionSharpener:
+    """The textbook methods whose scene-wide part is a few numbers: ``exp``, ``brovey`` and ``gsa``, in float32."""
+
+    constants: FusionConstants
+
+    @property
+    def method(self) -> str:
+        """The method's name."""
+        return self.constants.method
+
+    def halo_px(self, staged: StagedScene) -> int:
+        """Reach of the cubic kernel, widened by what band shifts move the MS pixels."""
+        ratio = staged.grid.ratio
+        moved = max(abs(value - (ratio - 1) / 2) for phase in band_phases(staged) for value in phase)
+        return CUBIC_REACH_MS_PX * ratio + math.ceil(moved)
+
+    def working_bytes(self, tile_px: int, core_px: int, bands: int) -> int:
+        """Expanded bands of the tile, and their core on the way."""
+        return 4 * (tile_px * (bands + 2) + core_px * (bands + 2))
+
+    @torch.inference_mode()
+    def __call__(self, tile: Tile, core: Window | None = None) -> Floats:
+        """Sharpen one tile."""
+        rows, cols = core or (slice(0, tile.pan.shape[0]), slice(0, tile.pan.shape[1]))
+        phases = torch.tensor(tile.phases_yx, dtype=torch.float64)[None]
+        shape = (tile.pan.shape[0], tile.pan.shape[1])
+        expanded = ms_at(torch.from_numpy(tile.ms)[None], shape, tile.ratio, phases, 0)[0, :, rows, cols]
+        return fuse(torch.from_numpy(tile.pan)[rows, cols], expanded, self.constants).numpy()
+
+
+def fuse(pan: torch.Tensor, expanded: torch.Tensor, constants: FusionConstants) -> torch.Tensor:
+    """PAN (y, x) and bands on its grid (band, y, x) made one, DN in and out; formulas as in ``classical``."""
+    if constants.method == "exp":
+        return expanded
+    if constants.method == "brovey":
+        intensity = expanded.mean(0)
+        matched = pan * constants.match.scale + constants.match.offset
+        positive = intensity > 0
+        factor = torch.where(positive, matched, 1) / torch.where(positive, intensity, 1)
+        brightened: torch.Tensor = expanded * factor.clamp_(0, MODULATION_LIMIT)
+        return brightened
+    weights, gains = (torch.tensor(values) for values in (constants.injection.weights, constants.injection.gains))
+    detail = pan - torch.tensordot(weights, expanded, 1) - constants.injection.offset
+    injected: torch.Tensor = expanded + gains[:, None, None] * detail
+    return injected
+
+
 INJECTION_BLOCKS = 16
 """Blocks of a scene, spread evenly, that its injection constants are fitted on."""
 
 
 def fit_scene_injection(store: SceneStore, gains: tuple[float, ...]) -> InjectionConstants:
-    """How the bands of a staged scene explain its PAN, from blocks spread over the scene.
+    """How the bands of a staged scene explain its PAN; arguments and errors as in ``scene_injection_sums``."""
+    return fit_injection(scene_injection_sums(store, gains))
+
+
+def fit_scene_fusion(store: SceneStore, gains: tuple[float, ...], method: FusionMethod) -> FusionConstants:
+    """The scene-wide numbers of a textbook method; arguments and errors as in ``scene_injection_sums``."""
+    sums = scene_injection_sums(store, gains)
+    return FusionConstants(method=method, match=fit_brovey_match(sums), injection=fit_injection(sums))
+
+
+def scene_injection_sums(store: SceneStore, gains: tuple[float, ...]) -> InjectionSums:
+    """Moments of bands and PAN at MS scale, from blocks spread over the scene.
 
     Args:
         store: The staged scene.
@@ -225,7 +300,11 @@ def fit_scene_injection(store: SceneStore, gains: tuple[float, ...]) -> Injectio
         sums = injection_sums(tile.pan, tile.ms, ratio, phases, float(np.mean(gains)), counted)
         total = sums if total is None else total + sums
     assert total is not None
-    return fit_injection(total)
+    if total.pixels == 0:
+        raise InvalidSceneError(
+            f"none of the {len(chosen)} blocks looked at holds a valid pixel; check nodata and masks"
+        )
+    return total
 
 
 class BlockReport(Record):
@@ -257,14 +336,18 @@ class TilePlan:
 
 
 def plan_tile(store: SceneStore, block: Block, halo_px: int) -> TilePlan:
-    """The tile of one block; every block of a scene gets the same shape."""
-    window = store.block_window(block)
+    """The tile of one block of the store; every block of a scene gets the same shape."""
+    return plan_window(store, store.block_window(block), halo_px, store.block_px)
+
+
+def plan_window(store: SceneStore, window: Window, halo_px: int, block_px: int) -> TilePlan:
+    """The tile of a window that starts at multiples of ``block_px`` and is as large, or ends where the scene does."""
     step = math.lcm(NETWORK_STEP_PX, store.staged.grid.ratio)
     start_yx, shape_yx = [], []
     for part, size in zip(window, store.pan_shape_yx, strict=True):
         start_yx.append((part.start - halo_px) // step * step)
-        core = min(store.block_px, size)
-        slack = 0 if store.block_px % step == 0 and halo_px % step == 0 else step - 1
+        core = min(block_px, size)
+        slack = 0 if block_px % step == 0 and halo_px % step == 0 else step - 1
         shape_yx.append(-(-(core + 2 * halo_px + slack) // step) * step)
     return TilePlan(window, (start_yx[0], start_yx[1]), (shape_yx[0], shape_yx[1]))
 
@@ -367,6 +450,9 @@ class SharpenerSpec(Record):
     injection: InjectionConstants | None = Field(
         default=None, description="Of the scene, for networks with injected detail."
     )
+    fusion: FusionConstants | None = Field(
+        default=None, description="Of the scene, for a textbook method in place of the network."
+    )
 
 
 @lru_cache(maxsize=4)
@@ -380,6 +466,8 @@ def build_sharpener(spec: SharpenerSpec) -> Sharpener:
     keep_freed_memory()
     if spec.glp is not None:
         return GlpSharpener(*spec.glp)
+    if spec.fusion is not None:
+        return FusionSharpener(spec.fusion)
     return NetworkSharpener(load_checkpoint(spec.weights), spec.device, spec.precision, spec.injection)
 
 

@@ -124,6 +124,17 @@ class MsNetwork:
         residual = self._decode_full(_cut(x, half, (rows.decode1, cols.decode1)), skip0, rows, cols)
         return residual.add_(base[..., top:bottom, left:right])
 
+    def working_bytes(self, tile_px: int, core_px: int, bands: int) -> int:
+        """Memory of one pass over one sample, and of the conditions of all bands: an upper estimate.
+
+        Beside the first skip (on the core) there are either seven maps at half resolution, twice as wide two of them,
+        or those of a strip.
+        """
+        feature = self.config.width * torch.finfo(self._dtype).bits // 8
+        half, strip = 7 * tile_px // 4, 7 * min(STRIP_PX, tile_px)
+        conditions = 4 * tile_px * (bands * (2 if self.config.injected_detail else 1) + 2) * 1.4
+        return int(feature * (core_px + tile_px // 2 + max(half, strip)) + conditions + 4 * core_px * self.config.bands)
+
     def _encode_full(self, conditions: Conditions, rows: Needed, cols: Needed) -> tuple[Tensor, Tensor]:
         """First skip on the spans of ``decode0`` and input of ``encode1``, strip by strip."""
         n, width, halo = len(conditions.ms[0]), self.config.width, 2 * self.config.depth[0] + 1
