@@ -145,8 +145,11 @@ class ShortSighted:
     def halo_px(self, staged: StagedScene) -> int:
         return self.inside.halo_px(staged) - self.missing_px
 
-    def __call__(self, tile: Tile) -> NDArray[np.float32]:
-        return self.inside(tile)
+    def __call__(self, tile: Tile, core: tuple[slice, slice] | None = None) -> NDArray[np.float32]:
+        return self.inside(tile, core)
+
+    def working_bytes(self, tile_px: int, core_px: int, bands: int) -> int:
+        return self.inside.working_bytes(tile_px, core_px, bands)
 
 
 # --- tiles against the whole scene ----------------------------------------------------------------------------------
