@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -39,10 +40,10 @@ from pancrafter.errors import InvalidSceneError, WeightsError
 from pancrafter.model.conditions import Conditions, build_conditions, ms_at, unexplained_pan
 from pancrafter.model.config import CUBIC_REACH_MS_PX
 from pancrafter.model.devices import keep_freed_memory
-from pancrafter.model.inference import MsNetwork
+from pancrafter.model.inference import MsNetwork, Region
 from pancrafter.model.weights import Checkpoint, load_checkpoint
 from pancrafter.sensors import SensorContract
-from pancrafter.store import Block, Pixels, SceneStore, Window
+from pancrafter.store import Block, Mask, Pixels, SceneStore, Window
 from pancrafter.types import Record, StagedScene, ValueRange
 
 Floats = NDArray[np.float32]
@@ -70,6 +71,45 @@ class Tile:
     phases_yx: tuple[PhaseYX, ...]
     pan_range: ValueRange
     ms_ranges: tuple[ValueRange, ...]
+
+
+class ScenePixels(Protocol):
+    """What the engine reads a scene through: a ``SceneStore``, or something that reads like one (see there)."""
+
+    @property
+    def staged(self) -> StagedScene:
+        """The scene's constants."""
+
+    @property
+    def pan_shape_yx(self) -> tuple[int, int]:
+        """Rows and columns of the PAN grid."""
+
+    @property
+    def ms_shape_yx(self) -> tuple[int, int]:
+        """Rows and columns of the MS grid."""
+
+    @property
+    def block_px(self) -> int:
+        """Edge of a block, PAN pixels."""
+
+    @property
+    def blocks_yx(self) -> tuple[int, int]:
+        """Rows and columns of the block grid."""
+
+    def block_window(self, block: Block) -> Window:
+        """PAN pixels of a block."""
+
+    def read_pan(self, window: Window) -> Pixels:
+        """Filled PAN DN (y, x)."""
+
+    def read_ms(self, window: Window) -> Pixels:
+        """Filled MS DN (band, y, x)."""
+
+    def read_pan_valid(self, window: Window) -> Mask:
+        """1 where PAN was measured, (y, x)."""
+
+    def read_ms_valid(self, window: Window) -> Mask:
+        """1 where every MS band was measured, (y, x) on the MS grid."""
 
 
 class Sharpener(Protocol):
@@ -115,7 +155,11 @@ class NetworkSharpener:
 
     @torch.inference_mode()
     def __call__(self, tile: Tile, core: Window | None = None) -> Floats:
-        """Sharpen one tile; band groups run one after the other, so memory does not grow with the band count."""
+        """Sharpen one tile.
+
+        On the CPU band groups run one after the other, so memory does not grow with the band count; CUDA takes all at
+        once, or one at a time where its memory does not hold them.
+        """
         group = self.checkpoint.network.config.bands
         if len(tile.ms) % group:
             raise WeightsError(
@@ -126,10 +170,29 @@ class NetworkSharpener:
         region = (rows.start, rows.stop), (cols.start, cols.stop)
         conditions = self._conditions(tile, group)
         result = np.empty((len(tile.ms), rows.stop - rows.start, cols.stop - cols.start), np.float32)
-        for number, first in enumerate(range(0, len(tile.ms), group)):
-            part = slice(first, first + group)
-            sharpened = self._network(conditions.samples(number, number + 1), region)
-            result[part] = _to_dn(sharpened[0], tile.ms_ranges[part]).cpu().numpy()
+        groups = len(tile.ms) // group
+        at_once = groups if self.device.startswith("cuda") else 1
+        try:
+            return self._run(conditions, region, tile.ms_ranges, at_once, result)
+        except torch.OutOfMemoryError:
+            if at_once == 1:
+                raise
+        torch.cuda.empty_cache()
+        warnings.warn(
+            f"{self.device} has no memory for {groups} band groups of {tile.pan.shape} px at once: one after the other",
+            stacklevel=2,
+        )
+        return self._run(conditions, region, tile.ms_ranges, 1, result)
+
+    def _run(
+        self, conditions: Conditions, region: Region, ranges: tuple[ValueRange, ...], at_once: int, result: Floats
+    ) -> Floats:
+        """Fill ``result``, so many band groups at a time."""
+        group = self.checkpoint.network.config.bands
+        for first in range(0, len(ranges) // group, at_once):
+            part = slice(first * group, (first + at_once) * group)
+            sharpened = self._network(conditions.samples(first, first + at_once), region)
+            result[part] = _to_dn(sharpened.flatten(0, 1), ranges[part]).cpu().numpy()
         return result
 
     def working_bytes(self, tile_px: int, core_px: int, bands: int) -> int:
@@ -194,7 +257,7 @@ class GlpSharpener:
         return tile_px * (8 * 6 + 4 * bands) + 4 * core_px * bands
 
     @classmethod
-    def fit(cls, store: SceneStore, gains: tuple[float, ...]) -> GlpSharpener:
+    def fit(cls, store: ScenePixels, gains: tuple[float, ...]) -> GlpSharpener:
         """Fit the injection gains on the valid pixels of a whole staged scene, one block at a time.
 
         Args:
@@ -266,18 +329,18 @@ INJECTION_BLOCKS = 16
 """Blocks of a scene, spread evenly, that its injection constants are fitted on."""
 
 
-def fit_scene_injection(store: SceneStore, gains: tuple[float, ...]) -> InjectionConstants:
+def fit_scene_injection(store: ScenePixels, gains: tuple[float, ...]) -> InjectionConstants:
     """How the bands of a staged scene explain its PAN; arguments and errors as in ``scene_injection_sums``."""
     return fit_injection(scene_injection_sums(store, gains))
 
 
-def fit_scene_fusion(store: SceneStore, gains: tuple[float, ...], method: FusionMethod) -> FusionConstants:
+def fit_scene_fusion(store: ScenePixels, gains: tuple[float, ...], method: FusionMethod) -> FusionConstants:
     """The scene-wide numbers of a textbook method; arguments and errors as in ``scene_injection_sums``."""
     sums = scene_injection_sums(store, gains)
     return FusionConstants(method=method, match=fit_brovey_match(sums), injection=fit_injection(sums))
 
 
-def scene_injection_sums(store: SceneStore, gains: tuple[float, ...]) -> InjectionSums:
+def scene_injection_sums(store: ScenePixels, gains: tuple[float, ...]) -> InjectionSums:
     """Moments of bands and PAN at MS scale, from blocks spread over the scene.
 
     Args:
@@ -335,12 +398,12 @@ class TilePlan:
         return y, x
 
 
-def plan_tile(store: SceneStore, block: Block, halo_px: int) -> TilePlan:
+def plan_tile(store: ScenePixels, block: Block, halo_px: int) -> TilePlan:
     """The tile of one block of the store; every block of a scene gets the same shape."""
     return plan_window(store, store.block_window(block), halo_px, store.block_px)
 
 
-def plan_window(store: SceneStore, window: Window, halo_px: int, block_px: int) -> TilePlan:
+def plan_window(store: ScenePixels, window: Window, halo_px: int, block_px: int) -> TilePlan:
     """The tile of a window that starts at multiples of ``block_px`` and is as large, or ends where the scene does."""
     step = math.lcm(NETWORK_STEP_PX, store.staged.grid.ratio)
     start_yx, shape_yx = [], []
@@ -352,7 +415,7 @@ def plan_window(store: SceneStore, window: Window, halo_px: int, block_px: int) 
     return TilePlan(window, (start_yx[0], start_yx[1]), (shape_yx[0], shape_yx[1]))
 
 
-def read_tile(store: SceneStore, plan: TilePlan) -> Tile:
+def read_tile(store: ScenePixels, plan: TilePlan) -> Tile:
     """Read a tile's filled DN from a staged scene, repeating the border beyond the scene."""
     staged = store.staged
     ratio = staged.grid.ratio
@@ -378,7 +441,7 @@ class Measured:
     ms: Valid
 
 
-def measured_window(store: SceneStore, window: Window) -> Measured:
+def measured_window(store: ScenePixels, window: Window) -> Measured:
     """Where PAN was measured and where the MS pixel beneath was, each (y, x) on the PAN grid."""
     grid = store.staged.grid
     rows, cols = (
@@ -390,7 +453,7 @@ def measured_window(store: SceneStore, window: Window) -> Measured:
     return Measured(store.read_pan_valid(window).astype(np.bool_), ms_valid.astype(np.bool_))
 
 
-def valid_window(store: SceneStore, window: Window) -> Valid:
+def valid_window(store: ScenePixels, window: Window) -> Valid:
     """Where both PAN and MS were measured, (y, x) on the PAN grid."""
     measured = measured_window(store, window)
     return measured.pan & measured.ms

@@ -17,6 +17,7 @@ from typing import ClassVar, TypeVar
 import numpy as np
 
 from pancrafter.engine import (
+    ScenePixels,
     Sharpener,
     Tile,
     TilePlan,
@@ -27,7 +28,7 @@ from pancrafter.engine import (
     valid_window,
 )
 from pancrafter.errors import ErrorKind, PancrafterError
-from pancrafter.store import Pixels, SceneStore, Window
+from pancrafter.store import Pixels, Window
 from pancrafter.types import StagedScene
 
 T = TypeVar("T")
@@ -107,7 +108,7 @@ def choose_window_px(sharpener: Sharpener, layout: Layout, memory_bytes: int) ->
     )
 
 
-def scene_windows(store: SceneStore, window_px: int) -> Iterator[Window]:
+def scene_windows(store: ScenePixels, window_px: int) -> Iterator[Window]:
     """Windows that cover the PAN grid once, row by row."""
     rows, cols = store.pan_shape_yx
     for top in range(0, rows, window_px):
@@ -115,7 +116,7 @@ def scene_windows(store: SceneStore, window_px: int) -> Iterator[Window]:
             yield slice(top, min(top + window_px, rows)), slice(left, min(left + window_px, cols))
 
 
-def sharpened_windows(store: SceneStore, sharpener: Sharpener, window_px: int) -> Generator[SharpenedWindow]:
+def sharpened_windows(store: ScenePixels, sharpener: Sharpener, window_px: int) -> Generator[SharpenedWindow]:
     """The scene sharpened window by window; equal to what blocks of any size would give.
 
     Args:
