@@ -26,6 +26,7 @@ from pancrafter.types import Quality, Record, Refusal, Scene, StagedScene, Truth
 
 if TYPE_CHECKING:
     from pancrafter.assess import Sample, WindowSums
+    from pancrafter.classical import FusionMethod
     from pancrafter.cog import Block as CogBlock
     from pancrafter.compute import Compute
     from pancrafter.engine import BlockReport, SharpenerSpec
@@ -310,16 +311,23 @@ def sharpen(
 
 
 def sharpener_spec(
-    staged: StagedScene, settings: Settings, contract: SensorContract, *, fallback: bool
+    staged: StagedScene,
+    settings: Settings,
+    contract: SensorContract,
+    *,
+    fallback: bool,
+    fusion: FusionMethod | None = None,
 ) -> SharpenerSpec:
-    """What workers need to sharpen the scene: the network of the settings, or MTF-GLP, fitted to the scene."""
-    from pancrafter.engine import GlpSharpener, SharpenerSpec, band_mtf_gains, fit_scene_injection
+    """What workers need to sharpen the scene: the network of the settings, or a classical method fitted to it."""
+    from pancrafter.engine import GlpSharpener, SharpenerSpec, band_mtf_gains, fit_scene_fusion, fit_scene_injection
     from pancrafter.store import SceneStore
 
     spec = SharpenerSpec(
         weights=settings.weights, device=settings.device, precision=settings.precision, threads=settings.threads
     )
     store, gains = SceneStore.open(staged.store_uri), band_mtf_gains(staged, contract)
+    if fusion is not None:
+        return spec.model_copy(update={"fusion": fit_scene_fusion(store, gains, fusion)})
     if not fallback:
         return spec.model_copy(update={"injection": fit_scene_injection(store, gains)})
     glp = GlpSharpener.fit(store, gains)

@@ -21,7 +21,7 @@ def _name(path: Path) -> str:
 DOORS = {
     "zarr": {"store.py"},
     "distributed": {"compute.py"},
-    "dask": {"cube.py", "compute.py"},
+    "dask": {"cube.py", "compute.py", "arrays.py"},
     "pystac_client": {"catalog.py"},
     "stac_fastapi": {"serve.py"},
     "sqlalchemy": {"ledger.py"},

@@ -38,7 +38,7 @@ from pancrafter.engine import (
 from pancrafter.errors import InvalidSceneError
 from pancrafter.metrics import consistency, ergas, error_sums, hqnr_production
 from pancrafter.resample import GENERIC_MTF_GAIN, degrade, upsample
-from pancrafter.store import SceneStore
+from pancrafter.store import SceneStore, Window
 from pancrafter.types import Quality, StagedScene, ValueRange
 
 GAINS = (0.30, 0.28, 0.33)
@@ -83,9 +83,13 @@ class Injection:
     def halo_px(self, staged: StagedScene) -> int:
         return 32
 
-    def __call__(self, tile: Tile) -> NDArray[np.float32]:
+    def __call__(self, tile: Tile, core: Window | None = None) -> NDArray[np.float32]:
         constants = classical.GlpConstants(gains=(0.75, 0.65, 0.55))
-        return classical.glp_window(tile.pan, tile.ms, tile.ratio, tile.phases_yx, GAINS, constants)
+        whole = classical.glp_window(tile.pan, tile.ms, tile.ratio, tile.phases_yx, GAINS, constants)
+        return whole if core is None else whole[(slice(None), *core)]
+
+    def working_bytes(self, tile_px: int, core_px: int, bands: int) -> int:
+        return 100 * tile_px
 
 
 # --- sums -----------------------------------------------------------------------------------------------------------
