@@ -14,11 +14,13 @@ from urllib.parse import urlsplit
 
 from pancrafter.crawl import Document, Fault, absolute, crawl, is_local, kind_of, local_path
 from pancrafter.errors import SourceError
-from pancrafter.recognise import UNCOLLECTED, digest_of, recognise
+from pancrafter.judge import Judgement, judge, judge_other
+from pancrafter.recognise import UNCOLLECTED, digest_of, join_parts, part_group, recognise
 from pancrafter.sensors import SensorContract
 from pancrafter.types import Refusal, Scene
 
 if TYPE_CHECKING:
+    import pystac
     from pystac_client import Client, ItemSearch
     from pystac_client.stac_api_io import StacApiIO
 
@@ -78,19 +80,37 @@ def discover(
     """
     window = _Window(_utc(since), _utc(until), _checked(bbox), tuple(collections or ()))
     seen: set[tuple[str, str]] = set()
+    parts: dict[tuple[str, ...], list[tuple[pystac.Item, Refusal]]] = {}
     for found in _find(source, window):
-        verdict = found if isinstance(found, Refusal) else _judge(found, contracts)
-        if (verdict.collection, verdict.item_id) not in seen:
-            seen.add((verdict.collection, verdict.item_id))
+        item, verdict = (None, found) if isinstance(found, Refusal) else _judge(found, contracts)
+        if (verdict.collection, verdict.item_id) in seen:
+            continue
+        seen.add((verdict.collection, verdict.item_id))
+        if item is not None and isinstance(verdict, Refusal) and verdict.code == "part_of_scene":
+            parts.setdefault(part_group(item), []).append((item, verdict))
+        else:
             yield verdict
+    for group in parts.values():
+        scene = join_parts([item for item, _ in group], contracts)
+        yield from [_pin(scene)] if scene else [refusal for _, refusal in group]
 
 
 def judge_document(body: dict[str, Any], href: str, contracts: Mapping[str, SensorContract]) -> Scene | Refusal:
-    """The verdict on a single item document that lies at ``href``, as ``pancrafter sensors check`` asks for it."""
-    return _judge(_Found(body, href), contracts)
+    """What discovery would make of a single item document that lies at ``href``."""
+    return _judge(_Found(body, href), contracts)[1]
 
 
-def _judge(found: _Found, contracts: Mapping[str, SensorContract]) -> Scene | Refusal:
+def check_document(body: dict[str, Any], href: str, contracts: Mapping[str, SensorContract]) -> Judgement:
+    """The verdict on a single STAC document of any kind, as ``pancrafter sensors check`` asks for it."""
+    kind = kind_of(body)
+    if kind in ("Catalog", "Collection"):
+        return judge_other(body, kind)
+    return judge(body, judge_document(body, href, contracts))
+
+
+def _judge(
+    found: _Found, contracts: Mapping[str, SensorContract]
+) -> tuple[pystac.Item, Scene | Refusal] | tuple[None, Refusal]:
     import pystac
 
     properties, links = found.body.get("properties"), found.body.get("links")
@@ -107,8 +127,8 @@ def _judge(found: _Found, contracts: Mapping[str, SensorContract]) -> Scene | Re
         verdict = recognise(item, contracts)
     except Exception as error:  # noqa: BLE001 - pystac raises whatever a malformed document trips over
         reason = f"{found.self_href}: {type(error).__name__}: {error}; expected a valid STAC item"
-        return _malformed(found.body.get("id"), found.body.get("collection"), found.self_href, reason)
-    return _pin(verdict) if isinstance(verdict, Scene) else verdict
+        return None, _malformed(found.body.get("id"), found.body.get("collection"), found.self_href, reason)
+    return item, _pin(verdict) if isinstance(verdict, Scene) else verdict
 
 
 def _with_plain_paths(assets: Any) -> Any:  # Any: JSON of a document that may be malformed

@@ -96,8 +96,7 @@ def stage_scene(
         _merge_tallies,
     )
     dtype = _output_dtype(sources.ms)
-    dn_max = min(contract.dn_max, int(np.iinfo(dtype).max))
-    _check_pixels(scene, sources, tally, dn_max)
+    _check_pixels(scene, sources, tally, contract)
     valid_share = _valid_share(store, pair, scene)
     shifts = measure_shifts(store, pair, gain=_mean_gain(scene, contract))
     staged = StagedScene(
@@ -105,7 +104,7 @@ def stage_scene(
         store_uri=store_uri,
         grid=pair,
         dtype=dtype,
-        dn_max=dn_max,
+        dn_max=_ceiling(contract, sources.ms, tally.ms, dtype),
         nodata=_output_nodata(sources, dtype),
         pan_range=_value_range(tally.pan),
         ms_ranges=tuple(_value_range(histogram) for histogram in tally.ms),
@@ -556,7 +555,16 @@ def _gather(tasks: Iterable[Any]) -> tuple[Any, ...]:  # Any: dask is untyped
     return tuple(compute(*tasks))  # type: ignore[no-untyped-call]
 
 
-def _check_pixels(scene: Scene, sources: _Sources, tally: _Tally, dn_max: int) -> None:
+def _ceiling(
+    contract: SensorContract, ms: Sequence[_Source], histograms: Sequence[NDArray[np.int64]], dtype: str
+) -> int:
+    """The contract's ceiling; that of the asset's own scaling once a pixel shows that this scaling was used."""
+    largest = max(len(histogram) for histogram in histograms) - 1
+    top = contract.dn_max if largest <= contract.dn_max else max(contract.ceiling(source.asset) for source in ms)
+    return min(top, int(np.iinfo(dtype).max))
+
+
+def _check_pixels(scene: Scene, sources: _Sources, tally: _Tally, contract: SensorContract) -> None:
     ms_assets = {position: source.asset for source in sources.ms for position in source.positions}
     channels = [(sources.pan.asset, "PAN", tally.pan)]
     channels += [(ms_assets[band], scene.bands[band], histogram) for band, histogram in enumerate(tally.ms)]
@@ -568,6 +576,7 @@ def _check_pixels(scene: Scene, sources: _Sources, tally: _Tally, dn_max: int) -
                 scene=scene.key,
                 asset=asset,
             )
+        dn_max = contract.ceiling(asset)
         above = int(histogram[dn_max + 1 :].sum())
         if above > MAX_SHARE_ABOVE_CEILING * count:
             raise InvalidSceneError(
