@@ -14,7 +14,7 @@ import uuid
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -23,13 +23,15 @@ from dask.base import compute
 from dask.delayed import delayed
 from numpy.typing import NDArray
 from rasterio._err import CPLE_BaseError
-from rasterio.enums import MaskFlags
+from rasterio.enums import ColorInterp, MaskFlags, Resampling
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.vrt import WarpedVRT
+from rasterio.warp import calculate_default_transform, transform_bounds
 from rasterio.windows import Window as RasterWindow
 
 from pancrafter.alignment import NO_SHIFT, BandShift, combine_windows, estimate_band_shifts
 from pancrafter.errors import GridMismatchError, InvalidSceneError, TransientReadError
-from pancrafter.grid import pair_grids
+from pancrafter.grid import MAX_RATIO_ERROR, aligned_ms_grid, grid_bounds, needs_resampling, pair_grids
 from pancrafter.sensors import SensorContract
 from pancrafter.store import Mask, Pixels, SceneStore, Window
 from pancrafter.types import FORMAT_VERSION, AssetRef, PairGrid, PixelGrid, Scene, StagedScene, ValueRange
@@ -53,6 +55,7 @@ _MAX_OPEN_FILES = 16
 # already use every core.
 _GDAL_OPTIONS: dict[str, Any] = {"GDAL_NUM_THREADS": 1, "GDAL_CACHEMAX": 64 * 2**20}  # Any: rasterio is untyped
 _FAN_IN = 8
+_WARP_TOLERANCE_PX = 1e-3  # of MS; GDAL does not take 0
 
 T = TypeVar("T")
 
@@ -81,7 +84,7 @@ def stage_scene(
     finished = _finished(store_uri, digest)
     if finished is not None:
         return finished
-    sources = _read_headers(scene, contract)
+    sources = _on_common_grid(scene, _read_headers(scene, contract), contract)
     pair = _pair(scene, sources, contract.ratio)
     store = SceneStore.create(
         store_uri, pair, bands=scene.bands, staging=digest, crs_wkt=sources.pan.crs_wkt, block_px=block_px
@@ -112,6 +115,7 @@ def stage_scene(
         shift_confidence=tuple(min(max(shift.ncc, -1.0), 1.0) for shift in shifts),
         valid_share=valid_share,
         bytes_read=tally.bytes_read,
+        ms_resampled=sources.ms[0].warped,
         scale=_per_band(sources.ms, "scale", default=1.0),
         offset=_per_band(sources.ms, "offset", default=0.0),
     )
@@ -153,6 +157,8 @@ class _Source:
     masked: bool
     scale: tuple[float, ...]
     offset: tuple[float, ...]
+    warped: bool = False
+    """Whether ``grid`` is not the file's own: pixels are then interpolated to it while reading."""
 
 
 @dataclass(frozen=True)
@@ -203,8 +209,8 @@ def _describe_source(
             )
     if dataset.crs is None or dataset.transform.is_identity:
         raise GridMismatchError(
-            "the header has no CRS or geotransform (sensor geometry, GCPs or RPCs only), expected a projected or "
-            "geographic grid; orthorectify PAN and MS first",
+            f"the header has {_placed_by(dataset)}, expected a projected or geographic grid; orthorectify PAN and MS "
+            "first (for example gdalwarp, with -rpc for RPCs)",
             scene=scene.key,
             asset=key,
         )
@@ -237,8 +243,66 @@ def _describe_source(
     )
 
 
+def _placed_by(dataset: Any) -> str:  # Any: rasterio is untyped
+    """How a file without a grid says where it lies: its product is in sensor geometry."""
+    if dataset.gcps[0]:
+        return "ground control points only"
+    return "RPCs only" if dataset.rpcs else "no CRS or geotransform"
+
+
 def _or_contract(header: float | None, contract: float | None) -> float | None:
     return contract if header is None else float(header)
+
+
+def _on_common_grid(scene: Scene, sources: _Sources, contract: SensorContract) -> _Sources:
+    """The sources as they are, or MS on a grid of exactly the contract's ratio, to which it is resampled once.
+
+    The latter for ratios like 3.997 and, if the contract allows it, for another CRS.
+    """
+    pan, ms = sources.pan.grid, sources.ms[0].grid
+    if pan.crs != ms.crs and contract.warp_ms:
+        bounds = _bounds_in_pan_crs(scene, sources, contract)
+    elif needs_resampling(pan, ms, contract.ratio):
+        bounds = grid_bounds(ms)
+    else:
+        return sources
+    target = aligned_ms_grid(pan, bounds, contract.ratio)
+    for source in sources.ms:
+        if len(set(source.nodata)) > 1:
+            raise InvalidSceneError(
+                f"MS must be resampled, but its bands have different nodata values {source.nodata}; declare one",
+                scene=scene.key,
+                asset=source.asset,
+            )
+    return _Sources(sources.pan, tuple(replace(source, grid=target, warped=True) for source in sources.ms))
+
+
+def _bounds_in_pan_crs(scene: Scene, sources: _Sources, contract: SensorContract) -> tuple[float, float, float, float]:
+    pan, ms = sources.pan, sources.ms[0]
+    rows, cols = ms.grid.shape_yx
+    affine = rasterio.Affine(*ms.grid.transform)
+    corners = [affine @ corner for corner in ((0, 0), (cols, 0), (0, rows), (cols, rows))]
+    (left, *_, right), (bottom, *_, top) = (sorted(values) for values in zip(*corners, strict=True))
+    try:
+        suited, _, _ = calculate_default_transform(ms.crs_wkt, pan.crs_wkt, cols, rows, left, bottom, right, top)
+        found = abs(suited.a / pan.grid.transform[0])
+        bounds: tuple[float, float, float, float] = transform_bounds(
+            ms.crs_wkt, pan.crs_wkt, left, bottom, right, top, densify_pts=101
+        )
+    except (RasterioError, CPLE_BaseError) as err:
+        raise GridMismatchError(
+            f"MS cannot be brought to the CRS of PAN ({err}); check the CRS of both files",
+            scene=scene.key,
+            asset=ms.asset,
+        ) from err
+    if abs(found / contract.ratio - 1) > MAX_RATIO_ERROR:
+        raise GridMismatchError(
+            f"in the CRS of PAN, MS pixels are {found:.4g} times the PAN pixels, expected {contract.ratio}; check the "
+            "sensor contract",
+            scene=scene.key,
+            asset=ms.asset,
+        )
+    return bounds
 
 
 def _pair(scene: Scene, sources: _Sources, ratio: int) -> PairGrid:
@@ -290,19 +354,41 @@ class _OpenFiles(threading.local):
         self._token = ""
         self._datasets: OrderedDict[str, Any] = OrderedDict()  # Any: rasterio is untyped
 
-    def get(self, href: str, token: str) -> Any:  # Any: rasterio is untyped
+    def get(self, source: _Source, token: str) -> Any:  # Any: rasterio is untyped
         if token != self._token:
             self._close_down_to(0)
             self._token = token
-        if href not in self._datasets:
+        if source.href not in self._datasets:
             self._close_down_to(_MAX_OPEN_FILES - 1)
-            self._datasets[href] = rasterio.open(href, sharing=False)
-        self._datasets.move_to_end(href)
-        return self._datasets[href]
+            dataset = rasterio.open(source.href, sharing=False)
+            self._datasets[source.href] = _warped(dataset, source) if source.warped else dataset
+        self._datasets.move_to_end(source.href)
+        return self._datasets[source.href]
 
     def _close_down_to(self, count: int) -> None:
         while len(self._datasets) > count:
             self._datasets.popitem(last=False)[1].close()
+
+
+def _warped(dataset: Any, source: _Source) -> Any:  # Any: rasterio is untyped
+    """The file seen on the source's grid: Keys' cubic, exact positions; an alpha band says what was interpolated."""
+    rows, cols = source.grid.shape_yx
+    return WarpedVRT(
+        dataset,
+        crs=source.grid.crs,
+        transform=rasterio.Affine(*source.grid.transform),
+        height=rows,
+        width=cols,
+        resampling=Resampling.cubic,
+        tolerance=_WARP_TOLERANCE_PX,
+        src_nodata=source.nodata[0],
+        nodata=source.nodata[0],
+        add_alpha=not _has_alpha(dataset),
+    )
+
+
+def _has_alpha(dataset: Any) -> bool:  # Any: rasterio is untyped
+    return ColorInterp.alpha in dataset.colorinterp
 
 
 _OPEN_FILES = _OpenFiles()
@@ -370,10 +456,12 @@ def _read_source(source: _Source, window: RasterWindow, token: str) -> tuple[NDA
 
 def _read_window(source: _Source, window: RasterWindow, token: str) -> tuple[NDArray[Any], NDArray[np.bool_]]:
     with rasterio.Env(**_GDAL_OPTIONS):
-        dataset = _OPEN_FILES.get(source.href, token)
+        dataset = _OPEN_FILES.get(source, token)
         values = dataset.read(source.indexes, window=window)
         measured = np.isfinite(values) if values.dtype.kind == "f" else np.ones(values.shape, bool)
-        if source.masked:
+        if source.warped:
+            measured &= dataset.read(dataset.colorinterp.index(ColorInterp.alpha) + 1, window=window) != 0
+        elif source.masked:
             measured &= dataset.read_masks(source.indexes, window=window) != 0
     return values, measured
 

@@ -13,6 +13,7 @@ from typing import Any, TypeGuard
 
 from pydantic import Field
 
+from pancrafter.grid import MAX_RATIO_ERROR
 from pancrafter.types import Record
 
 Json = Mapping[str, Any]  # parsed JSON
@@ -20,7 +21,7 @@ Json = Mapping[str, Any]  # parsed JSON
 NOT_IMAGERY = frozenset({"thumbnail", "overview", "visual", "metadata", "world-file", "data-mask", "cloud", "preview"})
 """Roles of assets that hold no data to sharpen."""
 
-RATIO_TOLERANCE = 0.05
+RATIO_TOLERANCE = MAX_RATIO_ERROR
 """Relative deviation of declared pixel sizes that is left to the file headers; real products reach 0.1 %."""
 
 METRES_PER_DEGREE = 111_320.0

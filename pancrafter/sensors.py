@@ -89,6 +89,9 @@ class SensorContract(Record):
         default_factory=dict,
         description="Higher ceilings by pattern of the asset key, for products that are scaled differently.",
     )
+    warp_ms: bool = Field(
+        default=False, description="Warp MS that comes in another CRS to that of PAN, once; otherwise refuse it."
+    )
     weights: Literal["default", "none"] = Field(description="none: only classical sharpening is justified.")
     source: str = Field(min_length=1, description="Where wavelengths, MTF gains and the DN ceiling come from.")
 
