@@ -29,11 +29,11 @@ from rasterio.vrt import WarpedVRT
 from rasterio.warp import calculate_default_transform, transform_bounds
 from rasterio.windows import Window as RasterWindow
 
-from pancrafter.alignment import NO_SHIFT, BandShift, combine_windows, estimate_band_shifts
+from pancrafter.alignment import NO_SHIFT, BandShift, agree, combine_windows, estimate_band_shifts
 from pancrafter.errors import GridMismatchError, InvalidSceneError, TransientReadError
 from pancrafter.grid import MAX_RATIO_ERROR, aligned_ms_grid, grid_bounds, needs_resampling, pair_grids
 from pancrafter.sensors import SensorContract
-from pancrafter.store import Mask, Pixels, SceneStore, Window
+from pancrafter.store import UNWRITTEN, Mask, Pixels, SceneStore, Window, open_scene
 from pancrafter.types import FORMAT_VERSION, AssetRef, PairGrid, PixelGrid, Scene, StagedScene, ValueRange
 
 DN_LIMIT = int(np.iinfo(np.uint16).max)
@@ -46,7 +46,10 @@ RANGE_PERCENTILES = (1.0, 99.0)
 """Share of the valid pixels, in percent, below the low and the high end of a channel's value range."""
 
 ALIGNMENT_WINDOW_MS_PX = 256
+ALIGNMENT_FIRST_WINDOWS = 4
 ALIGNMENT_WINDOWS = 9
+"""Windows that are asked at most; if the most textured first ones agree, only those."""
+
 _ALIGNMENT_CANDIDATES_PER_AXIS = 5
 _ALIGNMENT_MIN_VALID = 0.3
 _ALIGNMENT_PAD_PX = 16
@@ -55,6 +58,8 @@ _MAX_OPEN_FILES = 16
 # already use every core.
 _GDAL_OPTIONS: dict[str, Any] = {"GDAL_NUM_THREADS": 1, "GDAL_CACHEMAX": 64 * 2**20}  # Any: rasterio is untyped
 _FAN_IN = 8
+_NEAR_PX = 8
+"""Holes are first filled from this near: most are specks, and reaching far costs several times as much."""
 _WARP_TOLERANCE_PX = 1e-3  # of MS; GDAL does not take 0
 
 T = TypeVar("T")
@@ -86,21 +91,23 @@ def stage_scene(
         return finished
     sources = _on_common_grid(scene, _read_headers(scene, contract), contract)
     pair = _pair(scene, sources, contract.ratio)
-    store = SceneStore.create(
+    begun = SceneStore.resume(store_uri, digest)
+    store = begun or SceneStore.create(
         store_uri, pair, bands=scene.bands, staging=digest, crs_wkt=sources.pan.crs_wkt, block_px=block_px
     )
     pan_reader = _WindowReader((sources.pan,), pair.pan_offset_yx, pair.pan.shape_yx, reach_px)
     ms_reader = _WindowReader(sources.ms, pair.ms_offset_yx, pair.ms_shape_yx, -(-reach_px // pair.ratio))
+    resumed = begun is not None
     tally = _compute(
         [
-            *(delayed(_stage_pan)(store, pan_reader, window) for window in store.pan_windows()),
-            *(delayed(_stage_ms)(store, ms_reader, window) for window in store.ms_windows()),
+            *(delayed(_stage_pan)(store, pan_reader, window, resumed) for window in store.pan_windows()),
+            *(delayed(_stage_ms)(store, ms_reader, window, resumed) for window in store.ms_windows()),
         ],
         _merge_tallies,
     )
     dtype = _output_dtype(sources.ms)
     _check_pixels(scene, sources, tally, contract)
-    valid_share = _valid_share(store, pair, scene)
+    valid_share = _valid_share(store_uri, pair, scene, tally)
     shifts = measure_shifts(store, pair, gain=_mean_gain(scene, contract))
     staged = StagedScene(
         scene=scene,
@@ -414,13 +421,18 @@ class _WindowReader:
         pixels, valid, bytes_read = self._read_raw(window)
         if valid.all():
             return pixels, valid.astype(np.uint8), bytes_read
-        wide = _widened(window, self.reach, self.shape_yx)
-        wide_pixels, wide_valid, more = self._read_raw(wide)
-        filled = fill_invalid(wide_pixels, wide_valid, self.reach)
-        core = tuple(
-            slice(part.start - outer.start, part.stop - outer.start) for part, outer in zip(window, wide, strict=True)
-        )
-        return filled[:, core[0], core[1]], valid.astype(np.uint8), bytes_read + more
+        for reach in sorted({min(_NEAR_PX, self.reach), self.reach}):
+            wide = _widened(window, reach, self.shape_yx)
+            wide_pixels, wide_valid, more = self._read_raw(wide)
+            bytes_read += more
+            y, x = (
+                slice(part.start - outer.start, part.stop - outer.start)
+                for part, outer in zip(window, wide, strict=True)
+            )
+            filled, reached = fill_invalid(wide_pixels, wide_valid, reach)
+            if reached[y, x].all():  # a wider search would find the same neighbours
+                break
+        return filled[:, y, x], valid.astype(np.uint8), bytes_read
 
     def _read_raw(self, window: Window) -> tuple[Pixels, NDArray[np.bool_], int]:
         rows, cols = (part.stop - part.start for part in window)
@@ -538,7 +550,7 @@ def _widened(window: Window, margin: int, shape_yx: tuple[int, int]) -> Window:
 # --- filling holes --------------------------------------------------------------------------------------------------
 
 
-def fill_invalid(pixels: Pixels, valid: NDArray[np.bool_], reach: int) -> Pixels:
+def fill_invalid(pixels: Pixels, valid: NDArray[np.bool_], reach: int) -> tuple[Pixels, NDArray[np.bool_]]:
     """Repeat the nearest valid pixel (city-block distance) into invalid ones, up to ``reach`` pixels away; 0 beyond.
 
     Pixels at equal distance above and below, or left and right, are averaged. The result at a pixel depends only on
@@ -548,10 +560,13 @@ def fill_invalid(pixels: Pixels, valid: NDArray[np.bool_], reach: int) -> Pixels
         pixels: ``(band, y, x)`` DN; values at invalid pixels do not matter.
         valid: ``(y, x)``.
         reach: Pixels.
+
+    Returns:
+        The filled pixels, and ``(y, x)`` true where a pixel is valid or was filled.
     """
     rows, cols = valid.shape
     far = 2 * (rows + cols + reach)
-    row = np.arange(rows, dtype=np.int64)[:, None]
+    row = np.arange(rows, dtype=np.int32)[:, None]
     above = np.maximum.accumulate(np.where(valid, row, -far), axis=0)
     below = np.minimum.accumulate(np.where(valid, row, rows + far)[::-1], axis=0)[::-1]
     vertical = np.minimum(np.minimum(row - above, below - row), far)
@@ -573,15 +588,15 @@ def fill_invalid(pixels: Pixels, valid: NDArray[np.bool_], reach: int) -> Pixels
     filled = pixels.copy()
     filled[:, holes] = 0
     filled[:, within] = (total + 2) // 4
-    return filled
+    return filled, valid | within
 
 
-def _nearest_before(vertical: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _nearest_before(vertical: NDArray[np.int32]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
     """Column at or before each pixel by which a valid pixel is reached soonest, and that distance."""
-    col = np.arange(vertical.shape[1], dtype=np.int64)[None, :]
+    col = np.arange(vertical.shape[1], dtype=np.int32)[None, :]
     slack = vertical - col
     best = np.minimum.accumulate(slack, axis=1)
-    column = np.maximum.accumulate(np.where(slack == best, col, -1), axis=1)
+    column = np.maximum.accumulate(np.where(slack == best, col, np.int32(-1)), axis=1)
     return column, best + col
 
 
@@ -600,15 +615,25 @@ class _Tally:
 _NOTHING = np.zeros(1, np.int64)
 
 
-def _stage_pan(store: SceneStore, reader: _WindowReader, window: Window) -> _Tally:
+def _stage_pan(store: SceneStore, reader: _WindowReader, window: Window, resumed: bool) -> _Tally:  # noqa: FBT001 - dask
+    valid = store.read_pan_valid(window) if resumed else None
+    if valid is not None and not (valid == UNWRITTEN).any():
+        return _Tally(pan=_histogram(store.read_pan(window), valid))
     pixels, valid, bytes_read = reader.read(window)
     store.write_pan(window, pixels[0], valid)
     return _Tally(pan=_histogram(pixels[0], valid), bytes_read=bytes_read)
 
 
-def _stage_ms(store: SceneStore, reader: _WindowReader, window: Window) -> _Tally:
+def _stage_ms(store: SceneStore, reader: _WindowReader, window: Window, resumed: bool) -> _Tally:  # noqa: FBT001 - dask
+    valid = store.read_ms_valid(window) if resumed else None
+    if valid is not None and not (valid == UNWRITTEN).any():
+        return _ms_tally(store.read_ms(window), valid, 0)
     pixels, valid, bytes_read = reader.read(window)
     store.write_ms(window, pixels, valid)
+    return _ms_tally(pixels, valid, bytes_read)
+
+
+def _ms_tally(pixels: Pixels, valid: Mask, bytes_read: int) -> _Tally:
     return _Tally(pan=_NOTHING, ms=tuple(_histogram(band, valid) for band in pixels), bytes_read=bytes_read)
 
 
@@ -685,30 +710,24 @@ def _value_range(histogram: NDArray[np.int64]) -> ValueRange:
     return ValueRange(low=low, high=high) if high > low else ValueRange(low=low - 1, high=high + 1)
 
 
-def _valid_share(store: SceneStore, pair: PairGrid, scene: Scene) -> float:
-    tasks = [delayed(_count_valid)(store, pair, window) for window in store.pan_windows()]
-    share = _compute(tasks, _sum_counts) / (pair.pan.shape_yx[0] * pair.pan.shape_yx[1])
+def _valid_share(store_uri: str, pair: PairGrid, scene: Scene, tally: _Tally) -> float:
+    """Share of PAN pixels that are valid and lie nearest to a valid MS pixel."""
+    if int(tally.pan.sum()) == math.prod(pair.pan.shape_yx) and int(tally.ms[0].sum()) == math.prod(pair.ms_shape_yx):
+        return 1.0
+    rows, cols = (
+        _ms_index(slice(0, size), pair.ratio, phase, ms_size)
+        for size, phase, ms_size in zip(pair.pan.shape_yx, pair.phase_yx, pair.ms_shape_yx, strict=True)
+    )
+    with open_scene(store_uri) as cube:
+        nearest = cube.ms_valid.isel(ym=("y", rows), xm=("x", cols)).drop_vars(("ym", "xm"))
+        share = float(((cube.pan_valid == 1) & (nearest == 1)).mean())
     if share == 0:
         raise InvalidSceneError(
             "no pixel is valid in PAN and MS at once, expected a common area; check nodata values and masks",
             scene=scene.key,
             asset=f"{scene.pan.key} and {scene.ms[0].key}",
         )
-    return float(share)
-
-
-def _sum_counts(counts: Sequence[int]) -> int:
-    return sum(counts)
-
-
-def _count_valid(store: SceneStore, pair: PairGrid, window: Window) -> int:
-    rows, cols = (
-        _ms_index(part, pair.ratio, phase, size)
-        for part, phase, size in zip(window, pair.phase_yx, pair.ms_shape_yx, strict=True)
-    )
-    ms_window = (slice(int(rows[0]), int(rows[-1]) + 1), slice(int(cols[0]), int(cols[-1]) + 1))
-    ms_valid = store.read_ms_valid(ms_window)[np.ix_(rows - rows[0], cols - cols[0])]
-    return int(np.count_nonzero(ms_valid & store.read_pan_valid(window)))
+    return share
 
 
 def _ms_index(part: slice, ratio: int, phase: float, size: int) -> NDArray[np.int64]:
@@ -734,9 +753,11 @@ def measure_shifts(store: SceneStore, pair: PairGrid, *, gain: float) -> tuple[B
     chosen = [candidates[index] for texture, index in ranked[:ALIGNMENT_WINDOWS] if texture > 0]
     if not chosen:
         return (NO_SHIFT,) * store.band_count
-    measured: tuple[tuple[BandShift, ...], ...] = _gather(
-        delayed(_window_shifts)(store, pair, window, gain) for window in chosen
-    )
+    measured: tuple[tuple[BandShift, ...], ...] = ()
+    for part in (chosen[:ALIGNMENT_FIRST_WINDOWS], chosen[ALIGNMENT_FIRST_WINDOWS:]):
+        if measured and agree(measured):
+            break
+        measured += _gather(delayed(_window_shifts)(store, pair, window, gain) for window in part)
     return combine_windows(measured)
 
 
