@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from pancrafter.access import Access
 from pancrafter.crawl import Document, Fault, absolute, crawl, is_local, kind_of, local_path
 from pancrafter.errors import SourceError
 from pancrafter.judge import Judgement, judge, judge_other
@@ -64,6 +65,7 @@ def discover(
     bbox: Bbox | None = None,
     contracts: Mapping[str, SensorContract],
     collections: Sequence[str] | None = None,
+    access: Access = Access(),  # noqa: B008 - frozen
 ) -> Iterator[Scene | Refusal]:
     """Every item of ``source`` in the window, as a scene to sharpen or a refusal with its reason; none is dropped.
 
@@ -74,15 +76,18 @@ def discover(
         bbox: West, south, east, north in degrees; west above east crosses the antimeridian.
         contracts: Sensor contracts by name.
         collections: Ids of the collections to look at; None means all.
+        access: What may be read; items whose assets lie elsewhere are refused, documents that do are not followed.
 
     Raises:
         SourceError: The source cannot be reached, is not STAC, or broke off in the middle.
     """
     window = _Window(_utc(since), _utc(until), _checked(bbox), tuple(collections or ()))
+    rules = access.trusting(source)
     seen: set[tuple[str, str]] = set()
     parts: dict[tuple[str, ...], list[tuple[pystac.Item, Refusal]]] = {}
     for found in _find(source, window):
         item, verdict = (None, found) if isinstance(found, Refusal) else _judge(found, contracts)
+        verdict = _permitted(verdict, rules)
         if (verdict.collection, verdict.item_id) in seen:
             continue
         seen.add((verdict.collection, verdict.item_id))
@@ -92,7 +97,21 @@ def discover(
             yield verdict
     for group in parts.values():
         scene = join_parts([item for item, _ in group], contracts)
-        yield from [_pin(scene)] if scene else [refusal for _, refusal in group]
+        yield from [_permitted(_pin(scene), rules)] if scene else [refusal for _, refusal in group]
+
+
+def _permitted(verdict: Scene | Refusal, rules: Access) -> Scene | Refusal:
+    """The verdict, or a refusal if an asset lies where nothing may be read."""
+    for asset in (verdict.pan, *verdict.ms) if isinstance(verdict, Scene) else ():
+        if fault := rules.fault(asset.href):
+            return Refusal(
+                collection=verdict.collection,
+                item_id=verdict.item_id,
+                code="forbidden_href",
+                reason=f"asset {asset.key}: {fault}",
+                sensor=verdict.sensor,
+            )
+    return verdict
 
 
 def judge_document(body: dict[str, Any], href: str, contracts: Mapping[str, SensorContract]) -> Scene | Refusal:

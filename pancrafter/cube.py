@@ -15,7 +15,9 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple, TypeVar
+from urllib.parse import unquote, urlsplit
 
 import numpy as np
 import rasterio
@@ -29,6 +31,7 @@ from rasterio.vrt import WarpedVRT
 from rasterio.warp import calculate_default_transform, transform_bounds
 from rasterio.windows import Window as RasterWindow
 
+from pancrafter.access import OPEN_TO_ALL, Access, reader_for
 from pancrafter.alignment import NO_SHIFT, BandShift, agree, combine_windows, estimate_band_shifts
 from pancrafter.errors import GridMismatchError, InvalidSceneError, TransientReadError
 from pancrafter.grid import MAX_RATIO_ERROR, aligned_ms_grid, grid_bounds, needs_resampling, pair_grids
@@ -57,6 +60,26 @@ _MAX_OPEN_FILES = 16
 # Windows are read once, so a small block cache does (bytes here; the default is 5 % of the machine). Dask's threads
 # already use every core.
 _GDAL_OPTIONS: dict[str, Any] = {"GDAL_NUM_THREADS": 1, "GDAL_CACHEMAX": 64 * 2**20}  # Any: rasterio is untyped
+# A file elsewhere has no side files worth asking for, and a server that hangs must not hold a worker.
+_REMOTE_OPTIONS: dict[str, Any] = {  # Any: rasterio is untyped
+    "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",
+    "GDAL_HTTP_CONNECTTIMEOUT": 10,
+    "GDAL_HTTP_TIMEOUT": 120,
+    "GDAL_HTTP_MAX_RETRY": 3,
+    "GDAL_HTTP_RETRY_DELAY": 1,
+}
+REMOTE_DRIVERS = {".jp2": "JP2OpenJPEG", ".j2k": "JP2OpenJPEG", ".img": "HFA", ".ntf": "NITF"}
+"""Formats, by suffix (else GeoTIFF), of files from elsewhere: none can refer to further files or hosts, as VRT does."""
+
+MAX_PIXELS = 20_000_000_000
+"""The largest real images have 3e9 pixels (a Pléiades strip)."""
+
+MAX_BLOCK_BYTES = 512 * 2**20
+"""GDAL allocates whole blocks: a file with one block per image would need it all at once."""
+
+MAX_EXPANSION = 2000
+"""Deflate reaches 1032 at most; beyond this a file is empty or a decompression bomb."""
+
 _FAN_IN = 8
 _NEAR_PX = 8
 """Holes are first filled from this near: most are specks, and reaching far costs several times as much."""
@@ -65,8 +88,18 @@ _WARP_TOLERANCE_PX = 1e-3  # of MS; GDAL does not take 0
 T = TypeVar("T")
 
 
+def _nothing() -> None:
+    """Do nothing."""
+
+
 def stage_scene(
-    scene: Scene, contract: SensorContract, store_uri: str, *, block_px: int = 1024, reach_px: int = 128
+    scene: Scene,
+    contract: SensorContract,
+    store_uri: str,
+    *,
+    block_px: int = 1024,
+    reach_px: int = 128,
+    access: Access = OPEN_TO_ALL,
 ) -> StagedScene:
     """Bring a scene's pixels onto matched grids in a scene store; a store that already holds them is returned as is.
 
@@ -78,9 +111,10 @@ def stage_scene(
         store_uri: Where to write the store (``pancrafter.store``).
         block_px: Edge of a block, PAN pixels; even.
         reach_px: How far, in PAN pixels, valid pixels are repeated into invalid ones; at least the network's halo.
+        access: Which hosts and folders may be read, and with what credentials.
 
     Raises:
-        InvalidSceneError: A file is missing, damaged or not what the contract describes, or holds no valid pixel.
+        InvalidSceneError: A file is missing, forbidden, damaged or not what the contract describes, or is empty.
         GridMismatchError: PAN and MS grids cannot be related.
         TransientReadError: A remote file could not be read this time.
         SinkError: The store cannot be written.
@@ -89,7 +123,7 @@ def stage_scene(
     finished = _finished(store_uri, digest)
     if finished is not None:
         return finished
-    sources = _on_common_grid(scene, _read_headers(scene, contract), contract)
+    sources = _on_common_grid(scene, _read_headers(scene, contract, access), contract)
     pair = _pair(scene, sources, contract.ratio)
     begun = SceneStore.resume(store_uri, digest)
     store = begun or SceneStore.create(
@@ -164,6 +198,7 @@ class _Source:
     masked: bool
     scale: tuple[float, ...]
     offset: tuple[float, ...]
+    access: Access = OPEN_TO_ALL
     warped: bool = False
     """Whether ``grid`` is not the file's own: pixels are then interpolated to it while reading."""
 
@@ -174,12 +209,12 @@ class _Sources:
     ms: tuple[_Source, ...]
 
 
-def _read_headers(scene: Scene, contract: SensorContract) -> _Sources:
-    pan = _read_header(scene, [(0, scene.pan)], contract)
+def _read_headers(scene: Scene, contract: SensorContract, access: Access) -> _Sources:
+    pan = _read_header(scene, [(0, scene.pan)], contract, access)
     files: OrderedDict[str, list[tuple[int, AssetRef]]] = OrderedDict()
     for position, asset in enumerate(scene.ms):
         files.setdefault(asset.href, []).append((position, asset))
-    ms = tuple(_read_header(scene, assets, contract) for assets in files.values())
+    ms = tuple(_read_header(scene, assets, contract, access) for assets in files.values())
     for source in ms[1:]:
         if source.grid != ms[0].grid:
             raise InvalidSceneError(
@@ -191,16 +226,60 @@ def _read_headers(scene: Scene, contract: SensorContract) -> _Sources:
     return _Sources(pan, ms)
 
 
-def _read_header(scene: Scene, assets: list[tuple[int, AssetRef]], contract: SensorContract) -> _Source:
+def _read_header(scene: Scene, assets: list[tuple[int, AssetRef]], contract: SensorContract, access: Access) -> _Source:
     key, href = assets[0][1].key, assets[0][1].href
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", NotGeoreferencedWarning)  # refused below, with the asset's name
-            with rasterio.Env(**_GDAL_OPTIONS), rasterio.open(href) as dataset:
-                return _describe_source(dataset, scene, assets, contract)
+            return _signed_anew(lambda: _describe_file(scene, assets, contract, access), href, access)
     except (RasterioError, CPLE_BaseError, OSError) as err:
         failure = _read_failure(err, scene.key, key, href, what="its header")
     raise failure
+
+
+def _signed_anew(
+    action: Callable[[], T], href: str, access: Access, *, before_again: Callable[[], None] = _nothing
+) -> T:
+    """The result of ``action``; if it fails on a file that is read with a signature, once more with a new one."""
+    try:
+        return action()
+    except (RasterioError, CPLE_BaseError, OSError):
+        if not reader_for(access).forget(href):
+            raise
+    before_again()
+    return action()
+
+
+def _describe_file(
+    scene: Scene, assets: list[tuple[int, AssetRef]], contract: SensorContract, access: Access
+) -> _Source:
+    handle = _open(assets[0][1].href, access, scene.key, assets[0][1].key)
+    with rasterio.Env(**_GDAL_OPTIONS, **handle.options), handle.dataset:
+        return replace(_describe_source(handle.dataset, scene, assets, contract), access=access)
+
+
+class _Handle(NamedTuple):
+    """An open dataset and the GDAL options it must be read with."""
+
+    dataset: Any  # Any: rasterio is untyped
+    options: dict[str, Any]  # Any: GDAL options of several types
+
+
+def _open(href: str, access: Access, scene: str, asset: str) -> _Handle:
+    """Open a file under the access rules; what comes from elsewhere is only opened as one of a few plain formats."""
+    try:
+        opened = reader_for(access).open(href)
+    except (InvalidSceneError, TransientReadError) as err:
+        raise type(err)(err.message, scene=scene, asset=asset) from None
+    remote = "://" in opened.href and not opened.href.startswith("file:")
+    options = opened.options | (_REMOTE_OPTIONS if remote else {})
+    path = unquote(urlsplit(opened.href).path) if opened.href.startswith("file:") else opened.href
+    with rasterio.Env(**_GDAL_OPTIONS, **options):
+        return _Handle(rasterio.open(path, sharing=False, driver=_remote_driver(path) if remote else None), options)
+
+
+def _remote_driver(href: str) -> str:
+    return REMOTE_DRIVERS.get(PurePosixPath(urlsplit(href).path).suffix.casefold(), "GTiff")
 
 
 def _describe_source(
@@ -214,6 +293,8 @@ def _describe_source(
                 scene=scene.key,
                 asset=asset.key,
             )
+    if fault := _absurd(dataset):
+        raise InvalidSceneError(f"{fault}; the file is damaged or malicious", scene=scene.key, asset=key)
     if dataset.crs is None or dataset.transform.is_identity:
         raise GridMismatchError(
             f"the header has {_placed_by(dataset)}, expected a projected or geographic grid; orthorectify PAN and MS "
@@ -248,6 +329,32 @@ def _describe_source(
         scale=tuple(dataset.scales[index - 1] for index in indexes),
         offset=tuple(dataset.offsets[index - 1] for index in indexes),
     )
+
+
+def _absurd(dataset: Any) -> str | None:  # Any: rasterio is untyped
+    """Why a header cannot be true, found before anything is allocated for its pixels."""
+    rows, cols = dataset.shape
+    if rows * cols > MAX_PIXELS:
+        return f"the header claims {rows} x {cols} pixels, expected at most {MAX_PIXELS:.0e}"
+    itemsize = max(np.dtype(name).itemsize for name in dataset.dtypes)
+    interleaved = dataset.count if str(dataset.profile.get("interleave")) == "pixel" else 1
+    block = max(math.prod(shape) for shape in dataset.block_shapes) * itemsize * interleaved
+    if block > MAX_BLOCK_BYTES:
+        return (
+            f"one block of the file holds {block / 2**20:.0f} MiB, expected at most {MAX_BLOCK_BYTES / 2**20:.0f} MiB"
+        )
+    claimed = rows * cols * itemsize * dataset.count
+    real = _size_on_disk(dataset.name)
+    if real is not None and claimed > MAX_EXPANSION * real and claimed > MAX_BLOCK_BYTES:
+        return f"the header claims {claimed / 2**20:.0f} MiB of pixels, the file holds {real} bytes"
+    return None
+
+
+def _size_on_disk(name: str) -> int | None:
+    try:
+        return Path(name).stat().st_size
+    except OSError:
+        return None
 
 
 def _placed_by(dataset: Any) -> str:  # Any: rasterio is untyped
@@ -359,22 +466,27 @@ class _OpenFiles(threading.local):
 
     def __init__(self) -> None:
         self._token = ""
-        self._datasets: OrderedDict[str, Any] = OrderedDict()  # Any: rasterio is untyped
+        self._handles: OrderedDict[str, _Handle] = OrderedDict()
 
-    def get(self, source: _Source, token: str) -> Any:  # Any: rasterio is untyped
+    def get(self, source: _Source, token: str) -> _Handle:
         if token != self._token:
             self._close_down_to(0)
             self._token = token
-        if source.href not in self._datasets:
+        if source.href not in self._handles:
             self._close_down_to(_MAX_OPEN_FILES - 1)
-            dataset = rasterio.open(source.href, sharing=False)
-            self._datasets[source.href] = _warped(dataset, source) if source.warped else dataset
-        self._datasets.move_to_end(source.href)
-        return self._datasets[source.href]
+            dataset, options = _open(source.href, source.access, source.scene, source.asset)
+            self._handles[source.href] = _Handle(_warped(dataset, source) if source.warped else dataset, options)
+        self._handles.move_to_end(source.href)
+        return self._handles[source.href]
+
+    def drop(self, href: str) -> None:
+        """Close a file that must be opened anew."""
+        if href in self._handles:
+            self._handles.pop(href).dataset.close()
 
     def _close_down_to(self, count: int) -> None:
-        while len(self._datasets) > count:
-            self._datasets.popitem(last=False)[1].close()
+        while len(self._handles) > count:
+            self._handles.popitem(last=False)[1].dataset.close()
 
 
 def _warped(dataset: Any, source: _Source) -> Any:  # Any: rasterio is untyped
@@ -455,7 +567,12 @@ class _WindowReader:
 def _read_source(source: _Source, window: RasterWindow, token: str) -> tuple[NDArray[Any], NDArray[np.bool_]]:
     """Values and whether each was measured, both ``(band, y, x)``."""
     try:
-        values, measured = _read_window(source, window, token)
+        values, measured = _signed_anew(
+            lambda: _read_window(source, window, token),
+            source.href,
+            source.access,
+            before_again=lambda: _OPEN_FILES.drop(source.href),
+        )
     except (RasterioError, CPLE_BaseError, OSError) as err:
         failure = _read_failure(err, source.scene, source.asset, source.href, what=_describe_window(window))
     else:
@@ -467,8 +584,8 @@ def _read_source(source: _Source, window: RasterWindow, token: str) -> tuple[NDA
 
 
 def _read_window(source: _Source, window: RasterWindow, token: str) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-    with rasterio.Env(**_GDAL_OPTIONS):
-        dataset = _OPEN_FILES.get(source, token)
+    dataset, options = _OPEN_FILES.get(source, token)
+    with rasterio.Env(**_GDAL_OPTIONS, **options):
         values = dataset.read(source.indexes, window=window)
         measured = np.isfinite(values) if values.dtype.kind == "f" else np.ones(values.shape, bool)
         if source.warped:

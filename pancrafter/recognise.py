@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 UNCOLLECTED = "uncollected"
 """Collection name of items that name none."""
 
+MAX_ID_LENGTH = 200
+"""File names end at 255 bytes, and output ids are longer than source ids."""
+
 PAN = "pan"
 """What `part_band` calls PAN."""
 
@@ -191,6 +194,9 @@ def digest_of(facts: object) -> str:
 
 
 def _malformed(item: pystac.Item) -> str | None:
+    for what, name in (("id", item.id), ("collection", item.collection_id or UNCOLLECTED)):
+        if not _is_plain_name(name):
+            return f"the {what} {name[:80]!r} cannot name a file; expected printable characters, no \\ and no .. in it"
     if not isinstance(item.geometry, dict):
         return "the item has no geometry; expected a GeoJSON footprint"
     if _acquired(item) is None:
@@ -198,6 +204,12 @@ def _malformed(item: pystac.Item) -> str | None:
     if not item.assets:
         return "the item has no assets; expected PAN and MS files"
     return None
+
+
+def _is_plain_name(name: str) -> bool:
+    """Whether a name may stand in paths of the output without leading out of them; real ids do hold slashes."""
+    parts = name.split("/")
+    return len(name) <= MAX_ID_LENGTH and name.isprintable() and "\\" not in name and not {"", ".", ".."} & set(parts)
 
 
 def _of_unknown_sensor(item: pystac.Item, contracts: Mapping[str, SensorContract]) -> Refusal:
