@@ -318,17 +318,17 @@ def sharpen(
 def sharpener_spec(
     staged: StagedScene, settings: Settings, contract: SensorContract, *, fallback: bool
 ) -> SharpenerSpec:
-    """What workers need to sharpen the scene: the network of the settings, or MTF-GLP fitted to the scene."""
-    from pancrafter.engine import GlpSharpener, SharpenerSpec, band_mtf_gains
+    """What workers need to sharpen the scene: the network of the settings, or MTF-GLP, fitted to the scene."""
+    from pancrafter.engine import GlpSharpener, SharpenerSpec, band_mtf_gains, fit_scene_injection
     from pancrafter.store import SceneStore
 
     spec = SharpenerSpec(
         weights=settings.weights, device=settings.device, precision=settings.precision, threads=settings.threads
     )
+    store, gains = SceneStore.open(staged.store_uri), band_mtf_gains(staged, contract)
     if not fallback:
-        return spec
-    gains = band_mtf_gains(staged, contract)
-    glp = GlpSharpener.fit(SceneStore.open(staged.store_uri), gains)
+        return spec.model_copy(update={"injection": fit_scene_injection(store, gains)})
+    glp = GlpSharpener.fit(store, gains)
     return spec.model_copy(update={"glp": (glp.constants, gains)})
 
 

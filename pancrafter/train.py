@@ -11,7 +11,7 @@ import math
 import pickle
 import time
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -25,13 +25,15 @@ from pydantic import Field, field_validator
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
+from pancrafter.classical import InjectionConstants, fit_injection, injection_sums
 from pancrafter.errors import InvalidSceneError, PancrafterError, WeightsError
 from pancrafter.metrics import ergas
-from pancrafter.model.conditions import build_conditions
+from pancrafter.model.conditions import build_conditions, unexplained_pan
 from pancrafter.model.config import NetworkConfig
+from pancrafter.model.devices import keep_freed_memory
 from pancrafter.model.network import MS_MODE, PAN_MODE, PanCrafter
 from pancrafter.model.weights import load_checkpoint, save_checkpoint
-from pancrafter.resample import degrade, degrading_matrix, upsample
+from pancrafter.resample import GENERIC_MTF_GAIN, degrade, degrading_matrix, upsample
 from pancrafter.sensors import get_contract
 from pancrafter.simulate import image_scene, make_truth, random_model
 from pancrafter.simulate.archive import pan_only_wavelengths
@@ -93,13 +95,14 @@ class TrainConfig(Record):
 
 @dataclass(frozen=True)
 class TrainingImage:
-    """PAN and true MS on one grid, in DN: ``pan`` (y, x), ``truth`` (band, y, x), with each channel's value range."""
+    """PAN and true MS on one grid, in DN: ``pan`` (y, x), ``truth`` (band, y, x), and what staging knows of a scene."""
 
     name: str
     pan: Floats
     truth: Floats
     pan_range: ValueRange
     truth_ranges: tuple[ValueRange, ...]
+    injection: InjectionConstants
 
 
 def value_range(values: NDArray[Any]) -> ValueRange:
@@ -109,8 +112,12 @@ def value_range(values: NDArray[Any]) -> ValueRange:
 
 
 def training_image(name: str, pan: Floats, truth: Floats) -> TrainingImage:
-    """Attach value ranges to PAN and truth."""
-    return TrainingImage(name, pan, truth, value_range(pan), tuple(value_range(band) for band in truth))
+    """Attach value ranges and injection constants to PAN and truth."""
+    ratio, (height, width) = 4, pan.shape
+    phase, gain = ((ratio - 1) / 2,) * 2, GENERIC_MTF_GAIN
+    ms = np.stack([degrade(band, (height // ratio, width // ratio), ratio, phase, gain) for band in truth])
+    injection = fit_injection(injection_sums(pan, ms, ratio, (phase,) * len(ms), gain))
+    return TrainingImage(name, pan, truth, value_range(pan), tuple(value_range(band) for band in truth), injection)
 
 
 def load_pair(path: Path) -> TrainingImage:
@@ -237,6 +244,8 @@ class Sample:
     truth: Floats
     phases: NDArray[np.float64]
     """(B, 2) phases the network is told, PAN pixels."""
+    injection: Floats
+    """(B, p, p) injected detail."""
 
 
 def _normalise(values: Floats, limits: ValueRange) -> Floats:
@@ -294,28 +303,57 @@ def draw_sample(
         return np.ascontiguousarray(values[..., ::-1] if flip_x else values)
 
     inner = slice(margin, margin + side)
-    pan_limits = _jittered(image.pan_range, rng, augmentation)
-    pan = _normalise(_vary_detail(oriented(image.pan), float(rng.choice(augmentation.pan_detail_gain))), pan_limits)
-    pan = pan[inner, inner]
-    pan = pan + rng.normal(0, rng.uniform(0, augmentation.noise), pan.shape).astype(np.float32)
+    pan_dn = _vary_detail(oriented(image.pan), float(rng.choice(augmentation.pan_detail_gain)))[inner, inner]
+    pan_dn = _with_noise(pan_dn, image.pan_range, augmentation, rng)
+    pan = _normalise(pan_dn, _jittered(image.pan_range, rng, augmentation))
 
-    truth = np.stack(
-        [
-            _normalise(band, _jittered(image.truth_ranges[b], rng, augmentation))
-            for b, band in zip(chosen, oriented(image.truth[chosen]), strict=True)
-        ]
-    )
+    # All bands are acquired, because all of them explain PAN; the network sees the chosen ones.
+    count = len(image.truth)
     gain = float(rng.uniform(*augmentation.mtf_gain))
-    known = rng.uniform(-augmentation.known_shift_px, augmentation.known_shift_px, (bands, 2))
+    known = rng.uniform(-augmentation.known_shift_px, augmentation.known_shift_px, (count, 2))
     if rng.uniform() < augmentation.large_residual_share:
-        residual = np.tile(rng.uniform(-augmentation.large_residual_px, augmentation.large_residual_px, 2), (bands, 1))
+        residual = np.tile(rng.uniform(-augmentation.large_residual_px, augmentation.large_residual_px, 2), (count, 1))
     else:
-        residual = rng.normal(0, augmentation.small_residual_px, (bands, 2))
+        residual = rng.normal(0, augmentation.small_residual_px, (count, 2))
     told = (ratio - 1) / 2 + known
-    n = side // ratio
-    ms = np.stack([_acquire(band, (n, n), ratio, margin + told[b] + residual[b], gain) for b, band in enumerate(truth)])
-    ms = ms + rng.normal(0, rng.uniform(0, augmentation.noise), ms.shape).astype(np.float32)
-    return Sample(pan, ms.astype(np.float32), truth[:, inner, inner], told)
+    n, truth_dn = side // ratio, oriented(image.truth)
+    ms_dn = np.stack(
+        [_acquire(band, (n, n), ratio, margin + told[b] + residual[b], gain) for b, band in enumerate(truth_dn)]
+    )
+    ms_dn = np.stack([_with_noise(m, r, augmentation, rng) for m, r in zip(ms_dn, image.truth_ranges, strict=True)])
+    limits = [_jittered(image.truth_ranges[b], rng, augmentation) for b in chosen]
+    return Sample(
+        pan,
+        np.stack([_normalise(ms_dn[b], limit) for b, limit in zip(chosen, limits, strict=True)]),
+        np.stack([_normalise(truth_dn[b][inner, inner], limit) for b, limit in zip(chosen, limits, strict=True)]),
+        told[chosen],
+        injected_detail(pan_dn, ms_dn, ratio, told, image.injection, dict(zip(chosen.tolist(), limits, strict=True))),
+    )
+
+
+def injected_detail(
+    pan: Floats,
+    ms: Floats,
+    ratio: int,
+    phases: NDArray[np.float64],
+    constants: InjectionConstants,
+    limits: Mapping[int, ValueRange],
+) -> Floats:
+    """The detail that the bands in ``limits`` would take from PAN, in their normalised units: (len(limits), y, x).
+
+    ``pan`` (y, x) and ``ms`` (band, y / ratio, x / ratio) are DN, all bands of the scene; ``phases`` (band, 2).
+    """
+    detail = unexplained_pan(
+        torch.from_numpy(pan)[None, None], torch.from_numpy(ms)[None], ratio, torch.from_numpy(phases)[None], constants
+    )[0, 0].numpy()
+    return np.stack([2 * constants.gains[b] / (limit.high - limit.low) * detail for b, limit in limits.items()])
+
+
+def _with_noise(
+    values: NDArray[Any], limits: ValueRange, augmentation: Augmentation, rng: np.random.Generator
+) -> Floats:
+    deviation = rng.uniform(0, augmentation.noise) * (limits.high - limits.low) / 2
+    return (values + rng.normal(0, deviation, values.shape)).astype(np.float32)
 
 
 def _acquire(band: Floats, shape_yx: tuple[int, int], ratio: int, phase_yx: NDArray[np.float64], gain: float) -> Floats:
@@ -342,12 +380,14 @@ def batch_loss(network: PanCrafter, ratio: int, samples: list[Sample], config: T
     pan, ms = stacked([s.pan for s in samples])[:, None], stacked([s.ms for s in samples])
     truth = stacked([s.truth for s in samples])
     phases = torch.from_numpy(np.stack([s.phases for s in samples]))
+    injection = stacked([s.injection for s in samples]) if config.network.injected_detail else None
     n = len(samples)
     mode = torch.full((n,), MS_MODE, device=device)
     if config.network.mars:
         pan, ms, phases = pan.repeat(2, 1, 1, 1), ms.repeat(2, 1, 1, 1), phases.repeat(2, 1, 1)
+        injection = None if injection is None else injection.repeat(2, 1, 1, 1)
         mode = torch.cat([mode, torch.full((n,), PAN_MODE, device=device)])
-    conditions = build_conditions(pan, ms, ratio, phases)
+    conditions = build_conditions(pan, ms, ratio, phases, injection)
     with torch.autocast(torch.device(device).type, dtype=torch.bfloat16, enabled=config.precision == "bfloat16"):
         output: Tensor = network(conditions, mode)
     loss: Tensor = (output[:n] - truth).abs().mean()
@@ -367,7 +407,7 @@ def validation_ergas(network: PanCrafter, images: list[TrainingImage], device: s
         phase = (ratio - 1) / 2 + known
         ms = np.stack([_acquire(b, (side[0] // ratio, side[1] // ratio), ratio, phase + residual, gain) for b in truth])
         cubic = np.stack([upsample(b, pan.shape, ratio, (phase[0], phase[1])) for b in ms])
-        sharp = sharpen_arrays(network, pan, ms, ratio, phase, image.pan_range, image.truth_ranges, device)
+        sharp = sharpen_arrays(network, pan, ms, ratio, phase, image, device)
         core = (slice(None), slice(16, -16), slice(16, -16))
         scores["ergas"].append(ergas(truth[core], sharp[core], ratio))
         scores["ergas_cubic"].append(ergas(truth[core], cubic[core], ratio))
@@ -380,20 +420,31 @@ def sharpen_arrays(
     ms: Floats,
     ratio: int,
     phase: NDArray[np.float64],
-    pan_range: ValueRange,
-    ms_ranges: tuple[ValueRange, ...],
+    image: TrainingImage,
     device: str,
 ) -> Floats:
-    """Sharpen one small pair whole, band groups in turn, in DN."""
+    """Sharpen one small pair whole, band groups in turn, in DN; ``image`` gives value ranges and injection."""
     bands, result = network.config.bands, []
-    pan_input = torch.from_numpy(_normalise(pan, pan_range))[None, None].to(device)
+    pan_input = torch.from_numpy(_normalise(pan, image.pan_range))[None, None].to(device)
+    phases = np.tile(phase, (len(ms), 1))
+    injection = None
+    if network.config.injected_detail:
+        limits = dict(enumerate(image.truth_ranges))
+        detail = injected_detail(pan, ms.astype(np.float32), ratio, phases, image.injection, limits)
+        injection = torch.from_numpy(detail)[None].to(device)
     for first in range(0, len(ms), bands):
         group = slice(first, first + bands)
-        normalised = np.stack([_normalise(b, r) for b, r in zip(ms[group], ms_ranges[group], strict=True)])
-        phases = torch.from_numpy(np.tile(phase, (1, bands, 1)))
-        conditions = build_conditions(pan_input, torch.from_numpy(normalised)[None].to(device), ratio, phases)
+        ranges = image.truth_ranges[group]
+        normalised = np.stack([_normalise(b, r) for b, r in zip(ms[group], ranges, strict=True)])
+        conditions = build_conditions(
+            pan_input,
+            torch.from_numpy(normalised)[None].to(device),
+            ratio,
+            torch.from_numpy(phases[None, group]),
+            None if injection is None else injection[:, group],
+        )
         output = network(conditions, torch.zeros(1, dtype=torch.long, device=device))[0].cpu().numpy()
-        result += [(o + 1) / 2 * (r.high - r.low) + r.low for o, r in zip(output, ms_ranges[group], strict=True)]
+        result += [(o + 1) / 2 * (r.high - r.low) + r.low for o, r in zip(output, ranges, strict=True)]
     return np.stack(result)
 
 
@@ -401,17 +452,22 @@ def _starting_network(config: TrainConfig) -> PanCrafter:
     """A fresh network, or the one that fine-tuning starts from.
 
     Raises:
-        WeightsError: ``start`` has another architecture than ``network``.
+        WeightsError: ``start`` has another architecture than ``network``; injected detail may be added to it.
     """
     if config.start is None:
         return PanCrafter(config.network)
     checkpoint = load_checkpoint(config.start)
-    if checkpoint.network.config != config.network:
+    trained = checkpoint.network.config
+    if trained not in (config.network, config.network.model_copy(update={"injected_detail": False})):
         raise WeightsError(
-            f"weights {config.start} are of {checkpoint.network.config}, expected {config.network}; "
+            f"weights {config.start} are of {trained}, expected {config.network}; "
             "give the same network in the configuration, or start afresh"
         )
-    return checkpoint.network.requires_grad_(requires_grad=True).train()
+    network, weights = PanCrafter(config.network), checkpoint.network.state_dict()
+    stem = torch.zeros_like(network.stem.weight)  # inputs that are new count for nothing until they are trained
+    stem[:, : trained.stem_channels] = weights["stem.weight"]
+    network.load_state_dict({**weights, "stem.weight": stem})
+    return network
 
 
 def learning_rate(step: int, config: TrainConfig) -> float:
@@ -488,6 +544,7 @@ def train(config_path: Path, folder: Path, *, device: str = "cpu") -> Path:
         PancrafterError: The configuration or an image is not usable, the folder holds another network's run, or the
             loss is no longer finite; the last good state stays in the folder.
     """
+    keep_freed_memory()
     config = read_config(config_path)
     images, validation = load_images(config, config_path.parent)
     torch.manual_seed(config.seed)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from staged_scenes import landscape
 
 from pancrafter.alignment import estimate_band_shifts
+from pancrafter.classical import InjectionConstants
 from pancrafter.errors import InvalidSceneError, PancrafterError, WeightsError
 from pancrafter.metrics import ergas
 from pancrafter.model.config import NetworkConfig
@@ -130,7 +132,9 @@ def test_ms_lies_where_the_told_phase_says(ratio: int) -> None:
     """On a tilted plane, a symmetric blur changes nothing: each MS value is the plane at its own centre."""
     y, x = np.mgrid[:130, :130].astype(np.float32)
     plane = np.stack([3 * y + 7 * x, -5 * y + 2 * x])
-    tilted = TrainingImage("plane", plane[0], plane, ValueRange(low=0, high=1000), (ValueRange(low=0, high=1000),) * 2)
+    limits = ValueRange(low=0, high=1000)
+    constants = InjectionConstants(weights=(1.0, 0.0), offset=0.0, gains=(1.0, 0.5))
+    tilted = TrainingImage("plane", plane[0], plane, limits, (limits,) * 2, constants)
     for seed in range(4):
         sample = draw_sample(
             tilted, ratio, config(augmentation=STILL, patch_px=48), np.random.default_rng(seed), bands=2
@@ -141,6 +145,8 @@ def test_ms_lies_where_the_told_phase_says(ratio: int) -> None:
             expected = truth[0, 0] + slope_y * rows[:, None] + slope_x * cols[None]
             tolerance = 0.01 * max(abs(slope_y), abs(slope_x))
             assert np.abs(ms - expected).max() < tolerance + 1e-5
+        # PAN is band 0, so a plane holds no detail that its bands do not explain, away from the border
+        assert np.abs(sample.injection[:, 12:-12, 12:-12]).max() < 0.02
 
 
 def test_ms_is_the_truth_seen_by_a_sensor() -> None:
@@ -373,6 +379,12 @@ def test_fine_tuning_starts_from_the_given_weights(tmp_path: Path, pairs: Path) 
     tuned = torch.load(tmp_path / "run" / "state.pt", weights_only=True)["network"]
     for key, value in load_checkpoint(str(start)).network.state_dict().items():
         assert (tuned[key] - value).abs().max() < 1e-6, key
+    wider = {**TINY, "injected_detail": True}
+    train(write_config(tmp_path, **given, network=wider), tmp_path / "wider")
+    widened = torch.load(tmp_path / "wider" / "state.pt", weights_only=True)["network"]["stem.weight"]
+    assert (widened[:, :4] - tuned["stem.weight"]).abs().max() < 1e-6
+    assert widened.shape[1] == 5
+    assert widened[:, 4].abs().max() < 1e-6
     with pytest.raises(WeightsError, match=r"start\.safetensors are of .*give the same network in the configuration"):
         train(write_config(tmp_path, **given, network={**TINY, "width": 32}), tmp_path / "other")
 
@@ -399,10 +411,11 @@ def test_sharpening_arrays_takes_bands_in_groups() -> None:
     whole = image(2, 64, 4)
     ms = np.stack([degrade(band, (16, 16), 4, (1.5, 1.5), 0.3) for band in whole.truth]).astype(np.float32)
     network = random_network(2, bands=2)
-    arguments = (4, np.array([1.5, 1.5]))
+    phase = np.array([1.5, 1.5])
+    later = replace(whole, truth_ranges=whole.truth_ranges[2:])
     with torch.no_grad():
-        both = sharpen_arrays(network, whole.pan, ms, *arguments, whole.pan_range, whole.truth_ranges, "cpu")
-        last = sharpen_arrays(network, whole.pan, ms[2:], *arguments, whole.pan_range, whole.truth_ranges[2:], "cpu")
+        both = sharpen_arrays(network, whole.pan, ms, 4, phase, whole, "cpu")
+        last = sharpen_arrays(network, whole.pan, ms[2:], 4, phase, later, "cpu")
     assert both.shape == (4, 64, 64)
     assert np.abs(both[2:] - last).max() < 1e-2
 
