@@ -602,7 +602,8 @@ def _as_stored(nodata: float, dtype: np.dtype[Any]) -> float:
 
 def _to_dn(values: NDArray[Any], measured: NDArray[np.bool_], source: _Source, window: Window) -> Pixels:
     if values.dtype.kind == "u" and values.dtype.itemsize <= 2:
-        return np.where(measured, values, 0).astype(np.uint16)
+        whole = values if measured.all() else np.where(measured, values, 0)
+        return whole.astype(np.uint16, copy=False)
     found = np.where(measured, values, 0)
     low, high = float(found.min()), float(found.max())
     if low < 0 or high > DN_LIMIT:
@@ -755,7 +756,8 @@ def _ms_tally(pixels: Pixels, valid: Mask, bytes_read: int) -> _Tally:
 
 
 def _histogram(pixels: Pixels, valid: Mask) -> NDArray[np.int64]:
-    return np.bincount(pixels[valid != 0], minlength=1).astype(np.int64)
+    measured = pixels.ravel() if valid.all() else pixels[valid != 0]
+    return np.bincount(measured, minlength=1).astype(np.int64)
 
 
 def _merge_tallies(tallies: Sequence[_Tally]) -> _Tally:
