@@ -232,7 +232,7 @@ def _read_header(scene: Scene, assets: list[tuple[int, AssetRef]], contract: Sen
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", NotGeoreferencedWarning)  # refused below, with the asset's name
             return _signed_anew(lambda: _describe_file(scene, assets, contract, access), href, access)
-    except (RasterioError, CPLE_BaseError, OSError) as err:
+    except _READ_ERRORS as err:
         failure = _read_failure(err, scene.key, key, href, what="its header")
     raise failure
 
@@ -243,7 +243,7 @@ def _signed_anew(
     """The result of ``action``; if it fails on a file that is read with a signature, once more with a new one."""
     try:
         return action()
-    except (RasterioError, CPLE_BaseError, OSError):
+    except _READ_ERRORS:
         if not reader_for(access).forget(href):
             raise
     before_again()
@@ -403,7 +403,7 @@ def _bounds_in_pan_crs(scene: Scene, sources: _Sources, contract: SensorContract
         bounds: tuple[float, float, float, float] = transform_bounds(
             ms.crs_wkt, pan.crs_wkt, left, bottom, right, top, densify_pts=101
         )
-    except (RasterioError, CPLE_BaseError) as err:
+    except _READ_ERRORS as err:
         raise GridMismatchError(
             f"MS cannot be brought to the CRS of PAN ({err}); check the CRS of both files",
             scene=scene.key,
@@ -573,7 +573,7 @@ def _read_source(source: _Source, window: RasterWindow, token: str) -> tuple[NDA
             source.access,
             before_again=lambda: _OPEN_FILES.drop(source.href),
         )
-    except (RasterioError, CPLE_BaseError, OSError) as err:
+    except _READ_ERRORS as err:
         failure = _read_failure(err, source.scene, source.asset, source.href, what=_describe_window(window))
     else:
         for band, nodata in enumerate(source.nodata):
@@ -628,6 +628,10 @@ _PERMANENT = (
     "HTTP response code: 410",
 )
 _MISSING = ("No such file or directory", "does not exist")
+
+
+_READ_ERRORS = (RasterioError, CPLE_BaseError, OSError, UnicodeDecodeError)
+"""What rasterio raises on files it cannot read; the last where a CRS is named in no known encoding."""
 
 
 def _read_failure(

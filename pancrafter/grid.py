@@ -24,6 +24,7 @@ MAX_ROTATION_PX = 0.01
 """How far, in pixels, the rotation terms may move the far corner of a grid that still counts as north-up."""
 
 _EDGE_TOLERANCE_PX = 1e-6
+_SMALLEST_STEP, _FARTHEST = 1e-9, 1e9  # CRS units; damaged headers hold anything
 _PHASE_DECIMALS = 7
 
 
@@ -190,10 +191,11 @@ def _north_up(grid: PixelGrid) -> bool:
 
 
 def _require_north_up(name: str, grid: PixelGrid) -> None:
-    a, b, _, d, e, _ = grid.transform
-    if min(grid.shape_yx) < 1 or a == 0 or e == 0:
+    a, b, c, d, e, f = grid.transform
+    sane = all(_SMALLEST_STEP <= abs(step) <= _FARTHEST for step in (a, e)) and max(abs(c), abs(f)) <= _FARTHEST
+    if min(grid.shape_yx) < 1 or not sane:
         raise GridMismatchError(
-            f"{name} has {grid.shape_yx[0]} x {grid.shape_yx[1]} pixels of size ({abs(e)}, {abs(a)}), "
+            f"{name} has {grid.shape_yx[0]} x {grid.shape_yx[1]} pixels of size ({abs(e)}, {abs(a)}) at ({c}, {f}), "
             "expected a raster with a geotransform; restore its georeference"
         )
     moved = max(abs(b / a) * grid.shape_yx[0], abs(d / e) * grid.shape_yx[1])

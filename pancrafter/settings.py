@@ -23,6 +23,9 @@ class Settings(Record):
     sink: str = Field(default="output", description="Folder or s3://bucket/prefix of the output catalog.")
     since: datetime | None = Field(default=None, description="Earliest acquisition time.")
     until: datetime | None = Field(default=None, description="Latest acquisition time.")
+    changed_since: datetime | None = Field(
+        default=None, description="Only items updated (else created) since then; those that do not say are kept."
+    )
     bbox: Bbox | None = Field(default=None, description="West, south, east, north in degrees.")
     collections: tuple[str, ...] = Field(default=(), description="Source collections; empty: all.")
     state_dir: str = Field(default="state", description="Folder of the ledger, staged scenes and unfinished files.")

@@ -154,6 +154,7 @@ def discover(settings: Settings, ledger: Ledger) -> Discovery:
         bbox=settings.bbox,
         contracts=contracts,
         collections=settings.collections or None,
+        changed_since=settings.changed_since,
         access=settings.access,
     ):
         if isinstance(verdict, Refusal):
