@@ -6,7 +6,7 @@ Windows are independent and their sums add up, so memory is bounded and any exec
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
@@ -16,7 +16,7 @@ from pydantic import Field
 
 from pancrafter import classical
 from pancrafter.alignment import estimate_band_shifts
-from pancrafter.engine import Sharpener, Tile, band_phases, dn_limits, valid_window
+from pancrafter.engine import Floats, Sharpener, Tile, band_phases, dn_limits, valid_window
 from pancrafter.errors import InvalidSceneError
 from pancrafter.metrics import BLOCK_PX, BlockSums, ErrorSums, consistency_sums, error_sums, hqnr_production_sums
 from pancrafter.resample import GENERIC_MTF_GAIN, degrade
@@ -31,7 +31,7 @@ SAMPLE_PX = 768
 """Side of the windows that are sharpened again at reduced resolution, PAN pixels."""
 
 MAX_SAMPLES = 4
-_BORDER_REDUCED_PX = 8
+BORDER_REDUCED_PX = 8
 """Pixels at the border of a reduced sample that no method's score counts."""
 
 _NO_ERROR_ERGAS = 1e-6
@@ -125,37 +125,72 @@ def sample_windows(store: SceneStore) -> list[Window]:
 def reduced_sample(store: SceneStore, window: Window, sharpener: Sharpener, gains: tuple[float, ...]) -> Sample | None:
     """Sharpen one window a scale down, where its own MS is the truth (Wald), with us and with every classical method.
 
-    PAN is reduced at the bands' common true position, so PAN and truth agree without resampling MS; what single bands
-    deviate from it, all methods have to live with. None where the reduced window is too small to mean anything.
+    See ``reduce_tile``. None where the reduced window is too small to mean anything.
     """
     staged = store.staged
-    ratio = staged.grid.ratio
     pan_window, ms_window = _with_halo(store, window, 0)
-    pan, ms = store.read_pan(pan_window).astype(np.float32), store.read_ms(ms_window).astype(np.float32)
-    side = [n // (4 * ratio) * (4 * ratio) for n in ms.shape[1:]]
-    if min(side) < 4 * _BORDER_REDUCED_PX:
-        return None
-    truth = ms[:, : side[0], : side[1]]
-    common = np.median(np.array(band_phases(staged)), axis=0)
-    reduced_pan = degrade(pan, (side[0], side[1]), ratio, (common[0], common[1]), GENERIC_MTF_GAIN).astype(np.float32)
-    nominal = ((ratio - 1) / 2, (ratio - 1) / 2)
-    small = (side[0] // ratio, side[1] // ratio)
-    reduced_ms = np.stack([degrade(b, small, ratio, nominal, g) for b, g in zip(truth, gains, strict=True)])
-    tile = Tile(
-        pan=reduced_pan,
-        ms=reduced_ms.astype(np.float32),
-        ratio=ratio,
-        phases_yx=(nominal,) * len(ms),
+    full = Tile(
+        pan=store.read_pan(pan_window).astype(np.float32),
+        ms=store.read_ms(ms_window).astype(np.float32),
+        ratio=staged.grid.ratio,
+        phases_yx=band_phases(staged),
         pan_range=staged.pan_range,
         ms_ranges=staged.ms_ranges,
     )
-    pair = classical.PairInput(reduced_pan, tile.ms, ratio, tile.phases_yx, gains)
+    reduced = reduce_tile(full, gains)
+    if reduced is None:
+        return None
+    tile, truth = reduced.tile, reduced.truth
+    pair = classical.PairInput(tile.pan, tile.ms, tile.ratio, tile.phases_yx, gains)
     results = {sharpener.method: sharpener(tile)} | {m: classical.sharpen(m, pair) for m in classical.METHODS}
-    inner = (slice(None), *(slice(_BORDER_REDUCED_PX, n - _BORDER_REDUCED_PX) for n in side))
+    inner = (slice(None), *(slice(BORDER_REDUCED_PX, n - BORDER_REDUCED_PX) for n in tile.pan.shape))
     return Sample(
         errors={method: error_sums(truth[inner], result[inner]) for method, result in results.items()},
         residual_shift_px=_residual_shift(store, window),
     )
+
+
+@dataclass(frozen=True, eq=False)
+class Reduced:
+    """A pair one scale down: what a sharpener sees, and the MS (band, y, x) it should arrive at."""
+
+    tile: Tile
+    truth: Floats
+
+
+def reduce_tile(full: Tile, gains: Sequence[float], *, ratio: int | None = None) -> Reduced | None:
+    """Wald's protocol: MS becomes the truth, PAN is degraded to the MS grid, MS by ``ratio`` once more.
+
+    PAN is reduced at the bands' common true position, so PAN and truth agree without resampling MS; what single bands
+    deviate from it, all methods have to live with. The reduced MS lies edge-aligned on the reduced PAN.
+
+    Args:
+        full: The pair.
+        gains: MTF at the MS Nyquist frequency, per band.
+        ratio: How far MS is degraded; by default as far as its own ratio.
+
+    Returns:
+        None where the reduced pair is too small to mean anything.
+    """
+    ratio = full.ratio if ratio is None else ratio
+    side = [n // (4 * ratio) * (4 * ratio) for n in full.ms.shape[1:]]
+    if min(side) < 4 * BORDER_REDUCED_PX:
+        return None
+    truth = full.ms[:, : side[0], : side[1]]
+    common = np.median(np.array(full.phases_yx), axis=0)
+    pan = degrade(full.pan, (side[0], side[1]), full.ratio, (common[0], common[1]), GENERIC_MTF_GAIN)
+    nominal = ((ratio - 1) / 2, (ratio - 1) / 2)
+    small = (side[0] // ratio, side[1] // ratio)
+    ms = np.stack([degrade(b, small, ratio, nominal, g) for b, g in zip(truth, gains, strict=True)])
+    tile = Tile(
+        pan=pan.astype(np.float32),
+        ms=ms.astype(np.float32),
+        ratio=ratio,
+        phases_yx=(nominal,) * len(ms),
+        pan_range=full.pan_range,
+        ms_ranges=full.ms_ranges,
+    )
+    return Reduced(tile, truth)
 
 
 def combine(
