@@ -18,6 +18,7 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from pancrafter.errors import ContractError
+from pancrafter.quality import QualityRule
 from pancrafter.types import Record
 
 GENERIC = "generic"
@@ -82,6 +83,7 @@ class SensorContract(Record):
     deliveries: tuple[Delivery, ...] = Field(default=(), description="Band sets; none declared: all bands.")
     sharpened_markers: tuple[str, ...] = Field(default=(), description="Mark what the vendor has already sharpened.")
     part_ids: tuple[str, ...] = Field(default=(), description="Patterns of item ids that hold one band of a scene.")
+    quality: QualityRule = Field(default=QualityRule(), description="Limits of the quality gate; docs/quality-gate.md.")
     weights: Literal["default", "none"] = Field(description="none: only classical sharpening is justified.")
     source: str = Field(min_length=1, description="Where wavelengths, MTF gains and the DN ceiling come from.")
 
