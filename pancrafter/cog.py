@@ -209,7 +209,8 @@ def write_quality_raster(
 ) -> CogInfo:
     """Write the quality asset: one float32 band of consistency ERGAS, one pixel per block of 8 by 8 MS pixels.
 
-    Its grid starts where the scene's PAN grid does; the last row and column may reach beyond it. NaN is nodata.
+    Its grid starts where the scene's PAN grid does; the last row and column may reach beyond it. Nodata is -1: every
+    reader knows a number, and ERGAS is never negative.
     """
     a, b, c, d, e, f = scene.pan.transform
     step = CONSISTENCY_BLOCK_MS_PX * scene.ratio
@@ -221,11 +222,11 @@ def write_quality_raster(
     whole = (slice(0, grid.shape_yx[0]), slice(0, grid.shape_yx[1]))
     return write_cog(
         path,
-        [Block(whole, consistency[None].astype(np.float32), np.isfinite(consistency))],
+        [Block(whole, np.nan_to_num(consistency, nan=-1)[None].astype(np.float32), np.isfinite(consistency))],
         grid=grid,
         count=1,
         dtype="float32",
-        nodata=math.nan,
+        nodata=-1,
         band_names=("consistency_ergas",),
         profile=profile,
     )

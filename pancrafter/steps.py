@@ -13,6 +13,7 @@ import shutil
 import socket
 import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from importlib.metadata import version as package_version
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -818,6 +819,7 @@ def run(settings: Settings, report: Report) -> list[Outcome]:
     """
     from pancrafter.compute import open_compute
 
+    started = datetime.now(UTC)
     with open_ledger(settings) as ledger:
         found = discover(settings, ledger)
         outcomes = [refused_outcome(refusal) for refusal in found.refused]
@@ -827,6 +829,7 @@ def run(settings: Settings, report: Report) -> list[Outcome]:
             for key in found.eligible:
                 outcome = process_or_report(key, settings, compute, ledger, report)
                 outcomes += [] if outcome is None else [outcome]
+        leave_report(settings, ledger, started, report)
         return outcomes
 
 
@@ -839,6 +842,43 @@ def process_or_report(key: str, settings: Settings, compute: Compute, ledger: Le
             raise
         report(f"{key}: {error}")
         return outcome_of_failure(key, settings, ledger, error)
+
+
+def withdraw(key: SceneKey, reason: str, settings: Settings, ledger: Ledger) -> str:
+    """Take a scene's published item out of the catalog, tell the feed, and refuse the scene until its source changes.
+
+    The ledger comes first: after a crash in between the scene is not made again, and withdrawing can be repeated.
+
+    Raises:
+        InvalidSceneError: The scene has no published item.
+    """
+    from pancrafter.changes import ChangeFeed
+    from pancrafter.publish import StaticSink
+
+    row, sink = ledger.show(key), StaticSink(settings.sink)
+    collection = f"{key.collection}-sharpened"
+    if row is None or row.output_item_id is None or not sink.exists(collection, row.output_item_id):
+        raise InvalidSceneError("has no published item in this catalog; see `pancrafter ledger show`", scene=str(key))
+    if row.state is State.CONFIRMED:
+        ledger.redrive([key], message=f"withdrawn: {reason}")
+        ledger.mark_refused(key, "withdrawn", reason)
+    item = sink.withdraw(collection, row.output_item_id)
+    ChangeFeed(sink.store).announce("withdrawn", item, reason=reason)
+    return row.output_item_id
+
+
+def leave_report(settings: Settings, ledger: Ledger, since: datetime, report: Report) -> None:
+    """Write the report page of a run beside the catalog; a run is not worse for a page that could not be written."""
+    from pancrafter.publish import StaticSink
+    from pancrafter.report import write_report
+
+    try:
+        address = write_report(
+            StaticSink(settings.sink), rows=ledger.rows(sink=settings.sink, order="newest"), since=since
+        )
+        report(f"report page: {address}")
+    except PancrafterError as error:
+        report(f"the report page was not written: {error}")
 
 
 class RemakePlan(Record):
