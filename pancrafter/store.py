@@ -7,6 +7,7 @@ Layout of a scene group (`open_scene` gives it as an xarray dataset, in which ri
     ms            (band, ym, xm)  uint16  filled DN of the cropped MS, bands in the scene's order
     ms_valid      (ym, xm)        uint8   1 where every band was measured
     sharpened     (band, y, x)    uint16  the result; exists after ``begin_sharpening``
+    consistency   (by, bx)        float32 ERGAS per block of MS pixels; exists after assessment
     done          (block_y, block_x) uint8  1 where that block of ``sharpened`` is finished; one object per block
     y, x, ym, xm                    pixel centres in CRS units; spatial_ref carries the CRS as WKT
 
@@ -295,6 +296,19 @@ class SceneStore:
     def read_sharpened(self, window: Window) -> Pixels:
         """Result ``(band, y, x)`` of a window on the PAN grid; zeros where no block was written yet."""
         return self._read("sharpened", (slice(None), *window))
+
+    def write_consistency(self, values: NDArray[np.float32]) -> None:
+        """Keep the local consistency of the result, one value per block of MS pixels, for the quality raster."""
+        _writing(
+            lambda: self._group.create_array("consistency", data=np.asarray(values, np.float32), overwrite=True),
+            self.uri,
+        )
+        self._arrays.pop("consistency", None)
+
+    def read_consistency(self) -> NDArray[np.float32]:
+        """What ``write_consistency`` kept, (y, x); NaN where a block could not be compared."""
+        whole = (slice(None), slice(None))
+        return np.asarray(self._read("consistency", whole), np.float32)
 
     def mark_done(self, block: Block) -> None:
         """Record that a block is finished; one small object, written whole."""

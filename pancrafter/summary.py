@@ -39,7 +39,14 @@ _HEADER_WIDTH = 8
 _MOST_PICTURES = 8
 _UPSAMPLING = "exp"
 _NONE = "-"
-_STYLES = {"published": "green", "fallback": "yellow", "refused": "dim", "failed": "bold red", "retry later": "red"}
+_STYLES = {
+    "published": "green",
+    "fallback": "yellow",
+    "held": "magenta",
+    "refused": "dim",
+    "failed": "bold red",
+    "retry later": "red",
+}
 _STATE_ORDER = {"confirmed": 0, "held": 2, "refused": 3, "dead": 4}
 _STATE_STYLES = {"confirmed": "green", "dead": "bold red", "held": "yellow", "refused": "dim"}
 
