@@ -58,7 +58,7 @@ class ScenesFailedError(PancrafterError):
 
 
 def _sharpen_area(settings: Settings) -> Outcomes:
-    log = get_run_logger()
+    log, started = get_run_logger(), datetime.now(UTC)
     with steps.open_ledger(settings) as ledger:
         found = steps.discover(settings, ledger)
         log.info(
@@ -75,6 +75,7 @@ def _sharpen_area(settings: Settings) -> Outcomes:
                 for key in found.eligible:
                     outcome = _process_or_report(key, settings, compute, ledger)
                     outcomes += [] if outcome is None else [outcome]
+            steps.leave_report(settings, ledger, started, log.info)
     _leave_artifacts(outcomes)
     failed = [outcome for outcome in outcomes if outcome.failed]
     if failed:

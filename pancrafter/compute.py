@@ -25,8 +25,10 @@ _IGNORE_INTERRUPTS = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN
 class Compute:
     """Maps functions over small arguments. Functions and arguments must be importable and picklable."""
 
-    def __init__(self, client: Any = None) -> None:  # Any: distributed ships no types
+    def __init__(self, client: Any = None, threads: int | None = None) -> None:  # Any: distributed ships no types
+        """Work on ``client``, or in this process with ``threads`` threads (default: one per core)."""
         self._client = client
+        self._threads = threads
 
     @property
     def description(self) -> str:
@@ -41,7 +43,7 @@ class Compute:
         if self._client is None:
             import dask
 
-            with dask.config.set(scheduler="threads"):
+            with dask.config.set(scheduler="threads", num_workers=self._threads):
                 yield
         else:
             with self._client.as_current():

@@ -20,8 +20,11 @@ def _name(path: Path) -> str:
 
 DOORS = {
     "zarr": {"store.py"},
+    "xarray": {"store.py"},
+    "rioxarray": {"store.py"},
+    "pyproj": {"examine.py"},
     "distributed": {"compute.py"},
-    "dask": {"cube.py", "compute.py"},
+    "dask": {"cube.py", "compute.py", "arrays.py"},
     "pystac_client": {"catalog.py"},
     "stac_fastapi": {"serve.py"},
     "sqlalchemy": {"ledger.py"},

@@ -6,7 +6,18 @@ by the command that needs them. One module per group of commands; each registers
 """
 
 # in order of the help
-from pancrafter.cli import archive, evaluation, files, ledger, pipeline, sensors, training  # noqa: F401
+from pancrafter.cli import (  # noqa: F401
+    archive,
+    evaluation,
+    feed,
+    files,
+    held,
+    ledger,
+    models,
+    pipeline,
+    sensors,
+    training,
+)
 from pancrafter.cli.app import app
 from pancrafter.cli.shared import parse_bbox, parse_moment
 
