@@ -182,6 +182,21 @@ class LedgerRow(Record):
     updated: datetime
 
 
+class Standing(NamedTuple):
+    """The little that looks at very many scenes need to know about each."""
+
+    collection: str
+    item_id: str
+    state: State
+    acquired: str
+    output_item_id: str | None
+    supersedes: str | None
+    claimable: bool
+    lease_owner: str | None
+    lease_expires: datetime | None
+    fence: int
+
+
 class Event(Record):
     """One step in the history of a scene."""
 
@@ -306,6 +321,17 @@ _ORDERS: Mapping[Order, tuple[sa.ColumnElement[Any], ...]] = {
     "found": (_SCENE.c.id.asc(),),
 }
 
+_PAGE = 5000
+"""Rows per query when all of them are gone through."""
+
+
+def _columns(*names: str) -> tuple[sa.Column[Any], ...]:
+    return tuple(_SCENE.c[name] for name in ("id", "collection", "item_id", "state", "output_item_id", *names))
+
+
+_COMPARED = _columns("fingerprint", "recipe", "code", "reason")
+_STANDING = _columns("acquired", "supersedes", "not_before", "lease_owner", "lease_expires", "fence")
+
 _NO_LEASE: Mapping[str, None] = {"lease_owner": None, "lease_expires": None}
 _NO_FAILURE: Mapping[str, Any] = {"code": None, "reason": None, "attempts": 0, "not_before": None}
 
@@ -394,7 +420,7 @@ class Ledger:
         counts["refused"] = sum(isinstance(entry, Refusal) for entry in batch.values())
         with self._transaction(write=True) as connection:
             now = self._now(connection)
-            known = _lookup(connection, sink, batch)
+            known = _lookup(connection, sink, batch, _COMPARED)
             # sorted: two processes entering the same items then wait for each other instead of locking each other out
             fresh = [batch[key] for key in sorted(batch.keys() - known.keys())]
             counts["new"] = self._insert_new(connection, sink, fresh, now)
@@ -527,6 +553,17 @@ class Ledger:
             self._update(connection, row, now, **values)
             self._log(connection, row, now, _Step(lease.owner, before, after, message))
 
+    def note(self, lease: Lease, **measures: Any) -> None:
+        """Keep facts about a leased scene that must outlive this worker; the state stays.
+
+        Raises:
+            LeaseLostError: The scene was taken back or somebody else has it.
+        """
+        noted = _plain_json(measures, scene=str(lease.key))
+        with self._transaction(write=True) as connection:
+            row = self._leased_row(connection, lease)
+            self._update(connection, row, self._now(connection), measures={**row["measures"], **noted})
+
     def fail(self, lease: Lease, error: PancrafterError) -> State:
         """Give a scene back after an error, and say what became of it.
 
@@ -584,24 +621,29 @@ class Ledger:
 
     # repair
 
-    def sweep(self, now: datetime | None = None) -> SweepResult:
-        """Take scenes back whose lease ran out; those that lost ``max_attempts`` workers are dead.
+    def sweep(self, now: datetime | None = None, *, is_gone: Callable[[str], bool] | None = None) -> SweepResult:
+        """Take scenes back whose lease ran out or whose worker ``is_gone``; after ``max_attempts`` workers: dead.
 
-        The fence grows, so a worker that was only slow cannot advance the scene any more.
+        The fence grows, so a worker that was only slow cannot advance the scene any more. A scene that kills its
+        worker every time (memory) is given up like this instead of stopping every run.
         """
         freed: list[SceneKey] = []
         dead: list[SceneKey] = []
         with self._transaction(write=True) as connection:
             moment = now or self._now(connection)
-            expired = sa.select(_SCENE).where(_SCENE.c.lease_expires < moment, _SCENE.c.state.in_(IN_WORK))
-            for row in _fetch(connection, expired.with_for_update(skip_locked=True)):
-                (dead if self._take_back(connection, row, moment) is State.DEAD else freed).append(_key(row))
+            statement = sa.select(_SCENE).where(_SCENE.c.lease_expires.is_not(None), _SCENE.c.state.in_(IN_WORK))
+            if is_gone is None:
+                statement = statement.where(_SCENE.c.lease_expires < moment)
+            for row in _fetch(connection, statement.with_for_update(skip_locked=True)):
+                if row["lease_expires"] < moment or (is_gone is not None and is_gone(row["lease_owner"])):
+                    (dead if self._take_back(connection, row, moment) is State.DEAD else freed).append(_key(row))
         return SweepResult(freed=tuple(freed), dead=tuple(dead))
 
     def _take_back(self, connection: Connection, row: _Values, now: datetime) -> State:
         after = State.ELIGIBLE if row["attempts"] < self._max_attempts else State.DEAD
         values: _Values = {**_NO_LEASE, "state": after, "fence": row["fence"] + 1}
-        lost = f"lease of {row['lease_owner']} ran out at {row['lease_expires']:%Y-%m-%dT%H:%M:%SZ}"
+        expired = f"its lease ran out at {row['lease_expires']:%Y-%m-%dT%H:%M:%SZ}"
+        lost = f"lost by {row['lease_owner']}: " + (expired if row["lease_expires"] < now else "the process is gone")
         if after is State.DEAD:
             values |= {
                 "code": "LeaseExpired",
@@ -697,6 +739,45 @@ class Ledger:
         with self._transaction() as connection:
             rows = _fetch(connection, sa.select(_SCENE).where(_is(key)))
             return _row(rows[0]) if rows else None
+
+    def rows_of(self, sink: str, keys: Iterable[tuple[str, str]]) -> dict[tuple[str, str], LedgerRow]:
+        """Rows of these ``(collection, item_id)``; unknown ones are left out."""
+        found: dict[tuple[str, str], LedgerRow] = {}
+        for batch in _batches(keys, BATCH):
+            with self._transaction() as connection:
+                rows = _lookup(connection, sink, batch, tuple(_SCENE.c))
+            found |= {key: _row(values) for key, values in rows.items()}
+        return found
+
+    def standing(self, sink: str, keys: Iterable[tuple[str, str]]) -> Iterator[Standing]:
+        """Where these ``(collection, item_id)`` stand; unknown ones are left out. Looked up in batches."""
+        for batch in _batches(keys, BATCH):
+            with self._transaction() as connection:
+                now, rows = self._now(connection), _lookup(connection, sink, batch, _STANDING)
+            yield from (_standing(row, now) for row in rows.values())
+
+    def each(self, sink: str) -> Iterator[Standing]:
+        """Where every scene of a sink stands, in batches: memory does not depend on how many there are."""
+        last = 0
+        while True:
+            statement = (
+                sa.select(*_STANDING)
+                .where(_SCENE.c.sink == sink, _SCENE.c.id > last)
+                .order_by(_SCENE.c.id)
+                .limit(_PAGE)
+            )
+            with self._transaction() as connection:
+                now, rows = self._now(connection), _fetch(connection, statement)
+            yield from (_standing(row, now) for row in rows)
+            if len(rows) < _PAGE:
+                return
+            last = rows[-1]["id"]
+
+    def collections(self, sink: str) -> list[str]:
+        """Source collections of which scenes were found for a sink."""
+        statement = sa.select(_SCENE.c.collection).where(_SCENE.c.sink == sink).distinct()
+        with self._transaction() as connection:
+            return sorted(connection.execute(statement).scalars())
 
     def find(self, item_id: str, *, sink: str | None = None) -> list[LedgerRow]:
         """Scenes whose item id is this, in any collection: what a person types."""
@@ -884,13 +965,17 @@ def _redrive_obstacle(row: _Values) -> str | None:
     return None
 
 
-def _lookup(connection: Connection, sink: str, keys: Iterable[tuple[str, str]]) -> dict[tuple[str, str], _Values]:
-    """Present rows of these ``(collection, item_id)``, locked until the transaction ends."""
+def _lookup(
+    connection: Connection,
+    sink: str,
+    keys: Iterable[tuple[str, str]],
+    columns: Sequence[sa.Column[Any]],
+) -> dict[tuple[str, str], _Values]:
+    """Present rows of these ``(collection, item_id)``, locked until the transaction ends if it writes."""
     by_collection: dict[str, list[str]] = {}
     for collection, item_id in keys:
         by_collection.setdefault(collection, []).append(item_id)
     c = _SCENE.c
-    columns = (c.id, c.collection, c.item_id, c.state, c.fingerprint, c.recipe, c.output_item_id, c.code, c.reason)
     found: dict[tuple[str, str], _Values] = {}
     for collection, item_ids in by_collection.items():
         statement = (
@@ -925,6 +1010,16 @@ def _key(row: _Values) -> SceneKey:
 def _row(values: _Values) -> LedgerRow:
     fields = {name: values[name] for name in LedgerRow.model_fields if name != "key"}
     return LedgerRow(key=_key(values), **fields)
+
+
+def _standing(row: _Values, now: datetime) -> Standing:
+    names = ("collection", "item_id", "output_item_id", "supersedes", "lease_owner", "lease_expires", "fence")
+    return Standing(
+        **{name: row[name] for name in names},
+        state=State(row["state"]),
+        acquired=row["acquired"] or "",
+        claimable=row["state"] == State.ELIGIBLE and (row["not_before"] or now) <= now,
+    )
 
 
 def _event(values: _Values) -> Event:

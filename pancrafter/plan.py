@@ -7,19 +7,18 @@ said to be unknown.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from pancrafter.catalog import discover
 from pancrafter.crawl import is_local, local_path
 from pancrafter.errors import InvalidSceneError
-from pancrafter.ledger import IN_WORK, LedgerRow, SceneKey, State, Work, verdict_on_known
+from pancrafter.ledger import IN_WORK, LedgerRow, State, Work, verdict_on_known
 from pancrafter.settings import Settings
-from pancrafter.steps import contracts_of, open_ledger, output_collection_id, output_item_id, planned_recipe
+from pancrafter.steps import contracts_of, look, open_ledger, output_collection_id, work_of
 from pancrafter.types import Record, Refusal, Scene
 
 if TYPE_CHECKING:
@@ -80,15 +79,7 @@ def make_plan(settings: Settings) -> Plan:
         WeightsError: The weights do not exist.
     """
     contracts = contracts_of(settings)
-    search = discover(
-        settings.source,
-        since=settings.since,
-        until=settings.until,
-        bbox=settings.bbox,
-        contracts=contracts,
-        collections=settings.collections or None,
-    )
-    found = list(search)
+    found = list(look(settings, contracts))
     scenes = [entry for entry in found if isinstance(entry, Scene)]
     refusals = [entry for entry in found if isinstance(entry, Refusal)]
     verdicts = _verdicts(scenes, settings, contracts)
@@ -158,18 +149,19 @@ def source_bytes(scene: Scene) -> int | None:
         return None
 
 
-def _verdicts(scenes: Iterable[Scene], settings: Settings, contracts: Mapping[str, SensorContract]) -> dict[str, str]:
+def _verdicts(scenes: Sequence[Scene], settings: Settings, contracts: Mapping[str, SensorContract]) -> dict[str, str]:
     """Scene key -> verdict; a ledger that does not exist yet is not made."""
     if settings.ledger_url is None and not (Path(settings.state_dir) / "ledger.db").is_file():
         return {scene.key: "new" for scene in scenes}
     now, present = datetime.now(UTC), _published_items(settings)
     with open_ledger(settings) as ledger:
+        rows = ledger.rows_of(settings.sink, [(scene.collection, scene.item_id) for scene in scenes])
         verdicts = {}
         for scene in scenes:
-            recipe = planned_recipe(scene, settings, dict(contracts))
-            work = Work(scene=scene, recipe=recipe.digest, output_item_id=output_item_id(scene, recipe))
-            row = ledger.show(SceneKey(sink=settings.sink, collection=scene.collection, item_id=scene.item_id))
-            published = row is not None and row.output_item_id in present.get(output_collection_id(scene), ())
+            row = rows.get((scene.collection, scene.item_id))
+            outputs = present.get(output_collection_id(scene.collection), frozenset())
+            published = row is not None and row.output_item_id in outputs
+            work = work_of(scene, settings, contracts)
             verdicts[scene.key] = verdict_on(row, work, now=now, published=published)
         return verdicts
 

@@ -10,6 +10,7 @@ import typer
 
 from pancrafter.cli.app import app
 from pancrafter.cli.shared import (
+    NOTHING_WORKED,
     SCENE_FAILED,
     BboxOption,
     BlockOption,
@@ -29,6 +30,7 @@ from pancrafter.cli.shared import (
     console_for_tables,
     ledger_of,
     line_reporter,
+    note,
     on_device,
     parse_bbox,
     parse_moment,
@@ -98,8 +100,13 @@ def run(
     settings = on_device(settings)
     from pancrafter import steps
 
-    outcomes = steps.run(settings, line_reporter())
-    code = SCENE_FAILED if any(outcome.failed for outcome in outcomes) else 0
+    try:
+        outcomes = steps.run(settings, line_reporter())
+    except steps.RunStoppedError as error:
+        outcomes, code = error.outcomes, NOTHING_WORKED
+        note(f"error: {error}")
+    else:
+        code = SCENE_FAILED if any(outcome.failed for outcome in outcomes) else 0
     if json_file is not None:
         write_json(json_file, _run_report(settings, outcomes, code))
     _print_run(settings, outcomes, console_for_tables(stderr=json_file == Path("-")))
