@@ -29,8 +29,8 @@ from sqlalchemy.engine import Connection, Dialect, Engine
 from pancrafter.errors import ErrorKind, LeaseLostError, PancrafterError
 from pancrafter.types import Record, Refusal, Scene
 
-SCHEMA_VERSION = 1
-"""Version of the tables below; raised by every migration."""
+SCHEMA_VERSION = 2
+"""Version of the tables below; each step from one to the next is a migration in ``pancrafter/migrations``."""
 
 BATCH = 500
 """Items looked up and written per transaction: keeps memory flat, and stays below SQLite's limit on parameters."""
@@ -197,6 +197,16 @@ class Standing(NamedTuple):
     fence: int
 
 
+class Rate(NamedTuple):
+    """What a finished scene took, all of whose blocks were computed in one go."""
+
+    sensor: str | None
+    device: str
+    pixels: int
+    seconds: float
+    sharpen_seconds: float
+
+
 class Event(Record):
     """One step in the history of a scene."""
 
@@ -314,6 +324,19 @@ _EVENT = sa.Table(
     sa.Column("to_state", sa.String(16), nullable=False),
     sa.Column("message", sa.Text, nullable=False),
 )
+
+_LOOK = sa.Table(
+    "look",
+    METADATA,
+    sa.Column("id", _ID, primary_key=True),
+    sa.Column("sink", sa.Text, nullable=False),
+    sa.Column("source", sa.Text, nullable=False),
+    sa.Column("started", _Instant, nullable=False),
+    sa.Column("ended", _Instant, nullable=False),
+    sa.Column("summary", sa.Text, nullable=False),
+    sa.Index("ix_look_started", "sink", "source", "started"),
+)
+"""Finished looks at a source for what is new, so that a missed night becomes part of the next window."""
 
 _ORDERS: Mapping[Order, tuple[sa.ColumnElement[Any], ...]] = {
     "newest": (_SCENE.c.acquired.desc(), _SCENE.c.id.desc()),
@@ -773,6 +796,36 @@ class Ledger:
                 return
             last = rows[-1]["id"]
 
+    def rates(self, sink: str, limit: int = 200) -> list[Rate]:
+        """What the scenes finished last took, for plans."""
+        statement = (
+            sa.select(_SCENE.c.sensor, _SCENE.c.measures)
+            .where(_SCENE.c.sink == sink, _SCENE.c.state == State.CONFIRMED)
+            .order_by(_SCENE.c.updated.desc())
+            .limit(limit)
+        )
+        with self._transaction() as connection:
+            rows = _fetch(connection, statement)
+        needed = {"pixels", "device", "seconds", "sharpen_seconds", "blocks", "computed_blocks"}
+        return [
+            Rate(row["sensor"], m["device"], m["pixels"], m["seconds"], m["sharpen_seconds"])
+            for row in rows
+            if needed <= (m := row["measures"]).keys() and m["computed_blocks"] == m["blocks"]
+        ]
+
+    def note_look(self, sink: str, source: str, started: datetime, summary: str) -> None:
+        """Remember that a source was looked through for what is new, and what came of it."""
+        values = {"sink": sink, "source": _tidy(source), "started": started, "summary": _tidy(summary)}
+        with self._transaction(write=True) as connection:
+            connection.execute(_LOOK.insert().values(**values, ended=self._now(connection)))
+
+    def last_look(self, sink: str, source: str) -> datetime | None:
+        """When the last finished look began; None if there was none."""
+        statement = sa.select(sa.func.max(_LOOK.c.started)).where(_LOOK.c.sink == sink, _LOOK.c.source == _tidy(source))
+        with self._transaction() as connection:
+            started: datetime | None = connection.execute(statement).scalar_one()
+            return started
+
     def collections(self, sink: str) -> list[str]:
         """Source collections of which scenes were found for a sink."""
         statement = sa.select(_SCENE.c.collection).where(_SCENE.c.sink == sink).distinct()
@@ -814,18 +867,30 @@ class Ledger:
 
     def _prepare_tables(self) -> None:
         with self._transaction(write=True) as connection:
-            if connection.dialect.name == "postgresql":  # two processes may open a fresh database at once
+            if connection.dialect.name == "postgresql":  # two processes may open a fresh or an old database at once
                 connection.execute(sa.text("SELECT pg_advisory_xact_lock(7262654)"))
-            METADATA.create_all(connection)
-            stamped = connection.execute(sa.select(sa.func.max(_VERSION.c.version))).scalar_one()
+            stamped = self._stamped_version(connection)
             if stamped is None:
+                METADATA.create_all(connection)
                 connection.execute(_VERSION.insert().values(version=SCHEMA_VERSION, at=self._now(connection)))
-        if stamped is not None and stamped != SCHEMA_VERSION:
+            elif stamped < SCHEMA_VERSION:
+                from pancrafter.migrations import upgrade
+
+                upgrade(connection, stamped, SCHEMA_VERSION)
+                connection.execute(_VERSION.insert().values(version=SCHEMA_VERSION, at=self._now(connection)))
+        if stamped is not None and stamped > SCHEMA_VERSION:
             self.close()
-            advice = "update pancrafter" if stamped > SCHEMA_VERSION else "migrate the ledger first"
             raise LedgerError(
-                f"ledger {self.url}: tables have version {stamped}, this pancrafter expects {SCHEMA_VERSION}; {advice}"
+                f"ledger {self.url}: tables have version {stamped}, this pancrafter knows versions up to "
+                f"{SCHEMA_VERSION}; update pancrafter"
             )
+
+    @staticmethod
+    def _stamped_version(connection: Connection) -> int | None:
+        if not sa.inspect(connection).has_table(_VERSION.name):
+            return None
+        version: int | None = connection.execute(sa.select(sa.func.max(_VERSION.c.version))).scalar_one()
+        return version
 
     def _now(self, connection: Connection) -> datetime:
         if self._clock is not None:
@@ -958,7 +1023,7 @@ def _redrive_obstacle(row: _Values) -> str | None:
     state = State(row["state"])
     if state in IN_WORK:
         return f"{row['lease_owner']} is working on it; sweep frees it once its lease ran out"
-    if state is State.ELIGIBLE:
+    if state is State.ELIGIBLE and row["not_before"] is None:
         return "is eligible already"
     if row["scene"] is None:
         return "refused from its metadata; discovery brings it back when the item or the contract is mended"

@@ -178,14 +178,19 @@ def look(settings: Settings, contracts: Mapping[str, SensorContract]) -> Iterato
 
     if "://" not in settings.source and not Path(settings.source).exists():
         raise SourceError(f"source {settings.source} does not exist; expected a STAC API URL or a catalog folder")
-    return search(
+    from pancrafter.selection import Area
+
+    area = Area.from_file(settings.aoi) if settings.aoi else None
+    found = search(
         settings.source,
         since=settings.since,
         until=settings.until,
-        bbox=settings.bbox,
+        bbox=settings.bbox or (area.bbox if area else None),
         contracts=contracts,
         collections=settings.collections or None,
+        ids=settings.ids or None,
     )
+    return (entry for entry in found if area is None or isinstance(entry, Refusal) or area.meets(entry.geometry))
 
 
 def work_of(scene: Scene, settings: Settings, contracts: Mapping[str, SensorContract]) -> Work:
@@ -296,7 +301,15 @@ def stage(work: Claimed, settings: Settings, compute: Compute, ledger: Ledger) -
             work.scene, contract, store_uri(work, settings), block_px=settings.block_px, reach_px=STAGING_REACH_PX
         )
     killpoints.at("stage-written")
-    ledger.advance(work.lease, State.STAGED, stage_seconds=time.perf_counter() - started, bytes_read=staged.bytes_read)
+    rows, columns = staged.grid.pan.shape_yx
+    ledger.advance(
+        work.lease,
+        State.STAGED,
+        stage_seconds=time.perf_counter() - started,
+        bytes_read=staged.bytes_read,
+        pixels=rows * columns,
+        device=settings.device,
+    )
     killpoints.at("staged")
     return staged
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -184,28 +184,9 @@ def plan(
 
 
 def _print_plan(made: Plan) -> None:
+    from pancrafter.plan import plan_text
     from pancrafter.summary import plan_table
 
-    console = console_for_tables()
-    typer.echo(f"{made.found} items found in {made.source}")
     if made.lines:
-        console.print(plan_table(made), soft_wrap=False)
-    if made.refusals:
-        typer.echo(f"refused because: {_counted(made.refusals)}")
-    if not made.scenes:
-        typer.echo("nothing to do")
-        return
-    typer.echo(f"to sharpen: {made.scenes} scenes ({_counted(made.sensors)}) into {made.sink}")
-    typer.echo(f"PAN size:   {_known(f'{made.mpx:.2f} Mpx', made.mpx_known, made.scenes)}")
-    typer.echo(f"to read:    {_known(f'{made.read_bytes / 1e6:.1f} MB', made.read_bytes_known, made.scenes)}")
-
-
-def _counted(counts: Mapping[str, int]) -> str:
-    return ", ".join(f"{count} {name}" for name, count in sorted(counts.items(), key=lambda entry: -entry[1]))
-
-
-def _known(text: str, known: int, total: int) -> str:
-    """A figure with how many scenes it covers: unknown ones are not guessed."""
-    if known == total:
-        return text
-    return f"{text}, known for {known} of {total} scenes" if known else "unknown (remote files)"
+        console_for_tables().print(plan_table(made), soft_wrap=False)
+    typer.echo(plan_text(made))
