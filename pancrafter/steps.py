@@ -155,6 +155,8 @@ def discover(settings: Settings, ledger: Ledger) -> Discovery:
         bbox=settings.bbox,
         contracts=contracts,
         collections=settings.collections or None,
+        changed_since=settings.changed_since,
+        access=settings.access,
     ):
         if isinstance(verdict, Refusal):
             found.append(verdict)
@@ -281,7 +283,12 @@ def stage(work: Claimed, settings: Settings, compute: Compute, ledger: Ledger) -
     contract = contracts_of(settings)[work.scene.sensor]
     with compute.active():
         staged = stage_scene(
-            work.scene, contract, store_uri(work, settings), block_px=settings.block_px, reach_px=STAGING_REACH_PX
+            work.scene,
+            contract,
+            store_uri(work, settings),
+            block_px=settings.block_px,
+            reach_px=STAGING_REACH_PX,
+            access=settings.access.trusting(settings.source),
         )
     ledger.advance(work.lease, State.STAGED, stage_seconds=time.perf_counter() - started, bytes_read=staged.bytes_read)
     return staged

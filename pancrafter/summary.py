@@ -19,6 +19,7 @@ from rich.text import Text
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from pancrafter.judge import Judgement
     from pancrafter.ledger import Event, LedgerRow, State
     from pancrafter.plan import Plan
     from pancrafter.sensors import SensorContract
@@ -303,6 +304,17 @@ def sensor_table(contracts: Mapping[str, SensorContract]) -> Table:
             str(contract.dn_max),
             "classical only" if contract.weights == "none" else "network",
         )
+    return table
+
+
+def judgement_table(found: Mapping[str, Judgement]) -> Table:
+    """One row per STAC document that was checked."""
+    table = _table()
+    for title in ("document", "verdict", "sensor", "reason"):
+        table.add_column(title, overflow="fold", no_wrap=title == "verdict")
+    for name, judgement in found.items():
+        lines = [judgement.reason, *(f"+ {line}" for line in judgement.defects[1:])]
+        table.add_row(Text(name), judgement.verdict, judgement.sensor or _NONE, Text("\n".join(lines)))
     return table
 
 

@@ -129,6 +129,7 @@ class StagedScene(Record):
     shift_confidence: tuple[float, ...] = Field(description="Per band: high-pass NCC at the measured shift, -1 to 1.")
     valid_share: float = Field(ge=0, le=1, description="Share of PAN pixels where PAN and MS are both valid.")
     bytes_read: int = 0
+    ms_resampled: bool = Field(default=False, description="MS was interpolated once to a grid that fits PAN.")
     scale: tuple[float, ...] | None = Field(default=None, description="Per band scale as in the source header.")
     offset: tuple[float, ...] | None = None
 

@@ -20,6 +20,9 @@ def _name(path: Path) -> str:
 
 DOORS = {
     "zarr": {"store.py"},
+    "xarray": {"store.py"},
+    "rioxarray": {"store.py"},
+    "pyproj": {"examine.py"},
     "distributed": {"compute.py"},
     "dask": {"cube.py", "compute.py", "arrays.py"},
     "pystac_client": {"catalog.py"},
