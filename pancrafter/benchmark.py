@@ -26,6 +26,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+from pancrafter.classical import InjectionConstants
+from pancrafter.model.names import DEFAULT_WEIGHTS
 from pancrafter.types import PixelGrid, Record, StagedScene
 
 if TYPE_CHECKING:
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
 
 BANDS, RATIO = 4, 4
 _TEXTURE_PX = 512
+_INJECTION = InjectionConstants(weights=(0.25,) * BANDS, offset=0.0, gains=(0.5,) * BANDS)
 _LIBRARIES = ("torch", "numpy", "rasterio", "zarr", "dask", "rio-cogeo")
 
 
@@ -163,7 +166,10 @@ def model(setting: Setting, *, reference: bool = False, precision: str = "float3
         runner = _reference(setting.device)
         work: Callable[[], Any] = lambda: runner(tile)  # noqa: E731
     else:
-        spec = Spec(weights="open-compact", device=setting.device, precision=precision, threads=setting.threads)
+        spec = Spec(
+            weights=DEFAULT_WEIGHTS, device=setting.device, precision=precision, threads=setting.threads,
+            injection=_INJECTION,
+        )  # fmt: skip
         sharpener = build_sharpener(spec)
         assert isinstance(sharpener, NetworkSharpener)
         work = lambda: sharpener(tile, core)  # noqa: E731
@@ -182,7 +188,7 @@ def _reference(device: str) -> Callable[[Tile], NDArray[np.float32]]:
     checkpoint = load_checkpoint()
     network = checkpoint.network.to(device, memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     network.stem.register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(),))
-    helper = NetworkSharpener(checkpoint, device)
+    helper = NetworkSharpener(checkpoint, device, injection=_INJECTION)
     mode = torch.zeros(1, dtype=torch.long, device=device)
 
     def run(tile: Tile) -> NDArray[np.float32]:
@@ -328,7 +334,7 @@ def roofline(setting: Setting) -> Measure:
     edge = 2048 if device.startswith("cuda") else 512
     checkpoint = load_checkpoint()
     tile, core = _tile(edge, checkpoint.network.config.reach_px(RATIO))
-    sharpener = NetworkSharpener(checkpoint, device, "bfloat16")
+    sharpener = NetworkSharpener(checkpoint, device, "bfloat16", _INJECTION)
     flops = BANDS * _flops_per_px() * edge**2
     with torch.inference_mode():
         conditions = sharpener._conditions(tile, 1)  # noqa: SLF001  # the stage apart
