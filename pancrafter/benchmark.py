@@ -193,7 +193,7 @@ def _reference(device: str) -> Callable[[Tile], NDArray[np.float32]]:
 
     def run(tile: Tile) -> NDArray[np.float32]:
         with torch.inference_mode():
-            conditions = helper._conditions(tile, 1)  # noqa: SLF001  # the same inputs
+            conditions = helper._conditions(tile)  # noqa: SLF001  # the same inputs
             bands = [network(conditions.samples(b, b + 1), mode)[0] for b in range(len(tile.ms))]
             found: NDArray[np.float32] = torch.cat(bands).cpu().numpy()
         return found
@@ -337,11 +337,11 @@ def roofline(setting: Setting) -> Measure:
     sharpener = NetworkSharpener(checkpoint, device, "bfloat16", _INJECTION)
     flops = BANDS * _flops_per_px() * edge**2
     with torch.inference_mode():
-        conditions = sharpener._conditions(tile, 1)  # noqa: SLF001  # the stage apart
+        conditions = sharpener._conditions(tile)  # noqa: SLF001  # the stage apart
         region = tuple((part.start, part.stop) for part in core)
         network = sharpener._network  # noqa: SLF001  # the stage apart
         stages = {
-            "conditions_s": _seconds(lambda: sharpener._conditions(tile, 1), setting),  # noqa: SLF001
+            "conditions_s": _seconds(lambda: sharpener._conditions(tile), setting),  # noqa: SLF001
             "network_s": _seconds(lambda: network(conditions, region), setting),  # type: ignore[arg-type]
         }
     peak, copied = 2 * n**3 / product_s, 2 * big.nbytes / copy_s

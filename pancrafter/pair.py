@@ -43,7 +43,7 @@ UNKNOWN_SENSOR = "unknown-sensor"
 """Name under which the generic contract is used for files of an unknown sensor."""
 
 Method = Literal["pan-crafter", "mtf-glp-fs", "gsa", "brovey", "exp"]
-Phase = Literal["reading", "sharpening", "writing"]
+Phase = Literal["reading", "adapting", "sharpening", "writing"]
 Progress = Callable[[Phase, int, int], None]
 """Takes what is being done, and how many of how many PAN pixels of it are finished."""
 
@@ -82,6 +82,8 @@ class SharpenedPair(Record):
     size_bytes: int
     sensor: str
     method: Method
+    adapted: str | None
+    """Whether the network was adapted to the scene and why (not); None where it was not asked for."""
     bands: tuple[str, ...]
     dtype: str
     shape_yx: tuple[int, int]
@@ -186,6 +188,7 @@ def sharpen_pair(
     overwrite: bool = False,
     memory_bytes: int = DEFAULT_MEMORY_BYTES,
     window_px: int | None = None,
+    adapt: bool = False,
     on_progress: Progress = lambda _phase, _done, _total: None,
 ) -> SharpenedPair:
     """Sharpen one PAN file and its MS file(s) into the COG ``out``, which appears only when it is whole.
@@ -202,6 +205,7 @@ def sharpen_pair(
         overwrite: Replace ``out`` if it exists.
         memory_bytes: What the program may take; windows are chosen to fit.
         window_px: Edge of a window in PAN pixels, in place of the one that fits ``memory_bytes``.
+        adapt: Adapt the network to this scene first (``pancrafter.adapt``), in bounded time.
         on_progress: Called whenever a part is finished.
 
     Raises:
@@ -232,9 +236,16 @@ def sharpen_pair(
             _check_memory(read_file_header(pan_path), contract.ratio, len(scene.bands), settings, memory_bytes)
         staged = _stage(scene, contract, scratch / "scene.zarr", settings, memory_bytes)
         on_progress("reading", 1, 1)
-        engine = _prepare(staged, _spec(staged, settings, contract, chosen), memory_bytes, window_px)
+        spec = _spec(staged, settings, contract, chosen)
+        adapted = None
+        if adapt and chosen == "pan-crafter":
+            spec, adapted = _adapt(spec, staged, contract, scratch, on_progress)
+        engine = _prepare(staged, spec, memory_bytes, window_px)
         streamed = _Streamed(staged, on_progress)
-        size = _write(staged, contract, out, settings, chosen, streamed.blocks(engine))
+        tags = _tags(contract, settings, chosen)
+        if spec.weights != settings.weights:
+            tags["PANCRAFTER_ADAPTED"] = "to this scene"
+        size = _write(staged, out, settings, streamed.blocks(engine), tags)
         on_progress("writing", 1, 1)
     rows, cols = staged.grid.pan.shape_yx
     return SharpenedPair(
@@ -242,6 +253,7 @@ def sharpen_pair(
         size_bytes=size,
         sensor=scene.sensor,
         method=chosen,
+        adapted=adapted,
         bands=scene.bands,
         dtype=staged.dtype,
         shape_yx=(rows, cols),
@@ -352,6 +364,22 @@ def _spec(staged: StagedScene, settings: Settings, contract: SensorContract, met
     return sharpener_spec(staged, settings, contract, fallback=method == "mtf-glp-fs", fusion=fusion)
 
 
+def _adapt(
+    spec: SharpenerSpec, staged: StagedScene, contract: SensorContract, scratch: Path, on_progress: Progress
+) -> tuple[SharpenerSpec, str]:
+    """The specification with a network adapted to the scene where that helps, and what came of it."""
+    from pancrafter.adapt import adapt_to_scene
+    from pancrafter.engine import band_mtf_gains
+    from pancrafter.store import SceneStore
+
+    on_progress("adapting", 0, 1)
+    store = SceneStore.open(staged.store_uri)
+    spec, done = adapt_to_scene(spec, store, band_mtf_gains(staged, contract), scratch / "adapted.safetensors")
+    on_progress("adapting", 1, 1)
+    kept = "adapted" if done.kept else "not adapted"
+    return spec, f"{kept}: {done.reason} after {done.steps} steps, {done.seconds:.0f} s"
+
+
 @dataclass(frozen=True, eq=False)
 class _Engine:
     sharpener: Sharpener
@@ -395,11 +423,10 @@ class _Streamed:
 
 def _write(
     staged: StagedScene,
-    contract: SensorContract,
     out: Path,
     settings: Settings,
-    method: Method,
     blocks: Generator[CogBlock],
+    tags: dict[str, str],
 ) -> int:
     """Write the COG; its size in bytes."""
     from pancrafter.cog import write_cog
@@ -416,7 +443,7 @@ def _write(
             scale=staged.scale,
             offset=staged.offset,
             profile=settings.cog_profile,
-            tags=_tags(contract, settings, method),
+            tags=tags,
             threads=settings.threads,
         )
     return written.size_bytes

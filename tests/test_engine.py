@@ -565,14 +565,14 @@ def test_device_without_memory_for_all_bands_takes_them_one_by_one(
     monkeypatch.setitem(sharpener.__dict__, "_network", Small())
     monkeypatch.setitem(sharpener.__dict__, "device", "cuda:pretended")
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
-    monkeypatch.setattr(NetworkSharpener, "_conditions", lambda self, tile, group: _conditions_on_cpu(checkpoint, tile))
+    monkeypatch.setattr(NetworkSharpener, "_conditions", lambda self, tile: _conditions_on_cpu(checkpoint, tile))
     with pytest.warns(UserWarning, match="no memory for 3 band groups of .* px at once: one after the other"):
         found = sharpener(tile)
     assert np.array_equal(found, expected)
 
 
 def _conditions_on_cpu(checkpoint: Checkpoint, tile: Tile) -> Any:
-    return _CPU_CONDITIONS(NetworkSharpener(checkpoint), tile, 1)
+    return _CPU_CONDITIONS(NetworkSharpener(checkpoint), tile)
 
 
 _CPU_CONDITIONS = NetworkSharpener._conditions
