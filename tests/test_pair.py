@@ -21,6 +21,7 @@ from rio_cogeo.cogeo import cog_validate
 from staged_scenes import observed, overlap
 
 from pancrafter import cog
+from pancrafter.cli.shared import OptionError, parse_size
 from pancrafter.errors import InvalidSceneError, SinkError
 from pancrafter.pair import sharpen_pair
 from pancrafter.settings import Settings
@@ -152,6 +153,20 @@ def test_too_little_memory_is_said_before_anything_is_read(tmp_path: Path, monke
     with pytest.raises(MemoryBudgetError, match="memory of 300 MiB is too small"):
         sharpened(pan, ms, tmp_path / "out.tif", memory_bytes=300 * 2**20)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["ms.tif", "pan.tif"]
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("2GiB", 2 * 2**30), ("1.5gib", 3 * 2**29), ("800MB", 800_000_000), ("2G", 2 * 2**30), ("1048576", 2**20)],
+)
+def test_sizes_as_people_type_them(text: str, size: int) -> None:
+    assert parse_size("--memory", text) == size
+
+
+@pytest.mark.parametrize("text", ["", "much", "-2GiB", "0", "1.2.3G", "2 hours"])
+def test_what_is_no_size_is_refused(text: str) -> None:
+    with pytest.raises(OptionError, match=r"--memory: found .*, expected a size like 2GiB"):
+        parse_size("--memory", text)
 
 
 def test_disk_that_fills_half_way_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
