@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -360,6 +361,33 @@ def fit_injection(sums: InjectionSums) -> InjectionConstants:
     return InjectionConstants(
         weights=tuple(weights.tolist()), offset=float(mean[-1] - weights @ mean[:-1]), gains=tuple(gains.tolist())
     )
+
+
+FusionMethod = Literal["exp", "brovey", "gsa"]
+
+
+class BroveyMatch(Record):
+    """The linear map that brings PAN to the level and spread of the bands' mean: ``pan * scale + offset``."""
+
+    scale: float
+    offset: float
+
+
+class FusionConstants(Record):
+    """What ``exp``, ``brovey`` and ``gsa`` need to know about the whole scene, so that windows come out as it would."""
+
+    method: FusionMethod
+    match: BroveyMatch
+    injection: InjectionConstants
+
+
+def fit_brovey_match(sums: InjectionSums) -> BroveyMatch:
+    """Level and spread of the bands' mean over those of PAN, both at MS scale."""
+    mean = sums.first / sums.pixels
+    covariance = sums.second / sums.pixels - np.outer(mean, mean)
+    spread, level = float(np.sqrt(max(covariance[-1, -1], 0.0))), float(mean[:-1].mean())
+    scale = float(np.sqrt(max(covariance[:-1, :-1].mean(), 0.0))) / spread if spread > FLAT * abs(mean[-1]) else 0.0
+    return BroveyMatch(scale=scale, offset=level - scale * float(mean[-1]))
 
 
 def _fit(

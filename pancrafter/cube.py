@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 from urllib.parse import unquote, urlsplit
 
 import numpy as np
@@ -150,8 +150,8 @@ def stage_scene(
         dtype=dtype,
         dn_max=_ceiling(contract, sources.ms, tally.ms, dtype),
         nodata=_output_nodata(sources, dtype),
-        pan_range=_value_range(tally.pan),
-        ms_ranges=tuple(_value_range(histogram) for histogram in tally.ms),
+        pan_range=value_range(tally.pan),
+        ms_ranges=tuple(value_range(histogram) for histogram in tally.ms),
         band_shift_yx=tuple(shift.applied_yx for shift in shifts),
         shift_confidence=tuple(min(max(shift.ncc, -1.0), 1.0) for shift in shifts),
         valid_share=valid_share,
@@ -823,7 +823,7 @@ def _check_pixels(scene: Scene, sources: _Sources, tally: _Tally, contract: Sens
             )
 
 
-def _value_range(histogram: NDArray[np.int64]) -> ValueRange:
+def value_range(histogram: NDArray[np.int64]) -> ValueRange:
     """Percentiles of the valid DN; for (almost) constant channels the extremes, a little widened if they are equal."""
     cumulated = np.cumsum(histogram)
     low, high = (int(np.searchsorted(cumulated, cumulated[-1] * share / 100)) for share in RANGE_PERCENTILES)
@@ -862,7 +862,27 @@ def _ms_index(part: slice, ratio: int, phase: float, size: int) -> NDArray[np.in
 # --- alignment ------------------------------------------------------------------------------------------------------
 
 
-def measure_shifts(store: SceneStore, pair: PairGrid, *, gain: float) -> tuple[BandShift, ...]:
+class MeasuredPixels(Protocol):
+    """What shifts are measured on: a ``SceneStore``, or something that reads like one."""
+
+    @property
+    def band_count(self) -> int:
+        """How many MS bands there are."""
+
+    def read_pan(self, window: Window) -> Pixels:
+        """Filled PAN DN (y, x)."""
+
+    def read_ms(self, window: Window) -> Pixels:
+        """Filled MS DN (band, y, x)."""
+
+    def read_pan_valid(self, window: Window) -> Mask:
+        """1 where PAN was measured."""
+
+    def read_ms_valid(self, window: Window) -> Mask:
+        """1 where every MS band was measured."""
+
+
+def measure_shifts(store: MeasuredPixels, pair: PairGrid, *, gain: float) -> tuple[BandShift, ...]:
     """Shift of every MS band from a bounded number of textured windows of the staged pixels.
 
     Args:
@@ -898,7 +918,7 @@ def _starts(size: int) -> list[slice]:
     return [slice(int(start), int(start) + edge) for start in np.linspace(0, size - edge, count)]
 
 
-def _texture(store: SceneStore, window: Window) -> float:
+def _texture(store: MeasuredPixels, window: Window) -> float:
     """Mean step between neighbouring MS pixels relative to their mean, over valid pixels; 0 where too few are."""
     valid = store.read_ms_valid(window) != 0
     if valid.mean() < _ALIGNMENT_MIN_VALID:
@@ -909,7 +929,7 @@ def _texture(store: SceneStore, window: Window) -> float:
     return float(steps.mean() / (image[valid].mean() + 1)) if steps.size else 0.0
 
 
-def _window_shifts(store: SceneStore, pair: PairGrid, window: Window, gain: float) -> tuple[BandShift, ...]:
+def _window_shifts(store: MeasuredPixels, pair: PairGrid, window: Window, gain: float) -> tuple[BandShift, ...]:
     beneath = [
         _pan_beneath(part, pair.ratio, phase, size)
         for part, phase, size in zip(window, pair.phase_yx, pair.pan.shape_yx, strict=True)

@@ -19,6 +19,7 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from pancrafter.errors import ContractError
+from pancrafter.quality import QualityRule
 from pancrafter.types import Record
 
 GENERIC = "generic"
@@ -93,6 +94,7 @@ class SensorContract(Record):
     warp_ms: bool = Field(
         default=False, description="Warp MS that comes in another CRS to that of PAN, once; otherwise refuse it."
     )
+    quality: QualityRule = Field(default=QualityRule(), description="Limits of the quality gate; docs/quality-gate.md.")
     weights: Literal["default", "none"] = Field(description="none: only classical sharpening is justified.")
     source: str = Field(min_length=1, description="Where wavelengths, MTF gains and the DN ceiling come from.")
 

@@ -7,6 +7,7 @@ Layout of a scene group (`open_scene` gives it as an xarray dataset, in which ri
     ms            (band, ym, xm)  uint16  filled DN of the cropped MS, bands in the scene's order
     ms_valid      (ym, xm)        uint8   1 where every band was measured
     sharpened     (band, y, x)    uint16  the result; exists after ``begin_sharpening``
+    consistency   (by, bx)        float32 ERGAS per block of MS pixels; exists after assessment
     done          (block_y, block_x) uint8  1 where that block of ``sharpened`` is finished; one object per block
     y, x, ym, xm                    pixel centres in CRS units; spatial_ref carries the CRS as WKT
 
@@ -35,6 +36,7 @@ import zarr.errors
 import zarr.storage
 from numpy.typing import NDArray
 
+from pancrafter import killpoints
 from pancrafter.errors import InvalidSceneError, PancrafterError, SinkError, TransientReadError
 from pancrafter.grid import ms_grid, pixel_centres
 from pancrafter.types import FORMAT_VERSION, PairGrid, StagedScene
@@ -296,13 +298,28 @@ class SceneStore:
         """Result ``(band, y, x)`` of a window on the PAN grid; zeros where no block was written yet."""
         return self._read("sharpened", (slice(None), *window))
 
+    def write_consistency(self, values: NDArray[np.float32]) -> None:
+        """Keep the local consistency of the result, one value per block of MS pixels, for the quality raster."""
+        _writing(
+            lambda: self._group.create_array("consistency", data=np.asarray(values, np.float32), overwrite=True),
+            self.uri,
+        )
+        self._arrays.pop("consistency", None)
+
+    def read_consistency(self) -> NDArray[np.float32]:
+        """What ``write_consistency`` kept, (y, x); NaN where a block could not be compared."""
+        whole = (slice(None), slice(None))
+        return np.asarray(self._read("consistency", whole), np.float32)
+
     def mark_done(self, block: Block) -> None:
         """Record that a block is finished; one small object, written whole."""
+        killpoints.at("block-written")
         row, col = block
         rows, cols = self.blocks_yx
         if not (0 <= row < rows and 0 <= col < cols):
             raise IndexError(f"block {block} lies outside the {rows} x {cols} blocks of {self.uri}")
         self._write("done", (slice(row, row + 1), slice(col, col + 1)), np.ones((1, 1), np.uint8))
+        killpoints.at("block-done")
 
     def done_flags(self) -> Mask:
         """1 per finished block, ``(block_y, block_x)``."""

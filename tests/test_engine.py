@@ -145,8 +145,11 @@ class ShortSighted:
     def halo_px(self, staged: StagedScene) -> int:
         return self.inside.halo_px(staged) - self.missing_px
 
-    def __call__(self, tile: Tile) -> NDArray[np.float32]:
-        return self.inside(tile)
+    def __call__(self, tile: Tile, core: tuple[slice, slice] | None = None) -> NDArray[np.float32]:
+        return self.inside(tile, core)
+
+    def working_bytes(self, tile_px: int, core_px: int, bands: int) -> int:
+        return self.inside.working_bytes(tile_px, core_px, bands)
 
 
 # --- tiles against the whole scene ----------------------------------------------------------------------------------
@@ -540,6 +543,39 @@ def test_bfloat16_stays_close_to_float32(tmp_path: Path) -> None:
     assert 0 < difference.mean() < 0.003
     assert difference.max() < 0.05
     assert (detail / ranges(store.staged)).mean() > 5 * difference.mean()
+
+
+def test_device_without_memory_for_all_bands_takes_them_one_by_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grid = overlap((64, 64), 4)
+    pan, ms = observed(grid, 3, seed=3)
+    tile = whole_tile(stage_arrays(tmp_path / "s.zarr", grid, pan, ms))
+    checkpoint = random_checkpoint(3)
+    expected = NetworkSharpener(checkpoint)(tile)
+    sharpener = NetworkSharpener(checkpoint)
+    network = sharpener._network
+
+    class Small:
+        def __call__(self, conditions: Any, region: Any) -> torch.Tensor:
+            if len(conditions.ms[0]) > 1:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return network(conditions, region)
+
+    monkeypatch.setitem(sharpener.__dict__, "_network", Small())
+    monkeypatch.setitem(sharpener.__dict__, "device", "cuda:pretended")
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    monkeypatch.setattr(NetworkSharpener, "_conditions", lambda self, tile, group: _conditions_on_cpu(checkpoint, tile))
+    with pytest.warns(UserWarning, match="no memory for 3 band groups of .* px at once: one after the other"):
+        found = sharpener(tile)
+    assert np.array_equal(found, expected)
+
+
+def _conditions_on_cpu(checkpoint: Checkpoint, tile: Tile) -> Any:
+    return _CPU_CONDITIONS(NetworkSharpener(checkpoint), tile, 1)
+
+
+_CPU_CONDITIONS = NetworkSharpener._conditions
 
 
 def test_value_range_cancels_out(tmp_path: Path) -> None:

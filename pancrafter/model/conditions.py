@@ -31,6 +31,15 @@ class Conditions:
     lowpass: tuple[Tensor, ...]
     injection: Tensor | None = None
 
+    def samples(self, first: int, stop: int) -> Conditions:
+        """Some of the samples; PAN that all of them share stays."""
+        return Conditions(
+            ms=tuple(part[first:stop] for part in self.ms),
+            pan=tuple(part if len(part) == 1 else part[first:stop] for part in self.pan),
+            lowpass=tuple(part if len(part) == 1 else part[first:stop] for part in self.lowpass),
+            injection=None if self.injection is None else self.injection[first:stop],
+        )
+
 
 @lru_cache(maxsize=256)
 def _ms_rows(n_pan: int, n_ms: int, ratio: int, phase: float, scale: int) -> Tensor:
@@ -58,7 +67,7 @@ def _resample(rows_y: Tensor, rows_x: Tensor, image: Tensor) -> Tensor:
     return rows_y.to(device) @ image @ rows_x.to(device).transpose(-1, -2)
 
 
-def _ms_at(ms: Tensor, shape_yx: tuple[int, int], ratio: int, phases: Tensor, scale: int) -> Tensor:
+def ms_at(ms: Tensor, shape_yx: tuple[int, int], ratio: int, phases: Tensor, scale: int) -> Tensor:
     """``ms`` (n, B, h, w) at a scale, at ``phases`` (n or 1, B or 1, 2), y and x, in PAN pixels."""
     height, width = ms.shape[-2:]
     flat = phases.reshape(-1, 2).tolist()
@@ -84,7 +93,7 @@ def unexplained_pan(pan: Tensor, ms: Tensor, ratio: int, phases: Tensor, constan
     shape_yx = (pan.shape[-2], pan.shape[-1])
     detail = pan - constants.offset
     for b, weight in enumerate(constants.weights):
-        detail = detail - weight * _ms_at(ms[:, b : b + 1], shape_yx, ratio, phases[:, b : b + 1], 0)
+        detail = detail - weight * ms_at(ms[:, b : b + 1], shape_yx, ratio, phases[:, b : b + 1], 0)
     return detail
 
 
@@ -109,8 +118,8 @@ def build_conditions(
     lowpass = _resample(_lowpass_rows(height, ratio), _lowpass_rows(width, ratio), pan)
     lp_phase = torch.full((1, 1, 2), nominal)
     return Conditions(
-        ms=tuple(_ms_at(ms, (height, width), ratio, phases, s) for s in range(SCALES)),
+        ms=tuple(ms_at(ms, (height, width), ratio, phases, s) for s in range(SCALES)),
         pan=(pan, *(_resample(_pan_rows(height, s), _pan_rows(width, s), pan) for s in range(1, SCALES))),
-        lowpass=tuple(_ms_at(lowpass, (height, width), ratio, lp_phase, s) for s in range(SCALES)),
+        lowpass=tuple(ms_at(lowpass, (height, width), ratio, lp_phase, s) for s in range(SCALES)),
         injection=injection,
     )
