@@ -14,7 +14,7 @@ import re
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -48,14 +48,14 @@ class Pair:
     bands: tuple[str, ...]
 
 
-def real_pairs() -> list[Pair]:
-    """One crop of every pair of a known sensor, Landsat 7 thinned out to every fifth."""
+def real_pairs(names: Sequence[str] | None = None) -> list[Pair]:
+    """One crop of every pair of a known sensor (Landsat 7 thinned out to every fifth), or of these."""
     found, landsat = [], 0
     for path in sorted(PAIRS.glob("*.npz")):
         meta = json.loads(path.with_suffix(".json").read_text())
-        if meta["name"] in LEFT_OUT:
+        if meta["name"] in LEFT_OUT or (names is not None and meta["name"] not in names):
             continue
-        if meta["name"].startswith("L7_"):
+        if names is None and meta["name"].startswith("L7_"):
             landsat += 1
             if landsat % 5:
                 continue
@@ -74,29 +74,31 @@ def real_pairs() -> list[Pair]:
     return found
 
 
-def simulated_pairs(count: int) -> list[Pair]:
-    """Scenes of three sensors in turn, with the sensor's bands, MTF and band shifts as the simulator draws them."""
-    contracts = [get_contract(name) for name in ("geoeye-1", "worldview-3", "landsat-8")]
-    found = []
-    for seed in range(count):
-        rng, contract = np.random.default_rng(1000 + seed), contracts[seed % len(contracts)]
-        bands = tuple(contract.band_sets[-1].bands if contract.name != "geoeye-1" else contract.deliveries[0].bands)
-        specs = contract.subset(bands)
-        model = random_model(
-            rng,
-            ratio=contract.ratio,
-            centers_um=[band.center_um for band in specs],
-            ms_mtf=[band.mtf for band in specs],
-            pan_mtf=contract.pan_mtf,
-            in_pan=[band.in_pan for band in specs],
-            dn_max=min(contract.dn_max, 10_000),
-        )
-        gsd = 15.0 if contract.name == "landsat-8" else 0.5
-        wavelengths = truth_wavelengths([band.center_um for band in specs])
-        truth = make_truth(rng, (SIDE_PX, SIDE_PX), wavelengths, gsd, style=STYLES[seed % len(STYLES)])
-        pair = image_scene(truth, model, rng)
-        found.append(Pair(f"sim-{contract.name}-{seed}", pair.pan, pair.ms, contract.ratio, contract, bands))
-    return found
+SIMULATED = ("geoeye-1", "worldview-3", "landsat-8")
+"""Sensors whose bands, MTF and band shifts the simulated scenes have, in turn."""
+
+
+def simulated_scene(seed: int, *, all_bands: bool = False) -> tuple[Pair, Image]:
+    """One scene as the simulator draws it, with few or all bands of its sensor, and its truth on the PAN grid."""
+    rng, contract = np.random.default_rng(1000 + seed), get_contract(SIMULATED[seed % len(SIMULATED)])
+    few = contract.deliveries[0] if contract.name == "geoeye-1" else contract.band_sets[-1]
+    bands = (contract.band_sets[0] if all_bands else few).bands
+    specs = contract.subset(bands)
+    centers = [band.center_um or 0.5 for band in specs]
+    model = random_model(
+        rng,
+        ratio=contract.ratio,
+        centers_um=centers,
+        ms_mtf=[band.mtf for band in specs],
+        pan_mtf=contract.pan_mtf,
+        in_pan=[band.in_pan for band in specs],
+        dn_max=min(contract.dn_max, 10_000),
+    )
+    gsd = 15.0 if contract.name == "landsat-8" else 0.5
+    truth = make_truth(rng, (SIDE_PX, SIDE_PX), truth_wavelengths(centers), gsd, style=STYLES[seed % len(STYLES)])
+    made = image_scene(truth, model, rng)
+    pair = Pair(f"sim-{contract.name}-{seed}", made.pan, made.ms, contract.ratio, contract, tuple(bands))
+    return pair, made.truth
 
 
 def trials(pairs: list[Pair], seeds: int, folder: Path) -> Iterator[dict[str, Any]]:
@@ -205,7 +207,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     load_contracts()
-    sets = {"simulated": simulated_pairs(options.seeds)}
+    sets = {"simulated": [simulated_scene(seed)[0] for seed in range(options.seeds)]}
     if PAIRS.is_dir():
         sets = {"real": real_pairs()} | sets
     records = []
