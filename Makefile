@@ -6,7 +6,7 @@ CONSTRAINTS := requirements/constraints-py311.txt
 RUN_OPTIONS := $(if $(SOURCE),--source '$(SOURCE)') $(if $(SINK),--sink '$(SINK)') $(if $(FROM),--from '$(FROM)') \
 	$(if $(TO),--to '$(TO)') $(if $(BBOX),--bbox '$(BBOX)')
 
-.PHONY: run test lint setup clean
+.PHONY: run test lint faults setup clean
 
 run: setup
 	$(BIN)/python -m flows $(RUN_OPTIONS)
@@ -18,6 +18,12 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Runs that are killed with kill -9 and recovered; the last line is the summary, exit status 1 on any loss.
+faults: RUNS ?= 200
+faults: SEED ?= 1
+faults: setup
+	PYTHONPATH=tests $(BIN)/python -m faults --runs $(RUNS) --seed $(SEED)
 
 setup: $(VENV)/installed
 

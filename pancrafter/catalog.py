@@ -6,7 +6,7 @@ pystac and pystac-client stay in here; what leaves is a `Scene` or a `Refusal`.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -60,6 +60,7 @@ class _Window:
     bbox: Bbox | None
     collections: Sequence[str]
     changed_since: datetime | None = None
+    ids: Sequence[str] = ()
 
 
 def discover(
@@ -70,6 +71,7 @@ def discover(
     bbox: Bbox | None = None,
     contracts: Mapping[str, SensorContract],
     collections: Sequence[str] | None = None,
+    ids: Sequence[str] | None = None,
     changed_since: datetime | None = None,
     access: Access = Access(),  # noqa: B008 - frozen
 ) -> Iterator[Scene | Refusal]:
@@ -83,6 +85,7 @@ def discover(
         bbox: West, south, east, north in degrees; west above east crosses the antimeridian.
         contracts: Sensor contracts by name.
         collections: Ids of the collections to look at; None means all.
+        ids: Ids of the items to look for; None means all. An API is asked for these only.
         changed_since: Only items whose ``updated`` (else ``created``) is not earlier. Items that say neither are kept,
             as many servers say nothing: whoever asks must know what was done already.
         access: What may be read; items whose assets lie elsewhere are refused, documents that do are not followed.
@@ -90,7 +93,9 @@ def discover(
     Raises:
         SourceError: The source cannot be reached, is not STAC, or broke off in the middle.
     """
-    window = _Window(_utc(since), _utc(until), _checked(bbox), tuple(collections or ()), _utc(changed_since))
+    window = _Window(
+        _utc(since), _utc(until), _checked(bbox), tuple(collections or ()), _utc(changed_since), tuple(ids or ())
+    )
     rules = access.trusting(source)
     seen: set[tuple[str, str]] = set()
     parts: dict[tuple[str, ...], list[tuple[pystac.Item, Refusal]]] = {}
@@ -346,8 +351,13 @@ def _search(client: Client, window: _Window) -> Iterator[_Found | Refusal]:
 
 def _features(client: Client, window: _Window, origin: str) -> Iterator[Any]:
     """All features of all pages, as JSON so that one malformed item cannot sink its page."""
+    if len(window.ids) > PAGE_SIZE:
+        for start in range(0, len(window.ids), PAGE_SIZE):
+            yield from _features(client, replace(window, ids=window.ids[start : start + PAGE_SIZE]), origin)
+        return
     search = client.search(
         method=_search_method(client),
+        ids=list(window.ids) or None,
         collections=list(window.collections) or None,
         bbox=_query_box(window.bbox),
         datetime=_query_interval(window),
@@ -474,6 +484,8 @@ def _as_os_errors(read: Any) -> Any:
 def _inside(document: Document, window: _Window) -> bool:
     owner = document.body.get("collection") or (document.collection or {}).get("id")
     if window.collections and owner not in window.collections:
+        return False
+    if window.ids and document.body.get("id") not in window.ids:
         return False
     properties = document.body["properties"]
     return _changed(properties, window) and _in_time(properties, window) and _in_space(document.body, window.bbox)

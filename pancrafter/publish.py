@@ -28,9 +28,11 @@ from pydantic import Field
 from pystac.errors import DeprecatedWarning
 from pystac.stac_io import DefaultStacIO
 
+from pancrafter import killpoints
 from pancrafter.cog import validate_cog
 from pancrafter.errors import InvalidSceneError, SinkError
 from pancrafter.item import MASK, QUALITY, SCHEMA_FILE, SHARPENED, THUMBNAIL, AssetFile, multihash_of, stac_license
+from pancrafter.processes import lease_owner
 from pancrafter.types import Record
 from pancrafter.validation import own_schema_text, validate_document, validate_item
 
@@ -117,7 +119,7 @@ class StaticSink:
         Raises:
             SinkError: The sink cannot be written.
         """
-        probe = f".probe-{uuid.uuid4().hex[:12]}"
+        probe = f".probe-{_signature()}"
         self.store.write(probe, b"pancrafter", "text/plain")
         self.store.delete(probe)
 
@@ -153,10 +155,14 @@ class StaticSink:
             self._ensure_root()
             for asset in assets:
                 self._put_asset(asset, f"{folder}/{_asset_name(asset, document)}")
+                killpoints.at("asset-put")
             if guard is not None:
                 guard()
+            killpoints.at("before-switch")
             self._switch(f"{folder}/{item.id}.json", document)
+            killpoints.at("item-written")
         self._link(collection, document)
+        killpoints.at("linked")
         if supersedes is not None:
             self._deprecate(collection.id, supersedes, item.id)
         return self.read_back(collection.id, item.id, changed=changed)
@@ -266,6 +272,15 @@ class StaticSink:
                 referenced |= {name, *(posixpath.normpath(f"{parts[0]}/{parts[1]}/{href}") for href in hrefs)}
         return tuple(sorted(set(names) - referenced))
 
+    def drafts(self) -> tuple[tuple[str, str], ...]:
+        """Files that are being written, with the process (as in ``pancrafter.processes``) that does it."""
+        names = self.store.list_drafts()
+        return tuple((name, "/".join(posixpath.basename(name).split("-", 1)[1].split("~")[:3])) for name in names)
+
+    def document(self, collection_id: str, item_id: str) -> Json | None:
+        """An item's document, linked or not; None if there is none."""
+        return self._read(_item_name(collection_id, item_id))
+
     def _document(
         self, item: pystac.Item, assets: Sequence[AssetFile], collection_id: str, supersedes: str | None
     ) -> Json:
@@ -290,8 +305,11 @@ class StaticSink:
         if old is None or _essence(old) != _essence(document):
             return False
         folder = f"{collection_id}/{document['id']}"
-        sizes = {posixpath.normpath(f"{folder}/{a['href']}"): a["file:size"] for a in document["assets"].values()}
-        return all(self.store.size(name) == size for name, size in sizes.items())
+        for asset in document["assets"].values():
+            name = posixpath.normpath(f"{folder}/{asset['href']}")
+            if self.store.size(name) != asset["file:size"] or self.store.multihash(name) != asset["file:checksum"]:
+                return False
+        return True
 
     def _ensure_root(self) -> None:
         schema = f"schemas/{SCHEMA_FILE}"
@@ -421,6 +439,10 @@ class _Store(ABC):
     @abstractmethod
     def list_names(self, folder: str) -> list[str]: ...
 
+    def list_drafts(self) -> list[str]:
+        """Names that readers never look at, of files that are being written."""
+        return []
+
     def exists(self, name: str) -> bool:
         return self.size(name) is not None
 
@@ -485,9 +507,13 @@ class _Folder(_Store):
             if path.is_file() and not path.name.startswith(".draft-")
         )
 
+    def list_drafts(self) -> list[str]:
+        found = [path for kind in ("draft", "probe") for path in self.root.rglob(f".{kind}-*~*~*~*")]
+        return sorted(path.relative_to(self.root).as_posix() for path in found)
+
     def _place(self, name: str, fill: Callable[[Path], None]) -> None:
         target = self.root / name
-        draft = target.with_name(f".draft-{uuid.uuid4().hex[:12]}-{target.name}")
+        draft = target.with_name(f".draft-{_signature()}-{target.name}")
         with self._named(name):
             target.parent.mkdir(parents=True, exist_ok=True)
             try:
@@ -656,6 +682,11 @@ def _lost_race(err: BaseException | None) -> bool:
             return True
         err = err.__cause__
     return False
+
+
+def _signature() -> str:
+    """A fresh name that tells which process made it, so that what a dead one leaves behind can be removed."""
+    return f"{lease_owner().replace('/', '~')}~{uuid.uuid4().hex[:12]}"
 
 
 def _flush(path: Path) -> None:

@@ -8,22 +8,23 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
 import shutil
-import socket
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from importlib.metadata import version as package_version
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from pancrafter.errors import InvalidSceneError, PancrafterError, SourceError
-from pancrafter.ledger import IN_WORK, FoundCounts, Lease, Ledger, SceneKey, State, Work
+from pancrafter import killpoints
+from pancrafter.errors import ErrorKind, InvalidSceneError, LeaseLostError, PancrafterError, SourceError
+from pancrafter.ledger import FoundCounts, Lease, Ledger, SceneKey, Standing, State, Work
 from pancrafter.model.names import weights_sha256
 from pancrafter.models import Product
+from pancrafter.processes import is_gone, lease_owner
 from pancrafter.sensors import SensorContract, load_contracts
 from pancrafter.settings import Settings
 from pancrafter.types import Quality, Record, Refusal, Scene, StagedScene, TruthScores
@@ -111,7 +112,7 @@ def open_ledger(settings: Settings) -> Ledger:
     return Ledger(settings.ledger)
 
 
-def planned_recipe(scene: Scene, settings: Settings, contracts: dict[str, SensorContract]) -> Recipe:
+def planned_recipe(scene: Scene, settings: Settings, contracts: Mapping[str, SensorContract]) -> Recipe:
     """How a scene would be sharpened: by its contract's method and the chosen weights."""
     from pancrafter.item import NETWORK_METHOD, Recipe
 
@@ -133,9 +134,9 @@ def output_item_id(scene: Scene, recipe: Recipe) -> str:
     return f"{scene.item_id}_psh-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
 
 
-def output_collection_id(scene: Scene) -> str:
+def output_collection_id(collection: str) -> str:
     """Output collection of a source collection."""
-    return f"{scene.collection}-sharpened"
+    return f"{collection}-sharpened"
 
 
 def discover(settings: Settings, ledger: Ledger) -> Discovery:
@@ -147,90 +148,83 @@ def discover(settings: Settings, ledger: Ledger) -> Discovery:
         SourceError: The source cannot be searched.
         SinkError: The sink cannot be written.
     """
-    from pancrafter.catalog import discover as search
     from pancrafter.publish import StaticSink
 
-    if "://" not in settings.source and not Path(settings.source).exists():
-        raise SourceError(f"source {settings.source} does not exist; expected a STAC API URL or a catalog folder")
     contracts, sink = contracts_of(settings), StaticSink(settings.sink)
     sink.check_writable()
-    found: list[Work | Refusal] = []
-    for verdict in search(
-        settings.source,
-        since=settings.since,
-        until=settings.until,
-        bbox=settings.bbox,
-        contracts=contracts,
-        collections=settings.collections or None,
-        changed_since=settings.changed_since,
-        access=settings.access,
-    ):
-        if isinstance(verdict, Refusal):
-            found.append(verdict)
-        else:
-            recipe = planned_recipe(verdict, settings, contracts)
-            found.append(Work(scene=verdict, recipe=recipe.digest, output_item_id=output_item_id(verdict, recipe)))
-    counts = ledger.record_found(settings.sink, found)
-    _free_dead_leases(ledger, settings)
-    _remake_lost_outputs(ledger, sink, settings, found)
-    wanted = {work.scene.key for work in found if isinstance(work, Work)}
-    rows = [row for row in ledger.eligible(sink=settings.sink, order="oldest") if str(row.key) in wanted]
+    refused: list[Refusal] = []
+    wanted: dict[tuple[str, str], None] = {}
+
+    def entries() -> Iterator[Work | Refusal]:
+        for verdict in look(settings, contracts):
+            if isinstance(verdict, Refusal):
+                refused.append(verdict)
+                yield verdict
+            else:
+                wanted[verdict.collection, verdict.item_id] = None
+                yield work_of(verdict, settings, contracts)
+
+    counts = ledger.record_found(settings.sink, entries())
+    killpoints.at("found")
+    ledger.sweep(is_gone=is_gone)
+    _remake_lost_outputs(ledger, sink, settings, wanted)
+    free = sorted((row for row in ledger.standing(settings.sink, wanted) if row.claimable), key=_by_acquisition)
     return Discovery(
         counts=counts,
-        refused=tuple(entry for entry in found if isinstance(entry, Refusal)),
-        eligible=tuple(str(row.key) for row in rows[: settings.limit]),
+        refused=tuple(refused),
+        eligible=tuple(f"{row.collection}/{row.item_id}" for row in free[: settings.limit]),
     )
 
 
-def _remake_lost_outputs(ledger: Ledger, sink: object, settings: Settings, found: list[Work | Refusal]) -> None:
-    from pancrafter.publish import StaticSink
+def look(settings: Settings, contracts: Mapping[str, SensorContract]) -> Iterator[Scene | Refusal]:
+    """Everything in the source that lies in the window of the settings, recognised or refused.
 
-    assert isinstance(sink, StaticSink)
-    present = {name: set(sink.item_ids(name)) for name in sink.collection_ids()}
-    lost = []
-    for work in found:
-        if isinstance(work, Work):
-            key = SceneKey(sink=settings.sink, collection=work.scene.collection, item_id=work.scene.item_id)
-            row = ledger.show(key)
-            collection = present.get(output_collection_id(work.scene), set())
-            if row is not None and row.state is State.CONFIRMED and row.output_item_id not in collection:
-                lost.append(key)
+    Raises:
+        SourceError: The source cannot be searched, or broke off in the middle.
+    """
+    from pancrafter.catalog import discover as search
+
+    if "://" not in settings.source and not Path(settings.source).exists():
+        raise SourceError(f"source {settings.source} does not exist; expected a STAC API URL or a catalog folder")
+    from pancrafter.selection import Area
+
+    area = Area.from_file(settings.aoi) if settings.aoi else None
+    found = search(
+        settings.source,
+        since=settings.since,
+        until=settings.until,
+        bbox=settings.bbox or (area.bbox if area else None),
+        contracts=contracts,
+        collections=settings.collections or None,
+        ids=settings.ids or None,
+        changed_since=settings.changed_since,
+        access=settings.access,
+    )
+    return (entry for entry in found if area is None or isinstance(entry, Refusal) or area.meets(entry.geometry))
+
+
+def work_of(scene: Scene, settings: Settings, contracts: Mapping[str, SensorContract]) -> Work:
+    """The piece of work that a recognised scene is."""
+    recipe = planned_recipe(scene, settings, contracts)
+    return Work(scene=scene, recipe=recipe.digest, output_item_id=output_item_id(scene, recipe))
+
+
+def _by_acquisition(row: Standing) -> tuple[str, str]:
+    return row.acquired, row.item_id
+
+
+def _remake_lost_outputs(
+    ledger: Ledger, sink: StaticSink, settings: Settings, wanted: Iterable[tuple[str, str]]
+) -> None:
+    present = {name: frozenset(sink.item_ids(name)) for name in sink.collection_ids()}
+    lost = [
+        SceneKey(sink=settings.sink, collection=row.collection, item_id=row.item_id)
+        for row in ledger.standing(settings.sink, wanted)
+        if row.state is State.CONFIRMED
+        and row.output_item_id not in present.get(output_collection_id(row.collection), frozenset())
+    ]
     if lost:
-        ledger.redrive(lost)
-
-
-def _free_dead_leases(ledger: Ledger, settings: Settings) -> None:
-    """Give back scenes whose worker ran on this machine and is gone, and those whose lease ran out."""
-    ledger.sweep()
-    for row in ledger.rows(sink=settings.sink, states=IN_WORK):
-        if row.lease_owner is not None and row.lease_expires is not None and _is_dead(row.lease_owner):
-            lease = Lease(
-                key=row.key,
-                owner=row.lease_owner,
-                fence=row.fence,
-                expires=row.lease_expires,
-                lease_s=settings.lease_s,
-                attempt=row.attempts,
-            )
-            ledger.release(lease, f"process {row.lease_owner} is gone")
-
-
-def lease_owner() -> str:
-    """This process, recognisable by others on the same machine: host, process id and start time."""
-    return f"{socket.gethostname()}/{os.getpid()}/{_started(os.getpid())}"
-
-
-def _is_dead(owner: str) -> bool:
-    host, pid, started = owner.rsplit("/", 2)
-    return host == socket.gethostname() and _started(int(pid)) != started
-
-
-def _started(pid: int) -> str:
-    """Start time of a process as the kernel counts it, '' if it is gone (or cannot be known here)."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[19]
-    except (OSError, IndexError):
-        return ""
+        ledger.redrive(lost, message="its output vanished from the catalog")
 
 
 # --- one scene ------------------------------------------------------------------------------------------------------
@@ -244,6 +238,8 @@ class Claimed(Record):
     recipe: str
     output_item_id: str
     supersedes: str | None
+    fallback_reason: str | None = None
+    """Why an earlier attempt gave up the network's result; its classical blocks are kept."""
 
 
 @contextlib.contextmanager
@@ -258,23 +254,45 @@ def claimed(ledger: Ledger, key: str, settings: Settings) -> Iterator[Claimed | 
     if lease is None:
         yield None
         return
+    killpoints.at("claimed")
     row = ledger.show(scene_key)
     assert row is not None
     assert row.scene is not None
     try:
-        yield Claimed(
-            lease=lease,
-            scene=row.scene,
-            recipe=row.recipe or "",
-            output_item_id=row.output_item_id or "",
-            supersedes=row.supersedes,
-        )
+        with _kept(ledger, lease):
+            yield Claimed(
+                lease=lease,
+                scene=row.scene,
+                recipe=row.recipe or "",
+                output_item_id=row.output_item_id or "",
+                supersedes=row.supersedes,
+                fallback_reason=row.measures.get("fallback_reason"),
+            )
     except PancrafterError as error:
         ledger.fail(lease, error)
         raise
     except BaseException as error:
         ledger.release(lease, f"interrupted: {type(error).__name__}: {error}")
         raise
+
+
+@contextlib.contextmanager
+def _kept(ledger: Ledger, lease: Lease) -> Iterator[None]:
+    """Renew a lease in the background: a step may take longer than a lease, and only a dead worker should lose it."""
+    over = threading.Event()
+
+    def keep() -> None:
+        while not over.wait(lease.lease_s / 3):
+            with contextlib.suppress(PancrafterError):  # a lost lease is noticed by the next step that needs it
+                ledger.renew(lease)
+
+    thread = threading.Thread(target=keep, name=f"lease of {lease.key}", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 def store_uri(work: Claimed, settings: Settings) -> str:
@@ -297,7 +315,17 @@ def stage(work: Claimed, settings: Settings, compute: Compute, ledger: Ledger) -
             reach_px=STAGING_REACH_PX,
             access=settings.access.trusting(settings.source),
         )
-    ledger.advance(work.lease, State.STAGED, stage_seconds=time.perf_counter() - started, bytes_read=staged.bytes_read)
+    killpoints.at("stage-written")
+    rows, columns = staged.grid.pan.shape_yx
+    ledger.advance(
+        work.lease,
+        State.STAGED,
+        stage_seconds=time.perf_counter() - started,
+        bytes_read=staged.bytes_read,
+        pixels=rows * columns,
+        device=settings.device,
+    )
+    killpoints.at("staged")
     return staged
 
 
@@ -306,14 +334,13 @@ def sharpen(
 ) -> Sharpened:
     """Sharpen every block that is not finished, by the method of the scene's contract."""
     contract = contracts_of(settings)[work.scene.sensor]
-    sharpened = _sharpen_with(
-        staged,
-        sharpener_spec(staged, settings, contract, fallback=contract.weights == "none"),
-        work.recipe,
-        compute,
-        report,
-        lambda: ledger.renew(work.lease),
-    )
+    given_up = work.fallback_reason is not None
+    if given_up:
+        report(f"{work.scene.key}: {work.fallback_reason}; going on with the classical result")
+    spec = sharpener_spec(staged, settings, contract, fallback=given_up or contract.weights == "none")
+    recipe = _fallback_recipe(work) if given_up else work.recipe
+    sharpened = _sharpen_with(staged, spec, recipe, compute, report).model_copy(update={"fallback": given_up})
+    killpoints.at("sharpen-computed")
     ledger.advance(
         work.lease,
         State.SHARPENED,
@@ -321,7 +348,13 @@ def sharpen(
         blocks=sharpened.blocks,
         computed_blocks=sharpened.computed_blocks,
     )
+    killpoints.at("sharpened")
     return sharpened
+
+
+def _fallback_recipe(work: Claimed) -> str:
+    """What the store calls the classical blocks that replace the network's."""
+    return f"{work.recipe}-fallback"
 
 
 def sharpener_spec(
@@ -354,7 +387,6 @@ def _sharpen_with(
     recipe: str,
     compute: Compute,
     report: Report,
-    keep_lease: Callable[[], object],
 ) -> Sharpened:
     from pancrafter.store import SceneStore
 
@@ -373,7 +405,6 @@ def _sharpen_with(
             left = (len(pending) - number) * (now - started) / number
             finished = total - len(pending) + number
             report(f"{staged.scene.key}: {finished}/{total} blocks, {rate / 1e6:.2f} Mpx/s, ETA {left:.0f} s")
-            keep_lease()
     return Sharpened(
         store_uri=staged.store_uri,
         method="mtf-glp-fs" if spec.glp else "pan-crafter",
@@ -430,13 +461,22 @@ def assess(
     network = sharpened.method == "pan-crafter"
     spec = sharpener_spec(staged, settings, contract, fallback=not network)
     quality, raster = _measure(staged, spec, sharpened.method, contract, compute)
-    verdict, reason = rule.verdict(quality, ratio, classical=not network)
-    if verdict == "fallback":
+    if network:
+        verdict, reason = rule.verdict(quality, ratio, classical=False)
+    else:
+        verdict, reason = rule.verdict(quality, ratio, classical=True)
+        if work.fallback_reason and verdict == "pass":
+            verdict, reason = "fallback", work.fallback_reason
+    if network and verdict == "fallback":
         report(f"{work.scene.key}: {reason}; trying the classical result instead")
+        killpoints.at("fallback-decided")
+        # Noted first: a worker that goes on after a crash keeps the classical blocks that are finished by then.
+        ledger.note(work.lease, fallback_reason=reason)
+        killpoints.at("fallback-begun")
         spec = sharpener_spec(staged, settings, contract, fallback=True)
-        sharpened = _sharpen_with(
-            staged, spec, f"{work.recipe}-fallback", compute, report, lambda: ledger.renew(work.lease)
-        ).model_copy(update={"fallback": True})
+        sharpened = _sharpen_with(staged, spec, _fallback_recipe(work), compute, report)
+        sharpened = sharpened.model_copy(update={"fallback": True})
+        ledger.note(work.lease, fallback_computed_blocks=sharpened.computed_blocks)
         quality, raster = _measure(staged, spec, sharpened.method, contract, compute)
         still = rule.verdict(quality, ratio, classical=True)
         if still.verdict == "hold":
@@ -446,6 +486,7 @@ def assess(
         gate = _approved(gate, work, ledger)
     SceneStore.open(staged.store_uri, "r+").write_consistency(raster)
     truth = score_against_truth(staged, settings, sharpened.method, contract, compute)
+    killpoints.at("assess-measured")
     ledger.advance(
         work.lease,
         State.ASSESSED,
@@ -455,6 +496,7 @@ def assess(
         gate=gate.model_dump(),
         truth=[score.model_dump() for score in truth],
     )
+    killpoints.at("assessed")
     return Assessed(quality=quality, sharpened=sharpened, gate=gate, truth=truth)
 
 
@@ -586,6 +628,7 @@ def publish(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         assets, sink = _write_assets(staged, bands, folder, settings), StaticSink(settings.sink)
+        killpoints.at("files-written")
         model_link = None if recipe.weights is None else ensure_model(sink, recipe.weights)
         pixels = staged.grid.pan.shape_yx[0] * staged.grid.pan.shape_yx[1]
         seconds = sum(float(spent.get(f"{step}_seconds", 0)) for step in ("stage", "sharpen", "assess"))
@@ -595,7 +638,7 @@ def publish(
             staged,
             assessed.quality,
             item_id=work.output_item_id,
-            collection_id=output_collection_id(work.scene),
+            collection_id=output_collection_id(work.scene.collection),
             recipe=recipe,
             bands=bands,
             assets=assets,
@@ -622,9 +665,12 @@ def publish(
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     seconds += time.perf_counter() - started
+    killpoints.at("read-back")
     ledger.advance(work.lease, State.PUBLISHED, published.href)
+    killpoints.at("published")
     announce(sink, published, work.supersedes)
     ledger.advance(work.lease, State.CONFIRMED, "read back", seconds=seconds, href=published.assets[SHARPENED])
+    killpoints.at("confirmed")
     if not settings.keep_staged:
         shutil.rmtree(staged.store_uri, ignore_errors=True)
     return Outcome(
@@ -692,7 +738,7 @@ def _collection_info(scene: Scene) -> CollectionInfo:
     from pancrafter.publish import CollectionInfo
 
     return CollectionInfo(
-        id=output_collection_id(scene),
+        id=output_collection_id(scene.collection),
         title=f"{scene.collection}, sharpened",
         description=f"Scenes of {scene.collection} fused with their panchromatic band by pancrafter.",
         license=str(scene.properties.get("license", "other")),
@@ -830,7 +876,8 @@ def run(settings: Settings, report: Report) -> list[Outcome]:
     """Discover and process everything, scene after scene; one bad scene does not stop the others.
 
     Raises:
-        PancrafterError: An error of kind ``system`` (source, sink, weights): nothing else could work either.
+        RunStoppedError: Nothing else could work either (sink, weights); what was finished before is in it.
+        PancrafterError: An error of kind ``system`` before the first scene (source, sink, ledger).
     """
     from pancrafter.compute import open_compute
 
@@ -842,16 +889,32 @@ def run(settings: Settings, report: Report) -> list[Outcome]:
             return outcomes
         with open_compute(settings) as compute:
             for key in found.eligible:
-                outcome = process_or_report(key, settings, compute, ledger, report)
+                try:
+                    outcome = process_or_report(key, settings, compute, ledger, report)
+                except PancrafterError as error:
+                    raise RunStoppedError(str(error), outcomes) from error
                 outcomes += [] if outcome is None else [outcome]
         leave_report(settings, ledger, started, report)
         return outcomes
+
+
+class RunStoppedError(PancrafterError):
+    """A run ended early. ``outcomes`` holds what became of the scenes before."""
+
+    kind: ClassVar[ErrorKind] = "system"
+
+    def __init__(self, message: str, outcomes: list[Outcome]) -> None:
+        super().__init__(message)
+        self.outcomes = outcomes
 
 
 def process_or_report(key: str, settings: Settings, compute: Compute, ledger: Ledger, report: Report) -> Outcome | None:
     """``process_scene``, with errors of the scene itself turned into an outcome."""
     try:
         return process_scene(key, settings, compute, ledger, report)
+    except LeaseLostError as error:
+        report(f"{key}: {error}")  # somebody else has it, and will say what became of it
+        return None
     except PancrafterError as error:
         if error.kind == "system":
             raise

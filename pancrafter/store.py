@@ -36,6 +36,7 @@ import zarr.errors
 import zarr.storage
 from numpy.typing import NDArray
 
+from pancrafter import killpoints
 from pancrafter.errors import InvalidSceneError, PancrafterError, SinkError, TransientReadError
 from pancrafter.grid import ms_grid, pixel_centres
 from pancrafter.types import FORMAT_VERSION, PairGrid, StagedScene
@@ -312,11 +313,13 @@ class SceneStore:
 
     def mark_done(self, block: Block) -> None:
         """Record that a block is finished; one small object, written whole."""
+        killpoints.at("block-written")
         row, col = block
         rows, cols = self.blocks_yx
         if not (0 <= row < rows and 0 <= col < cols):
             raise IndexError(f"block {block} lies outside the {rows} x {cols} blocks of {self.uri}")
         self._write("done", (slice(row, row + 1), slice(col, col + 1)), np.ones((1, 1), np.uint8))
+        killpoints.at("block-done")
 
     def done_flags(self) -> Mask:
         """1 per finished block, ``(block_y, block_x)``."""

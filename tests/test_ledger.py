@@ -549,6 +549,7 @@ def _work_all(url: str, owner: str, gate: object, done: object) -> None:
                 if lease is not None:
                     won.append(candidate.key.item_id)
                     ledger.advance(lease, "staged", owner=owner)
+                    time.sleep(0.005)  # or the first one may do everything on a busy machine
         done.put((owner, won))  # type: ignore[attr-defined]
 
 

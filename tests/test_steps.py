@@ -312,7 +312,7 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), resource.RLIM_INFIN
 try:
     steps.run(settings, print)
 except steps.PancrafterError as error:
-    print(type(error).__name__, error)
+    print(type(error.__cause__).__name__, error)
     sys.exit(2)
 """
 

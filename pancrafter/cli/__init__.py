@@ -17,6 +17,7 @@ from pancrafter.cli import (  # noqa: F401
     pipeline,
     sensors,
     training,
+    upkeep,
 )
 from pancrafter.cli.app import app
 from pancrafter.cli.shared import parse_bbox, parse_moment

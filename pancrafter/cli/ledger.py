@@ -130,6 +130,21 @@ def ledger_redrive(
         raise typer.Exit(SCENE_FAILED)
 
 
+@ledger_app.command("refuse")
+def ledger_refuse(
+    scene: SceneArgument,
+    reason: Annotated[str, typer.Argument(help="Why it will not be sharpened.")],
+    *,
+    sink: LedgerSinkOption = None,
+    state_dir: StateDirOption = None,
+) -> None:
+    """Set a scene aside for good; it comes back when its source changes or somebody redrives it."""
+    with existing_ledger(state_dir) as ledger:
+        key = one_row(ledger, scene, sink).key
+        ledger.mark_refused(key, "by-hand", reason)
+    typer.echo(f"refused: {key}: {reason}")
+
+
 def one_row(ledger: Ledger, scene: str, sink: str | None) -> LedgerRow:
     """The scene a person means by ``ITEM`` or ``COLLECTION/ITEM``."""
     collection, _, item_id = scene.rpartition("/")
