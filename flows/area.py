@@ -139,7 +139,7 @@ def _windows(settings: Settings, days: int) -> Sequence[tuple[datetime | None, d
 
 
 def _sharpen(settings: Settings) -> list[Outcome]:
-    log = get_run_logger()
+    log, started = get_run_logger(), datetime.now(UTC)
     with steps.open_ledger(settings) as ledger:
         found = steps.discover(settings, ledger)
         log.info(
@@ -161,6 +161,7 @@ def _sharpen(settings: Settings) -> list[Outcome]:
                         raise steps.RunStoppedError(str(error), outcomes) from error
                     outcomes += [] if outcome is None else [outcome]
                     progress.step()
+            steps.leave_report(settings, ledger, started, log.info)
     return outcomes
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -97,7 +98,7 @@ def gsa(pair: PairInput) -> Float32s:
     Aiazzi, Baronti and Selva (2007), "Improving component substitution pansharpening through multivariate regression
     of MS + Pan data".
     """
-    weights, constant = _intensity_mix(pair, _aligned_ms(pair))
+    weights, constant = _intensity_mix(pair, _aligned_ms(_ms(pair), pair.ratio, pair.phases_yx))
     expanded = _expand(pair)
     intensity = np.tensordot(weights, expanded, axes=1) + constant
     counted = _counted(pair)
@@ -113,7 +114,8 @@ def bt_h(pair: PairInput) -> Float32s:
     Lolli et al. (2017), "Haze correction for contrast-based multispectral pansharpening"; path radiance is the darkest
     pixel of each band, and the intensity regresses the hazeless bands on low-pass PAN.
     """
-    aligned, ok = _aligned_ms(pair), _aligned_counted(pair)
+    aligned = _aligned_ms(_ms(pair), pair.ratio, pair.phases_yx)
+    ok = _aligned_counted(_counted(pair), aligned.shape[1:], pair.ratio, pair.phases_yx)
     haze = np.percentile(aligned[:, ok], HAZE_PERCENTILE, axis=1)[:, None, None]
     weights, _ = _intensity_mix(pair, aligned - haze)
     low, hazeless = _pan_and_low(pair), _expand(pair) - haze
@@ -292,6 +294,102 @@ def glp_window(
     return sharpened
 
 
+# --- What the network is told about a scene's bands -----------------------------------------------------------------
+
+
+class InjectionConstants(Record):
+    """How a scene's bands explain its PAN, and what of PAN's detail each band takes: Gram-Schmidt adaptive in numbers.
+
+    The intensity is ``sum(weights * bands) + offset``, in DN of PAN; a band takes ``gains`` times PAN minus intensity.
+    """
+
+    weights: tuple[float, ...]
+    offset: float
+    gains: tuple[float, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class InjectionSums:
+    """Moments of the bands and low-pass PAN at MS scale; those of disjoint windows add up to those of the scene."""
+
+    pixels: int
+    first: Float64s
+    """(band + 1,) sums of every band and of low-pass PAN."""
+    second: Float64s
+    """(band + 1, band + 1) sums of their products."""
+
+    def __add__(self, other: InjectionSums) -> InjectionSums:
+        return InjectionSums(self.pixels + other.pixels, self.first + other.first, self.second + other.second)
+
+
+def injection_sums(
+    pan: Pixels, ms: Pixels, ratio: int, phases_yx: Sequence[PhaseYX], pan_gain: float, counted: Mask | None = None
+) -> InjectionSums:
+    """Moments of one window over the MS pixels whose centre is counted (arguments as in ``glp_sums``).
+
+    ``pan_gain`` is the MTF gain at the MS Nyquist frequency with which PAN is brought to MS scale. Windows need a halo
+    of seven MS pixels and start at multiples of ``ratio``.
+    """
+    aligned = _aligned_ms(ms, ratio, phases_yx)
+    everything = np.ones(pan.shape, dtype=np.bool_) if counted is None else counted
+    keep = _aligned_counted(everything, aligned.shape[1:], ratio, phases_yx)
+    low = resample.degrade(
+        pan.astype(np.float64), (ms.shape[1], ms.shape[2]), ratio, _common_phase(phases_yx), pan_gain
+    )
+    values = np.vstack([aligned[:, keep], low[keep][None]])
+    return InjectionSums(int(keep.sum()), values.sum(axis=1), values @ values.T)
+
+
+def fit_injection(sums: InjectionSums) -> InjectionConstants:
+    """Least-squares weights of the bands, and regression gains on the intensity they make.
+
+    Aiazzi, Baronti and Selva (2007), see ``gsa``. A scene without any structure gets gains of zero. A trace of ridge
+    keeps bands that are copies of each other apart.
+
+    Raises:
+        InvalidSceneError: No pixel was counted.
+    """
+    if sums.pixels == 0:
+        raise InvalidSceneError("band weights of no pixels at all: 0 valid pixels, expected 1 or more")
+    mean = sums.first / sums.pixels
+    covariance = sums.second / sums.pixels - np.outer(mean, mean)
+    bands, with_pan = covariance[:-1, :-1], covariance[:-1, -1]
+    ridge = 1e-6 * np.trace(bands) / len(bands) + 1e-9
+    weights = np.linalg.solve(bands + ridge * np.eye(len(bands)), with_pan)
+    variance = float(weights @ bands @ weights)
+    gains = bands @ weights / variance if variance > (FLAT * mean[-1]) ** 2 + 1e-9 else np.zeros(len(bands))
+    return InjectionConstants(
+        weights=tuple(weights.tolist()), offset=float(mean[-1] - weights @ mean[:-1]), gains=tuple(gains.tolist())
+    )
+
+
+FusionMethod = Literal["exp", "brovey", "gsa"]
+
+
+class BroveyMatch(Record):
+    """The linear map that brings PAN to the level and spread of the bands' mean: ``pan * scale + offset``."""
+
+    scale: float
+    offset: float
+
+
+class FusionConstants(Record):
+    """What ``exp``, ``brovey`` and ``gsa`` need to know about the whole scene, so that windows come out as it would."""
+
+    method: FusionMethod
+    match: BroveyMatch
+    injection: InjectionConstants
+
+
+def fit_brovey_match(sums: InjectionSums) -> BroveyMatch:
+    """Level and spread of the bands' mean over those of PAN, both at MS scale."""
+    mean = sums.first / sums.pixels
+    covariance = sums.second / sums.pixels - np.outer(mean, mean)
+    spread, level = float(np.sqrt(max(covariance[-1, -1], 0.0))), float(mean[:-1].mean())
+    scale = float(np.sqrt(max(covariance[:-1, :-1].mean(), 0.0))) / spread if spread > FLAT * abs(mean[-1]) else 0.0
+    return BroveyMatch(scale=scale, offset=level - scale * float(mean[-1]))
+
+
 def _fit(
     sums: GlpSums, band_product: tuple[float, ...], low_product: tuple[float, ...], other: tuple[float, ...]
 ) -> GlpConstants:
@@ -356,46 +454,46 @@ def _pan_and_low(pair: PairInput) -> _PanAndLow:
     """PAN and its low-pass version at the bands' common phase, for methods with one intensity."""
     pan = _pan(pair)
     ms_shape = (pair.ms.shape[1], pair.ms.shape[2])
-    return _PanAndLow(pan=pan, low=_low(pan, ms_shape, pair.ratio, _common_phase(pair), _pan_gain(pair)))
+    return _PanAndLow(pan=pan, low=_low(pan, ms_shape, pair.ratio, _common_phase(pair.phases_yx), _pan_gain(pair)))
 
 
 def _pan_gain(pair: PairInput) -> float:
     return float(np.mean(pair.mtf_gains)) if pair.pan_gain is None else pair.pan_gain
 
 
-def _common_phase(pair: PairInput) -> PhaseYX:
+def _common_phase(phases_yx: Sequence[PhaseYX]) -> PhaseYX:
     """Median of the bands' phases: where most bands need no resampling to be compared with each other."""
-    y, x = np.median(np.array(pair.phases_yx), axis=0)
+    y, x = np.median(np.array(phases_yx), axis=0)
     return float(y), float(x)
 
 
-def _aligned_ms(pair: PairInput) -> Float64s:
+def _aligned_ms(ms: Pixels, ratio: int, phases_yx: Sequence[PhaseYX]) -> Float64s:
     """MS on its own scale with every band moved to the common phase; a band that is there already is untouched."""
-    common, (n_y, n_x) = _common_phase(pair), pair.ms.shape[1:]
+    common, (n_y, n_x) = _common_phase(phases_yx), ms.shape[1:]
     bands = []
-    for band, phase in zip(_ms(pair), pair.phases_yx, strict=True):
-        offsets = [(c - p) / pair.ratio for c, p in zip(common, phase, strict=True)]
+    for band, phase in zip(ms, phases_yx, strict=True):
+        offsets = [(c - p) / ratio for c, p in zip(common, phase, strict=True)]
         matrix_y = resample.cubic_matrix(n_y, n_y, 1.0, offsets[0])
         matrix_x = resample.cubic_matrix(n_x, n_x, 1.0, offsets[1])
         bands.append(resample.apply_yx(matrix_y, matrix_x, band))
     return np.stack(bands).astype(np.float64)
 
 
-def _aligned_counted(pair: PairInput) -> Mask:
-    """MS pixels whose centre at the common phase is a valid PAN pixel."""
-    phases, shape = _common_phase(pair), pair.ms.shape[1:]
-    centres = [np.rint(pair.ratio * np.arange(n) + p).astype(np.int64) for n, p in zip(shape, phases, strict=True)]
-    inside = [(c >= 0) & (c < n) for c, n in zip(centres, pair.pan.shape, strict=True)]
-    clipped = [np.clip(c, 0, n - 1) for c, n in zip(centres, pair.pan.shape, strict=True)]
-    counted: Mask = np.logical_and.outer(*inside) & _counted(pair)[np.ix_(*clipped)]
-    return counted
+def _aligned_counted(counted: Mask, ms_shape_yx: tuple[int, ...], ratio: int, phases_yx: Sequence[PhaseYX]) -> Mask:
+    """MS pixels whose centre at the common phase is a counted PAN pixel."""
+    common = _common_phase(phases_yx)
+    centres = [np.rint(ratio * np.arange(n) + p).astype(np.int64) for n, p in zip(ms_shape_yx, common, strict=True)]
+    inside = [(c >= 0) & (c < n) for c, n in zip(centres, counted.shape, strict=True)]
+    clipped = [np.clip(c, 0, n - 1) for c, n in zip(centres, counted.shape, strict=True)]
+    aligned: Mask = np.logical_and.outer(*inside) & counted[np.ix_(*clipped)]
+    return aligned
 
 
 def _intensity_mix(pair: PairInput, aligned: Float64s) -> tuple[Float64s, float]:
     """Weights per band and constant with which the bands explain PAN at MS scale (least squares)."""
     shape_yx = (aligned.shape[1], aligned.shape[2])
-    pan_low = resample.degrade(_pan(pair), shape_yx, pair.ratio, _common_phase(pair), _pan_gain(pair))
-    counted = _aligned_counted(pair)
+    pan_low = resample.degrade(_pan(pair), shape_yx, pair.ratio, _common_phase(pair.phases_yx), _pan_gain(pair))
+    counted = _aligned_counted(_counted(pair), shape_yx, pair.ratio, pair.phases_yx)
     design = np.vstack([aligned[:, counted], np.ones(int(counted.sum()))]).T
     solution: Float64s = np.linalg.lstsq(design, pan_low[counted], rcond=None)[0].astype(np.float64)
     return solution[:-1], float(solution[-1])

@@ -25,8 +25,16 @@ _IGNORE_INTERRUPTS = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN
 class Compute:
     """Maps functions over small arguments. Functions and arguments must be importable and picklable."""
 
-    def __init__(self, client: Any = None, *, priority: int = 0) -> None:  # Any: distributed ships no types
+    def __init__(
+        self,
+        client: Any = None,  # Any: distributed ships no types
+        threads: int | None = None,
+        *,
+        priority: int = 0,
+    ) -> None:
+        """Work on ``client``, or in this process with ``threads`` threads (default: one per core)."""
         self._client = client
+        self._threads = threads
         self._priority = priority
 
     @property
@@ -42,7 +50,7 @@ class Compute:
         if self._client is None:
             import dask
 
-            with dask.config.set(scheduler="threads"):
+            with dask.config.set(scheduler="threads", num_workers=self._threads):
                 yield
         else:
             with self._client.as_current():

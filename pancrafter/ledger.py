@@ -571,6 +571,8 @@ class Ledger:
             values: _Values = {"state": after, "measures": {**row["measures"], **noted}}
             if after not in IN_WORK:
                 values |= _NO_LEASE
+            if after is State.HELD:
+                values |= {"code": "held", "reason": _tidy(message)}
             if after is State.CONFIRMED:
                 values |= _NO_FAILURE
             self._update(connection, row, now, **values)
@@ -641,6 +643,25 @@ class Ledger:
             text = _tidy(reason)
             self._update(connection, row, now, **_NO_LEASE, state=State.REFUSED, code=code, reason=text)
             self._log(connection, row, now, _Step(who, before, State.REFUSED, f"{code}: {text}"))
+
+    def approve(self, key: SceneKey, reason: str) -> None:
+        """A person lets a held scene through: eligible again, and ``measures["approved"]`` names item and reason.
+
+        The approval counts for this output item only; a changed source or recipe clears it with all other measures.
+
+        Raises:
+            LedgerError: There is no such scene, or it is not held.
+        """
+        with self._transaction(write=True) as connection:
+            now = self._now(connection)
+            row = self._find(connection, key)
+            if State(row["state"]) is not State.HELD:
+                raise IllegalTransitionError(f"is {row['state']}; only a held scene can be released", scene=str(key))
+            text = _tidy(reason)
+            approved = {"output_item_id": row["output_item_id"], "by": self._who, "reason": text}
+            measures = {**row["measures"], "approved": approved}
+            self._update(connection, row, now, **_NO_FAILURE, state=State.ELIGIBLE, measures=measures)
+            self._log(connection, row, now, _Step(self._who, State.HELD, State.ELIGIBLE, f"released: {text}"))
 
     # repair
 

@@ -7,43 +7,55 @@ afterwards. What the headers say decides; where they do not name the sensor, a g
 from __future__ import annotations
 
 import json
-import os
+import math
 import shutil
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from importlib.metadata import version as package_version
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import rasterio
+import rasterio.shutil
+from rasterio._err import CPLE_BaseError
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 
 from pancrafter.catalog import judge_document
-from pancrafter.compute import Compute, open_compute
+from pancrafter.compute import Compute
 from pancrafter.errors import InvalidSceneError, SinkError
 from pancrafter.ingest import Georeference, add_pair
 from pancrafter.model.names import weights_sha256
 from pancrafter.sensors import GENERIC, SensorContract, contract_for_platform, generic_contract, load_contracts
 from pancrafter.settings import Settings
-from pancrafter.steps import STAGING_REACH_PX, image_blocks, sharpen_block_task, sharpener_spec
+from pancrafter.steps import STAGING_REACH_PX, sharpener_spec
 from pancrafter.types import Record, Scene, StagedScene
 
 if TYPE_CHECKING:
+    from pancrafter.classical import FusionMethod
     from pancrafter.cog import Block as CogBlock
-    from pancrafter.engine import SharpenerSpec
-    from pancrafter.store import SceneStore
+    from pancrafter.engine import Sharpener, SharpenerSpec
 
 UNKNOWN_SENSOR = "unknown-sensor"
 """Name under which the generic contract is used for files of an unknown sensor."""
 
-Method = Literal["pan-crafter", "mtf-glp-fs"]
-Phase = Literal["reading", "sharpening", "writing"]
+Method = Literal["pan-crafter", "mtf-glp-fs", "gsa", "brovey", "exp"]
+Phase = Literal["reading", "adapting", "sharpening", "writing"]
 Progress = Callable[[Phase, int, int], None]
 """Takes what is being done, and how many of how many PAN pixels of it are finished."""
 
+DEFAULT_MEMORY_BYTES = 2 * 2**30
+
+STAGING_BLOCK_PX = 512
+"""Edge of a shard of the staged inputs, PAN pixels; windows of the engine are chosen apart from it."""
+
+_STAGING_THREAD_BYTES = 160 * 2**20
+"""What a thread of staging takes: a shard with its surroundings while nodata is filled."""
+
+_REMOTE = {"s3": "/vsis3/", "gs": "/vsigs/", "az": "/vsiaz/"}
 _DN_MAX = {"uint8": 255}
 _DN_MAX_WIDE = 65535
 
@@ -67,6 +79,8 @@ class SharpenedPair(Record):
     size_bytes: int
     sensor: str
     method: Method
+    adapted: str | None
+    """Whether the network was adapted to the scene and why (not); None where it was not asked for."""
     bands: tuple[str, ...]
     dtype: str
     shape_yx: tuple[int, int]
@@ -76,12 +90,14 @@ class SharpenedPair(Record):
     """Largest PAN-MS shift that was corrected, PAN pixels."""
     valid_share: float
     mpx: float
+    window_px: int
+    """Edge of the windows it was sharpened in, PAN pixels."""
     sharpen_seconds: float
     seconds: float
 
     @property
     def mpx_per_s(self) -> float:
-        """Megapixels of PAN sharpened per second, reading and writing left out."""
+        """Megapixels of PAN sharpened per second, reading beside it, staging and the COG's overviews left out."""
         return self.mpx / self.sharpen_seconds
 
 
@@ -157,8 +173,8 @@ def pixel_ratio(pan: Path, ms: Path) -> int:
 
 
 def sharpen_pair(
-    pan: Path,
-    ms: Sequence[Path],
+    pan: str | Path,
+    ms: Sequence[str | Path],
     out: Path,
     settings: Settings,
     *,
@@ -167,20 +183,26 @@ def sharpen_pair(
     bands: Sequence[str] | None = None,
     georeference: Georeference | None = None,
     overwrite: bool = False,
+    memory_bytes: int = DEFAULT_MEMORY_BYTES,
+    window_px: int | None = None,
+    adapt: bool = False,
     on_progress: Progress = lambda _phase, _done, _total: None,
 ) -> SharpenedPair:
     """Sharpen one PAN file and its MS file(s) into the COG ``out``, which appears only when it is whole.
 
     Args:
-        pan: One-band file with a georeference.
+        pan: One-band file with a georeference; anything GDAL reads, ``/vsi...`` paths and s3:// URLs too.
         ms: One multi-band file, or one file per band.
         out: The file to write; its folder must exist.
-        settings: Weights, device, precision, block size and workers.
+        settings: Weights, device, precision and threads.
         sensor: Name of a sensor contract or platform; by default inferred from the files, else generic.
         method: By default what the contract allows: the network, or ``mtf-glp-fs`` where only that is justified.
         bands: MS bands in file order; by default as ``pancrafter.ingest`` finds them.
         georeference: Frame for files that have none.
         overwrite: Replace ``out`` if it exists.
+        memory_bytes: What the program may take; windows are chosen to fit.
+        window_px: Edge of a window in PAN pixels, in place of the one that fits ``memory_bytes``.
+        adapt: Adapt the network to this scene first (``pancrafter.adapt``), in bounded time.
         on_progress: Called whenever a part is finished.
 
     Raises:
@@ -189,34 +211,46 @@ def sharpen_pair(
         ContractError: There is no such sensor.
         SinkError: ``out`` exists already, or cannot be written.
         WeightsError: The weights cannot be used.
+        MemoryBudgetError: ``memory_bytes`` does not hold one window.
     """
     started = time.perf_counter()
     _check_output(out, [pan, *ms], overwrite=overwrite)
-    if method != "mtf-glp-fs":
+    if method in (None, "pan-crafter"):
         weights_sha256(settings.weights)  # a missing file is better known before the scene is read
-    name, contracts = _contract(sensor, pan, ms, settings)
     with _scratch_beside(out) as scratch:
         on_progress("reading", 0, 1)
+        pan_path, ms_paths = _at_hand(pan, scratch), [_at_hand(path, scratch) for path in ms]
+        name, contracts = _contract(sensor, pan_path, ms_paths, settings)
         added = add_pair(
-            scratch / "catalog", name, pan, ms, bands=bands, georeference=georeference, contracts=contracts
+            scratch / "catalog", name, pan_path, ms_paths, bands=bands, georeference=georeference, contracts=contracts
         )
         body = json.loads(Path(added.item_path).read_text(encoding="utf-8"))
         scene = judge_document(body, added.item_path, contracts)
         assert isinstance(scene, Scene), scene
         contract = contracts[scene.sensor]
         chosen: Method = method or ("mtf-glp-fs" if contract.weights == "none" else "pan-crafter")
-        with open_compute(settings) as compute:
-            staged = _stage(scene, contract, scratch / "scene.zarr", settings, compute)
-            on_progress("reading", 1, 1)
-            spec = sharpener_spec(staged, settings, contract, fallback=chosen != "pan-crafter")
-            seconds = _sharpen(staged, spec, compute, on_progress)
-        size = _write(staged, contract, out, settings, chosen, on_progress)
+        if window_px is None and chosen == "pan-crafter":
+            _check_memory(read_file_header(pan_path), contract.ratio, len(scene.bands), settings, memory_bytes)
+        staged = _stage(scene, contract, scratch / "scene.zarr", settings, memory_bytes)
+        on_progress("reading", 1, 1)
+        spec = _spec(staged, settings, contract, chosen)
+        adapted = None
+        if adapt and chosen == "pan-crafter":
+            spec, adapted = _adapt(spec, staged, contract, scratch, on_progress)
+        engine = _prepare(staged, spec, memory_bytes, window_px)
+        streamed = _Streamed(staged, on_progress)
+        tags = _tags(contract, settings, chosen)
+        if spec.weights != settings.weights:
+            tags["PANCRAFTER_ADAPTED"] = "to this scene"
+        size = _write(staged, out, settings, streamed.blocks(engine), tags)
+        on_progress("writing", 1, 1)
     rows, cols = staged.grid.pan.shape_yx
     return SharpenedPair(
         path=str(out),
         size_bytes=size,
         sensor=scene.sensor,
         method=chosen,
+        adapted=adapted,
         bands=scene.bands,
         dtype=staged.dtype,
         shape_yx=(rows, cols),
@@ -225,9 +259,33 @@ def sharpen_pair(
         largest_shift_px=max(max(abs(dy), abs(dx)) for dy, dx in staged.band_shift_yx),
         valid_share=staged.valid_share,
         mpx=rows * cols / 1e6,
-        sharpen_seconds=seconds,
+        window_px=engine.window_px,
+        sharpen_seconds=streamed.seconds,
         seconds=time.perf_counter() - started,
     )
+
+
+def _at_hand(path: str | Path, folder: Path) -> Path:
+    """A local file that stands for ``path``: itself, or a VRT of the same stem for what GDAL reads from elsewhere."""
+    scheme, separator, rest = str(path).partition("://")
+    if not separator and not str(path).startswith("/vsi"):
+        return Path(path)
+    source = str(path)
+    if separator and scheme in _REMOTE:
+        source = _REMOTE[scheme] + rest
+    elif scheme in ("http", "https"):
+        source = f"/vsicurl/{path}"
+    elif scheme == "file":
+        return Path(rest)
+    local = folder / f"{Path(source.partition('?')[0]).stem}.vrt"
+    try:
+        with rasterio.Env(GDAL_DISABLE_READDIR_ON_OPEN="EMPTY_DIR"):
+            rasterio.shutil.copy(source, local, driver="VRT")
+            with rasterio.open(source) as remote, rasterio.open(local, "r+") as stand_in:
+                stand_in.update_tags(ns="IMAGERY", **remote.tags(ns="IMAGERY"))
+    except (RasterioError, CPLE_BaseError) as err:
+        raise InvalidSceneError(f"{path}: cannot be read ({err}); check the address, network and credentials") from err
+    return local
 
 
 def _contract(
@@ -242,8 +300,8 @@ def _contract(
     return chosen.name, {chosen.name: chosen} | known
 
 
-def _check_output(out: Path, inputs: Sequence[Path], *, overwrite: bool) -> None:
-    if any(out.exists() and path.exists() and out.samefile(path) for path in inputs):
+def _check_output(out: Path, inputs: Sequence[str | Path], *, overwrite: bool) -> None:
+    if any(out.exists() and Path(path).exists() and out.samefile(path) for path in inputs):
         raise SinkError(f"{out}: is one of the inputs; give the output a name of its own (it comes last)")
     if out.is_dir():
         raise SinkError(f"{out}: is a folder, expected the name of the file to write")
@@ -276,54 +334,114 @@ def _remove(folder: Path, patience_s: float = 10.0) -> None:
         time.sleep(0.03)
 
 
-def _stage(scene: Scene, contract: SensorContract, store: Path, settings: Settings, compute: Compute) -> StagedScene:
+def _check_memory(pan: FileHeader, ratio: int, bands: int, settings: Settings, memory_bytes: int) -> None:
+    """Find out before the scene is read that the network does not fit; band shifts of up to an MS pixel included."""
+    from pancrafter.engine import NetworkSharpener
+    from pancrafter.model.weights import load_checkpoint
+    from pancrafter.stream import Layout, choose_window_px
+
+    checkpoint = load_checkpoint(settings.weights)
+    halo_px = checkpoint.network.config.reach_px(ratio) + ratio
+    layout = Layout(bands, ratio, max(pan.shape_yx), halo_px)
+    choose_window_px(NetworkSharpener(checkpoint, "cpu", settings.precision), layout, memory_bytes)
+
+
+def _stage(scene: Scene, contract: SensorContract, store: Path, settings: Settings, memory_bytes: int) -> StagedScene:
     from pancrafter.cube import stage_scene
+    from pancrafter.stream import PROGRAM_BYTES
 
-    with compute.active():
-        return stage_scene(scene, contract, str(store), block_px=settings.block_px, reach_px=STAGING_REACH_PX)
+    fitting = max(1, (memory_bytes - PROGRAM_BYTES) // _STAGING_THREAD_BYTES)
+    with Compute(threads=min(settings.threads, fitting)).active():
+        return stage_scene(scene, contract, str(store), block_px=STAGING_BLOCK_PX, reach_px=STAGING_REACH_PX)
 
 
-def _sharpen(staged: StagedScene, spec: SharpenerSpec, compute: Compute, on_progress: Progress) -> float:
-    """Sharpen all blocks; seconds it took."""
+def _spec(staged: StagedScene, settings: Settings, contract: SensorContract, method: Method) -> SharpenerSpec:
+    fusion: FusionMethod | None = method if method in ("gsa", "brovey", "exp") else None
+    return sharpener_spec(staged, settings, contract, fallback=method == "mtf-glp-fs", fusion=fusion)
+
+
+def _adapt(
+    spec: SharpenerSpec, staged: StagedScene, contract: SensorContract, scratch: Path, on_progress: Progress
+) -> tuple[SharpenerSpec, str]:
+    """The specification with a network adapted to the scene where that helps, and what came of it."""
+    from pancrafter.adapt import adapt_to_scene
+    from pancrafter.engine import band_mtf_gains
     from pancrafter.store import SceneStore
 
-    started = time.perf_counter()
-    store = SceneStore.open(staged.store_uri, "r+")
-    store.begin_sharpening("pair")
-    done, total = 0, _pixels(staged)
-    on_progress("sharpening", done, total)
-    for block in compute.map(sharpen_block_task, store.pending_blocks(), staged.store_uri, spec, on_gpu=True):
-        done += block.pixels
-        on_progress("sharpening", done, total)
-    return time.perf_counter() - started
+    on_progress("adapting", 0, 1)
+    store = SceneStore.open(staged.store_uri)
+    spec, done = adapt_to_scene(spec, store, band_mtf_gains(staged, contract), scratch / "adapted.safetensors")
+    on_progress("adapting", 1, 1)
+    kept = "adapted" if done.kept else "not adapted"
+    return spec, f"{kept}: {done.reason} after {done.steps} steps, {done.seconds:.0f} s"
+
+
+@dataclass(frozen=True, eq=False)
+class _Engine:
+    sharpener: Sharpener
+    window_px: int
+
+
+def _prepare(staged: StagedScene, spec: SharpenerSpec, memory_bytes: int, window_px: int | None) -> _Engine:
+    from pancrafter.engine import build_sharpener
+    from pancrafter.stream import Layout, choose_window_px
+
+    sharpener = build_sharpener(spec)
+    chosen = window_px or choose_window_px(sharpener, Layout.of(staged, sharpener), memory_bytes)
+    return _Engine(sharpener, chosen)
+
+
+class _Streamed:
+    """Hands finished windows to the writer and says how far they are."""
+
+    def __init__(self, staged: StagedScene, on_progress: Progress) -> None:
+        self._staged = staged
+        self._on_progress = on_progress
+        self.seconds = 0.0
+
+    def blocks(self, engine: _Engine) -> Generator[CogBlock]:
+        from pancrafter.cog import Block as CogBlock
+        from pancrafter.store import SceneStore
+        from pancrafter.stream import sharpened_windows
+
+        started = time.perf_counter()
+        done, total = 0, math.prod(self._staged.grid.pan.shape_yx)
+        self._on_progress("sharpening", done, total)
+        windows = sharpened_windows(SceneStore.open(self._staged.store_uri), engine.sharpener, engine.window_px)
+        with closing(windows):
+            for part in windows:
+                yield CogBlock(part.window, part.values.astype(self._staged.dtype, copy=False), part.valid)
+                done += part.valid.size
+                self._on_progress("sharpening", done, total)
+        self.seconds = time.perf_counter() - started
+        self._on_progress("writing", 0, 1)
 
 
 def _write(
     staged: StagedScene,
-    contract: SensorContract,
     out: Path,
     settings: Settings,
-    method: Method,
-    on_progress: Progress,
+    blocks: Generator[CogBlock],
+    tags: dict[str, str],
 ) -> int:
     """Write the COG; its size in bytes."""
     from pancrafter.cog import write_cog
-    from pancrafter.store import SceneStore
 
-    written = write_cog(
-        out,
-        _blocks(SceneStore.open(staged.store_uri), on_progress),
-        grid=staged.grid.pan,
-        count=len(staged.scene.bands),
-        dtype=staged.dtype,
-        nodata=staged.nodata,
-        band_names=staged.scene.bands,
-        scale=staged.scale,
-        offset=staged.offset,
-        profile=settings.cog_profile,
-        tags=_tags(contract, settings, method),
-        threads=os.cpu_count() or 1,
-    )
+    with closing(blocks):
+        written = write_cog(
+            out,
+            blocks,
+            grid=staged.grid.pan,
+            count=len(staged.scene.bands),
+            dtype=staged.dtype,
+            nodata=staged.nodata,
+            band_names=staged.scene.bands,
+            scale=staged.scale,
+            offset=staged.offset,
+            profile=settings.cog_profile,
+            tags=tags,
+            threads=settings.threads,
+        )
     return written.size_bytes
 
 
@@ -340,17 +458,3 @@ def _tags(contract: SensorContract, settings: Settings, method: Method) -> dict[
             "PANCRAFTER_WEIGHTS_SHA256": weights_sha256(settings.weights),
         }
     return tags
-
-
-def _blocks(store: SceneStore, on_progress: Progress) -> Iterator[CogBlock]:
-    """The result block by block, saying how far the writing is."""
-    written, total = 0, _pixels(store.staged)
-    for block in image_blocks(store):
-        yield block
-        written += block.values.shape[1] * block.values.shape[2]
-        on_progress("writing", written, total)
-
-
-def _pixels(staged: StagedScene) -> int:
-    rows, cols = staged.grid.pan.shape_yx
-    return rows * cols

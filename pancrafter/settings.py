@@ -9,6 +9,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from pancrafter.access import Access
 from pancrafter.model.names import DEFAULT_WEIGHTS
 from pancrafter.types import Record
 
@@ -22,6 +23,9 @@ class Settings(Record):
     sink: str = Field(default="output", description="Folder or s3://bucket/prefix of the output catalog.")
     since: datetime | None = Field(default=None, description="Earliest acquisition time.")
     until: datetime | None = Field(default=None, description="Latest acquisition time.")
+    changed_since: datetime | None = Field(
+        default=None, description="Only items updated (else created) since then; those that do not say are kept."
+    )
     bbox: Bbox | None = Field(default=None, description="West, south, east, north in degrees.")
     collections: tuple[str, ...] = Field(default=(), description="Source collections; empty: all.")
     aoi: str | None = Field(default=None, description="GeoJSON file; only scenes that intersect its geometries.")
@@ -29,6 +33,9 @@ class Settings(Record):
     state_dir: str = Field(default="state", description="Folder of the ledger, staged scenes and unfinished files.")
     ledger_url: str | None = Field(default=None, description="SQLAlchemy URL; default: SQLite in the state folder.")
     contracts_dir: str | None = Field(default=None, description="Folder with further sensor contracts.")
+    access: Access = Field(
+        default=Access(), description="Hosts and folders that may be read, and credentials for them."
+    )
     weights: str = Field(default=DEFAULT_WEIGHTS, description="Shipped weights by name, or a checkpoint file.")
     device: str = Field(default="cpu", description="torch device of the workers, such as cpu or cuda.")
     precision: Literal["float32", "bfloat16"] = "float32"

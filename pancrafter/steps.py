@@ -12,26 +12,35 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from datetime import UTC, datetime
 from importlib.metadata import version as package_version
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pydantic import Field
 
 from pancrafter import killpoints
 from pancrafter.errors import ErrorKind, InvalidSceneError, LeaseLostError, PancrafterError, SourceError
 from pancrafter.ledger import FoundCounts, Lease, Ledger, SceneKey, Standing, State, Work
 from pancrafter.model.names import weights_sha256
+from pancrafter.models import Product
 from pancrafter.processes import is_gone, lease_owner
 from pancrafter.sensors import SensorContract, load_contracts
 from pancrafter.settings import Settings
 from pancrafter.types import Quality, Record, Refusal, Scene, StagedScene, TruthScores
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from pancrafter.assess import Sample, WindowSums
+    from pancrafter.classical import FusionMethod
     from pancrafter.cog import Block as CogBlock
     from pancrafter.compute import Compute
     from pancrafter.engine import BlockReport, SharpenerSpec
-    from pancrafter.item import AssetFile, Recipe
-    from pancrafter.publish import CollectionInfo, StaticSink
+    from pancrafter.item import AssetFile, Gate, Recipe
+    from pancrafter.publish import CollectionInfo, Published, StaticSink
+    from pancrafter.quality import Verdict
     from pancrafter.sensors import BandSpec
     from pancrafter.store import SceneStore, Window
 
@@ -74,7 +83,7 @@ class Outcome(Record):
 
     key: str
     sensor: str
-    verdict: Literal["published", "fallback", "refused", "failed", "retry later"]
+    verdict: Literal["published", "fallback", "held", "refused", "failed", "retry later"]
     reason: str = ""
     mpx: float | None = None
     seconds: float | None = None
@@ -189,6 +198,8 @@ def look(settings: Settings, contracts: Mapping[str, SensorContract]) -> Iterato
         contracts=contracts,
         collections=settings.collections or None,
         ids=settings.ids or None,
+        changed_since=settings.changed_since,
+        access=settings.access,
     )
     return (entry for entry in found if area is None or isinstance(entry, Refusal) or area.meets(entry.geometry))
 
@@ -298,7 +309,12 @@ def stage(work: Claimed, settings: Settings, compute: Compute, ledger: Ledger) -
     contract = contracts_of(settings)[work.scene.sensor]
     with compute.active():
         staged = stage_scene(
-            work.scene, contract, store_uri(work, settings), block_px=settings.block_px, reach_px=STAGING_REACH_PX
+            work.scene,
+            contract,
+            store_uri(work, settings),
+            block_px=settings.block_px,
+            reach_px=STAGING_REACH_PX,
+            access=settings.access.trusting(settings.source),
         )
     killpoints.at("stage-written")
     rows, columns = staged.grid.pan.shape_yx
@@ -343,19 +359,26 @@ def _fallback_recipe(work: Claimed) -> str:
 
 
 def sharpener_spec(
-    staged: StagedScene, settings: Settings, contract: SensorContract, *, fallback: bool
+    staged: StagedScene,
+    settings: Settings,
+    contract: SensorContract,
+    *,
+    fallback: bool,
+    fusion: FusionMethod | None = None,
 ) -> SharpenerSpec:
-    """What workers need to sharpen the scene: the network of the settings, or MTF-GLP fitted to the scene."""
-    from pancrafter.engine import GlpSharpener, SharpenerSpec, band_mtf_gains
+    """What workers need to sharpen the scene: the network of the settings, or a classical method fitted to it."""
+    from pancrafter.engine import GlpSharpener, SharpenerSpec, band_mtf_gains, fit_scene_fusion, fit_scene_injection
     from pancrafter.store import SceneStore
 
     spec = SharpenerSpec(
         weights=settings.weights, device=settings.device, precision=settings.precision, threads=settings.threads
     )
+    store, gains = SceneStore.open(staged.store_uri), band_mtf_gains(staged, contract)
+    if fusion is not None:
+        return spec.model_copy(update={"fusion": fit_scene_fusion(store, gains, fusion)})
     if not fallback:
-        return spec
-    gains = band_mtf_gains(staged, contract)
-    glp = GlpSharpener.fit(SceneStore.open(staged.store_uri), gains)
+        return spec.model_copy(update={"injection": fit_scene_injection(store, gains)})
+    glp = GlpSharpener.fit(store, gains)
     return spec.model_copy(update={"glp": (glp.constants, gains)})
 
 
@@ -407,8 +430,13 @@ class Assessed(Record):
 
     quality: Quality
     sharpened: Sharpened
-    reason: str = ""
+    gate: Gate
     truth: tuple[TruthScores, ...] = ()
+
+    @property
+    def reason(self) -> str:
+        """Why the gate did not simply pass the network's result."""
+        return self.gate.reason
 
 
 def assess(
@@ -420,17 +448,23 @@ def assess(
     ledger: Ledger,
     report: Report,
 ) -> Assessed:
-    """Measure the result; where the network's misses the sensor's rule, replace it by the classical one, labelled."""
-    from pancrafter.assess import QualityRule
+    """Measure the result and apply the sensor's rule: pass, replace by the classical result (labelled), or hold.
+
+    The classical result is measured too; where it fails as well, or the fault lies in the input, the scene is held
+    until a person releases or rejects it. A release counts for this output item and is named in it.
+    """
+    from pancrafter.item import Gate
+    from pancrafter.store import SceneStore
 
     started = time.perf_counter()
     contract = contracts_of(settings)[work.scene.sensor]
+    rule, ratio = contract.quality, staged.grid.ratio
     network = sharpened.method == "pan-crafter"
     spec = sharpener_spec(staged, settings, contract, fallback=not network)
-    quality = _measure(staged, spec, sharpened.method, contract, compute)
-    verdict, reason = QualityRule().verdict(quality) if network else ("pass", work.fallback_reason or "")
+    quality, raster = _measure(staged, spec, sharpened.method, contract, compute)
+    verdict, reason = rule.verdict(quality, ratio, classical=not network)
     if verdict == "fallback":
-        report(f"{work.scene.key}: {reason}; publishing the classical result instead")
+        report(f"{work.scene.key}: {reason}; trying the classical result instead")
         killpoints.at("fallback-decided")
         # Noted first: a worker that goes on after a crash keeps the classical blocks that are finished by then.
         ledger.note(work.lease, fallback_reason=reason)
@@ -439,7 +473,14 @@ def assess(
         sharpened = _sharpen_with(staged, spec, _fallback_recipe(work), compute, report)
         sharpened = sharpened.model_copy(update={"fallback": True})
         ledger.note(work.lease, fallback_computed_blocks=sharpened.computed_blocks)
-        quality = _measure(staged, spec, sharpened.method, contract, compute)
+        quality, raster = _measure(staged, spec, sharpened.method, contract, compute)
+        verdict, reason = _second_verdict(rule.verdict(quality, ratio, classical=True), reason, sharpened)
+    elif work.fallback_reason is not None:  # an earlier attempt got as far as the classical result
+        verdict, reason = _second_verdict((verdict, reason), work.fallback_reason, sharpened)
+    gate = Gate(verdict=verdict, reason=reason)
+    if verdict == "hold":
+        gate = _approved(gate, work, ledger)
+    SceneStore.open(staged.store_uri, "r+").write_consistency(raster)
     truth = score_against_truth(staged, settings, sharpened.method, contract, compute)
     killpoints.at("assess-measured")
     ledger.advance(
@@ -448,23 +489,43 @@ def assess(
         reason,
         assess_seconds=time.perf_counter() - started,
         quality=quality.model_dump(),
+        gate=gate.model_dump(),
         truth=[score.model_dump() for score in truth],
     )
     killpoints.at("assessed")
-    return Assessed(quality=quality, sharpened=sharpened, reason=reason, truth=truth)
+    return Assessed(quality=quality, sharpened=sharpened, gate=gate, truth=truth)
+
+
+def _second_verdict(classical: tuple[str, str], network_reason: str, sharpened: Sharpened) -> tuple[Verdict, str]:
+    """The word on a scene whose network result was given up, after the classical one was judged too."""
+    verdict, reason = classical
+    if verdict == "hold":
+        return "hold", f"network: {network_reason}; {sharpened.method}: {reason}"
+    return "fallback", network_reason
+
+
+def _approved(gate: Gate, work: Claimed, ledger: Ledger) -> Gate:
+    """The gate's word, or a person's where one has released exactly this output item."""
+    row = ledger.show(work.lease.key)
+    approval = row.measures.get("approved") if row is not None else None
+    if not approval or approval.get("output_item_id") != work.output_item_id:
+        return gate
+    return gate.model_copy(update={"verdict": "released", "released_because": str(approval.get("reason", ""))})
 
 
 def _measure(
     staged: StagedScene, spec: SharpenerSpec, method: str, contract: SensorContract, compute: Compute
-) -> Quality:
-    from pancrafter.assess import assessment_windows, combine, sample_windows
+) -> tuple[Quality, NDArray[np.float32]]:
+    """The scene's quality, and the raster of its local consistency."""
+    from pancrafter.assess import assessment_windows, combine, consistency_raster, sample_windows
     from pancrafter.engine import band_mtf_gains
     from pancrafter.store import SceneStore
 
     store, gains = SceneStore.open(staged.store_uri), band_mtf_gains(staged, contract)
     windows = compute.map(_window_task, assessment_windows(store), staged.store_uri, gains)
     samples = compute.map(_sample_task, sample_windows(store), staged.store_uri, spec, gains, on_gpu=True)
-    return combine(staged, method, windows, samples)
+    measured = list(windows)
+    return combine(staged, method, measured, samples), consistency_raster(staged, measured)
 
 
 def _window_task(window: Window, uri: str, gains: tuple[float, ...]) -> WindowSums:
@@ -550,9 +611,16 @@ def _truth_task(
 def publish(
     work: Claimed, staged: StagedScene, assessed: Assessed, settings: Settings, ledger: Ledger, report: Report
 ) -> Outcome:
-    """Write the files, put them and the item into the output catalog, read them back, and confirm the scene."""
+    """Write the files, put them and the item into the output catalog, read them back, announce and confirm the scene.
+
+    A scene that the gate holds is set aside instead, with its staged pixels, until a person decides.
+    """
     from pancrafter.item import SHARPENED, Cost, build_item
+    from pancrafter.models import ensure_model
     from pancrafter.publish import StaticSink
+
+    if assessed.gate.verdict == "hold":
+        return _set_aside(work, assessed, ledger, report)
 
     contract = contracts_of(settings)[work.scene.sensor]
     sharpened, started = assessed.sharpened, time.perf_counter()
@@ -563,8 +631,9 @@ def publish(
     spent = {} if row is None else row.measures
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        assets = _write_assets(staged, bands, folder, settings)
+        assets, sink = _write_assets(staged, bands, folder, settings), StaticSink(settings.sink)
         killpoints.at("files-written")
+        model_link = None if recipe.weights is None else ensure_model(sink, recipe.weights)
         pixels = staged.grid.pan.shape_yx[0] * staged.grid.pan.shape_yx[1]
         seconds = sum(float(spent.get(f"{step}_seconds", 0)) for step in ("stage", "sharpen", "assess"))
         whole = sharpened.computed_blocks == sharpened.blocks
@@ -578,7 +647,9 @@ def publish(
             bands=bands,
             assets=assets,
             fallback=sharpened.fallback,
+            gate=assessed.gate,
             predecessor_id=work.supersedes,
+            model_link=model_link,
             cost=Cost(
                 seconds=seconds,
                 sharpen_seconds=sharpened.seconds,
@@ -588,7 +659,7 @@ def publish(
             ),
         )
         report(f"{work.scene.key}: publishing {work.output_item_id}")
-        published = StaticSink(settings.sink).publish(
+        published = sink.publish(
             item,
             assets,
             collection=_collection_info(work.scene),
@@ -601,6 +672,7 @@ def publish(
     killpoints.at("read-back")
     ledger.advance(work.lease, State.PUBLISHED, published.href)
     killpoints.at("published")
+    announce(sink, published, work.supersedes)
     ledger.advance(work.lease, State.CONFIRMED, "read back", seconds=seconds, href=published.assets[SHARPENED])
     killpoints.at("confirmed")
     if not settings.keep_staged:
@@ -618,6 +690,34 @@ def publish(
         item_href=published.href,
         picture_href=published.assets.get("overview"),
     )
+
+
+def _set_aside(work: Claimed, assessed: Assessed, ledger: Ledger, report: Report) -> Outcome:
+    report(f"{work.scene.key}: held for a person: {assessed.reason}; see `pancrafter held list`")
+    ledger.advance(work.lease, State.HELD, assessed.reason)
+    return Outcome(
+        key=work.scene.key,
+        sensor=work.scene.sensor,
+        verdict="held",
+        reason=assessed.reason,
+        quality=assessed.quality,
+        truth=assessed.truth,
+    )
+
+
+def announce(sink: StaticSink, published: Published, supersedes: str | None) -> None:
+    """Tell the change feed.
+
+    The item was read back before, and the scene is confirmed after: a crash in between leaves a scene that is
+    published again (nothing changes) and announced if it was not yet.
+    """
+    from pancrafter.changes import ChangeFeed
+
+    feed = ChangeFeed(sink.store)
+    feed.announce("new", sink.item(published.collection_id, published.item_id), once=not published.changed)
+    if supersedes is not None:
+        old = sink.item(published.collection_id, supersedes)
+        feed.announce("superseded", old, successor=published.item_id, once=not published.changed)
 
 
 def _renew(ledger: Ledger, lease: Lease) -> None:
@@ -653,9 +753,9 @@ def _collection_info(scene: Scene) -> CollectionInfo:
 def _write_assets(
     staged: StagedScene, bands: tuple[BandSpec, ...], folder: Path, settings: Settings
 ) -> list[AssetFile]:
-    """The sharpened COG, its mask, the thumbnail and the before/after picture, as finished local files."""
-    from pancrafter.cog import write_cog, write_reason_mask
-    from pancrafter.item import MASK, SHARPENED, THUMBNAIL, cog_asset, picture_asset
+    """The sharpened COG, its mask and quality raster, the thumbnail and the before/after picture, as local files."""
+    from pancrafter.cog import write_cog, write_quality_raster, write_reason_mask
+    from pancrafter.item import MASK, QUALITY, SHARPENED, THUMBNAIL, cog_asset, picture_asset
     from pancrafter.preview import write_thumbnail
     from pancrafter.store import SceneStore
 
@@ -675,11 +775,15 @@ def _write_assets(
     mask = write_reason_mask(
         folder / "mask.tif", _mask_blocks(store), grid=staged.grid.pan, profile=settings.cog_profile
     )
+    quality = write_quality_raster(
+        folder / "quality.tif", store.read_consistency(), scene=staged.grid, profile=settings.cog_profile
+    )
     thumbnail_shape = write_thumbnail(folder / "thumbnail.png", image.path, common_names=names)
     picture_shape = _before_after(store, folder / "overview.png", names)
     return [
         cog_asset(SHARPENED, image),
         cog_asset(MASK, mask),
+        cog_asset(QUALITY, quality),
         picture_asset(THUMBNAIL, folder / "thumbnail.png", thumbnail_shape),
         picture_asset("overview", folder / "overview.png", picture_shape, title="PAN, MS and sharpened, same stretch"),
     ]
@@ -696,10 +800,12 @@ def image_blocks(store: SceneStore) -> Iterator[CogBlock]:
 
 
 def _mask_blocks(store: SceneStore) -> Iterator[CogBlock]:
+    from pancrafter.assess import inconsistent_pixels
     from pancrafter.cog import Block as CogBlock
     from pancrafter.cog import reason_bits
     from pancrafter.engine import dn_limits, measured_window
 
+    consistency = store.read_consistency()
     limit, reach = dn_limits(store.staged)[1], EDGE_REACH_PX
     for window in store.pan_windows():
         wide = tuple(
@@ -714,6 +820,7 @@ def _mask_blocks(store: SceneStore) -> Iterator[CogBlock]:
             ms_valid=measured.ms,
             reach_px=reach,
             saturated=saturated & measured.pan & measured.ms,
+            low_consistency=inconsistent_pixels(store, consistency, (wide[0], wide[1])) & measured.pan & measured.ms,
         )
         yield CogBlock(window, bits[core][None], None)
 
@@ -778,6 +885,7 @@ def run(settings: Settings, report: Report) -> list[Outcome]:
     """
     from pancrafter.compute import open_compute
 
+    started = datetime.now(UTC)
     with open_ledger(settings) as ledger:
         found = discover(settings, ledger)
         outcomes = [refused_outcome(refusal) for refusal in found.refused]
@@ -790,6 +898,7 @@ def run(settings: Settings, report: Report) -> list[Outcome]:
                 except PancrafterError as error:
                     raise RunStoppedError(str(error), outcomes) from error
                 outcomes += [] if outcome is None else [outcome]
+        leave_report(settings, ledger, started, report)
         return outcomes
 
 
@@ -815,6 +924,100 @@ def process_or_report(key: str, settings: Settings, compute: Compute, ledger: Le
             raise
         report(f"{key}: {error}")
         return outcome_of_failure(key, settings, ledger, error)
+
+
+def withdraw(key: SceneKey, reason: str, settings: Settings, ledger: Ledger) -> str:
+    """Take a scene's published item out of the catalog, tell the feed, and refuse the scene until its source changes.
+
+    The ledger comes first: after a crash in between the scene is not made again, and withdrawing can be repeated.
+
+    Raises:
+        InvalidSceneError: The scene has no published item.
+    """
+    from pancrafter.changes import ChangeFeed
+    from pancrafter.publish import StaticSink
+
+    row, sink = ledger.show(key), StaticSink(settings.sink)
+    collection = f"{key.collection}-sharpened"
+    if row is None or row.output_item_id is None or not sink.exists(collection, row.output_item_id):
+        raise InvalidSceneError("has no published item in this catalog; see `pancrafter ledger show`", scene=str(key))
+    if row.state is State.CONFIRMED:
+        ledger.redrive([key], message=f"withdrawn: {reason}")
+        ledger.mark_refused(key, "withdrawn", reason)
+    item = sink.withdraw(collection, row.output_item_id)
+    ChangeFeed(sink.store).announce("withdrawn", item, reason=reason)
+    return row.output_item_id
+
+
+def leave_report(settings: Settings, ledger: Ledger, since: datetime, report: Report) -> None:
+    """Write the report page of a run beside the catalog; a run is not worse for a page that could not be written."""
+    from pancrafter.publish import StaticSink
+    from pancrafter.report import write_report
+
+    try:
+        address = write_report(
+            StaticSink(settings.sink), rows=ledger.rows(sink=settings.sink, order="newest"), since=since
+        )
+        report(f"report page: {address}")
+    except PancrafterError as error:
+        report(f"the report page was not written: {error}")
+
+
+class RemakePlan(Record):
+    """Products of one model that would be made again with other weights."""
+
+    weights: str
+    products: tuple[Product, ...]
+    left: tuple[tuple[str, str], ...] = Field(description="Source keys that cannot be made again here, and why.")
+    mpx: float
+    seconds: float = Field(description="What they took before, as far as the ledger knows.")
+
+
+def plan_remake(model: str, settings: Settings) -> RemakePlan:
+    """Which products of a model the settings' weights would replace; nothing is read or changed.
+
+    Raises:
+        WeightsError: The new weights do not exist.
+    """
+    from pancrafter.models import products_of
+    from pancrafter.publish import StaticSink
+
+    sha256, products, left, seconds = weights_sha256(settings.weights), [], [], 0.0
+    with open_ledger(settings) as ledger:
+        for product in products_of(StaticSink(settings.sink), model):
+            row = ledger.show(_key_of(product.source, settings))
+            if product.weights_sha256 == sha256:
+                left.append((product.source, "made with these weights already"))
+            elif row is None or row.scene is None:
+                left.append((product.source, "not in this ledger; give --state-dir of the run that made it"))
+            else:
+                products.append(product)
+                seconds += float(row.measures.get("seconds") or 0)
+    mpx = sum(product.mpx for product in products)
+    return RemakePlan(weights=settings.weights, products=tuple(products), left=tuple(left), mpx=mpx, seconds=seconds)
+
+
+def remake(made: RemakePlan, settings: Settings, report: Report) -> list[Outcome]:
+    """Carry a plan out: every product's scene becomes work again, under the new weights, superseding the old item."""
+    from pancrafter.compute import open_compute
+
+    contracts, outcomes = contracts_of(settings), []
+    with open_ledger(settings) as ledger, open_compute(settings) as compute:
+        for product in made.products:
+            row = ledger.show(_key_of(product.source, settings))
+            assert row is not None
+            assert row.scene is not None
+            recipe = planned_recipe(row.scene, settings, contracts)
+            work = Work(scene=row.scene, recipe=recipe.digest, output_item_id=output_item_id(row.scene, recipe))
+            ledger.record_found(settings.sink, [work])
+            outcome = process_or_report(product.source, settings, compute, ledger, report)
+            outcomes += [] if outcome is None else [outcome]
+    return outcomes
+
+
+def _key_of(source: str, settings: Settings) -> SceneKey:
+    collection, item_id = source.split("/", 1)
+    return SceneKey(sink=settings.sink, collection=collection, item_id=item_id)
 
 
 def outcome_of_failure(key: str, settings: Settings, ledger: Ledger, error: PancrafterError) -> Outcome:

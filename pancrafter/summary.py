@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from pancrafter.census import Census
+    from pancrafter.judge import Judgement
     from pancrafter.ledger import Event, LedgerRow, State
     from pancrafter.plan import Plan
     from pancrafter.sensors import SensorContract
@@ -39,7 +40,14 @@ _HEADER_WIDTH = 8
 _MOST_PICTURES = 8
 _UPSAMPLING = "exp"
 _NONE = "-"
-_STYLES = {"published": "green", "fallback": "yellow", "refused": "dim", "failed": "bold red", "retry later": "red"}
+_STYLES = {
+    "published": "green",
+    "fallback": "yellow",
+    "held": "magenta",
+    "refused": "dim",
+    "failed": "bold red",
+    "retry later": "red",
+}
 _STATE_ORDER = {"confirmed": 0, "held": 2, "refused": 3, "dead": 4}
 _STATE_STYLES = {"confirmed": "green", "dead": "bold red", "held": "yellow", "refused": "dim"}
 
@@ -304,6 +312,17 @@ def sensor_table(contracts: Mapping[str, SensorContract]) -> Table:
             str(contract.dn_max),
             "classical only" if contract.weights == "none" else "network",
         )
+    return table
+
+
+def judgement_table(found: Mapping[str, Judgement]) -> Table:
+    """One row per STAC document that was checked."""
+    table = _table()
+    for title in ("document", "verdict", "sensor", "reason"):
+        table.add_column(title, overflow="fold", no_wrap=title == "verdict")
+    for name, judgement in found.items():
+        lines = [judgement.reason, *(f"+ {line}" for line in judgement.defects[1:])]
+        table.add_row(Text(name), judgement.verdict, judgement.sensor or _NONE, Text("\n".join(lines)))
     return table
 
 

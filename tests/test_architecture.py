@@ -20,19 +20,24 @@ def _name(path: Path) -> str:
 
 DOORS = {
     "zarr": {"store.py"},
+    "xarray": {"store.py"},
+    "rioxarray": {"store.py"},
+    "pyproj": {"examine.py"},
     "distributed": {"compute.py"},
-    "dask": {"cube.py", "compute.py"},
+    "dask": {"cube.py", "compute.py", "arrays.py"},
     "pystac_client": {"catalog.py"},
     "stac_fastapi": {"serve.py"},
     "sqlalchemy": {"ledger.py", "migrations/__init__.py", "migrations/versions/v0002.py"},
     "alembic": {"migrations/__init__.py", "migrations/versions/v0002.py"},
     "rio_cogeo": {"cog.py"},
     "safetensors": {"model/weights.py"},
+    "h5py": {"pancollection.py"},
+    "tensorboardX": {"train.py"},
     "typer": {_name(path) for path in (PACKAGE / "cli").glob("*.py")},
 }
 """Modules that may import a library; nobody else does."""
 
-TORCH_USERS = {"engine.py", "train.py"}
+TORCH_USERS = {"adapt.py", "engine.py", "misalignment.py", "train.py"}
 
 
 def _imports(path: Path) -> set[str]:

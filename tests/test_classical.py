@@ -118,17 +118,47 @@ def test_brovey_keeps_the_spectral_direction(pair: PairInput) -> None:
 def test_gsa_finds_the_mix_that_made_pan(truth: Array) -> None:
     """With one blur and one phase for all bands, PAN at MS scale is exactly the mix of the bands."""
     pair = observe(truth, 4, ((1.5, 1.5),) * 4, (0.3,) * 4)
-    weights, constant = classical._intensity_mix(pair, classical._aligned_ms(pair))
+    weights, constant = classical._intensity_mix(pair, classical._aligned_ms(pair.ms, pair.ratio, pair.phases_yx))
     assert weights == pytest.approx(MIX, abs=1e-8)
     assert constant == pytest.approx(0, abs=1e-5)
-    aligned = classical._aligned_ms(pair)
+    aligned = classical._aligned_ms(pair.ms, pair.ratio, pair.phases_yx)
     assert np.array_equal(aligned, pair.ms)
 
 
+def test_injection_is_that_of_gsa(pair: PairInput) -> None:
+    """Weights and gains from sums are those of least squares on the whole scene; sums of halves are those of all."""
+    arguments = (pair.ratio, pair.phases_yx, 0.3)
+    whole = classical.injection_sums(pair.pan, pair.ms, *arguments)
+    found = classical.fit_injection(whole)
+    same_pan_gain = replace(pair, pan_gain=0.3)
+    aligned = classical._aligned_ms(pair.ms, pair.ratio, pair.phases_yx)
+    weights, constant = classical._intensity_mix(same_pan_gain, aligned)
+    assert found.weights == pytest.approx(weights, abs=1e-4)
+    assert found.offset == pytest.approx(constant, abs=0.05)
+    intensity = np.tensordot(weights, aligned, axes=1)
+    slopes = [np.polyfit(intensity.ravel(), band.ravel(), 1)[0] for band in aligned]
+    assert found.gains == pytest.approx(slopes, rel=1e-3)
+    upper = np.zeros(pair.pan.shape, np.bool_)
+    upper[:70] = True
+    halves = [classical.injection_sums(pair.pan, pair.ms, *arguments, counted) for counted in (upper, ~upper)]
+    together = halves[0] + halves[1]
+    assert together.pixels == whole.pixels
+    np.testing.assert_allclose(together.second, whole.second, rtol=1e-12)
+
+
+def test_injection_of_a_flat_or_empty_scene() -> None:
+    flat = classical.injection_sums(np.full((64, 64), 500.0), np.full((2, 16, 16), 300.0), 4, ((1.5, 1.5),) * 2, 0.3)
+    assert classical.fit_injection(flat).gains == (0.0, 0.0)
+    nothing = np.zeros((64, 64), np.bool_)
+    empty = classical.injection_sums(np.ones((64, 64)), np.ones((2, 16, 16)), 4, ((1.5, 1.5),) * 2, 0.3, nothing)
+    with pytest.raises(InvalidSceneError, match="0 valid pixels, expected 1 or more"):
+        classical.fit_injection(empty)
+
+
 def test_bands_are_compared_at_one_phase(truth: Array, pair: PairInput) -> None:
-    together = observe(truth, 4, (classical._common_phase(pair),) * 4, GAINS)
+    together = observe(truth, 4, (classical._common_phase(pair.phases_yx),) * 4, GAINS)
     inner = (slice(None), slice(4, -4), slice(4, -4))
-    aligned = classical._aligned_ms(pair)[inner]
+    aligned = classical._aligned_ms(pair.ms, pair.ratio, pair.phases_yx)[inner]
     assert metrics.ergas(together.ms[inner], aligned, 4) < 0.5 * metrics.ergas(together.ms[inner], pair.ms[inner], 4)
 
 

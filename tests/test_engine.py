@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from rasterio.transform import from_origin
 from staged_scenes import Array, landscape, make_staged, observed, overlap, stage_arrays
 
-from pancrafter import classical
+from pancrafter import classical, resample
 from pancrafter.cube import stage_scene
 from pancrafter.engine import (
     GlpSharpener,
@@ -30,6 +30,7 @@ from pancrafter.engine import (
     band_phases,
     build_sharpener,
     dn_limits,
+    fit_scene_injection,
     measured_window,
     plan_tile,
     quantise,
@@ -46,6 +47,9 @@ from pancrafter.types import AssetRef, Scene, StagedScene
 
 EXACT = 1e-5
 """Largest difference between tiles and the whole scene, as a share of a band's value range (float32 arithmetic)."""
+
+
+INJECTION = classical.InjectionConstants(weights=(0.4, 0.5), offset=30.0, gains=(0.8, 1.3))
 
 
 def whole_window(store: SceneStore) -> tuple[slice, slice]:
@@ -75,9 +79,22 @@ def inner(store: SceneStore, image: Array, margin: int = 84) -> Array:
     return image[:, margin : margin + rows, margin : margin + cols]
 
 
-def whole_scene(store: SceneStore, checkpoint: Checkpoint) -> Array:
+def injected(tile: Tile, constants: classical.InjectionConstants) -> Array:
+    """PAN minus the bands' mix, times each band's gain, scaled like the band; computed in float64 here."""
+    raised = [
+        resample.upsample(m.astype(np.float64), tile.pan.shape, tile.ratio, p)
+        for m, p in zip(tile.ms, tile.phases_yx, strict=True)
+    ]
+    detail = tile.pan - np.tensordot(constants.weights, np.stack(raised), axes=1) - constants.offset
+    return np.stack([2 * g * detail / (r.high - r.low) for g, r in zip(constants.gains, tile.ms_ranges, strict=True)])
+
+
+def whole_scene(
+    store: SceneStore, checkpoint: Checkpoint, constants: classical.InjectionConstants | None = None
+) -> Array:
     """One forward pass per band group over the whole scene, with its own scaling: (band, y, x) DN."""
     tile, group = whole_tile(store), checkpoint.network.config.bands
+    details = None if constants is None else torch.from_numpy(injected(tile, constants).astype(np.float32))
     pan = 2 * (tile.pan - tile.pan_range.low) / (tile.pan_range.high - tile.pan_range.low) - 1
     results = []
     for first in range(0, len(tile.ms), group):
@@ -85,7 +102,10 @@ def whole_scene(store: SceneStore, checkpoint: Checkpoint) -> Array:
         scaled = [2 * (tile.ms[b] - r.low) / (r.high - r.low) - 1 for b in bands for r in [tile.ms_ranges[b]]]
         phases = torch.tensor([[tile.phases_yx[b] for b in bands]], dtype=torch.float64)
         ms = torch.from_numpy(np.stack(scaled).astype(np.float32))[None]
-        conditions = build_conditions(torch.from_numpy(pan.astype(np.float32))[None, None], ms, tile.ratio, phases)
+        detail = None if details is None else details[None, first : first + group]
+        conditions = build_conditions(
+            torch.from_numpy(pan.astype(np.float32))[None, None], ms, tile.ratio, phases, detail
+        )
         with torch.no_grad():
             output = checkpoint.network(conditions, torch.zeros(1, dtype=torch.long))[0].double().numpy()
         results += [
@@ -125,8 +145,11 @@ class ShortSighted:
     def halo_px(self, staged: StagedScene) -> int:
         return self.inside.halo_px(staged) - self.missing_px
 
-    def __call__(self, tile: Tile) -> NDArray[np.float32]:
-        return self.inside(tile)
+    def __call__(self, tile: Tile, core: tuple[slice, slice] | None = None) -> NDArray[np.float32]:
+        return self.inside(tile, core)
+
+    def working_bytes(self, tile_px: int, core_px: int, bands: int) -> int:
+        return self.inside.working_bytes(tile_px, core_px, bands)
 
 
 # --- tiles against the whole scene ----------------------------------------------------------------------------------
@@ -142,7 +165,16 @@ SHIFT = st.tuples(st.floats(-4, 4), st.floats(-4, 4))
     offset_px=st.tuples(HALF, HALF),
     block_px=st.sampled_from([64, 96, 98, 128]),
     shifts=st.tuples(SHIFT, SHIFT),
-    config=st.sampled_from([{}, {"bands": 2}, {"attention": "none", "depth": (1, 2, 1)}, {"split_pan": False}]),
+    config=st.sampled_from(
+        [
+            {},
+            {"bands": 2},
+            {"attention": "none", "depth": (1, 2, 1)},
+            {"split_pan": False},
+            {"injected_detail": True},
+            {"injected_detail": True, "bands": 2},
+        ]
+    ),
     seed=st.integers(0, 99),
 )
 def test_blocks_equal_the_whole_scene(
@@ -163,7 +195,9 @@ def test_blocks_equal_the_whole_scene(
     store = stage_arrays(folder / "s.zarr", grid, pan, ms, block_px=block_px, band_shift_yx=shifts)
     checkpoint = random_checkpoint(seed, **config)
     order = rng.permutation(store.block_count).tolist()
-    found, expected = in_blocks(store, NetworkSharpener(checkpoint), order), whole_scene(store, checkpoint)
+    constants = INJECTION if checkpoint.network.config.injected_detail else None
+    found = in_blocks(store, NetworkSharpener(checkpoint, injection=constants), order)
+    expected = whole_scene(store, checkpoint, constants)
     assert (np.abs(found - expected) / ranges(store.staged)).max() < EXACT
 
 
@@ -196,6 +230,33 @@ def test_written_blocks_are_the_whole_scene_rounded(
     assert (found[:, ~valid] == 0).all()
     assert (found[:, valid] > 0).all()
     assert 0.01 < 1 - valid.mean() < 0.3
+
+
+def test_injection_is_fitted_on_the_valid_pixels_of_all_blocks(tmp_path: Path) -> None:
+    """PAN made of the bands: the weights come back whatever lies deep under nodata; other band counts are refused."""
+    grid = overlap((256, 192), 4, (0.0, 0.0))
+    truth = np.stack([landscape(grid.pan.shape_yx, seed) for seed in (1, 2)])
+    pan_valid = np.ones(grid.pan.shape_yx, np.bool_)
+    pan_valid[:100] = False
+    pan = 0.3 * truth[0] + 0.6 * truth[1] + 20
+    pan[:100] = pan[100]  # as staging fills it
+    pan[:60] = 9.0
+    ms = np.stack([resample.degrade(band, grid.ms_shape_yx, 4, (1.5, 1.5), 0.3) for band in truth])
+    store = stage_arrays(
+        tmp_path / "s.zarr",
+        grid,
+        np.rint(pan).astype(np.uint16),
+        np.rint(ms).astype(np.uint16),
+        block_px=64,
+        pan_valid=pan_valid,
+    )
+    found = fit_scene_injection(store, (0.3, 0.3))
+    assert found.weights == pytest.approx((0.3, 0.6), abs=0.01)
+    assert found.offset == pytest.approx(20, abs=5)
+    three = found.model_copy(update={"gains": (1.0, 1.0, 1.0)})
+    blind = NetworkSharpener(random_checkpoint(1, injected_detail=True), injection=three)
+    with pytest.raises(WeightsError, match="injection constants for 2 bands"):
+        in_blocks(store, blind)
 
 
 def test_too_small_a_halo_would_be_noticed(tmp_path: Path) -> None:
@@ -482,6 +543,39 @@ def test_bfloat16_stays_close_to_float32(tmp_path: Path) -> None:
     assert 0 < difference.mean() < 0.003
     assert difference.max() < 0.05
     assert (detail / ranges(store.staged)).mean() > 5 * difference.mean()
+
+
+def test_device_without_memory_for_all_bands_takes_them_one_by_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grid = overlap((64, 64), 4)
+    pan, ms = observed(grid, 3, seed=3)
+    tile = whole_tile(stage_arrays(tmp_path / "s.zarr", grid, pan, ms))
+    checkpoint = random_checkpoint(3)
+    expected = NetworkSharpener(checkpoint)(tile)
+    sharpener = NetworkSharpener(checkpoint)
+    network = sharpener._network
+
+    class Small:
+        def __call__(self, conditions: Any, region: Any) -> torch.Tensor:
+            if len(conditions.ms[0]) > 1:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return network(conditions, region)
+
+    monkeypatch.setitem(sharpener.__dict__, "_network", Small())
+    monkeypatch.setitem(sharpener.__dict__, "device", "cuda:pretended")
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    monkeypatch.setattr(NetworkSharpener, "_conditions", lambda self, tile, group: _conditions_on_cpu(checkpoint, tile))
+    with pytest.warns(UserWarning, match="no memory for 3 band groups of .* px at once: one after the other"):
+        found = sharpener(tile)
+    assert np.array_equal(found, expected)
+
+
+def _conditions_on_cpu(checkpoint: Checkpoint, tile: Tile) -> Any:
+    return _CPU_CONDITIONS(NetworkSharpener(checkpoint), tile, 1)
+
+
+_CPU_CONDITIONS = NetworkSharpener._conditions
 
 
 def test_value_range_cancels_out(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,15 +16,18 @@ from pancrafter.cli.shared import (
     ContractsOption,
     DeviceOption,
     JsonOption,
+    OptionError,
     PrecisionOption,
     ThreadsOption,
     WeightsOption,
     console_for_tables,
     note,
     on_device,
+    parse_size,
     print_json,
     settings_from,
     split_names,
+    usable_cores,
 )
 
 if TYPE_CHECKING:
@@ -34,15 +36,16 @@ if TYPE_CHECKING:
 
 @app.command()
 def sharpen(
-    pan: Annotated[Path, typer.Argument(metavar="PAN", help="One-band file.")],
-    ms: Annotated[list[Path], typer.Argument(metavar="MS...", help="One multi-band file, or one file per band.")],
+    pan: Annotated[str, typer.Argument(metavar="PAN", help="One-band file: a path, /vsi... or s3://... .")],
+    ms: Annotated[list[str], typer.Argument(metavar="MS...", help="One multi-band file, or one file per band.")],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="COG to write.")],
     *,
     sensor: Annotated[
         str | None, typer.Option("--sensor", help="Sensor contract or platform; default: from the files, else generic.")
     ] = None,
     method: Annotated[
-        Literal["pan-crafter", "mtf-glp-fs"] | None, typer.Option("--method", help="Default: what the sensor allows.")
+        Literal["pan-crafter", "mtf-glp-fs", "gsa", "brovey", "exp"] | None,
+        typer.Option("--method", help="Default: what the sensor allows."),
     ] = None,
     bands: Annotated[str | None, typer.Option("--bands", metavar="A,B,...", help="MS bands in file order.")] = None,
     assume_origin: Annotated[
@@ -54,22 +57,27 @@ def sharpen(
     precision: PrecisionOption = None,
     block_px: BlockOption = None,
     threads: ThreadsOption = None,
-    workers: Annotated[int, typer.Option("--workers", help="Local Dask workers; 0: in this process.")] = 0,
+    memory: Annotated[str, typer.Option("--memory", metavar="SIZE", help="What the program may take.")] = "2GiB",
     contracts_dir: ContractsOption = None,
+    adapt: Annotated[
+        bool, typer.Option("--adapt", help="Adapt the network to this scene first: about a minute, kept if better.")
+    ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT if it exists.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Sharpen one PAN and MS pair into a COG."""
+    if adapt and method == "mtf-glp-fs":
+        raise OptionError("--adapt: mtf-glp-fs has nothing to adapt; leave one of them out")
     settings = settings_from(
         weights=weights,
         device=device,
         precision=precision,
         block_px=block_px,
-        workers=workers,
-        threads=threads or (os.cpu_count() if workers == 0 else None),
+        threads=threads or usable_cores(),
         contracts_dir=contracts_dir,
     )
-    if method != "mtf-glp-fs":
+    memory_bytes = parse_size("--memory", memory)
+    if method in (None, "pan-crafter"):
         settings = on_device(settings)
     from pancrafter.ingest import parse_georeference
     from pancrafter.pair import sharpen_pair
@@ -86,6 +94,9 @@ def sharpen(
             bands=split_names(bands),
             georeference=frame,
             overwrite=overwrite,
+            memory_bytes=memory_bytes,
+            window_px=block_px,
+            adapt=adapt,
             on_progress=progress,
         )
     _warn_of_guesses(made, sensor)
@@ -116,6 +127,8 @@ def _print_pair(made: SharpenedPair) -> None:
         f"{made.largest_shift_px:.2f} PAN px; {made.mpx:.2f} Mpx in {made.seconds:.1f} s "
         f"({made.mpx_per_s:.3g} Mpx/s sharpening)"
     )
+    if made.adapted is not None:
+        typer.echo(f"  {made.adapted}")
 
 
 @contextmanager

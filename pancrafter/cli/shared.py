@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import time
 from collections.abc import Callable, Mapping
@@ -132,6 +133,24 @@ def parse_bbox(text: str | None) -> tuple[float, ...] | None:
     except ValueError as err:
         raise OptionError(f"--bbox: found {text!r}, expected west,south,east,north in degrees") from err
     return (west, south, east, north)
+
+
+def parse_size(option: str, text: str) -> int:
+    """Bytes as a person types them: 800MB, 1.5GiB, 2G (binary), or a plain number."""
+    found = re.fullmatch(r"\s*([0-9.]+)\s*([kmgt]?)(i?b?)\s*", text, re.IGNORECASE)
+    try:
+        number = float(found[1]) if found else 0.0
+    except ValueError:
+        number = 0.0
+    if not found or number <= 0:
+        raise OptionError(f"{option}: found {text!r}, expected a size like 2GiB or 800MB")
+    base = 1000 if found[3].lower() == "b" else 1024
+    return int(number * base ** " kmgt".index(found[2].lower() or " "))
+
+
+def usable_cores() -> int:
+    """Cores this process may use, which in a container can be fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def split_names(text: str | None) -> list[str] | None:

@@ -26,6 +26,9 @@ class NetworkConfig(Record):
     depth: tuple[int, int, int] = Field(default=(2, 2, 4), description="ResBlocks per stage at scale 1, 1/2, 1/4.")
     attention: Literal["none", "bottleneck", "all"] = Field(default="all", description="Where CM3A blocks stand.")
     split_pan: bool = Field(default=True, description="Give low- and high-pass PAN to the stem and to K, V of PAN.")
+    injected_detail: bool = Field(
+        default=False, description="Give the stem the detail each band would take from PAN by Gram-Schmidt adaptive."
+    )
     mars: bool = Field(default=True, description="Second mode that reconstructs PAN during training.")
     ffn_expansion: int = Field(default=4, ge=1)
 
@@ -47,8 +50,8 @@ class NetworkConfig(Record):
 
     @property
     def stem_channels(self) -> int:
-        """Input channels: MS and PAN, plus low- and high-pass PAN."""
-        return self.bands + (3 if self.split_pan else 1)
+        """Input channels: MS and PAN, plus low- and high-pass PAN, plus injected detail per band."""
+        return self.bands * (2 if self.injected_detail else 1) + (3 if self.split_pan else 1)
 
     @property
     def pan_condition_channels(self) -> int:

@@ -89,7 +89,8 @@ class PanCrafter(nn.Module):
 
         ms, pan, lowpass = conditions.ms[0], conditions.pan[0], conditions.lowpass[0]
         stem_pan = [pan, lowpass, pan - lowpass] if self.config.split_pan else [pan]
-        stem = torch.cat([ms, *(part.expand(n, -1, -1, -1) for part in stem_pan)], 1)
+        injection = [] if conditions.injection is None else [conditions.injection]
+        stem = torch.cat([ms, *(part.expand(n, -1, -1, -1) for part in stem_pan), *injection], 1)
         x = self.stem(stem.contiguous(memory_format=torch.channels_last))
         skip0 = self.encode0(x, queries[0], mss[0], pans[0], mode)
         skip1 = self.encode1(self.down1(skip0), queries[1], mss[1], pans[1], mode)

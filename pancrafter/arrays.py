@@ -1,0 +1,407 @@
+"""``pancrafter.sharpen``: two xarray images in, one lazy image out, by the engine of the files and the pipeline.
+
+A chunk of the result is a task that reads its window with halo from the inputs. What belongs to the whole scene (value
+ranges, band shifts, injection constants) is one more task, on which all of them wait; it reads every input pixel once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import Any
+
+import dask
+import dask.array as da
+import numpy as np
+import rioxarray  # noqa: F401  # gives arrays their .rio
+import xarray as xr
+from affine import Affine
+from dask.base import tokenize
+from dask.delayed import delayed
+from numpy.typing import NDArray
+
+from pancrafter.classical import FusionMethod
+from pancrafter.cube import DN_LIMIT, fill_invalid, measure_shifts, value_range
+from pancrafter.engine import (
+    GlpSharpener,
+    SharpenerSpec,
+    build_sharpener,
+    fit_scene_fusion,
+    fit_scene_injection,
+    plan_window,
+    quantise,
+    read_tile,
+    valid_window,
+)
+from pancrafter.errors import GridMismatchError, InvalidSceneError
+from pancrafter.grid import pair_grids, pixel_centres
+from pancrafter.model.names import DEFAULT_WEIGHTS
+from pancrafter.sensors import SensorContract, generic_contract, get_contract
+from pancrafter.store import Block, Mask, Pixels, Window
+from pancrafter.types import AssetRef, PairGrid, PixelGrid, Record, Scene, StagedScene
+
+REACH_PX = 192
+"""How far valid pixels are repeated into nodata, as in staging: more than any halo."""
+
+_KEPT_WINDOWS = 4
+"""Windows remembered per scene: pixels and validity of one are asked for one after the other."""
+
+
+def sharpen(
+    pan: xr.DataArray,
+    ms: xr.DataArray,
+    *,
+    sensor: str | None = None,
+    method: str = "pan-crafter",
+    weights: str = DEFAULT_WEIGHTS,
+    device: str = "cpu",
+    precision: str = "float32",
+    chunk_px: int = 512,
+) -> xr.DataArray:
+    """Sharpen a multispectral image with a panchromatic one, lazily.
+
+    The pixels are those of ``pancrafter sharpen`` on the same files. Inputs are best chunked (``chunks=`` of
+    ``rioxarray.open_rasterio``); they are read several times, so persist what is costly to compute.
+
+    Args:
+        pan: (y, x) or (1, y, x) whole DN with a CRS and transform (``.rio``); NaN and ``.rio.nodata`` are missing.
+        ms: (band, y, x) of the same CRS, pixels 2 or more times as large, north up.
+        sensor: Sensor contract by name; default: generic MTF gains and band names.
+        method: ``pan-crafter``, ``mtf-glp-fs``, ``gsa``, ``brovey`` or ``exp``.
+        weights: Shipped weights by name, or a checkpoint file that all workers see.
+        device: torch device of the workers.
+        precision: ``float32`` or ``bfloat16``.
+        chunk_px: Edge of a chunk of the result, PAN pixels.
+
+    Returns:
+        (band, y, x) DN of MS's type (uint8 or uint16) on the PAN pixels of the overlap, with CRS, transform and
+        nodata. Computing a chunk raises InvalidSceneError where pixels are no whole DN from 0 to 65535.
+
+    Raises:
+        GridMismatchError: An input has no georeference, or the two do not lie on one another.
+        InvalidSceneError: The number of bands is not the sensor's, or there is no such method.
+        ContractError: There is no such sensor.
+    """
+    if method not in ("pan-crafter", "mtf-glp-fs", "gsa", "brovey", "exp"):
+        raise InvalidSceneError(f"no method {method!r}; choose pan-crafter, mtf-glp-fs, gsa, brovey or exp")
+    fine, coarse = _Image.of(pan, "pan"), _Image.of(ms, "ms")
+    if len(fine.data) != 1:
+        raise GridMismatchError(f"pan has {len(fine.data)} bands, expected one")
+    ratio = round(coarse.grid.transform[0] / fine.grid.transform[0])
+    dtype = ms.dtype.name if ms.dtype.name in ("uint8", "uint16") else "uint16"
+    contract = _contract(sensor, len(coarse.data), ratio, 255 if dtype == "uint8" else DN_LIMIT)
+    scene = _LazyScene(fine, coarse, pair_grids(fine.grid, coarse.grid, contract.ratio), contract, dtype, chunk_px)
+    request = _Request(method=method, weights=weights, device=device, precision=precision)
+    shared = delayed(scene, traverse=False)  # one node, or every chunk's task would carry the inputs' graphs along
+    known = delayed(_describe, pure=True)(shared, request)
+    chunks = [[_chunk(scene, shared, window, known) for window in row] for row in _rows_of(scene)]
+    return _georeferenced(da.block(chunks), scene, ms)  # type: ignore[no-untyped-call]
+
+
+class _Request(Record):
+    """What was asked for, apart from the pixels."""
+
+    method: str
+    weights: str
+    device: str
+    precision: str
+
+
+class _Known(Record):
+    """What every window needs to know about the whole scene."""
+
+    staged: StagedScene
+    spec: SharpenerSpec
+
+
+class _Image:
+    """One input: lazy pixels (band, y, x), what marks missing ones, and the grid.
+
+    Not a dataclass: Dask looks into those and would compute the pixels whenever one is handed to a task.
+    """
+
+    def __init__(self, data: Any, nodata: float | None, grid: PixelGrid, name: str) -> None:
+        self.data = data
+        self.nodata = nodata
+        self.grid = grid
+        self.name = name
+
+    @classmethod
+    def of(cls, image: xr.DataArray, name: str) -> _Image:
+        """Read off a DataArray with rioxarray's accessor."""
+        crs, transform = image.rio.crs, image.rio.transform(recalc=True)
+        if crs is None or transform.is_identity:
+            raise GridMismatchError(
+                f"{name} has no CRS or transform; set them with .rio.write_crs and .rio.write_transform"
+            )
+        authority = crs.to_authority()
+        grid = PixelGrid(
+            crs=":".join(authority) if authority else crs.to_wkt(),
+            transform=tuple(transform)[:6],
+            shape_yx=(image.rio.height, image.rio.width),
+        )
+        planes = image.expand_dims("band") if image.ndim == 2 else image
+        nodata = image.rio.encoded_nodata if image.rio.encoded_nodata is not None else image.rio.nodata
+        data = da.asarray(planes.transpose(..., image.rio.y_dim, image.rio.x_dim).data)  # type: ignore[no-untyped-call]
+        return cls(data, None if nodata is None or np.isnan(nodata) else float(nodata), grid, name)
+
+    def read(self, window: Window) -> tuple[Pixels, NDArray[np.bool_]]:
+        """DN (band, y, x) with zeros where missing, and validity (y, x)."""
+        with dask.config.set(scheduler="synchronous"):  # this runs inside a task
+            values = np.asarray(self.data[(slice(None), *window)])
+        valid = np.isfinite(values)
+        if self.nodata is not None:
+            valid &= values != self.nodata
+        found = np.where(valid, values, 0)
+        if found.min() < 0 or found.max() > DN_LIMIT or not np.array_equal(found, np.rint(found)):
+            y, x = window
+            raise InvalidSceneError(
+                f"{self.name}: rows {y.start}..{y.stop - 1}, columns {x.start}..{x.stop - 1} hold values from "
+                f"{found.min():g} to {found.max():g}, expected whole DN from 0 to {DN_LIMIT}; scale reflectance to "
+                "uint16, or declare nodata with .rio.write_nodata"
+            )
+        return found.astype(np.uint16), valid.all(axis=0)
+
+
+class _LazyScene:
+    """Reads like ``pancrafter.store.SceneStore``, from lazy arrays; holes are filled as staging fills them."""
+
+    def __init__(
+        self, pan: _Image, ms: _Image, grid: PairGrid, contract: SensorContract, dtype: str, block_px: int
+    ) -> None:
+        self._pan = pan
+        self._ms = ms
+        self.grid = grid
+        self.contract = contract
+        self.dtype = dtype
+        self.block_px = block_px
+        self._staged: StagedScene | None = None
+        self._token = tokenize(pan.data, ms.data, grid.model_dump_json(), contract.digest, block_px)
+        self._cached = lru_cache(maxsize=_KEPT_WINDOWS)(self._filled)
+
+    def __dask_tokenize__(self) -> str:
+        return self._token
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_cached"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._cached = lru_cache(maxsize=_KEPT_WINDOWS)(self._filled)
+
+    def told(self, staged: StagedScene) -> _LazyScene:
+        """The same scene, knowing its constants."""
+        twin = _LazyScene(self._pan, self._ms, self.grid, self.contract, self.dtype, self.block_px)
+        twin._staged = staged
+        return twin
+
+    @property
+    def staged(self) -> StagedScene:
+        """The scene's constants."""
+        assert self._staged is not None
+        return self._staged
+
+    @property
+    def nodata(self) -> float | None:
+        """Nodata of the result: that of MS, or of PAN, where its type can hold it."""
+        limit = int(np.iinfo(self.dtype).max)
+        given = (self._ms.nodata, self._pan.nodata)
+        return next((value for value in given if value is not None and value in range(limit + 1)), None)
+
+    @property
+    def pan_shape_yx(self) -> tuple[int, int]:
+        """Rows and columns of the PAN grid of the overlap."""
+        return self.grid.pan.shape_yx
+
+    @property
+    def ms_shape_yx(self) -> tuple[int, int]:
+        """Rows and columns of the MS grid of the overlap."""
+        return self.grid.ms_shape_yx
+
+    @property
+    def band_count(self) -> int:
+        """How many MS bands there are."""
+        return len(self._ms.data)
+
+    @property
+    def blocks_yx(self) -> tuple[int, int]:
+        """Rows and columns of the block grid."""
+        rows, cols = (-(-size // self.block_px) for size in self.pan_shape_yx)
+        return rows, cols
+
+    def block_window(self, block: Block) -> Window:
+        """PAN pixels of a block."""
+        y, x = (
+            slice(index * self.block_px, min((index + 1) * self.block_px, size))
+            for index, size in zip(block, self.pan_shape_yx, strict=True)
+        )
+        return y, x
+
+    def read_pan(self, window: Window) -> Pixels:
+        """Filled PAN DN (y, x)."""
+        pan: Pixels = self._read("pan", window)[0][0]
+        return pan
+
+    def read_ms(self, window: Window) -> Pixels:
+        """Filled MS DN (band, y, x)."""
+        return self._read("ms", window)[0]
+
+    def read_pan_valid(self, window: Window) -> Mask:
+        """1 where PAN was measured."""
+        return self._read("pan", window)[1].astype(np.uint8)
+
+    def read_ms_valid(self, window: Window) -> Mask:
+        """1 where every band was measured."""
+        return self._read("ms", window)[1].astype(np.uint8)
+
+    def _read(self, name: str, window: Window) -> tuple[Pixels, NDArray[np.bool_]]:
+        rows, cols = ((part.start, part.stop) for part in window)
+        found: tuple[Pixels, NDArray[np.bool_]] = self._cached(name, rows, cols)
+        return found
+
+    def _filled(self, name: str, rows: tuple[int, int], cols: tuple[int, int]) -> tuple[Pixels, NDArray[np.bool_]]:
+        image, offset, shape, reach = (
+            (self._pan, self.grid.pan_offset_yx, self.pan_shape_yx, REACH_PX)
+            if name == "pan"
+            else (self._ms, self.grid.ms_offset_yx, self.ms_shape_yx, -(-REACH_PX // self.grid.ratio))
+        )
+        spans = (rows, cols)
+        pixels, valid = image.read(_shifted(spans, offset))
+        if valid.all():
+            return pixels, valid
+        wide = tuple((max(0, a - reach), min(n, b + reach)) for (a, b), n in zip(spans, shape, strict=True))
+        wide_pixels, wide_valid = image.read(_shifted(wide, offset))
+        filled, _ = fill_invalid(wide_pixels, wide_valid, reach)
+        y, x = (slice(a - w[0], b - w[0]) for (a, b), w in zip(spans, wide, strict=True))
+        return filled[:, y, x], valid
+
+
+def _shifted(spans: tuple[tuple[int, int], ...], offset_yx: tuple[int, int]) -> Window:
+    y, x = (slice(a + offset, b + offset) for (a, b), offset in zip(spans, offset_yx, strict=True))
+    return y, x
+
+
+def _contract(sensor: str | None, bands: int, ratio: int, dn_max: int) -> SensorContract:
+    if sensor is None:
+        if ratio < 2:
+            raise GridMismatchError(
+                f"ms pixels are {ratio} times the pan pixels, expected 2 or more; are pan and ms swapped?"
+            )
+        return generic_contract(bands, ratio, dn_max)
+    contract = get_contract(sensor)
+    delivery = contract.delivery_of(bands)
+    if delivery is None:
+        raise InvalidSceneError(f"ms has {bands} bands, none of the products of {contract.name}; choose another sensor")
+    return contract.model_copy(update={"bands": contract.subset(delivery.bands), "deliveries": ()})
+
+
+def _rows_of(scene: _LazyScene) -> Iterator[list[Window]]:
+    rows, cols = scene.blocks_yx
+    for row in range(rows):
+        yield [scene.block_window((row, col)) for col in range(cols)]
+
+
+def _chunk(scene: _LazyScene, shared: Any, window: Window, known: Any) -> da.Array:  # Any: Delayed
+    shape = (scene.band_count, *(part.stop - part.start for part in window))
+    task = delayed(_sharpen_window, pure=True)(shared, window, known)
+    chunk: da.Array = da.from_delayed(task, shape, scene.dtype)  # type: ignore[no-untyped-call]
+    return chunk
+
+
+# --- tasks ----------------------------------------------------------------------------------------------------------
+
+
+def _sharpen_window(scene: _LazyScene, window: Window, known: _Known) -> NDArray[Any]:
+    """One chunk of the result: (band, y, x) DN."""
+    told, sharpener = scene.told(known.staged), build_sharpener(known.spec)
+    valid = valid_window(told, window)
+    sharpened = np.zeros((told.band_count, *valid.shape), np.float32)
+    if valid.any():
+        plan = plan_window(told, window, sharpener.halo_px(known.staged), scene.block_px)
+        sharpened = sharpener(read_tile(told, plan), plan.core)
+    return quantise(sharpened, valid, known.staged).astype(scene.dtype)
+
+
+def _describe(scene: _LazyScene, request: _Request) -> _Known:
+    """Read the whole scene once, then a bounded number of windows again."""
+    pan, ms = _histograms(scene)
+    with dask.config.set(scheduler="synchronous"):
+        gain = float(np.mean([band.mtf for band in scene.contract.bands]))
+        shifts = measure_shifts(scene, scene.grid, gain=gain)
+    names = tuple(band.name for band in scene.contract.bands)
+    limit = min(scene.contract.dn_max, int(np.iinfo(scene.dtype).max))
+    staged = StagedScene(
+        scene=_placeholder(names, scene.contract.name),
+        store_uri="",
+        grid=scene.grid,
+        dtype=scene.dtype,
+        dn_max=limit,
+        nodata=scene.nodata,
+        pan_range=value_range(pan),
+        ms_ranges=tuple(value_range(histogram) for histogram in ms),
+        band_shift_yx=tuple(shift.applied_yx for shift in shifts),
+        shift_confidence=tuple(min(max(shift.ncc, -1.0), 1.0) for shift in shifts),
+        valid_share=float(pan.sum() / np.prod(scene.pan_shape_yx)),
+    )
+    return _Known(staged=staged, spec=_spec(scene.told(staged), request))
+
+
+def _spec(scene: _LazyScene, request: _Request) -> SharpenerSpec:
+    gains = tuple(band.mtf for band in scene.contract.bands)
+    spec = SharpenerSpec(weights=request.weights, device=request.device, precision=request.precision)
+    if request.method == "mtf-glp-fs":
+        glp = GlpSharpener.fit(scene, gains)
+        return spec.model_copy(update={"glp": (glp.constants, gains)})
+    if request.method == "pan-crafter":
+        return spec.model_copy(update={"injection": fit_scene_injection(scene, gains)})
+    fusion: FusionMethod = request.method  # type: ignore[assignment]  # checked by sharpen
+    return spec.model_copy(update={"fusion": fit_scene_fusion(scene, gains, fusion)})
+
+
+def _histograms(scene: _LazyScene) -> tuple[NDArray[np.int64], list[NDArray[np.int64]]]:
+    """How often each DN occurs among valid pixels, for PAN and per band."""
+    pan = np.zeros(DN_LIMIT + 1, np.int64)
+    ms = [np.zeros(DN_LIMIT + 1, np.int64) for _ in range(scene.band_count)]
+    for window in _windows(scene.pan_shape_yx, scene.block_px):
+        pan += np.bincount(scene.read_pan(window)[scene.read_pan_valid(window) != 0], minlength=len(pan))
+    for window in _windows(scene.ms_shape_yx, scene.block_px):
+        valid = scene.read_ms_valid(window) != 0
+        for band, pixels in enumerate(scene.read_ms(window)):
+            ms[band] += np.bincount(pixels[valid], minlength=DN_LIMIT + 1)
+    for name, histogram in [("pan", pan), *((f"ms band {b + 1}", h) for b, h in enumerate(ms))]:
+        if not histogram.any():
+            raise InvalidSceneError(f"{name} has no valid pixel inside the overlap; check its nodata value")
+    return pan, ms
+
+
+def _windows(shape_yx: tuple[int, int], edge: int) -> Iterator[Window]:
+    for top in range(0, shape_yx[0], edge):
+        for left in range(0, shape_yx[1], edge):
+            yield slice(top, min(top + edge, shape_yx[0])), slice(left, min(left + edge, shape_yx[1]))
+
+
+def _placeholder(bands: tuple[str, ...], sensor: str) -> Scene:
+    """The scene record of arrays: there is no item and no file."""
+    return Scene(
+        collection="arrays",
+        item_id="pair",
+        sensor=sensor,
+        acquired="",
+        pan=AssetRef(key="pan", href=""),
+        ms=tuple(AssetRef(key="ms", href="", band=band + 1) for band in range(len(bands))),
+        bands=bands,
+        fingerprint="",
+        source_href="",
+        geometry={},
+    )
+
+
+def _georeferenced(data: da.Array, scene: _LazyScene, ms: xr.DataArray) -> xr.DataArray:
+    y, x = pixel_centres(scene.grid.pan)
+    names = [band.name for band in scene.contract.bands]
+    coords = {"band": ms.coords["band"].to_numpy() if "band" in ms.coords else np.arange(1, len(names) + 1)}
+    result = xr.DataArray(data, dims=("band", "y", "x"), coords={**coords, "y": y, "x": x}, name="sharpened")
+    result.attrs["long_name"] = tuple(names)
+    result = result.rio.write_crs(ms.rio.crs).rio.write_transform(Affine(*scene.grid.pan.transform))
+    placed: xr.DataArray = result if scene.nodata is None else result.rio.write_nodata(scene.nodata)
+    return placed

@@ -1,0 +1,204 @@
+"""A staged scene sharpened window by window while the next is read and the last is written.
+
+Reading, sharpening and the caller's writing run side by side, one window ahead of each other, so memory holds a few
+windows whatever the scene's size. Windows are chosen here from a memory budget and need not be blocks of the store.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import queue
+import threading
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass
+from typing import ClassVar, TypeVar
+
+import numpy as np
+
+from pancrafter.engine import (
+    ScenePixels,
+    Sharpener,
+    Tile,
+    TilePlan,
+    Valid,
+    plan_window,
+    quantise,
+    read_tile,
+    valid_window,
+)
+from pancrafter.errors import ErrorKind, PancrafterError
+from pancrafter.store import Pixels, Window
+from pancrafter.types import StagedScene
+
+T = TypeVar("T")
+S = TypeVar("S")
+
+WINDOW_PX = (2048, 1536, 1024, 768, 512, 384, 256, 128)
+"""Edges that are tried, largest first: a larger window wastes less on its halo."""
+
+PROGRAM_BYTES = 520 * 2**20
+"""What the program takes apart from windows: Python with torch, GDAL and Dask (measured 370 MiB), code and caches of
+oneDNN, and blocks on their way through staging."""
+
+COG_CACHE_BYTES = 256 * 2**20
+"""Block cache of GDAL while the output is written."""
+
+_LOOK_AHEAD = 1
+_POLL_S = 0.2
+_PATIENCE_S = 2.0
+"""How long an interrupted caller waits for the window in work; the thread ends by itself after it."""
+
+
+class MemoryBudgetError(PancrafterError):
+    """The memory that was allowed does not hold the smallest window."""
+
+    kind: ClassVar[ErrorKind] = "system"
+
+
+@dataclass(frozen=True, eq=False)
+class SharpenedWindow:
+    """A finished part of a scene: DN (band, y, x), and where they were measured (y, x)."""
+
+    window: Window
+    values: Pixels
+    valid: Valid
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What the memory of windows depends on, apart from the sharpener."""
+
+    bands: int
+    ratio: int
+    longest_px: int
+    """Longer side of the scene, PAN pixels."""
+    halo_px: int
+
+    @classmethod
+    def of(cls, staged: StagedScene, sharpener: Sharpener) -> Layout:
+        """The layout of a staged scene."""
+        bands, longest = len(staged.scene.bands), max(staged.grid.pan.shape_yx)
+        return cls(bands, staged.grid.ratio, longest, sharpener.halo_px(staged))
+
+
+def window_bytes(sharpener: Sharpener, layout: Layout, window_px: int) -> int:
+    """Memory that windows of an edge take at most while one is read, one sharpened and one written."""
+    edge = min(window_px, layout.longest_px)
+    core, tile = edge**2, (edge + 2 * layout.halo_px + 8) ** 2
+    read = (_LOOK_AHEAD + 2) * (tile * 4 * (1 + layout.bands / layout.ratio**2) + core)
+    written = (_LOOK_AHEAD + 3) * core * (2 * layout.bands + 1) + 2 * core * 4 * layout.bands
+    return int(read + written) + sharpener.working_bytes(tile, core, layout.bands)
+
+
+def choose_window_px(sharpener: Sharpener, layout: Layout, memory_bytes: int) -> int:
+    """The largest edge whose windows fit into a memory budget beside the program.
+
+    Raises:
+        MemoryBudgetError: Not even the smallest fits.
+    """
+    fixed = PROGRAM_BYTES + COG_CACHE_BYTES
+    for window_px in WINDOW_PX:
+        if fixed + window_bytes(sharpener, layout, window_px) <= memory_bytes:
+            return window_px
+    least = fixed + window_bytes(sharpener, layout, WINDOW_PX[-1])
+    raise MemoryBudgetError(
+        f"memory of {memory_bytes / 2**20:.0f} MiB is too small: a window of {WINDOW_PX[-1]} px with its halo, "
+        f"{layout.bands} bands, needs {math.ceil(least / 2**20)} MiB with the program; allow at least that"
+    )
+
+
+def scene_windows(store: ScenePixels, window_px: int) -> Iterator[Window]:
+    """Windows that cover the PAN grid once, row by row."""
+    rows, cols = store.pan_shape_yx
+    for top in range(0, rows, window_px):
+        for left in range(0, cols, window_px):
+            yield slice(top, min(top + window_px, rows)), slice(left, min(left + window_px, cols))
+
+
+def sharpened_windows(store: ScenePixels, sharpener: Sharpener, window_px: int) -> Generator[SharpenedWindow]:
+    """The scene sharpened window by window; equal to what blocks of any size would give.
+
+    Args:
+        store: The staged scene.
+        sharpener: Called in a thread of its own.
+        window_px: Edge of a window, from ``choose_window_px``.
+    """
+    staged = store.staged
+    halo_px = sharpener.halo_px(staged)
+
+    def read(window: Window) -> _Read:
+        plan = plan_window(store, window, halo_px, window_px)
+        valid = valid_window(store, window)
+        return _Read(plan, read_tile(store, plan) if valid.any() else None, valid)
+
+    def sharpen(part: _Read) -> SharpenedWindow:
+        bands, shape = len(staged.scene.bands), part.valid.shape
+        floats = np.zeros((bands, *shape), np.float32)
+        if part.tile is not None:
+            floats = sharpener(part.tile, part.plan.core)
+        return SharpenedWindow(part.plan.window, quantise(floats, part.valid, staged), part.valid)
+
+    return ahead(sharpen, ahead(read, scene_windows(store, window_px)))
+
+
+@dataclass(frozen=True, eq=False)
+class _Read:
+    plan: TilePlan
+    tile: Tile | None
+    valid: Valid
+
+
+_END = object()
+
+
+def ahead(function: Callable[[S], T], items: Iterator[S]) -> Generator[T]:
+    """``function`` of each item, in order, worked out in a thread of its own while the caller uses earlier ones.
+
+    At most one result waits. An error comes out where its result would have; closing the iterator stops the thread and
+    the iterator before it.
+    """
+    results: queue.Queue[object] = queue.Queue(_LOOK_AHEAD)
+    stopped = threading.Event()
+    arguments = (function, items, results, stopped)
+    thread = threading.Thread(target=_work, args=arguments, name=getattr(function, "__name__", "ahead"), daemon=True)
+    thread.start()
+    try:
+        while (result := results.get()) is not _END:
+            if isinstance(result, _Failure):
+                raise result.error
+            yield result  # type: ignore[misc]  # what function returned
+            del result
+    finally:
+        stopped.set()
+        thread.join(_PATIENCE_S)
+
+
+def _work(
+    function: Callable[[S], T], items: Iterator[S], results: queue.Queue[object], stopped: threading.Event
+) -> None:
+    """What the thread of ``ahead`` does."""
+    try:
+        for item in items:
+            if stopped.is_set() or not _offer(function(item), results, stopped):
+                return
+        _offer(_END, results, stopped)
+    except BaseException as error:  # noqa: BLE001  # raised again by the caller's thread
+        _offer(_Failure(error), results, stopped)
+    finally:
+        if isinstance(items, Generator):
+            items.close()
+
+
+def _offer(result: object, results: queue.Queue[object], stopped: threading.Event) -> bool:
+    """Wait until there is room for a result; False when nobody wants it any more."""
+    while not stopped.is_set():
+        with contextlib.suppress(queue.Full):
+            results.put(result, timeout=_POLL_S)
+            return True
+    return False
+
+
+@dataclass(frozen=True, eq=False)
+class _Failure:
+    error: BaseException

@@ -1,0 +1,121 @@
+"""``pancrafter.sharpen``: lazy, georeferenced, and the very pixels of the command on the same files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import dask
+import numpy as np
+import pytest
+import rasterio
+import rioxarray
+import xarray as xr
+from numpy.typing import NDArray
+from staged_scenes import observed, overlap
+
+import pancrafter
+from pancrafter.errors import GridMismatchError, InvalidSceneError
+from pancrafter.pair import sharpen_pair
+from pancrafter.settings import Settings
+
+METHODS = ["pan-crafter", "mtf-glp-fs", "gsa", "brovey", "exp"]
+
+
+def write_tif(path: Path, values: NDArray[np.uint16], pixel: float, x: float, y: float, nodata: float | None) -> Path:
+    with rasterio.open(
+        path, "w", driver="GTiff", dtype=values.dtype, count=len(values), height=values.shape[1],
+        width=values.shape[2], crs="EPSG:32633", transform=rasterio.transform.from_origin(x, y, pixel, pixel),
+        nodata=nodata, tiled=True, blockxsize=64, blockysize=64,
+    ) as file:  # fmt: skip
+        file.write(values)
+    return path
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A pair whose PAN begins two pixels inside MS, with a hole in each."""
+    folder = tmp_path_factory.mktemp("pair")
+    grid = overlap((190, 230), 4)
+    pan, ms = observed(grid, 3, seed=3)
+    pan[60:90, 100:131] = 0
+    ms[:, 30:36, 4:9] = 0
+    return (
+        write_tif(folder / "pan.tif", pan[None][:, 2:, 2:], 0.5, 5e5 + 1, 4e6 - 1, 0),
+        write_tif(folder / "ms.tif", ms, 2, 5e5, 4e6, 0),
+    )
+
+
+def opened(pair: tuple[Path, Path], **options: object) -> tuple[xr.DataArray, xr.DataArray]:
+    chunks = {"x": 64, "y": 64}
+    return tuple(rioxarray.open_rasterio(path, chunks=chunks, lock=False, **options) for path in pair)  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_same_pixels_as_the_command(pair: tuple[Path, Path], tmp_path: Path, method: str) -> None:
+    out = tmp_path / "out.tif"
+    sharpen_pair(pair[0], [pair[1]], out, Settings(threads=1), sensor="generic", method=method)  # type: ignore[arg-type]
+    lazy = pancrafter.sharpen(*opened(pair), method=method, chunk_px=128)
+    with rasterio.open(out) as file:
+        expected = file.read()
+        assert (lazy.rio.crs, lazy.rio.transform(), lazy.rio.nodata) == (file.crs, file.transform, file.nodata)
+        assert lazy.attrs["long_name"] == file.descriptions
+    with dask.config.set(scheduler="synchronous"):
+        found = lazy.compute()
+    assert found.dtype == expected.dtype == np.uint16
+    assert (expected == 0).any()
+    difference = np.abs(found.to_numpy().astype(int) - expected)
+    assert ((found == 0).to_numpy() == (expected == 0)).all()
+    assert difference.max() <= 1  # another chunk grid samples other blocks for the constants, and rounds otherwise
+    assert (difference == 0).mean() > 0.99
+
+
+def test_nothing_is_read_before_it_is_needed_and_then_only_what_is(pair: tuple[Path, Path]) -> None:
+    pan, ms = opened(pair)
+    rows: list[int] = []
+
+    def spy(block: NDArray[np.uint16], block_info: dict | None = None) -> NDArray[np.uint16]:
+        if block_info:
+            rows.append(block_info[0]["array-location"][1][0])
+        return block
+
+    watched = pan.copy(data=pan.data.map_blocks(spy, dtype=pan.dtype, meta=pan.data._meta))
+    lazy = pancrafter.sharpen(watched, ms, method="exp", chunk_px=64)
+    assert rows == []
+    assert lazy.chunks is not None
+    assert lazy.sizes == {"band": 3, "y": 188, "x": 228}
+    with dask.config.set(scheduler="synchronous"):
+        whole = lazy.compute()
+        part = lazy[:, 100:130, 70:90].compute()
+    assert rows
+    assert np.array_equal(part, whole[:, 100:130, 70:90])
+
+
+def test_masked_floats_are_whole_dn_with_holes(pair: tuple[Path, Path]) -> None:
+    """``masked=True`` turns nodata into NaN: the same pixels, whatever stands for missing."""
+    with dask.config.set(scheduler="synchronous"):
+        plain = pancrafter.sharpen(*opened(pair), method="brovey").compute()
+        masked = pancrafter.sharpen(*opened(pair, masked=True), method="brovey").compute()
+    assert masked.dtype == np.uint16
+    assert np.array_equal(plain, masked)
+
+
+def test_bad_arrays_say_what_is_wrong(pair: tuple[Path, Path]) -> None:
+    pan, ms = opened(pair)
+    with pytest.raises(GridMismatchError, match="pan has no CRS or transform"):
+        pancrafter.sharpen(xr.DataArray(np.ones((8, 8), np.uint16), dims=("y", "x")), ms)
+    with pytest.raises(GridMismatchError, match="swapped"):
+        pancrafter.sharpen(ms[:1], pan)
+    with pytest.raises(GridMismatchError, match="pan has 3 bands"):
+        pancrafter.sharpen(ms, ms)
+    with pytest.raises(GridMismatchError, match="expected one CRS"):
+        pancrafter.sharpen(pan, ms.rio.write_crs("EPSG:32632"))
+    with pytest.raises(InvalidSceneError, match="no method 'magic'"):
+        pancrafter.sharpen(pan, ms, method="magic")
+    with pytest.raises(InvalidSceneError, match="ms has 2 bands, none of the products of worldview-3"):
+        pancrafter.sharpen(pan, ms[:2], sensor="worldview-3")
+    reflectance = pancrafter.sharpen(pan, (ms / 10000).rio.write_crs(ms.rio.crs), method="exp")
+    with (
+        dask.config.set(scheduler="synchronous"),
+        pytest.raises(InvalidSceneError, match="expected whole DN from 0 to 65535; scale reflectance"),
+    ):
+        reflectance.compute()
