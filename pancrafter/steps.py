@@ -673,6 +673,7 @@ def publish(
     ledger.advance(work.lease, State.PUBLISHED, published.href)
     killpoints.at("published")
     announce(sink, published, work.supersedes)
+    killpoints.at("announced")
     ledger.advance(work.lease, State.CONFIRMED, "read back", seconds=seconds, href=published.assets[SHARPENED])
     killpoints.at("confirmed")
     if not settings.keep_staged:
