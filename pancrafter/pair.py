@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 import tempfile
 import time
 import warnings
@@ -29,6 +28,7 @@ from pancrafter.compute import Compute
 from pancrafter.errors import InvalidSceneError, SinkError
 from pancrafter.ingest import Georeference, add_pair
 from pancrafter.model.names import weights_sha256
+from pancrafter.scratch import remove_folder
 from pancrafter.sensors import GENERIC, SensorContract, contract_for_platform, generic_contract, load_contracts
 from pancrafter.settings import Settings
 from pancrafter.steps import STAGING_REACH_PX, sharpener_spec
@@ -325,17 +325,7 @@ def _scratch_beside(out: Path) -> Iterator[Path]:
     try:
         yield folder
     finally:
-        _remove(folder)
-
-
-def _remove(folder: Path, patience_s: float = 10.0) -> None:
-    """Remove a folder into which tasks of a failed run may still be writing: until it stays away."""
-    deadline = time.monotonic() + patience_s
-    gone = 0
-    while gone < 3 and time.monotonic() < deadline:
-        shutil.rmtree(folder, ignore_errors=True)
-        gone = 0 if folder.exists() else gone + 1
-        time.sleep(0.03)
+        remove_folder(folder)
 
 
 def _check_memory(pan: FileHeader, ratio: int, bands: int, settings: Settings, memory_bytes: int) -> None:
