@@ -463,7 +463,7 @@ def assess(
     spec = sharpener_spec(staged, settings, contract, fallback=not network)
     quality, raster = _measure(staged, spec, sharpened.method, contract, compute)
     verdict, reason = rule.verdict(quality, ratio, classical=not network)
-    if verdict == "fallback":
+    if network and verdict == "fallback":
         report(f"{work.scene.key}: {reason}; trying the classical result instead")
         killpoints.at("fallback-decided")
         # Noted first: a worker that goes on after a crash keeps the classical blocks that are finished by then.
