@@ -20,8 +20,8 @@ def _name(path: Path) -> str:
 
 DOORS = {
     "zarr": {"store.py"},
-    "xarray": {"store.py"},
-    "rioxarray": {"store.py"},
+    "xarray": {"store.py", "arrays.py"},
+    "rioxarray": {"store.py", "arrays.py"},
     "pyproj": {"examine.py"},
     "distributed": {"compute.py"},
     "dask": {"cube.py", "compute.py", "arrays.py"},
