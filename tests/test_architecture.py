@@ -20,7 +20,7 @@ def _name(path: Path) -> str:
 
 DOORS = {
     "zarr": {"store.py"},
-    "xarray": {"store.py"},
+    "xarray": {"store.py", "arrays.py"},
     "rioxarray": {"store.py", "arrays.py"},
     "pyproj": {"examine.py"},
     "distributed": {"compute.py"},
