@@ -21,7 +21,7 @@ def _name(path: Path) -> str:
 DOORS = {
     "zarr": {"store.py"},
     "xarray": {"store.py"},
-    "rioxarray": {"store.py"},
+    "rioxarray": {"store.py", "arrays.py"},
     "pyproj": {"examine.py"},
     "distributed": {"compute.py"},
     "dask": {"cube.py", "compute.py", "arrays.py"},

@@ -399,6 +399,14 @@ def _check_catalog(case: Case, archive: Archive) -> None:
         return
     if found != expected:
         case.losses.append(f"published {found}, an undisturbed run {expected}")
+    announced = Counter(
+        event["item_id"]
+        for path in (case.folder / "sink" / "changes").glob("*/*.jsonl")
+        for event in map(json.loads, path.read_text().splitlines())
+        if event["type"] == "new"
+    )
+    if announced != dict.fromkeys(expected, 1):
+        case.losses.append(f"announced {dict(announced)}, each item once was expected")
     with _ledger(case) as ledger:
         for scene in SCENES:
             confirmed = [event for event in ledger.why(_key(case, scene)) if event.after is State.CONFIRMED]
@@ -411,15 +419,10 @@ def _check_leftovers(case: Case) -> None:
         names = [path.name for path in (case.folder / "state" / place).glob("*")]
         case.losses += [f"sweep left {place}/{name}" for name in names]
     sink = case.folder / "sink"
-    documents = {path: json.loads(path.read_text()) for path in sink.glob("*/*/*.json")}
+    documents = {path: json.loads(path.read_text()) for path in sink.glob("*/*/*.json") if path.parts[-3] != "changes"}
     wanted = {path.parent / asset["href"] for path, item in documents.items() for asset in item["assets"].values()}
-    wanted |= {
-        *documents,
-        *sink.glob("*.json"),
-        *sink.glob("*/collection.json"),
-        *sink.glob("schemas/*"),
-        sink / ".lock",
-    }
+    wanted |= {*documents, *sink.glob("*.json"), *sink.glob("*/collection.json"), *sink.glob("schemas/*")}
+    wanted |= {sink / ".lock", sink / "report.html", *sink.glob("changes/*/*.jsonl")}
     files = {path for path in sink.rglob("*") if path.is_file()}
     normal = {Path(os.path.normpath(path)) for path in wanted}
     case.losses += [f"sweep left {path.relative_to(sink)}" for path in sorted(files - normal)]
