@@ -15,6 +15,7 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, Protocol, TypeVar
 from urllib.parse import unquote, urlsplit
@@ -131,12 +132,11 @@ def stage_scene(
     )
     pan_reader = _WindowReader((sources.pan,), pair.pan_offset_yx, pair.pan.shape_yx, reach_px)
     ms_reader = _WindowReader(sources.ms, pair.ms_offset_yx, pair.ms_shape_yx, -(-reach_px // pair.ratio))
-    resumed = begun is not None
+    # Bound first: Dask looks for its own kind inside every argument of every task, which costs as much as encoding.
+    stage_pan = delayed(partial(_stage_pan, store, pan_reader, resumed=begun is not None), traverse=False)
+    stage_ms = delayed(partial(_stage_ms, store, ms_reader, resumed=begun is not None), traverse=False)
     tally = _compute(
-        [
-            *(delayed(_stage_pan)(store, pan_reader, window, resumed) for window in store.pan_windows()),
-            *(delayed(_stage_ms)(store, ms_reader, window, resumed) for window in store.ms_windows()),
-        ],
+        [*(stage_pan(window) for window in store.pan_windows()), *(stage_ms(window) for window in store.ms_windows())],
         _merge_tallies,
     )
     dtype = _output_dtype(sources.ms)
@@ -737,7 +737,7 @@ class _Tally:
 _NOTHING = np.zeros(1, np.int64)
 
 
-def _stage_pan(store: SceneStore, reader: _WindowReader, window: Window, resumed: bool) -> _Tally:  # noqa: FBT001 - dask
+def _stage_pan(store: SceneStore, reader: _WindowReader, window: Window, *, resumed: bool) -> _Tally:
     valid = store.read_pan_valid(window) if resumed else None
     if valid is not None and not (valid == UNWRITTEN).any():
         return _Tally(pan=_histogram(store.read_pan(window), valid))
@@ -746,7 +746,7 @@ def _stage_pan(store: SceneStore, reader: _WindowReader, window: Window, resumed
     return _Tally(pan=_histogram(pixels[0], valid), bytes_read=bytes_read)
 
 
-def _stage_ms(store: SceneStore, reader: _WindowReader, window: Window, resumed: bool) -> _Tally:  # noqa: FBT001 - dask
+def _stage_ms(store: SceneStore, reader: _WindowReader, window: Window, *, resumed: bool) -> _Tally:
     valid = store.read_ms_valid(window) if resumed else None
     if valid is not None and not (valid == UNWRITTEN).any():
         return _ms_tally(store.read_ms(window), valid, 0)

@@ -112,8 +112,8 @@ def recognise(item: pystac.Item, contracts: Mapping[str, SensorContract]) -> Sce
 
 def part_band(item: pystac.Item, contract: SensorContract) -> str | None:
     """``pan`` or the MS band that ``item`` holds alone, if the sensor's producers publish one item per band."""
-    rasters = _rasters(item)
-    if not contract.item_per_band or len(rasters) != 1 or rasters[0].band_count not in (1, None):
+    rasters = _rasters(item) if contract.item_per_band else []
+    if len(rasters) != 1 or rasters[0].band_count not in (1, None):
         return None
     if _find_pans(rasters, contract):
         return PAN

@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
@@ -26,6 +26,7 @@ GENERIC = "generic"
 """Name of the contract for files of an unknown sensor; no catalog item is ever recognised as it."""
 
 
+@lru_cache(maxsize=65_536)
 def fold(label: str) -> str:
     """A label without case and punctuation: ``LANDSAT_8``, ``landsat-8`` and ``Landsat 8`` all give ``landsat8``."""
     return re.sub(r"[^a-z0-9]+", "", label.casefold())
@@ -44,7 +45,7 @@ class BandSpec(Record):
         default=(), description="Further names of the band in items: key of its own asset, or band label in a file."
     )
 
-    @property
+    @cached_property
     def labels(self) -> frozenset[str]:
         """Every folded name the band answers to."""
         names = (self.name, self.common_name or self.name, *self.asset_keys)

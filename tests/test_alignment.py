@@ -123,7 +123,7 @@ def test_real_pairs_agree_with_their_measurement(shared_data: Path, name: str) -
 def test_shifts_injected_into_real_pairs_are_recovered_per_band(
     shared_data: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    """0 to 6 PAN px, within 0.15 px on every band that resembles PAN; the table of all pairs is in docs."""
+    """0 to 6 PAN px, within 0.15 px on every band whose shift is certain; the table of all pairs is in docs."""
     monkeypatch.setattr(bench_coregistration, "INJECTED", (0.0, 1.25, 3.7, 6.0))
     monkeypatch.setattr(bench_coregistration, "LARGEST_MS", 128)
     pan, ms, ratio = bench_coregistration.load(shared_data / "pairs" / f"{name}.npz")

@@ -20,8 +20,8 @@ def _name(path: Path) -> str:
 
 DOORS = {
     "zarr": {"store.py"},
-    "xarray": {"arrays.py", "store.py"},
-    "rioxarray": {"arrays.py", "store.py"},
+    "xarray": {"store.py", "arrays.py"},
+    "rioxarray": {"store.py", "arrays.py"},
     "pyproj": {"examine.py"},
     "distributed": {"compute.py"},
     "dask": {"cube.py", "compute.py", "arrays.py"},
@@ -37,7 +37,7 @@ DOORS = {
 }
 """Modules that may import a library; nobody else does."""
 
-TORCH_USERS = {"adapt.py", "engine.py", "misalignment.py", "train.py"}
+TORCH_USERS = {"adapt.py", "benchmark.py", "engine.py", "misalignment.py", "train.py"}
 
 
 def _imports(path: Path) -> set[str]:

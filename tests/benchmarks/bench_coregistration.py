@@ -3,7 +3,7 @@
     python tests/benchmarks/bench_coregistration.py PAIRS_DIR [MARKDOWN]
 
 Every pair is first brought to displacement (0, 0) by what was measured on it, then to the displacements below, by
-reading PAN elsewhere. A band counts where its NCC with PAN is at least 0.8 before; below, the mix of all bands decides.
+reading PAN elsewhere. Every band counts whose shift was certain before.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from pancrafter.alignment import TRUSTED_BAND_NCC, BandShift, estimate_band_shifts
+from pancrafter.alignment import BandShift, estimate_band_shifts
 
 INJECTED = (0.0, 0.4, 1.25, 2.5, 3.7, 5.0, 6.0)
 DIRECTION = (0.8, -0.6)
@@ -43,14 +43,14 @@ def moved(pan: NDArray[Any], by_yx: tuple[float, float]) -> NDArray[Any]:
 def errors_of(
     pan: NDArray[Any], ms: NDArray[Any], ratio: int
 ) -> tuple[tuple[BandShift, ...], dict[float, list[float]]]:
-    """The shifts of a pair, and per injected length the error of every band that resembles PAN, PAN pixels."""
+    """The shifts of a pair, and per injected length the error of every certain band, PAN pixels."""
     phase = ((ratio - 1) / 2,) * 2
     first = estimate_band_shifts(pan, ms, ratio, phase)
-    trusted = [band for band, shift in enumerate(first) if shift.certain and shift.ncc >= TRUSTED_BAND_NCC]
+    certain = [band for band, shift in enumerate(first) if shift.certain]
     found: dict[float, list[float]] = {}
-    if not trusted:
+    if not certain:
         return first, found
-    origin = np.median([first[band].shift_yx for band in trusted], axis=0)
+    origin = np.median([first[band].shift_yx for band in certain], axis=0)
     for length in INJECTED:
         wanted = length * np.array(DIRECTION)
         after = estimate_band_shifts(moved(pan, tuple(wanted - origin)), ms, ratio, phase)
@@ -58,7 +58,7 @@ def errors_of(
             float(np.hypot(*(np.array(after[band].shift_yx) - first[band].shift_yx - wanted + origin)))
             if after[band].certain
             else float("inf")
-            for band in trusted
+            for band in certain
         ]
     return first, found
 
