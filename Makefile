@@ -6,13 +6,17 @@ CONSTRAINTS := requirements/constraints-py311.txt
 RUN_OPTIONS := $(if $(SOURCE),--source '$(SOURCE)') $(if $(SINK),--sink '$(SINK)') $(if $(FROM),--from '$(FROM)') \
 	$(if $(TO),--to '$(TO)') $(if $(BBOX),--bbox '$(BBOX)')
 
-.PHONY: run test lint faults setup clean
+.PHONY: run test lint faults setup clean bench
 
 run: setup
 	$(BIN)/python -m flows $(RUN_OPTIONS)
 
 test: setup
 	$(BIN)/python -m pytest $(PYTEST_OPTIONS)
+
+# BENCH='--device cuda --sizes 2048,8192,16384' runs the set of a GPU; the report names commit, machine and versions.
+bench: setup
+	$(BIN)/pancrafter bench $(BENCH) --out benchmark.json
 
 lint: setup
 	$(BIN)/ruff check .

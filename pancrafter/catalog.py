@@ -59,8 +59,8 @@ class _Window:
     until: datetime | None
     bbox: Bbox | None
     collections: Sequence[str]
-    changed_since: datetime | None = None
     ids: Sequence[str] = ()
+    changed_since: datetime | None = None
 
 
 def discover(
@@ -94,7 +94,7 @@ def discover(
         SourceError: The source cannot be reached, is not STAC, or broke off in the middle.
     """
     window = _Window(
-        _utc(since), _utc(until), _checked(bbox), tuple(collections or ()), _utc(changed_since), tuple(ids or ())
+        _utc(since), _utc(until), _checked(bbox), tuple(collections or ()), tuple(ids or ()), _utc(changed_since)
     )
     rules = access.trusting(source)
     seen: set[tuple[str, str]] = set()

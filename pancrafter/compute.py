@@ -28,8 +28,8 @@ class Compute:
     def __init__(
         self,
         client: Any = None,  # Any: distributed ships no types
-        *,
         threads: int | None = None,
+        *,
         priority: int = 0,
     ) -> None:
         """Work on ``client``, or in this process with ``threads`` threads (default: one per core)."""

@@ -489,10 +489,12 @@ def band_mtf_gains(staged: StagedScene, contract: SensorContract) -> tuple[float
 def quantise(sharpened: Floats, valid: Valid, staged: StagedScene) -> Pixels:
     """Round to DN within the sensor's range; invalid pixels become nodata (or 0), valid ones never do."""
     low, high = dn_limits(staged)
-    dn = np.clip(np.rint(sharpened), low, high).astype(np.uint16)
+    rounded = np.rint(sharpened)
+    dn = np.clip(rounded, low, high, out=rounded).astype(np.uint16)
     if staged.nodata is not None and low < staged.nodata < high:
         dn[dn == int(staged.nodata)] = int(staged.nodata) + 1
-    dn[:, ~valid] = 0 if staged.nodata is None else int(staged.nodata)
+    if not valid.all():
+        dn[:, ~valid] = 0 if staged.nodata is None else int(staged.nodata)
     return dn
 
 

@@ -35,6 +35,7 @@ POINTS = (
     "linked",
     "read-back",
     "published",
+    "announced",
     "confirmed",
 )
 """Every place, in the order in which a scene passes them."""

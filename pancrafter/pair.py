@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 import tempfile
 import time
 import warnings
@@ -29,6 +28,7 @@ from pancrafter.compute import Compute
 from pancrafter.errors import InvalidSceneError, SinkError
 from pancrafter.ingest import Georeference, add_pair
 from pancrafter.model.names import weights_sha256
+from pancrafter.scratch import remove_folder
 from pancrafter.sensors import GENERIC, SensorContract, contract_for_platform, generic_contract, load_contracts
 from pancrafter.settings import Settings
 from pancrafter.steps import STAGING_REACH_PX, sharpener_spec
@@ -56,6 +56,9 @@ _STAGING_THREAD_BYTES = 160 * 2**20
 """What a thread of staging takes: a shard with its surroundings while nodata is filled."""
 
 _REMOTE = {"s3": "/vsis3/", "gs": "/vsigs/", "az": "/vsiaz/"}
+_CATALOG_SUFFIXES = frozenset((".tif", ".tiff", ".jp2", ".j2k", ".img", ".ntf"))
+"""Files that a catalog takes for rasters by their names."""
+
 _DN_MAX = {"uint8": 255}
 _DN_MAX_WIDE = 65535
 
@@ -266,23 +269,24 @@ def sharpen_pair(
 
 
 def _at_hand(path: str | Path, folder: Path) -> Path:
-    """A local file that stands for ``path``: itself, or a VRT of the same stem for what GDAL reads from elsewhere."""
+    """A local TIFF or the like that stands for ``path``: itself, or a VRT of that name for all else that GDAL reads."""
     scheme, separator, rest = str(path).partition("://")
-    if not separator and not str(path).startswith("/vsi"):
-        return Path(path)
+    if scheme == "file":
+        return _at_hand(rest, folder)
     source = str(path)
-    if separator and scheme in _REMOTE:
-        source = _REMOTE[scheme] + rest
-    elif scheme in ("http", "https"):
-        source = f"/vsicurl/{path}"
-    elif scheme == "file":
-        return Path(rest)
-    local = folder / f"{Path(source.partition('?')[0]).stem}.vrt"
+    if separator:
+        source = f"/vsicurl/{path}" if scheme in ("http", "https") else _REMOTE.get(scheme, f"{scheme}://") + rest
+    elif not source.startswith("/vsi"):
+        if Path(path).suffix.lower() in _CATALOG_SUFFIXES or not Path(path).is_file():
+            return Path(path)
+        source = str(Path(path).absolute())
+    local = folder / f"{Path(source.partition('?')[0]).stem}.tif"
     try:
-        with rasterio.Env(GDAL_DISABLE_READDIR_ON_OPEN="EMPTY_DIR"):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", NotGeoreferencedWarning)
             rasterio.shutil.copy(source, local, driver="VRT")
-            with rasterio.open(source) as remote, rasterio.open(local, "r+") as stand_in:
-                stand_in.update_tags(ns="IMAGERY", **remote.tags(ns="IMAGERY"))
+            with rasterio.open(source) as found, rasterio.open(local, "r+") as stand_in:
+                stand_in.update_tags(ns="IMAGERY", **found.tags(ns="IMAGERY"))
     except (RasterioError, CPLE_BaseError) as err:
         raise InvalidSceneError(f"{path}: cannot be read ({err}); check the address, network and credentials") from err
     return local
@@ -321,17 +325,7 @@ def _scratch_beside(out: Path) -> Iterator[Path]:
     try:
         yield folder
     finally:
-        _remove(folder)
-
-
-def _remove(folder: Path, patience_s: float = 10.0) -> None:
-    """Remove a folder into which tasks of a failed run may still be writing: until it stays away."""
-    deadline = time.monotonic() + patience_s
-    gone = 0
-    while gone < 3 and time.monotonic() < deadline:
-        shutil.rmtree(folder, ignore_errors=True)
-        gone = 0 if folder.exists() else gone + 1
-        time.sleep(0.03)
+        remove_folder(folder)
 
 
 def _check_memory(pan: FileHeader, ratio: int, bands: int, settings: Settings, memory_bytes: int) -> None:

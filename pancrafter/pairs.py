@@ -7,7 +7,6 @@ reader of their own (``pancrafter.pancollection``), because their phase is anoth
 from __future__ import annotations
 
 import json
-import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,6 +21,7 @@ from pancrafter import resample
 from pancrafter.alignment import estimate_band_shifts
 from pancrafter.errors import InvalidSceneError, PancrafterError
 from pancrafter.metrics import PhaseYX, Pixels
+from pancrafter.scratch import scratch_folder
 from pancrafter.sensors import SensorContract, contract_for_platform, generic_contract
 from pancrafter.types import Refusal, Scene, ValueRange
 
@@ -190,10 +190,10 @@ def catalog_pairs(
         if isinstance(verdict, Refusal):
             yield Unreadable(verdict.key, f"refused: {verdict.reason}")
             continue
-        with tempfile.TemporaryDirectory(prefix="pancrafter-evaluate-") as folder:
+        with scratch_folder("pancrafter-evaluate-") as folder:
             try:
                 contract = contracts[verdict.sensor]
-                staged = stage_scene(verdict, contract, f"{folder}/scene.zarr", block_px=block_px)
+                staged = stage_scene(verdict, contract, str(folder / "scene.zarr"), block_px=block_px)
                 store = SceneStore.open(staged.store_uri)
                 windows = sample_windows(store)
                 if not windows:

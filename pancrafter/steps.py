@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from pancrafter.engine import BlockReport, SharpenerSpec
     from pancrafter.item import AssetFile, Gate, Recipe
     from pancrafter.publish import CollectionInfo, Published, StaticSink
+    from pancrafter.quality import Verdict
     from pancrafter.sensors import BandSpec
     from pancrafter.store import SceneStore, Window
 
@@ -461,13 +462,8 @@ def assess(
     network = sharpened.method == "pan-crafter"
     spec = sharpener_spec(staged, settings, contract, fallback=not network)
     quality, raster = _measure(staged, spec, sharpened.method, contract, compute)
-    if network:
-        verdict, reason = rule.verdict(quality, ratio, classical=False)
-    else:
-        verdict, reason = rule.verdict(quality, ratio, classical=True)
-        if work.fallback_reason and verdict == "pass":
-            verdict, reason = "fallback", work.fallback_reason
-    if network and verdict == "fallback":
+    verdict, reason = rule.verdict(quality, ratio, classical=not network)
+    if verdict == "fallback":
         report(f"{work.scene.key}: {reason}; trying the classical result instead")
         killpoints.at("fallback-decided")
         # Noted first: a worker that goes on after a crash keeps the classical blocks that are finished by then.
@@ -478,9 +474,9 @@ def assess(
         sharpened = sharpened.model_copy(update={"fallback": True})
         ledger.note(work.lease, fallback_computed_blocks=sharpened.computed_blocks)
         quality, raster = _measure(staged, spec, sharpened.method, contract, compute)
-        still = rule.verdict(quality, ratio, classical=True)
-        if still.verdict == "hold":
-            verdict, reason = "hold", f"network: {reason}; {sharpened.method}: {still.reason}"
+        verdict, reason = _second_verdict(rule.verdict(quality, ratio, classical=True), reason, sharpened)
+    elif work.fallback_reason is not None:  # an earlier attempt got as far as the classical result
+        verdict, reason = _second_verdict((verdict, reason), work.fallback_reason, sharpened)
     gate = Gate(verdict=verdict, reason=reason)
     if verdict == "hold":
         gate = _approved(gate, work, ledger)
@@ -498,6 +494,14 @@ def assess(
     )
     killpoints.at("assessed")
     return Assessed(quality=quality, sharpened=sharpened, gate=gate, truth=truth)
+
+
+def _second_verdict(classical: tuple[str, str], network_reason: str, sharpened: Sharpened) -> tuple[Verdict, str]:
+    """The word on a scene whose network result was given up, after the classical one was judged too."""
+    verdict, reason = classical
+    if verdict == "hold":
+        return "hold", f"network: {network_reason}; {sharpened.method}: {reason}"
+    return "fallback", network_reason
 
 
 def _approved(gate: Gate, work: Claimed, ledger: Ledger) -> Gate:
@@ -669,6 +673,7 @@ def publish(
     ledger.advance(work.lease, State.PUBLISHED, published.href)
     killpoints.at("published")
     announce(sink, published, work.supersedes)
+    killpoints.at("announced")
     ledger.advance(work.lease, State.CONFIRMED, "read back", seconds=seconds, href=published.assets[SHARPENED])
     killpoints.at("confirmed")
     if not settings.keep_staged:

@@ -37,7 +37,7 @@ DOORS = {
 }
 """Modules that may import a library; nobody else does."""
 
-TORCH_USERS = {"adapt.py", "engine.py", "misalignment.py", "train.py"}
+TORCH_USERS = {"adapt.py", "benchmark.py", "engine.py", "misalignment.py", "train.py"}
 
 
 def _imports(path: Path) -> set[str]:

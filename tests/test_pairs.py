@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import threading
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,7 @@ from staged_scenes import landscape
 from pancrafter.errors import InvalidSceneError
 from pancrafter.pairs import Pair, Unreadable, catalog_pairs, cropped, find_pair_files, is_catalog, read_pair
 from pancrafter.resample import degrade
+from pancrafter.scratch import remove_folder, scratch_folder
 from pancrafter.sensors import load_contracts
 
 Array = NDArray[Any]
@@ -140,3 +144,25 @@ def test_scenes_of_a_catalog_are_staged_and_bad_ones_named(tmp_path: Path) -> No
     assert good.pan.shape == tuple(good.ratio * n for n in good.ms.shape[1:])
     assert isinstance(bad, Unreadable)
     assert "damaged" in bad.reason
+
+
+def test_scratch_folder_goes_although_somebody_still_writes_into_it() -> None:
+    """As threads of a failed staging do: the folder stays away once they have ended."""
+    seen: list[Path] = []
+
+    def write_on() -> None:
+        for number in range(40):
+            place = seen[0] / "store" / str(number)
+            with suppress(OSError):  # the folder may go between the two lines
+                place.mkdir(parents=True, exist_ok=True)
+                (place / "chunk").write_text("x")
+            time.sleep(0.005)
+
+    with scratch_folder("pancrafter-test-") as folder:
+        seen.append(folder)
+        writer = threading.Thread(target=write_on)
+        writer.start()
+        time.sleep(0.02)
+    writer.join()
+    remove_folder(folder)
+    assert not folder.exists()

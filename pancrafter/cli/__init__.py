@@ -8,6 +8,7 @@ by the command that needs them. One module per group of commands; each registers
 # in order of the help
 from pancrafter.cli import (  # noqa: F401
     archive,
+    bench,
     evaluation,
     feed,
     files,

@@ -236,8 +236,8 @@ def _print(result: Evaluation, networks: Sequence[str]) -> None:
         for network, standing in standings.items():
             _line(
                 console,
-                f"{network}, {group} ({standing.pairs}): ERGAS {standing.gain_of_mean_ergas:+.1%} below the best "
-                f"classical of each pair, won {standing.won_ergas:.0%}, SAM won {standing.won_sam:.0%}, "
+                f"{network}, {group} ({standing.pairs}): mean ERGAS {standing.gain_of_mean_ergas:+.1%} better than the "
+                f"best classical of each pair; won by ERGAS {standing.won_ergas:.0%}, by SAM {standing.won_sam:.0%}, "
                 f"both {standing.won_both:.0%}",
             )
 

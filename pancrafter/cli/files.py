@@ -66,8 +66,8 @@ def sharpen(
     as_json: JsonOption = False,
 ) -> None:
     """Sharpen one PAN and MS pair into a COG."""
-    if adapt and method == "mtf-glp-fs":
-        raise OptionError("--adapt: mtf-glp-fs has nothing to adapt; leave one of them out")
+    if adapt and method not in (None, "pan-crafter"):
+        raise OptionError(f"--adapt: {method} has nothing to adapt; leave one of them out")
     settings = settings_from(
         weights=weights,
         device=device,
