@@ -20,7 +20,7 @@ def _name(path: Path) -> str:
 
 DOORS = {
     "zarr": {"store.py"},
-    "xarray": {"store.py"},
+    "xarray": {"store.py", "arrays.py"},
     "rioxarray": {"store.py", "arrays.py"},
     "pyproj": {"examine.py"},
     "distributed": {"compute.py"},
@@ -37,7 +37,7 @@ DOORS = {
 }
 """Modules that may import a library; nobody else does."""
 
-TORCH_USERS = {"adapt.py", "engine.py", "misalignment.py", "train.py"}
+TORCH_USERS = {"adapt.py", "benchmark.py", "engine.py", "misalignment.py", "train.py"}
 
 
 def _imports(path: Path) -> set[str]:

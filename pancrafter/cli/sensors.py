@@ -18,7 +18,6 @@ from pancrafter.cli.shared import (
     settings_from,
 )
 from pancrafter.errors import PancrafterError
-from pancrafter.types import AssetRef
 
 if TYPE_CHECKING:
     from pancrafter.judge import Judgement
@@ -108,6 +107,8 @@ def _check(path: Path, contracts: dict[str, SensorContract]) -> Judgement:
 def _inline(value: object) -> str:
     if isinstance(value, tuple):
         return ", ".join(_inline(entry) for entry in value)
+    from pancrafter.types import AssetRef
+
     return f"{value.key}[{value.band}]" if isinstance(value, AssetRef) else str(value)
 
 

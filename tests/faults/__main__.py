@@ -17,11 +17,18 @@ def main() -> int:
     parser.add_argument("--first", type=int, default=1, help="number of the first run, to repeat one of a campaign")
     parser.add_argument("--only", choices=list(ORCHESTRATIONS), help="orchestrate all runs like this")
     parser.add_argument("--quality", choices=list(QUALITIES), help="sharpen all scenes like this")
+    parser.add_argument("--seconds", type=float, help="start no run after this time")
     parser.add_argument("--folder", type=Path, help="keep the folders of runs with losses here")
     options = parser.parse_args()
     folder = options.folder or Path(tempfile.mkdtemp(prefix="faults-"))
     cases = campaign(
-        options.runs, options.seed, folder, only=options.only, quality=options.quality, first=options.first
+        options.runs,
+        options.seed,
+        folder,
+        only=options.only,
+        quality=options.quality,
+        first=options.first,
+        seconds=options.seconds,
     )
     print(summary(cases, options.seed))
     return 1 if any(case.losses for case in cases) else 0
