@@ -69,13 +69,20 @@ def _make_sample(console: Console) -> None:
 
 
 def _run_nightly(settings: Settings) -> list[Outcome]:
-    with prefect_server(Path(settings.state_dir) / "prefect"):
-        from flows.area import ScenesFailedError, nightly
+    with prefect_server(Path(settings.state_dir) / "prefect") as own_server:
+        from prefect.logging.handlers import APILogHandler
 
+        from flows.area import ScenesFailedError, nightly
+        from flows.tasks import create_gpu_limit
+
+        if own_server:  # elsewhere the operator has set it
+            create_gpu_limit()
         try:
             outcomes = nightly(settings)
         except ScenesFailedError as error:
             return error.outcomes
+        finally:
+            APILogHandler().flush()  # while there is still a server to take the last lines
     assert isinstance(outcomes, list)
     return outcomes
 

@@ -39,16 +39,16 @@ class LocalServerError(PancrafterError):
 
 
 @contextlib.contextmanager
-def prefect_server(home: Path) -> Iterator[None]:
+def prefect_server(home: Path) -> Iterator[bool]:
     """A Prefect server for the block, with its database in ``home``; the one of ``PREFECT_API_URL`` where that is set.
 
-    Call it before Prefect is imported, which reads the environment once.
+    Call it before Prefect is imported, which reads the environment once. Gives whether the server is this block's own.
 
     Raises:
         LocalServerError: It does not answer in time.
     """
     if os.environ.get("PREFECT_API_URL"):
-        yield
+        yield False
         return
     home.mkdir(parents=True, exist_ok=True)
     for name, value in QUIET.items():
@@ -78,7 +78,7 @@ def prefect_server(home: Path) -> Iterator[None]:
         )
     try:
         _wait_for(f"http://127.0.0.1:{port}/api/health", server, log)
-        yield
+        yield True
     finally:
         server.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):

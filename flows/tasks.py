@@ -10,6 +10,7 @@ from typing import Any, ParamSpec, TypeVar
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
+from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.concurrency.sync import concurrency
 from prefect.tasks import Task
@@ -28,6 +29,12 @@ RETRY_DELAYS_S: list[float] = [5, 30]
 
 GPU_LIMIT = "pancrafter-gpu"
 """Global concurrency limit on the step that needs the device; without such a limit in Prefect nothing is limited."""
+
+
+def create_gpu_limit() -> None:
+    """On a server that was just started: one sharpening step at a time."""
+    with get_client(sync_client=True) as client:
+        client.upsert_global_concurrency_limit_by_name(GPU_LIMIT, limit=1)
 
 
 async def is_transient(_task: Task[Any, Any], _run: TaskRun, state: State[Any]) -> bool:
