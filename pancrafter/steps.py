@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from pancrafter.compute import Compute
     from pancrafter.engine import BlockReport, SharpenerSpec
     from pancrafter.item import AssetFile, Recipe
-    from pancrafter.publish import CollectionInfo
+    from pancrafter.publish import CollectionInfo, Published
     from pancrafter.sensors import BandSpec
     from pancrafter.store import SceneStore, Window
 
@@ -567,6 +567,7 @@ def publish(
         )
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+    _tell_stac_api(published, work.supersedes, settings)
     seconds += time.perf_counter() - started
     ledger.advance(work.lease, State.PUBLISHED, published.href)
     ledger.advance(work.lease, State.CONFIRMED, "read back", seconds=seconds, href=published.assets[SHARPENED])
@@ -585,6 +586,19 @@ def publish(
         item_href=published.href,
         picture_href=published.assets.get("overview"),
     )
+
+
+def _tell_stac_api(published: Published, supersedes: str | None, settings: Settings) -> None:
+    """Where there is a STAC API: the item, after the older one that it supersedes, is in it too and is read back."""
+    if settings.catalog_url is None:
+        return
+    from pancrafter.publish import StaticSink
+    from pancrafter.stac_api import StacApi
+
+    sink, api = StaticSink(settings.sink), StacApi(settings.catalog_url)
+    for item_id in (supersedes, published.item_id):
+        if item_id is not None:
+            api.send(sink, published.collection_id, item_id)
 
 
 def _renew(ledger: Ledger, lease: Lease) -> None:

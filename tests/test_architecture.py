@@ -24,6 +24,7 @@ DOORS = {
     "dask": {"cube.py", "compute.py", "arrays.py"},
     "pystac_client": {"catalog.py"},
     "stac_fastapi": {"serve.py"},
+    "httpx": {"stac_api.py"},
     "sqlalchemy": {"ledger.py"},
     "rio_cogeo": {"cog.py"},
     "safetensors": {"model/weights.py"},
