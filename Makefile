@@ -6,12 +6,12 @@ CONSTRAINTS := requirements/constraints-py311.txt
 RUN_OPTIONS := $(if $(SOURCE),--source '$(SOURCE)') $(if $(SINK),--sink '$(SINK)') $(if $(FROM),--from '$(FROM)') \
 	$(if $(TO),--to '$(TO)') $(if $(BBOX),--bbox '$(BBOX)')
 
-.PHONY: run test lint faults setup clean bench
+.PHONY: run test lint faults bench setup services stack stack-down clean
 
 run: setup
 	$(BIN)/python -m flows $(RUN_OPTIONS)
 
-test: setup
+test: setup $(VENV)/services
 	$(BIN)/python -m pytest $(PYTEST_OPTIONS)
 
 # BENCH='--device cuda --sizes 2048,8192,16384' runs the set of a GPU; the report names commit, machine and versions.
@@ -37,6 +37,21 @@ $(VENV)/installed: pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) torch uv
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --compile-bytecode -c $(CONSTRAINTS) -e ".[dev]"
+	touch $@
+
+# Every server of a real deployment on free ports of this machine, until Ctrl-C or `make stack-down`.
+stack: services
+	$(BIN)/python -m infra.stack up
+
+stack-down: setup
+	$(BIN)/python -m infra.stack down
+
+# What the stack needs: Python packages, and as root Debian's PostgreSQL with PostGIS.
+services: $(VENV)/services
+	$(BIN)/python -m infra.stack install
+
+$(VENV)/services: $(VENV)/installed
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --compile-bytecode -c $(CONSTRAINTS) -e ".[dev,services]"
 	touch $@
 
 clean:

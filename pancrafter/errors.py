@@ -48,6 +48,12 @@ class GridMismatchError(InvalidSceneError):
     """PAN and MS grids cannot be related to each other."""
 
 
+class CatalogUnavailableError(PancrafterError):
+    """The STAC API gives no answer, or fails in a way that may pass: try again."""
+
+    kind = "transient"
+
+
 class LeaseLostError(PancrafterError):
     """Another worker holds the scene now; this one must not publish it."""
 

@@ -21,6 +21,9 @@ class Settings(Record):
 
     source: str = Field(default="archive", description="STAC API URL, static catalog URL, or folder of a catalog.")
     sink: str = Field(default="output", description="Folder or s3://bucket/prefix of the output catalog.")
+    catalog_url: str | None = Field(
+        default=None, description="STAC API with Transactions that is told of every item of the sink."
+    )
     since: datetime | None = Field(default=None, description="Earliest acquisition time.")
     until: datetime | None = Field(default=None, description="Latest acquisition time.")
     changed_since: datetime | None = Field(
@@ -55,6 +58,12 @@ class Settings(Record):
     def _one_name_per_place(cls, place: str) -> str:
         """Folders as absolute paths: the ledger knows a sink by its name."""
         return place.rstrip("/") if "://" in place else str(Path(place).absolute())
+
+    @field_validator("catalog_url", "ledger_url", "dask_scheduler", mode="before")
+    @classmethod
+    def _empty_is_not_set(cls, address: object) -> object:
+        """Deployments fill these from environment variables that may be missing."""
+        return None if address == "" else address
 
     @property
     def ledger(self) -> str:

@@ -27,6 +27,7 @@ DOORS = {
     "dask": {"cube.py", "compute.py", "arrays.py"},
     "pystac_client": {"catalog.py"},
     "stac_fastapi": {"serve.py"},
+    "httpx": {"stac_api.py"},
     "sqlalchemy": {"ledger.py", "migrations/__init__.py", "migrations/versions/v0002.py"},
     "alembic": {"migrations/__init__.py", "migrations/versions/v0002.py"},
     "rio_cogeo": {"cog.py"},
