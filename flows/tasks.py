@@ -11,6 +11,7 @@ from typing import Any, ParamSpec, TypeVar
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import GlobalConcurrencyLimitUpdate
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.concurrency.sync import concurrency
 from prefect.tasks import Task
@@ -27,14 +28,18 @@ R = TypeVar("R")
 
 RETRY_DELAYS_S: list[float] = [5, 30]
 
+SLOT_LEASE_S = 60
+"""How long the slot of a killed run stays taken on a server that goes on; Prefect's least. Living runs renew it."""
+
 GPU_LIMIT = "pancrafter-gpu"
 """Global concurrency limit on the step that needs the device; without such a limit in Prefect nothing is limited."""
 
 
 def create_gpu_limit() -> None:
-    """On a server that was just started: one sharpening step at a time."""
+    """On a server that was just started, one sharpening step at a time; what a killed run held is free again."""
     with get_client(sync_client=True) as client:
         client.upsert_global_concurrency_limit_by_name(GPU_LIMIT, limit=1)
+        client.update_global_concurrency_limit(GPU_LIMIT, GlobalConcurrencyLimitUpdate(active_slots=0))
 
 
 async def is_transient(_task: Task[Any, Any], _run: TaskRun, state: State[Any]) -> bool:
@@ -57,7 +62,7 @@ def _sharpen_on_device(
     ledger: Ledger,
     report: steps.Report,
 ) -> steps.Sharpened:
-    with concurrency(GPU_LIMIT, occupy=1):
+    with concurrency(GPU_LIMIT, occupy=1, lease_duration=SLOT_LEASE_S):
         return steps.sharpen(work, staged, settings, compute, ledger, report)
 
 
