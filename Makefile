@@ -6,7 +6,7 @@ CONSTRAINTS := requirements/constraints-py311.txt
 RUN_OPTIONS := $(if $(SOURCE),--source '$(SOURCE)') $(if $(SINK),--sink '$(SINK)') $(if $(FROM),--from '$(FROM)') \
 	$(if $(TO),--to '$(TO)') $(if $(BBOX),--bbox '$(BBOX)')
 
-.PHONY: run test lint setup services stack stack-down clean
+.PHONY: run test lint faults setup services stack stack-down clean bench
 
 run: setup
 	$(BIN)/python -m flows $(RUN_OPTIONS)
@@ -14,10 +14,20 @@ run: setup
 test: setup $(VENV)/services
 	$(BIN)/python -m pytest $(PYTEST_OPTIONS)
 
+# BENCH='--device cuda --sizes 2048,8192,16384' runs the set of a GPU; the report names commit, machine and versions.
+bench: setup
+	$(BIN)/pancrafter bench $(BENCH) --out benchmark.json
+
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Runs that are killed with kill -9 and recovered; the last line is the summary, exit status 1 on any loss.
+faults: RUNS ?= 200
+faults: SEED ?= 1
+faults: setup
+	PYTHONPATH=tests $(BIN)/python -m faults --runs $(RUNS) --seed $(SEED)
 
 setup: $(VENV)/installed
 

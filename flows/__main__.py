@@ -7,13 +7,13 @@ failed; 2: nothing could be done. The scene that the sample archive damages on p
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 from rich.console import Console
 
+from flows.local_server import prefect_server
 from pancrafter import steps
 from pancrafter.cli import parse_bbox, parse_moment
 from pancrafter.errors import PancrafterError
@@ -21,14 +21,6 @@ from pancrafter.settings import Settings, settings_from_environment
 from pancrafter.steps import Discovery, Outcome
 
 SAMPLE_ARCHIVE = "archive"
-
-LOCAL_PREFECT = {
-    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-    "DO_NOT_TRACK": "1",
-    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
-    "PREFECT_LOGGING_SERVER_LEVEL": "CRITICAL",
-}
-"""What the embedded Prefect server needs to start on a slow machine and to stay quiet and private."""
 
 
 def main(arguments: list[str]) -> int:
@@ -77,17 +69,20 @@ def _make_sample(console: Console) -> None:
 
 
 def _run_nightly(settings: Settings) -> list[Outcome]:
-    for name, value in LOCAL_PREFECT.items():
-        os.environ.setdefault(name, value)
-    home = Path(settings.state_dir) / "prefect"
-    home.mkdir(parents=True, exist_ok=True)
-    os.environ.setdefault("PREFECT_HOME", str(home))
-    from flows.area import ScenesFailedError, nightly
+    with prefect_server(Path(settings.state_dir) / "prefect") as own_server:
+        from prefect.logging.handlers import APILogHandler
 
-    try:
-        outcomes = nightly(settings)
-    except ScenesFailedError as error:
-        return error.outcomes
+        from flows.area import ScenesFailedError, nightly
+        from flows.tasks import create_gpu_limit
+
+        if own_server:  # elsewhere the operator has set it
+            create_gpu_limit()
+        try:
+            outcomes = nightly(settings)
+        except ScenesFailedError as error:
+            return error.outcomes
+        finally:
+            APILogHandler().flush()  # while there is still a server to take the last lines
     assert isinstance(outcomes, list)
     return outcomes
 

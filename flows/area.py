@@ -1,52 +1,108 @@
-"""Flows over many scenes: the nightly look at what is new, and backfills of a period."""
+"""Flows over many scenes: the nightly look at what is new, and backfills of a part of the archive."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from prefect import flow, get_run_logger
-from prefect.artifacts import create_markdown_artifact, create_table_artifact
+from prefect.artifacts import create_markdown_artifact
 from prefect.client.schemas.objects import State
-from prefect.states import Failed
+from prefect.states import Completed, Failed
 
+from flows.parameters import Selection
+from flows.report import HOOKS, Progress, failures_of, leave_artifacts, summary_of
+from flows.runs import crash_gone_runs, sign_run
 from flows.scene import process
 from pancrafter import steps
+from pancrafter.census import command
 from pancrafter.compute import Compute, open_compute
-from pancrafter.errors import PancrafterError
+from pancrafter.errors import LeaseLostError, PancrafterError
 from pancrafter.ledger import Ledger
+from pancrafter.plan import Budget, check_budget, make_plan, plan_text
+from pancrafter.selection import windows
 from pancrafter.settings import Settings
 from pancrafter.steps import Outcome
 
 Outcomes = list[Outcome] | State[Any]
-"""What became of every scene, or the failed state of a run in which some scenes failed."""
+"""What became of every scene, as the state of the run: its message is the summary."""
+
+NIGHTLY_PRIORITY = 10
+"""Blocks of a nightly run go before those of a backfill where both share a Dask cluster."""
 
 
-@flow(name="nightly", flow_run_name="nightly {settings.source}")
-def nightly(settings: Settings, lookback_days: int | None = None) -> Outcomes:
+@flow(name="nightly", flow_run_name="nightly {settings.source}", **HOOKS)
+def nightly(
+    settings: Settings,
+    lookback_days: int | None = None,
+    notify: str | None = None,  # noqa: ARG001 - read by the hooks
+) -> Outcomes:
     """Sharpen everything new in the source.
 
     Args:
         settings: The run.
-        lookback_days: Search only scenes acquired in the last days; the window of consecutive nights should overlap.
-            None searches the period of the settings.
+        lookback_days: Search only scenes acquired in the last days; longer where the last look was longer ago, so
+            that missed nights become one window. None searches the period of the settings.
+        notify: Webhook block that is told how the run ended: the morning report, and failures.
 
     Raises:
         ScenesFailedError: Some scenes failed; all others are done.
     """
+    _start()
+    settings = settings.model_copy(update={"priority": max(settings.priority, NIGHTLY_PRIORITY)})
+    started = datetime.now(UTC)
     if lookback_days is not None:
-        settings = settings.model_copy(update={"since": datetime.now(UTC) - timedelta(days=lookback_days)})
-    return _sharpen_area(settings)
+        settings = settings.model_copy(update={"since": _look_back(settings, lookback_days)})
+    try:
+        outcomes = _sharpen(settings)
+    except steps.RunStoppedError as error:
+        return _stopped(settings, error, error.outcomes)
+    if lookback_days is not None:
+        with steps.open_ledger(settings) as ledger:
+            ledger.note_look(settings.sink, settings.source, started, summary_of(outcomes))
+    return _concluded(settings, outcomes)
 
 
-@flow(name="backfill", flow_run_name="backfill {since:%Y-%m-%d} to {until:%Y-%m-%d}")
-def backfill(settings: Settings, since: datetime, until: datetime) -> Outcomes:
-    """Sharpen everything acquired between two moments; scenes that are done are skipped, so it can be repeated.
+@flow(name="backfill", flow_run_name="backfill {settings.source}", **HOOKS)
+def backfill(
+    settings: Settings,
+    selection: Selection,
+    window_days: int = 30,
+    budget: Budget | None = None,
+    notify: str | None = None,  # noqa: ARG001 - read by the hooks
+    *,
+    plan_only: bool = False,
+) -> Outcomes:
+    """Sharpen a part of the archive, window after window, newest first; what is done is skipped, so it can be repeated.
+
+    Args:
+        settings: The run.
+        selection: Which part: period, area, collections, ids, or what certain weights made.
+        window_days: Length of a window; without a period there is one window.
+        budget: Refuse to start if the plan is above it.
+        notify: Webhook block that is told how the run ended.
+        plan_only: Leave the plan as an artifact and do nothing else.
 
     Raises:
         ScenesFailedError: Some scenes failed; all others are done.
+        OverBudgetError: The plan is above the budget; nothing was started.
     """
-    return _sharpen_area(settings.model_copy(update={"since": since, "until": until}))
+    _start()
+    settings = selection.applied_to(settings)
+    plan = make_plan(settings)
+    create_markdown_artifact(f"```\n{plan_text(plan)}\n```", key="plan", description="What this backfill is about")
+    if plan_only:
+        return Completed(message=f"plan only: {plan.scenes} scenes to sharpen", data=[])
+    if budget is not None:
+        check_budget(plan, budget)
+    outcomes: list[Outcome] = []
+    for since, until in _windows(settings, window_days):
+        try:
+            outcomes += _sharpen(settings.model_copy(update={"since": since, "until": until}))
+        except steps.RunStoppedError as error:
+            return _stopped(settings, error, [*outcomes, *error.outcomes])
+    return _concluded(settings, outcomes)
 
 
 class ScenesFailedError(PancrafterError):
@@ -56,9 +112,34 @@ class ScenesFailedError(PancrafterError):
         super().__init__(message)
         self.outcomes = outcomes
 
+    def __reduce__(self) -> tuple[object, ...]:
+        return (type(self), (self.message, self.outcomes))
 
-def _sharpen_area(settings: Settings) -> Outcomes:
-    log = get_run_logger()
+
+def _start() -> None:
+    """Sign the run, and close those whose processes died."""
+    sign_run()
+    for name in crash_gone_runs():
+        get_run_logger().warning("flow run %s was left running by a process that is gone", name)
+
+
+def _look_back(settings: Settings, days: int) -> datetime:
+    """Start of the window; the night before a gap is looked at again."""
+    with steps.open_ledger(settings) as ledger:
+        last = ledger.last_look(settings.sink, settings.source)
+    usual = datetime.now(UTC) - timedelta(days=days)
+    return usual if last is None else min(usual, last - timedelta(days=days))
+
+
+def _windows(settings: Settings, days: int) -> Sequence[tuple[datetime | None, datetime | None]]:
+    if settings.since is None:
+        return [(None, settings.until)]
+    until = settings.until or datetime.now(settings.since.tzinfo)
+    return list(windows(settings.since, until, days))
+
+
+def _sharpen(settings: Settings) -> list[Outcome]:
+    log, started = get_run_logger(), datetime.now(UTC)
     with steps.open_ledger(settings) as ledger:
         found = steps.discover(settings, ledger)
         log.info(
@@ -70,24 +151,26 @@ def _sharpen_area(settings: Settings) -> Outcomes:
         )
         outcomes = [steps.refused_outcome(refusal) for refusal in found.refused]
         if found.eligible:
+            progress = Progress(len(found.eligible), "scenes")
             with open_compute(settings) as compute:
                 log.info("working on %s", compute.description)
                 for key in found.eligible:
-                    outcome = _process_or_report(key, settings, compute, ledger)
+                    try:
+                        outcome = _process_or_report(key, settings, compute, ledger)
+                    except PancrafterError as error:
+                        raise steps.RunStoppedError(str(error), outcomes) from error
                     outcomes += [] if outcome is None else [outcome]
-    _leave_artifacts(outcomes)
-    failed = [outcome for outcome in outcomes if outcome.failed]
-    if failed:
-        names = "; ".join(f"{outcome.key}: {outcome.reason}" for outcome in failed)
-        message = f"{len(failed)} of {len(outcomes)} scenes failed: {names}"
-        # Returned, not raised: the run ends as failed without the traceback of a defect.
-        return Failed(message=message, data=ScenesFailedError(message, outcomes))
+                    progress.step()
+            steps.leave_report(settings, ledger, started, log.info)
     return outcomes
 
 
 def _process_or_report(key: str, settings: Settings, compute: Compute, ledger: Ledger) -> Outcome | None:
     try:
         return process(key, settings, compute, ledger)
+    except LeaseLostError as error:
+        get_run_logger().warning("%s", error)  # somebody else has it, and will say what became of it
+        return None
     except PancrafterError as error:
         if error.kind == "system":
             raise
@@ -95,23 +178,17 @@ def _process_or_report(key: str, settings: Settings, compute: Compute, ledger: L
         return steps.outcome_of_failure(key, settings, ledger, error)
 
 
-def _leave_artifacts(outcomes: list[Outcome]) -> None:
-    """The run's table and, per published scene, where its picture is."""
-    rows = [
-        {
-            "scene": o.key,
-            "sensor": o.sensor,
-            "verdict": o.verdict,
-            "seconds": o.seconds,
-            "Mpx/s": o.mpx_per_s,
-            "HQNR": o.quality.hqnr if o.quality else None,
-            "gain": o.quality.gain_over_classical if o.quality else None,
-            "reason": o.reason,
-        }
-        for o in outcomes
-    ]
-    create_table_artifact(rows, key="scenes", description="What became of every scene of the run")
-    failed = [o for o in outcomes if o.failed]
+def _stopped(settings: Settings, error: PancrafterError, outcomes: list[Outcome]) -> Outcomes:
+    """The end of a run after an error that is no scene's fault; what was finished before is reported all the same."""
+    leave_artifacts(outcomes, command("redrive KEY", settings))
+    return Failed(message=f"stopped: {error}; before that: {summary_of(outcomes)}", data=error)
+
+
+def _concluded(settings: Settings, outcomes: list[Outcome]) -> Outcomes:
+    leave_artifacts(outcomes, command("redrive KEY", settings))
+    failed = [outcome for outcome in outcomes if outcome.failed]
     if failed:
-        lines = [f"- **{o.key}**: {o.reason}\n  after a fix: `pancrafter ledger redrive {o.key}`" for o in failed]
-        create_markdown_artifact("\n".join(lines), key="failures", description="Scenes that need a person")
+        message = f"{len(failed)} of {len(outcomes)} scenes failed: {failures_of(outcomes)}"
+        # Returned, not raised: the run ends as failed without the traceback of a defect.
+        return Failed(message=message, data=ScenesFailedError(message, outcomes))
+    return Completed(message=summary_of(outcomes), data=outcomes)

@@ -5,10 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from prefect import flow, get_run_logger
+from prefect.tasks import Task
 
 from flows import tasks
+from flows.runs import sign_run
 from pancrafter import steps
 from pancrafter.compute import Compute, open_compute
+from pancrafter.errors import InvalidSceneError
+from pancrafter.ledger import SceneKey, State
 from pancrafter.settings import Settings
 from pancrafter.steps import Outcome
 
@@ -21,26 +25,37 @@ def sharpen_scene(key: str, settings: Settings) -> Outcome | None:
     """Stage, sharpen, assess and publish one scene; running it again on a finished scene changes nothing.
 
     Args:
-        key: ``collection/item_id`` of a scene that is eligible in the ledger; it is searched for if it is not there.
+        key: ``collection/item_id``. A scene that waits in the ledger is not searched for; of others, the source is
+            asked for this one item only.
         settings: The run.
 
     Returns:
         What became of it; None when there is nothing to do or another worker has it.
     """
+    sign_run()
+    collection, _, item_id = key.rpartition("/")
+    if not collection:
+        raise InvalidSceneError(f"key {key!r}: expected collection/item_id, as `pancrafter ledger list` has it")
     with steps.open_ledger(settings) as ledger:
-        steps.discover(settings, ledger)
+        row = ledger.show(SceneKey(sink=settings.sink, collection=collection, item_id=item_id))
+        if row is None or row.state is not State.ELIGIBLE:
+            steps.discover(settings.model_copy(update={"collections": (collection,), "ids": (item_id,)}), ledger)
         with open_compute(settings) as compute:
             return process(key, settings, compute, ledger)
 
 
 def process(key: str, settings: Settings, compute: Compute, ledger: Ledger) -> Outcome | None:
-    """One scene inside a flow, each step a task run."""
+    """One scene inside a flow, each step a task run that bears its name."""
     report = get_run_logger().info
     with steps.claimed(ledger, key, settings) as work:
         if work is None:
             return None
-        staged = tasks.stage(work, settings, compute, ledger)
-        sharpened = tasks.sharpen(work, staged, settings, compute, ledger, report)
-        assessed = tasks.assess(work, staged, sharpened, settings, compute, ledger, report)
-        outcome: Outcome = tasks.publish(work, staged, assessed, settings, ledger, report)
+        staged = _named(tasks.stage, key)(work, settings, compute, ledger)
+        sharpened = _named(tasks.sharpen, key)(work, staged, settings, compute, ledger, report)
+        assessed = _named(tasks.assess, key)(work, staged, sharpened, settings, compute, ledger, report)
+        outcome: Outcome = _named(tasks.publish, key)(work, staged, assessed, settings, ledger, report)
         return outcome
+
+
+def _named(step: Task[tasks.P, tasks.R], key: str) -> Task[tasks.P, tasks.R]:
+    return step.with_options(task_run_name=f"{step.name} {key}")

@@ -1,4 +1,4 @@
-"""The steps of ``pancrafter.steps`` as Prefect tasks: names, retries and nothing else.
+"""The steps of ``pancrafter.steps`` as Prefect tasks: names, retries, the limit on the GPU, and nothing else.
 
 Only transient errors are tried again. Nothing is cached by Prefect: every step looks for its own finished work.
 """
@@ -10,16 +10,31 @@ from typing import Any, ParamSpec, TypeVar
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
+from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State, TaskRun
+from prefect.concurrency.sync import concurrency
 from prefect.tasks import Task
 
 from pancrafter import steps
+from pancrafter.compute import Compute
 from pancrafter.errors import PancrafterError
+from pancrafter.ledger import Ledger
+from pancrafter.settings import Settings
+from pancrafter.types import StagedScene
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 RETRY_DELAYS_S: list[float] = [5, 30]
+
+GPU_LIMIT = "pancrafter-gpu"
+"""Global concurrency limit on the step that needs the device; without such a limit in Prefect nothing is limited."""
+
+
+def create_gpu_limit() -> None:
+    """On a server that was just started: one sharpening step at a time."""
+    with get_client(sync_client=True) as client:
+        client.upsert_global_concurrency_limit_by_name(GPU_LIMIT, limit=1)
 
 
 async def is_transient(_task: Task[Any, Any], _run: TaskRun, state: State[Any]) -> bool:
@@ -34,7 +49,21 @@ def _as_task(step: Callable[P, R]) -> Task[P, R]:
     )
 
 
+def _sharpen_on_device(
+    work: steps.Claimed,
+    staged: StagedScene,
+    settings: Settings,
+    compute: Compute,
+    ledger: Ledger,
+    report: steps.Report,
+) -> steps.Sharpened:
+    with concurrency(GPU_LIMIT, occupy=1):
+        return steps.sharpen(work, staged, settings, compute, ledger, report)
+
+
+_sharpen_on_device.__name__ = "sharpen"
+
 stage = _as_task(steps.stage)
-sharpen = _as_task(steps.sharpen)
+sharpen = _as_task(_sharpen_on_device)
 assess = _as_task(steps.assess)
 publish = _as_task(steps.publish)

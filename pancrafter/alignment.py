@@ -45,6 +45,9 @@ MAX_PART_SPREAD_PX = 0.6
 MAX_WINDOW_SPREAD_PX = 0.35
 """Largest median disagreement of the windows of a scene that still counts as one shift."""
 
+SETTLED_SPREAD_PX = 0.1
+"""Median disagreement of a few windows below which the others need not be asked."""
+
 _HIGH_PASS_SIGMA_MS = 2.0
 """Detail that decides: structures larger than about this many MS pixels are removed before correlating."""
 
@@ -130,6 +133,16 @@ def combine_windows(windows: Sequence[Sequence[BandShift]]) -> tuple[BandShift, 
     if len(windows) == 1:
         return tuple(windows[0])
     return tuple(_combine(entries) for entries in zip(*windows, strict=True))
+
+
+def agree(windows: Sequence[Sequence[BandShift]]) -> bool:
+    """Whether every band is certain in every window and no window tells another story: more windows would not help."""
+    return all(
+        all(entry.certain for entry in entries)
+        and (spread := _combine(entries).spread_px) is not None
+        and spread <= SETTLED_SPREAD_PX
+        for entries in zip(*windows, strict=True)
+    )
 
 
 def _combine(entries: Sequence[BandShift]) -> BandShift:

@@ -271,7 +271,7 @@ class _LazyScene:
             return pixels, valid
         wide = tuple((max(0, a - reach), min(n, b + reach)) for (a, b), n in zip(spans, shape, strict=True))
         wide_pixels, wide_valid = image.read(_shifted(wide, offset))
-        filled = fill_invalid(wide_pixels, wide_valid, reach)
+        filled, _ = fill_invalid(wide_pixels, wide_valid, reach)
         y, x = (slice(a - w[0], b - w[0]) for (a, b), w in zip(spans, wide, strict=True))
         return filled[:, y, x], valid
 

@@ -6,24 +6,34 @@ Windows are independent and their sums add up, so memory is bounded and any exec
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import ConfigDict, Field
+from scipy import ndimage
 
 from pancrafter import classical
 from pancrafter.alignment import estimate_band_shifts
-from pancrafter.engine import Sharpener, Tile, band_phases, dn_limits, valid_window
+from pancrafter.engine import Floats, Sharpener, Tile, band_phases, dn_limits, valid_window
 from pancrafter.errors import InvalidSceneError
-from pancrafter.metrics import BLOCK_PX, BlockSums, ErrorSums, consistency_sums, error_sums, hqnr_production_sums
+from pancrafter.metrics import (
+    BLOCK_PX,
+    BlockSums,
+    ErrorSums,
+    degraded_pair,
+    error_sums,
+    fill_invalid,
+    hqnr_production_sums,
+)
 from pancrafter.resample import GENERIC_MTF_GAIN, degrade
 from pancrafter.store import SceneStore, Window
-from pancrafter.types import Quality, Record, StagedScene
+from pancrafter.types import CONSISTENCY_BLOCK_MS_PX, Quality, Record, StagedScene
 
-_Sums = TypeVar("_Sums", ErrorSums, BlockSums)
+Pixels = NDArray[Any]  # any integer or float dtype
+Float64s = NDArray[np.float64]
 
 WINDOW_PX = 512
 HALO_PX = 64
@@ -31,17 +41,106 @@ SAMPLE_PX = 768
 """Side of the windows that are sharpened again at reduced resolution, PAN pixels."""
 
 MAX_SAMPLES = 4
-_BORDER_REDUCED_PX = 8
+BORDER_REDUCED_PX = 8
 """Pixels at the border of a reduced sample that no method's score counts."""
 
+MIN_BLOCK_SHARE = 0.25
+"""A block counts where at least this share of its pixels can be compared."""
+
+LOCAL_LIMIT = 30.0
+"""Consistency ERGAS times ratio above which a block is marked in the mask (limits: docs/quality-gate.md)."""
+
+DETAIL_SIGMA_MS_PX = 2.0
+"""What a Gaussian of this width leaves is the detail in which PAN and MS are compared, MS pixels."""
+
+_TINY = 1e-9
 _NO_ERROR_ERGAS = 1e-6
 """Below this an error is what float32 leaves of a flat image."""
+
+
+class LocalErrors(Record):
+    """Squared consistency errors of one window's blocks of 8 by 8 MS pixels, as raw little-endian float32."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_bytes="base64", val_json_bytes="base64")
+
+    start_yx: tuple[int, int] = Field(description="Row and column of the first block in the scene's block raster.")
+    shape: tuple[int, int, int] = Field(description="(band, y, x); NaN where no pixel of a block could be compared.")
+    mean_squared: bytes
+
+    def values(self) -> NDArray[np.float32]:
+        """Mean squared errors, DN squared, (band, y, x)."""
+        return np.frombuffer(self.mean_squared, "<f4").reshape(self.shape)
+
+
+class BandSums(Record):
+    """Second moments over the compared MS pixels; those of disjoint windows add up. Matrices are row by row.
+
+    ``products`` is of the degraded bands with the MS bands; ``detail`` is of high-passed PAN and MS bands, PAN first;
+    ``flow`` holds, per band, gy gy, gy gx, gx gx, gy d and gx d of the MS gradient g and the difference d to MS.
+    """
+
+    pixels: int
+    degraded: tuple[float, ...]
+    degraded_squares: tuple[float, ...]
+    ms: tuple[float, ...]
+    ms_squares: tuple[float, ...]
+    products: tuple[float, ...]
+    detail: tuple[float, ...]
+    flow: tuple[float, ...]
+
+    def __add__(self, other: BandSums) -> BandSums:
+        added = {
+            name: tuple(np.add(getattr(self, name), getattr(other, name)).tolist())
+            for name in type(self).model_fields
+            if name != "pixels"
+        }
+        return BandSums(pixels=self.pixels + other.pixels, **added)
+
+    def bias(self) -> float:
+        """Largest relative difference between the mean of a degraded band and its MS mean."""
+        wanted = np.array(self.ms)
+        return float(np.max(np.abs(np.array(self.degraded) - wanted) / np.maximum(np.abs(wanted), _TINY)))
+
+    def confusion(self) -> float | None:
+        """Largest RMSE of a degraded band against its own MS band over that against the nearest other one."""
+        bands = len(self.ms)
+        if bands == 1:
+            return None
+        cross = np.array(self.products).reshape(bands, bands)
+        squared = np.array(self.degraded_squares)[:, None] + np.array(self.ms_squares)[None] - 2 * cross
+        own = np.maximum(np.diag(squared), 0)
+        other = np.where(np.eye(bands, dtype=bool), np.inf, squared).min(axis=1)
+        return float(np.sqrt(own / np.maximum(other, _TINY)).max())
+
+    def displacement_ms_px(self) -> float | None:
+        """Largest displacement of a degraded band against its MS band, MS pixels; None where nothing has an edge.
+
+        One step of Lucas and Kanade (1981) over the whole scene: small displacements are right, a whole MS pixel reads
+        somewhat less.
+        """
+        found = []
+        for yy, yx, xx, yd, xd in np.array(self.flow).reshape(-1, 5):
+            normal = np.array([[yy, yx], [yx, xx]])
+            if np.linalg.det(normal) > _TINY * max(1.0, self.pixels) ** 2:
+                found.append(float(np.hypot(*np.linalg.solve(normal, [yd, xd]))))
+        return max(found, default=None)
+
+    def pan_correlation(self) -> float | None:
+        """Multiple correlation of PAN's detail with the detail of all MS bands, 0 to 1; None without any detail."""
+        side = len(self.ms) + 1
+        moments = np.array(self.detail).reshape(side, side)
+        if moments[0, 0] <= _TINY * self.pixels:
+            return None
+        weights = np.linalg.lstsq(moments[1:, 1:], moments[1:, 0], rcond=1e-8)[0]
+        return float(np.sqrt(np.clip(weights @ moments[1:, 0] / moments[0, 0], 0, 1)))
 
 
 class WindowSums(Record):
     """Sums of one window; they add up to those of the scene. ``blocks`` is None where no 32 px block is valid."""
 
     consistency: ErrorSums
+    bands: BandSums
+    local: LocalErrors
     blocks: BlockSums
     samples: int
     """Valid pixels times bands in the core."""
@@ -58,28 +157,9 @@ class Sample:
     """Largest distance of a sharpened band from PAN, NaN where nothing certain could be measured."""
 
 
-class QualityRule(Record):
-    """What a scene must reach to be published as the network's result; else the classical one takes its place."""
-
-    min_gain: float = Field(default=-0.02, description="Least gain over the best classical method, reduced scale.")
-    max_consistency_ergas: float = Field(default=6.0, description="ERGAS of the degraded result against its MS input.")
-    max_residual_shift_px: float = Field(default=1.0, description="Largest shift left between PAN and a band.")
-    min_hqnr: float = 0.6
-
-    def verdict(self, quality: Quality) -> tuple[Literal["pass", "fallback"], str]:
-        """Whether the result may be published, and why not."""
-        problems = []
-        if quality.gain_over_classical is not None and quality.gain_over_classical < self.min_gain:
-            problems.append(
-                f"gain over {quality.best_classical} {quality.gain_over_classical:+.1%} < {self.min_gain:+.1%}"
-            )
-        if quality.consistency_ergas > self.max_consistency_ergas:
-            problems.append(f"consistency ERGAS {quality.consistency_ergas:.2f} > {self.max_consistency_ergas:g}")
-        if quality.residual_shift_px > self.max_residual_shift_px:
-            problems.append(f"residual shift {quality.residual_shift_px:.2f} px > {self.max_residual_shift_px:g}")
-        if quality.hqnr < self.min_hqnr:
-            problems.append(f"HQNR {quality.hqnr:.3f} < {self.min_hqnr:g}")
-        return ("fallback", "; ".join(problems)) if problems else ("pass", "")
+def local_limit(ratio: int) -> float:
+    """Consistency ERGAS above which a block of 8 by 8 MS pixels is marked as inconsistent."""
+    return LOCAL_LIMIT / ratio
 
 
 def assessment_windows(store: SceneStore) -> list[Window]:
@@ -100,17 +180,103 @@ def window_sums(store: SceneStore, core: Window, gains: tuple[float, ...]) -> Wi
     pan_core = _core_mask(pan_window, core, 1, pan.shape)
     ms_core = _core_mask(pan_window, core, ratio, ms.shape[1:])
     ms_valid = store.read_ms_valid(ms_window).astype(np.bool_) & _on_ms(valid, ms.shape[1:], staged)
+    wanted, degraded, kept = degraded_pair(sharpened, ms, ratio, phases, gains, ms_valid)
+    counted = kept & ms_core
     low, high = dn_limits(staged)
     inside = valid & pan_core
     ends = ((sharpened <= low) | (sharpened >= high)) & inside
     return WindowSums(
         samples=int(inside.sum()) * len(sharpened),
         at_limit=int(np.count_nonzero(ends)),
-        consistency=consistency_sums(sharpened, ms, ratio, phases, gains, ms_valid, counted=ms_core),
+        consistency=error_sums(wanted, degraded, counted),
+        bands=_band_sums(fill_invalid(pan[None], valid)[0] if valid.any() else pan, wanted, degraded, counted, staged),
+        local=_local_errors(wanted, degraded, counted, ms_core, core, ratio),
         blocks=hqnr_production_sums(
             sharpened, pan, ms, ratio, phases, gains, GENERIC_MTF_GAIN, valid, counted=pan_core
         ),
     )
+
+
+def _band_sums(
+    pan: Pixels, ms: Float64s, degraded: Float64s, counted: NDArray[np.bool_], staged: StagedScene
+) -> BandSums:
+    common = np.median(np.array(band_phases(staged)), axis=0)
+    shape_yx = (ms.shape[1], ms.shape[2])
+    low_pan = degrade(pan.astype(np.float32), shape_yx, staged.grid.ratio, (common[0], common[1]), GENERIC_MTF_GAIN)
+    images = np.concatenate([low_pan[None], ms])
+    smooth = ndimage.gaussian_filter(images, (0, DETAIL_SIGMA_MS_PX, DETAIL_SIGMA_MS_PX), mode="nearest")
+    detail = (images - smooth)[:, counted]
+    result, wanted = degraded[:, counted], ms[:, counted]
+    return BandSums(
+        pixels=int(counted.sum()),
+        degraded=tuple(result.sum(axis=1).tolist()),
+        degraded_squares=tuple((result**2).sum(axis=1).tolist()),
+        ms=tuple(wanted.sum(axis=1).tolist()),
+        ms_squares=tuple((wanted**2).sum(axis=1).tolist()),
+        products=tuple((result @ wanted.T).ravel().tolist()),
+        detail=tuple((detail @ detail.T).ravel().tolist()),
+        flow=tuple(_flow(ms, degraded, counted).ravel().tolist()),
+    )
+
+
+def _flow(ms: Float64s, degraded: Float64s, counted: NDArray[np.bool_]) -> Float64s:
+    sums = np.zeros((len(ms), 5))
+    if min(ms.shape[1:]) < 2:
+        return sums
+    for band, (wanted, result) in enumerate(zip(ms, degraded, strict=True)):
+        gy, gx = (gradient[counted] for gradient in np.gradient(wanted))
+        d = (result - wanted)[counted]
+        sums[band] = gy @ gy, gy @ gx, gx @ gx, gy @ d, gx @ d
+    return sums
+
+
+def _local_errors(
+    ms: Float64s, degraded: Float64s, counted: NDArray[np.bool_], ms_core: NDArray[np.bool_], core: Window, ratio: int
+) -> LocalErrors:
+    rows, cols = (np.flatnonzero(ms_core.any(axis=axis)) for axis in (1, 0))
+    inner = (slice(rows[0], rows[-1] + 1), slice(cols[0], cols[-1] + 1))
+    errors = np.where(counted, (ms - degraded) ** 2, 0)[(slice(None), *inner)]
+    sums, pixels = _block_sums(errors), _block_sums(counted[inner][None].astype(np.float64))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        means = np.where(pixels >= MIN_BLOCK_SHARE * CONSISTENCY_BLOCK_MS_PX**2, sums / pixels, np.nan)
+    first = tuple(part.start // (ratio * CONSISTENCY_BLOCK_MS_PX) for part in core)
+    return LocalErrors(start_yx=(first[0], first[1]), shape=means.shape, mean_squared=means.astype("<f4").tobytes())
+
+
+def _block_sums(images: Float64s) -> Float64s:
+    """Sums over blocks of 8 by 8 pixels of (band, y, x); the last blocks may be smaller."""
+    side = CONSISTENCY_BLOCK_MS_PX
+    by_row = np.add.reduceat(images, np.arange(0, images.shape[1], side), axis=1)
+    sums: Float64s = np.add.reduceat(by_row, np.arange(0, images.shape[2], side), axis=2)
+    return sums
+
+
+def consistency_raster(staged: StagedScene, windows: Sequence[WindowSums]) -> NDArray[np.float32]:
+    """Consistency ERGAS of every block of 8 by 8 MS pixels, (y, x); NaN where a block could not be compared.
+
+    The reference of all blocks is the mean of each band over the scene, so that dark blocks do not look worse.
+    """
+    total = _sum([w.bands for w in windows])
+    means = np.array(total.ms) / max(1, total.pixels)
+    side = CONSISTENCY_BLOCK_MS_PX
+    raster = np.full([-(-n // side) for n in staged.grid.ms_shape_yx], np.nan, np.float32)
+    for window in windows:
+        local = window.local.values()
+        relative = (local / np.maximum(means**2, _TINY)[:, None, None]).mean(axis=0)
+        y, x = window.local.start_yx
+        raster[y : y + local.shape[1], x : x + local.shape[2]] = 100 / staged.grid.ratio * np.sqrt(relative)
+    return raster
+
+
+def inconsistent_pixels(store: SceneStore, raster: NDArray[np.float32], window: Window) -> NDArray[np.bool_]:
+    """Pixels (y, x) of a PAN window that lie in a block of ``consistency_raster`` above the local limit."""
+    side, limit = CONSISTENCY_BLOCK_MS_PX * store.staged.grid.ratio, local_limit(store.staged.grid.ratio)
+    rows, cols = (
+        np.minimum(np.arange(part.start, part.stop) // side, size - 1)
+        for part, size in zip(window, raster.shape, strict=True)
+    )
+    marked: NDArray[np.bool_] = (raster > limit)[np.ix_(rows, cols)]
+    return marked
 
 
 def sample_windows(store: SceneStore) -> list[Window]:
@@ -125,37 +291,72 @@ def sample_windows(store: SceneStore) -> list[Window]:
 def reduced_sample(store: SceneStore, window: Window, sharpener: Sharpener, gains: tuple[float, ...]) -> Sample | None:
     """Sharpen one window a scale down, where its own MS is the truth (Wald), with us and with every classical method.
 
-    PAN is reduced at the bands' common true position, so PAN and truth agree without resampling MS; what single bands
-    deviate from it, all methods have to live with. None where the reduced window is too small to mean anything.
+    See ``reduce_tile``. None where the reduced window is too small to mean anything.
     """
     staged = store.staged
-    ratio = staged.grid.ratio
     pan_window, ms_window = _with_halo(store, window, 0)
-    pan, ms = store.read_pan(pan_window).astype(np.float32), store.read_ms(ms_window).astype(np.float32)
-    side = [n // (4 * ratio) * (4 * ratio) for n in ms.shape[1:]]
-    if min(side) < 4 * _BORDER_REDUCED_PX:
-        return None
-    truth = ms[:, : side[0], : side[1]]
-    common = np.median(np.array(band_phases(staged)), axis=0)
-    reduced_pan = degrade(pan, (side[0], side[1]), ratio, (common[0], common[1]), GENERIC_MTF_GAIN).astype(np.float32)
-    nominal = ((ratio - 1) / 2, (ratio - 1) / 2)
-    small = (side[0] // ratio, side[1] // ratio)
-    reduced_ms = np.stack([degrade(b, small, ratio, nominal, g) for b, g in zip(truth, gains, strict=True)])
-    tile = Tile(
-        pan=reduced_pan,
-        ms=reduced_ms.astype(np.float32),
-        ratio=ratio,
-        phases_yx=(nominal,) * len(ms),
+    full = Tile(
+        pan=store.read_pan(pan_window).astype(np.float32),
+        ms=store.read_ms(ms_window).astype(np.float32),
+        ratio=staged.grid.ratio,
+        phases_yx=band_phases(staged),
         pan_range=staged.pan_range,
         ms_ranges=staged.ms_ranges,
     )
-    pair = classical.PairInput(reduced_pan, tile.ms, ratio, tile.phases_yx, gains)
+    reduced = reduce_tile(full, gains)
+    if reduced is None:
+        return None
+    tile, truth = reduced.tile, reduced.truth
+    pair = classical.PairInput(tile.pan, tile.ms, tile.ratio, tile.phases_yx, gains)
     results = {sharpener.method: sharpener(tile)} | {m: classical.sharpen(m, pair) for m in classical.METHODS}
-    inner = (slice(None), *(slice(_BORDER_REDUCED_PX, n - _BORDER_REDUCED_PX) for n in side))
+    inner = (slice(None), *(slice(BORDER_REDUCED_PX, n - BORDER_REDUCED_PX) for n in tile.pan.shape))
     return Sample(
         errors={method: error_sums(truth[inner], result[inner]) for method, result in results.items()},
         residual_shift_px=_residual_shift(store, window),
     )
+
+
+@dataclass(frozen=True, eq=False)
+class Reduced:
+    """A pair one scale down: what a sharpener sees, and the MS (band, y, x) it should arrive at."""
+
+    tile: Tile
+    truth: Floats
+
+
+def reduce_tile(full: Tile, gains: Sequence[float], *, ratio: int | None = None) -> Reduced | None:
+    """Wald's protocol: MS becomes the truth, PAN is degraded to the MS grid, MS by ``ratio`` once more.
+
+    PAN is reduced at the bands' common true position, so PAN and truth agree without resampling MS; what single bands
+    deviate from it, all methods have to live with. The reduced MS lies edge-aligned on the reduced PAN.
+
+    Args:
+        full: The pair.
+        gains: MTF at the MS Nyquist frequency, per band.
+        ratio: How far MS is degraded; by default as far as its own ratio.
+
+    Returns:
+        None where the reduced pair is too small to mean anything.
+    """
+    ratio = full.ratio if ratio is None else ratio
+    side = [n // (4 * ratio) * (4 * ratio) for n in full.ms.shape[1:]]
+    if min(side) < 4 * BORDER_REDUCED_PX:
+        return None
+    truth = full.ms[:, : side[0], : side[1]]
+    common = np.median(np.array(full.phases_yx), axis=0)
+    pan = degrade(full.pan, (side[0], side[1]), full.ratio, (common[0], common[1]), GENERIC_MTF_GAIN)
+    nominal = ((ratio - 1) / 2, (ratio - 1) / 2)
+    small = (side[0] // ratio, side[1] // ratio)
+    ms = np.stack([degrade(b, small, ratio, nominal, g) for b, g in zip(truth, gains, strict=True)])
+    tile = Tile(
+        pan=pan.astype(np.float32),
+        ms=ms.astype(np.float32),
+        ratio=ratio,
+        phases_yx=(nominal,) * len(ms),
+        pan_range=full.pan_range,
+        ms_ranges=full.ms_ranges,
+    )
+    return Reduced(tile, truth)
 
 
 def combine(
@@ -180,19 +381,28 @@ def combine(
     errors.pop("exp", None)
     best = min(errors, key=lambda m: errors[m]) if errors else None
     residuals = [s.residual_shift_px for s in kept if math.isfinite(s.residual_shift_px)]
+    bands = _sum([w.bands for w in windows])
+    blocks = consistency_raster(staged, windows)
+    blocks = blocks[np.isfinite(blocks)]
     return Quality(
         consistency_ergas=consistency.ergas(ratio),
         consistency_sam_deg=consistency.sam_deg(),
         d_lambda=scores.d_lambda,
         d_s=scores.d_s,
         hqnr=scores.hqnr,
-        residual_shift_px=float(np.median(residuals)) if residuals else 0.0,
+        residual_shift_px=float(np.median(residuals)) if residuals else None,
         reduced_ergas=ours,
         best_classical=best,
         best_classical_reduced_ergas=errors[best] if best else None,
         gain_over_classical=_gain(ours, errors[best]) if best and ours is not None else None,
         clipped_share=sum(w.at_limit for w in windows) / max(1, sum(w.samples for w in windows)),
         invalid_share=1 - staged.valid_share,
+        radiometric_bias=bands.bias(),
+        band_confusion=bands.confusion(),
+        worst_block_ergas=float(blocks.max()) if blocks.size else None,
+        inconsistent_share=float((blocks > local_limit(ratio)).mean()) if blocks.size else None,
+        pan_correlation=bands.pan_correlation(),
+        displacement_px=None if (moved := bands.displacement_ms_px()) is None else ratio * moved,
     )
 
 
@@ -250,6 +460,9 @@ def _on_ms(valid: NDArray[np.bool_], ms_shape: tuple[int, ...], staged: StagedSc
     )
     on_ms: NDArray[np.bool_] = valid[np.ix_(rows, cols)]
     return on_ms
+
+
+_Sums = TypeVar("_Sums", ErrorSums, BlockSums, BandSums)
 
 
 def _sum(parts: list[_Sums]) -> _Sums:

@@ -6,19 +6,22 @@ pystac and pystac-client stay in here; what leaves is a `Scene` or a `Refusal`.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from pancrafter.access import OPEN_TO_ALL, Access
 from pancrafter.crawl import Document, Fault, absolute, crawl, is_local, kind_of, local_path
 from pancrafter.errors import SourceError
-from pancrafter.recognise import UNCOLLECTED, digest_of, recognise
+from pancrafter.judge import Judgement, judge, judge_other
+from pancrafter.recognise import UNCOLLECTED, digest_of, join_parts, part_group, recognise
 from pancrafter.sensors import SensorContract
 from pancrafter.types import Refusal, Scene
 
 if TYPE_CHECKING:
+    import pystac
     from pystac_client import Client, ItemSearch
     from pystac_client.stac_api_io import StacApiIO
 
@@ -30,6 +33,10 @@ TIMEOUT_S = (10.0, 60.0)
 
 RETRIES = 4
 """Attempts after the first for one request; waits 0.5, 1, 2, 4 s, or what the server asks for."""
+
+MAX_DOCUMENT_BYTES = 256 * 2**20
+CRAWL_WORKERS = 16
+GEOPARQUET_SUFFIXES = frozenset({".parquet", ".geoparquet"})
 
 INHERITED = ("license", "providers")
 """Item properties that STAC keeps in the collection."""
@@ -52,6 +59,8 @@ class _Window:
     until: datetime | None
     bbox: Bbox | None
     collections: Sequence[str]
+    ids: Sequence[str] = ()
+    changed_since: datetime | None = None
 
 
 def discover(
@@ -62,35 +71,79 @@ def discover(
     bbox: Bbox | None = None,
     contracts: Mapping[str, SensorContract],
     collections: Sequence[str] | None = None,
+    ids: Sequence[str] | None = None,
+    changed_since: datetime | None = None,
+    access: Access = Access(),  # noqa: B008 - frozen
 ) -> Iterator[Scene | Refusal]:
     """Every item of ``source`` in the window, as a scene to sharpen or a refusal with its reason; none is dropped.
 
     Args:
-        source: URL of a STAC API; URL of a static catalog document; path of a local catalog or its folder.
+        source: URL of a STAC API; URL of a static catalog document; path of a local catalog or its folder; path or
+            URL of a STAC GeoParquet file (needs the ``geoparquet`` extra).
         since: Earliest acquisition time; a time without zone is UTC.
         until: Latest acquisition time.
         bbox: West, south, east, north in degrees; west above east crosses the antimeridian.
         contracts: Sensor contracts by name.
         collections: Ids of the collections to look at; None means all.
+        ids: Ids of the items to look for; None means all. An API is asked for these only.
+        changed_since: Only items whose ``updated`` (else ``created``) is not earlier. Items that say neither are kept,
+            as many servers say nothing: whoever asks must know what was done already.
+        access: What may be read; items whose assets lie elsewhere are refused, documents that do are not followed.
 
     Raises:
         SourceError: The source cannot be reached, is not STAC, or broke off in the middle.
     """
-    window = _Window(_utc(since), _utc(until), _checked(bbox), tuple(collections or ()))
+    window = _Window(
+        _utc(since), _utc(until), _checked(bbox), tuple(collections or ()), tuple(ids or ()), _utc(changed_since)
+    )
+    rules = access.trusting(source)
     seen: set[tuple[str, str]] = set()
-    for found in _find(source, window):
-        verdict = found if isinstance(found, Refusal) else _judge(found, contracts)
-        if (verdict.collection, verdict.item_id) not in seen:
-            seen.add((verdict.collection, verdict.item_id))
+    parts: dict[tuple[str, ...], list[tuple[pystac.Item, Refusal]]] = {}
+    for found in _find(source, window, rules):
+        item, verdict = (None, found) if isinstance(found, Refusal) else _judge(found, contracts)
+        verdict = _permitted(verdict, rules)
+        if (verdict.collection, verdict.item_id) in seen:
+            continue
+        seen.add((verdict.collection, verdict.item_id))
+        if item is not None and isinstance(verdict, Refusal) and verdict.code == "part_of_scene":
+            parts.setdefault(part_group(item), []).append((item, verdict))
+        else:
             yield verdict
+    for group in parts.values():
+        scene = join_parts([item for item, _ in group], contracts)
+        yield from [_permitted(_pin(scene), rules)] if scene else [refusal for _, refusal in group]
+
+
+def _permitted(verdict: Scene | Refusal, rules: Access) -> Scene | Refusal:
+    """The verdict, or a refusal if an asset lies where nothing may be read."""
+    for asset in (verdict.pan, *verdict.ms) if isinstance(verdict, Scene) else ():
+        if fault := rules.fault(asset.href):
+            return Refusal(
+                collection=verdict.collection,
+                item_id=verdict.item_id,
+                code="forbidden_href",
+                reason=f"asset {asset.key}: {fault}",
+                sensor=verdict.sensor,
+            )
+    return verdict
 
 
 def judge_document(body: dict[str, Any], href: str, contracts: Mapping[str, SensorContract]) -> Scene | Refusal:
-    """The verdict on a single item document that lies at ``href``, as ``pancrafter sensors check`` asks for it."""
-    return _judge(_Found(body, href), contracts)
+    """What discovery would make of a single item document that lies at ``href``."""
+    return _judge(_Found(body, href), contracts)[1]
 
 
-def _judge(found: _Found, contracts: Mapping[str, SensorContract]) -> Scene | Refusal:
+def check_document(body: dict[str, Any], href: str, contracts: Mapping[str, SensorContract]) -> Judgement:
+    """The verdict on a single STAC document of any kind, as ``pancrafter sensors check`` asks for it."""
+    kind = kind_of(body)
+    if kind in ("Catalog", "Collection"):
+        return judge_other(body, kind)
+    return judge(body, judge_document(body, href, contracts))
+
+
+def _judge(
+    found: _Found, contracts: Mapping[str, SensorContract]
+) -> tuple[pystac.Item, Scene | Refusal] | tuple[None, Refusal]:
     import pystac
 
     properties, links = found.body.get("properties"), found.body.get("links")
@@ -107,8 +160,8 @@ def _judge(found: _Found, contracts: Mapping[str, SensorContract]) -> Scene | Re
         verdict = recognise(item, contracts)
     except Exception as error:  # noqa: BLE001 - pystac raises whatever a malformed document trips over
         reason = f"{found.self_href}: {type(error).__name__}: {error}; expected a valid STAC item"
-        return _malformed(found.body.get("id"), found.body.get("collection"), found.self_href, reason)
-    return _pin(verdict) if isinstance(verdict, Scene) else verdict
+        return None, _malformed(found.body.get("id"), found.body.get("collection"), found.self_href, reason)
+    return item, _pin(verdict) if isinstance(verdict, Scene) else verdict
 
 
 def _with_plain_paths(assets: Any) -> Any:  # Any: JSON of a document that may be malformed
@@ -162,15 +215,32 @@ def _checked(bbox: Sequence[float] | None) -> Bbox | None:
 # --- kinds of sources -----------------------------------------------------------------------------------------------
 
 
-def _find(source: str, window: _Window) -> Iterator[_Found | Refusal]:
+def _find(source: str, window: _Window, rules: Access) -> Iterator[_Found | Refusal]:
+    if PurePosixPath(urlsplit(source).path).suffix in GEOPARQUET_SUFFIXES:
+        return _find_geoparquet(source, window)
     if is_local(source):
-        return _find_local(local_path(source), window)
+        return _find_local(local_path(source), window, rules)
     if urlsplit(source).scheme in ("http", "https"):
-        return _find_http(source, window)
+        return _find_http(source, window, rules)
     return _find_static(source, _read_object, window)
 
 
-def _find_local(path: Path, window: _Window) -> Iterator[_Found | Refusal]:
+def _find_geoparquet(source: str, window: _Window) -> Iterator[_Found | Refusal]:
+    try:
+        import rustac
+    except ImportError as error:
+        raise SourceError(f"{source}: GeoParquet needs rustac; install pancrafter[geoparquet]") from error
+    try:
+        features = rustac.read_sync(str(local_path(source)) if is_local(source) else source)["features"]
+    except Exception as error:  # rustac raises bare exceptions of its own
+        raise SourceError(f"{source}: {_short(error)}; expected a STAC GeoParquet file") from error
+    for feature in features:
+        document = Document(_own_href(feature, source), "Item", feature, None)
+        if _inside(document, window):
+            yield _Found(feature, document.href)
+
+
+def _find_local(path: Path, window: _Window, rules: Access) -> Iterator[_Found | Refusal]:
     """Serve the folder and search it, so that the local case runs the code of the real one."""
     from pancrafter.serve import load_index, serving
 
@@ -179,17 +249,17 @@ def _find_local(path: Path, window: _Window) -> Iterator[_Found | Refusal]:
     index = load_index(path)
     yield from (_malformed(None, fault.collection_id, fault.href, fault.reason) for fault in index.faults)
     with serving(index) as url:
-        yield from _search(open_api(url), window)
+        yield from _search(open_api(url, rules.trusting(url)), window)
 
 
-def _find_http(source: str, window: _Window) -> Iterator[_Found | Refusal]:
+def _find_http(source: str, window: _Window, rules: Access) -> Iterator[_Found | Refusal]:
     import pystac_client
 
-    io = _io()
+    io = _io(rules)
     root = _root_document(source, io)
     links = [link for link in root.get("links", []) if isinstance(link, dict)]
     if any(link.get("rel") == "search" for link in links) or root.get("conformsTo"):
-        client = open_api(source)
+        client = open_api(source, rules)
         if client.conforms_to(pystac_client.ConformanceClasses.ITEM_SEARCH):
             return _search(client, window)
         if not any(link.get("rel") in ("child", "item") for link in links):
@@ -218,9 +288,24 @@ def _short(error: Exception) -> str:
 # --- STAC API -------------------------------------------------------------------------------------------------------
 
 
-def _io() -> StacApiIO:
+def _io(rules: Access) -> StacApiIO:
     from pystac_client.stac_api_io import StacApiIO
+    from requests.adapters import HTTPAdapter
     from urllib3 import Retry
+
+    class Guarded(HTTPAdapter):
+        """Asks the access rules before every request, so also before each hop of a redirect."""
+
+        def send(self, request: Any, *args: Any, **kwargs: Any) -> Any:  # Any: requests is untyped here
+            if fault := rules.fault(request.url, resolve=True):
+                raise SourceError(f"{request.url}: {fault}")
+            response = super().send(request, *args, **kwargs)
+            if int(response.headers.get("Content-Length") or 0) > MAX_DOCUMENT_BYTES:
+                response.close()
+                raise SourceError(
+                    f"{request.url}: answers with more than {MAX_DOCUMENT_BYTES} bytes; that is no STAC page"
+                )
+            return response
 
     retry = Retry(
         total=RETRIES,
@@ -230,10 +315,13 @@ def _io() -> StacApiIO:
         respect_retry_after_header=True,
         raise_on_status=False,  # so that the last answer, and what the server says in it, reaches the message
     )
-    return StacApiIO(timeout=TIMEOUT_S, max_retries=retry)
+    io = StacApiIO(timeout=TIMEOUT_S)
+    for scheme in ("http://", "https://"):
+        io.session.mount(scheme, Guarded(max_retries=retry, pool_maxsize=CRAWL_WORKERS))
+    return io
 
 
-def open_api(url: str) -> Client:
+def open_api(url: str, rules: Access = OPEN_TO_ALL) -> Client:
     """A client of the STAC API at ``url``, with timeouts and bounded retries.
 
     Raises:
@@ -242,7 +330,7 @@ def open_api(url: str) -> Client:
     from pystac_client import Client
 
     try:
-        return Client.open(url, stac_io=_io())
+        return Client.open(url, stac_io=_io(rules))
     except Exception as error:  # see _root_document
         raise SourceError(f"GET {url}: {_short(error)}; expected a STAC API; check the address") from error
 
@@ -257,17 +345,24 @@ def _search(client: Client, window: _Window) -> Iterator[_Found | Refusal]:
         name = feature.get("collection")
         if isinstance(name, str) and name not in collections:
             collections[name] = _collection(client, name)
-        yield _Found(feature, _own_href(feature, origin), collections.get(str(name), {}))
+        if _changed(feature.get("properties"), window):
+            yield _Found(feature, _own_href(feature, origin), collections.get(str(name), {}))
 
 
 def _features(client: Client, window: _Window, origin: str) -> Iterator[Any]:
     """All features of all pages, as JSON so that one malformed item cannot sink its page."""
+    if len(window.ids) > PAGE_SIZE:
+        for start in range(0, len(window.ids), PAGE_SIZE):
+            yield from _features(client, replace(window, ids=window.ids[start : start + PAGE_SIZE]), origin)
+        return
     search = client.search(
         method=_search_method(client),
+        ids=list(window.ids) or None,
         collections=list(window.collections) or None,
         bbox=_query_box(window.bbox),
         datetime=_query_interval(window),
         limit=PAGE_SIZE,
+        **_changed_filter(client, window),
     )
     count, previous = 0, ""
     for page in _pages(search, origin):
@@ -276,6 +371,30 @@ def _features(client: Client, window: _Window, origin: str) -> Iterator[Any]:
         previous = digest
         count += len(page["features"])
         yield from page["features"]
+
+
+def _changed_filter(client: Client, window: _Window) -> dict[str, Any]:
+    """CQL2 for servers that filter and know when items changed; nothing for others, whose items are looked at here."""
+    from pystac_client import ConformanceClasses
+
+    if window.changed_since is None or not client.conforms_to(ConformanceClasses.FILTER):
+        return {}
+    name = _change_property(client)
+    if name is None:
+        return {}
+    moment = {"timestamp": _rfc3339(window.changed_since)}
+    later: dict[str, Any] = {"op": ">=", "args": [{"property": name}, moment]}
+    silent = {"op": "isNull", "args": [{"property": name}]}
+    return {"filter": {"op": "or", "args": [later, silent]}, "filter_lang": "cql2-json"}
+
+
+def _change_property(client: Client) -> str | None:
+    """``updated`` if the server's queryables name it; its ``created`` alone would miss what was replaced."""
+    try:
+        known = client.get_queryables().get("properties", {})
+    except Exception:  # noqa: BLE001 - many servers promise filters and offer no queryables
+        return None
+    return "updated" if "updated" in known else None
 
 
 def _pages(search: ItemSearch, origin: str) -> Iterator[dict[str, Any]]:
@@ -337,7 +456,7 @@ def _read_object(href: str) -> str:
 
 def _find_static(root: str, read: Any, window: _Window) -> Iterator[_Found | Refusal]:
     """Walk the catalog; what can be decided about the window is decided here, the rest is left to recognition."""
-    for found in crawl(root, _as_os_errors(read)):
+    for found in crawl(root, _as_os_errors(read), workers=CRAWL_WORKERS):
         if isinstance(found, Fault):
             if found.href == root:
                 raise SourceError(f"{found.reason}; give the address of a STAC catalog.json")
@@ -366,7 +485,16 @@ def _inside(document: Document, window: _Window) -> bool:
     owner = document.body.get("collection") or (document.collection or {}).get("id")
     if window.collections and owner not in window.collections:
         return False
-    return _in_time(document.body["properties"], window) and _in_space(document.body, window.bbox)
+    if window.ids and document.body.get("id") not in window.ids:
+        return False
+    properties = document.body["properties"]
+    return _changed(properties, window) and _in_time(properties, window) and _in_space(document.body, window.bbox)
+
+
+def _changed(properties: Any, window: _Window) -> bool:  # Any: JSON of a document that may be malformed
+    known = properties if isinstance(properties, dict) else {}
+    moment = _moment(known.get("updated")) or _moment(known.get("created"))
+    return window.changed_since is None or moment is None or moment >= window.changed_since
 
 
 def _in_time(properties: Mapping[str, Any], window: _Window) -> bool:

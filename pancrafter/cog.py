@@ -31,7 +31,7 @@ from rasterio.windows import Window
 from rio_cogeo.cogeo import cog_translate, cog_validate
 
 from pancrafter.errors import GridMismatchError, InvalidSceneError, SinkError
-from pancrafter.types import PixelGrid, Record
+from pancrafter.types import CONSISTENCY_BLOCK_MS_PX, PairGrid, PixelGrid, Record
 
 Profile = Literal["fast", "archive"]
 Resampling = Literal["average", "mode", "nearest", "bilinear", "cubic"]
@@ -201,6 +201,34 @@ def write_reason_mask(
         overview_resampling="mode",
         tags={f"REASON_{reason.value}": str(reason.name) for reason in Reason},
         threads=threads,
+    )
+
+
+def write_quality_raster(
+    path: str | Path, consistency: NDArray[np.float32], *, scene: PairGrid, profile: Profile = "fast"
+) -> CogInfo:
+    """Write the quality asset: one float32 band of consistency ERGAS, one pixel per block of 8 by 8 MS pixels.
+
+    Its grid starts where the scene's PAN grid does; the last row and column may reach beyond it. Nodata is -1: every
+    reader knows a number, and ERGAS is never negative.
+    """
+    a, b, c, d, e, f = scene.pan.transform
+    step = CONSISTENCY_BLOCK_MS_PX * scene.ratio
+    grid = PixelGrid(
+        crs=scene.pan.crs,
+        transform=(a * step, b * step, c, d * step, e * step, f),
+        shape_yx=(consistency.shape[0], consistency.shape[1]),
+    )
+    whole = (slice(0, grid.shape_yx[0]), slice(0, grid.shape_yx[1]))
+    return write_cog(
+        path,
+        [Block(whole, np.nan_to_num(consistency, nan=-1)[None].astype(np.float32), np.isfinite(consistency))],
+        grid=grid,
+        count=1,
+        dtype="float32",
+        nodata=-1,
+        band_names=("consistency_ergas",),
+        profile=profile,
     )
 
 

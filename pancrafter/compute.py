@@ -25,10 +25,17 @@ _IGNORE_INTERRUPTS = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN
 class Compute:
     """Maps functions over small arguments. Functions and arguments must be importable and picklable."""
 
-    def __init__(self, client: Any = None, threads: int | None = None) -> None:  # Any: distributed ships no types
+    def __init__(
+        self,
+        client: Any = None,  # Any: distributed ships no types
+        threads: int | None = None,
+        *,
+        priority: int = 0,
+    ) -> None:
         """Work on ``client``, or in this process with ``threads`` threads (default: one per core)."""
         self._client = client
         self._threads = threads
+        self._priority = priority
 
     @property
     def description(self) -> str:
@@ -72,6 +79,7 @@ class Compute:
         from distributed.comm.core import CommClosedError
 
         options = {"pure": False, "retries": LOST_WORKER_RETRIES, "resources": {GPU_RESOURCE: 1} if on_gpu else {}}
+        options["priority"] = self._priority
         futures = [self._client.submit(function, item, *arguments, **options) for item in items]
         try:
             for future in as_completed(futures, loop=self._client.loop):
@@ -97,7 +105,7 @@ def open_compute(settings: Settings) -> Iterator[Compute]:
     logging.getLogger("distributed").setLevel(logging.CRITICAL)  # errors of tasks are raised, not only logged
     if settings.dask_scheduler is not None:
         with Client(settings.dask_scheduler, set_as_default=False) as client:
-            yield Compute(client)
+            yield Compute(client, priority=settings.priority)
         return
     with (
         LocalCluster(
@@ -111,4 +119,4 @@ def open_compute(settings: Settings) -> Iterator[Compute]:
         Client(cluster, set_as_default=False) as client,
     ):
         disable_gc_diagnosis(force=True)  # Python drops errors in its callback, a KeyboardInterrupt too
-        yield Compute(client)
+        yield Compute(client, priority=settings.priority)

@@ -14,8 +14,11 @@ import uuid
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple, Protocol, TypeVar
+from urllib.parse import unquote, urlsplit
 
 import numpy as np
 import rasterio
@@ -23,15 +26,18 @@ from dask.base import compute
 from dask.delayed import delayed
 from numpy.typing import NDArray
 from rasterio._err import CPLE_BaseError
-from rasterio.enums import MaskFlags
+from rasterio.enums import ColorInterp, MaskFlags, Resampling
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.vrt import WarpedVRT
+from rasterio.warp import calculate_default_transform, transform_bounds
 from rasterio.windows import Window as RasterWindow
 
-from pancrafter.alignment import NO_SHIFT, BandShift, combine_windows, estimate_band_shifts
+from pancrafter.access import OPEN_TO_ALL, Access, reader_for
+from pancrafter.alignment import NO_SHIFT, BandShift, agree, combine_windows, estimate_band_shifts
 from pancrafter.errors import GridMismatchError, InvalidSceneError, TransientReadError
-from pancrafter.grid import pair_grids
+from pancrafter.grid import MAX_RATIO_ERROR, aligned_ms_grid, grid_bounds, needs_resampling, pair_grids
 from pancrafter.sensors import SensorContract
-from pancrafter.store import Mask, Pixels, SceneStore, Window
+from pancrafter.store import UNWRITTEN, Mask, Pixels, SceneStore, Window, open_scene
 from pancrafter.types import FORMAT_VERSION, AssetRef, PairGrid, PixelGrid, Scene, StagedScene, ValueRange
 
 DN_LIMIT = int(np.iinfo(np.uint16).max)
@@ -44,7 +50,10 @@ RANGE_PERCENTILES = (1.0, 99.0)
 """Share of the valid pixels, in percent, below the low and the high end of a channel's value range."""
 
 ALIGNMENT_WINDOW_MS_PX = 256
+ALIGNMENT_FIRST_WINDOWS = 4
 ALIGNMENT_WINDOWS = 9
+"""Windows that are asked at most; if the most textured first ones agree, only those."""
+
 _ALIGNMENT_CANDIDATES_PER_AXIS = 5
 _ALIGNMENT_MIN_VALID = 0.3
 _ALIGNMENT_PAD_PX = 16
@@ -52,13 +61,46 @@ _MAX_OPEN_FILES = 16
 # Windows are read once, so a small block cache does (bytes here; the default is 5 % of the machine). Dask's threads
 # already use every core.
 _GDAL_OPTIONS: dict[str, Any] = {"GDAL_NUM_THREADS": 1, "GDAL_CACHEMAX": 64 * 2**20}  # Any: rasterio is untyped
+# A file elsewhere has no side files worth asking for, and a server that hangs must not hold a worker.
+_REMOTE_OPTIONS: dict[str, Any] = {  # Any: rasterio is untyped
+    "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",
+    "GDAL_HTTP_CONNECTTIMEOUT": 10,
+    "GDAL_HTTP_TIMEOUT": 120,
+    "GDAL_HTTP_MAX_RETRY": 3,
+    "GDAL_HTTP_RETRY_DELAY": 1,
+}
+REMOTE_DRIVERS = {".jp2": "JP2OpenJPEG", ".j2k": "JP2OpenJPEG", ".img": "HFA", ".ntf": "NITF"}
+"""Formats, by suffix (else GeoTIFF), of files from elsewhere: none can refer to further files or hosts, as VRT does."""
+
+MAX_PIXELS = 20_000_000_000
+"""The largest real images have 3e9 pixels (a Pléiades strip)."""
+
+MAX_BLOCK_BYTES = 512 * 2**20
+"""GDAL allocates whole blocks: a file with one block per image would need it all at once."""
+
+MAX_EXPANSION = 2000
+"""Deflate reaches 1032 at most; beyond this a file is empty or a decompression bomb."""
+
 _FAN_IN = 8
+_NEAR_PX = 8
+"""Holes are first filled from this near: most are specks, and reaching far costs several times as much."""
+_WARP_TOLERANCE_PX = 1e-3  # of MS; GDAL does not take 0
 
 T = TypeVar("T")
 
 
+def _nothing() -> None:
+    """Do nothing."""
+
+
 def stage_scene(
-    scene: Scene, contract: SensorContract, store_uri: str, *, block_px: int = 1024, reach_px: int = 128
+    scene: Scene,
+    contract: SensorContract,
+    store_uri: str,
+    *,
+    block_px: int = 1024,
+    reach_px: int = 128,
+    access: Access = OPEN_TO_ALL,
 ) -> StagedScene:
     """Bring a scene's pixels onto matched grids in a scene store; a store that already holds them is returned as is.
 
@@ -70,9 +112,10 @@ def stage_scene(
         store_uri: Where to write the store (``pancrafter.store``).
         block_px: Edge of a block, PAN pixels; even.
         reach_px: How far, in PAN pixels, valid pixels are repeated into invalid ones; at least the network's halo.
+        access: Which hosts and folders may be read, and with what credentials.
 
     Raises:
-        InvalidSceneError: A file is missing, damaged or not what the contract describes, or holds no valid pixel.
+        InvalidSceneError: A file is missing, forbidden, damaged or not what the contract describes, or is empty.
         GridMismatchError: PAN and MS grids cannot be related.
         TransientReadError: A remote file could not be read this time.
         SinkError: The store cannot be written.
@@ -81,31 +124,31 @@ def stage_scene(
     finished = _finished(store_uri, digest)
     if finished is not None:
         return finished
-    sources = _read_headers(scene, contract)
+    sources = _on_common_grid(scene, _read_headers(scene, contract, access), contract)
     pair = _pair(scene, sources, contract.ratio)
-    store = SceneStore.create(
+    begun = SceneStore.resume(store_uri, digest)
+    store = begun or SceneStore.create(
         store_uri, pair, bands=scene.bands, staging=digest, crs_wkt=sources.pan.crs_wkt, block_px=block_px
     )
     pan_reader = _WindowReader((sources.pan,), pair.pan_offset_yx, pair.pan.shape_yx, reach_px)
     ms_reader = _WindowReader(sources.ms, pair.ms_offset_yx, pair.ms_shape_yx, -(-reach_px // pair.ratio))
+    # Bound first: Dask looks for its own kind inside every argument of every task, which costs as much as encoding.
+    stage_pan = delayed(partial(_stage_pan, store, pan_reader, resumed=begun is not None), traverse=False)
+    stage_ms = delayed(partial(_stage_ms, store, ms_reader, resumed=begun is not None), traverse=False)
     tally = _compute(
-        [
-            *(delayed(_stage_pan)(store, pan_reader, window) for window in store.pan_windows()),
-            *(delayed(_stage_ms)(store, ms_reader, window) for window in store.ms_windows()),
-        ],
+        [*(stage_pan(window) for window in store.pan_windows()), *(stage_ms(window) for window in store.ms_windows())],
         _merge_tallies,
     )
     dtype = _output_dtype(sources.ms)
-    dn_max = min(contract.dn_max, int(np.iinfo(dtype).max))
-    _check_pixels(scene, sources, tally, dn_max)
-    valid_share = _valid_share(store, pair, scene)
+    _check_pixels(scene, sources, tally, contract)
+    valid_share = _valid_share(store_uri, pair, scene, tally)
     shifts = measure_shifts(store, pair, gain=_mean_gain(scene, contract))
     staged = StagedScene(
         scene=scene,
         store_uri=store_uri,
         grid=pair,
         dtype=dtype,
-        dn_max=dn_max,
+        dn_max=_ceiling(contract, sources.ms, tally.ms, dtype),
         nodata=_output_nodata(sources, dtype),
         pan_range=value_range(tally.pan),
         ms_ranges=tuple(value_range(histogram) for histogram in tally.ms),
@@ -113,6 +156,7 @@ def stage_scene(
         shift_confidence=tuple(min(max(shift.ncc, -1.0), 1.0) for shift in shifts),
         valid_share=valid_share,
         bytes_read=tally.bytes_read,
+        ms_resampled=sources.ms[0].warped,
         scale=_per_band(sources.ms, "scale", default=1.0),
         offset=_per_band(sources.ms, "offset", default=0.0),
     )
@@ -154,6 +198,9 @@ class _Source:
     masked: bool
     scale: tuple[float, ...]
     offset: tuple[float, ...]
+    access: Access = OPEN_TO_ALL
+    warped: bool = False
+    """Whether ``grid`` is not the file's own: pixels are then interpolated to it while reading."""
 
 
 @dataclass(frozen=True)
@@ -162,12 +209,12 @@ class _Sources:
     ms: tuple[_Source, ...]
 
 
-def _read_headers(scene: Scene, contract: SensorContract) -> _Sources:
-    pan = _read_header(scene, [(0, scene.pan)], contract)
+def _read_headers(scene: Scene, contract: SensorContract, access: Access) -> _Sources:
+    pan = _read_header(scene, [(0, scene.pan)], contract, access)
     files: OrderedDict[str, list[tuple[int, AssetRef]]] = OrderedDict()
     for position, asset in enumerate(scene.ms):
         files.setdefault(asset.href, []).append((position, asset))
-    ms = tuple(_read_header(scene, assets, contract) for assets in files.values())
+    ms = tuple(_read_header(scene, assets, contract, access) for assets in files.values())
     for source in ms[1:]:
         if source.grid != ms[0].grid:
             raise InvalidSceneError(
@@ -179,16 +226,60 @@ def _read_headers(scene: Scene, contract: SensorContract) -> _Sources:
     return _Sources(pan, ms)
 
 
-def _read_header(scene: Scene, assets: list[tuple[int, AssetRef]], contract: SensorContract) -> _Source:
+def _read_header(scene: Scene, assets: list[tuple[int, AssetRef]], contract: SensorContract, access: Access) -> _Source:
     key, href = assets[0][1].key, assets[0][1].href
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", NotGeoreferencedWarning)  # refused below, with the asset's name
-            with rasterio.Env(**_GDAL_OPTIONS), rasterio.open(href) as dataset:
-                return _describe_source(dataset, scene, assets, contract)
-    except (RasterioError, CPLE_BaseError, OSError) as err:
+            return _signed_anew(lambda: _describe_file(scene, assets, contract, access), href, access)
+    except _READ_ERRORS as err:
         failure = _read_failure(err, scene.key, key, href, what="its header")
     raise failure
+
+
+def _signed_anew(
+    action: Callable[[], T], href: str, access: Access, *, before_again: Callable[[], None] = _nothing
+) -> T:
+    """The result of ``action``; if it fails on a file that is read with a signature, once more with a new one."""
+    try:
+        return action()
+    except _READ_ERRORS:
+        if not reader_for(access).forget(href):
+            raise
+    before_again()
+    return action()
+
+
+def _describe_file(
+    scene: Scene, assets: list[tuple[int, AssetRef]], contract: SensorContract, access: Access
+) -> _Source:
+    handle = _open(assets[0][1].href, access, scene.key, assets[0][1].key)
+    with rasterio.Env(**_GDAL_OPTIONS, **handle.options), handle.dataset:
+        return replace(_describe_source(handle.dataset, scene, assets, contract), access=access)
+
+
+class _Handle(NamedTuple):
+    """An open dataset and the GDAL options it must be read with."""
+
+    dataset: Any  # Any: rasterio is untyped
+    options: dict[str, Any]  # Any: GDAL options of several types
+
+
+def _open(href: str, access: Access, scene: str, asset: str) -> _Handle:
+    """Open a file under the access rules; what comes from elsewhere is only opened as one of a few plain formats."""
+    try:
+        opened = reader_for(access).open(href)
+    except (InvalidSceneError, TransientReadError) as err:
+        raise type(err)(err.message, scene=scene, asset=asset) from None
+    remote = "://" in opened.href and not opened.href.startswith("file:")
+    options = opened.options | (_REMOTE_OPTIONS if remote else {})
+    path = unquote(urlsplit(opened.href).path) if opened.href.startswith("file:") else opened.href
+    with rasterio.Env(**_GDAL_OPTIONS, **options):
+        return _Handle(rasterio.open(path, sharing=False, driver=_remote_driver(path) if remote else None), options)
+
+
+def _remote_driver(href: str) -> str:
+    return REMOTE_DRIVERS.get(PurePosixPath(urlsplit(href).path).suffix.casefold(), "GTiff")
 
 
 def _describe_source(
@@ -202,10 +293,12 @@ def _describe_source(
                 scene=scene.key,
                 asset=asset.key,
             )
+    if fault := _absurd(dataset):
+        raise InvalidSceneError(f"{fault}; the file is damaged or malicious", scene=scene.key, asset=key)
     if dataset.crs is None or dataset.transform.is_identity:
         raise GridMismatchError(
-            "the header has no CRS or geotransform (sensor geometry, GCPs or RPCs only), expected a projected or "
-            "geographic grid; orthorectify PAN and MS first",
+            f"the header has {_placed_by(dataset)}, expected a projected or geographic grid; orthorectify PAN and MS "
+            "first (for example gdalwarp, with -rpc for RPCs)",
             scene=scene.key,
             asset=key,
         )
@@ -238,8 +331,92 @@ def _describe_source(
     )
 
 
+def _absurd(dataset: Any) -> str | None:  # Any: rasterio is untyped
+    """Why a header cannot be true, found before anything is allocated for its pixels."""
+    rows, cols = dataset.shape
+    if rows * cols > MAX_PIXELS:
+        return f"the header claims {rows} x {cols} pixels, expected at most {MAX_PIXELS:.0e}"
+    itemsize = max(np.dtype(name).itemsize for name in dataset.dtypes)
+    interleaved = dataset.count if str(dataset.profile.get("interleave")) == "pixel" else 1
+    block = max(math.prod(shape) for shape in dataset.block_shapes) * itemsize * interleaved
+    if block > MAX_BLOCK_BYTES:
+        return (
+            f"one block of the file holds {block / 2**20:.0f} MiB, expected at most {MAX_BLOCK_BYTES / 2**20:.0f} MiB"
+        )
+    claimed = rows * cols * itemsize * dataset.count
+    real = _size_on_disk(dataset.name)
+    if real is not None and claimed > MAX_EXPANSION * real and claimed > MAX_BLOCK_BYTES:
+        return f"the header claims {claimed / 2**20:.0f} MiB of pixels, the file holds {real} bytes"
+    return None
+
+
+def _size_on_disk(name: str) -> int | None:
+    try:
+        return Path(name).stat().st_size
+    except OSError:
+        return None
+
+
+def _placed_by(dataset: Any) -> str:  # Any: rasterio is untyped
+    """How a file without a grid says where it lies: its product is in sensor geometry."""
+    if dataset.gcps[0]:
+        return "ground control points only"
+    return "RPCs only" if dataset.rpcs else "no CRS or geotransform"
+
+
 def _or_contract(header: float | None, contract: float | None) -> float | None:
     return contract if header is None else float(header)
+
+
+def _on_common_grid(scene: Scene, sources: _Sources, contract: SensorContract) -> _Sources:
+    """The sources as they are, or MS on a grid of exactly the contract's ratio, to which it is resampled once.
+
+    The latter for ratios like 3.997 and, if the contract allows it, for another CRS.
+    """
+    pan, ms = sources.pan.grid, sources.ms[0].grid
+    if pan.crs != ms.crs and contract.warp_ms:
+        bounds = _bounds_in_pan_crs(scene, sources, contract)
+    elif needs_resampling(pan, ms, contract.ratio):
+        bounds = grid_bounds(ms)
+    else:
+        return sources
+    target = aligned_ms_grid(pan, bounds, contract.ratio)
+    for source in sources.ms:
+        if len(set(source.nodata)) > 1:
+            raise InvalidSceneError(
+                f"MS must be resampled, but its bands have different nodata values {source.nodata}; declare one",
+                scene=scene.key,
+                asset=source.asset,
+            )
+    return _Sources(sources.pan, tuple(replace(source, grid=target, warped=True) for source in sources.ms))
+
+
+def _bounds_in_pan_crs(scene: Scene, sources: _Sources, contract: SensorContract) -> tuple[float, float, float, float]:
+    pan, ms = sources.pan, sources.ms[0]
+    rows, cols = ms.grid.shape_yx
+    affine = rasterio.Affine(*ms.grid.transform)
+    corners = [affine @ corner for corner in ((0, 0), (cols, 0), (0, rows), (cols, rows))]
+    (left, *_, right), (bottom, *_, top) = (sorted(values) for values in zip(*corners, strict=True))
+    try:
+        suited, _, _ = calculate_default_transform(ms.crs_wkt, pan.crs_wkt, cols, rows, left, bottom, right, top)
+        found = abs(suited.a / pan.grid.transform[0])
+        bounds: tuple[float, float, float, float] = transform_bounds(
+            ms.crs_wkt, pan.crs_wkt, left, bottom, right, top, densify_pts=101
+        )
+    except _READ_ERRORS as err:
+        raise GridMismatchError(
+            f"MS cannot be brought to the CRS of PAN ({err}); check the CRS of both files",
+            scene=scene.key,
+            asset=ms.asset,
+        ) from err
+    if abs(found / contract.ratio - 1) > MAX_RATIO_ERROR:
+        raise GridMismatchError(
+            f"in the CRS of PAN, MS pixels are {found:.4g} times the PAN pixels, expected {contract.ratio}; check the "
+            "sensor contract",
+            scene=scene.key,
+            asset=ms.asset,
+        )
+    return bounds
 
 
 def _pair(scene: Scene, sources: _Sources, ratio: int) -> PairGrid:
@@ -289,21 +466,48 @@ class _OpenFiles(threading.local):
 
     def __init__(self) -> None:
         self._token = ""
-        self._datasets: OrderedDict[str, Any] = OrderedDict()  # Any: rasterio is untyped
+        self._handles: OrderedDict[str, _Handle] = OrderedDict()
 
-    def get(self, href: str, token: str) -> Any:  # Any: rasterio is untyped
+    def get(self, source: _Source, token: str) -> _Handle:
         if token != self._token:
             self._close_down_to(0)
             self._token = token
-        if href not in self._datasets:
+        if source.href not in self._handles:
             self._close_down_to(_MAX_OPEN_FILES - 1)
-            self._datasets[href] = rasterio.open(href, sharing=False)
-        self._datasets.move_to_end(href)
-        return self._datasets[href]
+            dataset, options = _open(source.href, source.access, source.scene, source.asset)
+            self._handles[source.href] = _Handle(_warped(dataset, source) if source.warped else dataset, options)
+        self._handles.move_to_end(source.href)
+        return self._handles[source.href]
+
+    def drop(self, href: str) -> None:
+        """Close a file that must be opened anew."""
+        if href in self._handles:
+            self._handles.pop(href).dataset.close()
 
     def _close_down_to(self, count: int) -> None:
-        while len(self._datasets) > count:
-            self._datasets.popitem(last=False)[1].close()
+        while len(self._handles) > count:
+            self._handles.popitem(last=False)[1].dataset.close()
+
+
+def _warped(dataset: Any, source: _Source) -> Any:  # Any: rasterio is untyped
+    """The file seen on the source's grid: Keys' cubic, exact positions; an alpha band says what was interpolated."""
+    rows, cols = source.grid.shape_yx
+    return WarpedVRT(
+        dataset,
+        crs=source.grid.crs,
+        transform=rasterio.Affine(*source.grid.transform),
+        height=rows,
+        width=cols,
+        resampling=Resampling.cubic,
+        tolerance=_WARP_TOLERANCE_PX,
+        src_nodata=source.nodata[0],
+        nodata=source.nodata[0],
+        add_alpha=not _has_alpha(dataset),
+    )
+
+
+def _has_alpha(dataset: Any) -> bool:  # Any: rasterio is untyped
+    return ColorInterp.alpha in dataset.colorinterp
 
 
 _OPEN_FILES = _OpenFiles()
@@ -329,13 +533,18 @@ class _WindowReader:
         pixels, valid, bytes_read = self._read_raw(window)
         if valid.all():
             return pixels, valid.astype(np.uint8), bytes_read
-        wide = _widened(window, self.reach, self.shape_yx)
-        wide_pixels, wide_valid, more = self._read_raw(wide)
-        filled = fill_invalid(wide_pixels, wide_valid, self.reach)
-        core = tuple(
-            slice(part.start - outer.start, part.stop - outer.start) for part, outer in zip(window, wide, strict=True)
-        )
-        return filled[:, core[0], core[1]], valid.astype(np.uint8), bytes_read + more
+        for reach in sorted({min(_NEAR_PX, self.reach), self.reach}):
+            wide = _widened(window, reach, self.shape_yx)
+            wide_pixels, wide_valid, more = self._read_raw(wide)
+            bytes_read += more
+            y, x = (
+                slice(part.start - outer.start, part.stop - outer.start)
+                for part, outer in zip(window, wide, strict=True)
+            )
+            filled, reached = fill_invalid(wide_pixels, wide_valid, reach)
+            if reached[y, x].all():  # a wider search would find the same neighbours
+                break
+        return filled[:, y, x], valid.astype(np.uint8), bytes_read
 
     def _read_raw(self, window: Window) -> tuple[Pixels, NDArray[np.bool_], int]:
         rows, cols = (part.stop - part.start for part in window)
@@ -358,8 +567,13 @@ class _WindowReader:
 def _read_source(source: _Source, window: RasterWindow, token: str) -> tuple[NDArray[Any], NDArray[np.bool_]]:
     """Values and whether each was measured, both ``(band, y, x)``."""
     try:
-        values, measured = _read_window(source, window, token)
-    except (RasterioError, CPLE_BaseError, OSError) as err:
+        values, measured = _signed_anew(
+            lambda: _read_window(source, window, token),
+            source.href,
+            source.access,
+            before_again=lambda: _OPEN_FILES.drop(source.href),
+        )
+    except _READ_ERRORS as err:
         failure = _read_failure(err, source.scene, source.asset, source.href, what=_describe_window(window))
     else:
         for band, nodata in enumerate(source.nodata):
@@ -370,11 +584,13 @@ def _read_source(source: _Source, window: RasterWindow, token: str) -> tuple[NDA
 
 
 def _read_window(source: _Source, window: RasterWindow, token: str) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-    with rasterio.Env(**_GDAL_OPTIONS):
-        dataset = _OPEN_FILES.get(source.href, token)
+    dataset, options = _OPEN_FILES.get(source, token)
+    with rasterio.Env(**_GDAL_OPTIONS, **options):
         values = dataset.read(source.indexes, window=window)
         measured = np.isfinite(values) if values.dtype.kind == "f" else np.ones(values.shape, bool)
-        if source.masked:
+        if source.warped:
+            measured &= dataset.read(dataset.colorinterp.index(ColorInterp.alpha) + 1, window=window) != 0
+        elif source.masked:
             measured &= dataset.read_masks(source.indexes, window=window) != 0
     return values, measured
 
@@ -386,7 +602,8 @@ def _as_stored(nodata: float, dtype: np.dtype[Any]) -> float:
 
 def _to_dn(values: NDArray[Any], measured: NDArray[np.bool_], source: _Source, window: Window) -> Pixels:
     if values.dtype.kind == "u" and values.dtype.itemsize <= 2:
-        return np.where(measured, values, 0).astype(np.uint16)
+        whole = values if measured.all() else np.where(measured, values, 0)
+        return whole.astype(np.uint16, copy=False)
     found = np.where(measured, values, 0)
     low, high = float(found.min()), float(found.max())
     if low < 0 or high > DN_LIMIT:
@@ -411,6 +628,10 @@ _PERMANENT = (
     "HTTP response code: 410",
 )
 _MISSING = ("No such file or directory", "does not exist")
+
+
+_READ_ERRORS = (RasterioError, CPLE_BaseError, OSError, UnicodeDecodeError)
+"""What rasterio raises on files it cannot read; the last where a CRS is named in no known encoding."""
 
 
 def _read_failure(
@@ -451,7 +672,7 @@ def _widened(window: Window, margin: int, shape_yx: tuple[int, int]) -> Window:
 # --- filling holes --------------------------------------------------------------------------------------------------
 
 
-def fill_invalid(pixels: Pixels, valid: NDArray[np.bool_], reach: int) -> Pixels:
+def fill_invalid(pixels: Pixels, valid: NDArray[np.bool_], reach: int) -> tuple[Pixels, NDArray[np.bool_]]:
     """Repeat the nearest valid pixel (city-block distance) into invalid ones, up to ``reach`` pixels away; 0 beyond.
 
     Pixels at equal distance above and below, or left and right, are averaged. The result at a pixel depends only on
@@ -461,10 +682,13 @@ def fill_invalid(pixels: Pixels, valid: NDArray[np.bool_], reach: int) -> Pixels
         pixels: ``(band, y, x)`` DN; values at invalid pixels do not matter.
         valid: ``(y, x)``.
         reach: Pixels.
+
+    Returns:
+        The filled pixels, and ``(y, x)`` true where a pixel is valid or was filled.
     """
     rows, cols = valid.shape
     far = 2 * (rows + cols + reach)
-    row = np.arange(rows, dtype=np.int64)[:, None]
+    row = np.arange(rows, dtype=np.int32)[:, None]
     above = np.maximum.accumulate(np.where(valid, row, -far), axis=0)
     below = np.minimum.accumulate(np.where(valid, row, rows + far)[::-1], axis=0)[::-1]
     vertical = np.minimum(np.minimum(row - above, below - row), far)
@@ -486,15 +710,15 @@ def fill_invalid(pixels: Pixels, valid: NDArray[np.bool_], reach: int) -> Pixels
     filled = pixels.copy()
     filled[:, holes] = 0
     filled[:, within] = (total + 2) // 4
-    return filled
+    return filled, valid | within
 
 
-def _nearest_before(vertical: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _nearest_before(vertical: NDArray[np.int32]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
     """Column at or before each pixel by which a valid pixel is reached soonest, and that distance."""
-    col = np.arange(vertical.shape[1], dtype=np.int64)[None, :]
+    col = np.arange(vertical.shape[1], dtype=np.int32)[None, :]
     slack = vertical - col
     best = np.minimum.accumulate(slack, axis=1)
-    column = np.maximum.accumulate(np.where(slack == best, col, -1), axis=1)
+    column = np.maximum.accumulate(np.where(slack == best, col, np.int32(-1)), axis=1)
     return column, best + col
 
 
@@ -513,20 +737,31 @@ class _Tally:
 _NOTHING = np.zeros(1, np.int64)
 
 
-def _stage_pan(store: SceneStore, reader: _WindowReader, window: Window) -> _Tally:
+def _stage_pan(store: SceneStore, reader: _WindowReader, window: Window, *, resumed: bool) -> _Tally:
+    valid = store.read_pan_valid(window) if resumed else None
+    if valid is not None and not (valid == UNWRITTEN).any():
+        return _Tally(pan=_histogram(store.read_pan(window), valid))
     pixels, valid, bytes_read = reader.read(window)
     store.write_pan(window, pixels[0], valid)
     return _Tally(pan=_histogram(pixels[0], valid), bytes_read=bytes_read)
 
 
-def _stage_ms(store: SceneStore, reader: _WindowReader, window: Window) -> _Tally:
+def _stage_ms(store: SceneStore, reader: _WindowReader, window: Window, *, resumed: bool) -> _Tally:
+    valid = store.read_ms_valid(window) if resumed else None
+    if valid is not None and not (valid == UNWRITTEN).any():
+        return _ms_tally(store.read_ms(window), valid, 0)
     pixels, valid, bytes_read = reader.read(window)
     store.write_ms(window, pixels, valid)
+    return _ms_tally(pixels, valid, bytes_read)
+
+
+def _ms_tally(pixels: Pixels, valid: Mask, bytes_read: int) -> _Tally:
     return _Tally(pan=_NOTHING, ms=tuple(_histogram(band, valid) for band in pixels), bytes_read=bytes_read)
 
 
 def _histogram(pixels: Pixels, valid: Mask) -> NDArray[np.int64]:
-    return np.bincount(pixels[valid != 0], minlength=1).astype(np.int64)
+    measured = pixels.ravel() if valid.all() else pixels[valid != 0]
+    return np.bincount(measured, minlength=1).astype(np.int64)
 
 
 def _merge_tallies(tallies: Sequence[_Tally]) -> _Tally:
@@ -556,7 +791,16 @@ def _gather(tasks: Iterable[Any]) -> tuple[Any, ...]:  # Any: dask is untyped
     return tuple(compute(*tasks))  # type: ignore[no-untyped-call]
 
 
-def _check_pixels(scene: Scene, sources: _Sources, tally: _Tally, dn_max: int) -> None:
+def _ceiling(
+    contract: SensorContract, ms: Sequence[_Source], histograms: Sequence[NDArray[np.int64]], dtype: str
+) -> int:
+    """The contract's ceiling; that of the asset's own scaling once a pixel shows that this scaling was used."""
+    largest = max(len(histogram) for histogram in histograms) - 1
+    top = contract.dn_max if largest <= contract.dn_max else max(contract.ceiling(source.asset) for source in ms)
+    return min(top, int(np.iinfo(dtype).max))
+
+
+def _check_pixels(scene: Scene, sources: _Sources, tally: _Tally, contract: SensorContract) -> None:
     ms_assets = {position: source.asset for source in sources.ms for position in source.positions}
     channels = [(sources.pan.asset, "PAN", tally.pan)]
     channels += [(ms_assets[band], scene.bands[band], histogram) for band, histogram in enumerate(tally.ms)]
@@ -568,6 +812,7 @@ def _check_pixels(scene: Scene, sources: _Sources, tally: _Tally, dn_max: int) -
                 scene=scene.key,
                 asset=asset,
             )
+        dn_max = contract.ceiling(asset)
         above = int(histogram[dn_max + 1 :].sum())
         if above > MAX_SHARE_ABOVE_CEILING * count:
             raise InvalidSceneError(
@@ -588,30 +833,24 @@ def value_range(histogram: NDArray[np.int64]) -> ValueRange:
     return ValueRange(low=low, high=high) if high > low else ValueRange(low=low - 1, high=high + 1)
 
 
-def _valid_share(store: SceneStore, pair: PairGrid, scene: Scene) -> float:
-    tasks = [delayed(_count_valid)(store, pair, window) for window in store.pan_windows()]
-    share = _compute(tasks, _sum_counts) / (pair.pan.shape_yx[0] * pair.pan.shape_yx[1])
+def _valid_share(store_uri: str, pair: PairGrid, scene: Scene, tally: _Tally) -> float:
+    """Share of PAN pixels that are valid and lie nearest to a valid MS pixel."""
+    if int(tally.pan.sum()) == math.prod(pair.pan.shape_yx) and int(tally.ms[0].sum()) == math.prod(pair.ms_shape_yx):
+        return 1.0
+    rows, cols = (
+        _ms_index(slice(0, size), pair.ratio, phase, ms_size)
+        for size, phase, ms_size in zip(pair.pan.shape_yx, pair.phase_yx, pair.ms_shape_yx, strict=True)
+    )
+    with open_scene(store_uri) as cube:
+        nearest = cube.ms_valid.isel(ym=("y", rows), xm=("x", cols)).drop_vars(("ym", "xm"))
+        share = float(((cube.pan_valid == 1) & (nearest == 1)).mean())
     if share == 0:
         raise InvalidSceneError(
             "no pixel is valid in PAN and MS at once, expected a common area; check nodata values and masks",
             scene=scene.key,
             asset=f"{scene.pan.key} and {scene.ms[0].key}",
         )
-    return float(share)
-
-
-def _sum_counts(counts: Sequence[int]) -> int:
-    return sum(counts)
-
-
-def _count_valid(store: SceneStore, pair: PairGrid, window: Window) -> int:
-    rows, cols = (
-        _ms_index(part, pair.ratio, phase, size)
-        for part, phase, size in zip(window, pair.phase_yx, pair.ms_shape_yx, strict=True)
-    )
-    ms_window = (slice(int(rows[0]), int(rows[-1]) + 1), slice(int(cols[0]), int(cols[-1]) + 1))
-    ms_valid = store.read_ms_valid(ms_window)[np.ix_(rows - rows[0], cols - cols[0])]
-    return int(np.count_nonzero(ms_valid & store.read_pan_valid(window)))
+    return share
 
 
 def _ms_index(part: slice, ratio: int, phase: float, size: int) -> NDArray[np.int64]:
@@ -657,9 +896,11 @@ def measure_shifts(store: MeasuredPixels, pair: PairGrid, *, gain: float) -> tup
     chosen = [candidates[index] for texture, index in ranked[:ALIGNMENT_WINDOWS] if texture > 0]
     if not chosen:
         return (NO_SHIFT,) * store.band_count
-    measured: tuple[tuple[BandShift, ...], ...] = _gather(
-        delayed(_window_shifts)(store, pair, window, gain) for window in chosen
-    )
+    measured: tuple[tuple[BandShift, ...], ...] = ()
+    for part in (chosen[:ALIGNMENT_FIRST_WINDOWS], chosen[ALIGNMENT_FIRST_WINDOWS:]):
+        if measured and agree(measured):
+            break
+        measured += _gather(delayed(_window_shifts)(store, pair, window, gain) for window in part)
     return combine_windows(measured)
 
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import Protocol
 
@@ -148,9 +148,12 @@ class NetworkSharpener:
 
     def halo_px(self, staged: StagedScene) -> int:
         """The network's reach, widened by what band shifts move the MS pixels."""
-        ratio = staged.grid.ratio
+        return self.reach_px(staged.grid.ratio, band_phases(staged))
+
+    def reach_px(self, ratio: int, phases_yx: Sequence[PhaseYX]) -> int:
+        """``halo_px`` of a pair in memory."""
         nominal = (ratio - 1) / 2
-        moved = max(abs(value - nominal) for phase in band_phases(staged) for value in phase)
+        moved = max(abs(value - nominal) for phase in phases_yx for value in phase)
         return self.checkpoint.network.config.reach_px(ratio) + math.ceil(moved)
 
     @torch.inference_mode()
@@ -160,17 +163,11 @@ class NetworkSharpener:
         On the CPU band groups run one after the other, so memory does not grow with the band count; CUDA takes all at
         once, or one at a time where its memory does not hold them.
         """
-        group = self.checkpoint.network.config.bands
-        if len(tile.ms) % group:
-            raise WeightsError(
-                f"weights {self.checkpoint.name} take {group} bands at once, the scene has {len(tile.ms)}; "
-                "choose weights for this sensor or band-wise ones"
-            )
         rows, cols = core or (slice(0, tile.pan.shape[0]), slice(0, tile.pan.shape[1]))
         region = (rows.start, rows.stop), (cols.start, cols.stop)
-        conditions = self._conditions(tile, group)
+        conditions = self._conditions(tile)
+        groups = len(conditions.ms[0])
         result = np.empty((len(tile.ms), rows.stop - rows.start, cols.stop - cols.start), np.float32)
-        groups = len(tile.ms) // group
         at_once = groups if self.device.startswith("cuda") else 1
         try:
             return self._run(conditions, region, tile.ms_ranges, at_once, result)
@@ -195,6 +192,19 @@ class NetworkSharpener:
             result[part] = _to_dn(sharpened.flatten(0, 1), ranges[part]).cpu().numpy()
         return result
 
+    def conditions(self, tile: Tile) -> Iterator[tuple[slice, Conditions]]:
+        """The network's inputs for a tile, and which bands each is for."""
+        group, conditions = self.checkpoint.network.config.bands, self._conditions(tile)
+        for number in range(len(conditions.ms[0])):
+            yield slice(number * group, (number + 1) * group), conditions.samples(number, number + 1)
+
+    def fitted_to(self, tile: Tile, gains: Sequence[float]) -> NetworkSharpener:
+        """The same network with what it needs to know of a scene that is ``tile`` as a whole."""
+        if not self.checkpoint.network.config.injected_detail:
+            return self
+        sums = injection_sums(tile.pan, tile.ms, tile.ratio, tile.phases_yx, float(np.mean(gains)))
+        return replace(self, injection=fit_injection(sums))
+
     def working_bytes(self, tile_px: int, core_px: int, bands: int) -> int:
         """The network's maps and inputs."""
         return self._network.working_bytes(tile_px, core_px, bands)
@@ -204,8 +214,14 @@ class NetworkSharpener:
         """The weights in the precision and on the device of this sharpener."""
         return MsNetwork(self.checkpoint.network.to(self.device), PRECISIONS[self.precision])
 
-    def _conditions(self, tile: Tile, group: int) -> Conditions:
+    def _conditions(self, tile: Tile) -> Conditions:
         """Inputs of all band groups, one sample each; those of PAN are computed once."""
+        group = self.checkpoint.network.config.bands
+        if len(tile.ms) % group:
+            raise WeightsError(
+                f"weights {self.checkpoint.name} take {group} bands at once, the scene has {len(tile.ms)}; "
+                "choose weights for this sensor or band-wise ones"
+            )
         pan = _to_unit(torch.from_numpy(tile.pan).to(self.device), [tile.pan_range])[None]
         ms = _to_unit(torch.from_numpy(tile.ms).to(self.device), tile.ms_ranges).unflatten(0, (-1, group))
         phases = torch.tensor(tile.phases_yx, dtype=torch.float64).unflatten(0, (-1, group))
@@ -473,10 +489,12 @@ def band_mtf_gains(staged: StagedScene, contract: SensorContract) -> tuple[float
 def quantise(sharpened: Floats, valid: Valid, staged: StagedScene) -> Pixels:
     """Round to DN within the sensor's range; invalid pixels become nodata (or 0), valid ones never do."""
     low, high = dn_limits(staged)
-    dn = np.clip(np.rint(sharpened), low, high).astype(np.uint16)
+    rounded = np.rint(sharpened)
+    dn = np.clip(rounded, low, high, out=rounded).astype(np.uint16)
     if staged.nodata is not None and low < staged.nodata < high:
         dn[dn == int(staged.nodata)] = int(staged.nodata) + 1
-    dn[:, ~valid] = 0 if staged.nodata is None else int(staged.nodata)
+    if not valid.all():
+        dn[:, ~valid] = 0 if staged.nodata is None else int(staged.nodata)
     return dn
 
 

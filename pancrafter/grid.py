@@ -1,7 +1,9 @@
 """Relating the PAN and MS pixel grids of one scene by their georeference: affine arithmetic only, no files.
 
-Array shapes never decide how the grids lie on each other: USGS Landsat PAN has 2N - 1 pixels whose first centre
-coincides with the MS one, which a plain "twice as many" would place half a PAN pixel off on every scene.
+Where the pixel sizes are in the contract's ratio, MS stays as delivered and the relation is a phase. Where they nearly
+are (3.997), MS has to be resampled once, to the grid that `aligned_ms_grid` describes. Array shapes never decide how
+the grids lie on each other: USGS Landsat PAN has 2N - 1 pixels whose first centre coincides with the MS one, which a
+plain "twice as many" would place half a PAN pixel off on every scene.
 """
 
 from __future__ import annotations
@@ -15,10 +17,14 @@ from pancrafter.types import PairGrid, PixelGrid
 MAX_DRIFT_PX = 0.05
 """How far, in PAN pixels, an inexact ratio may pull MS off its nominal place anywhere in the scene."""
 
+MAX_RATIO_ERROR = 0.05
+"""Relative deviation from the contract's ratio up to which MS is resampled; beyond it is another product."""
+
 MAX_ROTATION_PX = 0.01
 """How far, in pixels, the rotation terms may move the far corner of a grid that still counts as north-up."""
 
 _EDGE_TOLERANCE_PX = 1e-6
+_SMALLEST_STEP, _FARTHEST = 1e-9, 1e9  # CRS units; damaged headers hold anything
 _PHASE_DECIMALS = 7
 
 
@@ -65,6 +71,55 @@ def pair_grids(pan: PixelGrid, ms: PixelGrid, ratio: int) -> PairGrid:
         pan_offset_yx=(y.pan_offset, x.pan_offset),
         ms_offset_yx=(y.ms_offset, x.ms_offset),
     )
+
+
+def needs_resampling(pan: PixelGrid, ms: PixelGrid, ratio: int) -> bool:
+    """Whether the pixel sizes are near the ratio, but too far from it for MS to be used as delivered.
+
+    The grids must be north-up and in one CRS; everything else is left to `pair_grids` to judge.
+    """
+    if pan.crs != ms.crs or not all(_north_up(grid) for grid in (pan, ms)):
+        return False
+    errors = [abs(_step(ms, axis) / _step(pan, axis) - ratio) for axis in (0, 1)]
+    drifts = [error * size for error, size in zip(errors, ms.shape_yx, strict=True)]
+    return max(drifts) > MAX_DRIFT_PX and max(errors) <= MAX_RATIO_ERROR * ratio
+
+
+def aligned_ms_grid(pan: PixelGrid, bounds: tuple[float, float, float, float], ratio: int) -> PixelGrid:
+    """The grid of pixels of exactly ``ratio`` x ``ratio`` PAN pixels on PAN's edges whose centres lie in ``bounds``.
+
+    Args:
+        pan: The whole PAN raster, north-up.
+        bounds: Left, bottom, right, top of MS in the CRS of PAN.
+        ratio: MS pixel size over PAN pixel size.
+
+    Raises:
+        GridMismatchError: PAN is rotated or flipped, or does not overlap the bounds.
+    """
+    _require_north_up("PAN", pan)
+    a, _, c, _, e, f = pan.transform
+    left, bottom, right, top = bounds
+    spans = (((top - f) / e, (bottom - f) / e), ((left - c) / a, (right - c) / a))  # PAN pixels from PAN's corner
+    first, size = [], []
+    for (start, stop), pan_size in zip(spans, pan.shape_yx, strict=True):
+        low = max(0, math.ceil(start / ratio - 0.5 - _EDGE_TOLERANCE_PX))
+        high = min(-(-pan_size // ratio), math.floor(stop / ratio - 0.5 + _EDGE_TOLERANCE_PX) + 1)
+        first.append(low)
+        size.append(high - low)
+    if min(size) < 1:
+        raise GridMismatchError(
+            f"MS covers {left:.10g}..{right:.10g}, {bottom:.10g}..{top:.10g} in the CRS of PAN, which lies elsewhere; "
+            "check that both assets belong to the same acquisition and tile"
+        )
+    transform = (a * ratio, 0.0, c + a * ratio * first[1], 0.0, e * ratio, f + e * ratio * first[0])
+    return PixelGrid(crs=pan.crs, transform=transform, shape_yx=(size[0], size[1]))
+
+
+def grid_bounds(grid: PixelGrid) -> tuple[float, float, float, float]:
+    """Left, bottom, right, top of a north-up grid in CRS units."""
+    a, _, c, _, e, f = grid.transform
+    rows, cols = grid.shape_yx
+    return c, f + e * rows, c + a * cols, f
 
 
 def crop_grid(grid: PixelGrid, offset_yx: tuple[int, int], shape_yx: tuple[int, int]) -> PixelGrid:
@@ -123,11 +178,24 @@ def _origin_and_step(grid: PixelGrid, axis: int) -> tuple[float, float]:
     return (f, e) if axis == 0 else (c, a)
 
 
+def _step(grid: PixelGrid, axis: int) -> float:
+    return _origin_and_step(grid, axis)[1]
+
+
+def _north_up(grid: PixelGrid) -> bool:
+    try:
+        _require_north_up("", grid)
+    except GridMismatchError:
+        return False
+    return True
+
+
 def _require_north_up(name: str, grid: PixelGrid) -> None:
-    a, b, _, d, e, _ = grid.transform
-    if min(grid.shape_yx) < 1 or a == 0 or e == 0:
+    a, b, c, d, e, f = grid.transform
+    sane = all(_SMALLEST_STEP <= abs(step) <= _FARTHEST for step in (a, e)) and max(abs(c), abs(f)) <= _FARTHEST
+    if min(grid.shape_yx) < 1 or not sane:
         raise GridMismatchError(
-            f"{name} has {grid.shape_yx[0]} x {grid.shape_yx[1]} pixels of size ({abs(e)}, {abs(a)}), "
+            f"{name} has {grid.shape_yx[0]} x {grid.shape_yx[1]} pixels of size ({abs(e)}, {abs(a)}) at ({c}, {f}), "
             "expected a raster with a geotransform; restore its georeference"
         )
     moved = max(abs(b / a) * grid.shape_yx[0], abs(d / e) * grid.shape_yx[1])

@@ -32,7 +32,7 @@ from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.warp import transform_geom
 
 from pancrafter.errors import ContractError, GridMismatchError, InvalidSceneError, PancrafterError, SinkError
-from pancrafter.grid import pair_grids
+from pancrafter.grid import needs_resampling, pair_grids
 from pancrafter.recognise import recognise
 from pancrafter.sensors import GENERIC, BandSpec, SensorContract, fold, get_contract, load_contracts
 from pancrafter.types import PixelGrid, Record, Refusal
@@ -550,6 +550,8 @@ def _check_pair(contract: SensorContract, pan: _Raster, rasters: Sequence[_Raste
             raise GridMismatchError(
                 f"{raster.path} and {rasters[0].path}: MS bands on different grids, expected one; resample them first"
             )
+        if needs_resampling(pan.grid, raster.grid, contract.ratio):
+            continue
         try:
             pair_grids(pan.grid, raster.grid, contract.ratio)
         except GridMismatchError as err:

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 from urllib.parse import parse_qsl, urlsplit, urlunsplit
 
 import pystac
@@ -23,7 +23,7 @@ from rasterio.warp import transform as warp_points
 from pancrafter.cog import BandStatistics, CogInfo, Reason
 from pancrafter.types import FORMAT_VERSION, PixelGrid, Quality, Record, StagedScene
 
-SHARPENED, MASK, THUMBNAIL = "sharpened", "mask", "thumbnail"
+SHARPENED, MASK, THUMBNAIL, QUALITY = "sharpened", "mask", "thumbnail", "quality"
 NETWORK_METHOD = "pan-crafter"
 SCHEMA_FILE = "pancrafter-v1.0.0.json"
 
@@ -38,6 +38,7 @@ _EXTENSIONS = {
         "version": "v1.2.0",
         "classification": "v2.0.0",
         "view": "v1.0.0",
+        "mlm": "v1.4.0",
     }.items()
 }
 _CARRIED_TEXT = ("platform", "constellation", "mission", "processing:level")
@@ -115,6 +116,7 @@ _SIGNING_PARAMETERS = frozenset(
 )
 _SIGNING_PREFIXES = ("x-amz-", "x-goog-", "x-oss-", "q-sign", "q-ak", "x-cos-")
 _METRES_PER_DEGREE = 111_320.0  # of latitude, spherical mean (WGS 84: 110.57 to 111.69 km)
+_QUALITY_TITLE = "Consistency with the multispectral input, ERGAS per block of 8 by 8 MS pixels; 0 is best"
 _REASON_TEXT = {
     Reason.NO_MS: "no multispectral data",
     Reason.NO_PAN: "no panchromatic data",
@@ -158,6 +160,14 @@ class Recipe(Record):
         return hashlib.sha256(text.encode()).hexdigest()
 
 
+class Gate(Record):
+    """What the quality gate said, and what a person made of it where it held the scene."""
+
+    verdict: Literal["pass", "fallback", "hold", "released"] = "pass"
+    reason: str = Field(default="", description="What missed the rule; empty for pass.")
+    released_because: str | None = Field(default=None, description="Reason of the person who released it.")
+
+
 class Cost(Record):
     """What making the item took, as measured."""
 
@@ -194,6 +204,7 @@ def cog_asset(key: str, info: CogInfo) -> AssetFile:
     known = {
         SHARPENED: ("Sharpened image, all bands", ("data",)),
         MASK: ("Why a pixel should not be trusted, as bits; 0: trust it", ("data-mask", "metadata")),
+        QUALITY: (_QUALITY_TITLE, ("metadata", "quality")),
     }
     title, roles = known.get(key, (key.replace("_", " "), ("metadata",)))
     return AssetFile(
@@ -235,7 +246,9 @@ def build_item(
     cost: Cost,
     version: str | None = None,
     fallback: bool = False,
+    gate: Gate | None = None,
     predecessor_id: str | None = None,
+    model_link: dict[str, Any] | None = None,
     now: datetime | None = None,
 ) -> pystac.Item:
     """Assemble the STAC item of a sharpened scene.
@@ -254,11 +267,13 @@ def build_item(
         cost: Measured effort.
         version: Version of the item; by default the first 12 characters of the recipe's digest.
         fallback: A classical result stands in for the network's.
+        gate: What the quality gate said; by default that it passed.
+        model_link: Link to the model item (``pancrafter.models.ensure_model``), for the network's results.
         predecessor_id: Item of the same collection that this one supersedes.
         now: Time of creation, by default the present.
     """
     scene, grid = staged.scene, staged.grid.pan
-    stamp = _rfc3339(now or datetime.now(UTC))
+    stamp, gate = _rfc3339(now or datetime.now(UTC)), gate or Gate()
     geometry, bbox = footprint(grid)
     item = pystac.Item(
         id=item_id,
@@ -269,7 +284,7 @@ def build_item(
         collection=collection_id,
     )
     item.properties |= {
-        "title": _title(scene.item_id, recipe, fallback=fallback),
+        "title": _title(scene.item_id, recipe, gate, fallback=fallback),
         "created": stamp,
         "updated": stamp,
         "gsd": ground_sample_distance_m(grid),
@@ -279,6 +294,7 @@ def build_item(
         "pancrafter:sensor": scene.sensor,
         "pancrafter:method": recipe.method,
         "pancrafter:fallback": fallback,
+        "pancrafter:gate": gate.model_dump(exclude_none=True),
         "pancrafter:recipe": {"digest": recipe.digest, **recipe.model_dump(mode="json")},
         "pancrafter:source": {
             "collection": scene.collection,
@@ -293,6 +309,8 @@ def build_item(
     for asset in assets:
         item.add_asset(asset.key, _stac_asset(asset, grid, bands))
     item.links = list(_links(staged, collection_id, predecessor_id))
+    if model_link is not None:
+        item.links.append(pystac.Link.from_dict(model_link))
     item.stac_extensions = _extensions_used(item)
     return item
 
@@ -380,10 +398,13 @@ def stac_license(found: str) -> str:
     return "other" if gone or not re.fullmatch(r"[\w\-.+]+", found) else found
 
 
-def _title(source_id: str, recipe: Recipe, *, fallback: bool) -> str:
-    if recipe.method == NETWORK_METHOD:
-        return f"{source_id}, pansharpened"
-    return f"{source_id}, pansharpened ({'classical fallback' if fallback else 'classical'}: {recipe.method})"
+def _title(source_id: str, recipe: Recipe, gate: Gate, *, fallback: bool) -> str:
+    notes = []
+    if recipe.method != NETWORK_METHOD:
+        notes.append(f"{'classical fallback' if fallback else 'classical'}: {recipe.method}")
+    if gate.verdict == "released":
+        notes.append("missed the quality rule, released by a person")
+    return f"{source_id}, pansharpened" + (f" ({'; '.join(notes)})" if notes else "")
 
 
 def _rfc3339(moment: datetime) -> str:
@@ -464,6 +485,8 @@ def _stac_asset(asset: AssetFile, grid: PixelGrid, bands: Sequence[BandLike]) ->
         if asset.key == SHARPENED:
             fields["bands"] = [_band(band, asset.raster, index) for index, band in enumerate(bands)]
             fields |= _common_scale(asset.raster)
+        if asset.key == QUALITY:
+            fields["bands"] = [_quality_band(asset.raster)]
         if asset.key == MASK:
             fields["classification:bitfields"] = [_bitfield(reason) for reason in Reason]
     return pystac.Asset(
@@ -514,6 +537,13 @@ def _band(band: BandLike, info: CogInfo, index: int) -> dict[str, Any]:
     return entry
 
 
+def _quality_band(info: CogInfo) -> dict[str, Any]:
+    entry: dict[str, Any] = {"name": info.band_names[0], "description": _QUALITY_TITLE}
+    if info.statistics[0] is not None:
+        entry["statistics"] = _statistics(info.statistics[0])
+    return entry
+
+
 def _statistics(found: BandStatistics) -> dict[str, float]:
     return {
         "minimum": found.minimum,
@@ -548,5 +578,6 @@ def _extensions_used(item: pystac.Item) -> list[str]:
     """Addresses of the extensions whose fields the item really has."""
     names = {"projection": "proj:", **{name: f"{name}:" for name in _EXTENSIONS if name != "projection"}}
     text = json.dumps(item.properties) + json.dumps([asset.to_dict() for asset in item.assets.values()])
+    text += json.dumps([link.extra_fields for link in item.links])
     used = {name for name, prefix in names.items() if f'"{prefix}' in text} | {"version"}
     return [_EXTENSIONS[name] for name in _EXTENSIONS if name in used]

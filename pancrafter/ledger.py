@@ -29,8 +29,8 @@ from sqlalchemy.engine import Connection, Dialect, Engine
 from pancrafter.errors import ErrorKind, LeaseLostError, PancrafterError
 from pancrafter.types import Record, Refusal, Scene
 
-SCHEMA_VERSION = 1
-"""Version of the tables below; raised by every migration."""
+SCHEMA_VERSION = 2
+"""Version of the tables below; each step from one to the next is a migration in ``pancrafter/migrations``."""
 
 BATCH = 500
 """Items looked up and written per transaction: keeps memory flat, and stays below SQLite's limit on parameters."""
@@ -182,6 +182,31 @@ class LedgerRow(Record):
     updated: datetime
 
 
+class Standing(NamedTuple):
+    """The little that looks at very many scenes need to know about each."""
+
+    collection: str
+    item_id: str
+    state: State
+    acquired: str
+    output_item_id: str | None
+    supersedes: str | None
+    claimable: bool
+    lease_owner: str | None
+    lease_expires: datetime | None
+    fence: int
+
+
+class Rate(NamedTuple):
+    """What a finished scene took, all of whose blocks were computed in one go."""
+
+    sensor: str | None
+    device: str
+    pixels: int
+    seconds: float
+    sharpen_seconds: float
+
+
 class Event(Record):
     """One step in the history of a scene."""
 
@@ -300,11 +325,35 @@ _EVENT = sa.Table(
     sa.Column("message", sa.Text, nullable=False),
 )
 
+_LOOK = sa.Table(
+    "look",
+    METADATA,
+    sa.Column("id", _ID, primary_key=True),
+    sa.Column("sink", sa.Text, nullable=False),
+    sa.Column("source", sa.Text, nullable=False),
+    sa.Column("started", _Instant, nullable=False),
+    sa.Column("ended", _Instant, nullable=False),
+    sa.Column("summary", sa.Text, nullable=False),
+    sa.Index("ix_look_started", "sink", "source", "started"),
+)
+"""Finished looks at a source for what is new, so that a missed night becomes part of the next window."""
+
 _ORDERS: Mapping[Order, tuple[sa.ColumnElement[Any], ...]] = {
     "newest": (_SCENE.c.acquired.desc(), _SCENE.c.id.desc()),
     "oldest": (_SCENE.c.acquired.asc(), _SCENE.c.id.asc()),
     "found": (_SCENE.c.id.asc(),),
 }
+
+_PAGE = 5000
+"""Rows per query when all of them are gone through."""
+
+
+def _columns(*names: str) -> tuple[sa.Column[Any], ...]:
+    return tuple(_SCENE.c[name] for name in ("id", "collection", "item_id", "state", "output_item_id", *names))
+
+
+_COMPARED = _columns("fingerprint", "recipe", "code", "reason")
+_STANDING = _columns("acquired", "supersedes", "not_before", "lease_owner", "lease_expires", "fence")
 
 _NO_LEASE: Mapping[str, None] = {"lease_owner": None, "lease_expires": None}
 _NO_FAILURE: Mapping[str, Any] = {"code": None, "reason": None, "attempts": 0, "not_before": None}
@@ -394,7 +443,7 @@ class Ledger:
         counts["refused"] = sum(isinstance(entry, Refusal) for entry in batch.values())
         with self._transaction(write=True) as connection:
             now = self._now(connection)
-            known = _lookup(connection, sink, batch)
+            known = _lookup(connection, sink, batch, _COMPARED)
             # sorted: two processes entering the same items then wait for each other instead of locking each other out
             fresh = [batch[key] for key in sorted(batch.keys() - known.keys())]
             counts["new"] = self._insert_new(connection, sink, fresh, now)
@@ -522,10 +571,23 @@ class Ledger:
             values: _Values = {"state": after, "measures": {**row["measures"], **noted}}
             if after not in IN_WORK:
                 values |= _NO_LEASE
+            if after is State.HELD:
+                values |= {"code": "held", "reason": _tidy(message)}
             if after is State.CONFIRMED:
                 values |= _NO_FAILURE
             self._update(connection, row, now, **values)
             self._log(connection, row, now, _Step(lease.owner, before, after, message))
+
+    def note(self, lease: Lease, **measures: Any) -> None:
+        """Keep facts about a leased scene that must outlive this worker; the state stays.
+
+        Raises:
+            LeaseLostError: The scene was taken back or somebody else has it.
+        """
+        noted = _plain_json(measures, scene=str(lease.key))
+        with self._transaction(write=True) as connection:
+            row = self._leased_row(connection, lease)
+            self._update(connection, row, self._now(connection), measures={**row["measures"], **noted})
 
     def fail(self, lease: Lease, error: PancrafterError) -> State:
         """Give a scene back after an error, and say what became of it.
@@ -582,26 +644,50 @@ class Ledger:
             self._update(connection, row, now, **_NO_LEASE, state=State.REFUSED, code=code, reason=text)
             self._log(connection, row, now, _Step(who, before, State.REFUSED, f"{code}: {text}"))
 
+    def approve(self, key: SceneKey, reason: str) -> None:
+        """A person lets a held scene through: eligible again, and ``measures["approved"]`` names item and reason.
+
+        The approval counts for this output item only; a changed source or recipe clears it with all other measures.
+
+        Raises:
+            LedgerError: There is no such scene, or it is not held.
+        """
+        with self._transaction(write=True) as connection:
+            now = self._now(connection)
+            row = self._find(connection, key)
+            if State(row["state"]) is not State.HELD:
+                raise IllegalTransitionError(f"is {row['state']}; only a held scene can be released", scene=str(key))
+            text = _tidy(reason)
+            approved = {"output_item_id": row["output_item_id"], "by": self._who, "reason": text}
+            measures = {**row["measures"], "approved": approved}
+            self._update(connection, row, now, **_NO_FAILURE, state=State.ELIGIBLE, measures=measures)
+            self._log(connection, row, now, _Step(self._who, State.HELD, State.ELIGIBLE, f"released: {text}"))
+
     # repair
 
-    def sweep(self, now: datetime | None = None) -> SweepResult:
-        """Take scenes back whose lease ran out; those that lost ``max_attempts`` workers are dead.
+    def sweep(self, now: datetime | None = None, *, is_gone: Callable[[str], bool] | None = None) -> SweepResult:
+        """Take scenes back whose lease ran out or whose worker ``is_gone``; after ``max_attempts`` workers: dead.
 
-        The fence grows, so a worker that was only slow cannot advance the scene any more.
+        The fence grows, so a worker that was only slow cannot advance the scene any more. A scene that kills its
+        worker every time (memory) is given up like this instead of stopping every run.
         """
         freed: list[SceneKey] = []
         dead: list[SceneKey] = []
         with self._transaction(write=True) as connection:
             moment = now or self._now(connection)
-            expired = sa.select(_SCENE).where(_SCENE.c.lease_expires < moment, _SCENE.c.state.in_(IN_WORK))
-            for row in _fetch(connection, expired.with_for_update(skip_locked=True)):
-                (dead if self._take_back(connection, row, moment) is State.DEAD else freed).append(_key(row))
+            statement = sa.select(_SCENE).where(_SCENE.c.lease_expires.is_not(None), _SCENE.c.state.in_(IN_WORK))
+            if is_gone is None:
+                statement = statement.where(_SCENE.c.lease_expires < moment)
+            for row in _fetch(connection, statement.with_for_update(skip_locked=True)):
+                if row["lease_expires"] < moment or (is_gone is not None and is_gone(row["lease_owner"])):
+                    (dead if self._take_back(connection, row, moment) is State.DEAD else freed).append(_key(row))
         return SweepResult(freed=tuple(freed), dead=tuple(dead))
 
     def _take_back(self, connection: Connection, row: _Values, now: datetime) -> State:
         after = State.ELIGIBLE if row["attempts"] < self._max_attempts else State.DEAD
         values: _Values = {**_NO_LEASE, "state": after, "fence": row["fence"] + 1}
-        lost = f"lease of {row['lease_owner']} ran out at {row['lease_expires']:%Y-%m-%dT%H:%M:%SZ}"
+        expired = f"its lease ran out at {row['lease_expires']:%Y-%m-%dT%H:%M:%SZ}"
+        lost = f"lost by {row['lease_owner']}: " + (expired if row["lease_expires"] < now else "the process is gone")
         if after is State.DEAD:
             values |= {
                 "code": "LeaseExpired",
@@ -698,6 +784,75 @@ class Ledger:
             rows = _fetch(connection, sa.select(_SCENE).where(_is(key)))
             return _row(rows[0]) if rows else None
 
+    def rows_of(self, sink: str, keys: Iterable[tuple[str, str]]) -> dict[tuple[str, str], LedgerRow]:
+        """Rows of these ``(collection, item_id)``; unknown ones are left out."""
+        found: dict[tuple[str, str], LedgerRow] = {}
+        for batch in _batches(keys, BATCH):
+            with self._transaction() as connection:
+                rows = _lookup(connection, sink, batch, tuple(_SCENE.c))
+            found |= {key: _row(values) for key, values in rows.items()}
+        return found
+
+    def standing(self, sink: str, keys: Iterable[tuple[str, str]]) -> Iterator[Standing]:
+        """Where these ``(collection, item_id)`` stand; unknown ones are left out. Looked up in batches."""
+        for batch in _batches(keys, BATCH):
+            with self._transaction() as connection:
+                now, rows = self._now(connection), _lookup(connection, sink, batch, _STANDING)
+            yield from (_standing(row, now) for row in rows.values())
+
+    def each(self, sink: str) -> Iterator[Standing]:
+        """Where every scene of a sink stands, in batches: memory does not depend on how many there are."""
+        last = 0
+        while True:
+            statement = (
+                sa.select(*_STANDING)
+                .where(_SCENE.c.sink == sink, _SCENE.c.id > last)
+                .order_by(_SCENE.c.id)
+                .limit(_PAGE)
+            )
+            with self._transaction() as connection:
+                now, rows = self._now(connection), _fetch(connection, statement)
+            yield from (_standing(row, now) for row in rows)
+            if len(rows) < _PAGE:
+                return
+            last = rows[-1]["id"]
+
+    def rates(self, sink: str, limit: int = 200) -> list[Rate]:
+        """What the scenes finished last took, for plans."""
+        statement = (
+            sa.select(_SCENE.c.sensor, _SCENE.c.measures)
+            .where(_SCENE.c.sink == sink, _SCENE.c.state == State.CONFIRMED)
+            .order_by(_SCENE.c.updated.desc())
+            .limit(limit)
+        )
+        with self._transaction() as connection:
+            rows = _fetch(connection, statement)
+        needed = {"pixels", "device", "seconds", "sharpen_seconds", "blocks", "computed_blocks"}
+        return [
+            Rate(row["sensor"], m["device"], m["pixels"], m["seconds"], m["sharpen_seconds"])
+            for row in rows
+            if needed <= (m := row["measures"]).keys() and m["computed_blocks"] == m["blocks"]
+        ]
+
+    def note_look(self, sink: str, source: str, started: datetime, summary: str) -> None:
+        """Remember that a source was looked through for what is new, and what came of it."""
+        values = {"sink": sink, "source": _tidy(source), "started": started, "summary": _tidy(summary)}
+        with self._transaction(write=True) as connection:
+            connection.execute(_LOOK.insert().values(**values, ended=self._now(connection)))
+
+    def last_look(self, sink: str, source: str) -> datetime | None:
+        """When the last finished look began; None if there was none."""
+        statement = sa.select(sa.func.max(_LOOK.c.started)).where(_LOOK.c.sink == sink, _LOOK.c.source == _tidy(source))
+        with self._transaction() as connection:
+            started: datetime | None = connection.execute(statement).scalar_one()
+            return started
+
+    def collections(self, sink: str) -> list[str]:
+        """Source collections of which scenes were found for a sink."""
+        statement = sa.select(_SCENE.c.collection).where(_SCENE.c.sink == sink).distinct()
+        with self._transaction() as connection:
+            return sorted(connection.execute(statement).scalars())
+
     def find(self, item_id: str, *, sink: str | None = None) -> list[LedgerRow]:
         """Scenes whose item id is this, in any collection: what a person types."""
         statement = sa.select(_SCENE).where(_SCENE.c.item_id == item_id).order_by(_SCENE.c.id)
@@ -733,18 +888,30 @@ class Ledger:
 
     def _prepare_tables(self) -> None:
         with self._transaction(write=True) as connection:
-            if connection.dialect.name == "postgresql":  # two processes may open a fresh database at once
+            if connection.dialect.name == "postgresql":  # two processes may open a fresh or an old database at once
                 connection.execute(sa.text("SELECT pg_advisory_xact_lock(7262654)"))
-            METADATA.create_all(connection)
-            stamped = connection.execute(sa.select(sa.func.max(_VERSION.c.version))).scalar_one()
+            stamped = self._stamped_version(connection)
             if stamped is None:
+                METADATA.create_all(connection)
                 connection.execute(_VERSION.insert().values(version=SCHEMA_VERSION, at=self._now(connection)))
-        if stamped is not None and stamped != SCHEMA_VERSION:
+            elif stamped < SCHEMA_VERSION:
+                from pancrafter.migrations import upgrade
+
+                upgrade(connection, stamped, SCHEMA_VERSION)
+                connection.execute(_VERSION.insert().values(version=SCHEMA_VERSION, at=self._now(connection)))
+        if stamped is not None and stamped > SCHEMA_VERSION:
             self.close()
-            advice = "update pancrafter" if stamped > SCHEMA_VERSION else "migrate the ledger first"
             raise LedgerError(
-                f"ledger {self.url}: tables have version {stamped}, this pancrafter expects {SCHEMA_VERSION}; {advice}"
+                f"ledger {self.url}: tables have version {stamped}, this pancrafter knows versions up to "
+                f"{SCHEMA_VERSION}; update pancrafter"
             )
+
+    @staticmethod
+    def _stamped_version(connection: Connection) -> int | None:
+        if not sa.inspect(connection).has_table(_VERSION.name):
+            return None
+        version: int | None = connection.execute(sa.select(sa.func.max(_VERSION.c.version))).scalar_one()
+        return version
 
     def _now(self, connection: Connection) -> datetime:
         if self._clock is not None:
@@ -877,20 +1044,24 @@ def _redrive_obstacle(row: _Values) -> str | None:
     state = State(row["state"])
     if state in IN_WORK:
         return f"{row['lease_owner']} is working on it; sweep frees it once its lease ran out"
-    if state is State.ELIGIBLE:
+    if state is State.ELIGIBLE and row["not_before"] is None:
         return "is eligible already"
     if row["scene"] is None:
         return "refused from its metadata; discovery brings it back when the item or the contract is mended"
     return None
 
 
-def _lookup(connection: Connection, sink: str, keys: Iterable[tuple[str, str]]) -> dict[tuple[str, str], _Values]:
-    """Present rows of these ``(collection, item_id)``, locked until the transaction ends."""
+def _lookup(
+    connection: Connection,
+    sink: str,
+    keys: Iterable[tuple[str, str]],
+    columns: Sequence[sa.Column[Any]],
+) -> dict[tuple[str, str], _Values]:
+    """Present rows of these ``(collection, item_id)``, locked until the transaction ends if it writes."""
     by_collection: dict[str, list[str]] = {}
     for collection, item_id in keys:
         by_collection.setdefault(collection, []).append(item_id)
     c = _SCENE.c
-    columns = (c.id, c.collection, c.item_id, c.state, c.fingerprint, c.recipe, c.output_item_id, c.code, c.reason)
     found: dict[tuple[str, str], _Values] = {}
     for collection, item_ids in by_collection.items():
         statement = (
@@ -925,6 +1096,16 @@ def _key(row: _Values) -> SceneKey:
 def _row(values: _Values) -> LedgerRow:
     fields = {name: values[name] for name in LedgerRow.model_fields if name != "key"}
     return LedgerRow(key=_key(values), **fields)
+
+
+def _standing(row: _Values, now: datetime) -> Standing:
+    names = ("collection", "item_id", "output_item_id", "supersedes", "lease_owner", "lease_expires", "fence")
+    return Standing(
+        **{name: row[name] for name in names},
+        state=State(row["state"]),
+        acquired=row["acquired"] or "",
+        claimable=row["state"] == State.ELIGIBLE and (row["not_before"] or now) <= now,
+    )
 
 
 def _event(values: _Values) -> Event:

@@ -539,6 +539,22 @@ def consistency_sums(
     Raises:
         GridMismatchError: Numbers of bands or shapes do not fit each other.
     """
+    wanted, degraded, kept = degraded_pair(sharpened, ms, ratio, phases_yx, mtf_gains, valid)
+    return error_sums(wanted, degraded, kept if counted is None else kept & counted)
+
+
+def degraded_pair(
+    sharpened: Pixels,
+    ms: Pixels,
+    ratio: int,
+    phases_yx: Sequence[PhaseYX],
+    mtf_gains: Sequence[float],
+    valid: Mask | None = None,
+) -> tuple[Float64s, Float64s, Mask]:
+    """MS, the sharpened image degraded to its grid (both (band, y, x) DN), and which pixels (y, x) may be compared.
+
+    Arguments and errors as in ``consistency_sums``.
+    """
     _require_bands(sharpened, ms, phases_yx, mtf_gains)
     kept = _reliable(sharpened.shape[1:], ms.shape[1:], ratio, phases_yx, mtf_gains)
     image, wanted = sharpened.astype(np.float64), ms.astype(np.float64)
@@ -548,8 +564,10 @@ def consistency_sums(
         image, wanted = np.nan_to_num(image), np.nan_to_num(wanted)
     bands = zip(image, phases_yx, mtf_gains, strict=True)
     shape_yx = (ms.shape[1], ms.shape[2])
-    degraded = np.stack([resample.degrade(band, shape_yx, ratio, phase, gain) for band, phase, gain in bands])
-    return error_sums(wanted, degraded, kept if counted is None else kept & counted)
+    degraded: Float64s = np.stack(
+        [resample.degrade(band, shape_yx, ratio, phase, gain).astype(np.float64) for band, phase, gain in bands]
+    )
+    return wanted, degraded, kept
 
 
 def hqnr_production(

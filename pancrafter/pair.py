@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 import tempfile
 import time
 import warnings
@@ -29,6 +28,7 @@ from pancrafter.compute import Compute
 from pancrafter.errors import InvalidSceneError, SinkError
 from pancrafter.ingest import Georeference, add_pair
 from pancrafter.model.names import weights_sha256
+from pancrafter.scratch import remove_folder
 from pancrafter.sensors import GENERIC, SensorContract, contract_for_platform, generic_contract, load_contracts
 from pancrafter.settings import Settings
 from pancrafter.steps import STAGING_REACH_PX, sharpener_spec
@@ -43,7 +43,7 @@ UNKNOWN_SENSOR = "unknown-sensor"
 """Name under which the generic contract is used for files of an unknown sensor."""
 
 Method = Literal["pan-crafter", "mtf-glp-fs", "gsa", "brovey", "exp"]
-Phase = Literal["reading", "sharpening", "writing"]
+Phase = Literal["reading", "adapting", "sharpening", "writing"]
 Progress = Callable[[Phase, int, int], None]
 """Takes what is being done, and how many of how many PAN pixels of it are finished."""
 
@@ -56,6 +56,9 @@ _STAGING_THREAD_BYTES = 160 * 2**20
 """What a thread of staging takes: a shard with its surroundings while nodata is filled."""
 
 _REMOTE = {"s3": "/vsis3/", "gs": "/vsigs/", "az": "/vsiaz/"}
+_CATALOG_SUFFIXES = frozenset((".tif", ".tiff", ".jp2", ".j2k", ".img", ".ntf"))
+"""Files that a catalog takes for rasters by their names."""
+
 _DN_MAX = {"uint8": 255}
 _DN_MAX_WIDE = 65535
 
@@ -79,6 +82,8 @@ class SharpenedPair(Record):
     size_bytes: int
     sensor: str
     method: Method
+    adapted: str | None
+    """Whether the network was adapted to the scene and why (not); None where it was not asked for."""
     bands: tuple[str, ...]
     dtype: str
     shape_yx: tuple[int, int]
@@ -183,6 +188,7 @@ def sharpen_pair(
     overwrite: bool = False,
     memory_bytes: int = DEFAULT_MEMORY_BYTES,
     window_px: int | None = None,
+    adapt: bool = False,
     on_progress: Progress = lambda _phase, _done, _total: None,
 ) -> SharpenedPair:
     """Sharpen one PAN file and its MS file(s) into the COG ``out``, which appears only when it is whole.
@@ -199,6 +205,7 @@ def sharpen_pair(
         overwrite: Replace ``out`` if it exists.
         memory_bytes: What the program may take; windows are chosen to fit.
         window_px: Edge of a window in PAN pixels, in place of the one that fits ``memory_bytes``.
+        adapt: Adapt the network to this scene first (``pancrafter.adapt``), in bounded time.
         on_progress: Called whenever a part is finished.
 
     Raises:
@@ -229,9 +236,16 @@ def sharpen_pair(
             _check_memory(read_file_header(pan_path), contract.ratio, len(scene.bands), settings, memory_bytes)
         staged = _stage(scene, contract, scratch / "scene.zarr", settings, memory_bytes)
         on_progress("reading", 1, 1)
-        engine = _prepare(staged, _spec(staged, settings, contract, chosen), memory_bytes, window_px)
+        spec = _spec(staged, settings, contract, chosen)
+        adapted = None
+        if adapt and chosen == "pan-crafter":
+            spec, adapted = _adapt(spec, staged, contract, scratch, on_progress)
+        engine = _prepare(staged, spec, memory_bytes, window_px)
         streamed = _Streamed(staged, on_progress)
-        size = _write(staged, contract, out, settings, chosen, streamed.blocks(engine))
+        tags = _tags(contract, settings, chosen)
+        if spec.weights != settings.weights:
+            tags["PANCRAFTER_ADAPTED"] = "to this scene"
+        size = _write(staged, out, settings, streamed.blocks(engine), tags)
         on_progress("writing", 1, 1)
     rows, cols = staged.grid.pan.shape_yx
     return SharpenedPair(
@@ -239,6 +253,7 @@ def sharpen_pair(
         size_bytes=size,
         sensor=scene.sensor,
         method=chosen,
+        adapted=adapted,
         bands=scene.bands,
         dtype=staged.dtype,
         shape_yx=(rows, cols),
@@ -254,23 +269,24 @@ def sharpen_pair(
 
 
 def _at_hand(path: str | Path, folder: Path) -> Path:
-    """A local file that stands for ``path``: itself, or a VRT of the same stem for what GDAL reads from elsewhere."""
+    """A local TIFF or the like that stands for ``path``: itself, or a VRT of that name for all else that GDAL reads."""
     scheme, separator, rest = str(path).partition("://")
-    if not separator and not str(path).startswith("/vsi"):
-        return Path(path)
+    if scheme == "file":
+        return _at_hand(rest, folder)
     source = str(path)
-    if separator and scheme in _REMOTE:
-        source = _REMOTE[scheme] + rest
-    elif scheme in ("http", "https"):
-        source = f"/vsicurl/{path}"
-    elif scheme == "file":
-        return Path(rest)
-    local = folder / f"{Path(source.partition('?')[0]).stem}.vrt"
+    if separator:
+        source = f"/vsicurl/{path}" if scheme in ("http", "https") else _REMOTE.get(scheme, f"{scheme}://") + rest
+    elif not source.startswith("/vsi"):
+        if Path(path).suffix.lower() in _CATALOG_SUFFIXES or not Path(path).is_file():
+            return Path(path)
+        source = str(Path(path).absolute())
+    local = folder / f"{Path(source.partition('?')[0]).stem}.tif"
     try:
-        with rasterio.Env(GDAL_DISABLE_READDIR_ON_OPEN="EMPTY_DIR"):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", NotGeoreferencedWarning)
             rasterio.shutil.copy(source, local, driver="VRT")
-            with rasterio.open(source) as remote, rasterio.open(local, "r+") as stand_in:
-                stand_in.update_tags(ns="IMAGERY", **remote.tags(ns="IMAGERY"))
+            with rasterio.open(source) as found, rasterio.open(local, "r+") as stand_in:
+                stand_in.update_tags(ns="IMAGERY", **found.tags(ns="IMAGERY"))
     except (RasterioError, CPLE_BaseError) as err:
         raise InvalidSceneError(f"{path}: cannot be read ({err}); check the address, network and credentials") from err
     return local
@@ -309,17 +325,7 @@ def _scratch_beside(out: Path) -> Iterator[Path]:
     try:
         yield folder
     finally:
-        _remove(folder)
-
-
-def _remove(folder: Path, patience_s: float = 10.0) -> None:
-    """Remove a folder into which tasks of a failed run may still be writing: until it stays away."""
-    deadline = time.monotonic() + patience_s
-    gone = 0
-    while gone < 3 and time.monotonic() < deadline:
-        shutil.rmtree(folder, ignore_errors=True)
-        gone = 0 if folder.exists() else gone + 1
-        time.sleep(0.03)
+        remove_folder(folder)
 
 
 def _check_memory(pan: FileHeader, ratio: int, bands: int, settings: Settings, memory_bytes: int) -> None:
@@ -346,6 +352,22 @@ def _stage(scene: Scene, contract: SensorContract, store: Path, settings: Settin
 def _spec(staged: StagedScene, settings: Settings, contract: SensorContract, method: Method) -> SharpenerSpec:
     fusion: FusionMethod | None = method if method in ("gsa", "brovey", "exp") else None
     return sharpener_spec(staged, settings, contract, fallback=method == "mtf-glp-fs", fusion=fusion)
+
+
+def _adapt(
+    spec: SharpenerSpec, staged: StagedScene, contract: SensorContract, scratch: Path, on_progress: Progress
+) -> tuple[SharpenerSpec, str]:
+    """The specification with a network adapted to the scene where that helps, and what came of it."""
+    from pancrafter.adapt import adapt_to_scene
+    from pancrafter.engine import band_mtf_gains
+    from pancrafter.store import SceneStore
+
+    on_progress("adapting", 0, 1)
+    store = SceneStore.open(staged.store_uri)
+    spec, done = adapt_to_scene(spec, store, band_mtf_gains(staged, contract), scratch / "adapted.safetensors")
+    on_progress("adapting", 1, 1)
+    kept = "adapted" if done.kept else "not adapted"
+    return spec, f"{kept}: {done.reason} after {done.steps} steps, {done.seconds:.0f} s"
 
 
 @dataclass(frozen=True, eq=False)
@@ -391,11 +413,10 @@ class _Streamed:
 
 def _write(
     staged: StagedScene,
-    contract: SensorContract,
     out: Path,
     settings: Settings,
-    method: Method,
     blocks: Generator[CogBlock],
+    tags: dict[str, str],
 ) -> int:
     """Write the COG; its size in bytes."""
     from pancrafter.cog import write_cog
@@ -412,7 +433,7 @@ def _write(
             scale=staged.scale,
             offset=staged.offset,
             profile=settings.cog_profile,
-            tags=_tags(contract, settings, method),
+            tags=tags,
             threads=settings.threads,
         )
     return written.size_bytes

@@ -1,25 +1,25 @@
-"""What a run would do, without doing it: the source is searched and compared with the ledger, nothing is claimed.
+"""What a run would do and cost, without doing it: the source is searched and compared with the ledger, no claims.
 
-Figures come from metadata, ledger, file sizes and local file headers; no pixel is read, and what is not known is
-said to be unknown.
+Figures come from metadata, ledger, file sizes and local file headers, times from what the ledger measured before; no
+pixel is read, and what is not known is said to be unknown.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 from pydantic import Field
 
-from pancrafter.catalog import discover
 from pancrafter.crawl import is_local, local_path
-from pancrafter.errors import InvalidSceneError
-from pancrafter.ledger import IN_WORK, LedgerRow, SceneKey, State, Work, verdict_on_known
+from pancrafter.errors import ErrorKind, InvalidSceneError, PancrafterError
+from pancrafter.ledger import IN_WORK, LedgerRow, Rate, State, Work, verdict_on_known
 from pancrafter.settings import Settings
-from pancrafter.steps import contracts_of, open_ledger, output_collection_id, output_item_id, planned_recipe
+from pancrafter.steps import contracts_of, look, open_ledger, output_collection_id, work_of
 from pancrafter.types import Record, Refusal, Scene
 
 if TYPE_CHECKING:
@@ -45,6 +45,10 @@ TO_DO = frozenset({"new", "changed", "waiting", "lost"})
 _RESTING = {State.CONFIRMED: "done", State.DEAD: "dead", State.HELD: "held", State.REFUSED: "refused"}
 
 
+REQUESTER_PAYS = ("s3://usgs-landsat/",)
+"""Where archives let the reader pay for requests and traffic; items may say so too (``storage:requester_pays``)."""
+
+
 class PlanLine(Record):
     """How many scenes share a verdict."""
 
@@ -68,6 +72,57 @@ class Plan(Record):
     mpx_known: int = Field(description="How many of them that are.")
     read_bytes: int = Field(description="Size of the source files of the scenes to sharpen where it is known.")
     read_bytes_known: int
+    pixel_bytes: int = Field(description="The same files as decoded pixels: what staging counts as bytes_read.")
+    staging_bytes: int = Field(description="Most that one staged scene may take on disk, uncompressed.")
+    seconds: float | None = Field(description="Work on the scenes whose size is known; None: nothing measured yet.")
+    sharpen_seconds: float | None = Field(description="The part of it that the device is busy.")
+    measured_scenes: int = Field(description="How many finished scenes of the ledger the rates come from.")
+    money: float | None = Field(description="Seconds at the price per hour of the settings; None: no price or rate.")
+    requester_pays: int = Field(description="Scenes whose reading is charged to the reader.")
+    requester_pays_bytes: int = Field(description="Size of their files where it is known.")
+
+
+class Budget(Record):
+    """What a run may cost at most; None is no limit. A figure that is not known counts as too much."""
+
+    scenes: int | None = Field(default=None, ge=0, description="Scenes to sharpen.")
+    read_gb: float | None = Field(default=None, ge=0, description="Gigabytes of source files.")
+    hours: float | None = Field(default=None, ge=0, description="Hours of work.")
+    money: float | None = Field(default=None, ge=0, description="Money, in the currency of the price per hour.")
+    requester_pays: bool = Field(default=False, description="Whether scenes may be read at the reader's cost.")
+
+
+class OverBudgetError(PancrafterError):
+    """A plan is above its budget: nothing was started."""
+
+    kind: ClassVar[ErrorKind] = "system"
+
+
+def check_budget(plan: Plan, budget: Budget) -> None:
+    """Refuse a plan that costs more than it may.
+
+    Raises:
+        OverBudgetError: It does, or a limited figure is not known; the message names every one.
+    """
+    unknown = plan.scenes - plan.read_bytes_known
+    problems = []
+    if budget.scenes is not None and plan.scenes > budget.scenes:
+        problems.append(f"{plan.scenes} scenes, allowed {budget.scenes}")
+    if budget.read_gb is not None and (unknown or plan.read_bytes > budget.read_gb * 1e9):
+        more = f" and {unknown} scenes of unknown size" if unknown else ""
+        problems.append(f"{plan.read_bytes / 1e9:.3g} GB to read{more}, allowed {budget.read_gb:g} GB")
+    for name, found, allowed in (
+        ("hours", None if plan.seconds is None else plan.seconds / 3600, budget.hours),
+        ("money", plan.money, budget.money),
+    ):
+        incomplete = found is None or plan.mpx_known < plan.scenes
+        if allowed is not None and plan.scenes and (incomplete or (found is not None and found > allowed)):
+            what = f"an unknown amount of {name}" if incomplete else f"{found:.3g} {name}"
+            problems.append(f"{what}, allowed {allowed:g}")
+    if plan.requester_pays and not budget.requester_pays:
+        problems.append(f"{plan.requester_pays} scenes at the reader's cost, allowed none")
+    if problems:
+        raise OverBudgetError(f"the plan is above the budget: {'; '.join(problems)}; raise it, or choose less")
 
 
 def make_plan(settings: Settings) -> Plan:
@@ -80,22 +135,16 @@ def make_plan(settings: Settings) -> Plan:
         WeightsError: The weights do not exist.
     """
     contracts = contracts_of(settings)
-    search = discover(
-        settings.source,
-        since=settings.since,
-        until=settings.until,
-        bbox=settings.bbox,
-        contracts=contracts,
-        collections=settings.collections or None,
-    )
-    found = list(search)
+    found = list(look(settings, contracts))
     scenes = [entry for entry in found if isinstance(entry, Scene)]
     refusals = [entry for entry in found if isinstance(entry, Refusal)]
     verdicts = _verdicts(scenes, settings, contracts)
     counts = Counter(verdicts.values()) + Counter({"refused": len(refusals)})
     chosen = sorted((s for s in scenes if verdicts[s.key] in TO_DO), key=lambda scene: scene.acquired)[: settings.limit]
-    sizes = [size for scene in chosen if (size := pan_pixels(scene)) is not None]
-    weights = [size for scene in chosen if (size := source_bytes(scene)) is not None]
+    sizes = {scene.key: size for scene in chosen if (size := pan_pixels(scene)) is not None}
+    weights = {scene.key: size for scene in chosen if (size := source_bytes(scene)) is not None}
+    charged = [scene for scene in chosen if _is_charged(scene)]
+    work = _work_ahead([(scene.sensor, sizes[scene.key]) for scene in chosen if scene.key in sizes], settings)
     return Plan(
         source=settings.source,
         sink=settings.sink,
@@ -108,11 +157,112 @@ def make_plan(settings: Settings) -> Plan:
         scenes=len(chosen),
         sensors=dict(Counter(scene.sensor for scene in chosen)),
         refusals=dict(Counter(refusal.code for refusal in refusals)),
-        mpx=sum(sizes) / 1e6,
+        mpx=sum(sizes.values()) / 1e6,
         mpx_known=len(sizes),
-        read_bytes=sum(weights),
+        read_bytes=sum(weights.values()),
         read_bytes_known=len(weights),
+        pixel_bytes=sum(pixel_bytes(scene) for scene in chosen),
+        staging_bytes=max((_staging_bytes(sizes[s.key], len(s.bands)) for s in chosen if s.key in sizes), default=0),
+        seconds=work.seconds,
+        sharpen_seconds=work.sharpen_seconds,
+        measured_scenes=work.measured_scenes,
+        money=None
+        if work.seconds is None or not settings.price_per_hour
+        else work.seconds / 3600 * settings.price_per_hour,
+        requester_pays=len(charged),
+        requester_pays_bytes=sum(weights.get(scene.key, 0) for scene in charged),
     )
+
+
+def plan_text(plan: Plan) -> str:
+    """The plan for people, without the table of verdicts."""
+    lines = [f"{plan.found} items found in {plan.source}"]
+    if plan.refusals:
+        lines.append(f"refused because: {_counted(plan.refusals)}")
+    if not plan.scenes:
+        return "\n".join([*lines, "nothing to do"])
+    lines += [
+        f"to sharpen: {plan.scenes} scenes ({_counted(plan.sensors)}) into {plan.sink}",
+        f"PAN size:   {_known(f'{plan.mpx:.2f} Mpx', plan.mpx_known, plan.scenes)}",
+        f"to read:    {_known(f'{plan.read_bytes / 1e6:.1f} MB', plan.read_bytes_known, plan.scenes)}",
+        f"disk:       up to {plan.staging_bytes / 1e6:.1f} MB for a staged scene",
+    ]
+    if plan.seconds is None or plan.sharpen_seconds is None:
+        lines.append("work:       unknown, nothing was measured with this device yet")
+    else:
+        rate = f"as measured on {plan.measured_scenes} scenes"
+        money = "" if plan.money is None else f", {plan.money:.2f} at the price per hour"
+        device = f"{plan.sharpen_seconds:.0f} s of them sharpening"
+        lines.append(f"work:       {plan.seconds:.0f} s, {device}, {rate}{money}")
+    if plan.requester_pays:
+        size = plan.requester_pays_bytes / 1e9
+        lines.append(
+            f"at your cost: {plan.requester_pays} scenes are read from requester-pays storage ({size:.2f} GB known)"
+        )
+    return "\n".join(lines)
+
+
+def _counted(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} {name}" for name, count in sorted(counts.items(), key=lambda entry: -entry[1]))
+
+
+def _known(text: str, known: int, total: int) -> str:
+    """A figure with how many scenes it covers: unknown ones are not guessed."""
+    if known == total:
+        return text
+    return f"{text}, known for {known} of {total} scenes" if known else "unknown (remote files)"
+
+
+class _Ahead(NamedTuple):
+    seconds: float | None
+    sharpen_seconds: float | None
+    measured_scenes: int
+
+
+def _work_ahead(scenes: Sequence[tuple[str, int]], settings: Settings) -> _Ahead:
+    """Seconds for scenes of ``(sensor, PAN pixels)`` by the rates of finished ones: of the sensor, else of all."""
+    if not _ledger_exists(settings):
+        return _Ahead(None, None, 0)
+    with open_ledger(settings) as ledger:
+        rates = [rate for rate in ledger.rates(settings.sink) if rate.device == settings.device]
+    if not rates:
+        return _Ahead(None, None, 0)
+    by_sensor: dict[str | None, list[Rate]] = {None: rates}
+    for rate in rates:
+        by_sensor.setdefault(rate.sensor, []).append(rate)
+    seconds = sharpening = 0.0
+    for sensor, pixels in scenes:
+        known = by_sensor.get(sensor, rates)
+        measured = sum(rate.pixels for rate in known)  # large scenes count more: a plan is about their sum
+        seconds += pixels * sum(rate.seconds for rate in known) / measured
+        sharpening += pixels * sum(rate.sharpen_seconds for rate in known) / measured
+    return _Ahead(seconds, sharpening, len(rates))
+
+
+def _is_charged(scene: Scene) -> bool:
+    said = scene.properties.get("storage:requester_pays")
+    return bool(said) or any(ref.href.startswith(REQUESTER_PAYS) for ref in (scene.pan, *scene.ms))
+
+
+def _staging_bytes(pan_px: int, bands: int) -> int:
+    """PAN, result (2 bytes each), two masks (1 byte), and MS at most at a quarter of PAN's pixels, uncompressed."""
+    return pan_px * (2 + 1 + 2 * bands) + pan_px // 4 * (2 * bands + 1)
+
+
+def pixel_bytes(scene: Scene) -> int:
+    """Bytes of the scene's bands as decoded pixels, where local headers tell."""
+    import numpy as np
+
+    from pancrafter.pair import read_file_header
+
+    bands = Counter(ref.href for ref in {(ref.href, ref.band): ref for ref in (scene.pan, *scene.ms)}.values())
+    total = 0
+    for href, count in bands.items():
+        if is_local(href):
+            with contextlib.suppress(InvalidSceneError):
+                header = read_file_header(local_path(href))
+                total += header.shape_yx[0] * header.shape_yx[1] * count * np.dtype(header.dtype).itemsize
+    return total
 
 
 def verdict_on(row: LedgerRow | None, work: Work, *, now: datetime, published: bool) -> str:
@@ -158,20 +308,25 @@ def source_bytes(scene: Scene) -> int | None:
         return None
 
 
-def _verdicts(scenes: Iterable[Scene], settings: Settings, contracts: Mapping[str, SensorContract]) -> dict[str, str]:
+def _verdicts(scenes: Sequence[Scene], settings: Settings, contracts: Mapping[str, SensorContract]) -> dict[str, str]:
     """Scene key -> verdict; a ledger that does not exist yet is not made."""
-    if settings.ledger_url is None and not (Path(settings.state_dir) / "ledger.db").is_file():
+    if not _ledger_exists(settings):
         return {scene.key: "new" for scene in scenes}
     now, present = datetime.now(UTC), _published_items(settings)
     with open_ledger(settings) as ledger:
+        rows = ledger.rows_of(settings.sink, [(scene.collection, scene.item_id) for scene in scenes])
         verdicts = {}
         for scene in scenes:
-            recipe = planned_recipe(scene, settings, dict(contracts))
-            work = Work(scene=scene, recipe=recipe.digest, output_item_id=output_item_id(scene, recipe))
-            row = ledger.show(SceneKey(sink=settings.sink, collection=scene.collection, item_id=scene.item_id))
-            published = row is not None and row.output_item_id in present.get(output_collection_id(scene), ())
+            row = rows.get((scene.collection, scene.item_id))
+            outputs = present.get(output_collection_id(scene.collection), frozenset())
+            published = row is not None and row.output_item_id in outputs
+            work = work_of(scene, settings, contracts)
             verdicts[scene.key] = verdict_on(row, work, now=now, published=published)
         return verdicts
+
+
+def _ledger_exists(settings: Settings) -> bool:
+    return settings.ledger_url is not None or (Path(settings.state_dir) / "ledger.db").is_file()
 
 
 def _published_items(settings: Settings) -> dict[str, frozenset[str]]:

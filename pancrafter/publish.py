@@ -20,7 +20,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import fsspec
 import pystac
@@ -28,9 +28,11 @@ from pydantic import Field
 from pystac.errors import DeprecatedWarning
 from pystac.stac_io import DefaultStacIO
 
+from pancrafter import killpoints
 from pancrafter.cog import validate_cog
 from pancrafter.errors import InvalidSceneError, SinkError
-from pancrafter.item import MASK, SCHEMA_FILE, SHARPENED, THUMBNAIL, AssetFile, multihash_of, stac_license
+from pancrafter.item import MASK, QUALITY, SCHEMA_FILE, SHARPENED, THUMBNAIL, AssetFile, multihash_of, stac_license
+from pancrafter.processes import lease_owner
 from pancrafter.types import Record
 from pancrafter.validation import own_schema_text, validate_document, validate_item
 
@@ -47,6 +49,11 @@ _ITEM_ASSETS: Json = {
         "roles": ["data-mask", "metadata"],
         "title": "Reasons for distrust, bits",
     },
+    QUALITY: {
+        "type": str(pystac.MediaType.COG),
+        "roles": ["metadata", "quality"],
+        "title": "Consistency with the multispectral input, per block of MS pixels",
+    },
     THUMBNAIL: {"type": str(pystac.MediaType.PNG), "roles": ["thumbnail"], "title": "Preview"},
 }
 
@@ -60,6 +67,10 @@ class CollectionInfo(Record):
     license: str = "other"
     providers: tuple[dict[str, Any], ...] = ()
     keywords: tuple[str, ...] = ("pansharpened",)
+    relation: Literal["child", "related"] = Field(
+        default="child", description="How the root links to it; related: readers that walk for products pass it by."
+    )
+    item_assets: dict[str, Any] | None = Field(default=None, description="None: those of a sharpened scene.")
 
 
 class Published(Record):
@@ -108,7 +119,7 @@ class StaticSink:
         Raises:
             SinkError: The sink cannot be written.
         """
-        probe = f".probe-{uuid.uuid4().hex[:12]}"
+        probe = f".probe-{_signature()}"
         self.store.write(probe, b"pancrafter", "text/plain")
         self.store.delete(probe)
 
@@ -144,10 +155,14 @@ class StaticSink:
             self._ensure_root()
             for asset in assets:
                 self._put_asset(asset, f"{folder}/{_asset_name(asset, document)}")
+                killpoints.at("asset-put")
             if guard is not None:
                 guard()
+            killpoints.at("before-switch")
             self._switch(f"{folder}/{item.id}.json", document)
+            killpoints.at("item-written")
         self._link(collection, document)
+        killpoints.at("linked")
         if supersedes is not None:
             self._deprecate(collection.id, supersedes, item.id)
         return self.read_back(collection.id, item.id, changed=changed)
@@ -185,6 +200,36 @@ class StaticSink:
         """Ids of the items that a collection links to, oldest link first."""
         links = _links_of(self._read(f"{collection_id}/collection.json"), "item")
         return tuple(posixpath.dirname(_plain(link["href"])) for link in links)
+
+    def item(self, collection_id: str, item_id: str) -> Json:
+        """The document of one item.
+
+        Raises:
+            SinkError: It is not there.
+        """
+        found = self._read(_item_name(collection_id, item_id))
+        if found is None:
+            raise SinkError(f"{self.store.address(_item_name(collection_id, item_id))}: no such item; publish it again")
+        return found
+
+    def withdraw(self, collection_id: str, item_id: str) -> Json:
+        """Take an item out of the catalog: first the link, then the document, then its files. Returns the document.
+
+        Raises:
+            SinkError: It is not there.
+        """
+        document = self.item(collection_id, item_id)
+        href = f"./{item_id}/{item_id}.json"
+
+        def unlink(old: Json | None) -> Json:
+            kept = old or {}
+            return kept | {"links": [link for link in kept["links"] if link.get("href") != href]}
+
+        self._update(f"{collection_id}/collection.json", unlink)
+        self.store.delete(_item_name(collection_id, item_id))
+        for asset in document["assets"].values():
+            self.store.delete(posixpath.normpath(f"{collection_id}/{item_id}/{asset['href']}"))
+        return document
 
     def items(self, collection_id: str | None = None) -> Iterator[Json]:
         """Item documents of one collection or of all, as dictionaries."""
@@ -227,6 +272,15 @@ class StaticSink:
                 referenced |= {name, *(posixpath.normpath(f"{parts[0]}/{parts[1]}/{href}") for href in hrefs)}
         return tuple(sorted(set(names) - referenced))
 
+    def drafts(self) -> tuple[tuple[str, str], ...]:
+        """Files that are being written, with the process (as in ``pancrafter.processes``) that does it."""
+        names = self.store.list_drafts()
+        return tuple((name, "/".join(posixpath.basename(name).split("-", 1)[1].split("~")[:3])) for name in names)
+
+    def document(self, collection_id: str, item_id: str) -> Json | None:
+        """An item's document, linked or not; None if there is none."""
+        return self._read(_item_name(collection_id, item_id))
+
     def _document(
         self, item: pystac.Item, assets: Sequence[AssetFile], collection_id: str, supersedes: str | None
     ) -> Json:
@@ -251,8 +305,11 @@ class StaticSink:
         if old is None or _essence(old) != _essence(document):
             return False
         folder = f"{collection_id}/{document['id']}"
-        sizes = {posixpath.normpath(f"{folder}/{a['href']}"): a["file:size"] for a in document["assets"].values()}
-        return all(self.store.size(name) == size for name, size in sizes.items())
+        for asset in document["assets"].values():
+            name = posixpath.normpath(f"{folder}/{asset['href']}")
+            if self.store.size(name) != asset["file:size"] or self.store.multihash(name) != asset["file:checksum"]:
+                return False
+        return True
 
     def _ensure_root(self) -> None:
         schema = f"schemas/{SCHEMA_FILE}"
@@ -333,7 +390,8 @@ class StaticSink:
         try:
             root = pystac.Catalog.from_file(self.catalog_href, stac_io=stac_io)
             wanted = f"/{collection_id}/collection.json"
-            child = next(link.absolute_href for link in root.get_child_links() if link.absolute_href.endswith(wanted))
+            links = [link for link in root.links if link.rel in {"child", "related"}]
+            child = next(link.absolute_href for link in links if link.absolute_href.endswith(wanted))
             parent = pystac.Collection.from_file(child, stac_io=stac_io)
             wanted = f"/{item_id}/{item_id}.json"
             href = next(link.absolute_href for link in parent.get_item_links() if link.absolute_href.endswith(wanted))
@@ -380,6 +438,10 @@ class _Store(ABC):
 
     @abstractmethod
     def list_names(self, folder: str) -> list[str]: ...
+
+    def list_drafts(self) -> list[str]:
+        """Names that readers never look at, of files that are being written."""
+        return []
 
     def exists(self, name: str) -> bool:
         return self.size(name) is not None
@@ -445,9 +507,13 @@ class _Folder(_Store):
             if path.is_file() and not path.name.startswith(".draft-")
         )
 
+    def list_drafts(self) -> list[str]:
+        found = [path for kind in ("draft", "probe") for path in self.root.rglob(f".{kind}-*~*~*~*")]
+        return sorted(path.relative_to(self.root).as_posix() for path in found)
+
     def _place(self, name: str, fill: Callable[[Path], None]) -> None:
         target = self.root / name
-        draft = target.with_name(f".draft-{uuid.uuid4().hex[:12]}-{target.name}")
+        draft = target.with_name(f".draft-{_signature()}-{target.name}")
         with self._named(name):
             target.parent.mkdir(parents=True, exist_ok=True)
             try:
@@ -618,6 +684,11 @@ def _lost_race(err: BaseException | None) -> bool:
     return False
 
 
+def _signature() -> str:
+    """A fresh name that tells which process made it, so that what a dead one leaves behind can be removed."""
+    return f"{lease_owner().replace('/', '~')}~{uuid.uuid4().hex[:12]}"
+
+
 def _flush(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:
@@ -667,7 +738,7 @@ def _new_catalog(title: str) -> Json:
 
 
 def _new_collection(collection: CollectionInfo, first: Json) -> Json:
-    moment = first["properties"]["datetime"]
+    start, end = _span(first)
     return {
         "type": "Collection",
         "stac_version": "1.1.0",
@@ -678,9 +749,9 @@ def _new_collection(collection: CollectionInfo, first: Json) -> Json:
         "keywords": list(collection.keywords),
         "license": stac_license(collection.license),
         "providers": list(collection.providers),
-        "extent": {"spatial": {"bbox": [first["bbox"]]}, "temporal": {"interval": [[moment, moment]]}},
+        "extent": {"spatial": {"bbox": [first["bbox"]]}, "temporal": {"interval": [[start, end]]}},
         "summaries": {},
-        "item_assets": _ITEM_ASSETS,
+        "item_assets": _ITEM_ASSETS if collection.item_assets is None else collection.item_assets,
         "links": [
             {"rel": "root", "href": "../catalog.json", "type": _MEDIA_JSON},
             {"rel": "parent", "href": "../catalog.json", "type": _MEDIA_JSON},
@@ -696,15 +767,16 @@ def _with_item(collection: Json, item: Json) -> Json:
         "href": f"./{item['id']}/{item['id']}.json",
         "type": _MEDIA_GEOJSON,
         "title": item["properties"]["title"],
-        _SOURCE_FIELD: item["properties"][_SOURCE_FIELD]["item_id"],
     }
+    if _SOURCE_FIELD in item["properties"]:
+        link[_SOURCE_FIELD] = item["properties"][_SOURCE_FIELD]["item_id"]
     if all(known.get("href") != link["href"] for known in grown["links"]):
         grown["links"].append(link)
     box = grown["extent"]["spatial"]["bbox"]
     box[0] = [*map(min, box[0][:2], item["bbox"][:2]), *map(max, box[0][2:], item["bbox"][2:])]
-    moment, span = item["properties"]["datetime"], grown["extent"]["temporal"]["interval"][0]
-    span[0] = min(span[0], moment, key=datetime.fromisoformat)
-    span[1] = max(span[1], moment, key=datetime.fromisoformat)
+    (start, end), span = _span(item), grown["extent"]["temporal"]["interval"][0]
+    span[0] = min(span[0], start, key=datetime.fromisoformat)
+    span[1] = max(span[1], end, key=datetime.fromisoformat)
     for name in ("platform", "constellation", "gsd", "proj:code", "pancrafter:sensor", "pancrafter:method"):
         value, known = item["properties"].get(name), grown["summaries"].setdefault(name, [])
         if value is not None and value not in known:
@@ -718,11 +790,17 @@ def _with_item(collection: Json, item: Json) -> Json:
     return grown
 
 
+def _span(item: Json) -> tuple[str, str]:
+    """First and last moment of an item; a model item has a validity instead of an acquisition."""
+    moment, properties = item["properties"]["datetime"], item["properties"]
+    return (moment, moment) if moment else (properties["start_datetime"], properties["end_datetime"])
+
+
 def _with_child(catalog: Json, collection: CollectionInfo) -> Json:
     href = f"./{collection.id}/collection.json"
-    if any(link["rel"] == "child" and link["href"] == href for link in catalog["links"]):
+    if any(link["href"] == href for link in catalog["links"]):
         return catalog
-    link = {"rel": "child", "href": href, "type": _MEDIA_JSON, "title": collection.title}
+    link = {"rel": collection.relation, "href": href, "type": _MEDIA_JSON, "title": collection.title}
     return catalog | {"links": [*catalog["links"], link]}
 
 

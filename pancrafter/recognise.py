@@ -12,11 +12,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from fnmatch import fnmatchcase
+from functools import lru_cache
+from itertools import takewhile
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
-from pancrafter.sensors import GENERIC, SensorContract, contract_for_platform, fold
+from pancrafter.examine import NOT_IMAGERY, RATIO_TOLERANCE, declared_ratios
+from pancrafter.sensors import GENERIC, BandSpec, Delivery, SensorContract, contract_for_platform, fold
 from pancrafter.types import AssetRef, Refusal, Scene
 
 if TYPE_CHECKING:
@@ -25,8 +28,14 @@ if TYPE_CHECKING:
 UNCOLLECTED = "uncollected"
 """Collection name of items that name none."""
 
-RATIO_TOLERANCE = 0.05
-"""Relative deviation of declared pixel sizes that is left to the file headers; real products reach 0.1 %."""
+MAX_ID_LENGTH = 200
+"""File names end at 255 bytes, and output ids are longer than source ids."""
+
+PAN = "pan"
+"""What `part_band` calls PAN."""
+
+SAME_PIXELS = 1.5
+"""Below this ratio of MS to PAN pixels there is nothing to sharpen, whatever the sensor."""
 
 CARRIED = (
     "platform",
@@ -46,9 +55,11 @@ CARRIED = (
 )
 """Properties of the source item that the published item keeps."""
 
+_COMMON_NAMES = (
+    "coastal", "blue", "green", "yellow", "red", "rededge", "nir", "nir08", "nir09", "swir16", "swir22", "rgb", "rgbn"
+)  # fmt: skip
 _RASTER_SUFFIXES = frozenset({".tif", ".tiff", ".jp2", ".j2k", ".img", ".ntf"})
 _RASTER_TYPES = ("image/tiff", "image/jp2", "image/vnd.stac.geotiff")
-_NOT_IMAGERY = frozenset({"thumbnail", "overview", "visual", "metadata", "world-file", "data-mask", "cloud", "preview"})
 _MARKED_PROPERTIES = ("processing:level", "processing:lineage", "product_type")
 _SIGNATURE = re.compile(
     r"(?i)^(x-amz-.*|x-goog-.*|awsaccesskeyid|googleaccessid|signature|expires|key-pair-id|policy|token|access_token"
@@ -64,8 +75,7 @@ class _Raster:
     href: str
     labels: tuple[tuple[str, ...], ...]
     band_count: int | None
-    pixel_size: float | None
-    shape: tuple[int, int] | None
+    fields: Mapping[str, Any]
     words: frozenset[str]
 
 
@@ -80,18 +90,80 @@ class _Choice:
 def recognise(item: pystac.Item, contracts: Mapping[str, SensorContract]) -> Scene | Refusal:
     """What ``item`` is: a scene with PAN and MS assets in the order of its sensor contract, or why it is refused.
 
-    Codes of refusals: ``malformed``, ``unknown_sensor``, ``part_of_scene``, ``already_sharpened``, ``no_pan``,
-    ``no_ms``, ``bands_mismatch``, ``tiled_product``, ``ratio_mismatch``.
+    What the product itself rules out (sharpened already, no PAN, no MS, one pixel size) is said before an unknown
+    sensor is: a contract would not help there.
+
+    Codes of refusals: ``malformed``, ``no_imagery``, ``unknown_sensor``, ``part_of_scene``, ``already_sharpened``,
+    ``no_pan``, ``no_ms``, ``bands_mismatch``, ``tiled_product``, ``ratio_mismatch``.
     """
     if fault := _malformed(item):
         return _refusal(item, "malformed", fault)
     contract = identify(item, contracts)
     if contract is None:
-        return _refusal(item, "unknown_sensor", _unknown_sensor(item))
-    if any(fnmatchcase(item.id.casefold(), pattern.casefold()) for pattern in contract.part_ids):
-        reason = "the item holds one band of a scene that is spread over several items; join them into one item"
+        return _of_unknown_sensor(item, contracts)
+    if part_band(item, contract):
+        reason = (
+            f"the item holds only band {part_band(item, contract)} of a scene that is spread over several items; "
+            "discovery joins them once all were found"
+        )
         return _refusal(item, "part_of_scene", reason, contract)
     return _pair(item, contract, _markers(contract, contracts))
+
+
+def part_band(item: pystac.Item, contract: SensorContract) -> str | None:
+    """``pan`` or the MS band that ``item`` holds alone, if the sensor's producers publish one item per band."""
+    rasters = _rasters(item) if contract.item_per_band else []
+    if len(rasters) != 1 or rasters[0].band_count not in (1, None):
+        return None
+    if _find_pans(rasters, contract):
+        return PAN
+    return next(iter(_find_ms(rasters, contract).refs), None)
+
+
+def join_parts(items: Sequence[pystac.Item], contracts: Mapping[str, SensorContract]) -> Scene | None:
+    """One scene of items that each hold one band; None while bands are missing or a band is there twice.
+
+    The items must be of one `part_group`. The scene is named after what their ids share, lies where all of them
+    overlap, and changes its fingerprint with any of them.
+    """
+    contract = identify(items[0], contracts) if items else None
+    if contract is None:
+        return None
+    by_band = {part_band(item, contract): item for item in items}
+    names = _delivered(contract, {band: None for band in by_band if band})
+    if len(by_band) != len(items) or PAN not in by_band or not names:
+        return None
+    used = [by_band[PAN], *(by_band[name] for name in names)]
+    pan, *ms = (_rasters(item)[0] for item in used)
+    if _ratio_fault(pan, ms[0], contract):
+        return None
+    first = used[0]
+    return Scene(
+        collection=first.collection_id or UNCOLLECTED,
+        item_id=_shared_id([item.id for item in used]),
+        sensor=contract.name,
+        acquired=_acquired(first) or "",
+        pan=AssetRef(key=pan.key, href=pan.href),
+        ms=tuple(AssetRef(key=raster.key, href=raster.href) for raster in ms),
+        bands=names,
+        fingerprint=digest_of([_fingerprint(item, [_rasters(item)[0].key]) for item in used]),
+        source_href=unsigned(first.get_self_href() or ""),
+        geometry=dict(first.geometry or {}),
+        properties={name: first.properties[name] for name in CARRIED if first.properties.get(name) is not None},
+    )
+
+
+def part_group(item: pystac.Item) -> tuple[str, ...]:
+    """What items that hold the bands of one scene have in common: collection, platform, level, second, and place."""
+    level, platform = item.properties.get("processing:level"), item.properties.get("platform")
+    corner = [f"{edge:.1f}" for edge in (item.bbox or [])]
+    place = re.sub(r"(?i)[_-]?band[_-]?\d+$", "", item.id)
+    return (item.collection_id or UNCOLLECTED, str(platform), str(level), (_acquired(item) or "")[:19], place, *corner)
+
+
+def _shared_id(ids: Sequence[str]) -> str:
+    alike = takewhile(lambda letters: len(set(letters)) == 1, zip(*ids, strict=False))
+    return re.sub(r"(?i)[_-]?(band)?[_-]?$", "", "".join(letters[0] for letters in alike)) or ids[0]
 
 
 def identify(item: pystac.Item, contracts: Mapping[str, SensorContract]) -> SensorContract | None:
@@ -122,6 +194,9 @@ def digest_of(facts: object) -> str:
 
 
 def _malformed(item: pystac.Item) -> str | None:
+    for what, name in (("id", item.id), ("collection", item.collection_id or UNCOLLECTED)):
+        if not _is_plain_name(name):
+            return f"the {what} {name[:80]!r} cannot name a file; expected printable characters, no \\ and no .. in it"
     if not isinstance(item.geometry, dict):
         return "the item has no geometry; expected a GeoJSON footprint"
     if _acquired(item) is None:
@@ -131,13 +206,47 @@ def _malformed(item: pystac.Item) -> str | None:
     return None
 
 
-def _unknown_sensor(item: pystac.Item) -> str:
+def _is_plain_name(name: str) -> bool:
+    """Whether a name may stand in paths of the output without leading out of them; real ids do hold slashes."""
+    parts = name.split("/")
+    return len(name) <= MAX_ID_LENGTH and name.isprintable() and "\\" not in name and not {"", ".", ".."} & set(parts)
+
+
+def _of_unknown_sensor(item: pystac.Item, contracts: Mapping[str, SensorContract]) -> Refusal:
+    """Refused in any case; the reason is the product's where that says enough, else the missing contract."""
+    verdict = _pair(item, _any_sensor(), _markers(_any_sensor(), contracts))
     found = item.properties.get("platform") or item.properties.get("constellation") or "no platform"
-    return f"found platform {found!r}, expected one of `pancrafter sensors list`; add a sensor contract for it"
+    if isinstance(verdict, Refusal) and verdict.code not in {"bands_mismatch", "tiled_product"}:
+        return verdict.model_copy(update={"sensor": None, "reason": f"{verdict.reason} (platform {found!r})"})
+    reason = f"found platform {found!r}, expected one of `pancrafter sensors list`; add a sensor contract for it"
+    return _refusal(item, "unknown_sensor", reason)
+
+
+@lru_cache(maxsize=1)
+def _any_sensor() -> SensorContract:
+    """Tells PAN and MS apart by common names alone: enough to see what a product of an unknown sensor lacks."""
+    bands = tuple(BandSpec(name=name, common_name=name, mtf=0.3, in_pan=True) for name in _COMMON_NAMES)
+    return SensorContract(
+        name="any",
+        title="Any sensor",
+        platforms=(),
+        ratio=2,
+        dn_max=65535,
+        nodata=None,
+        pan_asset_keys=("pan", "panchromatic", "*_pan", "*-pan", "pan_*", "pan-*", "*panchromatic*"),
+        pan_mtf=0.15,
+        bands=bands,
+        deliveries=tuple(Delivery(name=name, bands=(name,)) for name in _COMMON_NAMES),
+        sharpened_markers=("psh",),
+        weights="none",
+        source="STAC common band names",
+    )
 
 
 def _pair(item: pystac.Item, contract: SensorContract, markers: Sequence[str]) -> Scene | Refusal:
     rasters = _rasters(item)
+    if not rasters:
+        return _refusal(item, "no_imagery", "found no raster asset; expected PAN and MS images", contract)
     pans = _find_pans(rasters, contract)
     rest = [raster for raster in rasters if raster not in pans]
     sharpened = [raster for raster in rest if _matches_any(raster.words, markers)]
@@ -158,20 +267,22 @@ def _sharpened_fault(
     if sharpened:
         keys = ", ".join(raster.key for raster in sharpened)
         return f"the only multispectral assets ({keys}) are sharpened by the vendor; take the PAN and MS bundle"
-    if _matches_any(_words(item.id), markers):
-        return f"the id {item.id} names a product sharpened by the vendor; take the PAN and MS bundle"
+    named = {"id": item.id, "title": item.properties.get("title"), "description": item.properties.get("description")}
+    for field, text in named.items():
+        if _matches_any(_words(text), markers):
+            return f"the {field} {text!r} names a product sharpened by the vendor; take the PAN and MS bundle"
     return None
 
 
 def _scene(
     item: pystac.Item, contract: SensorContract, rasters: Sequence[_Raster], pans: Sequence[_Raster], ms: _Choice
 ) -> Scene | Refusal:
-    found = ", ".join(raster.key for raster in rasters) or "no raster asset"
+    found = ", ".join(raster.key for raster in rasters)
     if not pans:
-        reason = f"found {found}; expected a PAN asset named like {', '.join(contract.pan_asset_keys)}"
+        reason = f"no PAN: found {found}; expected a PAN asset named like {', '.join(contract.pan_asset_keys)}"
         return _refusal(item, "no_pan", reason, contract)
     if not ms.refs:
-        reason = f"found {found}; expected MS bands named like {', '.join(band.name for band in contract.bands)}"
+        reason = f"no MS: found {found}; expected MS bands named like {', '.join(band.name for band in contract.bands)}"
         return _refusal(item, "no_ms", reason, contract)
     names = _delivered(contract, ms.refs)
     if not names:
@@ -182,7 +293,7 @@ def _scene(
         reason = f"several image tiles per band ({found}); expected one file; build a mosaic (VRT or COG) per band"
         return _refusal(item, "tiled_product", reason, contract)
     refs = [ms.refs[name] for name in names]
-    if fault := _ratio_fault(pans[0], refs[0][0], contract.ratio):
+    if fault := _ratio_fault(pans[0], refs[0][0], contract):
         return _refusal(item, "ratio_mismatch", fault, contract)
     used = {raster.key for raster in (pans[0], *(raster for raster, _ in refs))}
     return Scene(
@@ -260,7 +371,7 @@ def _rasters(item: pystac.Item) -> list[_Raster]:
 
 
 def _is_imagery(asset: pystac.Asset) -> bool:
-    if _NOT_IMAGERY & {str(role).casefold() for role in asset.roles or ()}:
+    if NOT_IMAGERY & {str(role).casefold() for role in asset.roles or ()}:
         return False
     suffix = PurePosixPath(urlsplit(asset.href).path).suffix.casefold()
     return suffix in _RASTER_SUFFIXES or (not suffix and str(asset.media_type or "").startswith(_RASTER_TYPES))
@@ -277,9 +388,8 @@ def _raster(key: str, asset: pystac.Asset) -> _Raster:
         href=href,
         labels=tuple(_band_labels(band) for band in declared),
         band_count=count,
-        pixel_size=_pixel_size(fields, raster_bands),
-        shape=_shape(fields.get("proj:shape")),
-        words=_words(key, PurePosixPath(urlsplit(href).path).name, asset.title),
+        fields=fields,
+        words=_words(key, PurePosixPath(urlsplit(href).path).name, asset.title, asset.description),
     )
 
 
@@ -291,26 +401,6 @@ def _band_labels(band: Mapping[str, Any]) -> tuple[str, ...]:
     """Folded common name (either spelling of the extension), then name; empty when the band is anonymous."""
     names = (band.get("common_name"), band.get("eo:common_name"), band.get("name"))
     return tuple(fold(name) for name in names if isinstance(name, str) and fold(name))
-
-
-def _pixel_size(fields: Mapping[str, Any], raster_bands: Sequence[Mapping[str, Any]]) -> float | None:
-    """The asset's own pixel size in whatever unit the item uses: transform, spatial resolution, then gsd."""
-    transform = fields.get("proj:transform")
-    proposals = (
-        transform[0] if isinstance(transform, list) and transform else None,
-        fields.get("raster:spatial_resolution"),
-        raster_bands[0].get("spatial_resolution") if raster_bands else None,
-        fields.get("gsd"),
-    )
-    sizes = (abs(value) for value in proposals if isinstance(value, int | float) and not isinstance(value, bool))
-    return next((float(size) for size in sizes if size > 0), None)
-
-
-def _shape(value: object) -> tuple[int, int] | None:
-    """``proj:shape`` with the smaller side first, because producers swap the two."""
-    if not isinstance(value, list) or len(value) != 2 or not all(isinstance(n, int) and n > 0 for n in value):
-        return None
-    return (min(value), max(value))
 
 
 def _key_rank(key: str, patterns: Sequence[str]) -> int | None:
@@ -341,8 +431,12 @@ def _find_ms(rasters: Sequence[_Raster], contract: SensorContract) -> _Choice:
     """The largest band set of the contract in one multi-band file or, if that is larger, in files of one band each."""
     files = [_Choice(_bands_inside(raster, contract)) for raster in rasters if raster.band_count != 1]
     single = _single_bands([raster for raster in rasters if raster.band_count in (1, None)], contract)
-    multi = _best_file([choice for choice in files if len(choice.refs) > 1], contract)
-    return max((multi, single), key=lambda choice: (len(_delivered(contract, choice.refs)), len(choice.refs)))
+    several = [choice for choice in files if len(choice.refs) > 1]
+    multi = _best_file(several, contract)
+    return max(
+        (multi, single, _joined_files(several, contract)),
+        key=lambda choice: (len(_delivered(contract, choice.refs)), len(choice.refs)),
+    )
 
 
 def _bands_inside(raster: _Raster, contract: SensorContract) -> dict[str, tuple[_Raster, int]]:
@@ -378,6 +472,18 @@ def _best_file(files: Sequence[_Choice], contract: SensorContract) -> _Choice:
     return _Choice(best.refs, tiled=sum(merit(choice) == merit(best) for choice in files) > 1)
 
 
+def _joined_files(files: Sequence[_Choice], contract: SensorContract) -> _Choice:
+    """Bands that are spread over several multi-band files (Pléiades Neo: RGB and NED); tiled where they overlap."""
+    refs: dict[str, tuple[_Raster, int]] = {}
+    tiled = False
+    for choice in files:
+        if refs.keys().isdisjoint(choice.refs):
+            refs.update(choice.refs)
+        else:
+            tiled = tiled or choice.refs.keys() <= refs.keys()
+    return _Choice(refs, tiled=tiled) if _delivered(contract, refs) else _Choice({})
+
+
 def _single_bands(rasters: Sequence[_Raster], contract: SensorContract) -> _Choice:
     """Contract bands in files of their own; the asset key decides, then the label."""
     found: dict[str, tuple[_Raster, int]] = {}
@@ -397,12 +503,20 @@ def _delivered(contract: SensorContract, refs: Mapping[str, object]) -> tuple[st
     return tuple(band.name for band in contract.bands if band.name in chosen)
 
 
-def _ratio_fault(pan: _Raster, ms: _Raster, expected: int) -> str | None:
-    """Why the declared grids cannot have the contract's ratio; None where they agree or do not say."""
-    if pan.pixel_size and ms.pixel_size:
-        found = ms.pixel_size / pan.pixel_size
-        if abs(found / expected - 1) > RATIO_TOLERANCE:
-            return f"MS pixels are {found:.3f} times the PAN pixels, expected {expected}; check the item or the product"
-    elif pan.shape and ms.shape and pan.shape == ms.shape:
-        return f"PAN and MS are both {pan.shape[1]} by {pan.shape[0]} px, expected a ratio of {expected}"
-    return None
+def _ratio_fault(pan: _Raster, ms: _Raster, contract: SensorContract) -> str | None:
+    """Why the declared grids cannot have the contract's ratio; None where one of them agrees, or none says.
+
+    Producers contradict themselves (gsd of the acquisition, one resolution for all bands), so one fitting figure is
+    enough to leave the rest to the file headers.
+    """
+    found = declared_ratios(pan.fields, ms.fields)
+    if contract.name == _any_sensor().name:
+        fits = any(ratio > SAME_PIXELS for _, ratio in found)
+    else:
+        fits = any(abs(ratio / contract.ratio - 1) <= RATIO_TOLERANCE for _, ratio in found)
+    if fits or not found:
+        return None
+    listed = ", ".join(f"{ratio:.3f} by {name}" for name, ratio in found)
+    if all(ratio < SAME_PIXELS for _, ratio in found):
+        return f"PAN and MS have (nearly) the same pixels, ratio {listed}: there is nothing to sharpen"
+    return f"MS pixels over PAN pixels: {listed}; expected {contract.ratio}; check the item or the product"

@@ -9,7 +9,8 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping
-from functools import lru_cache
+from fnmatch import fnmatchcase
+from functools import cached_property, lru_cache
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
@@ -18,12 +19,14 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from pancrafter.errors import ContractError
+from pancrafter.quality import QualityRule
 from pancrafter.types import Record
 
 GENERIC = "generic"
 """Name of the contract for files of an unknown sensor; no catalog item is ever recognised as it."""
 
 
+@lru_cache(maxsize=65_536)
 def fold(label: str) -> str:
     """A label without case and punctuation: ``LANDSAT_8``, ``landsat-8`` and ``Landsat 8`` all give ``landsat8``."""
     return re.sub(r"[^a-z0-9]+", "", label.casefold())
@@ -42,7 +45,7 @@ class BandSpec(Record):
         default=(), description="Further names of the band in items: key of its own asset, or band label in a file."
     )
 
-    @property
+    @cached_property
     def labels(self) -> frozenset[str]:
         """Every folded name the band answers to."""
         names = (self.name, self.common_name or self.name, *self.asset_keys)
@@ -81,7 +84,17 @@ class SensorContract(Record):
     bands: tuple[BandSpec, ...] = Field(min_length=1, description="All MS bands, in the order of the output.")
     deliveries: tuple[Delivery, ...] = Field(default=(), description="Band sets; none declared: all bands.")
     sharpened_markers: tuple[str, ...] = Field(default=(), description="Mark what the vendor has already sharpened.")
-    part_ids: tuple[str, ...] = Field(default=(), description="Patterns of item ids that hold one band of a scene.")
+    item_per_band: bool = Field(
+        default=False, description="Some producers publish one item per band; discovery joins those of one acquisition."
+    )
+    dn_max_by_key: dict[str, int] = Field(
+        default_factory=dict,
+        description="Higher ceilings by pattern of the asset key, for products that are scaled differently.",
+    )
+    warp_ms: bool = Field(
+        default=False, description="Warp MS that comes in another CRS to that of PAN, once; otherwise refuse it."
+    )
+    quality: QualityRule = Field(default=QualityRule(), description="Limits of the quality gate; docs/quality-gate.md.")
     weights: Literal["default", "none"] = Field(description="none: only classical sharpening is justified.")
     source: str = Field(min_length=1, description="Where wavelengths, MTF gains and the DN ceiling come from.")
 
@@ -107,6 +120,11 @@ class SensorContract(Record):
         """The deliveries, largest first; the full band set when none is declared."""
         declared = self.deliveries or (Delivery(name="all", bands=tuple(band.name for band in self.bands)),)
         return tuple(sorted(declared, key=lambda delivery: -len(delivery.bands)))
+
+    def ceiling(self, asset_key: str) -> int:
+        """Largest DN in files of that asset key."""
+        patterns = self.dn_max_by_key.items()
+        return next((top for key, top in patterns if fnmatchcase(asset_key.casefold(), key.casefold())), self.dn_max)
 
     def find_band(self, label: str) -> BandSpec | None:
         """The band that goes by ``label`` (name, common name or asset key, in any spelling), or None."""
@@ -140,6 +158,12 @@ def _check_labels_differ(bands: tuple[BandSpec, ...]) -> None:
         for label in sorted(band.labels):
             if owner.setdefault(label, band) is not band:
                 raise ValueError(f"bands {owner[label].name} and {band.name} both answer to {label!r}")
+
+
+def contract_schema() -> dict[str, Any]:
+    """JSON schema of a contract file, as published in ``pancrafter/schemas/sensor-contract.json``."""
+    schema = {"$schema": "https://json-schema.org/draft/2020-12/schema", **SensorContract.model_json_schema()}
+    return json.loads(json.dumps(schema))  # type: ignore[no-any-return]
 
 
 def parse_contract(text: str, origin: str) -> SensorContract:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from pancrafter.access import Access
 from pancrafter.model.names import DEFAULT_WEIGHTS
 from pancrafter.types import Record
 
@@ -25,11 +26,19 @@ class Settings(Record):
     )
     since: datetime | None = Field(default=None, description="Earliest acquisition time.")
     until: datetime | None = Field(default=None, description="Latest acquisition time.")
+    changed_since: datetime | None = Field(
+        default=None, description="Only items updated (else created) since then; those that do not say are kept."
+    )
     bbox: Bbox | None = Field(default=None, description="West, south, east, north in degrees.")
     collections: tuple[str, ...] = Field(default=(), description="Source collections; empty: all.")
+    aoi: str | None = Field(default=None, description="GeoJSON file; only scenes that intersect its geometries.")
+    ids: tuple[str, ...] = Field(default=(), description="Source item ids; empty: all.")
     state_dir: str = Field(default="state", description="Folder of the ledger, staged scenes and unfinished files.")
     ledger_url: str | None = Field(default=None, description="SQLAlchemy URL; default: SQLite in the state folder.")
     contracts_dir: str | None = Field(default=None, description="Folder with further sensor contracts.")
+    access: Access = Field(
+        default=Access(), description="Hosts and folders that may be read, and credentials for them."
+    )
     weights: str = Field(default=DEFAULT_WEIGHTS, description="Shipped weights by name, or a checkpoint file.")
     device: str = Field(default="cpu", description="torch device of the workers, such as cpu or cuda.")
     precision: Literal["float32", "bfloat16"] = "float32"
@@ -39,7 +48,9 @@ class Settings(Record):
     dask_scheduler: str | None = Field(default=None, description="tcp://host:port of a running Dask scheduler.")
     cog_profile: Literal["fast", "archive"] = "fast"
     lease_s: float = Field(default=900, gt=0, description="How long a silent worker keeps a scene, seconds.")
+    priority: int = Field(default=0, description="Blocks of runs with a higher one go first on a shared Dask cluster.")
     limit: int | None = Field(default=None, ge=1, description="At most this many scenes.")
+    price_per_hour: float = Field(default=0, ge=0, description="Price of this machine or cluster; 0: unknown.")
     keep_staged: bool = Field(default=False, description="Keep a scene's Zarr store after it is confirmed.")
 
     @field_validator("sink", "state_dir")

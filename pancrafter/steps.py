@@ -8,30 +8,39 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
 import shutil
-import socket
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from datetime import UTC, datetime
 from importlib.metadata import version as package_version
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-from pancrafter.errors import InvalidSceneError, PancrafterError, SourceError
-from pancrafter.ledger import IN_WORK, FoundCounts, Lease, Ledger, SceneKey, State, Work
+from pydantic import Field
+
+from pancrafter import killpoints
+from pancrafter.errors import ErrorKind, InvalidSceneError, LeaseLostError, PancrafterError, SourceError
+from pancrafter.ledger import FoundCounts, Lease, Ledger, SceneKey, Standing, State, Work
 from pancrafter.model.names import weights_sha256
+from pancrafter.models import Product
+from pancrafter.processes import is_gone, lease_owner
 from pancrafter.sensors import SensorContract, load_contracts
 from pancrafter.settings import Settings
 from pancrafter.types import Quality, Record, Refusal, Scene, StagedScene, TruthScores
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from pancrafter.assess import Sample, WindowSums
     from pancrafter.classical import FusionMethod
     from pancrafter.cog import Block as CogBlock
     from pancrafter.compute import Compute
     from pancrafter.engine import BlockReport, SharpenerSpec
-    from pancrafter.item import AssetFile, Recipe
-    from pancrafter.publish import CollectionInfo, Published
+    from pancrafter.item import AssetFile, Gate, Recipe
+    from pancrafter.publish import CollectionInfo, Published, StaticSink
+    from pancrafter.quality import Verdict
     from pancrafter.sensors import BandSpec
     from pancrafter.store import SceneStore, Window
 
@@ -74,7 +83,7 @@ class Outcome(Record):
 
     key: str
     sensor: str
-    verdict: Literal["published", "fallback", "refused", "failed", "retry later"]
+    verdict: Literal["published", "fallback", "held", "refused", "failed", "retry later"]
     reason: str = ""
     mpx: float | None = None
     seconds: float | None = None
@@ -104,7 +113,7 @@ def open_ledger(settings: Settings) -> Ledger:
     return Ledger(settings.ledger)
 
 
-def planned_recipe(scene: Scene, settings: Settings, contracts: dict[str, SensorContract]) -> Recipe:
+def planned_recipe(scene: Scene, settings: Settings, contracts: Mapping[str, SensorContract]) -> Recipe:
     """How a scene would be sharpened: by its contract's method and the chosen weights."""
     from pancrafter.item import NETWORK_METHOD, Recipe
 
@@ -126,9 +135,9 @@ def output_item_id(scene: Scene, recipe: Recipe) -> str:
     return f"{scene.item_id}_psh-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
 
 
-def output_collection_id(scene: Scene) -> str:
+def output_collection_id(collection: str) -> str:
     """Output collection of a source collection."""
-    return f"{scene.collection}-sharpened"
+    return f"{collection}-sharpened"
 
 
 def discover(settings: Settings, ledger: Ledger) -> Discovery:
@@ -140,88 +149,83 @@ def discover(settings: Settings, ledger: Ledger) -> Discovery:
         SourceError: The source cannot be searched.
         SinkError: The sink cannot be written.
     """
-    from pancrafter.catalog import discover as search
     from pancrafter.publish import StaticSink
 
-    if "://" not in settings.source and not Path(settings.source).exists():
-        raise SourceError(f"source {settings.source} does not exist; expected a STAC API URL or a catalog folder")
     contracts, sink = contracts_of(settings), StaticSink(settings.sink)
     sink.check_writable()
-    found: list[Work | Refusal] = []
-    for verdict in search(
-        settings.source,
-        since=settings.since,
-        until=settings.until,
-        bbox=settings.bbox,
-        contracts=contracts,
-        collections=settings.collections or None,
-    ):
-        if isinstance(verdict, Refusal):
-            found.append(verdict)
-        else:
-            recipe = planned_recipe(verdict, settings, contracts)
-            found.append(Work(scene=verdict, recipe=recipe.digest, output_item_id=output_item_id(verdict, recipe)))
-    counts = ledger.record_found(settings.sink, found)
-    _free_dead_leases(ledger, settings)
-    _remake_lost_outputs(ledger, sink, settings, found)
-    wanted = {work.scene.key for work in found if isinstance(work, Work)}
-    rows = [row for row in ledger.eligible(sink=settings.sink, order="oldest") if str(row.key) in wanted]
+    refused: list[Refusal] = []
+    wanted: dict[tuple[str, str], None] = {}
+
+    def entries() -> Iterator[Work | Refusal]:
+        for verdict in look(settings, contracts):
+            if isinstance(verdict, Refusal):
+                refused.append(verdict)
+                yield verdict
+            else:
+                wanted[verdict.collection, verdict.item_id] = None
+                yield work_of(verdict, settings, contracts)
+
+    counts = ledger.record_found(settings.sink, entries())
+    killpoints.at("found")
+    ledger.sweep(is_gone=is_gone)
+    _remake_lost_outputs(ledger, sink, settings, wanted)
+    free = sorted((row for row in ledger.standing(settings.sink, wanted) if row.claimable), key=_by_acquisition)
     return Discovery(
         counts=counts,
-        refused=tuple(entry for entry in found if isinstance(entry, Refusal)),
-        eligible=tuple(str(row.key) for row in rows[: settings.limit]),
+        refused=tuple(refused),
+        eligible=tuple(f"{row.collection}/{row.item_id}" for row in free[: settings.limit]),
     )
 
 
-def _remake_lost_outputs(ledger: Ledger, sink: object, settings: Settings, found: list[Work | Refusal]) -> None:
-    from pancrafter.publish import StaticSink
+def look(settings: Settings, contracts: Mapping[str, SensorContract]) -> Iterator[Scene | Refusal]:
+    """Everything in the source that lies in the window of the settings, recognised or refused.
 
-    assert isinstance(sink, StaticSink)
-    present = {name: set(sink.item_ids(name)) for name in sink.collection_ids()}
-    lost = []
-    for work in found:
-        if isinstance(work, Work):
-            key = SceneKey(sink=settings.sink, collection=work.scene.collection, item_id=work.scene.item_id)
-            row = ledger.show(key)
-            collection = present.get(output_collection_id(work.scene), set())
-            if row is not None and row.state is State.CONFIRMED and row.output_item_id not in collection:
-                lost.append(key)
+    Raises:
+        SourceError: The source cannot be searched, or broke off in the middle.
+    """
+    from pancrafter.catalog import discover as search
+
+    if "://" not in settings.source and not Path(settings.source).exists():
+        raise SourceError(f"source {settings.source} does not exist; expected a STAC API URL or a catalog folder")
+    from pancrafter.selection import Area
+
+    area = Area.from_file(settings.aoi) if settings.aoi else None
+    found = search(
+        settings.source,
+        since=settings.since,
+        until=settings.until,
+        bbox=settings.bbox or (area.bbox if area else None),
+        contracts=contracts,
+        collections=settings.collections or None,
+        ids=settings.ids or None,
+        changed_since=settings.changed_since,
+        access=settings.access,
+    )
+    return (entry for entry in found if area is None or isinstance(entry, Refusal) or area.meets(entry.geometry))
+
+
+def work_of(scene: Scene, settings: Settings, contracts: Mapping[str, SensorContract]) -> Work:
+    """The piece of work that a recognised scene is."""
+    recipe = planned_recipe(scene, settings, contracts)
+    return Work(scene=scene, recipe=recipe.digest, output_item_id=output_item_id(scene, recipe))
+
+
+def _by_acquisition(row: Standing) -> tuple[str, str]:
+    return row.acquired, row.item_id
+
+
+def _remake_lost_outputs(
+    ledger: Ledger, sink: StaticSink, settings: Settings, wanted: Iterable[tuple[str, str]]
+) -> None:
+    present = {name: frozenset(sink.item_ids(name)) for name in sink.collection_ids()}
+    lost = [
+        SceneKey(sink=settings.sink, collection=row.collection, item_id=row.item_id)
+        for row in ledger.standing(settings.sink, wanted)
+        if row.state is State.CONFIRMED
+        and row.output_item_id not in present.get(output_collection_id(row.collection), frozenset())
+    ]
     if lost:
-        ledger.redrive(lost)
-
-
-def _free_dead_leases(ledger: Ledger, settings: Settings) -> None:
-    """Give back scenes whose worker ran on this machine and is gone, and those whose lease ran out."""
-    ledger.sweep()
-    for row in ledger.rows(sink=settings.sink, states=IN_WORK):
-        if row.lease_owner is not None and row.lease_expires is not None and _is_dead(row.lease_owner):
-            lease = Lease(
-                key=row.key,
-                owner=row.lease_owner,
-                fence=row.fence,
-                expires=row.lease_expires,
-                lease_s=settings.lease_s,
-                attempt=row.attempts,
-            )
-            ledger.release(lease, f"process {row.lease_owner} is gone")
-
-
-def lease_owner() -> str:
-    """This process, recognisable by others on the same machine: host, process id and start time."""
-    return f"{socket.gethostname()}/{os.getpid()}/{_started(os.getpid())}"
-
-
-def _is_dead(owner: str) -> bool:
-    host, pid, started = owner.rsplit("/", 2)
-    return host == socket.gethostname() and _started(int(pid)) != started
-
-
-def _started(pid: int) -> str:
-    """Start time of a process as the kernel counts it, '' if it is gone (or cannot be known here)."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[19]
-    except (OSError, IndexError):
-        return ""
+        ledger.redrive(lost, message="its output vanished from the catalog")
 
 
 # --- one scene ------------------------------------------------------------------------------------------------------
@@ -235,6 +239,8 @@ class Claimed(Record):
     recipe: str
     output_item_id: str
     supersedes: str | None
+    fallback_reason: str | None = None
+    """Why an earlier attempt gave up the network's result; its classical blocks are kept."""
 
 
 @contextlib.contextmanager
@@ -249,23 +255,45 @@ def claimed(ledger: Ledger, key: str, settings: Settings) -> Iterator[Claimed | 
     if lease is None:
         yield None
         return
+    killpoints.at("claimed")
     row = ledger.show(scene_key)
     assert row is not None
     assert row.scene is not None
     try:
-        yield Claimed(
-            lease=lease,
-            scene=row.scene,
-            recipe=row.recipe or "",
-            output_item_id=row.output_item_id or "",
-            supersedes=row.supersedes,
-        )
+        with _kept(ledger, lease):
+            yield Claimed(
+                lease=lease,
+                scene=row.scene,
+                recipe=row.recipe or "",
+                output_item_id=row.output_item_id or "",
+                supersedes=row.supersedes,
+                fallback_reason=row.measures.get("fallback_reason"),
+            )
     except PancrafterError as error:
         ledger.fail(lease, error)
         raise
     except BaseException as error:
         ledger.release(lease, f"interrupted: {type(error).__name__}: {error}")
         raise
+
+
+@contextlib.contextmanager
+def _kept(ledger: Ledger, lease: Lease) -> Iterator[None]:
+    """Renew a lease in the background: a step may take longer than a lease, and only a dead worker should lose it."""
+    over = threading.Event()
+
+    def keep() -> None:
+        while not over.wait(lease.lease_s / 3):
+            with contextlib.suppress(PancrafterError):  # a lost lease is noticed by the next step that needs it
+                ledger.renew(lease)
+
+    thread = threading.Thread(target=keep, name=f"lease of {lease.key}", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 def store_uri(work: Claimed, settings: Settings) -> str:
@@ -281,9 +309,24 @@ def stage(work: Claimed, settings: Settings, compute: Compute, ledger: Ledger) -
     contract = contracts_of(settings)[work.scene.sensor]
     with compute.active():
         staged = stage_scene(
-            work.scene, contract, store_uri(work, settings), block_px=settings.block_px, reach_px=STAGING_REACH_PX
+            work.scene,
+            contract,
+            store_uri(work, settings),
+            block_px=settings.block_px,
+            reach_px=STAGING_REACH_PX,
+            access=settings.access.trusting(settings.source),
         )
-    ledger.advance(work.lease, State.STAGED, stage_seconds=time.perf_counter() - started, bytes_read=staged.bytes_read)
+    killpoints.at("stage-written")
+    rows, columns = staged.grid.pan.shape_yx
+    ledger.advance(
+        work.lease,
+        State.STAGED,
+        stage_seconds=time.perf_counter() - started,
+        bytes_read=staged.bytes_read,
+        pixels=rows * columns,
+        device=settings.device,
+    )
+    killpoints.at("staged")
     return staged
 
 
@@ -292,14 +335,13 @@ def sharpen(
 ) -> Sharpened:
     """Sharpen every block that is not finished, by the method of the scene's contract."""
     contract = contracts_of(settings)[work.scene.sensor]
-    sharpened = _sharpen_with(
-        staged,
-        sharpener_spec(staged, settings, contract, fallback=contract.weights == "none"),
-        work.recipe,
-        compute,
-        report,
-        lambda: ledger.renew(work.lease),
-    )
+    given_up = work.fallback_reason is not None
+    if given_up:
+        report(f"{work.scene.key}: {work.fallback_reason}; going on with the classical result")
+    spec = sharpener_spec(staged, settings, contract, fallback=given_up or contract.weights == "none")
+    recipe = _fallback_recipe(work) if given_up else work.recipe
+    sharpened = _sharpen_with(staged, spec, recipe, compute, report).model_copy(update={"fallback": given_up})
+    killpoints.at("sharpen-computed")
     ledger.advance(
         work.lease,
         State.SHARPENED,
@@ -307,7 +349,13 @@ def sharpen(
         blocks=sharpened.blocks,
         computed_blocks=sharpened.computed_blocks,
     )
+    killpoints.at("sharpened")
     return sharpened
+
+
+def _fallback_recipe(work: Claimed) -> str:
+    """What the store calls the classical blocks that replace the network's."""
+    return f"{work.recipe}-fallback"
 
 
 def sharpener_spec(
@@ -340,7 +388,6 @@ def _sharpen_with(
     recipe: str,
     compute: Compute,
     report: Report,
-    keep_lease: Callable[[], object],
 ) -> Sharpened:
     from pancrafter.store import SceneStore
 
@@ -359,7 +406,6 @@ def _sharpen_with(
             left = (len(pending) - number) * (now - started) / number
             finished = total - len(pending) + number
             report(f"{staged.scene.key}: {finished}/{total} blocks, {rate / 1e6:.2f} Mpx/s, ETA {left:.0f} s")
-            keep_lease()
     return Sharpened(
         store_uri=staged.store_uri,
         method="mtf-glp-fs" if spec.glp else "pan-crafter",
@@ -384,8 +430,13 @@ class Assessed(Record):
 
     quality: Quality
     sharpened: Sharpened
-    reason: str = ""
+    gate: Gate
     truth: tuple[TruthScores, ...] = ()
+
+    @property
+    def reason(self) -> str:
+        """Why the gate did not simply pass the network's result."""
+        return self.gate.reason
 
 
 def assess(
@@ -397,45 +448,84 @@ def assess(
     ledger: Ledger,
     report: Report,
 ) -> Assessed:
-    """Measure the result; where the network's misses the sensor's rule, replace it by the classical one, labelled."""
-    from pancrafter.assess import QualityRule
+    """Measure the result and apply the sensor's rule: pass, replace by the classical result (labelled), or hold.
+
+    The classical result is measured too; where it fails as well, or the fault lies in the input, the scene is held
+    until a person releases or rejects it. A release counts for this output item and is named in it.
+    """
+    from pancrafter.item import Gate
+    from pancrafter.store import SceneStore
 
     started = time.perf_counter()
     contract = contracts_of(settings)[work.scene.sensor]
+    rule, ratio = contract.quality, staged.grid.ratio
     network = sharpened.method == "pan-crafter"
     spec = sharpener_spec(staged, settings, contract, fallback=not network)
-    quality = _measure(staged, spec, sharpened.method, contract, compute)
-    verdict, reason = QualityRule().verdict(quality) if network else ("pass", "")
+    quality, raster = _measure(staged, spec, sharpened.method, contract, compute)
+    verdict, reason = rule.verdict(quality, ratio, classical=not network)
     if verdict == "fallback":
-        report(f"{work.scene.key}: {reason}; publishing the classical result instead")
+        report(f"{work.scene.key}: {reason}; trying the classical result instead")
+        killpoints.at("fallback-decided")
+        # Noted first: a worker that goes on after a crash keeps the classical blocks that are finished by then.
+        ledger.note(work.lease, fallback_reason=reason)
+        killpoints.at("fallback-begun")
         spec = sharpener_spec(staged, settings, contract, fallback=True)
-        sharpened = _sharpen_with(
-            staged, spec, f"{work.recipe}-fallback", compute, report, lambda: ledger.renew(work.lease)
-        ).model_copy(update={"fallback": True})
-        quality = _measure(staged, spec, sharpened.method, contract, compute)
+        sharpened = _sharpen_with(staged, spec, _fallback_recipe(work), compute, report)
+        sharpened = sharpened.model_copy(update={"fallback": True})
+        ledger.note(work.lease, fallback_computed_blocks=sharpened.computed_blocks)
+        quality, raster = _measure(staged, spec, sharpened.method, contract, compute)
+        verdict, reason = _second_verdict(rule.verdict(quality, ratio, classical=True), reason, sharpened)
+    elif work.fallback_reason is not None:  # an earlier attempt got as far as the classical result
+        verdict, reason = _second_verdict((verdict, reason), work.fallback_reason, sharpened)
+    gate = Gate(verdict=verdict, reason=reason)
+    if verdict == "hold":
+        gate = _approved(gate, work, ledger)
+    SceneStore.open(staged.store_uri, "r+").write_consistency(raster)
     truth = score_against_truth(staged, settings, sharpened.method, contract, compute)
+    killpoints.at("assess-measured")
     ledger.advance(
         work.lease,
         State.ASSESSED,
         reason,
         assess_seconds=time.perf_counter() - started,
         quality=quality.model_dump(),
+        gate=gate.model_dump(),
         truth=[score.model_dump() for score in truth],
     )
-    return Assessed(quality=quality, sharpened=sharpened, reason=reason, truth=truth)
+    killpoints.at("assessed")
+    return Assessed(quality=quality, sharpened=sharpened, gate=gate, truth=truth)
+
+
+def _second_verdict(classical: tuple[str, str], network_reason: str, sharpened: Sharpened) -> tuple[Verdict, str]:
+    """The word on a scene whose network result was given up, after the classical one was judged too."""
+    verdict, reason = classical
+    if verdict == "hold":
+        return "hold", f"network: {network_reason}; {sharpened.method}: {reason}"
+    return "fallback", network_reason
+
+
+def _approved(gate: Gate, work: Claimed, ledger: Ledger) -> Gate:
+    """The gate's word, or a person's where one has released exactly this output item."""
+    row = ledger.show(work.lease.key)
+    approval = row.measures.get("approved") if row is not None else None
+    if not approval or approval.get("output_item_id") != work.output_item_id:
+        return gate
+    return gate.model_copy(update={"verdict": "released", "released_because": str(approval.get("reason", ""))})
 
 
 def _measure(
     staged: StagedScene, spec: SharpenerSpec, method: str, contract: SensorContract, compute: Compute
-) -> Quality:
-    from pancrafter.assess import assessment_windows, combine, sample_windows
+) -> tuple[Quality, NDArray[np.float32]]:
+    """The scene's quality, and the raster of its local consistency."""
+    from pancrafter.assess import assessment_windows, combine, consistency_raster, sample_windows
     from pancrafter.engine import band_mtf_gains
     from pancrafter.store import SceneStore
 
     store, gains = SceneStore.open(staged.store_uri), band_mtf_gains(staged, contract)
     windows = compute.map(_window_task, assessment_windows(store), staged.store_uri, gains)
     samples = compute.map(_sample_task, sample_windows(store), staged.store_uri, spec, gains, on_gpu=True)
-    return combine(staged, method, windows, samples)
+    measured = list(windows)
+    return combine(staged, method, measured, samples), consistency_raster(staged, measured)
 
 
 def _window_task(window: Window, uri: str, gains: tuple[float, ...]) -> WindowSums:
@@ -521,9 +611,16 @@ def _truth_task(
 def publish(
     work: Claimed, staged: StagedScene, assessed: Assessed, settings: Settings, ledger: Ledger, report: Report
 ) -> Outcome:
-    """Write the files, put them and the item into the output catalog, read them back, and confirm the scene."""
+    """Write the files, put them and the item into the output catalog, read them back, announce and confirm the scene.
+
+    A scene that the gate holds is set aside instead, with its staged pixels, until a person decides.
+    """
     from pancrafter.item import SHARPENED, Cost, build_item
+    from pancrafter.models import ensure_model
     from pancrafter.publish import StaticSink
+
+    if assessed.gate.verdict == "hold":
+        return _set_aside(work, assessed, ledger, report)
 
     contract = contracts_of(settings)[work.scene.sensor]
     sharpened, started = assessed.sharpened, time.perf_counter()
@@ -534,7 +631,9 @@ def publish(
     spent = {} if row is None else row.measures
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        assets = _write_assets(staged, bands, folder, settings)
+        assets, sink = _write_assets(staged, bands, folder, settings), StaticSink(settings.sink)
+        killpoints.at("files-written")
+        model_link = None if recipe.weights is None else ensure_model(sink, recipe.weights)
         pixels = staged.grid.pan.shape_yx[0] * staged.grid.pan.shape_yx[1]
         seconds = sum(float(spent.get(f"{step}_seconds", 0)) for step in ("stage", "sharpen", "assess"))
         whole = sharpened.computed_blocks == sharpened.blocks
@@ -543,12 +642,14 @@ def publish(
             staged,
             assessed.quality,
             item_id=work.output_item_id,
-            collection_id=output_collection_id(work.scene),
+            collection_id=output_collection_id(work.scene.collection),
             recipe=recipe,
             bands=bands,
             assets=assets,
             fallback=sharpened.fallback,
+            gate=assessed.gate,
             predecessor_id=work.supersedes,
+            model_link=model_link,
             cost=Cost(
                 seconds=seconds,
                 sharpen_seconds=sharpened.seconds,
@@ -558,7 +659,7 @@ def publish(
             ),
         )
         report(f"{work.scene.key}: publishing {work.output_item_id}")
-        published = StaticSink(settings.sink).publish(
+        published = sink.publish(
             item,
             assets,
             collection=_collection_info(work.scene),
@@ -569,8 +670,13 @@ def publish(
         shutil.rmtree(folder, ignore_errors=True)
     _tell_stac_api(published, work.supersedes, settings)
     seconds += time.perf_counter() - started
+    killpoints.at("read-back")
     ledger.advance(work.lease, State.PUBLISHED, published.href)
+    killpoints.at("published")
+    announce(sink, published, work.supersedes)
+    killpoints.at("announced")
     ledger.advance(work.lease, State.CONFIRMED, "read back", seconds=seconds, href=published.assets[SHARPENED])
+    killpoints.at("confirmed")
     if not settings.keep_staged:
         shutil.rmtree(staged.store_uri, ignore_errors=True)
     return Outcome(
@@ -601,6 +707,34 @@ def _tell_stac_api(published: Published, supersedes: str | None, settings: Setti
             api.send(sink, published.collection_id, item_id)
 
 
+def _set_aside(work: Claimed, assessed: Assessed, ledger: Ledger, report: Report) -> Outcome:
+    report(f"{work.scene.key}: held for a person: {assessed.reason}; see `pancrafter held list`")
+    ledger.advance(work.lease, State.HELD, assessed.reason)
+    return Outcome(
+        key=work.scene.key,
+        sensor=work.scene.sensor,
+        verdict="held",
+        reason=assessed.reason,
+        quality=assessed.quality,
+        truth=assessed.truth,
+    )
+
+
+def announce(sink: StaticSink, published: Published, supersedes: str | None) -> None:
+    """Tell the change feed.
+
+    The item was read back before, and the scene is confirmed after: a crash in between leaves a scene that is
+    published again (nothing changes) and announced if it was not yet.
+    """
+    from pancrafter.changes import ChangeFeed
+
+    feed = ChangeFeed(sink.store)
+    feed.announce("new", sink.item(published.collection_id, published.item_id), once=not published.changed)
+    if supersedes is not None:
+        old = sink.item(published.collection_id, supersedes)
+        feed.announce("superseded", old, successor=published.item_id, once=not published.changed)
+
+
 def _renew(ledger: Ledger, lease: Lease) -> None:
     ledger.renew(lease)
 
@@ -623,7 +757,7 @@ def _collection_info(scene: Scene) -> CollectionInfo:
     from pancrafter.publish import CollectionInfo
 
     return CollectionInfo(
-        id=output_collection_id(scene),
+        id=output_collection_id(scene.collection),
         title=f"{scene.collection}, sharpened",
         description=f"Scenes of {scene.collection} fused with their panchromatic band by pancrafter.",
         license=str(scene.properties.get("license", "other")),
@@ -634,9 +768,9 @@ def _collection_info(scene: Scene) -> CollectionInfo:
 def _write_assets(
     staged: StagedScene, bands: tuple[BandSpec, ...], folder: Path, settings: Settings
 ) -> list[AssetFile]:
-    """The sharpened COG, its mask, the thumbnail and the before/after picture, as finished local files."""
-    from pancrafter.cog import write_cog, write_reason_mask
-    from pancrafter.item import MASK, SHARPENED, THUMBNAIL, cog_asset, picture_asset
+    """The sharpened COG, its mask and quality raster, the thumbnail and the before/after picture, as local files."""
+    from pancrafter.cog import write_cog, write_quality_raster, write_reason_mask
+    from pancrafter.item import MASK, QUALITY, SHARPENED, THUMBNAIL, cog_asset, picture_asset
     from pancrafter.preview import write_thumbnail
     from pancrafter.store import SceneStore
 
@@ -656,11 +790,15 @@ def _write_assets(
     mask = write_reason_mask(
         folder / "mask.tif", _mask_blocks(store), grid=staged.grid.pan, profile=settings.cog_profile
     )
+    quality = write_quality_raster(
+        folder / "quality.tif", store.read_consistency(), scene=staged.grid, profile=settings.cog_profile
+    )
     thumbnail_shape = write_thumbnail(folder / "thumbnail.png", image.path, common_names=names)
     picture_shape = _before_after(store, folder / "overview.png", names)
     return [
         cog_asset(SHARPENED, image),
         cog_asset(MASK, mask),
+        cog_asset(QUALITY, quality),
         picture_asset(THUMBNAIL, folder / "thumbnail.png", thumbnail_shape),
         picture_asset("overview", folder / "overview.png", picture_shape, title="PAN, MS and sharpened, same stretch"),
     ]
@@ -677,10 +815,12 @@ def image_blocks(store: SceneStore) -> Iterator[CogBlock]:
 
 
 def _mask_blocks(store: SceneStore) -> Iterator[CogBlock]:
+    from pancrafter.assess import inconsistent_pixels
     from pancrafter.cog import Block as CogBlock
     from pancrafter.cog import reason_bits
     from pancrafter.engine import dn_limits, measured_window
 
+    consistency = store.read_consistency()
     limit, reach = dn_limits(store.staged)[1], EDGE_REACH_PX
     for window in store.pan_windows():
         wide = tuple(
@@ -695,6 +835,7 @@ def _mask_blocks(store: SceneStore) -> Iterator[CogBlock]:
             ms_valid=measured.ms,
             reach_px=reach,
             saturated=saturated & measured.pan & measured.ms,
+            low_consistency=inconsistent_pixels(store, consistency, (wide[0], wide[1])) & measured.pan & measured.ms,
         )
         yield CogBlock(window, bits[core][None], None)
 
@@ -754,10 +895,12 @@ def run(settings: Settings, report: Report) -> list[Outcome]:
     """Discover and process everything, scene after scene; one bad scene does not stop the others.
 
     Raises:
-        PancrafterError: An error of kind ``system`` (source, sink, weights): nothing else could work either.
+        RunStoppedError: Nothing else could work either (sink, weights); what was finished before is in it.
+        PancrafterError: An error of kind ``system`` before the first scene (source, sink, ledger).
     """
     from pancrafter.compute import open_compute
 
+    started = datetime.now(UTC)
     with open_ledger(settings) as ledger:
         found = discover(settings, ledger)
         outcomes = [refused_outcome(refusal) for refusal in found.refused]
@@ -765,20 +908,131 @@ def run(settings: Settings, report: Report) -> list[Outcome]:
             return outcomes
         with open_compute(settings) as compute:
             for key in found.eligible:
-                outcome = process_or_report(key, settings, compute, ledger, report)
+                try:
+                    outcome = process_or_report(key, settings, compute, ledger, report)
+                except PancrafterError as error:
+                    raise RunStoppedError(str(error), outcomes) from error
                 outcomes += [] if outcome is None else [outcome]
+        leave_report(settings, ledger, started, report)
         return outcomes
+
+
+class RunStoppedError(PancrafterError):
+    """A run ended early. ``outcomes`` holds what became of the scenes before."""
+
+    kind: ClassVar[ErrorKind] = "system"
+
+    def __init__(self, message: str, outcomes: list[Outcome]) -> None:
+        super().__init__(message)
+        self.outcomes = outcomes
 
 
 def process_or_report(key: str, settings: Settings, compute: Compute, ledger: Ledger, report: Report) -> Outcome | None:
     """``process_scene``, with errors of the scene itself turned into an outcome."""
     try:
         return process_scene(key, settings, compute, ledger, report)
+    except LeaseLostError as error:
+        report(f"{key}: {error}")  # somebody else has it, and will say what became of it
+        return None
     except PancrafterError as error:
         if error.kind == "system":
             raise
         report(f"{key}: {error}")
         return outcome_of_failure(key, settings, ledger, error)
+
+
+def withdraw(key: SceneKey, reason: str, settings: Settings, ledger: Ledger) -> str:
+    """Take a scene's published item out of the catalog, tell the feed, and refuse the scene until its source changes.
+
+    The ledger comes first: after a crash in between the scene is not made again, and withdrawing can be repeated.
+
+    Raises:
+        InvalidSceneError: The scene has no published item.
+    """
+    from pancrafter.changes import ChangeFeed
+    from pancrafter.publish import StaticSink
+
+    row, sink = ledger.show(key), StaticSink(settings.sink)
+    collection = f"{key.collection}-sharpened"
+    if row is None or row.output_item_id is None or not sink.exists(collection, row.output_item_id):
+        raise InvalidSceneError("has no published item in this catalog; see `pancrafter ledger show`", scene=str(key))
+    if row.state is State.CONFIRMED:
+        ledger.redrive([key], message=f"withdrawn: {reason}")
+        ledger.mark_refused(key, "withdrawn", reason)
+    item = sink.withdraw(collection, row.output_item_id)
+    ChangeFeed(sink.store).announce("withdrawn", item, reason=reason)
+    return row.output_item_id
+
+
+def leave_report(settings: Settings, ledger: Ledger, since: datetime, report: Report) -> None:
+    """Write the report page of a run beside the catalog; a run is not worse for a page that could not be written."""
+    from pancrafter.publish import StaticSink
+    from pancrafter.report import write_report
+
+    try:
+        address = write_report(
+            StaticSink(settings.sink), rows=ledger.rows(sink=settings.sink, order="newest"), since=since
+        )
+        report(f"report page: {address}")
+    except PancrafterError as error:
+        report(f"the report page was not written: {error}")
+
+
+class RemakePlan(Record):
+    """Products of one model that would be made again with other weights."""
+
+    weights: str
+    products: tuple[Product, ...]
+    left: tuple[tuple[str, str], ...] = Field(description="Source keys that cannot be made again here, and why.")
+    mpx: float
+    seconds: float = Field(description="What they took before, as far as the ledger knows.")
+
+
+def plan_remake(model: str, settings: Settings) -> RemakePlan:
+    """Which products of a model the settings' weights would replace; nothing is read or changed.
+
+    Raises:
+        WeightsError: The new weights do not exist.
+    """
+    from pancrafter.models import products_of
+    from pancrafter.publish import StaticSink
+
+    sha256, products, left, seconds = weights_sha256(settings.weights), [], [], 0.0
+    with open_ledger(settings) as ledger:
+        for product in products_of(StaticSink(settings.sink), model):
+            row = ledger.show(_key_of(product.source, settings))
+            if product.weights_sha256 == sha256:
+                left.append((product.source, "made with these weights already"))
+            elif row is None or row.scene is None:
+                left.append((product.source, "not in this ledger; give --state-dir of the run that made it"))
+            else:
+                products.append(product)
+                seconds += float(row.measures.get("seconds") or 0)
+    mpx = sum(product.mpx for product in products)
+    return RemakePlan(weights=settings.weights, products=tuple(products), left=tuple(left), mpx=mpx, seconds=seconds)
+
+
+def remake(made: RemakePlan, settings: Settings, report: Report) -> list[Outcome]:
+    """Carry a plan out: every product's scene becomes work again, under the new weights, superseding the old item."""
+    from pancrafter.compute import open_compute
+
+    contracts, outcomes = contracts_of(settings), []
+    with open_ledger(settings) as ledger, open_compute(settings) as compute:
+        for product in made.products:
+            row = ledger.show(_key_of(product.source, settings))
+            assert row is not None
+            assert row.scene is not None
+            recipe = planned_recipe(row.scene, settings, contracts)
+            work = Work(scene=row.scene, recipe=recipe.digest, output_item_id=output_item_id(row.scene, recipe))
+            ledger.record_found(settings.sink, [work])
+            outcome = process_or_report(product.source, settings, compute, ledger, report)
+            outcomes += [] if outcome is None else [outcome]
+    return outcomes
+
+
+def _key_of(source: str, settings: Settings) -> SceneKey:
+    collection, item_id = source.split("/", 1)
+    return SceneKey(sink=settings.sink, collection=collection, item_id=item_id)
 
 
 def outcome_of_failure(key: str, settings: Settings, ledger: Ledger, error: PancrafterError) -> Outcome:

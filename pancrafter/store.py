@@ -1,18 +1,21 @@
 """The Zarr v3 group that holds one scene between the steps, and the only door to zarr.
 
-Layout of a scene group (``xarray.open_zarr(uri, consolidated=False)`` opens it, rioxarray finds the CRS)::
+Layout of a scene group (`open_scene` gives it as an xarray dataset, in which rioxarray finds the CRS)::
 
     pan           (y, x)          uint16  filled DN of the cropped PAN
     pan_valid     (y, x)          uint8   1 where PAN was measured, 0 where it was filled
     ms            (band, ym, xm)  uint16  filled DN of the cropped MS, bands in the scene's order
     ms_valid      (ym, xm)        uint8   1 where every band was measured
     sharpened     (band, y, x)    uint16  the result; exists after ``begin_sharpening``
+    consistency   (by, bx)        float32 ERGAS per block of MS pixels; exists after assessment
     done          (block_y, block_x) uint8  1 where that block of ``sharpened`` is finished; one object per block
     y, x, ym, xm                    pixel centres in CRS units; spatial_ref carries the CRS as WKT
 
 A *block* is ``block_px`` PAN pixels square and is one shard of ``pan``, ``pan_valid`` and ``sharpened``; MS arrays have
 shards of about ``block_px / ratio``. **One task writes one whole shard**: two writers inside a shard lose data without
-an error. Shards of zeros are written like any other, so a missing shard is a loss that can be noticed.
+an error. Shards of zeros are written like any other, so a missing shard is a loss that can be noticed. Every chunk
+carries a CRC-32C, so a damaged one fails its reader. Where ``pan_valid`` or ``ms_valid`` hold ``UNWRITTEN``, their
+shard and that of the pixels (written first) were not staged yet: that is how an interrupted staging is resumed.
 
 Group attributes: ``format_version``, ``staging`` (digest of what the pixels were staged from), ``block_px``, ``recipe``
 (of ``sharpened``, written after its arrays exist), and, last of all, ``staged`` (StagedScene) with ``complete``.
@@ -23,7 +26,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import unquote, urlsplit
 
 import numpy as np
@@ -33,9 +36,13 @@ import zarr.errors
 import zarr.storage
 from numpy.typing import NDArray
 
+from pancrafter import killpoints
 from pancrafter.errors import InvalidSceneError, PancrafterError, SinkError, TransientReadError
 from pancrafter.grid import ms_grid, pixel_centres
 from pancrafter.types import FORMAT_VERSION, PairGrid, StagedScene
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 Mode = Literal["r", "r+"]
 Block = tuple[int, int]
@@ -49,7 +56,9 @@ Mask = NDArray[np.uint8]
 
 DN_DTYPE = "uint16"
 _ARRAY_CONFIG: Any = {"write_empty_chunks": True}  # Any: zarr's own type for it is private
-_COMPRESSOR = zarr.codecs.BloscCodec(cname="zstd", clevel=3, shuffle="shuffle")
+_CODECS = (zarr.codecs.BloscCodec(cname="zstd", clevel=3, shuffle="shuffle"), zarr.codecs.Crc32cCodec())
+UNWRITTEN = 255
+"""Value of the validity masks in shards that were not written."""
 
 
 class SceneStore:
@@ -117,6 +126,15 @@ class SceneStore:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (SceneStore.open, (self.uri, self._mode))
+
+    @classmethod
+    def resume(cls, uri: str, staging: str) -> SceneStore | None:
+        """An interrupted store at ``uri`` that was to hold the same pixels; None where there is none to go on with."""
+        try:
+            store = cls.open(uri, "r+")
+        except InvalidSceneError:
+            return None
+        return store if store.staging == staging and not store.complete else None
 
     # --- what the store says about itself -------------------------------------------------------------------------
 
@@ -280,13 +298,28 @@ class SceneStore:
         """Result ``(band, y, x)`` of a window on the PAN grid; zeros where no block was written yet."""
         return self._read("sharpened", (slice(None), *window))
 
+    def write_consistency(self, values: NDArray[np.float32]) -> None:
+        """Keep the local consistency of the result, one value per block of MS pixels, for the quality raster."""
+        _writing(
+            lambda: self._group.create_array("consistency", data=np.asarray(values, np.float32), overwrite=True),
+            self.uri,
+        )
+        self._arrays.pop("consistency", None)
+
+    def read_consistency(self) -> NDArray[np.float32]:
+        """What ``write_consistency`` kept, (y, x); NaN where a block could not be compared."""
+        whole = (slice(None), slice(None))
+        return np.asarray(self._read("consistency", whole), np.float32)
+
     def mark_done(self, block: Block) -> None:
         """Record that a block is finished; one small object, written whole."""
+        killpoints.at("block-written")
         row, col = block
         rows, cols = self.blocks_yx
         if not (0 <= row < rows and 0 <= col < cols):
             raise IndexError(f"block {block} lies outside the {rows} x {cols} blocks of {self.uri}")
         self._write("done", (slice(row, row + 1), slice(col, col + 1)), np.ones((1, 1), np.uint8))
+        killpoints.at("block-done")
 
     def done_flags(self) -> Mask:
         """1 per finished block, ``(block_y, block_x)``."""
@@ -319,6 +352,9 @@ class SceneStore:
             return np.asarray(array[selection])
         except OSError as err:
             raise TransientReadError(f"store {self.uri}: {name}{_text(selection)} cannot be read: {err}") from err
+        except (ValueError, RuntimeError) as err:  # what the codecs raise
+            where = f"store {self.uri}: {name}{_text(selection)}"
+            raise InvalidSceneError(f"{where} is damaged ({err}); delete the store and stage the scene again") from err
 
     def _write(self, name: str, selection: tuple[slice, ...], values: NDArray[Any]) -> None:
         array = self._array(name)
@@ -334,6 +370,26 @@ class SceneStore:
             array[selection] = values
 
         _writing(put, f"{self.uri}: {name}{_text(selection)}")
+
+
+def open_scene(uri: str) -> xr.Dataset:
+    """The scene group as a lazy xarray dataset, one Dask chunk per shard, with pixel centres and CRS as coordinates.
+
+    PAN, its mask and the result lie on ``y, x``; MS and its mask on ``ym, xm`` (``ds.ms.rio.set_spatial_dims("xm",
+    "ym")``). Close it, or use it as a context, when done.
+
+    Raises:
+        InvalidSceneError: There is no scene store of this format at ``uri``.
+        TransientReadError: The place did not answer.
+    """
+    import rioxarray  # noqa: F401 - adds ``.rio`` to what is returned
+    import xarray as xr
+
+    store = SceneStore.open(uri)
+    ms_block = int(store._array("ms_valid").shards[0])  # noqa: SLF001 - same module
+    chunks = {"y": store.block_px, "x": store.block_px, "ym": ms_block, "xm": ms_block, "band": -1}
+    dataset: xr.Dataset = xr.open_zarr(_zarr_store(uri, "r"), consolidated=False, chunks=None)
+    return dataset.chunk({name: size for name, size in chunks.items() if name in dataset.dims})
 
 
 def scene_store_exists(uri: str) -> bool:
@@ -352,12 +408,13 @@ def _create_staging_arrays(group: zarr.Group, grid: PairGrid, bands: tuple[str, 
     ms_block = 2 * max(1, -(-block_px // (2 * grid.ratio)))
     pan, ms = _AXES["pan"], _AXES["ms"]
     _create(group, "pan", grid.pan.shape_yx, DN_DTYPE, dimensions=pan, shards=(block_px, block_px))
-    _create(group, "pan_valid", grid.pan.shape_yx, "uint8", dimensions=pan, shards=(block_px, block_px))
+    mask: Any = {"dtype": "uint8", "fill_value": UNWRITTEN}  # Any: keyword arguments of mixed type
+    _create(group, "pan_valid", grid.pan.shape_yx, dimensions=pan, shards=(block_px, block_px), **mask)
     shape = (len(bands), *grid.ms_shape_yx)
     _create(
         group, "ms", shape, DN_DTYPE, dimensions=("band", *ms), shards=(len(bands), ms_block, ms_block), bands=bands
     )
-    _create(group, "ms_valid", grid.ms_shape_yx, "uint8", dimensions=ms, shards=(ms_block, ms_block))
+    _create(group, "ms_valid", grid.ms_shape_yx, dimensions=ms, shards=(ms_block, ms_block), **mask)
 
 
 def _create_sharpened_arrays(group: zarr.Group, block_px: int) -> None:
@@ -400,6 +457,7 @@ def _create(
     dimensions: tuple[str, ...],
     shards: tuple[int, ...],
     bands: tuple[str, ...] | None = None,
+    fill_value: int = 0,
 ) -> None:
     attributes: dict[str, Any] = {"grid_mapping": "spatial_ref", "coordinates": "spatial_ref"}
     if bands is not None:
@@ -410,8 +468,8 @@ def _create(
         dtype=dtype,
         shards=shards,
         chunks=(*(1 for _ in shards[:-2]), shards[-2] // 2, shards[-1] // 2),
-        compressors=_COMPRESSOR,
-        fill_value=0,
+        compressors=_CODECS,
+        fill_value=fill_value,
         dimension_names=dimensions,
         attributes=attributes,
         config=_ARRAY_CONFIG,

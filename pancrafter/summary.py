@@ -19,6 +19,8 @@ from rich.text import Text
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from pancrafter.census import Census
+    from pancrafter.judge import Judgement
     from pancrafter.ledger import Event, LedgerRow, State
     from pancrafter.plan import Plan
     from pancrafter.sensors import SensorContract
@@ -38,7 +40,14 @@ _HEADER_WIDTH = 8
 _MOST_PICTURES = 8
 _UPSAMPLING = "exp"
 _NONE = "-"
-_STYLES = {"published": "green", "fallback": "yellow", "refused": "dim", "failed": "bold red", "retry later": "red"}
+_STYLES = {
+    "published": "green",
+    "fallback": "yellow",
+    "held": "magenta",
+    "refused": "dim",
+    "failed": "bold red",
+    "retry later": "red",
+}
 _STATE_ORDER = {"confirmed": 0, "held": 2, "refused": 3, "dead": 4}
 _STATE_STYLES = {"confirmed": "green", "dead": "bold red", "held": "yellow", "refused": "dim"}
 
@@ -306,6 +315,17 @@ def sensor_table(contracts: Mapping[str, SensorContract]) -> Table:
     return table
 
 
+def judgement_table(found: Mapping[str, Judgement]) -> Table:
+    """One row per STAC document that was checked."""
+    table = _table()
+    for title in ("document", "verdict", "sensor", "reason"):
+        table.add_column(title, overflow="fold", no_wrap=title == "verdict")
+    for name, judgement in found.items():
+        lines = [judgement.reason, *(f"+ {line}" for line in judgement.defects[1:])]
+        table.add_row(Text(name), judgement.verdict, judgement.sensor or _NONE, Text("\n".join(lines)))
+    return table
+
+
 def plan_table(plan: Plan) -> Table:
     """What a run would do, by verdict."""
     table = _table()
@@ -316,6 +336,30 @@ def plan_table(plan: Plan) -> Table:
         style = "bold" if line.to_do else ""
         table.add_row(Text(line.verdict, style=style), Text(str(line.scenes), style=style), Text(line.meaning))
     return table
+
+
+def print_census(console: Console, census: Census) -> None:
+    """Print the counts of each place, every difference and the command that mends it."""
+    if census.differences:
+        table = _table()
+        table.add_column("noticed in", no_wrap=True)
+        table.add_column("what", overflow="fold")
+        table.add_column("differs", overflow="fold")
+        for difference in census.differences:
+            table.add_row(Text(difference.place), Text(difference.what), Text(difference.finding))
+        with _roomy(console):
+            console.print(table, soft_wrap=False)
+        _print_line(console, "mend with:")
+        for fix in dict.fromkeys(difference.fix for difference in census.differences):
+            _print_line(console, f"  {fix}")
+    states = ", ".join(f"{count} {state}" for state, count in census.ledger.items()) or "empty"
+    window = "" if census.whole_source else " in the window"
+    _print_line(console, f"source:  {census.source_scenes} scenes, {census.source_refused} refused{window}")
+    _print_line(console, f"ledger:  {states}")
+    _print_line(console, f"catalog: {census.catalog_items} items")
+    for note in census.notes:
+        _print_line(console, f"note:    {note}")
+    _print_line(console, "clean" if census.clean else f"{len(census.differences)} differences")
 
 
 # --- pieces ---------------------------------------------------------------------------------------------------------

@@ -9,19 +9,23 @@ import csv
 import json
 import math
 import pickle
+import shutil
+import subprocess
 import time
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from importlib.metadata import version as package_version
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
 import yaml
 from numpy.typing import NDArray
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
@@ -31,8 +35,11 @@ from pancrafter.metrics import ergas
 from pancrafter.model.conditions import build_conditions, unexplained_pan
 from pancrafter.model.config import NetworkConfig
 from pancrafter.model.devices import keep_freed_memory
+from pancrafter.model.names import file_sha256, weights_sha256
 from pancrafter.model.network import MS_MODE, PAN_MODE, PanCrafter
 from pancrafter.model.weights import load_checkpoint, save_checkpoint
+from pancrafter.pairs import value_range
+from pancrafter.pancollection import PHASE_PX, RATIO, Patches, joined, read_patches
 from pancrafter.resample import GENERIC_MTF_GAIN, degrade, degrading_matrix, upsample
 from pancrafter.sensors import get_contract
 from pancrafter.simulate import image_scene, make_truth, random_model
@@ -40,9 +47,6 @@ from pancrafter.simulate.archive import pan_only_wavelengths
 from pancrafter.types import Record, ValueRange
 
 Floats = NDArray[np.float32]
-
-RANGE_PERCENTILES = (1.0, 99.0)
-"""The same percentiles staging uses to normalise a scene."""
 
 VALIDATION_MIN_PX = 64
 """Least side of a validation image; 16 pixels at each border are not scored."""
@@ -62,6 +66,17 @@ class Augmentation(Record):
     pan_detail_gain: tuple[float, ...] = (0.75, 1.0, 1.0, 1.25)
 
 
+class PanCollectionData(Record):
+    """HDF5 files of the PanCollection benchmark; paths are relative to the configuration file.
+
+    Their patches are already degraded, so of the augmentation only the unknown shift and the PAN detail gain apply.
+    """
+
+    train: tuple[str, ...] = Field(min_length=1)
+    validation: tuple[str, ...] = Field(min_length=1)
+    sensor: str | None = Field(default=None, description="wv3, qb or gf2; by default from the file names.")
+
+
 class TrainConfig(Record):
     """One training run."""
 
@@ -70,6 +85,7 @@ class TrainConfig(Record):
     pairs_dir: str | None = Field(default=None, description="Folder of npz pairs; relative to the config file.")
     train_pairs: tuple[str, ...] = Field(default=(), description="Glob patterns of pair names to train on.")
     validation_pairs: tuple[str, ...] = ()
+    pancollection: PanCollectionData | None = Field(default=None, description="Train on these in place of images.")
     simulated_scenes: int = Field(default=64, ge=0)
     simulated_px: int = Field(default=512, ge=64)
     ratios: dict[int, float] = Field(default={4: 0.6, 3: 0.1, 2: 0.3}, description="Ratio -> share of samples.")
@@ -84,6 +100,16 @@ class TrainConfig(Record):
     validate_every: int = Field(default=500, ge=1)
     precision: str = Field(default="bfloat16", pattern="float32|bfloat16")
     augmentation: Augmentation = Augmentation()
+
+    @model_validator(mode="after")
+    def _benchmark_stands_alone(self) -> TrainConfig:
+        if self.pancollection is not None and (self.pairs_dir is not None or self.simulated_scenes):
+            raise ValueError(
+                "pancollection: not together with pairs_dir or simulated_scenes; set simulated_scenes to 0"
+            )
+        if self.pancollection is not None and self.network.injected_detail:
+            raise ValueError("pancollection: its patches are too small to fit injected_detail on; switch that off")
+        return self
 
     @field_validator("ratios")
     @classmethod
@@ -103,12 +129,6 @@ class TrainingImage:
     pan_range: ValueRange
     truth_ranges: tuple[ValueRange, ...]
     injection: InjectionConstants
-
-
-def value_range(values: NDArray[Any]) -> ValueRange:
-    """The range that normalises a channel; a constant channel gets a width of one DN."""
-    low, high = np.percentile(values, RANGE_PERCENTILES)
-    return ValueRange(low=float(low), high=float(max(high, low + 1)))
 
 
 def training_image(name: str, pan: Floats, truth: Floats) -> TrainingImage:
@@ -135,7 +155,7 @@ def load_pair(path: Path) -> TrainingImage:
         shift_y, shift_x = meta["shift"]["shift_pan_px"]
         with np.load(path) as arrays:
             pan, ms = arrays["pan"].astype(np.float32), arrays["ms"].astype(np.float32)
-    except (OSError, EOFError, KeyError, TypeError, ValueError, zipfile.BadZipFile) as err:
+    except (OSError, EOFError, KeyError, TypeError, ValueError, zlib.error, zipfile.BadZipFile) as err:
         raise InvalidSceneError(
             f"training pair {path.name} is unreadable ({type(err).__name__}: {err}); expected npz with pan, ms, and a "
             "JSON beside it with ratio and shift.shift_pan_px"
@@ -188,28 +208,56 @@ def simulate_image(name: str, seed: tuple[int, int], side_px: int) -> TrainingIm
     return training_image(name, pair.pan.astype(np.float32), pair.truth.clip(0, contract.dn_max))
 
 
+def _pair_files(config: TrainConfig, base: Path) -> tuple[list[Path], list[Path]]:
+    """Pair files to train and to validate on; none is in both."""
+    if config.pairs_dir is None:
+        return [], []
+    folder = (base / config.pairs_dir).resolve()
+    held_out = {p for pattern in config.validation_pairs for p in folder.glob(f"{pattern}.npz")}
+    chosen = {p for pattern in config.train_pairs for p in folder.glob(f"{pattern}.npz")} - held_out
+    if not chosen:
+        raise InvalidSceneError(f"no training pair in {folder} matches {config.train_pairs}; check pairs_dir")
+    return sorted(chosen), sorted(held_out)
+
+
+def load_data(config: TrainConfig, base: Path) -> tuple[TrainingData, TrainingData]:
+    """What to train and to validate on; see ``load_images`` and ``pancollection.read_patches`` for errors."""
+    if config.pancollection is None:
+        return load_images(config, base)
+    wanted, data = config.network.bands, config.pancollection
+    sets = []
+    for files in (data.train, data.validation):
+        parts = [read_patches((base / file).resolve(), data.sensor) for file in files]
+        if any(part.ms.shape[1] != wanted for part in parts):
+            found = ", ".join(f"{part.name} {part.ms.shape[1]}" for part in parts)
+            raise InvalidSceneError(f"network.bands is {wanted}, the files have: {found}; give the same number")
+        sets.append(joined(parts))
+    return sets[0], sets[1]
+
+
+def data_hashes(config: TrainConfig, base: Path) -> dict[str, str]:
+    """SHA-256 (hex) of every file that is trained or validated on; simulated scenes follow from the seed."""
+    files = [path for paths in _pair_files(config, base) for path in paths]
+    files += [path.with_suffix(".json") for path in files]
+    if config.pancollection is not None:
+        files += [(base / f).resolve() for f in (*config.pancollection.train, *config.pancollection.validation)]
+    return {path.name: file_sha256(path) for path in files}
+
+
 def load_images(config: TrainConfig, base: Path) -> tuple[list[TrainingImage], list[TrainingImage]]:
     """Training and validation images: no scene is in both; simulated validation scenes have their own seeds.
 
     Raises:
         PancrafterError: There is nothing to train or validate on, or an image does not suit the configuration.
     """
-    train: list[TrainingImage] = []
-    validation: list[TrainingImage] = []
-    if config.pairs_dir is not None:
-        folder = (base / config.pairs_dir).resolve()
-        held_out = {p for pattern in config.validation_pairs for p in folder.glob(f"{pattern}.npz")}
-        chosen = {p for pattern in config.train_pairs for p in folder.glob(f"{pattern}.npz")} - held_out
-        if not chosen:
-            raise InvalidSceneError(f"no training pair in {folder} matches {config.train_pairs}; check pairs_dir")
-        train += [load_pair(path) for path in sorted(chosen)]
-        validation += [load_pair(path) for path in sorted(held_out)]
-    for index in range(config.simulated_scenes):
-        train.append(simulate_image(f"simulated-{index}", (config.seed, index), config.simulated_px))
-    for index in range(max(2, config.simulated_scenes // 12) if config.simulated_scenes else 0):
-        validation.append(
-            simulate_image(f"simulated-validation-{index}", (config.seed + 1, index), config.simulated_px)
-        )
+    chosen, held_out = _pair_files(config, base)
+    train = [load_pair(path) for path in chosen]
+    validation = [load_pair(path) for path in held_out]
+    side, held_out_count = config.simulated_px, max(2, config.simulated_scenes // 12) if config.simulated_scenes else 0
+    train += [simulate_image(f"simulated-{k}", (config.seed, k), side) for k in range(config.simulated_scenes)]
+    validation += [
+        simulate_image(f"simulated-validation-{k}", (config.seed + 1, k), side) for k in range(held_out_count)
+    ]
     _require_suitable(config, train, validation)
     return train, validation
 
@@ -233,6 +281,10 @@ def _require_suitable(config: TrainConfig, train: list[TrainingImage], validatio
                 f"validation image {image.name} has {len(image.truth)} bands of {image.pan.shape[0]} x "
                 f"{image.pan.shape[1]} px, needs a multiple of {bands} bands and {VALIDATION_MIN_PX} px a side"
             )
+
+
+TrainingData = list[TrainingImage] | Patches
+"""Images to cut patches from and degrade, or patches of the benchmark that are degraded already."""
 
 
 @dataclass(frozen=True)
@@ -362,9 +414,43 @@ def _acquire(band: Floats, shape_yx: tuple[int, int], ratio: int, phase_yx: NDAr
     return np.asarray((matrix_x @ (matrix_y @ band).T).T)
 
 
-def draw_batch(images: list[TrainingImage], config: TrainConfig, step: int) -> tuple[int, list[Sample]]:
+def draw_patch(patches: Patches, config: TrainConfig, rng: np.random.Generator) -> Sample:
+    """One patch of the benchmark, turned at random; its phase turns with it, since it is not the middle of four pixels.
+
+    MS moves against PAN and truth by what the network is not told (METHOD 3.2): the told phase is wrong by that much.
+    """
+    index, augmentation = int(rng.integers(len(patches.pan))), config.augmentation
+    turn, flip_y, flip_x = int(rng.integers(4)), bool(rng.integers(2)), bool(rng.integers(2))
+    y = x = PHASE_PX
+    for _ in range(turn):
+        y, x = RATIO - 1 - x, y
+    y, x = RATIO - 1 - y if flip_y else y, RATIO - 1 - x if flip_x else x
+
+    def oriented(values: Floats) -> Floats:
+        values = np.rot90(values, turn, axes=(-2, -1))
+        values = values[..., ::-1, :] if flip_y else values
+        return np.ascontiguousarray(values[..., ::-1] if flip_x else values)
+
+    ceiling = ValueRange(low=0, high=patches.sensor.dn_max)
+    pan = _vary_detail(oriented(patches.pan[index]), float(rng.choice(augmentation.pan_detail_gain)))
+    if rng.uniform() < augmentation.large_residual_share:
+        residual = rng.uniform(-augmentation.large_residual_px, augmentation.large_residual_px, 2)
+    else:
+        residual = rng.normal(0, augmentation.small_residual_px, 2)
+    return Sample(
+        pan=_normalise(pan, ceiling),
+        ms=_normalise(oriented(patches.ms[index]), ceiling),
+        truth=_normalise(oriented(patches.truth[index]), ceiling),
+        phases=np.tile(np.array([y, x]) + residual, (patches.ms.shape[1], 1)),
+        injection=np.zeros((0, *pan.shape), np.float32),
+    )
+
+
+def draw_batch(images: TrainingData, config: TrainConfig, step: int) -> tuple[int, list[Sample]]:
     """The batch of one step: one ratio, images drawn with a weight that grows with the root of their area."""
     rng = np.random.default_rng((config.seed, step, 7))
+    if isinstance(images, Patches):
+        return RATIO, [draw_patch(images, config, rng) for _ in range(config.batch)]
     ratio = int(rng.choice(list(config.ratios), p=np.array(list(config.ratios.values())) / sum(config.ratios.values())))
     weights = np.sqrt([image.pan.size for image in images])
     picks = rng.choice(len(images), size=config.batch, p=weights / weights.sum())
@@ -394,6 +480,28 @@ def batch_loss(network: PanCrafter, ratio: int, samples: list[Sample], config: T
     if config.network.mars:
         loss = loss + config.pan_weight * (output[n:] - pan[n:]).abs().mean()
     return loss
+
+
+VALIDATION_PATCHES = 256
+"""Patches of a validation file that are scored, spread over it."""
+
+
+@torch.inference_mode()
+def patch_ergas(network: PanCrafter, patches: Patches, device: str, batch: int = 16) -> dict[str, float]:
+    """Mean ERGAS, sharpened and cubic, over validation patches of the benchmark."""
+    ceiling = float(patches.sensor.dn_max)
+    chosen = np.unique(np.linspace(0, len(patches.pan) - 1, VALIDATION_PATCHES).round().astype(int))
+    scores: dict[str, list[float]] = {"ergas": [], "ergas_cubic": []}
+    for first in range(0, len(chosen), batch):
+        part = chosen[first : first + batch]
+        pan, ms = (torch.from_numpy(2 * a[part] / ceiling - 1).float() for a in (patches.pan[:, None], patches.ms))
+        phases = torch.full((1, 1, 2), PHASE_PX, dtype=torch.float64).expand(*ms.shape[:2], 2)
+        conditions = build_conditions(pan.to(device), ms.to(device), RATIO, phases)
+        sharp = network(conditions, torch.zeros(len(part), dtype=torch.long, device=device)).cpu()
+        for name, images in (("ergas", sharp), ("ergas_cubic", conditions.ms[0].cpu())):
+            dn = ((images + 1) / 2 * ceiling).clamp(0, ceiling).numpy()
+            scores[name] += [ergas(t, d, RATIO) for t, d in zip(patches.truth[part], dn, strict=True) if t.any()]
+    return {name: float(np.mean(values)) for name, values in scores.items()}
 
 
 @torch.inference_mode()
@@ -487,6 +595,7 @@ class Run:
     optimiser: torch.optim.Optimizer
     step: int = 0
     best: float = math.inf
+    saved_step: int | None = None
 
     def save(self) -> None:
         """Write the resumable state; the file appears only when whole."""
@@ -501,6 +610,7 @@ class Run:
             partial,
         )
         partial.replace(self.folder / "state.pt")
+        self.saved_step = self.step
 
     def restore(self) -> None:
         """Continue from ``state.pt`` where there is one.
@@ -516,6 +626,7 @@ class Run:
             self.network.load_state_dict(state["network"])
             self.optimiser.load_state_dict(state["optimiser"])
             self.step, self.best = state["step"], state["best"]
+            self.saved_step = self.step
         except (RuntimeError, KeyError, ValueError, EOFError, pickle.UnpicklingError) as err:
             raise PancrafterError(
                 f"{path} cannot be continued with this configuration: {err}; use another folder, or delete the file"
@@ -546,7 +657,7 @@ def train(config_path: Path, folder: Path, *, device: str = "cpu") -> Path:
     """
     keep_freed_memory()
     config = read_config(config_path)
-    images, validation = load_images(config, config_path.parent)
+    images, validation = load_data(config, config_path.parent)
     torch.manual_seed(config.seed)
     network = _starting_network(config).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimiser = torch.optim.AdamW(network.parameters(), config.learning_rate, weight_decay=config.weight_decay)
@@ -554,11 +665,8 @@ def train(config_path: Path, folder: Path, *, device: str = "cpu") -> Path:
     run = Run(folder, network, optimiser)
     run.restore()
     (folder / "config.yaml").write_text(config_path.read_text())
-    record = {
-        "images": [i.name for i in images],
-        "validation": [i.name for i in validation],
-        "config": config.model_dump(mode="json"),
-    }
+    record = provenance(config, config_path.parent, images, validation)
+    (folder / "run.json").write_text(json.dumps({**record, "device": device}, indent=2) + "\n")
     columns = (
         TextColumn("training"),
         BarColumn(),
@@ -567,25 +675,14 @@ def train(config_path: Path, folder: Path, *, device: str = "cpu") -> Path:
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
     )
-    with Progress(*columns) as progress, (folder / "metrics.csv").open("a", newline="") as log:
-        writer = csv.writer(log)
+    with Progress(*columns) as progress, MetricsLog(folder, run.step) as log:
         bar = progress.add_task("", total=config.steps, completed=run.step, note="")
         for loss in _steps(run, images, config, device):
             progress.update(bar, completed=run.step)
             if run.step % config.validate_every == 0 or run.step == config.steps:
-                scores = validation_ergas(network.eval(), validation, device)
-                network.train()
+                scores = _validate(network, validation, device)
                 _require_finite(scores["ergas"], "validation ERGAS", run)
-                writer.writerow(
-                    [
-                        run.step,
-                        f"{time.time():.0f}",
-                        f"{loss:.5f}",
-                        f"{scores['ergas']:.4f}",
-                        f"{scores['ergas_cubic']:.4f}",
-                    ]
-                )
-                log.flush()
+                log.write(run.step, {"loss": loss, **scores, "learning_rate": learning_rate(run.step - 1, config)})
                 progress.update(bar, note=f"ERGAS {scores['ergas']:.3f} (cubic {scores['ergas_cubic']:.3f})")
                 if scores["ergas"] < run.best:
                     run.best = scores["ergas"]
@@ -594,14 +691,97 @@ def train(config_path: Path, folder: Path, *, device: str = "cpu") -> Path:
     return folder / "best.safetensors"
 
 
+def _validate(network: PanCrafter, validation: TrainingData, device: str) -> dict[str, float]:
+    network.eval()
+    if isinstance(validation, Patches):
+        scores = patch_ergas(network, validation, device)
+    else:
+        scores = validation_ergas(network, validation, device)
+    network.train()
+    return scores
+
+
+def provenance(
+    config: TrainConfig, base: Path, images: TrainingData, validation: TrainingData
+) -> dict[str, Any]:  # Any: plain JSON
+    """What a run's weights come from: configuration, seed, data with their hashes, code."""
+    names = [[d.name] if isinstance(d, Patches) else [image.name for image in d] for d in (images, validation)]
+    return {
+        "images": names[0],
+        "validation": names[1],
+        "config": config.model_dump(mode="json"),
+        "data_sha256": data_hashes(config, base),
+        "start_sha256": weights_sha256(config.start) if config.start is not None else None,
+        "commit": code_commit(),
+        "version": package_version("pancrafter"),
+        "torch": str(torch.__version__),
+    }
+
+
+def code_commit() -> str | None:
+    """The git commit this code was checked out from, with ``+changes`` where files differ; None outside git."""
+    git = shutil.which("git")
+    if git is None:
+        return None
+
+    def ask(*words: str) -> str | None:
+        asked = [git, "-C", str(Path(__file__).parent), *words]
+        done = subprocess.run(asked, capture_output=True, text=True, check=False)  # noqa: S603  # git, fixed words
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    commit = ask("rev-parse", "HEAD")
+    return commit if commit is None else commit + ("+changes" if ask("status", "--porcelain", ".") else "")
+
+
+class MetricsLog:
+    """``metrics.csv``, and event files for TensorBoard where tensorboardX is installed (``pancrafter[train]``).
+
+    A resumed run continues both. Columns: step, Unix time, loss, validation ERGAS, ERGAS of cubic up-sampling.
+    """
+
+    def __init__(self, folder: Path, first_step: int) -> None:
+        self._csv = (folder / "metrics.csv").open("a", newline="")
+        self._events = _event_writer(folder, first_step)
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Add what was measured after ``step``; readers see it at once."""
+        row = [step, f"{time.time():.0f}", f"{values['loss']:.5f}"]
+        csv.writer(self._csv).writerow([*row, f"{values['ergas']:.4f}", f"{values['ergas_cubic']:.4f}"])
+        self._csv.flush()
+        if self._events is not None:
+            for name, value in values.items():
+                self._events.add_scalar(name, value, step)
+            self._events.flush()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._csv.close()
+        if self._events is not None:
+            self._events.close()
+
+
+def _event_writer(folder: Path, first_step: int) -> Any:  # Any: tensorboardX has no types
+    try:
+        from tensorboardX import SummaryWriter
+    except ImportError:
+        return None
+    # file names hold only the second of their start: a run that goes on at once must not overwrite its beginning
+    purge = first_step + 1 if first_step else None
+    return SummaryWriter(str(folder), purge_step=purge, filename_suffix=f".step-{first_step}")
+
+
 def _require_finite(value: float, name: str, run: Run) -> None:
     if not math.isfinite(value):
+        kept = "nothing was saved yet" if run.saved_step is None else f"of step {run.saved_step}"
         raise PancrafterError(
-            f"{name} is {value} at step {run.step}; the last good state is in {run.folder}; lower learning_rate"
+            f"{name} is {value} at step {run.step}; the last good state is in {run.folder} ({kept}); lower "
+            "learning_rate"
         )
 
 
-def _steps(run: Run, images: list[TrainingImage], config: TrainConfig, device: str) -> Iterator[float]:
+def _steps(run: Run, images: TrainingData, config: TrainConfig, device: str) -> Iterator[float]:
     """Optimise until the last step, yielding the mean loss of the last hundred steps."""
     recent: list[float] = []
     run.network.train()
@@ -612,9 +792,10 @@ def _steps(run: Run, images: list[TrainingImage], config: TrainConfig, device: s
         loss = batch_loss(run.network, ratio, samples, config, device)
         run.optimiser.zero_grad(set_to_none=True)
         loss.backward()
-        nn.utils.clip_grad_norm_(run.network.parameters(), 1.0)
+        norm = nn.utils.clip_grad_norm_(run.network.parameters(), 1.0)
         value = float(loss.detach())
         _require_finite(value, "loss", run)
+        _require_finite(float(norm), "gradient norm", run)
         run.optimiser.step()
         run.step += 1
         recent = [*recent[-99:], value]

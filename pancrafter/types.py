@@ -13,6 +13,10 @@ FORMAT_VERSION = 1
 """Version of the staged layout and of the published item; part of every recipe."""
 
 
+CONSISTENCY_BLOCK_MS_PX = 8
+"""Side of the blocks of the local consistency and of the quality raster's pixels, MS pixels."""
+
+
 class Record(BaseModel):
     """A frozen value that refuses unknown fields."""
 
@@ -129,6 +133,7 @@ class StagedScene(Record):
     shift_confidence: tuple[float, ...] = Field(description="Per band: high-pass NCC at the measured shift, -1 to 1.")
     valid_share: float = Field(ge=0, le=1, description="Share of PAN pixels where PAN and MS are both valid.")
     bytes_read: int = 0
+    ms_resampled: bool = Field(default=False, description="MS was interpolated once to a grid that fits PAN.")
     scale: tuple[float, ...] | None = Field(default=None, description="Per band scale as in the source header.")
     offset: tuple[float, ...] | None = None
 
@@ -141,13 +146,37 @@ class Quality(Record):
     d_lambda: float
     d_s: float
     hqnr: float
-    residual_shift_px: float = Field(description="Largest per-band PAN-MS shift left after alignment, PAN pixels.")
+    residual_shift_px: float | None = Field(
+        description="Largest per-band PAN-MS shift left after alignment, PAN pixels. None: nothing certain was found."
+    )
     reduced_ergas: float | None = Field(description="ERGAS at reduced resolution (Wald), sampled; None: too small.")
     best_classical: str | None
     best_classical_reduced_ergas: float | None
     gain_over_classical: float | None = Field(description="1 - reduced_ergas / best_classical_reduced_ergas.")
     clipped_share: float
     invalid_share: float
+    radiometric_bias: float | None = Field(
+        default=None, description="Largest relative difference of a band's mean from its MS, after degradation."
+    )
+    band_confusion: float | None = Field(
+        default=None,
+        description="Largest ratio of a band's RMSE against its own MS band to that against another one; above 1 "
+        "bands are swapped. None: one band only.",
+    )
+    worst_block_ergas: float | None = Field(
+        default=None, description="Largest consistency ERGAS of a block of 8 by 8 MS pixels (scene means as reference)."
+    )
+    inconsistent_share: float | None = Field(
+        default=None, description="Share of these blocks that miss the local limit and are marked in the mask."
+    )
+    displacement_px: float | None = Field(
+        default=None, description="Largest displacement of a band, degraded, against its MS input, PAN pixels."
+    )
+    pan_correlation: float | None = Field(
+        default=None,
+        description="Multiple correlation, 0 to 1, of PAN's detail at MS scale with that of the MS bands. Low: PAN "
+        "shows other ground than MS. None: no detail.",
+    )
 
 
 class TruthScores(Record):

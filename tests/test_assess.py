@@ -16,7 +16,6 @@ from staged_scenes import Array, observed, overlap, stage_arrays
 
 from pancrafter import classical
 from pancrafter.assess import (
-    QualityRule,
     Sample,
     WindowSums,
     assessment_windows,
@@ -37,6 +36,7 @@ from pancrafter.engine import (
 )
 from pancrafter.errors import InvalidSceneError
 from pancrafter.metrics import consistency, ergas, error_sums, hqnr_production
+from pancrafter.quality import QualityRule
 from pancrafter.resample import GENERIC_MTF_GAIN, degrade, upsample
 from pancrafter.store import SceneStore, Window
 from pancrafter.types import Quality, StagedScene, ValueRange
@@ -222,7 +222,7 @@ def test_too_small_a_window_gives_no_sample(tmp_path: Path) -> None:
     found = quality(store, sharpener)
     assert reduced_sample(store, sample_windows(store)[0], sharpener, GAINS) is None
     assert (found.reduced_ergas, found.best_classical, found.gain_over_classical) == (None, None, None)
-    assert QualityRule().verdict(found) == ("pass", "")
+    assert QualityRule().verdict(found, 4) == ("pass", "")
 
 
 # --- combining ------------------------------------------------------------------------------------------------------
@@ -273,7 +273,7 @@ def test_scene_without_any_structure_is_assessed(tmp_path: Path) -> None:
     sharpen_all(store, sharpener)
     found = quality(store, sharpener)
     assert found.consistency_ergas == pytest.approx(0, abs=1e-6)
-    assert QualityRule().verdict(found)[0] == "pass"
+    assert QualityRule().verdict(found, 4)[0] == "pass"
 
 
 # --- planted failures -----------------------------------------------------------------------------------------------
@@ -309,7 +309,7 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> tuple[SceneStore, Array, G
 
 def test_a_good_result_passes(good: tuple[SceneStore, Array, GlpSharpener, Quality]) -> None:
     found = good[3]
-    assert QualityRule().verdict(found) == ("pass", "")
+    assert QualityRule().verdict(found, 4) == ("pass", "")
     assert found.consistency_ergas < 1
     assert found.hqnr > 0.9
     assert found.residual_shift_px < 0.2
@@ -325,13 +325,13 @@ def test_planted_failures_lower_the_scores_and_do_not_pass(
     found = quality(store, sharpener)
     assert found.hqnr < before.hqnr - 0.05
     assert found.consistency_ergas > 1.5 * before.consistency_ergas
-    verdict, reason = QualityRule().verdict(found)
+    verdict, reason = QualityRule().verdict(found, 4)
     if plant in CAUGHT_BY:
         assert verdict == "fallback"
         assert CAUGHT_BY[plant] in reason
 
 
-def test_pan_of_another_scene_falls_back(tmp_path: Path) -> None:
+def test_pan_of_another_scene_is_held(tmp_path: Path) -> None:
     """Detail that is not in the scene shows at reduced scale, where methods that doubt it do better."""
     grid = overlap((384, 384), 4)
     (pan, ms), (other, _) = observed(grid, 3, seed=6), observed(grid, 1, seed=60)
@@ -344,29 +344,54 @@ def test_pan_of_another_scene_falls_back(tmp_path: Path) -> None:
     assert found["own"].gain_over_classical is not None
     assert found["other"].gain_over_classical is not None
     assert found["other"].gain_over_classical < min(-0.2, found["own"].gain_over_classical)
-    verdict, reason = QualityRule().verdict(found["other"])
-    assert verdict == "fallback"
+    verdict, reason = QualityRule().verdict(found["other"], 4)
+    assert verdict == "hold"
     assert "gain over mtf-glp" in reason
+    assert "other ground" in reason
 
 
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"gain_over_classical": -0.03}, r"gain over gsa -3.0% < -2.0%"),
-        ({"consistency_ergas": 6.01}, r"consistency ERGAS 6.01 > 6"),
-        ({"residual_shift_px": 1.2}, r"residual shift 1.20 px > 1"),
-        ({"hqnr": 0.59}, r"HQNR 0.590 < 0.6"),
+        ({"gain_over_classical": -0.03}, "gain over gsa -3.0% < -2.0%"),
+        ({"consistency_ergas": 3.01}, "consistency ERGAS 3.01 > 3"),
+        ({"consistency_sam_deg": 5.0}, "consistency SAM 5 deg > 4.5"),
+        ({"radiometric_bias": 0.2}, "radiometric bias 0.2 > 0.05"),
+        ({"band_confusion": 1.1}, "band confusion 1.1 > 0.9"),
+        ({"worst_block_ergas": 20.0}, "worst block ERGAS 20 > 15"),
+        ({"displacement_px": 1.5}, "displacement 1.5 px > 0.75"),
+        ({"residual_shift_px": 1.2}, "residual shift 1.2 px > 1"),
+        ({"hqnr": 0.59}, "HQNR 0.590 < 0.6"),
+        ({"hqnr": math.nan}, "HQNR nan < 0.6"),
     ],
 )
 def test_each_limit_alone_holds_a_scene_back(change: dict[str, Any], reason: str) -> None:
-    rule = QualityRule(min_gain=-0.02, max_consistency_ergas=6, max_residual_shift_px=1, min_hqnr=0.6)
+    rule = QualityRule()
     passing = Quality(
         consistency_ergas=2, consistency_sam_deg=1, d_lambda=0.1, d_s=0.1, hqnr=0.81, residual_shift_px=0.1,
         reduced_ergas=2, best_classical="gsa", best_classical_reduced_ergas=2.2, gain_over_classical=0.09,
         clipped_share=0, invalid_share=0,
     )  # fmt: skip
-    assert rule.verdict(passing) == ("pass", "")
-    assert rule.verdict(passing.model_copy(update=change)) == ("fallback", reason)
+    assert rule.verdict(passing, 4) == ("pass", "")
+    broken = passing.model_copy(update=change)
+    assert rule.verdict(broken, 4) == ("fallback", reason)
+    assert rule.model_copy(update={"on_miss": "hold"}).verdict(broken, 4) == ("hold", reason)
+    expected = ("pass", "") if "gain" in reason else ("hold", reason)
+    assert rule.verdict(broken, 4, classical=True) == expected
+    unmeasured = passing.model_copy(update={"residual_shift_px": None, "displacement_px": None})
+    assert rule.verdict(unmeasured, 4) == ("pass", "")
+
+
+def test_pan_of_other_ground_is_held_whatever_the_method() -> None:
+    found = Quality(
+        consistency_ergas=1, consistency_sam_deg=1, d_lambda=0.1, d_s=0.1, hqnr=0.81, residual_shift_px=None,
+        reduced_ergas=None, best_classical=None, best_classical_reduced_ergas=None, gain_over_classical=None,
+        clipped_share=0, invalid_share=0, pan_correlation=0.1,
+    )  # fmt: skip
+    for made_classically in (False, True):
+        verdict, reason = QualityRule().verdict(found, 4, classical=made_classically)
+        assert verdict == "hold"
+        assert "correlation 0.10 < 0.35" in reason
 
 
 def test_sums_travel_as_json(tmp_path: Path) -> None:

@@ -582,10 +582,12 @@ def test_sensors_show_prints_a_contract_that_can_be_used(tmp_path: Path) -> None
     ("name", "verdict", "reason"),
     [
         ("maxar-opendata/item_*.json", "eligible", "recognised as worldview-2 with PAN and 8 MS bands"),
-        ("terradue-stars/cbers4a-per-band/*BAND0.json", "pair", "one band of a scene"),
+        ("terradue-stars/cbers4a-per-band/*BAND0.json", "pair", "only band pan of a scene"),
+        ("terradue-stars/bka/*.json", "defect", "int8"),
+        ("cbers-ams-kepler/ref_CBERS_4A*.json", "needs_header", "no grid is declared for both"),
         ("terradue-stars/pleiades/DS_PHR1B*.json", "refused", "sharpened by the vendor"),
         ("planetary-computer-landsat/LC08*.json", "refused", "expected a PAN asset"),
-        ("maxar-opendata/events_catalog.json", "defect", "expected a valid STAC item"),
+        ("maxar-opendata/events_catalog.json", "refused", "found a STAC Catalog, expected an item"),
     ],
 )
 def test_sensors_check_on_real_items(shared_data: Path, name: str, verdict: str, reason: str) -> None:
@@ -595,6 +597,20 @@ def test_sensors_check_on_real_items(shared_data: Path, name: str, verdict: str,
     assert reason in found["reason"]
     assert {"sensor", "bands", "pan", "code"} <= found.keys()
     assert call("sensors", "check", path).stdout.startswith(f"{verdict}: ")
+
+
+def test_sensors_check_of_a_folder_is_one_table(shared_data: Path) -> None:
+    table = call("sensors", "check", shared_data / "stac").stdout
+    assert len(re.findall(r"\b(eligible|needs_header|pair|refused|defect) ", table)) >= 48
+    found = parsed("sensors", "check", shared_data / "stac", "--json")
+    assert len(found) == 48
+    assert found["terradue-stars/gaofen/GF1_PMS1_E69.4_N33.3_20220624_L1A0006547030.json"]["verdict"] == "eligible"
+
+
+def test_sensors_schema_describes_every_field() -> None:
+    schema = parsed("sensors", "schema")
+    assert "nodata" in schema["properties"]
+    assert json.loads(json.dumps(schema)) == schema
 
 
 def test_sensors_check_of_no_item(tmp_path: Path) -> None:

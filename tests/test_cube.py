@@ -22,7 +22,7 @@ from pancrafter.cube import fill_invalid, stage_scene
 from pancrafter.errors import GridMismatchError, InvalidSceneError, TransientReadError
 from pancrafter.resample import degrade
 from pancrafter.sensors import BandSpec, SensorContract
-from pancrafter.store import SceneStore
+from pancrafter.store import SceneStore, open_scene
 from pancrafter.types import AssetRef, Scene, StagedScene
 
 BANDS = ("blue", "green", "red")
@@ -315,21 +315,52 @@ def test_complete_store_is_returned_and_others_are_rebuilt(pair: Pair, tmp_path:
     assert again.pan_range.high == 10
 
 
-def test_interrupted_staging_starts_over(pair: Pair, tmp_path: Path) -> None:
+def test_interrupted_staging_goes_on(pair: Pair, tmp_path: Path) -> None:
+    """What was staged before the interruption is kept: the second run reads nothing of the PAN file again."""
     scene, uri = pair.write(tmp_path), str(tmp_path / "e.zarr")
     good = (tmp_path / "ms.tif").read_bytes()
     (tmp_path / "ms.tif").write_bytes(good[: len(good) * 2 // 3])
-    with pytest.raises(InvalidSceneError, match="asset ms"):
+    with dask.config.set(scheduler="synchronous"), pytest.raises(InvalidSceneError, match="asset ms"):
         stage_scene(scene, contract(), uri, block_px=64)
     assert not SceneStore.open(uri).complete
+    assert (SceneStore.open(uri).read_pan_valid(whole((148, 204))) == 1).any()
     (tmp_path / "ms.tif").write_bytes(good)
-    stage_scene(scene, contract(), uri, block_px=64)
+    staged = stage_scene(scene, contract(), uri, block_px=64)
     assert np.array_equal(SceneStore.open(uri).read_ms(whole((37, 51))), pair.ms)
+    assert np.array_equal(SceneStore.open(uri).read_pan(whole((148, 204))), pair.pan[:148, :204])
+    whole_run = stage_scene(scene, contract(), str(tmp_path / "f.zarr"), block_px=64)
+    same = {"store_uri": uri, "bytes_read": staged.bytes_read}
+    assert whole_run.model_copy(update=same) == staged
+    assert staged.bytes_read < whole_run.bytes_read
 
 
-def test_xarray_and_rioxarray_open_the_store(pair: Pair, stage: Stage) -> None:
+def test_staging_of_something_else_starts_over(pair: Pair, tmp_path: Path) -> None:
+    scene, uri = pair.write(tmp_path), str(tmp_path / "e.zarr")
+    _truncate(tmp_path, "ms.tif")
+    with pytest.raises(InvalidSceneError, match="asset ms"):
+        stage_scene(scene, contract(), uri, block_px=64)
+    pair.pan += 1
+    changed = pair.write(tmp_path).model_copy(update={"fingerprint": "second"})
+    stage_scene(changed, contract(), uri, block_px=64)
+    assert np.array_equal(SceneStore.open(uri).read_pan(whole((148, 204))), pair.pan[:148, :204])
+
+
+def test_a_flipped_bit_fails_its_reader(pair: Pair, stage: Stage) -> None:
     staged, store = stage(pair)
-    with xr.open_zarr(staged.store_uri, consolidated=False) as cube:
+    shard = Path(staged.store_uri) / "pan" / "c" / "0" / "0"
+    damaged = bytearray(shard.read_bytes())
+    damaged[len(damaged) // 3] ^= 1
+    shard.write_bytes(bytes(damaged))
+    with pytest.raises(InvalidSceneError, match=r"pan.* is damaged"):
+        store.read_pan(whole(staged.grid.pan.shape_yx))
+
+
+def test_the_staged_scene_is_an_xarray_dataset(pair: Pair, stage: Stage) -> None:
+    staged, store = stage(pair)
+    with open_scene(staged.store_uri) as cube:
+        assert isinstance(cube, xr.Dataset)
+        assert cube["pan"].chunks == ((64, 64, 20), (64, 64, 64, 12))
+        assert cube["ms"].chunks == ((3,), (16, 16, 5), (16, 16, 16, 3))
         assert cube["pan"].dims == ("y", "x")
         assert cube["ms"].dims == ("band", "ym", "xm")
         assert cube.rio.crs.to_epsg() == 32633
@@ -471,12 +502,13 @@ def test_fill_agrees_with_a_search_over_all_pixels() -> None:
     rng = np.random.default_rng(8)
     valid = rng.random((24, 31)) < 0.03
     pixels = rng.integers(1, 60000, (2, 24, 31)).astype(np.uint16)
-    filled = fill_invalid(pixels, valid, 6)
+    filled, reached = fill_invalid(pixels, valid, 6)
     y, x = np.nonzero(valid)
     checked = 0
     for row, col in np.argwhere(~valid):
         distance = np.abs(y - row) + np.abs(x - col)
         nearest = np.flatnonzero(distance == distance.min())
+        assert reached[row, col] == (distance.min() <= 6)
         if distance.min() > 6:
             assert (filled[:, row, col] == 0).all()
         elif len(nearest) == 1:
@@ -490,9 +522,19 @@ def test_fill_of_a_window_with_margin_equals_fill_of_the_whole() -> None:
     rng = np.random.default_rng(9)
     valid = ndimage.gaussian_filter(rng.normal(size=(60, 70)), 3) > 0.05
     pixels = rng.integers(0, 60000, (1, 60, 70)).astype(np.uint16)
-    whole_image = fill_invalid(pixels, valid, 7)
-    part = fill_invalid(pixels[:, 13:47, 8:51], valid[13:47, 8:51], 7)
+    whole_image, _ = fill_invalid(pixels, valid, 7)
+    part, _ = fill_invalid(pixels[:, 13:47, 8:51], valid[13:47, 8:51], 7)
     assert np.array_equal(part[:, 7:-7, 7:-7], whole_image[:, 20:40, 15:44])
+
+
+def test_specks_and_wide_holes_are_filled_alike(pair: Pair, stage: Stage) -> None:
+    """Staging looks near first; what it fills must be what a wide search would have filled."""
+    pair.nodata = 0
+    pair.pan[20, 30] = pair.pan[90:93, 100] = 0
+    pair.pan[100:149, 150:205] = 0
+    staged, store = stage(pair)
+    wanted, _ = fill_invalid(pair.pan[None, : 4 * 37, : 4 * 51], pair.pan[: 4 * 37, : 4 * 51] != 0, 32)
+    assert np.array_equal(store.read_pan(whole(staged.grid.pan.shape_yx)), wanted[0])
 
 
 # --- other schedulers -----------------------------------------------------------------------------------------------

@@ -536,8 +536,8 @@ def test_bfloat16_stays_close_to_float32(tmp_path: Path) -> None:
     grid = overlap((128, 128), 4)
     pan, ms = observed(grid, 2, seed=3)
     store = stage_arrays(tmp_path / "s.zarr", grid, pan, ms, block_px=128)
-    checkpoint = load_checkpoint("open-compact")
-    full, short = (in_blocks(store, NetworkSharpener(checkpoint, "cpu", p)) for p in ("float32", "bfloat16"))
+    checkpoint, injection = load_checkpoint("open-compact"), fit_scene_injection(store, (0.3, 0.3))
+    full, short = (in_blocks(store, NetworkSharpener(checkpoint, "cpu", p, injection)) for p in ("float32", "bfloat16"))
     difference = np.abs(full - short) / ranges(store.staged)
     detail = np.abs(full - classical.sharpen("exp", classical.PairInput(pan, ms, 4, ((1.5, 1.5),) * 2, (0.3, 0.3))))
     assert 0 < difference.mean() < 0.003
@@ -565,14 +565,14 @@ def test_device_without_memory_for_all_bands_takes_them_one_by_one(
     monkeypatch.setitem(sharpener.__dict__, "_network", Small())
     monkeypatch.setitem(sharpener.__dict__, "device", "cuda:pretended")
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
-    monkeypatch.setattr(NetworkSharpener, "_conditions", lambda self, tile, group: _conditions_on_cpu(checkpoint, tile))
+    monkeypatch.setattr(NetworkSharpener, "_conditions", lambda self, tile: _conditions_on_cpu(checkpoint, tile))
     with pytest.warns(UserWarning, match="no memory for 3 band groups of .* px at once: one after the other"):
         found = sharpener(tile)
     assert np.array_equal(found, expected)
 
 
 def _conditions_on_cpu(checkpoint: Checkpoint, tile: Tile) -> Any:
-    return _CPU_CONDITIONS(NetworkSharpener(checkpoint), tile, 1)
+    return _CPU_CONDITIONS(NetworkSharpener(checkpoint), tile)
 
 
 _CPU_CONDITIONS = NetworkSharpener._conditions

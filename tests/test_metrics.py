@@ -266,6 +266,28 @@ def test_uqi_blocks_equal_the_formula() -> None:
     assert metrics.uqi_blocks(0 * flat, 0 * flat, 16)[0, 0] == 1
 
 
+def test_q2n_of_a_stretched_band_by_hand() -> None:
+    """y = k x: with x standardised to mean 1 and deviation 1, y has mean 1 + (k - 1) a / c and deviation k."""
+    x = np.rint(scene((1, 32, 32), seed=4))
+    a, c, k = x.mean(), x.std(ddof=1), 2.0
+    mean = 1 + (k - 1) * a / c
+    expected = 2 * mean / (1 + mean**2) * 2 * k / (1 + k**2)
+    assert metrics.q2n(x, k * x) == pytest.approx(expected, rel=1e-9)
+
+
+def test_bands_are_filled_up_with_zero_bands() -> None:
+    x, y = np.rint(scene((3, 32, 32))), np.rint(scene((3, 32, 32), seed=6))
+    zero = np.zeros((1, 32, 32))
+    assert metrics.q2n(x, y) == pytest.approx(metrics.q2n(np.vstack([x, zero]), np.vstack([y, zero])), abs=1e-12)
+
+
+def test_q2n_is_not_the_ports_that_standardise_each_image_by_itself() -> None:
+    """Only the reference's mean and deviation count, so a change of contrast is seen."""
+    x = np.rint(scene((4, 32, 32), seed=8))
+    flat = np.rint(x.mean(axis=(1, 2), keepdims=True) + 0.25 * (x - x.mean(axis=(1, 2), keepdims=True)))
+    assert metrics.q2n(x, flat) == pytest.approx(2 * 0.25 / (1 + 0.25**2), abs=0.01)
+
+
 # --- benchmark filters ----------------------------------------------------------------------------------------------
 
 
@@ -292,6 +314,24 @@ def test_mtf_kernel_alpha_is_the_published_one() -> None:
     window = np.kaiser(41, 0.5)
     assert kernel[20] == pytest.approx(untapered[20] * untapered * window, abs=2e-6)
     assert kernel[0, 0] == 0  # outside the circle
+
+
+def test_mtf_kernel_is_neither_normalised_nor_clipped() -> None:
+    """The published ports do both, and read D_lambda 2e-4 to 4e-4 lower."""
+    kernel = metrics.mtf_kernel(0.30, 4)
+    assert kernel.sum() < 0.999
+    assert kernel.min() < 0
+
+
+def test_interpolator_is_the_23_tap_half_band_filter() -> None:
+    taps = np.array(metrics.HALF_BAND_23[:0:-1] + metrics.HALF_BAND_23)
+    assert len(taps) == 23
+    assert taps.sum() == pytest.approx(1, abs=1e-9)
+    assert taps[11] == 0.5
+    assert not taps[np.arange(1, 23, 2)[np.arange(1, 23, 2) != 11]].any()  # half-band: samples stay as they are
+    assert taps[::2].sum() == pytest.approx(0.5, abs=1e-9)  # and a constant stays one between them
+    offsets = np.arange(-11, 12)
+    assert (taps * np.cos(np.pi / 2 * offsets)).sum() == pytest.approx(0.5, abs=1e-9)  # -6 dB at the old Nyquist
 
 
 def test_mtf_blur_equals_direct_correlation_with_repeated_borders() -> None:
@@ -353,6 +393,25 @@ def test_hqnr_equals_its_definition_written_out() -> None:
     assert scores.d_lambda == pytest.approx(1 - q4, abs=1e-10)
     assert scores.d_s == pytest.approx(ds, abs=1e-10)
     assert scores.hqnr == pytest.approx(q4 * (1 - ds), abs=1e-10)
+
+
+def test_d_s_by_hand() -> None:
+    """MS that is PAN reduced as the index reduces it has UQI 1; PAN mirrored about its block means has UQI -1."""
+    pan = np.rint(scene((64, 64), seed=7))
+    ms = metrics.reduce_bicubic(pan, 4)[None]
+    assert metrics.d_s(pan[None], pan, ms, 4) == pytest.approx(0, abs=1e-12)
+    means = pan.reshape(2, 32, 2, 32).mean(axis=(1, 3)).repeat(32, 0).repeat(32, 1)
+    assert metrics.d_s((2 * means - pan)[None], pan, ms, 4) == pytest.approx(2, abs=1e-9)
+
+
+def test_d_lambda_and_hqnr_by_hand() -> None:
+    """An MTF of nearly 1 passes everything, so up-sampled MS itself has no spectral distortion."""
+    pan, ms = np.rint(scene((64, 64), seed=7)), np.rint(scene((4, 16, 16)))
+    lms = metrics.poly_upsample(ms, 4)
+    scores = metrics.hqnr(lms, pan, ms, 4, (0.99999,) * 4)
+    assert scores.d_lambda == pytest.approx(0, abs=1e-3)
+    assert scores.hqnr == (1 - scores.d_lambda) * (1 - scores.d_s)
+    assert metrics.d_lambda_khan(lms, ms, 4, (0.2,) * 4) > 10 * scores.d_lambda
 
 
 def test_hqnr_refuses_shapes_that_do_not_fit() -> None:

@@ -426,7 +426,9 @@ def test_shipped_weights_load_by_name() -> None:
     checkpoint = load_checkpoint("open-compact")
     assert checkpoint.name == "open-compact"
     pan, ms = random_inputs(4, 16, bands=checkpoint.network.config.bands)
-    assert run(checkpoint.network, pan, ms, 4).isfinite().all()
+    conditions = build_conditions(pan, ms, 4, nominal(4, ms.shape[1]), torch.zeros(1, ms.shape[1], *pan.shape[-2:]))
+    with torch.no_grad():
+        assert checkpoint.network(conditions, modes(MS_MODE)).isfinite().all()
 
 
 def test_unknown_name_says_what_there_is(tmp_path: Path) -> None:

@@ -89,7 +89,7 @@ def test_published_item_is_found_and_whole(tmp_path: Path, assets: tuple[AssetFi
     assert sink.orphans(NAME) == ()
     collection = json.loads((root / NAME / "collection.json").read_text())
     assert collection["license"] == "CC-BY-NC-4.0"
-    assert set(collection["item_assets"]) == {"sharpened", "mask", "thumbnail"}
+    assert set(collection["item_assets"]) == {"sharpened", "mask", "quality", "thumbnail"}
     assert collection["summaries"]["proj:code"] == ["EPSG:32633"]
 
 

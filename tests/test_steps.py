@@ -205,7 +205,7 @@ def test_new_content_supersedes_the_old_item(tmp_path: Path) -> None:
     (first,) = steps.run(settings, _silent)
     with rasterio.open(scene.pan) as source:
         values = source.read()
-    write_raster(scene.pan, np.flip(values, 1), GSD_M)
+    write_raster(scene.pan, values + 3, GSD_M)
     (second,) = steps.run(settings, _silent)
     old, new = (json.loads(Path(outcome.item_href).read_text()) for outcome in (first, second))
     assert old["id"] != new["id"]
@@ -312,7 +312,7 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), resource.RLIM_INFIN
 try:
     steps.run(settings, print)
 except steps.PancrafterError as error:
-    print(type(error).__name__, error)
+    print(type(error.__cause__).__name__, error)
     sys.exit(2)
 """
 

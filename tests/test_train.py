@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
+import shutil
+import struct
+import subprocess
+import sys
 from dataclasses import replace
 from itertools import islice, pairwise
 from pathlib import Path
@@ -19,25 +24,32 @@ from staged_scenes import landscape
 
 from pancrafter.alignment import estimate_band_shifts
 from pancrafter.classical import InjectionConstants
+from pancrafter.engine import NetworkSharpener
 from pancrafter.errors import InvalidSceneError, PancrafterError, WeightsError
+from pancrafter.evaluate import network_method
 from pancrafter.metrics import ergas
 from pancrafter.model.config import NetworkConfig
 from pancrafter.model.network import PanCrafter
 from pancrafter.model.weights import load_checkpoint, save_checkpoint
+from pancrafter.pancollection import SENSORS, BenchmarkSensor, Patches, rebuild_ms
 from pancrafter.resample import degrade, mtf_sigma, upsample
 from pancrafter.train import (
     Augmentation,
+    MetricsLog,
     Run,
     Sample,
     TrainConfig,
     TrainingImage,
     _steps,
     batch_loss,
+    code_commit,
     draw_batch,
+    draw_patch,
     draw_sample,
     learning_rate,
     load_images,
     load_pair,
+    patch_ergas,
     read_config,
     sharpen_arrays,
     train,
@@ -362,7 +374,7 @@ def test_infinite_loss_stops_and_keeps_the_last_good_state(tmp_path: Path, pairs
     good = {name: (tmp_path / "run" / name).read_bytes() for name in ("state.pt", "best.safetensors")}
     path = write_config(tmp_path, steps=40, validate_every=40, learning_rate=1e30, **chosen)
     with pytest.raises(
-        PancrafterError, match=r"loss is (nan|inf) at step \d+; the last good state is in .*lower learning_rate"
+        PancrafterError, match=r"(loss|gradient norm) is (nan|inf) at step \d+; .* \(of step 2\); lower learning_rate"
     ):
         train(path, tmp_path / "run")
     assert {name: (tmp_path / "run" / name).read_bytes() for name in good} == good
@@ -484,5 +496,144 @@ def test_shipped_configurations_are_valid() -> None:
     folder = Path(__file__).parents[1] / "training"
     for path in folder.glob("*.yaml"):
         found = read_config(path)
-        assert found.validation_pairs or found.simulated_scenes
+        assert found.validation_pairs or found.simulated_scenes or found.pancollection
     assert mtf_sigma(0.3, 4) == pytest.approx(1.976, abs=1e-3)
+
+
+# --- the benchmark, what is logged, and where weights come from -----------------------------------------------------
+
+
+def patches_of(count: int = 5, bands: int = 2, side: int = 64) -> Patches:
+    truth = np.array([[landscape((side, side), 9 * n + b) for b in range(bands)] for n in range(count)], np.float32) / 4
+    sensor = BenchmarkSensor("gaofen-2", 1023, (0.3,) * bands, tuple("ab"[:bands]))
+    return Patches("train_gf2.h5", sensor, truth.mean(1), rebuild_ms(truth, sensor), truth, 0)
+
+
+def test_turned_patches_of_the_benchmark_keep_their_phase() -> None:
+    """Whichever way a patch is turned, cubic up-sampling at the told phase explains its truth, and at another less."""
+    patches = patches_of()
+    chosen = config(network=TINY | {"bands": 2}, augmentation=STILL)
+    rng, seen = np.random.default_rng(0), set()
+    for _ in range(40):
+        sample = draw_patch(patches, chosen, rng)
+        (y, x), shape = sample.phases[0], sample.pan.shape
+        seen.add((y, x))
+        errors = {
+            (dy, dx): np.abs(upsample(sample.ms[0], shape, 4, (y + dy, x + dx)) - sample.truth[0])[8:-8, 8:-8].mean()
+            for dy, dx in ((0, 0), (1, 0), (-1, 0), (0, 1), (0, -1))
+        }
+        assert min(errors, key=lambda d: errors[d]) == (0, 0)
+    assert seen == {(1.0, 1.0), (1.0, 2.0), (2.0, 1.0), (2.0, 2.0)}
+
+
+def test_unknown_shift_of_the_benchmark_is_within_what_is_configured() -> None:
+    jitter = STILL.model_copy(update={"large_residual_share": 1.0, "large_residual_px": 0.5})
+    chosen = config(network=TINY | {"bands": 2}, augmentation=jitter)
+    rng = np.random.default_rng(1)
+    told = np.array([draw_patch(patches_of(), chosen, rng).phases[0] for _ in range(30)])
+    off = np.abs(told - np.rint(told))
+    assert 0.2 < off.max() <= 0.5
+
+
+def write_benchmark(folder: Path, name: str, count: int, seed: int) -> Path:
+    import h5py
+
+    truth = np.array([[landscape((64, 64), seed + 9 * n + b) for b in range(4)] for n in range(count)], np.float32) / 4
+    with h5py.File(folder / name, "w") as file:
+        file["gt"], file["pan"] = truth, truth.mean(1, keepdims=True)
+        file["ms"] = rebuild_ms(truth, SENSORS["gf2"])
+    return folder / name
+
+
+def test_training_on_benchmark_files_resumes_and_marks_its_weights(tmp_path: Path) -> None:
+    files = [write_benchmark(tmp_path, f"{kind}_gf2.h5", 3, seed) for kind, seed in (("train", 1), ("valid", 500))]
+    data = {"train": [files[0].name], "validation": [files[1].name]}
+    path = write_config(tmp_path, network=TINY | {"bands": 4}, pancollection=data, steps=3, validate_every=3)
+    best = load_checkpoint(str(train(path, tmp_path / "run")))
+    assert network_method("n", NetworkSharpener(best)).fixed_ranges
+    assert best.training["ergas"] > 0
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert record["data_sha256"] == {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
+    assert record["config"]["seed"] == 2025
+    assert best.training["data_sha256"] == record["data_sha256"]
+    assert set(record) >= {"commit", "version", "torch", "device", "start_sha256"}
+
+
+def test_benchmark_score_is_ergas_of_the_clipped_result() -> None:
+    patches = patches_of(3)
+    network = PanCrafter(NetworkConfig.model_validate(TINY | {"bands": 2}))  # untrained: cubic up-sampling
+    scores = patch_ergas(network, patches, "cpu", batch=2)
+    cubic = [np.stack([upsample(b, (64, 64), 4, (2.0, 2.0)) for b in ms]).clip(0, 1023) for ms in patches.ms]
+    assert scores["ergas"] == pytest.approx(
+        np.mean([ergas(t, c, 4) for t, c in zip(patches.truth, cubic, strict=True)]), rel=1e-4
+    )
+    assert scores["ergas_cubic"] == pytest.approx(scores["ergas"], rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"network": TINY | {"bands": 8}}, "network.bands is 8, the files have: train_gf2.h5 4"),
+        ({"pancollection": {"train": ["gone_gf2.h5"], "validation": ["train_gf2.h5"]}}, "gone_gf2.h5: not a readable"),
+    ],
+)
+def test_benchmark_configurations_that_cannot_work(tmp_path: Path, change: dict[str, Any], problem: str) -> None:
+    write_benchmark(tmp_path, "train_gf2.h5", 2, 1)
+    data = {"train": ["train_gf2.h5"], "validation": ["train_gf2.h5"]}
+    path = write_config(tmp_path, **({"network": TINY | {"bands": 4}, "pancollection": data} | change))
+    with pytest.raises(PancrafterError, match=problem):
+        train(path, tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"simulated_scenes": 2}, "not together with pairs_dir or simulated_scenes"),
+        ({"network": TINY | {"injected_detail": True}}, "too small to fit injected_detail"),
+    ],
+)
+def test_benchmark_does_not_mix_with_what_it_lacks(change: dict[str, Any], problem: str) -> None:
+    with pytest.raises(ValueError, match=problem):
+        config(pancollection={"train": ["a"], "validation": ["b"]}, **change)
+
+
+def test_event_files_hold_what_the_table_holds(tmp_path: Path) -> None:
+    """Read back with the protocol buffers that TensorBoard reads, across a resumed run."""
+    for first in (0, 3):
+        with MetricsLog(tmp_path, first) as log:
+            log.write(first + 3, {"loss": 0.5, "ergas": 2.0 + first, "ergas_cubic": 4.0, "learning_rate": 1e-4})
+    rows = (tmp_path / "metrics.csv").read_text().splitlines()
+    assert [row.split(",")[0] for row in rows] == ["3", "6"]
+    assert dict(scalars(tmp_path, "ergas")) == {3: 2.0, 6: 5.0}
+
+
+def scalars(folder: Path, tag: str) -> list[tuple[int, float]]:
+    from tensorboardX.proto.event_pb2 import Event
+
+    found = []
+    for path in sorted(folder.glob("events.out.tfevents.*")):
+        data, at = path.read_bytes(), 0
+        while at < len(data):  # TFRecord: length, its checksum, the record, its checksum
+            (length,) = struct.unpack("<Q", data[at : at + 8])
+            event = Event.FromString(data[at + 12 : at + 12 + length])
+            found += [(event.step, v.simple_value) for v in event.summary.value if v.tag == tag]
+            at += 16 + length
+    return found
+
+
+def test_training_works_without_the_event_writer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tensorboardX", None)
+    with MetricsLog(tmp_path, 0) as log:
+        log.write(1, {"loss": 0.5, "ergas": 2.0, "ergas_cubic": 4.0})
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.csv"]
+
+
+def test_commit_is_that_of_the_checkout() -> None:
+    git = shutil.which("git")
+    head = subprocess.run(
+        [git or "git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False, cwd=Path(__file__).parent
+    )
+    if head.returncode:
+        assert code_commit() is None
+    else:
+        assert (code_commit() or "").removesuffix("+changes") == head.stdout.strip()

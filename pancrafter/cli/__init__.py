@@ -5,7 +5,21 @@ or a scene, 2 nothing could be done (options, source, sink, weights), 130 interr
 by the command that needs them. One module per group of commands; each registers its commands when imported here.
 """
 
-from pancrafter.cli import archive, files, ledger, pipeline, sensors, training  # noqa: F401  # in order of the help
+# in order of the help
+from pancrafter.cli import (  # noqa: F401
+    archive,
+    bench,
+    evaluation,
+    feed,
+    files,
+    held,
+    ledger,
+    models,
+    pipeline,
+    sensors,
+    training,
+    upkeep,
+)
 from pancrafter.cli.app import app
 from pancrafter.cli.shared import parse_bbox, parse_moment
 

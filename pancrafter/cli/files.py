@@ -16,6 +16,7 @@ from pancrafter.cli.shared import (
     ContractsOption,
     DeviceOption,
     JsonOption,
+    OptionError,
     PrecisionOption,
     ThreadsOption,
     WeightsOption,
@@ -58,10 +59,15 @@ def sharpen(
     threads: ThreadsOption = None,
     memory: Annotated[str, typer.Option("--memory", metavar="SIZE", help="What the program may take.")] = "2GiB",
     contracts_dir: ContractsOption = None,
+    adapt: Annotated[
+        bool, typer.Option("--adapt", help="Adapt the network to this scene first: about a minute, kept if better.")
+    ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT if it exists.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Sharpen one PAN and MS pair into a COG."""
+    if adapt and method not in (None, "pan-crafter"):
+        raise OptionError(f"--adapt: {method} has nothing to adapt; leave one of them out")
     settings = settings_from(
         weights=weights,
         device=device,
@@ -90,6 +96,7 @@ def sharpen(
             overwrite=overwrite,
             memory_bytes=memory_bytes,
             window_px=block_px,
+            adapt=adapt,
             on_progress=progress,
         )
     _warn_of_guesses(made, sensor)
@@ -120,6 +127,8 @@ def _print_pair(made: SharpenedPair) -> None:
         f"{made.largest_shift_px:.2f} PAN px; {made.mpx:.2f} Mpx in {made.seconds:.1f} s "
         f"({made.mpx_per_s:.3g} Mpx/s sharpening)"
     )
+    if made.adapted is not None:
+        typer.echo(f"  {made.adapted}")
 
 
 @contextmanager

@@ -46,7 +46,7 @@ def ledger_list(
     """List scenes and where they stand."""
     from pancrafter.summary import ledger_table, row_json, state_line
 
-    with _existing_ledger(state_dir) as ledger:
+    with existing_ledger(state_dir) as ledger:
         rows = ledger.rows(
             sink=sink, states=_states(states), sensor=sensor, collection=collection, order="newest", limit=limit
         )
@@ -70,8 +70,8 @@ def ledger_show(
     """Print everything the ledger knows about one scene."""
     from pancrafter.summary import row_json, row_table
 
-    with _existing_ledger(state_dir) as ledger:
-        row = _one_row(ledger, scene, sink)
+    with existing_ledger(state_dir) as ledger:
+        row = one_row(ledger, scene, sink)
     if as_json:
         print_json(row_json(row))
     else:
@@ -89,8 +89,8 @@ def ledger_why(
     """Print the history of one scene: how it came to its present state."""
     from pancrafter.summary import events_table
 
-    with _existing_ledger(state_dir) as ledger:
-        row = _one_row(ledger, scene, sink)
+    with existing_ledger(state_dir) as ledger:
+        row = one_row(ledger, scene, sink)
         events = ledger.why(row.key)
     if as_json:
         print_json([event.model_dump(mode="json") for event in events])
@@ -115,9 +115,9 @@ def ledger_redrive(
     """Give scenes another try after their cause is mended; the next run takes them."""
     if scenes and (states or code or contains):
         raise OptionError("--state, --code and --contains choose among all scenes; name scenes or give these, not both")
-    with _existing_ledger(state_dir) as ledger:
+    with existing_ledger(state_dir) as ledger:
         if scenes:
-            result = ledger.redrive([_one_row(ledger, scene, sink).key for scene in scenes])
+            result = ledger.redrive([one_row(ledger, scene, sink).key for scene in scenes])
         else:
             wanted = _states(states) or ["dead", "held"]
             result = ledger.redrive(sink=sink, states=wanted, code=code, reason_contains=contains)
@@ -130,7 +130,22 @@ def ledger_redrive(
         raise typer.Exit(SCENE_FAILED)
 
 
-def _one_row(ledger: Ledger, scene: str, sink: str | None) -> LedgerRow:
+@ledger_app.command("refuse")
+def ledger_refuse(
+    scene: SceneArgument,
+    reason: Annotated[str, typer.Argument(help="Why it will not be sharpened.")],
+    *,
+    sink: LedgerSinkOption = None,
+    state_dir: StateDirOption = None,
+) -> None:
+    """Set a scene aside for good; it comes back when its source changes or somebody redrives it."""
+    with existing_ledger(state_dir) as ledger:
+        key = one_row(ledger, scene, sink).key
+        ledger.mark_refused(key, "by-hand", reason)
+    typer.echo(f"refused: {key}: {reason}")
+
+
+def one_row(ledger: Ledger, scene: str, sink: str | None) -> LedgerRow:
     """The scene a person means by ``ITEM`` or ``COLLECTION/ITEM``."""
     collection, _, item_id = scene.rpartition("/")
     rows = ledger.find(scene, sink=sink)
@@ -155,7 +170,7 @@ def _states(names: Sequence[str] | None) -> list[str] | None:
 
 
 @contextmanager
-def _existing_ledger(state_dir: str | None) -> Iterator[Ledger]:
+def existing_ledger(state_dir: str | None) -> Iterator[Ledger]:
     """The ledger of a state folder; asking about it does not make one."""
     settings = settings_from(state_dir=state_dir)
     file = Path(settings.state_dir).absolute() / "ledger.db"

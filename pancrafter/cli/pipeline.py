@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,6 +10,7 @@ import typer
 
 from pancrafter.cli.app import app
 from pancrafter.cli.shared import (
+    NOTHING_WORKED,
     SCENE_FAILED,
     BboxOption,
     BlockOption,
@@ -29,6 +30,7 @@ from pancrafter.cli.shared import (
     console_for_tables,
     ledger_of,
     line_reporter,
+    note,
     on_device,
     parse_bbox,
     parse_moment,
@@ -98,8 +100,13 @@ def run(
     settings = on_device(settings)
     from pancrafter import steps
 
-    outcomes = steps.run(settings, line_reporter())
-    code = SCENE_FAILED if any(outcome.failed for outcome in outcomes) else 0
+    try:
+        outcomes = steps.run(settings, line_reporter())
+    except steps.RunStoppedError as error:
+        outcomes, code = error.outcomes, NOTHING_WORKED
+        note(f"error: {error}")
+    else:
+        code = SCENE_FAILED if any(outcome.failed for outcome in outcomes) else 0
     if json_file is not None:
         write_json(json_file, _run_report(settings, outcomes, code))
     _print_run(settings, outcomes, console_for_tables(stderr=json_file == Path("-")))
@@ -177,28 +184,9 @@ def plan(
 
 
 def _print_plan(made: Plan) -> None:
+    from pancrafter.plan import plan_text
     from pancrafter.summary import plan_table
 
-    console = console_for_tables()
-    typer.echo(f"{made.found} items found in {made.source}")
     if made.lines:
-        console.print(plan_table(made), soft_wrap=False)
-    if made.refusals:
-        typer.echo(f"refused because: {_counted(made.refusals)}")
-    if not made.scenes:
-        typer.echo("nothing to do")
-        return
-    typer.echo(f"to sharpen: {made.scenes} scenes ({_counted(made.sensors)}) into {made.sink}")
-    typer.echo(f"PAN size:   {_known(f'{made.mpx:.2f} Mpx', made.mpx_known, made.scenes)}")
-    typer.echo(f"to read:    {_known(f'{made.read_bytes / 1e6:.1f} MB', made.read_bytes_known, made.scenes)}")
-
-
-def _counted(counts: Mapping[str, int]) -> str:
-    return ", ".join(f"{count} {name}" for name, count in sorted(counts.items(), key=lambda entry: -entry[1]))
-
-
-def _known(text: str, known: int, total: int) -> str:
-    """A figure with how many scenes it covers: unknown ones are not guessed."""
-    if known == total:
-        return text
-    return f"{text}, known for {known} of {total} scenes" if known else "unknown (remote files)"
+        console_for_tables().print(plan_table(made), soft_wrap=False)
+    typer.echo(plan_text(made))

@@ -20,7 +20,8 @@ from pancrafter.cli.shared import (
 from pancrafter.errors import PancrafterError
 
 if TYPE_CHECKING:
-    from pancrafter.types import Refusal, Scene
+    from pancrafter.judge import Judgement
+    from pancrafter.sensors import SensorContract
 
 sensors_app = typer.Typer(no_args_is_help=True, help="Look at sensor contracts, and check items against them.")
 app.add_typer(sensors_app, name="sensors")
@@ -58,61 +59,63 @@ def sensors_show(
     typer.echo(yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=118), nl=False)
 
 
+@sensors_app.command("schema")
+def sensors_schema() -> None:
+    """Print the JSON schema of a contract file: every field with its meaning."""
+    from pancrafter.sensors import contract_schema
+
+    print_json(contract_schema())
+
+
 @sensors_app.command("check")
 def sensors_check(
-    item: Annotated[Path, typer.Argument(metavar="ITEM.json", help="A STAC item.")],
+    item: Annotated[Path, typer.Argument(metavar="ITEM.json", help="A STAC item, or a folder of STAC documents.")],
     *,
     as_json: JsonOption = False,
     contracts_dir: ContractsOption = None,
 ) -> None:
-    """Say what discovery would make of a STAC item, from its metadata alone."""
-    from pancrafter.catalog import judge_document
+    """Say what discovery would make of a STAC item, or of every JSON file in a folder, from metadata alone."""
+    from pancrafter.summary import judgement_table
 
-    verdict = judge_document(_read_object(item), str(item.absolute()), contracts_from(contracts_dir))
-    found = verdict_json(verdict)
-    if as_json:
-        print_json(found)
+    contracts = contracts_from(contracts_dir)
+    if item.is_dir():
+        found = {str(path.relative_to(item)): _check(path, contracts) for path in sorted(item.rglob("*.json"))}
+        if as_json:
+            print_json({name: judgement.model_dump(mode="json") for name, judgement in found.items()})
+        else:
+            console_for_tables().print(judgement_table(found), soft_wrap=False)
         return
-    typer.echo(f"{found['verdict']}: {found['reason']}")
+    judgement = _check(item, contracts)
+    if as_json:
+        print_json(judgement.model_dump(mode="json"))
+        return
+    typer.echo(f"{judgement.verdict}: {judgement.reason}")
     for name in ("sensor", "acquired", "pan", "ms"):
-        if found.get(name):
-            typer.echo(f"  {name}: {_inline(found[name])}")
+        if value := getattr(judgement, name):
+            typer.echo(f"  {name}: {_inline(value)}")
+    for kind, lines in (("defect", judgement.defects), ("note", judgement.notes)):
+        for line in lines:
+            typer.echo(f"  {kind}: {line}")
 
 
-def verdict_json(verdict: Scene | Refusal) -> dict[str, Any]:
-    """The verdict on an item as the JSON that ``sensors check`` promises.
+def _check(path: Path, contracts: dict[str, SensorContract]) -> Judgement:
+    from pancrafter.catalog import check_document
 
-    ``pair``: one part of a scene spread over several items; ``defect``: no valid item at all.
-    """
-    from pancrafter.types import Refusal
-
-    common = {"sensor": verdict.sensor, "collection": verdict.collection, "item": verdict.item_id}
-    if isinstance(verdict, Refusal):
-        kind = {"part_of_scene": "pair", "malformed": "defect"}.get(verdict.code, "refused")
-        return {"verdict": kind, "reason": verdict.reason, "code": verdict.code, **common, "bands": [], "pan": None}
-    reason = f"recognised as {verdict.sensor} with PAN and {len(verdict.bands)} MS bands; the file headers decide"
-    return {
-        "verdict": "eligible",
-        "reason": reason,
-        "code": None,
-        **common,
-        "bands": list(verdict.bands),
-        "pan": verdict.pan.model_dump(mode="json"),
-        "ms": [asset.model_dump(mode="json") for asset in verdict.ms],
-        "acquired": verdict.acquired,
-    }
+    return check_document(_read_object(path), str(path.absolute()), contracts)
 
 
-def _inline(value: Any) -> str:  # Any: a value of the JSON above
-    if isinstance(value, list):
+def _inline(value: object) -> str:
+    if isinstance(value, tuple):
         return ", ".join(_inline(entry) for entry in value)
-    return f"{value['key']}[{value['band']}]" if isinstance(value, dict) else str(value)
+    from pancrafter.types import AssetRef
+
+    return f"{value.key}[{value.band}]" if isinstance(value, AssetRef) else str(value)
 
 
 def _read_object(path: Path) -> dict[str, Any]:
     try:
         body = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as err:
+    except (OSError, ValueError, RecursionError) as err:
         raise PancrafterError(f"{path}: not readable as JSON ({err}); expected a STAC item") from err
     if not isinstance(body, dict):
         raise PancrafterError(f"{path}: found a JSON {type(body).__name__}, expected a STAC item")

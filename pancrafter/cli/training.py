@@ -11,6 +11,7 @@ from pancrafter.cli.app import app
 from pancrafter.cli.shared import (
     DeviceOption,
     OptionError,
+    note,
 )
 
 
@@ -27,6 +28,44 @@ def train(
     from pancrafter.train import train as train_network
 
     typer.echo(train_network(config, folder, device=resolve_device(device or "auto")))
+
+
+@app.command()
+def reproduce(
+    data: Annotated[Path, typer.Argument(metavar="DATA", help="Folder with PanCollection files, at any depth.")],
+    runs: Annotated[Path, typer.Argument(metavar="RUNS", help="Folder for runs and scores; unfinished ones go on.")],
+    *,
+    sets: Annotated[
+        list[str] | None, typer.Option("--set", help="wv3, qb, gf2 or wv2 (with weights of wv3); default: all found.")
+    ] = None,
+    configs: Annotated[Path, typer.Option("--configs", help="Folder with paper-q8.yaml and paper-q4.yaml.")] = Path(
+        "training"
+    ),
+    device: DeviceOption = "auto",
+) -> None:
+    """Train the published network on PanCollection and print its tables beside the paper's."""
+    from pancrafter.model.devices import resolve_device
+    from pancrafter.reproduce import PUBLISHED, deviations
+    from pancrafter.reproduce import reproduce as reproduce_tables
+
+    if unknown := set(sets or ()) - PUBLISHED.keys():
+        raise OptionError(f"--set: found {', '.join(sorted(unknown))}, expected {', '.join(PUBLISHED)}")
+    results = reproduce_tables(data, runs, configs, sensors=sets, device=resolve_device(device or "auto"), report=note)
+    for sensor, result in results.items():
+        typer.echo(
+            f"{sensor}: score, ours (mean, deviation), paper, "
+            + ", ".join(m for m in result.means if m != "pan-crafter")
+        )
+        for score, published in PUBLISHED[sensor].items():
+            deviation = deviations(result, score)
+            others = "".join(
+                f"  {'-' if v is None else format(v, '.4f')}"
+                for v in (m[score] for m in list(result.means.values())[1:])
+            )
+            ours = result.means["pan-crafter"][score]
+            mean = "-" if ours is None else f"{ours:.4f}"
+            spread = "" if deviation is None else f" ± {deviation:.4f}"
+            typer.echo(f"  {score:10} {mean}{spread}  {published:.3f}{others}")
 
 
 @app.command()

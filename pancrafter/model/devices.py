@@ -31,6 +31,13 @@ def resolve_device(name: str) -> str:
     return name
 
 
+def use_threads(threads: int | None) -> None:
+    """Prepare this process for networks: how many threads one uses (None: as torch chooses), and memory reuse."""
+    if threads is not None:
+        torch.set_num_threads(threads)
+    keep_freed_memory()
+
+
 def keep_freed_memory() -> None:
     """Let glibc reuse the large buffers of a layer for the next one instead of returning them to the kernel.
 

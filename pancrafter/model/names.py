@@ -43,9 +43,14 @@ def weights_sha256(name_or_path: str) -> str:
         WeightsError: The file does not exist, or a shipped file is not the recorded one.
     """
     path = weights_path(name_or_path)
-    with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
+    found = file_sha256(path)
     expected = shipped_weights().get(name_or_path, {}).get("sha256", found)
     if found != expected:
         raise WeightsError(f"{path.name} has SHA-256 {found}, expected {expected}: the file is damaged; reinstall")
     return found
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file, hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -155,7 +155,7 @@ def test_nightly_reports_the_bad_scene_and_finishes_the_others(tmp_path: Path) -
     assert verdicts["geoeye-1/bad"] == "failed"
     assert verdicts["geoeye-1/good"] in {"published", "fallback"}
     with get_client(sync_client=True) as client:
-        names = {run.name.rsplit("-", 1)[0] for run in client.read_task_runs()}
+        names = {run.name.split(" ")[0] for run in client.read_task_runs()}
         artifacts = {artifact.key for artifact in client.read_artifacts()}
         (run,) = [run for run in client.read_flow_runs() if run.name == f"nightly {tmp_path / 'source'}"]
     assert {"stage", "sharpen", "assess", "publish"} <= names
@@ -167,12 +167,14 @@ def test_nightly_reports_the_bad_scene_and_finishes_the_others(tmp_path: Path) -
 @pytest.mark.usefixtures("prefect_server")
 def test_backfill_takes_only_its_period_and_repeats_nothing(tmp_path: Path) -> None:
     from flows.area import backfill
+    from flows.parameters import Selection
 
     for day in (1, 5):
         add_scene(tmp_path / "source", f"day-{day}", side_px=128, seed=day, day=day)
     period = {"since": datetime(2025, 5, 4, tzinfo=UTC), "until": datetime(2025, 5, 6, tzinfo=UTC)}
-    assert [o.key for o in backfill(_settings(tmp_path), **period)] == ["geoeye-1/day-5"]
-    assert backfill(_settings(tmp_path), **period) == []
+    selection = Selection(**period)
+    assert [o.key for o in backfill(_settings(tmp_path), selection)] == ["geoeye-1/day-5"]
+    assert backfill(_settings(tmp_path), selection) == []
 
 
 @pytest.mark.usefixtures("prefect_server")

@@ -1,0 +1,137 @@
+"""What a run leaves in Prefect for people: progress, the table of scenes, failures with their remedy, and a picture."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+from prefect import get_run_logger
+from prefect.artifacts import (
+    create_image_artifact,
+    create_markdown_artifact,
+    create_progress_artifact,
+    create_table_artifact,
+    update_progress_artifact,
+)
+from prefect.client.schemas.objects import FlowRun, State
+
+from pancrafter.steps import Outcome
+
+PICTURE_PX = 900
+"""Longest edge of the before/after picture inside Prefect; the catalog has the whole one."""
+
+
+class Progress:
+    """A progress bar of a run."""
+
+    def __init__(self, total: int, what: str) -> None:
+        self._total = total
+        self._done = 0
+        self._what = what
+        self._id: UUID | None = None
+        if total:
+            created = create_progress_artifact(0.0, key="progress", description=self._text())
+            assert isinstance(created, UUID)
+            self._id = created
+
+    def step(self) -> None:
+        """One more is done."""
+        self._done += 1
+        if self._id is not None:
+            update_progress_artifact(self._id, 100.0 * self._done / self._total, description=self._text())
+
+    def _text(self) -> str:
+        return f"{self._done} of {self._total} {self._what}"
+
+
+def leave_artifacts(outcomes: Sequence[Outcome], redrive: str) -> None:
+    """The run's table, the failures with the command that gives them another try, and one before/after picture."""
+    create_table_artifact(
+        [_table_row(outcome) for outcome in outcomes], key="scenes", description="What became of every scene"
+    )
+    failed = [outcome for outcome in outcomes if outcome.failed]
+    if failed:
+        lines = [f"- **{o.key}**: {o.reason}\n  after a fix: `{redrive.replace('KEY', o.key)}`" for o in failed]
+        create_markdown_artifact("\n".join(lines), key="failures", description="Scenes that need a person")
+    pictured = [outcome for outcome in outcomes if outcome.picture_href]
+    if pictured:
+        _leave_picture(pictured[0])
+
+
+def summary_of(outcomes: Sequence[Outcome]) -> str:
+    """One line for the state of the run and for notifications."""
+    verdicts = Counter(outcome.verdict for outcome in outcomes)
+    counted = ", ".join(f"{count} {verdict}" for verdict, count in verdicts.most_common()) or "nothing to do"
+    seconds = sum(outcome.seconds or 0 for outcome in outcomes)
+    return f"{counted}; {sum(outcome.mpx or 0 for outcome in outcomes):.2f} Mpx in {seconds:.0f} s"
+
+
+def failures_of(outcomes: Sequence[Outcome]) -> str:
+    """Every failed scene with its reason."""
+    return "; ".join(f"{outcome.key}: {outcome.reason}" for outcome in outcomes if outcome.failed)
+
+
+async def announce(flow: Any, run: FlowRun, state: State[Any]) -> None:  # Any: Flow over all parameters
+    """Hook: send how a run ended to the webhook block that its parameter ``notify`` names. Never fails the run."""
+    from prefect.blocks.webhook import Webhook
+
+    name = (run.parameters or {}).get("notify")
+    if not name:
+        return
+    payload = {
+        "flow": flow.name,
+        "run": run.name,
+        "state": state.name,
+        "text": f"{flow.name} {run.name}: {state.name}. {state.message or ''}".strip(),
+    }
+    try:
+        webhook: Any = await Webhook.aload(name)  # Any: its type parameter is lost on the way
+        await webhook.call(payload)
+    except Exception as error:  # noqa: BLE001 - whatever keeps the message from arriving, the work itself is done
+        get_run_logger().error("webhook %s could not be told: %s: %s", name, type(error).__name__, error)
+
+
+HOOKS_ON_TROUBLE: dict[str, Any] = {"on_failure": [announce], "on_crashed": [announce]}
+HOOKS: dict[str, Any] = {"on_completion": [announce], **HOOKS_ON_TROUBLE}
+
+
+def _table_row(outcome: Outcome) -> dict[str, Any]:
+    quality = outcome.quality
+    return {
+        "scene": outcome.key,
+        "sensor": outcome.sensor,
+        "verdict": outcome.verdict,
+        "seconds": outcome.seconds,
+        "Mpx/s": outcome.mpx_per_s,
+        "HQNR": quality.hqnr if quality else None,
+        "gain": quality.gain_over_classical if quality else None,
+        "reason": outcome.reason,
+    }
+
+
+def _leave_picture(outcome: Outcome) -> None:
+    """A small copy inside the artifact itself: browsers cannot look into local folders and private buckets."""
+    import fsspec
+    from PIL import Image
+
+    assert outcome.picture_href is not None
+    try:
+        with fsspec.open(outcome.picture_href, "rb") as file, Image.open(file) as picture:
+            picture.thumbnail((PICTURE_PX, PICTURE_PX))
+            buffer = io.BytesIO()
+            picture.convert("RGB").save(buffer, "JPEG", quality=80)
+    except OSError as error:
+        get_run_logger().warning("no picture of %s: %s", outcome.key, error)
+        return
+    image = base64.b64encode(buffer.getvalue()).decode()
+    name = Path(outcome.picture_href).name
+    create_image_artifact(
+        f"data:image/jpeg;base64,{image}",
+        key="before-after",
+        description=f"PAN, MS and sharpened of {outcome.key} ({name})",
+    )

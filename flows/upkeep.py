@@ -1,0 +1,75 @@
+"""Flows that keep order: census, sweep and redrive, as the commands of the same names."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prefect import flow
+from prefect.artifacts import create_table_artifact
+from prefect.client.schemas.objects import State
+from prefect.states import Completed, Failed
+
+from flows.report import HOOKS_ON_TROUBLE
+from flows.runs import crash_gone_runs, sign_run
+from pancrafter import steps
+from pancrafter.census import take_census
+from pancrafter.settings import Settings
+from pancrafter.sweep import sweep as do_sweep
+
+
+@flow(name="census", **HOOKS_ON_TROUBLE)
+def census(
+    settings: Settings,
+    notify: str | None = None,  # noqa: ARG001 - read by the hooks
+    *,
+    checksums: bool = False,
+) -> State[Any]:
+    """Compare source, ledger, files and output catalog; the run fails if anything differs.
+
+    Args:
+        settings: The places.
+        notify: Webhook block that is told about differences.
+        checksums: Read every published file instead of comparing sizes.
+    """
+    sign_run()
+    taken = take_census(settings, checksums=checksums)
+    rows = [difference.model_dump() for difference in taken.differences]
+    create_table_artifact(rows, key="census", description="What differs, and the command that mends it")
+    counted = f"{taken.source_scenes} scenes in the source, {taken.catalog_items} items published"
+    if taken.clean:
+        return Completed(message=f"clean: {counted}", data=taken.model_dump(mode="json"))
+    fixes = "; ".join(dict.fromkeys(difference.fix for difference in taken.differences))
+    return Failed(message=f"{len(rows)} differences, {counted}; mend with: {fixes}"[:2000])
+
+
+@flow(name="sweep")
+def sweep(settings: Settings) -> State[Any]:
+    """Free the scenes of dead workers, remove what they left behind, and close flow runs whose process is gone."""
+    sign_run()
+    crashed = crash_gone_runs()
+    swept = do_sweep(settings)
+    message = f"{len(swept.freed)} freed, {len(swept.dead)} dead, {len(swept.removed)} leftovers removed"
+    closed = f", {len(crashed)} flow runs closed" if crashed else ""
+    return Completed(message=message + closed, data=swept.model_dump(mode="json"))
+
+
+@flow(name="redrive")
+def redrive(
+    settings: Settings,
+    states: tuple[str, ...] = ("dead", "held"),
+    code: str | None = None,
+    reason_contains: str | None = None,
+) -> State[Any]:
+    """Give failed scenes another try after their cause is mended; the next nightly takes them.
+
+    Args:
+        settings: The places.
+        states: Rest states to take.
+        code: Only this refusal code or error class.
+        reason_contains: Only where the reason contains this text.
+    """
+    sign_run()
+    with steps.open_ledger(settings) as ledger:
+        result = ledger.redrive(sink=settings.sink, states=states, code=code, reason_contains=reason_contains)
+    message = f"{len(result.redriven)} redriven, {len(result.left)} left"
+    return Completed(message=message, data=[str(key) for key in result.redriven])

@@ -1,0 +1,246 @@
+"""What may be read and how: allowed hosts and folders, and per host the credentials that are added while reading.
+
+Hrefs come from catalogs, so from strangers. Records keep them unsigned; `Reader` turns one into what GDAL opens, with a
+signature or headers that live in the worker's memory only. Nothing here reads pixels.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+from urllib.parse import quote, unquote, urlsplit
+
+from pydantic import Field
+
+from pancrafter.errors import InvalidSceneError, TransientReadError
+from pancrafter.types import Record
+
+REMOTE_SCHEMES = frozenset({"http", "https", "s3"})
+"""Schemes of asset hrefs that are read; GDAL knows many more ways to reach a file, which catalogs must not use."""
+
+SIGNING_TIMEOUT_S = 30.0
+EXPIRY_MARGIN_S = 120.0
+"""A signature is renewed this long before it runs out, so that a window read begun with it can end."""
+
+_SIGNED_FOR_S = 600.0  # where a signing service names no expiry
+
+
+class HostProfile(Record):
+    """How to read from some hosts or buckets. Secrets are named, not held: files that only the reader opens."""
+
+    match: tuple[str, ...] = Field(min_length=1, description="Host names, or s3://bucket, as shell patterns.")
+    kind: Literal["anonymous", "aws", "headers", "signed"]
+    aws_profile: str | None = Field(default=None, description="For aws: section of the AWS credentials file.")
+    aws_region: str | None = None
+    requester_pays: bool = Field(default=False, description="For aws: the reader pays for what it reads.")
+    headers_file: str | None = Field(default=None, description="For headers: JSON file of HTTP headers to send.")
+    sign_url: str | None = Field(
+        default=None,
+        description="For signed: service that is asked `SIGN_URL?href=...` and answers `href` and `msft:expiry`.",
+    )
+
+
+class Access(Record):
+    """The access rules of a run."""
+
+    roots: tuple[str, ...] = Field(
+        default=(),
+        description="Local folders assets may lie in; none: anywhere for local catalogs, nowhere for others.",
+    )
+    hosts: tuple[str, ...] = Field(default=(), description="Hosts that are trusted although their address is private.")
+    allow_private: bool = Field(default=False, description="Read from private, loopback and link-local addresses.")
+    allow_spending: bool = Field(default=False, description="Use profiles where the requester pays.")
+    profiles: tuple[HostProfile, ...] = Field(default=(), description="The first that matches a host counts.")
+
+    def trusting(self, source: str) -> Access:
+        """These rules for the assets of one source: its host is trusted, and local files if it runs on this machine."""
+        host = urlsplit(source).hostname
+        here = host is None or any(address.is_loopback for address in _addresses(host, resolve=False))
+        trusted: dict[str, Any] = {"hosts": self.hosts if host is None else (*self.hosts, host)}
+        return self.model_copy(update=trusted | ({"roots": ("/",)} if here and not self.roots else {}))
+
+    def fault(self, href: str, *, resolve: bool = False) -> str | None:
+        """Why ``href`` must not be read, or None. ``resolve`` looks host names up, as reading must."""
+        parts = urlsplit(href)
+        if len(parts.scheme) > 1 and parts.scheme not in {"file", *REMOTE_SCHEMES}:
+            return f"scheme {parts.scheme!r} is not read; expected a path, file, http, https or s3"
+        if parts.scheme in ("http", "https"):
+            return self._host_fault(parts.hostname or "", resolve=resolve)
+        return None if parts.scheme == "s3" else self._path_fault(href)
+
+    def _path_fault(self, href: str) -> str | None:
+        path = unquote(urlsplit(href).path) if href.startswith("file:") else href
+        if path.startswith(("/vsi", "<")) or "\0" in path:
+            return "a GDAL virtual path is not read; expected a plain file"
+        if urlsplit(href).netloc not in ("", "localhost"):
+            return "a file on another machine is not read"
+        real = os.path.realpath(path)
+        if any(os.path.commonpath((real, os.path.realpath(root))) == os.path.realpath(root) for root in self.roots):
+            return None
+        allowed = ", ".join(self.roots) or "none, as the catalog is not local"
+        return f"{real} lies outside the allowed folders ({allowed}); see PANCRAFTER_ACCESS"
+
+    def _host_fault(self, host: str, *, resolve: bool) -> str | None:
+        if not host:
+            return "the URL names no host"
+        if self.allow_private or any(fnmatchcase(host, known) for known in self.hosts):
+            return None
+        for address in _addresses(host, resolve=resolve):
+            if not address.is_global:
+                return f"host {host} has the private address {address}; allow it with PANCRAFTER_ACCESS if it is yours"
+        return None
+
+    def profile_of(self, href: str) -> HostProfile | None:
+        """The profile that holds for ``href``."""
+        parts = urlsplit(href)
+        place = f"s3://{parts.netloc}" if parts.scheme == "s3" else (parts.hostname or "")
+        return next((p for p in self.profiles if any(fnmatchcase(place, pattern) for pattern in p.match)), None)
+
+
+OPEN_TO_ALL = Access(roots=("/",), allow_private=True)
+"""For files that the user named himself."""
+
+
+class Opened(NamedTuple):
+    """What GDAL is given: a path or URL, and configuration options that hold for this file."""
+
+    href: str
+    options: dict[str, Any]  # Any: GDAL options of several types
+
+
+class Reader:
+    """Signs and authorises hrefs under some rules; keeps signatures in memory until shortly before they run out."""
+
+    def __init__(self, access: Access) -> None:
+        self.access = access
+        self._signed: dict[str, tuple[str, float]] = {}
+        self._lock = threading.Lock()
+
+    def open(self, href: str) -> Opened:
+        """What to open for ``href``.
+
+        Raises:
+            InvalidSceneError: The rules forbid it, or a profile is incomplete.
+            TransientReadError: The signing service did not answer.
+        """
+        if fault := self.access.fault(href, resolve=True):
+            raise InvalidSceneError(f"{href}: {fault}")
+        profile = self.access.profile_of(href)
+        if profile is None:
+            return Opened(href, {})
+        if profile.kind == "signed":
+            return Opened(self._sign(href, profile), {})
+        if profile.kind == "headers":
+            return Opened(href, {"GDAL_HTTP_HEADERS": _header_lines(profile)})
+        return Opened(href, _aws_options(profile, self.access, href))
+
+    def forget(self, href: str) -> bool:
+        """Drop the signature of ``href`` because a server refused it; whether there was one."""
+        with self._lock:
+            return self._signed.pop(href, None) is not None
+
+    def _sign(self, href: str, profile: HostProfile) -> str:
+        with self._lock:
+            signed, expires = self._signed.get(href, ("", 0.0))
+        if time.time() < expires - EXPIRY_MARGIN_S:
+            return signed
+        if profile.sign_url is None:
+            raise InvalidSceneError(f"access profile for {', '.join(profile.match)}: sign_url is missing; add it")
+        signed, expires = _ask_to_sign(profile.sign_url, href)
+        with self._lock:
+            self._signed[href] = (signed, expires)
+        return signed
+
+
+_READERS: dict[str, Reader] = {}
+_READERS_LOCK = threading.Lock()
+
+
+def reader_for(access: Access) -> Reader:
+    """The reader of this process for some rules; tasks of one worker share its signatures."""
+    key = access.model_dump_json()
+    with _READERS_LOCK:
+        return _READERS.setdefault(key, Reader(access))
+
+
+def _ask_to_sign(sign_url: str, href: str) -> tuple[str, float]:
+    import requests
+
+    try:
+        answer = requests.get(f"{sign_url}?href={quote(href, safe='')}", timeout=SIGNING_TIMEOUT_S)
+        answer.raise_for_status()
+        body = answer.json()
+        signed = str(body["href"])
+    except (requests.RequestException, ValueError, KeyError, TypeError) as err:
+        # The text of requests' errors holds the URL but no signature, as none was given yet.
+        raise TransientReadError(f"signing service {sign_url} did not sign {href}: {type(err).__name__}") from None
+    return signed, _expiry(body.get("msft:expiry"))
+
+
+def _expiry(text: object) -> float:
+    try:
+        return datetime.fromisoformat(str(text)).replace(tzinfo=UTC).timestamp()
+    except ValueError:
+        return time.time() + EXPIRY_MARGIN_S + _SIGNED_FOR_S
+
+
+def _header_lines(profile: HostProfile) -> str:
+    try:
+        headers = json.loads(Path(profile.headers_file or "").read_text(encoding="utf-8"))
+        lines = [f"{name}: {value}" for name, value in headers.items()]
+    except (OSError, ValueError, AttributeError) as err:
+        raise InvalidSceneError(
+            f"access profile for {', '.join(profile.match)}: headers_file {profile.headers_file} is not readable as a "
+            f"JSON object ({type(err).__name__}); mend the profile"
+        ) from None
+    if any("\n" in line or "\r" in line for line in lines):
+        raise InvalidSceneError(f"{profile.headers_file}: a header holds a line break; mend the file")
+    return "\n".join(lines)
+
+
+def _aws_options(profile: HostProfile, access: Access, href: str) -> dict[str, Any]:
+    if profile.kind == "anonymous":
+        return {"AWS_NO_SIGN_REQUEST": "YES"}
+    options = {"AWS_PROFILE": profile.aws_profile, "AWS_REGION": profile.aws_region}
+    if profile.requester_pays:
+        if not access.allow_spending:
+            raise InvalidSceneError(
+                f"{href}: the requester pays for this bucket and this run may not spend; set allow_spending in "
+                "PANCRAFTER_ACCESS"
+            )
+        options["AWS_REQUEST_PAYER"] = "requester"
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _addresses(host: str, *, resolve: bool) -> Iterable[ipaddress.IPv4Address | ipaddress.IPv6Address]:
+    """Addresses of a host: written out in any spelling the system's resolver takes, known as local, or looked up."""
+    bare = host.strip("[]")
+    if bare.casefold().rstrip(".") == "localhost" or bare.casefold().endswith(".localhost"):
+        yield ipaddress.ip_address("127.0.0.1")
+        return
+    numeric = ":" in bare or all(part.isalnum() and part[:1].isdigit() for part in bare.split("."))
+    if not (resolve or numeric):  # 2130706433 and 0x7f.1 are addresses, too
+        return
+    try:
+        found = socket.getaddrinfo(bare, None, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError):
+        return  # reading it will say so
+    for *_, place in found:
+        yield _unmapped(ipaddress.ip_address(str(place[0]).split("%")[0]))
+
+
+def _unmapped(
+    address: ipaddress.IPv4Address | ipaddress.IPv6Address,
+) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
+    """The IPv4 address inside an IPv6 one, so that ``::ffff:127.0.0.1`` is seen for what it is."""
+    mapped = getattr(address, "ipv4_mapped", None)
+    return mapped if mapped is not None else address

@@ -1,0 +1,576 @@
+"""What the engine costs: the model, the engine without a model, reading and writing, and all of it, side by side.
+
+Every measure runs in a process of its own, so that its peak memory is its own. Wall and CPU time are both given: on a
+shared machine only the latter means something. Run through ``pancrafter bench``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from pancrafter.classical import InjectionConstants
+from pancrafter.model.names import DEFAULT_WEIGHTS
+from pancrafter.types import PixelGrid, Record, StagedScene
+
+if TYPE_CHECKING:
+    import torch
+
+    from pancrafter.engine import Tile
+    from pancrafter.store import Window
+
+BANDS, RATIO = 4, 4
+_TEXTURE_PX = 512
+_INJECTION = InjectionConstants(weights=(0.25,) * BANDS, offset=0.0, gains=(0.5,) * BANDS)
+_LIBRARIES = ("torch", "numpy", "rasterio", "zarr", "dask", "rio-cogeo")
+
+
+class Measure(Record):
+    """One measurement. Rates are PAN megapixels of the result, all bands."""
+
+    name: str
+    mpx: float
+    wall_s: float
+    cpu_s: float
+    mpx_per_s: float
+    mpx_per_cpu_s: float
+    peak_mib: float
+    """Largest resident memory of the process."""
+    grown_mib: float
+    """How much of it came with the work itself."""
+    details: dict[str, float | str] = Field(default_factory=dict)
+
+
+class Report(Record):
+    """A run of the benchmark."""
+
+    commit: str
+    machine: str
+    cores: int
+    device: str
+    python: str
+    versions: dict[str, str]
+    threads: int
+    measures: tuple[Measure, ...]
+    ratios: dict[str, float]
+
+
+def run(
+    names: tuple[str, ...], sizes: tuple[int, ...], *, device: str, threads: int, repeat: int, memory: str,
+    on_measure: Callable[[Measure], None],
+) -> Report:  # fmt: skip
+    """Measure each of ``names`` (see ``MEASURES``), those that need a scene at every size (PAN pixels per side)."""
+    measures = []
+    with tempfile.TemporaryDirectory(prefix="pancrafter-bench-") as folder:
+        for name in names:
+            for size in sizes if MEASURES[name].needs_scene else (0,):
+                settings = {"name": name, "size": size, "device": device, "threads": threads, "repeat": repeat,
+                            "folder": folder, "memory": memory}  # fmt: skip
+                measure = _in_own_process(settings)
+                if measure is not None:
+                    measures.append(measure)
+                    on_measure(measure)
+    return Report(
+        commit=_commit(),
+        machine=_machine(),
+        cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        device=_device_name(device),
+        python=platform.python_version(),
+        versions={name: version(name) for name in _LIBRARIES},
+        threads=threads,
+        measures=tuple(measures),
+        ratios=_ratios(measures),
+    )
+
+
+def _in_own_process(settings: dict[str, Any]) -> Measure | None:
+    environment = os.environ | {"OMP_NUM_THREADS": str(settings["threads"])}
+    done = subprocess.run(  # noqa: S603  # ourselves
+        [sys.executable, "-m", "pancrafter.benchmark", json.dumps(settings)],
+        capture_output=True, text=True, check=False, env=environment,
+    )  # fmt: skip
+    if done.returncode != 0:
+        raise RuntimeError(f"benchmark {settings['name']} failed:\n{done.stderr}")
+    line = done.stdout.strip().splitlines()[-1]
+    return None if line == "null" else Measure.model_validate_json(line)
+
+
+def _ratios(measures: list[Measure]) -> dict[str, float]:
+    """The comparisons that matter, by CPU time of the same amount of work: above 1, the second is the faster."""
+    by_name: dict[str, list[Measure]] = {}
+    for measure in measures:
+        by_name.setdefault(measure.name, []).append(measure)
+    found = {}
+    for title, slow, fast in (
+        ("model over reference, speed", "model-reference", "model"),
+        ("bfloat16 over float32, speed", "model", "model-bfloat16"),
+        ("brovey over gdal_pansharpen, speed", "gdal-pansharpen", "brovey"),
+        ("brovey over gdal_pansharpen to COG, speed", "gdal-pansharpen-cog", "brovey"),
+    ):
+        if slow in by_name and fast in by_name:
+            found[title] = by_name[fast][-1].mpx_per_cpu_s / by_name[slow][-1].mpx_per_cpu_s
+    if "model" in by_name and "model-reference" in by_name:
+        found["model over reference, memory"] = by_name["model"][0].grown_mib / by_name["model-reference"][0].grown_mib
+    if "engine" in by_name and "io" in by_name:
+        found["engine over I/O, time"] = by_name["engine"][-1].wall_s / by_name["io"][-1].wall_s
+    if "end-to-end" in by_name:
+        last, first = by_name["end-to-end"][-1], by_name["end-to-end"][0]
+        found["end to end, cost per pixel of largest over smallest"] = first.mpx_per_cpu_s / last.mpx_per_cpu_s
+        found["end to end, memory of largest over smallest"] = last.peak_mib / first.peak_mib
+    return found
+
+
+# --- what is measured -----------------------------------------------------------------------------------------------
+
+
+class Setting(Record):
+    """What a measuring process is told."""
+
+    name: str
+    size: int
+    device: str
+    threads: int
+    repeat: int
+    folder: str
+    memory: str
+
+
+def model(setting: Setting, *, reference: bool = False, precision: str = "float32") -> Measure:
+    """One 512 px block of four bands with its halo: conditions, network and back to DN."""
+    import torch
+
+    from pancrafter.engine import NetworkSharpener, build_sharpener
+    from pancrafter.engine import SharpenerSpec as Spec
+    from pancrafter.model.weights import load_checkpoint
+
+    torch.set_num_threads(setting.threads)
+    tile, core = _tile(512, load_checkpoint().network.config.reach_px(RATIO))
+    if reference:
+        runner = _reference(setting.device)
+        work: Callable[[], Any] = lambda: runner(tile)  # noqa: E731
+    else:
+        spec = Spec(
+            weights=DEFAULT_WEIGHTS, device=setting.device, precision=precision, threads=setting.threads,
+            injection=_INJECTION,
+        )  # fmt: skip
+        sharpener = build_sharpener(spec)
+        assert isinstance(sharpener, NetworkSharpener)
+        work = lambda: sharpener(tile, core)  # noqa: E731
+    return _timed(setting, work, 512**2 / 1e6, precision=precision)
+
+
+def _reference(device: str) -> Callable[[Tile], NDArray[np.float32]]:
+    """The plain network: eager, float32, channels first, attention over unfolded neighbourhoods, band by band."""
+    import torch
+
+    from pancrafter.engine import NetworkSharpener
+    from pancrafter.model import layers
+    from pancrafter.model.weights import load_checkpoint
+
+    layers.local_attention = unfold_attention
+    checkpoint = load_checkpoint()
+    network = checkpoint.network.to(device, memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    network.stem.register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(),))
+    helper = NetworkSharpener(checkpoint, device, injection=_INJECTION)
+    mode = torch.zeros(1, dtype=torch.long, device=device)
+
+    def run(tile: Tile) -> NDArray[np.float32]:
+        with torch.inference_mode():
+            conditions = helper._conditions(tile)  # noqa: SLF001  # the same inputs
+            bands = [network(conditions.samples(b, b + 1), mode)[0] for b in range(len(tile.ms))]
+            found: NDArray[np.float32] = torch.cat(bands).cpu().numpy()
+        return found
+
+    return run
+
+
+def unfold_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, heads: int) -> torch.Tensor:
+    """Local attention as it is usually written, with nine copies of keys and values."""
+    import torch
+    from torch.nn.functional import unfold
+
+    n, c, height, width = query.shape
+    q = query.reshape(n, heads, c // heads, 1, height * width) * (c // heads) ** -0.5
+    keys, values = (unfold(x.contiguous(), 3, padding=1).reshape(n, heads, c // heads, 9, -1) for x in (key, value))
+    weights = (q * keys).sum(2, keepdim=True).softmax(3)
+    return torch.einsum("nhokp,nhckp->nhcp", weights, values).reshape(n, c, height, width)
+
+
+def io(setting: Setting) -> Measure:
+    """Every input window read once, and as many bytes as a result has written as a COG."""
+    from rasterio import open as open_raster
+    from rasterio.windows import Window as RasterWindow
+
+    from pancrafter.cog import Block, write_cog
+
+    pan_path, ms_path = _scene(setting)
+    out = Path(setting.folder) / "io.tif"
+
+    def blocks() -> Iterator[Block]:
+        with open_raster(pan_path) as pan, open_raster(ms_path) as ms:
+            for rows, cols in _windows(setting.size, 1024):
+                shape = (rows.stop - rows.start, cols.stop - cols.start)
+                detail = pan.read(1, window=RasterWindow(cols.start, rows.start, shape[1], shape[0])) // 8
+                place = RasterWindow(cols.start // RATIO, rows.start // RATIO, shape[1] // RATIO, shape[0] // RATIO)
+                values = ms.read(window=place).repeat(RATIO, 1).repeat(RATIO, 2)
+                yield Block((rows, cols), values + detail)
+
+    def work() -> None:
+        write_cog(
+            out, blocks(), grid=_grid(setting.size, 0.5), count=BANDS, dtype="uint16", nodata=None,
+            band_names=[f"b{b}" for b in range(BANDS)], threads=setting.threads,
+        )  # fmt: skip
+
+    return _timed(setting, work, setting.size**2 / 1e6)
+
+
+@dataclass(frozen=True)
+class Identity:
+    """A sharpener without a model: every MS pixel repeated, plus a little PAN, or the result would cost no disk."""
+
+    halo: int = 76
+
+    @property
+    def method(self) -> str:
+        """``identity``."""
+        return "identity"
+
+    def halo_px(self, staged: StagedScene) -> int:  # noqa: ARG002  # as the protocol has it
+        """As much as the shipped network asks for."""
+        return self.halo
+
+    def working_bytes(self, tile_px: int, core_px: int, bands: int) -> int:
+        """The repeated bands."""
+        return 4 * bands * (tile_px + core_px)
+
+    def __call__(self, tile: Tile, core: Window | None = None) -> NDArray[np.float32]:
+        """Repeat the pixels of MS."""
+        whole = tile.ms.repeat(tile.ratio, 1).repeat(tile.ratio, 2) + tile.pan // 8
+        return whole if core is None else np.ascontiguousarray(whole[(slice(None), *core)])
+
+
+def engine(setting: Setting) -> Measure:
+    """``pancrafter sharpen`` with a model that costs nothing: staging, windows, COG."""
+    import pancrafter.engine as engine_module
+
+    engine_module.build_sharpener = lambda _: Identity()  # type: ignore[assignment]
+    return end_to_end(setting, method="exp", warm_up=True)
+
+
+def end_to_end(setting: Setting, *, method: str | None = None, warm_up: bool = False) -> Measure:
+    """Files in, COG out, as the command does it."""
+    from pancrafter.cli.shared import parse_size
+    from pancrafter.pair import sharpen_pair
+    from pancrafter.settings import Settings
+
+    pan, ms = _scene(setting)
+    out = Path(setting.folder) / f"{setting.name}.tif"
+    settings = Settings.model_validate({"threads": setting.threads, "device": setting.device})
+    made: dict[str, float | str] = {"memory": setting.memory}
+
+    def work() -> None:
+        pair = sharpen_pair(
+            pan, [ms], out, settings, sensor="generic", method=method or "pan-crafter",  # type: ignore[arg-type]
+            overwrite=True, memory_bytes=parse_size("--memory", setting.memory),
+        )  # fmt: skip
+        made.update(window_px=pair.window_px, sharpen_s=round(pair.sharpen_seconds, 2))
+
+    once = setting.model_copy(update={"repeat": 1})
+    return _timed(once, work, setting.size**2 / 1e6, warm_up=warm_up).model_copy(update={"details": made})
+
+
+def gdal_pansharpen(setting: Setting, *, cog: bool) -> Measure | None:
+    """GDAL's own weighted Brovey on the same files and threads; None where it is not installed."""
+    script = shutil.which("gdal_pansharpen.py") or shutil.which("gdal_pansharpen")
+    if script is None:
+        return None
+    pan, ms = _scene(setting)
+    out = Path(setting.folder) / "gdal.tif"
+    options = ["-co", "COMPRESS=ZSTD", "-co", "PREDICTOR=2", "-co", "LEVEL=1" if cog else "ZSTD_LEVEL=1"]
+    options += ["-of", "COG", "-co", f"NUM_THREADS={setting.threads}"] if cog else ["-co", "TILED=YES"]
+    options += ["-co", "BLOCKSIZE=512"] if cog else ["-co", f"NUM_THREADS={setting.threads}"]
+    command = [script, "-q", "-threads", str(setting.threads), *options, str(pan), str(ms), str(out)]
+
+    def work() -> None:
+        out.unlink(missing_ok=True)
+        clean = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "VIRTUAL_ENV")}
+        clean["PATH"] = "/usr/local/bin:/usr/bin:/bin"
+        subprocess.run(command, check=True, capture_output=True, env=clean)  # noqa: S603  # the command of GDAL
+
+    once = setting.model_copy(update={"repeat": 1})
+    return _timed(once, work, setting.size**2 / 1e6, warm_up=False)
+
+
+def roofline(setting: Setting) -> Measure:
+    """Matrix product and copy rate of the device, and what share of them the model reaches."""
+    import torch
+
+    from pancrafter.engine import NetworkSharpener
+    from pancrafter.model.weights import load_checkpoint
+
+    device, n = setting.device, 8192 if setting.device.startswith("cuda") else 1024
+    torch.set_num_threads(setting.threads)
+    a = torch.randn(n, n, device=device, dtype=torch.bfloat16)
+    product_s = _seconds(lambda: a @ a, setting)
+    big = torch.empty(2**28 if device.startswith("cuda") else 2**26, device=device)
+    copy_s = _seconds(big.clone, setting)
+    edge = 2048 if device.startswith("cuda") else 512
+    checkpoint = load_checkpoint()
+    tile, core = _tile(edge, checkpoint.network.config.reach_px(RATIO))
+    sharpener = NetworkSharpener(checkpoint, device, "bfloat16", _INJECTION)
+    flops = BANDS * _flops_per_px() * edge**2
+    with torch.inference_mode():
+        conditions = sharpener._conditions(tile)  # noqa: SLF001  # the stage apart
+        region = tuple((part.start, part.stop) for part in core)
+        network = sharpener._network  # noqa: SLF001  # the stage apart
+        stages = {
+            "conditions_s": _seconds(lambda: sharpener._conditions(tile), setting),  # noqa: SLF001
+            "network_s": _seconds(lambda: network(conditions, region), setting),  # type: ignore[arg-type]
+        }
+    peak, copied = 2 * n**3 / product_s, 2 * big.nbytes / copy_s
+    measure = _timed(setting, lambda: sharpener(tile, core), edge**2 / 1e6)
+    details: dict[str, float | str] = {
+        "matrix_tflops": peak / 1e12,
+        "copy_gb_per_s": copied / 1e9,
+        "network_tflops": flops / stages["network_s"] / 1e12,
+        "share_of_matrix_peak": flops / stages["network_s"] / peak,
+        "share_of_copy": tile.pan.nbytes * (1 + BANDS) / stages["conditions_s"] / copied,
+        **stages,
+    }
+    if device.startswith("cuda"):
+        details["device_peak_mib"] = torch.cuda.max_memory_allocated() / 2**20
+    return measure.model_copy(update={"details": details})
+
+
+def _flops_per_px() -> float:
+    """Floating point operations of the shipped network per PAN pixel and band, counted by torch on the plain pass."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from pancrafter.model.conditions import build_conditions
+    from pancrafter.model.weights import load_checkpoint
+
+    network = load_checkpoint().network
+    bands = network.config.bands
+    detail = torch.zeros(1, bands, 64, 64) if network.config.injected_detail else None
+    phases = torch.full((1, bands, 2), 1.5, dtype=torch.float64)
+    conditions = build_conditions(torch.zeros(1, 1, 64, 64), torch.zeros(1, bands, 16, 16), RATIO, phases, detail)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network(conditions, torch.zeros(1, dtype=torch.long))
+    return float(counter.get_total_flops()) / 64**2 / bands
+
+
+class _Entry(Record):
+    needs_scene: bool
+    what: str
+
+
+MEASURES = {
+    "model-reference": _Entry(needs_scene=False, what="plain float32 network, channels first, unfolded attention"),
+    "model": _Entry(needs_scene=False, what="the engine's forward pass, float32"),
+    "model-bfloat16": _Entry(needs_scene=False, what="the engine's forward pass, bfloat16"),
+    "roofline": _Entry(needs_scene=False, what="matrix and copy rate of the device, and the share reached"),
+    "io": _Entry(needs_scene=True, what="reading the inputs and writing a COG, nothing else"),
+    "engine": _Entry(needs_scene=True, what="pancrafter sharpen with a model that costs nothing"),
+    "end-to-end": _Entry(needs_scene=True, what="pancrafter sharpen"),
+    "brovey": _Entry(needs_scene=True, what="pancrafter sharpen --method brovey"),
+    "gdal-pansharpen": _Entry(needs_scene=True, what="gdal_pansharpen to a tiled GeoTIFF without overviews"),
+    "gdal-pansharpen-cog": _Entry(needs_scene=True, what="gdal_pansharpen to a COG"),
+}
+
+
+def measured(setting: Setting) -> Measure | None:
+    """Carry out one measurement in this process."""
+    runners: dict[str, Callable[[], Measure | None]] = {
+        "model-reference": lambda: model(setting, reference=True),
+        "model": lambda: model(setting),
+        "model-bfloat16": lambda: model(setting, precision="bfloat16"),
+        "roofline": lambda: roofline(setting),
+        "io": lambda: io(setting),
+        "engine": lambda: engine(setting),
+        "end-to-end": lambda: end_to_end(setting),
+        "brovey": lambda: end_to_end(setting, method="brovey", warm_up=True),
+        "gdal-pansharpen": lambda: gdal_pansharpen(setting, cog=False),
+        "gdal-pansharpen-cog": lambda: gdal_pansharpen(setting, cog=True),
+    }
+    return runners[setting.name]()
+
+
+# --- clocks ---------------------------------------------------------------------------------------------------------
+
+
+def _timed(
+    setting: Setting, work: Callable[[], object], mpx: float, *, warm_up: bool = True, **details: float | str
+) -> Measure:
+    """Best of ``repeat`` runs by CPU time, with the wall time of the quickest."""
+    before = _peak_mib()
+    if warm_up:
+        work()
+    walls, cpus = [], []
+    for _ in range(setting.repeat):
+        cpu, wall = _cpu_s(), time.perf_counter()
+        work()
+        _settle(setting.device)
+        walls.append(time.perf_counter() - wall)
+        cpus.append(_cpu_s() - cpu)
+    peak = _peak_mib()
+    return Measure(
+        name=setting.name,
+        mpx=mpx,
+        wall_s=min(walls),
+        cpu_s=min(cpus),
+        mpx_per_s=mpx / min(walls),
+        mpx_per_cpu_s=mpx / min(cpus),
+        peak_mib=peak,
+        grown_mib=peak - before,
+        details=details,
+    )
+
+
+def _seconds(work: Callable[[], object], setting: Setting) -> float:
+    """Quickest of ``repeat`` runs, wall clock."""
+    work()
+    found = []
+    for _ in range(setting.repeat):
+        _settle(setting.device)
+        started = time.perf_counter()
+        work()
+        _settle(setting.device)
+        found.append(time.perf_counter() - started)
+    return min(found)
+
+
+def _settle(device: str) -> None:
+    if device.startswith("cuda"):
+        import torch
+
+        torch.cuda.synchronize()
+
+
+def _cpu_s() -> float:
+    """CPU time of this process and its finished children."""
+    used = os.times()
+    return used.user + used.system + used.children_user + used.children_system
+
+
+def _peak_mib() -> float:
+    own, children = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return max(own, children) / 1024
+
+
+# --- inputs ---------------------------------------------------------------------------------------------------------
+
+
+def _tile(core_px: int, halo_px: int) -> tuple[Tile, Window]:
+    from pancrafter.engine import Tile
+    from pancrafter.types import ValueRange
+
+    step = -(-halo_px // 4) * 4
+    edge, generator = core_px + 2 * step, np.random.default_rng(0)
+    tile = Tile(
+        pan=generator.uniform(100, 2000, (edge, edge)).astype(np.float32),
+        ms=generator.uniform(100, 2000, (BANDS, edge // RATIO, edge // RATIO)).astype(np.float32),
+        ratio=RATIO,
+        phases_yx=((1.5, 1.5),) * BANDS,
+        pan_range=ValueRange(low=100, high=2000),
+        ms_ranges=(ValueRange(low=100, high=2000),) * BANDS,
+    )
+    return tile, (slice(step, step + core_px), slice(step, step + core_px))
+
+
+def _scene(setting: Setting) -> tuple[Path, Path]:
+    """PAN and MS files of a size, made when first asked for; a texture with noise, so that it compresses like one."""
+    from pancrafter.cog import Block, write_cog
+
+    folder, size = Path(setting.folder), setting.size
+    paths = folder / f"pan-{size}.tif", folder / f"ms-{size}.tif"
+    generator = np.random.default_rng(0)
+    texture = _texture(generator)
+    for path, edge, pitch, gains in zip(
+        paths, (size, size // RATIO), (1, RATIO), ((1.0,), (0.6, 0.8, 0.9, 1.1)), strict=True
+    ):
+        if path.exists():
+            continue
+
+        def blocks(edge: int = edge, pitch: int = pitch, gains: tuple[float, ...] = gains) -> Iterator[Block]:
+            for rows, cols in _windows(edge, 512):
+                y, x = (np.arange(part.start, part.stop) * pitch % _TEXTURE_PX for part in (rows, cols))
+                plane = texture[np.ix_(y, x)]
+                noisy = [plane * gain + generator.normal(0, 4, plane.shape) for gain in gains]
+                yield Block((rows, cols), np.stack(noisy).clip(1, 2047).astype(np.uint16))
+
+        write_cog(
+            path, blocks(), grid=_grid(edge, 0.5 * pitch), count=len(gains), dtype="uint16", nodata=None,
+            band_names=[f"b{b}" for b in range(len(gains))],
+        )  # fmt: skip
+    return paths
+
+
+def _texture(generator: np.random.Generator) -> NDArray[np.float64]:
+    from scipy.ndimage import gaussian_filter
+
+    noise = generator.normal(size=(_TEXTURE_PX, _TEXTURE_PX))
+    fields = sum(gaussian_filter(noise, sigma, mode="wrap") * sigma for sigma in (1.5, 5, 15))
+    image: NDArray[np.float64] = 800 + 200 * fields / np.std(fields)
+    return image
+
+
+def _grid(edge: int, gsd: float) -> PixelGrid:
+    return PixelGrid(crs="EPSG:32633", transform=(gsd, 0, 500_000, 0, -gsd, 4_000_000), shape_yx=(edge, edge))
+
+
+def _windows(size: int, edge: int) -> Iterator[Window]:
+    for top in range(0, size, edge):
+        for left in range(0, size, edge):
+            yield slice(top, min(top + edge, size)), slice(left, min(left + edge, size))
+
+
+# --- where it ran ---------------------------------------------------------------------------------------------------
+
+
+def _commit() -> str:
+    with suppress(OSError, subprocess.CalledProcessError):
+        command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
+        done = subprocess.run(  # noqa: S603  # fixed words
+            command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True
+        )
+        return done.stdout.strip()
+    return f"release {version('pancrafter')}"
+
+
+def _machine() -> str:
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def _device_name(device: str) -> str:
+    if not device.startswith("cuda"):
+        return device
+    import torch
+
+    return f"{device} ({torch.cuda.get_device_name(device)})"
+
+
+if __name__ == "__main__":
+    result = measured(Setting.model_validate_json(sys.argv[1]))
+    print("null" if result is None else result.model_dump_json())  # noqa: T201  # read by ``run``

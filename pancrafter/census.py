@@ -1,0 +1,232 @@
+"""Compare source, ledger, files and output catalog both ways, and name the command that mends each difference.
+
+Discovery looks at a window; a census looks at everything. Scenes that wait for a person (dead, held) are accounted for
+and counted, not differences: the ledger says why nothing was published.
+"""
+
+from __future__ import annotations
+
+import posixpath
+import shlex
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime
+from itertools import islice
+from typing import Literal
+
+from pydantic import Field
+
+from pancrafter.ledger import IN_WORK, Ledger, LedgerRow, SceneKey, Standing, State, Work, verdict_on_known
+from pancrafter.processes import is_gone
+from pancrafter.publish import StaticSink
+from pancrafter.settings import Settings
+from pancrafter.steps import contracts_of, look, open_ledger, output_collection_id, work_of
+from pancrafter.sweep import find_leftovers
+from pancrafter.types import Record, Refusal, Scene
+
+BATCH = 500
+"""Source items compared with the ledger at once."""
+
+Place = Literal["source", "ledger", "catalog", "files"]
+
+
+class Difference(Record):
+    """One thing on which two of the places disagree."""
+
+    place: Place = Field(description="Where it was noticed.")
+    what: str = Field(description="Scene, item or file.")
+    finding: str
+    fix: str = Field(description="Command that mends it.")
+
+
+class Census(Record):
+    """The counts of each place, and where they differ."""
+
+    source: str
+    sink: str
+    whole_source: bool = Field(description="False if the settings name a window: what left the source is not known.")
+    source_scenes: int
+    source_refused: int
+    ledger: dict[str, int] = Field(description="State -> scenes.")
+    catalog_items: int
+    differences: tuple[Difference, ...]
+    notes: tuple[str, ...] = Field(description="What is no difference, but worth knowing.")
+
+    @property
+    def clean(self) -> bool:
+        """Nothing differs."""
+        return not self.differences
+
+
+def take_census(settings: Settings, *, checksums: bool = False) -> Census:
+    """Compare everything with everything.
+
+    Args:
+        settings: Source, sink and ledger. A window (period, area, collections) limits the look at the source.
+        checksums: Read every published file and compare its checksum; otherwise sizes are compared.
+
+    Raises:
+        SourceError: The source cannot be searched.
+        SinkError: The output catalog cannot be read.
+        LedgerError: The ledger cannot be read.
+    """
+    with open_ledger(settings) as ledger:
+        return _Comparison(settings, ledger, checksums=checksums).result()
+
+
+class _Comparison:
+    """Collects differences while it goes through source, ledger, catalog and files, in this order."""
+
+    def __init__(self, settings: Settings, ledger: Ledger, *, checksums: bool) -> None:
+        self.settings = settings
+        self.ledger = ledger
+        self.checksums = checksums
+        self.sink = StaticSink(settings.sink)
+        self.whole = not any((settings.since, settings.until, settings.bbox, settings.collections))
+        self.differences: list[Difference] = []
+        self.notes: Counter[str] = Counter()
+        self.counted: Counter[str] = Counter()
+        self.in_source: set[tuple[str, str]] = set()
+        self.linked = {name: frozenset(self.sink.item_ids(name)) for name in self.sink.collection_ids()}
+        self.known_outputs: set[tuple[str, str]] = set()
+
+    def result(self) -> Census:
+        self._source()
+        self._ledger()
+        self._catalog()
+        for leftover in find_leftovers(self.settings, self.ledger, self.sink):
+            self._add("files", f"{leftover.place}/{leftover.name}", leftover.reason, "sweep")
+        counts = self.ledger.counts(self.settings.sink)
+        return Census(
+            source=self.settings.source,
+            sink=self.settings.sink,
+            whole_source=self.whole,
+            source_scenes=self.counted["scenes"],
+            source_refused=self.counted["refused"],
+            ledger={state.value: count for state, count in counts.items() if count},
+            catalog_items=sum(map(len, self.linked.values())),
+            differences=tuple(self.differences),
+            notes=tuple(f"{count} {text}" for text, count in sorted(self.notes.items())),
+        )
+
+    def _add(self, place: Place, what: str, finding: str, *fixes: str) -> None:
+        fix = " && ".join(command(fix, self.settings) for fix in fixes)
+        self.differences.append(Difference(place=place, what=what, finding=finding, fix=fix))
+
+    # --- source -> ledger
+
+    def _source(self) -> None:
+        contracts = contracts_of(self.settings)
+        for batch in _batches(look(self.settings, contracts), BATCH):
+            keys = [(entry.collection, entry.item_id) for entry in batch]
+            self.in_source.update(keys)
+            rows = self.ledger.rows_of(self.settings.sink, keys)
+            for entry in batch:
+                self.counted["refused" if isinstance(entry, Refusal) else "scenes"] += 1
+                found = work_of(entry, self.settings, contracts) if isinstance(entry, Scene) else entry
+                self._source_item(found, rows.get((entry.collection, entry.item_id)))
+
+    def _source_item(self, entry: Work | Refusal, row: LedgerRow | None) -> None:
+        what = entry.scene.key if isinstance(entry, Work) else entry.key
+        if row is None:
+            self._add("source", what, "is not in the ledger", "run")
+            return
+        known = {name: getattr(row, name) for name in ("state", "fingerprint", "recipe", "code", "reason")}
+        if verdict_on_known(known, entry) == "changed":
+            changed = "is refused now" if isinstance(entry, Refusal) else "changed, or would be made differently now"
+            self._add("source", what, changed, "run")
+
+    # --- ledger -> source, catalog, files
+
+    def _ledger(self) -> None:
+        now = datetime.now(UTC)
+        for row in self.ledger.each(self.settings.sink):
+            key = SceneKey(sink=self.settings.sink, collection=row.collection, item_id=row.item_id)
+            if row.output_item_id:
+                self.known_outputs.add((output_collection_id(row.collection), row.output_item_id))
+            if row.supersedes:
+                self.known_outputs.add((output_collection_id(row.collection), row.supersedes))
+            if row.state in IN_WORK:
+                self._in_work(key, row, now)
+            elif row.state is State.ELIGIBLE:
+                self._waiting(key, row)
+            elif row.state is State.CONFIRMED:
+                self._confirmed(key, row)
+            elif row.state in (State.DEAD, State.HELD):
+                self.notes[f"{row.state}, wait for a person: pancrafter ledger list --state {row.state}"] += 1
+
+    def _in_work(self, key: SceneKey, row: Standing, now: datetime) -> None:
+        if row.lease_owner is None or row.lease_expires is None or row.lease_expires < now or is_gone(row.lease_owner):
+            self._add("ledger", str(key), f"is {row.state}, but its worker {row.lease_owner} is gone", "sweep", "run")
+        else:
+            self.notes["in work now"] += 1
+
+    def _waiting(self, key: SceneKey, row: Standing) -> None:
+        if self.whole and (row.collection, row.item_id) not in self.in_source:
+            reason = "'gone from the source'"
+            self._add("ledger", str(key), "waits, but is gone from the source", f"ledger refuse {key} {reason}")
+        else:
+            pause = "" if row.claimable else ", after a pause"
+            self._add("ledger", str(key), f"waits to be sharpened{pause}", "run")
+
+    def _confirmed(self, key: SceneKey, row: Standing) -> None:
+        collection = output_collection_id(row.collection)
+        assert row.output_item_id is not None
+        if self.whole and (row.collection, row.item_id) not in self.in_source:
+            self.notes["published, but gone from the source meanwhile"] += 1
+        if row.output_item_id not in self.linked.get(collection, frozenset()):
+            redo = "run" if (row.collection, row.item_id) in self.in_source else f"redrive {key}"
+            self._add("ledger", str(key), f"is confirmed, but {row.output_item_id} is not in the catalog", redo)
+            return
+        fault = self._fault_of(collection, row.output_item_id)
+        if fault:
+            self._add("files", str(key), fault, f"redrive {key}", "run")
+
+    def _fault_of(self, collection: str, item_id: str) -> str | None:
+        document = self.sink.document(collection, item_id)
+        if document is None:
+            return f"item {item_id} is linked, but its document is gone"
+        for key, asset in document["assets"].items():
+            name = posixpath.normpath(f"{collection}/{item_id}/{asset['href']}")
+            size = self.sink.store.size(name)
+            if size != asset["file:size"]:
+                return f"asset {key} of {item_id} has {size} bytes, its item says {asset['file:size']}"
+            if self.checksums and self.sink.store.multihash(name) != asset["file:checksum"]:
+                return f"asset {key} of {item_id} does not have the checksum that its item says"
+        return None
+
+    # --- catalog -> ledger
+
+    def _catalog(self) -> None:
+        for collection, items in self.linked.items():
+            for item_id in items:
+                if (collection, item_id) not in self.known_outputs:
+                    self._unknown_item(collection, item_id)
+
+    def _unknown_item(self, collection: str, item_id: str) -> None:
+        document = self.sink.document(collection, item_id)
+        if document is None:
+            self._add("catalog", f"{collection}/{item_id}", "is linked, but there is neither document nor scene", "run")
+        elif document["properties"].get("deprecated"):
+            self.notes["older versions, kept and marked as deprecated"] += 1
+        else:
+            finding = "is in the catalog, but not in this ledger (another ledger, or a lost one: a run takes it over)"
+            self._add("catalog", f"{collection}/{item_id}", finding, "run")
+
+
+def command(text: str, settings: Settings) -> str:
+    """A ``pancrafter`` command with the options that make it work on the same places."""
+    default = Settings()
+    names = ("source", "sink", "state_dir") if text.split(maxsplit=1)[0] in {"run", "census"} else ("sink", "state_dir")
+    options = [
+        f"--{name.replace('_', '-')} {shlex.quote(getattr(settings, name))}"
+        for name in names
+        if getattr(settings, name) != getattr(default, name)
+    ]
+    return " ".join(["pancrafter", text, *options])
+
+
+def _batches(entries: Iterable[Scene | Refusal], size: int) -> Iterator[list[Scene | Refusal]]:
+    iterator = iter(entries)
+    while batch := list(islice(iterator, size)):
+        yield batch

@@ -1,0 +1,216 @@
+"""The change feed of an output catalog: what became new, was superseded or withdrawn, in plain objects beside it.
+
+One small JSON-lines object per event, under ``changes/date=YYYY-MM-DD/``: nothing is ever rewritten, so any number of
+publishers may announce at once, on a folder as on object storage, and readers need no server. Names start with the
+moment, so a listing is in order. Announcing happens after an item was read back; a crash may announce an event twice,
+with the same ``id``, and readers drop the second one (``ChangeFeed.events`` does).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator, Sequence
+from datetime import UTC, date, datetime, timedelta
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from pydantic import Field, ValidationError
+
+from pancrafter.errors import SinkError
+from pancrafter.types import Record
+
+if TYPE_CHECKING:
+    from pancrafter.publish import StaticSink
+
+Json = dict[str, Any]  # Any: parsed JSON
+Kind = Literal["new", "superseded", "withdrawn"]
+
+FOLDER = "changes"
+OVERLAP = timedelta(minutes=10)
+"""Readers that poll should look back this much further: clocks of publishers differ."""
+
+_NAME = re.compile(r"changes/date=(\d{4}-\d\d-\d\d)/(\d{8}T\d{6}\.\d{6}Z)-([a-z]+)-([0-9a-f]{16})\.jsonl")
+_STAMP = "%Y%m%dT%H%M%S.%fZ"
+_DAYS_LISTED_ONE_BY_ONE = 400
+
+
+class Change(Record):
+    """One event. Addresses are relative to the root of the catalog, so that a moved or mirrored catalog stays right."""
+
+    id: str = Field(description="Follows from type, item and version; the same event always has the same id.")
+    type: Kind
+    time: datetime = Field(description="When it was announced.")
+    collection: str
+    item_id: str
+    href: str = Field(description="The item's document, relative to the catalog's folder.")
+    bbox: tuple[float, float, float, float] | None
+    acquired: str | None = Field(description="Acquisition time of the item.")
+    source: Json = Field(description="Collection, item id and fingerprint of the source.")
+    successor: str | None = Field(default=None, description="Id of the item that takes its place (superseded).")
+    reason: str | None = Field(default=None, description="Why it was taken back (withdrawn).")
+
+
+class Storage(Protocol):
+    """The few operations the feed needs; names are relative to the catalog's root. Failures are ``SinkError``."""
+
+    def address(self, name: str) -> str: ...  # noqa: D102
+    def read(self, name: str) -> bytes | None: ...  # noqa: D102
+    def write(self, name: str, data: bytes, media_type: str) -> None: ...  # noqa: D102
+    def list_names(self, folder: str) -> list[str]: ...  # noqa: D102
+
+
+class ChangeFeed:
+    """Reads and extends the feed of one output catalog.
+
+    Args:
+        store: The catalog's storage, ``StaticSink.store``.
+    """
+
+    def __init__(self, store: Storage) -> None:
+        self._store = store
+
+    def announce(
+        self, kind: Kind, item: Json, *, successor: str | None = None, reason: str | None = None, once: bool = True
+    ) -> Change | None:
+        """Append one event about an item document; None when it had been announced before.
+
+        Args:
+            kind: What happened.
+            item: The published document, as it was read back.
+            successor: For ``superseded``.
+            reason: For ``withdrawn``.
+            once: Look through the feed first. A caller that knows it is the first saves that listing.
+
+        Raises:
+            SinkError: The feed cannot be read or written.
+        """
+        event_id = _event_id(kind, item)
+        if once and event_id in self._ids_since(_born(item)):
+            return None
+        now = datetime.now(UTC)
+        change = Change(
+            id=event_id,
+            type=kind,
+            time=now,
+            collection=item["collection"],
+            item_id=item["id"],
+            href=f"{item['collection']}/{item['id']}/{item['id']}.json",
+            bbox=_flat(item.get("bbox")),
+            acquired=item["properties"].get("datetime"),
+            source=item["properties"].get("pancrafter:source", {}),
+            successor=successor,
+            reason=reason,
+        )
+        name = f"{FOLDER}/date={now:%Y-%m-%d}/{now.strftime(_STAMP)}-{kind}-{event_id}.jsonl"
+        text = change.model_dump_json(exclude_none=True) + "\n"
+        self._store.write(name, text.encode(), "application/x-ndjson")
+        return change
+
+    def events(
+        self,
+        since: datetime | None = None,
+        until: datetime | None = None,
+        *,
+        bbox: Sequence[float] | None = None,
+        collections: Sequence[str] = (),
+    ) -> Iterator[Change]:
+        """Events announced from ``since`` up to and with ``until``, oldest first, each id once.
+
+        Args:
+            since: Earliest moment of the announcement; a time without zone is UTC.
+            until: Latest moment.
+            bbox: West, south, east, north in degrees: only items that touch it.
+            collections: Only these output collections; empty: all.
+
+        Raises:
+            SinkError: The feed cannot be read, or holds something else.
+        """
+        first, last = _utc(since), _utc(until)
+        seen: set[str] = set()
+        for name, stamp, event_id in self._names(first, last):
+            if (first and stamp < first) or (last and stamp > last) or event_id in seen:
+                continue
+            seen.add(event_id)
+            change = self._read(name)
+            if collections and change.collection not in collections:
+                continue
+            if bbox is None or (change.bbox is not None and _touch(change.bbox, bbox)):
+                yield change
+
+    def repair(self, sink: StaticSink) -> tuple[Change, ...]:
+        """Announce every item of the catalog that the feed does not know, and every superseded one."""
+        known = self._ids_since(None)
+        announced = []
+        for item in sink.items():
+            if "pancrafter:source" not in item["properties"]:
+                continue
+            kinds: list[Kind] = ["new", "superseded"] if item["properties"].get("deprecated") else ["new"]
+            for kind in kinds:
+                if _event_id(kind, item) not in known:
+                    found = self.announce(
+                        kind, item, successor=_successor(item) if kind == "superseded" else None, once=False
+                    )
+                    announced += [found] if found else []
+        return tuple(announced)
+
+    def _ids_since(self, first: datetime | None) -> set[str]:
+        return {event_id for _, _, event_id in self._names(first, None)}
+
+    def _names(self, first: datetime | None, last: datetime | None) -> Iterator[tuple[str, datetime, str]]:
+        for folder in _folders(first, last):
+            for name in self._store.list_names(folder):
+                matched = _NAME.fullmatch(name)
+                if matched is not None:
+                    stamp = datetime.strptime(matched[2], _STAMP).replace(tzinfo=UTC)
+                    yield name, stamp, matched[4]
+
+    def _read(self, name: str) -> Change:
+        data = self._store.read(name)
+        try:
+            return Change.model_validate_json(data or b"")
+        except ValidationError as err:
+            raise SinkError(f"{self._store.address(name)}: is no event of this feed ({err}); remove it") from err
+
+
+def _folders(first: datetime | None, last: datetime | None) -> list[str]:
+    """The days to list; the whole feed where there is no start or it is long ago."""
+    if first is None:
+        return [FOLDER]
+    end: date = (last or datetime.now(UTC) + timedelta(days=1)).date()
+    days = (end - first.date()).days
+    if days > _DAYS_LISTED_ONE_BY_ONE:
+        return [FOLDER]
+    return [f"{FOLDER}/date={first.date() + timedelta(days=day)}" for day in range(days + 1)]
+
+
+def _event_id(kind: Kind, item: Json) -> str:
+    """Follows from what happened to which pixels: a re-made item (other files) is another event."""
+    checksums = sorted(str(asset.get("file:checksum")) for asset in item["assets"].values())
+    text = "\n".join([kind, item["collection"], item["id"], *checksums])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _born(item: Json) -> datetime | None:
+    created = item["properties"].get("created")
+    return datetime.fromisoformat(created) - OVERLAP if created else None
+
+
+def _successor(item: Json) -> str | None:
+    return next((link.get("title") for link in item["links"] if link["rel"] == "successor-version"), None)
+
+
+def _flat(bbox: Sequence[float] | None) -> tuple[float, float, float, float] | None:
+    if bbox is None:
+        return None
+    half = len(bbox) // 2
+    return (bbox[0], bbox[1], bbox[half], bbox[half + 1])
+
+
+def _touch(one: Sequence[float], other: Sequence[float]) -> bool:
+    return one[0] <= other[2] and other[0] <= one[2] and one[1] <= other[3] and other[1] <= one[3]
+
+
+def _utc(moment: datetime | None) -> datetime | None:
+    if moment is None:
+        return None
+    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)

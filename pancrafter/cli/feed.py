@@ -1,0 +1,135 @@
+"""``pancrafter changes``, ``snapshot``, ``withdraw`` and ``report``: what readers of an output catalog are told."""
+
+from __future__ import annotations
+
+from datetime import UTC
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pancrafter.cli.app import app
+from pancrafter.cli.ledger import existing_ledger, one_row
+from pancrafter.cli.shared import (
+    BboxOption,
+    SceneArgument,
+    SinkOption,
+    StateDirOption,
+    ledger_of,
+    note,
+    parse_bbox,
+    parse_moment,
+    settings_from,
+)
+
+PlaceArgument = Annotated[
+    str | None, typer.Argument(metavar="[SINK]", help="Folder or s3://bucket/prefix; default: as --sink of a run.")
+]
+
+
+@app.command()
+def changes(
+    place: PlaceArgument = None,
+    *,
+    since: Annotated[
+        str | None,
+        typer.Option("--since", metavar="TIME", help="Announced then or later: 2026-05-01 or 2026-05-01T06:00Z."),
+    ] = None,
+    until: Annotated[str | None, typer.Option("--until", metavar="TIME", help="Announced then or earlier.")] = None,
+    bbox: BboxOption = None,
+    collections: Annotated[
+        list[str] | None, typer.Option("--collection", help="Only this output collection; may be given again.")
+    ] = None,
+    sink: SinkOption = None,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="First announce items of the catalog that the feed does not know.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per line.")] = False,
+) -> None:
+    """List what became new, was superseded or withdrawn in an output catalog."""
+    settings = settings_from(sink=place or sink, bbox=parse_bbox(bbox))
+    from pancrafter.changes import ChangeFeed
+    from pancrafter.publish import StaticSink
+
+    catalog = StaticSink(settings.sink)
+    feed = ChangeFeed(catalog.store)
+    if repair:
+        note(f"{len(feed.repair(catalog))} events were missing and are announced now")
+    count = 0
+    for change in feed.events(
+        parse_moment("--since", since),
+        parse_moment("--until", until, end_of_day=True),
+        bbox=settings.bbox,
+        collections=collections or (),
+    ):
+        count += 1
+        if as_json:
+            typer.echo(change.model_dump_json(exclude_none=True))
+        else:
+            more = f"  -> {change.successor}" if change.successor else f"  ({change.reason})" if change.reason else ""
+            typer.echo(
+                f"{change.time:%Y-%m-%dT%H:%M:%SZ}  {change.type:10}  {change.collection}/{change.item_id}{more}"
+            )
+    if not as_json:
+        note(f"{count} changes in {settings.sink}")
+
+
+@app.command()
+def report(
+    place: PlaceArgument = None,
+    *,
+    since: Annotated[
+        str | None,
+        typer.Option("--since", metavar="TIME", help="Announced then or later; default: from the beginning."),
+    ] = None,
+    sink: SinkOption = None,
+    state_dir: StateDirOption = None,
+) -> None:
+    """Write the report page of an output catalog: what was published, held, failed, with map, pictures and costs."""
+    settings = settings_from(sink=place or sink, state_dir=state_dir)
+    from pancrafter.publish import StaticSink
+    from pancrafter.report import write_report
+
+    rows = []
+    if settings.ledger_url is not None or (Path(settings.state_dir) / "ledger.db").is_file():
+        with ledger_of(settings) as ledger:
+            rows = ledger.rows(sink=settings.sink, order="newest")
+    moment = parse_moment("--since", since)
+    if moment is not None and moment.tzinfo is None:
+        moment = moment.replace(tzinfo=UTC)
+    typer.echo(write_report(StaticSink(settings.sink), rows=rows, since=moment))
+
+
+@app.command()
+def snapshot(
+    place: PlaceArgument = None,
+    *,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE", help="Instead of items.parquet beside the catalog.")
+    ] = None,
+    sink: SinkOption = None,
+) -> None:
+    """Write an output catalog as one STAC GeoParquet file, for search without a server."""
+    settings = settings_from(sink=place or sink)
+    from pancrafter.publish import StaticSink
+    from pancrafter.snapshot import write_snapshot
+
+    where, count = write_snapshot(StaticSink(settings.sink), out)
+    typer.echo(f"{where}: {count} items")
+
+
+@app.command()
+def withdraw(
+    scene: SceneArgument,
+    *,
+    reason: Annotated[str, typer.Option("--reason", help="Why; goes into the change feed and the ledger.")],
+    sink: SinkOption = None,
+    state_dir: StateDirOption = None,
+) -> None:
+    """Take the published item of a source scene out of the catalog; the scene is not made again by itself."""
+    settings = settings_from(sink=sink, state_dir=state_dir)
+    from pancrafter import steps
+
+    with existing_ledger(state_dir) as ledger:
+        item_id = steps.withdraw(one_row(ledger, scene, settings.sink).key, reason, settings, ledger)
+    typer.echo(f"{item_id}: withdrawn")

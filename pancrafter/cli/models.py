@@ -1,0 +1,117 @@
+"""``pancrafter models``: which weights made which products, and making them again with others."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Annotated
+
+import typer
+
+from pancrafter.cli.app import app
+from pancrafter.cli.shared import (
+    SCENE_FAILED,
+    DeviceOption,
+    JsonOption,
+    OptionError,
+    SinkOption,
+    StateDirOption,
+    console_for_tables,
+    line_reporter,
+    note,
+    on_device,
+    print_json,
+    settings_from,
+)
+
+models_app = typer.Typer(no_args_is_help=True, help="Which weights made which products, and making them again.")
+app.add_typer(models_app, name="models")
+
+NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="Name of the weights, or start of their SHA-256.")]
+
+
+@models_app.command("list")
+def models_list(*, sink: SinkOption = None, as_json: JsonOption = False) -> None:
+    """List shipped weights and those that made products of a catalog, with how many."""
+    settings = settings_from(sink=sink)
+    from pancrafter.model.names import shipped_weights
+    from pancrafter.models import MODELS, model_name
+    from pancrafter.publish import StaticSink
+
+    catalog = StaticSink(settings.sink)
+    counts: Counter[tuple[str, str]] = Counter()
+    for item in catalog.items():
+        recipe = item["properties"].get("pancrafter:recipe") or {}
+        if recipe.get("weights_sha256") and not item["properties"].get("deprecated"):
+            counts[model_name(str(recipe["weights"])), str(recipe["weights_sha256"])] += 1
+    shipped = {(name, entry["sha256"]) for name, entry in shipped_weights().items()}
+    described = catalog.item_ids(MODELS)
+    rows = [
+        {"name": name, "sha256": sha256, "shipped": (name, sha256) in shipped, "products": counts[name, sha256]}
+        for name, sha256 in sorted(shipped | set(counts))
+    ]
+    if as_json:
+        print_json({"models": rows, "items": sorted(described)})
+        return
+    for row in rows:
+        place = "shipped" if row["shipped"] else "       "
+        typer.echo(f"{row['name']:24} {str(row['sha256'])[:12]}  {place}  {row['products']} products")
+
+
+@models_app.command("products")
+def models_products(name: NameArgument, *, sink: SinkOption = None, as_json: JsonOption = False) -> None:
+    """List the products that a model made; superseded ones are left out."""
+    settings = settings_from(sink=sink)
+    from pancrafter.models import products_of
+    from pancrafter.publish import StaticSink
+
+    found = list(products_of(StaticSink(settings.sink), name))
+    if as_json:
+        print_json([product.model_dump(mode="json") for product in found])
+        return
+    for product in found:
+        typer.echo(f"{product.collection}/{product.item_id}  {product.sensor}  {product.mpx:.2f} Mpx")
+    note(f"{len(found)} products of {name} in {settings.sink}")
+
+
+@models_app.command("remake")
+def models_remake(
+    name: NameArgument,
+    *,
+    weights: Annotated[str, typer.Option("--with", metavar="NAME", help="Shipped weights, or a checkpoint file.")],
+    plan: Annotated[bool, typer.Option("--plan", help="Only say what would be made again.")] = False,
+    sink: SinkOption = None,
+    state_dir: StateDirOption = None,
+    device: DeviceOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Make a model's products again with other weights; each new item supersedes the old one.
+
+    Runs with other weights would turn them back: give later runs the same --weights.
+    """
+    settings = settings_from(sink=sink, state_dir=state_dir, weights=weights, device=device)
+    from pancrafter import steps
+
+    made = steps.plan_remake(name, settings)
+    if plan:
+        if as_json:
+            print_json(made.model_dump(mode="json"))
+            return
+        for product in made.products:
+            typer.echo(f"{product.collection}/{product.item_id}  {product.sensor}  {product.mpx:.2f} Mpx")
+        for key, reason in made.left:
+            typer.echo(f"left alone: {key}: {reason}")
+        typer.echo(
+            f"to make again with {made.weights}: {len(made.products)} products of {name}, {made.mpx:.2f} Mpx"
+            + (f", about {made.seconds:.0f} s as they took before" if made.seconds else "")
+        )
+        return
+    if as_json:
+        raise OptionError("--json: only together with --plan; see `pancrafter run --json FILE` for runs")
+    from pancrafter.summary import print_summary
+
+    outcomes = steps.remake(made, on_device(settings), line_reporter())
+    if outcomes:
+        print_summary(console_for_tables(), outcomes, settings.sink)
+    else:
+        typer.echo("nothing to do")
+    raise typer.Exit(SCENE_FAILED if any(outcome.failed for outcome in outcomes) else 0)

@@ -1,0 +1,94 @@
+"""``pancrafter census``, ``sweep`` and ``redrive``: does everything agree, clear up, and another try."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from pancrafter.cli.app import app
+from pancrafter.cli.ledger import ledger_redrive
+from pancrafter.cli.shared import (
+    SCENE_FAILED,
+    BboxOption,
+    CollectionOption,
+    ContractsOption,
+    FromOption,
+    JsonOption,
+    SinkOption,
+    SourceOption,
+    StateDirOption,
+    ToOption,
+    WeightsOption,
+    console_for_tables,
+    parse_bbox,
+    parse_moment,
+    print_json,
+    settings_from,
+)
+
+
+@app.command()
+def census(
+    *,
+    source: SourceOption = None,
+    sink: SinkOption = None,
+    state_dir: StateDirOption = None,
+    since: FromOption = None,
+    until: ToOption = None,
+    bbox: BboxOption = None,
+    collections: CollectionOption = None,
+    contracts_dir: ContractsOption = None,
+    weights: WeightsOption = None,
+    checksums: Annotated[bool, typer.Option("--checksums", help="Read every published file, not only sizes.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Compare source, ledger, files and output catalog both ways; exit status 1 if anything differs."""
+    from pancrafter.census import take_census
+    from pancrafter.summary import print_census
+
+    taken = take_census(
+        settings_from(
+            source=source,
+            sink=sink,
+            state_dir=state_dir,
+            since=parse_moment("--from", since),
+            until=parse_moment("--to", until, end_of_day=True),
+            bbox=parse_bbox(bbox),
+            collections=tuple(collections) if collections else None,
+            contracts_dir=contracts_dir,
+            weights=weights,
+        ),
+        checksums=checksums,
+    )
+    if as_json:
+        print_json({**taken.model_dump(mode="json"), "clean": taken.clean})
+    else:
+        print_census(console_for_tables(), taken)
+    raise typer.Exit(0 if taken.clean else SCENE_FAILED)
+
+
+@app.command()
+def sweep(
+    *,
+    sink: SinkOption = None,
+    state_dir: StateDirOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Free the scenes of dead workers, and remove what they left behind; safe beside runs."""
+    from pancrafter.sweep import sweep as do_sweep
+
+    swept = do_sweep(settings_from(sink=sink, state_dir=state_dir))
+    if as_json:
+        print_json(swept.model_dump(mode="json"))
+        return
+    for key in swept.freed:
+        typer.echo(f"free again: {key}")
+    for key in swept.dead:
+        typer.echo(f"dead, lost too many workers: {key}")
+    for leftover in swept.removed:
+        typer.echo(f"removed {leftover.place}/{leftover.name}: {leftover.reason}")
+    typer.echo(f"{len(swept.freed)} freed, {len(swept.dead)} dead, {len(swept.removed)} leftovers removed")
+
+
+app.command("redrive")(ledger_redrive)

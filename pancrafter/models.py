@@ -1,0 +1,282 @@
+"""The model behind the products: one STAC item (MLM extension) per set of weights, and which products it made.
+
+Model items lie in the collection ``models`` of the output catalog, with the weights file as their asset. Products link
+to theirs (``derived_from`` with ``mlm:name``), so that a reader gets from pixels to weights and training data.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field
+
+from pancrafter.errors import WeightsError
+from pancrafter.model.names import shipped_weights, weights_path, weights_sha256
+from pancrafter.types import Record
+
+if TYPE_CHECKING:
+    import pystac
+
+    from pancrafter.item import AssetFile
+    from pancrafter.publish import CollectionInfo, StaticSink
+
+Json = dict[str, Any]  # Any: parsed JSON
+
+MODELS = "models"
+"""Collection of the model items in every output catalog."""
+
+WEIGHTS_ASSET = "weights"
+_EXTENSIONS = (
+    "https://stac-extensions.github.io/mlm/v1.4.0/schema.json",
+    "https://stac-extensions.github.io/file/v2.1.0/schema.json",
+    "https://stac-extensions.github.io/version/v1.2.0/schema.json",
+)
+_NOT_RECORDED = "1970-01-01T00:00:00Z"
+_TILE_PX = 680
+_LONGEST_HEADER = 100_000_000  # the format's own limit
+
+
+class Product(Record):
+    """One published item and what made it."""
+
+    collection: str
+    item_id: str
+    source: str = Field(description="Key of the source scene, collection/item_id.")
+    sensor: str
+    weights: str
+    weights_sha256: str
+    mpx: float
+
+
+def model_item_id(name: str, sha256: str) -> str:
+    """Id of a model item: name and the start of the weights' hash, so that retrained weights are another item."""
+    return f"{re.sub(r'[^A-Za-z0-9._-]+', '-', name)}-{sha256[:10]}"
+
+
+def model_name(name_or_path: str) -> str:
+    """What weights are called in items: the shipped name, or the stem of the file."""
+    return name_or_path if name_or_path in shipped_weights() else Path(name_or_path).stem
+
+
+def ensure_model(sink: StaticSink, name_or_path: str) -> Json:
+    """Publish the model item of these weights unless it is there; returns the link for products.
+
+    Raises:
+        WeightsError: The weights are not ours or damaged.
+        SinkError: The catalog cannot be written.
+    """
+    name, sha256 = model_name(name_or_path), weights_sha256(name_or_path)
+    item_id = model_item_id(name, sha256)
+    if not sink.exists(MODELS, item_id):
+        item, asset = build_model_item(name_or_path)
+        sink.publish(item, [asset], collection=_collection())
+    return model_link(name, item_id)
+
+
+def model_link(name: str, item_id: str) -> Json:
+    """Link from a product, at its place in the output catalog, to its model item."""
+    return {
+        "rel": "derived_from",
+        "href": f"../../{MODELS}/{item_id}/{item_id}.json",
+        "type": "application/geo+json",
+        "title": f"Model {name}",
+        "mlm:name": name,
+    }
+
+
+def build_model_item(name_or_path: str) -> tuple[pystac.Item, AssetFile]:
+    """Describe weights as a STAC item; everything in it comes from the weights file itself.
+
+    Raises:
+        WeightsError: The file is no checkpoint of ours.
+    """
+    from datetime import UTC, datetime
+
+    import pystac
+
+    from pancrafter.item import AssetFile, multihash_of
+
+    path, sha256, name = weights_path(name_or_path), weights_sha256(name_or_path), model_name(name_or_path)
+    header = _header(path)
+    network, training = json.loads(header["network"]), json.loads(header.get("training", "{}"))
+    stamp = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+    item = pystac.Item(
+        id=model_item_id(name, sha256),
+        geometry={"type": "Polygon", "coordinates": [[[-180, -90], [180, -90], [180, 90], [-180, 90], [-180, -90]]]},
+        bbox=[-180.0, -90.0, 180.0, 90.0],
+        datetime=None,
+        properties={
+            "start_datetime": _NOT_RECORDED,
+            "end_datetime": "9999-12-31T23:59:59Z",
+            "title": f"PAN-Crafter weights {name}",
+            "description": _description(network, training),
+            "created": stamp,
+            "updated": stamp,
+            "version": sha256[:12],
+            **_mlm(name, network, training, header),
+        },
+        collection=MODELS,
+        stac_extensions=list(_EXTENSIONS),
+    )
+    asset = AssetFile(
+        key=WEIGHTS_ASSET,
+        path=str(path),
+        media_type="application/vnd.safetensors",
+        roles=("mlm:model", "mlm:weights"),
+        title="Weights, safetensors",
+        size_bytes=path.stat().st_size,
+        checksum=multihash_of(path),
+        shape_yx=(0, 0),
+    )
+    item.add_asset(
+        WEIGHTS_ASSET,
+        pystac.Asset(
+            href=str(path),
+            title=asset.title,
+            media_type=asset.media_type,
+            roles=list(asset.roles),
+            extra_fields={
+                "file:size": asset.size_bytes,
+                "file:checksum": asset.checksum,
+                "mlm:artifact_type": "safetensors.torch.save_file",
+            },
+        ),
+    )
+    item.links = [
+        pystac.Link("root", "../../catalog.json", pystac.MediaType.JSON),
+        pystac.Link("parent", "../collection.json", pystac.MediaType.JSON, title=MODELS),
+        pystac.Link("collection", "../collection.json", pystac.MediaType.JSON, title=MODELS),
+    ]
+    return item, asset
+
+
+def products_of(sink: StaticSink, model: str, *, deprecated: bool = False) -> Iterator[Product]:
+    """Published items whose pixels the model made; a classical fallback is not among them.
+
+    Args:
+        sink: The output catalog.
+        model: Name of the weights, id of the model item, or at least 8 characters of the weights' hash.
+        deprecated: Superseded items too.
+    """
+    for item in sink.items():
+        properties = item["properties"]
+        recipe = properties.get("pancrafter:recipe")
+        if not recipe or not recipe.get("weights_sha256") or (properties.get("deprecated") and not deprecated):
+            continue
+        name, sha256 = model_name(str(recipe["weights"])), str(recipe["weights_sha256"])
+        if model in {name, recipe["weights"], model_item_id(name, sha256)} or (
+            len(model) >= 8 and sha256.startswith(model)
+        ):
+            source, (height, width) = properties["pancrafter:source"], properties["proj:shape"]
+            yield Product(
+                collection=item["collection"],
+                item_id=item["id"],
+                source=f"{source['collection']}/{source['item_id']}",
+                sensor=properties["pancrafter:sensor"],
+                weights=name,
+                weights_sha256=sha256,
+                mpx=height * width / 1e6,
+            )
+
+
+def _header(path: Path) -> Mapping[str, str]:
+    """The text that a safetensors file carries, read without torch: 8 bytes of length, then JSON."""
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            content = json.loads(file.read(min(length, _LONGEST_HEADER)))
+    except (OSError, ValueError) as err:
+        raise WeightsError(
+            f"{path}: no readable safetensors file ({err}); give a checkpoint of pancrafter train"
+        ) from err
+    metadata: dict[str, str] = content.get("__metadata__", {})
+    if "network" not in metadata:
+        raise WeightsError(f"{path} holds no network description; expected a checkpoint written by pancrafter train")
+    tensors = (tensor["shape"] for name, tensor in content.items() if name != "__metadata__")
+    total = 0
+    for shape in tensors:
+        count = 1
+        for side in shape:
+            count *= side
+        total += count
+    return {**metadata, "parameters": str(total)}
+
+
+def _mlm(name: str, network: Json, training: Json, header: Mapping[str, str]) -> Json:
+    bands = int(network.get("bands", 1))
+    size = [-1, bands, _TILE_PX, _TILE_PX]
+    axes = ["batch", "channel", "height", "width"]
+    scaling = "2 (DN - low) / (high - low) - 1 with low and high the 1st and 99th percentile of the scene"
+    return {
+        "mlm:name": name,
+        "mlm:architecture": "PAN-Crafter",
+        "mlm:tasks": ["super-resolution"],
+        "mlm:framework": "pytorch",
+        "mlm:total_parameters": int(header["parameters"]),
+        "mlm:memory_size": 4 * int(header["parameters"]),
+        "mlm:pretrained": True,
+        "mlm:pretrained_source": training.get("config", {}).get("start"),
+        "mlm:accelerator_constrained": False,
+        "mlm:input": [
+            {
+                "name": "pan",
+                "bands": [],
+                "description": f"Panchromatic band on its own grid, {scaling}.",
+                "input": {"shape": [-1, 1, _TILE_PX, _TILE_PX], "dim_order": axes, "data_type": "float32"},
+            },
+            {
+                "name": "ms",
+                "bands": [],
+                "description": (
+                    f"{bands} multispectral band(s) of any wavelength, ratio 2, 3 or 4, at a stated phase against PAN; "
+                    f"{scaling}. Further bands follow one after the other."
+                ),
+                "input": {"shape": [-1, bands, -1, -1], "dim_order": axes, "data_type": "float32"},
+            },
+        ],
+        "mlm:output": [
+            {
+                "name": "sharpened",
+                "tasks": ["super-resolution"],
+                "description": "The bands on the PAN grid, scaled back to their own DN.",
+                "result": {"shape": size, "dim_order": axes, "data_type": "float32"},
+            }
+        ],
+        "mlm:hyperparameters": {"network": network, **_training_settings(training)},
+    }
+
+
+def _training_settings(training: Json) -> Json:
+    """What the trainer was told and reached; where its files lay on somebody's disk is left out."""
+    config = {k: v for k, v in training.get("config", {}).items() if k not in {"pairs_dir", "network"}}
+    measured = {key: training[key] for key in ("ergas", "ergas_cubic", "step") if key in training}
+    return {"training": config, "validation": measured}
+
+
+def _description(network: Json, training: Json) -> str:
+    images = training.get("images", [])
+    simulated = sum(str(name).startswith("simulated") for name in images)
+    real = [str(name) for name in images if not str(name).startswith("simulated")]
+    data = (
+        f"{simulated} simulated scenes and {len(real)} real pairs ({', '.join(sorted(real))})" if images else "unknown"
+    )
+    return (
+        f"PAN-Crafter of width {network.get('width')}, {network.get('bands')} band(s) at a time. Training data: {data}."
+    )
+
+
+def _collection() -> CollectionInfo:
+    from pancrafter.publish import CollectionInfo
+
+    return CollectionInfo(
+        id=MODELS,
+        title="Models",
+        description="The weights that made the products of this catalog, described with the MLM extension.",
+        keywords=("pansharpening", "model"),
+        relation="related",
+        item_assets={WEIGHTS_ASSET: {"roles": ["mlm:model", "mlm:weights"], "title": "Weights, safetensors"}},
+    )

@@ -1,0 +1,311 @@
+"""Pairs in memory, ready to be sharpened and scored: npz files, folders of them, and scenes of a STAC catalog.
+
+A pair says where its MS pixels really lie on the PAN grid, so nothing downstream guesses. PanCollection files have a
+reader of their own (``pancrafter.pancollection``), because their phase is another one.
+"""
+
+from __future__ import annotations
+
+import json
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pancrafter import resample
+from pancrafter.alignment import estimate_band_shifts
+from pancrafter.errors import InvalidSceneError, PancrafterError
+from pancrafter.metrics import PhaseYX, Pixels
+from pancrafter.scratch import scratch_folder
+from pancrafter.sensors import SensorContract, contract_for_platform, generic_contract
+from pancrafter.types import Refusal, Scene, ValueRange
+
+Protocol = Literal["production", "benchmark"]
+
+RANGE_PERCENTILES = (1.0, 99.0)
+"""The same percentiles staging uses to normalise a scene."""
+
+MAX_SHARE_ABOVE_CEILING = 1e-3
+"""More pixels than this above the DN ceiling mean that the ceiling is not that of these pixels."""
+
+MIN_SIDE_MS_PX = 16
+"""Smaller MS images hold too little for any figure."""
+
+
+@dataclass(frozen=True, eq=False)
+class Pair:
+    """PAN and MS of one scene and what is known about them.
+
+    Attributes:
+        name: How tables call the scene.
+        sensor: Name of the sensor contract behind gains and ceiling.
+        bands: MS bands in the order of ``ms``.
+        pan: (y, x) DN.
+        ms: (band, y / ratio, x / ratio) DN.
+        ratio: MS over PAN pixel size.
+        phases_yx: Per band, where MS pixel 0 really lies on the PAN grid (phase plus band shift), PAN pixels.
+        mtf_gains: MTF at the MS Nyquist frequency, per band.
+        dn_max: Largest DN; results are clipped to 0..dn_max before they are scored.
+        truth: (band, y, x) true MS on the PAN grid, where somebody else degraded the pair; else None.
+        grade: Quality grade in the pair's description, if any.
+        protocol: ``benchmark`` for PanCollection: phase 2, its crop and its full-resolution indices.
+    """
+
+    name: str
+    sensor: str
+    bands: tuple[str, ...]
+    pan: Pixels
+    ms: Pixels
+    ratio: int
+    phases_yx: tuple[PhaseYX, ...]
+    mtf_gains: tuple[float, ...]
+    dn_max: int
+    truth: Pixels | None = None
+    grade: str | None = None
+    protocol: Protocol = "production"
+
+    @property
+    def band_shift_yx(self) -> tuple[tuple[float, float], ...]:
+        """Measured shift per band: how far its phase is from the nominal one of the protocol, PAN pixels."""
+        nominal = (self.ratio - 1) / 2 if self.protocol == "production" else self.ratio / 2
+        return tuple((y - nominal, x - nominal) for y, x in self.phases_yx)
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """A pair that could not be read, and why."""
+
+    name: str
+    reason: str
+
+
+def value_range(values: NDArray[Any]) -> ValueRange:
+    """The range that normalises a channel; a constant channel gets a width of one DN."""
+    low, high = np.percentile(values, RANGE_PERCENTILES)
+    return ValueRange(low=float(low), high=float(max(high, low + 1)))
+
+
+def is_catalog(path: Path) -> bool:
+    """Whether ``path`` is a static STAC catalog document or a folder with one."""
+    return (path / "catalog.json").is_file() if path.is_dir() else path.suffix == ".json"
+
+
+def find_pair_files(path: Path, pattern: str = "*") -> list[Path]:
+    """The npz files that ``path`` means: itself, or all in the folder whose name fits ``pattern``.
+
+    Raises:
+        InvalidSceneError: There is no such file or folder, or nothing in it.
+    """
+    if path.is_file():
+        return [path]
+    found = sorted(path.glob(f"{pattern}.npz"))
+    if not found:
+        missing = f"no {pattern}.npz in it" if path.is_dir() else "no such file or folder"
+        raise InvalidSceneError(f"{path}: {missing}; expected pairs as npz, a folder of them, or a STAC catalog")
+    return found
+
+
+def read_pair(path: Path, contracts: Mapping[str, SensorContract], *, with_truth: bool = True) -> Pair:
+    """A pair from ``NAME.npz`` (arrays ``pan``, ``ms``, perhaps ``gt``) and, where there is one, ``NAME.json``.
+
+    Corners of PAN and MS coincide; the shift of each band against PAN is measured as staging measures it. Of a triplet
+    with ``gt``, PAN is moved to where the truth lies, so that truth and PAN agree and no MS or truth value is touched;
+    ``with_truth`` false passes ``gt`` over.
+
+    Raises:
+        InvalidSceneError: The file is damaged, or arrays, types, band count, ratio or DN contradict each other or the
+            sensor.
+    """
+    meta, arrays = _read_meta(path.with_suffix(".json")), _read_arrays(path)
+    pan, ms, truth = arrays["pan"], arrays["ms"], arrays.get("gt") if with_truth else None
+    ratio = _checked_ratio(path, pan, ms, meta.get("ratio"))
+    contract = _contract_of(path, meta, len(ms), ratio, contracts)
+    bands = tuple(meta.get("bands") or [band.name for band in contract.bands])
+    if len(bands) != len(ms):
+        raise InvalidSceneError(f"{path}: ms has {len(ms)} bands, its description names {len(bands)}: {list(bands)}")
+    gains = tuple(band.mtf for band in contract.subset(bands))
+    dn_max = 2 ** int(meta["bit_depth"]) - 1 if "bit_depth" in meta else contract.dn_max
+    dn_max = min(dn_max, int(np.iinfo(ms.dtype.name).max))
+    for name, values in arrays.items():
+        require_within_ceiling(f"{path}: {name}", values, dn_max)
+    if truth is not None:
+        if truth.shape != (len(ms), *pan.shape):
+            raise InvalidSceneError(f"{path}: gt is {truth.shape}, expected {(len(ms), *pan.shape)} (ms bands, pan px)")
+        pan = _moved_to_truth(pan, truth)
+    return Pair(
+        name=path.stem,
+        sensor=contract.name,
+        bands=bands,
+        pan=pan,
+        ms=ms,
+        ratio=ratio,
+        phases_yx=measured_phases(pan, ms, ratio, float(np.mean(gains))),
+        mtf_gains=gains,
+        dn_max=dn_max,
+        truth=truth,
+        grade=meta.get("quality"),
+    )
+
+
+def require_within_ceiling(label: str, values: NDArray[Any], dn_max: int) -> None:
+    """Refuse pixels whose DN ceiling is not ``dn_max``.
+
+    Raises:
+        InvalidSceneError: More than one in a thousand lies above it.
+    """
+    share = float(np.mean(values > dn_max))
+    if share > MAX_SHARE_ABOVE_CEILING:
+        raise InvalidSceneError(
+            f"{label} holds DN up to {int(values.max())}, {share:.1%} of them above the ceiling {dn_max}; "
+            "mend bit_depth or sensor in the description"
+        )
+
+
+def measured_phases(pan: Pixels, ms: Pixels, ratio: int, gain: float) -> tuple[PhaseYX, ...]:
+    """Per band, the edge-aligned phase plus the shift that is measured where it is certain and significant."""
+    nominal = (ratio - 1) / 2
+    shifts = estimate_band_shifts(pan, ms, ratio, (nominal, nominal), gain=gain)
+    return tuple((nominal + shift.applied_yx[0], nominal + shift.applied_yx[1]) for shift in shifts)
+
+
+def catalog_pairs(
+    path: Path, contracts: Mapping[str, SensorContract], *, block_px: int = 1024
+) -> Iterator[Pair | Unreadable]:
+    """Every scene of a static STAC catalog that the pipeline would sharpen, staged as the pipeline stages it.
+
+    Of a large scene the middle one of the windows counts that the quality gate samples.
+    """
+    from pancrafter.assess import sample_windows
+    from pancrafter.catalog import discover
+    from pancrafter.cube import stage_scene
+    from pancrafter.engine import band_mtf_gains
+    from pancrafter.store import SceneStore
+
+    for verdict in discover(str(path), contracts=contracts):
+        if isinstance(verdict, Refusal):
+            yield Unreadable(verdict.key, f"refused: {verdict.reason}")
+            continue
+        with scratch_folder("pancrafter-evaluate-") as folder:
+            try:
+                contract = contracts[verdict.sensor]
+                staged = stage_scene(verdict, contract, str(folder / "scene.zarr"), block_px=block_px)
+                store = SceneStore.open(staged.store_uri)
+                windows = sample_windows(store)
+                if not windows:
+                    yield Unreadable(verdict.key, "no window of it is at least 95 % valid")
+                    continue
+                yield _staged_pair(store, verdict, windows[len(windows) // 2], band_mtf_gains(staged, contract))
+            except PancrafterError as err:
+                yield Unreadable(verdict.key, str(err))
+
+
+def _staged_pair(store: Any, scene: Scene, window: Any, gains: tuple[float, ...]) -> Pair:  # Any: imported late
+    from pancrafter.engine import band_phases
+
+    staged = store.staged
+    ratio = staged.grid.ratio
+    ms_window = tuple(slice(part.start // ratio, part.stop // ratio) for part in window)
+    return Pair(
+        name=scene.item_id,
+        sensor=scene.sensor,
+        bands=scene.bands,
+        pan=store.read_pan(window),
+        ms=store.read_ms(ms_window),
+        ratio=ratio,
+        phases_yx=band_phases(staged),
+        mtf_gains=gains,
+        dn_max=staged.dn_max,
+    )
+
+
+def cropped(pair: Pair, max_side_px: int) -> Pair:
+    """The middle of a pair, at most ``max_side_px`` PAN pixels a side, cut where MS pixels begin."""
+    windows = [_middle(n, max_side_px // pair.ratio) for n in pair.ms.shape[1:]]
+    if all(w.stop - w.start == n for w, n in zip(windows, pair.ms.shape[1:], strict=True)):
+        return pair
+    on_pan = tuple(slice(w.start * pair.ratio, w.stop * pair.ratio) for w in windows)
+    truth = None if pair.truth is None else pair.truth[:, *on_pan]
+    return replace(pair, pan=pair.pan[on_pan], ms=pair.ms[:, *windows], truth=truth)
+
+
+def _middle(size: int, wanted: int) -> slice:
+    start = max(0, (size - wanted) // 2)
+    return slice(start, start + min(size, wanted))
+
+
+def _read_meta(path: Path) -> dict[str, Any]:
+    """The description beside a pair; empty where there is none."""
+    if not path.is_file():
+        return {}
+    try:
+        meta = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as err:
+        raise InvalidSceneError(f"{path}: not readable as JSON ({err}); mend or remove it") from err
+    if not isinstance(meta, dict):
+        raise InvalidSceneError(f"{path}: found {type(meta).__name__}, expected an object that describes the pair")
+    return meta
+
+
+def _read_arrays(path: Path) -> dict[str, Pixels]:
+    try:
+        with np.load(path) as archive:
+            arrays = {name: archive[name] for name in ("pan", "ms", "gt") if name in archive.files}
+    except (OSError, ValueError, EOFError, zlib.error, zipfile.BadZipFile) as err:
+        raise InvalidSceneError(f"{path}: not readable ({err}); expected npz with arrays pan and ms") from err
+    for name, axes in (("pan", 2), ("ms", 3)):
+        if name not in arrays or arrays[name].ndim != axes:
+            found = f"of {arrays[name].ndim} axes" if name in arrays else "missing"
+            raise InvalidSceneError(f"{path}: array {name} is {found}; expected pan (y, x) and ms (band, y, x)")
+    for name, values in arrays.items():
+        if values.dtype.kind != "u":
+            raise InvalidSceneError(f"{path}: {name} is {values.dtype}, expected unsigned DN (uint8 or uint16)")
+    return arrays
+
+
+def _checked_ratio(path: Path, pan: Pixels, ms: Pixels, stated: Any) -> int:  # Any: JSON
+    found: int = pan.shape[0] // max(1, ms.shape[1])
+    whole = pan.shape == (found * ms.shape[1], found * ms.shape[2])
+    if not whole or found not in (2, 3, 4) or (stated is not None and stated != found):
+        said = "" if stated is None else f", the description says ratio {stated}"
+        raise InvalidSceneError(
+            f"{path}: pan is {pan.shape} px and ms {ms.shape[1:]}{said}; expected pan = ratio x ms, ratio 2, 3 or 4"
+        )
+    if min(ms.shape[1:]) < MIN_SIDE_MS_PX:
+        raise InvalidSceneError(f"{path}: ms is {ms.shape[1:]} px, expected at least {MIN_SIDE_MS_PX} a side")
+    return found
+
+
+def _contract_of(
+    path: Path, meta: Mapping[str, Any], band_count: int, ratio: int, contracts: Mapping[str, SensorContract]
+) -> SensorContract:
+    """The contract of the sensor named in the description, where its bands are known to it; else a generic one."""
+    named = str(meta.get("sensor", ""))
+    known = contracts.get(named) or contract_for_platform(named, contracts)
+    bands: Sequence[str] = meta.get("bands") or ()
+    if known is not None:
+        if unknown := [band for band in bands if known.find_band(band) is None]:
+            raise InvalidSceneError(
+                f"{path}: {known.name} has no band {unknown[0]!r}; it has {[band.name for band in known.bands]}"
+            )
+        if bands and known.ratio == ratio:
+            return known
+    generic = generic_contract(band_count, ratio, int(np.iinfo(np.uint16).max))
+    if not bands:
+        return generic
+    specs = tuple(spec.model_copy(update={"name": band}) for spec, band in zip(generic.bands, bands, strict=False))
+    return generic.model_copy(update={"bands": specs})
+
+
+def _moved_to_truth(pan: Pixels, truth: Pixels) -> Pixels:
+    """PAN sampled where the truth's pixels lie, if both are measurably apart."""
+    shifts = [s for s in estimate_band_shifts(pan, truth, 1, (0.0, 0.0)) if s.significant]
+    if not shifts:
+        return pan
+    y, x = np.median([s.shift_yx for s in shifts], axis=0)
+    rows, cols = (resample.cubic_matrix(n, n, 1.0, float(d)) for n, d in zip(pan.shape, (y, x), strict=True))
+    return resample.apply_yx(rows, cols, pan.astype(np.float64)).astype(np.float32)

@@ -1,0 +1,123 @@
+"""What a backfill is about: an area, a list of ids, or everything that was made with certain weights."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from pancrafter.errors import ErrorKind, PancrafterError
+from pancrafter.publish import StaticSink
+
+Bbox = tuple[float, float, float, float]
+
+
+class SelectionError(PancrafterError):
+    """A file or a name that says what to work on is of no use."""
+
+    kind: ErrorKind = "system"  # type: ignore[misc]  # a plain class variable, as in the parents
+
+
+@dataclass(frozen=True)
+class Area:
+    """Where scenes must lie, in degrees of longitude and latitude."""
+
+    shape: Any  # Any: shapely ships no types
+    bbox: Bbox
+
+    @classmethod
+    def from_file(cls, path: str) -> Area:
+        """The union of all geometries of a GeoJSON file (geometry, feature or collection of them).
+
+        Raises:
+            SelectionError: It cannot be read, or is no GeoJSON with a geometry.
+        """
+        import shapely
+        from shapely.geometry import shape
+
+        try:
+            document = json.loads(Path(path).read_text(encoding="utf-8"))
+            merged = shapely.union_all([shape(geometry) for geometry in _geometries(document)])
+        except OSError as err:
+            raise SelectionError(f"area {path}: {err.strerror}; give a GeoJSON file") from err
+        except (ValueError, TypeError, KeyError, AttributeError, shapely.errors.ShapelyError) as err:
+            raise SelectionError(f"area {path}: found no GeoJSON geometry ({err}); expected degrees, WGS 84") from err
+        if merged.is_empty:
+            raise SelectionError(f"area {path}: has no geometry; expected at least one polygon")
+        return cls(merged, tuple(merged.bounds))
+
+    def meets(self, geometry: Mapping[str, Any]) -> bool:
+        """Whether a GeoJSON geometry touches the area; one that is not valid does, as nothing is dropped unseen."""
+        from shapely.errors import ShapelyError
+        from shapely.geometry import shape
+
+        try:
+            return bool(self.shape.intersects(shape(geometry)))
+        except (ShapelyError, ValueError, TypeError, KeyError, AttributeError):
+            return True
+
+
+def read_ids(path: str) -> tuple[str, ...]:
+    """Item ids, one per line; empty lines and those that start with # are left out, ``collection/`` in front too.
+
+    Raises:
+        SelectionError: The file cannot be read or names nothing.
+    """
+    try:
+        lines = [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as err:
+        raise SelectionError(f"ids {path}: {err}; give a text file with one item id per line") from err
+    ids = dict.fromkeys(line.rpartition("/")[2] for line in lines if line and not line.startswith("#"))
+    if not ids:
+        raise SelectionError(f"ids {path}: names no item; expected one id per line")
+    return tuple(ids)
+
+
+def made_by(sink: str, weights: str) -> tuple[str, ...]:
+    """Ids of the source items whose current output was made with these weights, by name or by start of their sha256.
+
+    Raises:
+        SelectionError: Nothing in the output catalog was.
+        SinkError: The output catalog cannot be read.
+    """
+    ids: dict[str, None] = {}
+    seen: set[str] = set()
+    for item in StaticSink(sink).items():
+        properties = item["properties"]
+        recipe = properties["pancrafter:recipe"]
+        name, digest = str(recipe.get("weights")), str(recipe.get("weights_sha256"))
+        seen.add(name)
+        wanted = name == weights or (len(weights) >= 8 and digest.startswith(weights))
+        if wanted and not properties.get("deprecated"):
+            ids[properties["pancrafter:source"]["item_id"]] = None
+    if not ids:
+        found = ", ".join(sorted(seen)) or "no item at all"
+        raise SelectionError(f"weights {weights}: nothing in {sink} was made with them; found {found}")
+    return tuple(ids)
+
+
+def windows(since: datetime, until: datetime, days: int) -> Iterator[tuple[datetime, datetime]]:
+    """The period in pieces of some days, newest first: what people wait for comes first.
+
+    Both ends belong to a piece, and neighbours share their border; a scene found twice is done once.
+    """
+    end = until
+    while end > since:
+        start = max(since, end - timedelta(days=days))
+        yield start, end
+        end = start
+
+
+def _geometries(document: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    kind = document["type"]
+    if kind == "FeatureCollection":
+        for feature in document["features"]:
+            yield from _geometries(feature)
+    elif kind == "Feature":
+        if document["geometry"] is not None:
+            yield document["geometry"]
+    else:
+        yield document

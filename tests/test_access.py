@@ -1,0 +1,307 @@
+"""Access rules: what hrefs of strangers may reach, and credentials that are added while reading and kept nowhere."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any, ClassVar
+from urllib.parse import parse_qs, unquote, urlsplit
+
+import numpy as np
+import pytest
+import rasterio
+from rasterio.transform import from_origin
+from test_cube import Pair, contract, whole
+
+from pancrafter.access import Access, HostProfile, Reader
+from pancrafter.catalog import discover
+from pancrafter.cube import stage_scene
+from pancrafter.errors import InvalidSceneError, TransientReadError
+from pancrafter.sensors import load_contracts
+from pancrafter.store import SceneStore
+from pancrafter.types import AssetRef, Refusal, Scene
+
+PUBLIC = Access()
+
+
+@pytest.mark.parametrize(
+    "href",
+    [
+        "http://127.0.0.1/a.tif",
+        "http://localhost/a.tif",
+        "https://LOCALHOST./a.tif",
+        "http://a.localhost/a.tif",
+        "http://10.1.2.3/a.tif",
+        "http://192.168.0.9:8080/a.tif",
+        "http://172.16.5.5/a.tif",
+        "http://169.254.169.254/latest/meta-data",
+        "http://[::1]/a.tif",
+        "http://[fe80::1]/a.tif",
+        "http://[::ffff:10.0.0.1]/a.tif",
+        "http://2130706433/a.tif",
+        "http://0x7f000001/a.tif",
+        "http://0/a.tif",
+        "http:///a.tif",
+        "file:///etc/passwd",
+        "file://server/share/a.tif",
+        "/etc/passwd",
+        "../../etc/passwd",
+        "/vsicurl/http://10.0.0.1/a.tif",
+        "/vsizip//tmp/a.zip/b.tif",
+        "zip+https://example.com/a.zip!b.tif",
+        "ftp://example.com/a.tif",
+        "gs://bucket/a.tif",
+        "vrt://a.tif",
+        "<VRTDataset/>",
+    ],
+)
+def test_what_a_remote_catalog_must_not_reach(href: str) -> None:
+    assert PUBLIC.trusting("https://stac.example.com/v1").fault(href)
+
+
+@pytest.mark.parametrize("href", ["https://example.com/a.tif", "s3://bucket/a.tif", "https://8.8.8.8/a.tif"])
+def test_what_it_may(href: str) -> None:
+    assert PUBLIC.fault(href) is None
+
+
+def test_the_host_of_the_source_is_trusted_and_no_other() -> None:
+    rules = PUBLIC.trusting("http://10.0.0.5:8080/stac")
+    assert rules.fault("http://10.0.0.5:9000/a.tif") is None
+    assert "private address 10.0.0.6" in (rules.fault("http://10.0.0.6/a.tif") or "")
+    assert rules.fault("file:///data/a.tif")
+    assert Access(allow_private=True).fault("http://10.0.0.6/a.tif") is None
+
+
+def test_local_files_of_local_catalogs_and_declared_roots(tmp_path: Path) -> None:
+    assert PUBLIC.trusting("/data/catalog").fault("/elsewhere/a.tif") is None
+    assert PUBLIC.trusting("http://127.0.0.1:8000").fault("file:///elsewhere/a.tif") is None
+    rules = Access(roots=(str(tmp_path),)).trusting("/data/catalog")
+    assert rules.fault(str(tmp_path / "a.tif")) is None
+    assert "outside the allowed folders" in (rules.fault(f"{tmp_path}/../a.tif") or "")
+    (tmp_path / "link").symlink_to("/etc")
+    assert rules.fault(str(tmp_path / "link" / "passwd"))
+
+
+def test_names_are_looked_up_when_reading(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A public name with a private address gets past discovery, not past the reader."""
+    import pancrafter.access as module
+
+    def answer(host: str, *_: object, **__: object) -> list[Any]:
+        return [(2, 1, 6, "", ("10.0.0.7", 0))] if host == "evil.example.com" else []
+
+    monkeypatch.setattr(module.socket, "getaddrinfo", answer)
+    assert PUBLIC.fault("https://evil.example.com/a.tif") is None
+    with pytest.raises(InvalidSceneError, match=r"private address 10\.0\.0\.7"):
+        Reader(PUBLIC).open("https://evil.example.com/a.tif")
+
+
+# --- discovery --------------------------------------------------------------------------------------------------------
+
+
+def _item(href: str, item_id: str = "a") -> dict[str, Any]:
+    ring = [[0.0, 0.0], [0.1, 0.0], [0.1, 0.1], [0.0, 0.0]]
+    bands = [{"name": name, "common_name": name} for name in ("blue", "green", "red", "nir")]
+    return {
+        "type": "Feature", "stac_version": "1.0.0", "id": item_id, "links": [], "collection": "c",
+        "geometry": {"type": "Polygon", "coordinates": [ring]}, "bbox": [0.0, 0.0, 0.1, 0.1],
+        "properties": {"datetime": "2025-03-01T10:00:00Z", "platform": "worldview-2"},
+        "assets": {
+            "pan": {"href": href, "type": "image/tiff", "eo:bands": [{"name": "pan", "common_name": "pan"}]},
+            "ms": {"href": "https://example.com/ms.tif", "eo:bands": bands},
+        },
+    }  # fmt: skip
+
+
+def _verdicts(folder: Path, *items: dict[str, Any], **options: Any) -> list[Scene | Refusal]:
+    links = [{"rel": "item", "href": f"./{n}.json"} for n in range(len(items))]
+    for n, item in enumerate(items):
+        (folder / f"{n}.json").write_text(json.dumps(item))
+    root = {"type": "Catalog", "id": "c", "stac_version": "1.0.0", "description": "x", "links": links}
+    (folder / "catalog.json").write_text(json.dumps(root))
+    return list(discover(str(folder / "catalog.json"), contracts=load_contracts(), **options))
+
+
+def test_forbidden_assets_are_refused_in_discovery_and_the_others_go_on(tmp_path: Path) -> None:
+    items = [_item("http://169.254.169.254/p.tif", "a"), _item("https://example.com/p.tif", "b")]
+    found = {v.item_id: v for v in _verdicts(tmp_path, *items)}
+    assert isinstance(found["b"], Scene)
+    refused = found["a"]
+    assert isinstance(refused, Refusal)
+    assert refused.code == "forbidden_href"
+    assert "asset pan: host 169.254.169.254" in refused.reason
+
+
+@pytest.mark.parametrize("item_id", ["../../../tmp/x", "a/../b", "..", "a\\b", "a\nb", "/abs", "x" * 300, "a\x00b"])
+def test_ids_that_lead_out_of_their_folder(tmp_path: Path, item_id: str) -> None:
+    (verdict,) = _verdicts(tmp_path, _item("https://example.com/p.tif", item_id))
+    assert isinstance(verdict, Refusal)
+    assert (verdict.code, "cannot name a file" in verdict.reason) == ("malformed", True)
+
+
+# --- credentials ------------------------------------------------------------------------------------------------------
+
+
+class _Server(BaseHTTPRequestHandler):
+    """Serves files of a folder to who shows the valid token or header, and signs hrefs like a real service does."""
+
+    folder: ClassVar[Path]
+    token: ClassVar[str] = "one"
+    signed: ClassVar[list[str]] = []
+    stale: ClassVar[dict[str, int]] = {}
+    """How many of the first signatures of an href do not hold."""
+
+    def do_HEAD(self) -> None:
+        self._answer(body=False)
+
+    def do_GET(self) -> None:
+        self._answer(body=True)
+
+    def _answer(self, *, body: bool) -> None:
+        parts = urlsplit(self.path)
+        query = parse_qs(parts.query)
+        if parts.path == "/sign":
+            href = query["href"][0]
+            self.signed.append(href)
+            stale = self.stale.get(href, 0) >= self.signed.count(href)
+            expiry = (datetime.now(UTC) + timedelta(seconds=3600)).isoformat()
+            answer = {"href": f"{href}?token={'stale' if stale else self.token}", "msft:expiry": expiry}
+            self._send(200, json.dumps(answer).encode(), body=body)
+            return
+        shown = query.get("token", [""])[0] or self.headers.get("X-Key", "")
+        path = self.folder / unquote(parts.path).lstrip("/")
+        if shown != self.token:
+            self._send(403, b"no", body=body)
+        elif not path.is_file():
+            self._send(404, b"none", body=body)
+        else:
+            self._send_part(path.read_bytes(), body=body)
+
+    def _send_part(self, content: bytes, *, body: bool) -> None:
+        asked = self.headers.get("Range", "")
+        if not asked.startswith("bytes="):
+            self._send(200, content, body=body)
+            return
+        start, _, stop = asked[6:].partition("-")
+        last = min(int(stop or len(content)), len(content) - 1)
+        part = content[int(start) : last + 1]
+        self._send(206, part, body=body, extra={"Content-Range": f"bytes {start}-{last}/{len(content)}"})
+
+    def _send(self, code: int, content: bytes, *, body: bool, extra: dict[str, str] | None = None) -> None:
+        self.send_response(code)
+        for name, value in {"Content-Length": str(len(content)), "Accept-Ranges": "bytes", **(extra or {})}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if body:
+            self.wfile.write(content)
+
+    def log_message(self, *_: object) -> None:
+        """Stay quiet."""
+
+
+@contextmanager
+def _serving(folder: Path) -> Iterator[tuple[str, type[_Server]]]:
+    handler = type("Handler", (_Server,), {"folder": folder, "signed": []})
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}", handler
+        finally:
+            server.shutdown()
+
+
+def _remote_scene(folder: Path, url: str) -> tuple[Scene, Pair]:
+    rng = np.random.default_rng(5)
+    pair = Pair(
+        pan=rng.integers(1, 2000, (128, 128)).astype(np.uint16), ms=rng.integers(1, 2000, (3, 32, 32)).astype(np.uint16)
+    )
+    scene = pair.write(folder)
+    ms = tuple(ref.model_copy(update={"href": f"{url}/ms.tif"}) for ref in scene.ms)
+    return scene.model_copy(update={"pan": AssetRef(key="pan", href=f"{url}/pan.tif"), "ms": ms}), pair
+
+
+def _access(url: str, **fields: Any) -> Access:
+    profile = HostProfile.model_validate({"match": ("127.0.0.1",), **fields})
+    return Access(profiles=(profile,)).trusting(url)
+
+
+def test_hrefs_are_signed_while_reading_and_stored_unsigned(tmp_path: Path) -> None:
+    with _serving(tmp_path) as (url, handler):
+        scene, pair = _remote_scene(tmp_path, url)
+        access = _access(url, kind="signed", sign_url=f"{url}/sign")
+        staged = stage_scene(scene, contract(), str(tmp_path / "s.zarr"), block_px=64, access=access)
+        assert np.array_equal(SceneStore.open(staged.store_uri).read_pan(whole((128, 128))), pair.pan)
+        assert sorted(set(handler.signed)) == [f"{url}/ms.tif", f"{url}/pan.tif"]
+        assert len(handler.signed) == 2, "a signature is used until it runs out"
+    assert "token" not in staged.model_dump_json()
+    stored = b"".join(path.read_bytes() for path in (tmp_path / "s.zarr").rglob("zarr.json"))
+    assert b"token" not in stored
+
+
+def test_a_refused_signature_is_asked_for_once_more(tmp_path: Path) -> None:
+    """Services hand out signatures that no longer hold: one more is asked for, and a second refusal is final."""
+    with _serving(tmp_path) as (url, handler):
+        scene, _ = _remote_scene(tmp_path, url)
+        handler.stale = {f"{url}/pan.tif": 1, f"{url}/ms.tif": 1}
+        access = _access(url, kind="signed", sign_url=f"{url}/sign")
+        stage_scene(scene, contract(), str(tmp_path / "a.zarr"), block_px=64, access=access)
+        assert sorted(handler.signed) == sorted([f"{url}/pan.tif", f"{url}/ms.tif"] * 2)
+    with _serving(tmp_path) as (url, handler):
+        scene, _ = _remote_scene(tmp_path, url)
+        handler.stale = {f"{url}/pan.tif": 2}
+        access = _access(url, kind="signed", sign_url=f"{url}/sign")
+        with pytest.raises(TransientReadError, match="asset pan: its header cannot be read"):
+            stage_scene(scene, contract(), str(tmp_path / "b.zarr"), block_px=64, access=access)
+
+
+def test_headers_come_from_a_secret_file(tmp_path: Path) -> None:
+    secret = tmp_path / "headers.json"
+    secret.write_text(json.dumps({"X-Key": "one"}))
+    with _serving(tmp_path) as (url, _):
+        scene, _ = _remote_scene(tmp_path, url)
+        access = _access(url, kind="headers", headers_file=str(secret))
+        stage_scene(scene, contract(), str(tmp_path / "s.zarr"), block_px=64, access=access)
+    with _serving(tmp_path) as (url, _):  # a new address, as GDAL remembers what it read from the other
+        scene, _ = _remote_scene(tmp_path, url)
+        with pytest.raises(TransientReadError, match="asset pan"):
+            stage_scene(scene, contract(), str(tmp_path / "t.zarr"), block_px=64, access=Access(allow_private=True))
+
+
+def test_profiles_that_cannot_work_say_so(tmp_path: Path) -> None:
+    paying = Access(profiles=(HostProfile(match=("s3://usgs-*",), kind="aws", requester_pays=True),))
+    with pytest.raises(InvalidSceneError, match=r"the requester pays .* may not spend; set allow_spending"):
+        Reader(paying).open("s3://usgs-landsat/a.tif")
+    willing = paying.model_copy(update={"allow_spending": True})
+    assert Reader(willing).open("s3://usgs-landsat/a.tif").options == {"AWS_REQUEST_PAYER": "requester"}
+    open_data = Access(profiles=(HostProfile(match=("s3://maxar-*",), kind="anonymous"),))
+    assert Reader(open_data).open("s3://maxar-opendata/a.tif").options == {"AWS_NO_SIGN_REQUEST": "YES"}
+    assert Reader(open_data).open("s3://other/a.tif").options == {}
+    missing = Access(profiles=(HostProfile(match=("*",), kind="headers", headers_file=str(tmp_path / "no.json")),))
+    with pytest.raises(InvalidSceneError, match="not readable as a JSON object"):
+        Reader(missing).open("https://8.8.8.8/a.tif")
+    unsigned = Access(profiles=(HostProfile(match=("*",), kind="signed", sign_url="http://127.0.0.1:9/sign"),))
+    with pytest.raises(TransientReadError, match=r"did not sign https://8\.8\.8\.8/a\.tif"):
+        Reader(unsigned).open("https://8.8.8.8/a.tif")
+
+
+def test_a_remote_vrt_is_not_followed(tmp_path: Path) -> None:
+    """A VRT may name any file of the reader's machine; what comes from elsewhere is opened as a plain format only."""
+    secret = tmp_path / "secret.tif"
+    with rasterio.open(secret, "w", driver="GTiff", height=8, width=8, count=1, dtype="uint16", crs="EPSG:32633",
+                       transform=from_origin(5e5, 4e6, 1, 1)) as target:  # fmt: skip
+        target.write(np.full((1, 8, 8), 7, np.uint16))
+    (tmp_path / "pan.vrt").write_text(
+        '<VRTDataset rasterXSize="8" rasterYSize="8"><VRTRasterBand dataType="UInt16" band="1"><SimpleSource>'
+        f"<SourceFilename>{secret}</SourceFilename></SimpleSource></VRTRasterBand></VRTDataset>"
+    )
+    with _serving(tmp_path) as (url, _):
+        scene, _ = _remote_scene(tmp_path, url)
+        for name in ("pan.vrt", "pan.tif"):
+            (tmp_path / name).write_bytes((tmp_path / "pan.vrt").read_bytes())
+            spoiled = scene.model_copy(update={"pan": AssetRef(key="pan", href=f"{url}/{name}?token=one")})
+            with pytest.raises(InvalidSceneError, match="not recognized as being in a supported file format"):
+                stage_scene(spoiled, contract(), str(tmp_path / "x.zarr"), block_px=64, access=PUBLIC.trusting(url))

@@ -1,0 +1,176 @@
+"""Census and sweep: every way in which source, ledger, files and catalog can disagree is found and mended."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from small_archive import add_scene
+
+from pancrafter import steps
+from pancrafter.census import Census, take_census
+from pancrafter.ledger import SceneKey, State
+from pancrafter.processes import is_gone, lease_owner
+from pancrafter.settings import Settings
+from pancrafter.sweep import sweep
+
+
+def _silent(_: str) -> None:
+    pass
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two published scenes; each test works on a copy."""
+    root = tmp_path_factory.mktemp("census")
+    for day in (1, 2):
+        add_scene(root / "source", f"day-{day}", side_px=128, seed=day, day=day)
+    settings = Settings(
+        source=str(root / "source"), sink=str(root / "sink"), state_dir=str(root / "state"), workers=0, block_px=128
+    )
+    steps.run(settings, _silent)
+    return root
+
+
+@pytest.fixture
+def settings(published: Path, tmp_path: Path) -> Settings:
+    """The same run, the ledger moved with its sink to another place; the source stays where it is."""
+    shutil.copytree(published / "sink", tmp_path / "sink")
+    shutil.copytree(published / "state", tmp_path / "state")
+    moved = Settings(
+        source=str(published / "source"),
+        sink=str(tmp_path / "sink"),
+        state_dir=str(tmp_path / "state"),
+        workers=0,
+        block_px=128,
+    )
+    import sqlite3
+
+    with sqlite3.connect(tmp_path / "state" / "ledger.db") as connection:
+        connection.execute("UPDATE scene SET sink = ?", (moved.sink,))
+    connection.close()
+    return moved
+
+
+def _findings(census: Census) -> dict[str, str]:
+    return {difference.what: difference.finding for difference in census.differences}
+
+
+def _item_folder(settings: Settings, name: str) -> Path:
+    (folder,) = (Path(settings.sink) / "geoeye-1-sharpened").glob(f"{name}_psh-*")
+    return folder
+
+
+def test_finished_run_is_clean(settings: Settings) -> None:
+    census = take_census(settings, checksums=True)
+    assert census.clean, census.differences
+    assert (census.source_scenes, census.ledger, census.catalog_items) == (2, {"confirmed": 2}, 2)
+
+
+def test_fixes_name_commands_on_the_same_places(settings: Settings) -> None:
+    shutil.rmtree(settings.sink)
+    fixes = {difference.fix for difference in take_census(settings).differences}
+    options = f"--source {settings.source} --sink {settings.sink} --state-dir {settings.state_dir}"
+    assert fixes == {f"pancrafter run {options}"}
+    steps.run(settings, _silent)
+    assert take_census(settings).clean
+
+
+def test_scene_that_discovery_never_saw(settings: Settings, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    shutil.copytree(settings.source, source, copy_function=shutil.copy2)
+    add_scene(source, "day-3", side_px=128, seed=3, day=3)
+    found = _findings(take_census(settings.model_copy(update={"source": str(source)})))
+    assert found["geoeye-1/day-3"] == "is not in the ledger"
+
+
+@pytest.mark.parametrize("damage", ["shortened", "changed", "missing"])
+def test_damaged_file_is_found_and_made_again(settings: Settings, damage: str) -> None:
+    (file,) = _item_folder(settings, "day-1").glob("sharpened-*.tif")
+    good = file.read_bytes()
+    damages = {"shortened": good[:-10], "changed": good[:-10] + bytes(10)}
+    file.write_bytes(damages[damage]) if damage in damages else file.unlink()
+    census = take_census(settings, checksums=True)
+    (difference,) = [d for d in census.differences if d.what == "geoeye-1/day-1"]
+    assert difference.place == "files"
+    assert difference.fix.startswith("pancrafter redrive geoeye-1/day-1 ")
+    with steps.open_ledger(settings) as ledger:
+        ledger.redrive([SceneKey(sink=settings.sink, collection="geoeye-1", item_id="day-1")])
+    (outcome,) = steps.run(settings, _silent)
+    assert not outcome.failed, outcome.reason
+    assert file.read_bytes() == good
+    assert take_census(settings, checksums=True).clean
+
+
+def test_item_of_unknown_origin_and_unlinked_item(settings: Settings) -> None:
+    collection = Path(settings.sink) / "geoeye-1-sharpened" / "collection.json"
+    document = json.loads(collection.read_text())
+    links = [link for link in document["links"] if "day-1" not in link["href"]]
+    foreign = {"rel": "item", "href": "./foreign/foreign.json", "type": "application/geo+json"}
+    collection.write_text(json.dumps(document | {"links": [*links, foreign]}))
+    found = _findings(take_census(settings))
+    assert "not in the catalog" in found["geoeye-1/day-1"]
+    assert "neither document nor scene" in found["geoeye-1-sharpened/foreign"]
+
+
+def test_scene_that_left_the_source(settings: Settings, tmp_path: Path) -> None:
+    add_scene(tmp_path / "other", "day-9", side_px=128)
+    census = take_census(settings.model_copy(update={"source": str(tmp_path / "other")}))
+    assert "2 published, but gone from the source meanwhile" in census.notes
+    with steps.open_ledger(settings) as ledger:
+        ledger.redrive([SceneKey(sink=settings.sink, collection="geoeye-1", item_id="day-1")])
+    census = take_census(settings.model_copy(update={"source": str(tmp_path / "other")}))
+    (difference,) = [d for d in census.differences if d.what == "geoeye-1/day-1"]
+    assert "gone from the source" in difference.finding
+    assert difference.fix.startswith("pancrafter ledger refuse geoeye-1/day-1 ")
+
+
+def test_sweep_frees_dead_workers_and_removes_only_what_nobody_holds(settings: Settings) -> None:
+    host = lease_owner().split("/")[0]
+    state, key = Path(settings.state_dir), SceneKey(sink=settings.sink, collection="geoeye-1", item_id="day-1")
+    item_id, other_id = _item_folder(settings, "day-1").name, _item_folder(settings, "day-2").name
+    with steps.open_ledger(settings) as ledger:
+        ledger.redrive([key])
+        lease = ledger.claim(key, f"{host}/999999/1", 900)
+        assert lease is not None
+    for name in (f"attempts/{item_id}.{lease.fence}", f"attempts/{other_id}.1", f"staged/{other_id}.zarr", "staged/x"):
+        (state / name).mkdir(parents=True)
+    (state / f"staged/{item_id}.zarr").mkdir()
+    sink = Path(settings.sink)
+    orphan = sink / "geoeye-1-sharpened" / other_id / "mask-old-00000000.tif"
+    draft = sink / "geoeye-1-sharpened" / f".draft-{host}~999999~1~abc-collection.json"
+    living = sink / "geoeye-1-sharpened" / f".draft-{lease_owner().replace('/', '~')}~abc-collection.json"
+    foreign = sink / "geoeye-1-sharpened" / "not-ours" / "file.tif"
+    foreign.parent.mkdir()
+    for path in (orphan, draft, living, foreign):
+        path.write_bytes(b"x")
+    found = _findings(take_census(settings))
+    assert "worker" in found["geoeye-1/day-1"]
+    assert not any("not-ours" in what for what in found)
+    swept = sweep(settings)
+    assert [str(k) for k in swept.freed] == ["geoeye-1/day-1"]
+    assert sorted(path.name for path in (state / "staged").iterdir()) == [f"{item_id}.zarr"], "its blocks are kept"
+    assert not list((state / "attempts").iterdir())
+    assert [path.exists() for path in (orphan, draft, living, foreign)] == [False, False, True, True]
+    living.unlink()
+    shutil.rmtree(state / f"staged/{item_id}.zarr")
+    steps.run(settings, _silent)
+    assert take_census(settings).clean
+    assert sweep(settings).removed == ()
+
+
+def test_scene_that_kills_its_worker_is_given_up(settings: Settings) -> None:
+    host = lease_owner().split("/")[0]
+    key = SceneKey(sink=settings.sink, collection="geoeye-1", item_id="day-1")
+    with steps.open_ledger(settings) as ledger:
+        ledger.redrive([key])
+        for _ in range(5):
+            assert ledger.claim(key, f"{host}/999999/1", 900) is not None
+            ledger.sweep(is_gone=is_gone)
+        row = ledger.show(key)
+    assert row is not None
+    assert row.state is State.DEAD
+    assert "memory" in (row.reason or "")
+    assert "1 dead" in " ".join(take_census(settings).notes)

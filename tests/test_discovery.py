@@ -1,0 +1,242 @@
+"""Discovery against servers that misbehave as real ones do, what is new since then, and GeoParquet."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pancrafter.access import Access
+from pancrafter.catalog import discover
+from pancrafter.errors import SourceError
+from pancrafter.sensors import load_contracts
+from pancrafter.serve import serving
+from pancrafter.types import Refusal, Scene
+
+CONTRACTS = load_contracts()
+Answer = Callable[[BaseHTTPRequestHandler, str], None]
+
+
+def item(item_id: str, **properties: Any) -> dict[str, Any]:
+    ring = [[9.0, 50.0], [9.1, 50.0], [9.1, 50.1], [9.0, 50.0]]
+    bands = [{"name": name, "common_name": name} for name in ("blue", "green", "red", "nir")]
+    return {
+        "type": "Feature", "stac_version": "1.0.0", "id": item_id, "links": [], "collection": "c",
+        "geometry": {"type": "Polygon", "coordinates": [ring]}, "bbox": [9.0, 50.0, 9.1, 50.1],
+        "properties": {"datetime": "2025-03-01T10:00:00Z", "platform": "worldview-2", **properties},
+        "assets": {
+            "pan": {"href": "https://example.com/p.tif", "eo:bands": [{"name": "pan", "common_name": "pan"}]},
+            "ms": {"href": "https://example.com/m.tif", "eo:bands": bands},
+        },
+    }  # fmt: skip
+
+
+def catalog(folder: Path, *items: dict[str, Any]) -> Path:
+    links = [{"rel": "item", "href": f"./{n}.json"} for n in range(len(items))]
+    for n, body in enumerate(items):
+        (folder / f"{n}.json").write_text(json.dumps(body))
+    root = {"type": "Catalog", "id": "c", "stac_version": "1.0.0", "description": "x", "links": links}
+    (folder / "catalog.json").write_text(json.dumps(root))
+    return folder / "catalog.json"
+
+
+def ids(source: str, **options: Any) -> list[str]:
+    return sorted(verdict.item_id for verdict in discover(source, contracts=CONTRACTS, **options))
+
+
+# --- what is new ------------------------------------------------------------------------------------------------------
+
+
+ARRIVALS = (
+    item("old", updated="2025-03-02T00:00:00Z"),
+    item("replaced", created="2025-03-02T00:00:00Z", updated="2025-04-02T00:00:00Z"),
+    item("late", datetime="2024-01-01T00:00:00Z", created="2025-04-03T00:00:00Z"),
+    item("silent"),
+    item("created-long-ago", created="2025-01-02T00:00:00Z"),
+    item("unreadable", updated="yesterday"),
+)
+NEW = ["late", "replaced", "silent", "unreadable"]
+SINCE = datetime(2025, 4, 1, tzinfo=UTC)
+
+
+def test_new_items_of_a_static_catalog(tmp_path: Path) -> None:
+    catalog(tmp_path, *ARRIVALS)
+    with _answering(_files(tmp_path)) as url:
+        assert ids(f"{url}/catalog.json", changed_since=SINCE) == NEW
+        assert len(ids(f"{url}/catalog.json")) == 6
+
+
+def test_new_items_of_an_api_that_cannot_filter_by_change(tmp_path: Path) -> None:
+    """No queryables: everything in the window is looked at, and what is old is left out here."""
+    catalog(tmp_path, *ARRIVALS)
+    with serving(tmp_path) as url:
+        assert ids(url, changed_since=SINCE) == NEW
+        assert ids(url, changed_since=SINCE, since=datetime(2025, 1, 1, tzinfo=UTC)) == [
+            "replaced",
+            "silent",
+            "unreadable",
+        ]
+
+
+def test_new_items_of_an_api_that_filters(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """With ``updated`` among the queryables the server is asked, and items without it are not lost."""
+    from pystac_client import Client
+
+    catalog(tmp_path, *ARRIVALS)
+    asked: list[Any] = []
+    search = Client.search
+
+    def recorded(self: Client, **options: Any) -> Any:
+        asked.append(options.get("filter"))
+        return search(self, **options)
+
+    monkeypatch.setattr(Client, "search", recorded)
+    monkeypatch.setattr(Client, "get_queryables", lambda _: {"properties": {"updated": {"type": "string"}}})
+    with serving(tmp_path) as url:
+        assert ids(url, changed_since=SINCE) == [
+            name for name in NEW if name != "unreadable"
+        ]  # no server can compare it
+        ids(url)
+    assert asked[0]["op"] == "or"
+    assert {"op": "isNull", "args": [{"property": "updated"}]} in asked[0]["args"]
+    assert asked[1] is None
+
+
+# --- servers that misbehave -------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _answering(answer: Answer) -> Iterator[str]:
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            answer(self, self.path)
+
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            answer(self, self.path)
+
+        def log_message(self, *_: object) -> None:
+            """Stay quiet."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+
+
+def _send(to: BaseHTTPRequestHandler, body: Any, code: int = 200, **headers: str) -> None:
+    content = body if isinstance(body, bytes) else json.dumps(body).encode()
+    to.send_response(code)
+    for name, value in {"Content-Length": str(len(content)), **headers}.items():
+        to.send_header(name.replace("_", "-"), value)
+    to.end_headers()
+    to.wfile.write(content)
+
+
+def _files(folder: Path) -> Answer:
+    def answer(to: BaseHTTPRequestHandler, path: str) -> None:
+        file = folder / path.lstrip("/")
+        _send(to, file.read_bytes()) if file.is_file() else _send(to, {"detail": "none"}, 404)
+
+    return answer
+
+
+def _api(pages: Callable[[BaseHTTPRequestHandler, int], tuple[list[Any], bool]]) -> Answer:
+    """A minimal API whose pages are given by a function of their number: features, and whether there is a next one."""
+
+    def answer(to: BaseHTTPRequestHandler, path: str) -> None:
+        base = f"http://{to.headers['Host']}"
+        if path.startswith("/search"):
+            number = int(path.partition("page=")[2] or 0)
+            features, more = pages(to, number)
+            links = [{"rel": "next", "href": f"{base}/search?page={number + 1}", "method": "GET"}] if more else []
+            _send(to, {"type": "FeatureCollection", "features": features, "links": links})
+        elif path in ("/", ""):
+            classes = ["https://api.stacspec.org/v1.0.0/core", "https://api.stacspec.org/v1.0.0/item-search"]
+            links = [{"rel": "search", "href": f"{base}/search", "type": "application/geo+json", "method": "GET"}]
+            links.append({"rel": "self", "href": f"{base}/"})
+            root = {"type": "Catalog", "id": "api", "stac_version": "1.0.0", "description": "x"}
+            _send(to, root | {"links": links, "conformsTo": classes})
+        else:
+            _send(to, {"detail": "none"}, 404)
+
+    return answer
+
+
+def test_duplicates_and_items_that_move_between_pages() -> None:
+    """Something arrives while we page, so pages overlap: nothing twice, nothing lost."""
+
+    def pages(_: BaseHTTPRequestHandler, number: int) -> tuple[list[Any], bool]:
+        starts = (0, 8, 17)
+        return [item(f"i{n:02}") for n in range(starts[number], starts[number] + 10)], number < 2
+
+    with _answering(_api(pages)) as url:
+        assert ids(url) == [f"i{n:02}" for n in range(27)]
+
+
+# --- no way into other places -----------------------------------------------------------------------------------------
+
+
+def test_redirects_and_links_do_not_lead_into_the_private_network(tmp_path: Path) -> None:
+    """The source's own host is trusted; a link or a redirect to another private one is not followed."""
+    reached: list[str] = []
+
+    def secret(to: BaseHTTPRequestHandler, path: str) -> None:
+        reached.append(path)
+        _send(to, item("secret"))
+
+    with _answering(secret) as inner:
+        port = inner.rsplit(":", 1)[1]
+        elsewhere = f"http://127.0.0.2:{port}"
+
+        def answer(to: BaseHTTPRequestHandler, path: str) -> None:
+            if path == "/moved.json":
+                _send(to, b"", 302, Location=f"{elsewhere}/x.json")
+            elif path == "/catalog.json":
+                links = [{"rel": "item", "href": href} for href in ("/moved.json", f"{elsewhere}/y.json", "/good.json")]
+                links += [{"rel": "item", "href": "file:///etc/hostname"}, {"rel": "child", "href": "ftp://x/c.json"}]
+                root = {"type": "Catalog", "id": "c", "stac_version": "1.0.0", "description": "x", "links": links}
+                _send(to, root)
+            else:
+                _send(to, item("good"))
+
+        with _answering(answer) as url:
+            verdicts = list(discover(f"{url}/catalog.json", contracts=CONTRACTS, access=Access()))
+    assert reached == []
+    assert [v.item_id for v in verdicts if isinstance(v, Scene)] == ["good"]
+    refused = [v.reason for v in verdicts if isinstance(v, Refusal)]
+    assert sum("private address 127.0.0.2" in reason for reason in refused) == 2, refused
+
+
+# --- GeoParquet -------------------------------------------------------------------------------------------------------
+
+
+def test_geoparquet_is_a_source(shared_data: Path, tmp_path: Path) -> None:
+    """Real items of several producers survive the way through a table; the window holds there, too."""
+    import rustac
+
+    folder = shared_data / "stac"
+    real = [json.loads(next(folder.glob(name)).read_text()) for name in (
+        "usgs-landsatlook/LC09_L1TP*.json", "terradue-stars/perusat/*.json", "terradue-stars/spot67/*SPOT6*.json"
+    )]  # fmt: skip
+    path = tmp_path / "items.parquet"
+    rustac.write_sync(str(path), {"type": "FeatureCollection", "features": [*real, item("made-up")]})
+    found = {v.item_id: v for v in discover(str(path), contracts=CONTRACTS)}
+    assert len(found) == 4
+    assert {type(found[body["id"]]) for body in real[:2]} == {Scene}
+    spot = found[real[2]["id"]]
+    assert isinstance(spot, Refusal)
+    assert spot.code == "already_sharpened"
+    assert ids(str(path), since=datetime(2025, 1, 1, tzinfo=UTC)) == ["made-up"]
+    (tmp_path / "bad.parquet").write_text("no")
+    with pytest.raises(SourceError, match="expected a STAC GeoParquet file"):
+        ids(str(tmp_path / "bad.parquet"))

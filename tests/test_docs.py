@@ -1,0 +1,188 @@
+"""What an analyst does with a published catalog: the code of the documentation, tiles, the snapshot and the report."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import warnings
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pystac
+import pytest
+import rasterio
+from PIL import Image
+from rio_cogeo import cog_validate
+from rio_tiler.io import Reader
+from small_archive import add_scene
+
+from pancrafter import steps
+from pancrafter.changes import ChangeFeed
+from pancrafter.ledger import SceneKey
+from pancrafter.publish import StaticSink
+from pancrafter.report import write_report
+from pancrafter.settings import Settings
+from pancrafter.snapshot import write_snapshot
+from pancrafter.validation import validate_document, validate_item
+
+DOCS = Path(__file__).resolve().parents[1] / "docs"
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a catalog in ``output``: one published scene, one held (its PAN is another scene's)."""
+    root = tmp_path_factory.mktemp("home")
+    good = add_scene(root / "source", "good", side_px=256, day=2)
+    strange = add_scene(root / "source", "strange", side_px=256, seed=5, day=3)
+    shutil.copy(good.pan, strange.pan)
+    outcomes = steps.run(settings(root), lambda _: None)
+    assert sorted(o.verdict for o in outcomes) == ["held", "published"]
+    write_snapshot(StaticSink(settings(root).sink))
+    return root
+
+
+def settings(root: Path) -> Settings:
+    return Settings(
+        source=str(root / "source"), sink=str(root / "output"), state_dir=str(root / "state"), workers=0, block_px=128
+    )
+
+
+def item_of(root: Path) -> pystac.Item:
+    return next(pystac.Catalog.from_file(str(root / "output" / "catalog.json")).get_items(recursive=True))
+
+
+def test_code_of_the_analysts_page_runs(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(home)
+    blocks = re.findall(r"```python\n(.*?)```", (DOCS / "analysts.md").read_text(), re.DOTALL)
+    assert len(blocks) >= 10
+    names: dict[str, object] = {}
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        for number, block in enumerate(blocks):
+            exec(compile(block, f"analysts.md, block {number}", "exec"), names)
+    assert any("NIR is not covered" in str(w.message) for w in seen)
+    printed = capsys.readouterr().out
+    assert "good_psh-" in printed
+    assert "100.0% usable" in printed
+    assert float(names["ndvi"].notnull().mean()) > 0.99
+
+
+def test_item_says_what_the_files_say(home: Path) -> None:
+    item = item_of(home)
+    document = json.loads(Path(item.get_self_href()).read_text())
+    validate_item(document)
+    validate_document(json.loads((home / "output" / item.collection_id / "collection.json").read_text()))
+    for key in ("sharpened", "mask", "quality"):
+        asset = document["assets"][key]
+        with rasterio.open(item.assets[key].get_absolute_href()) as source:
+            assert source.dtypes[0] == asset["data_type"]
+            assert source.nodata == asset.get("nodata")
+            assert source.res[0] == pytest.approx(asset["gsd"])
+            where = asset if "proj:shape" in asset else document["properties"]
+            assert list(source.shape) == where["proj:shape"]
+            assert list(source.transform)[:6] == where["proj:transform"]
+            assert source.crs.to_string() == document["properties"]["proj:code"]
+            if "bands" in asset:
+                assert list(source.descriptions) == [band["name"] for band in asset["bands"]]
+                assert list(source.scales) == [band.get("raster:scale", 1.0) for band in asset["bands"]]
+                for index, band in enumerate(asset["bands"], 1):
+                    values = source.read(index, masked=True)
+                    assert band["statistics"]["minimum"] == values.min()
+                    assert band["statistics"]["mean"] == pytest.approx(float(values.mean(dtype="float64")))
+        assert cog_validate(item.assets[key].get_absolute_href(), strict=True, quiet=True)[0]
+    assert document["assets"]["quality"]["gsd"] == 16.0
+    assert 0 <= document["properties"]["pancrafter:inconsistent_share"] < 0.05
+    summary = json.loads((home / "output" / item.collection_id / "collection.json").read_text())
+    assert set(summary["item_assets"]) <= set(document["assets"])
+    assert summary["summaries"]["pancrafter:sensor"] == ["geoeye-1"]
+
+
+def test_tiles_and_thumbnail(home: Path) -> None:
+    item = item_of(home)
+    with Reader(item.assets["sharpened"].get_absolute_href()) as reader:
+        west, south, east, north = reader.get_geographic_bounds("EPSG:4326")
+        tile = reader.tms.tile((west + east) / 2, (south + north) / 2, 18)
+        picture = reader.tile(tile.x, tile.y, tile.z, indexes=(3, 2, 1))
+    assert picture.data.shape == (3, 256, 256)
+    assert (picture.mask > 0).mean() > 0.3
+    assert picture.data[:, picture.mask > 0].std() > 10
+    with Image.open(item.assets["thumbnail"].get_absolute_href()) as shown:
+        values = np.asarray(shown).transpose(2, 0, 1)
+    assert values.shape[0] == 4
+    assert (values[3] == 255).all()
+    assert values[:3].std() > 30
+
+
+class _Page(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.hrefs: list[str] = []
+        self.sources: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        values = dict(attrs)
+        self.hrefs += [values["href"]] if values.get("href") else []
+        self.sources += re.findall(r'url\("?([^")]+)"?\)', values.get("style") or "")
+        assert tag not in {"script", "link", "iframe"}, "nothing comes from elsewhere"
+
+
+def test_report_page_names_everything_and_its_pictures_exist(home: Path) -> None:
+    text = (home / "output" / "report.html").read_text()
+    page = _Page()
+    page.feed(text)
+    item = item_of(home)
+    assert f"{item.collection_id}/{item.id}/{item.id}.json" in page.hrefs
+    assert len(page.sources) == 2
+    for href in [*page.sources, *(h for h in page.hrefs if not h.startswith("#"))]:
+        assert (home / "output" / href).is_file(), href
+    assert "held for a person" in text
+    assert "pancrafter held release|reject geoeye-1/strange" in text
+    assert "http" not in text.replace("http-equiv", "")
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="chromium is not installed")
+def test_report_page_in_a_browser(home: Path, tmp_path: Path) -> None:
+    """The browser shows map, table and both layers of the slider: their pixels differ left and right of the handle."""
+    shot = tmp_path / "report.png"
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
+    subprocess.run(
+        ["chromium", *flags, f"--screenshot={shot}", "--window-size=1000,1400", (home / "output/report.html").as_uri()],
+        check=True,
+        capture_output=True,
+        timeout=240,
+    )
+    with Image.open(shot) as picture:
+        values = np.asarray(picture.convert("RGB")).transpose(2, 0, 1).astype(int)
+    green = (np.abs(values - np.array([0x3A, 0x9D, 0x5D])[:, None, None]).sum(axis=0) < 12).sum()
+    assert green > 50, "no footprint in the colour of a pass"
+    assert values.std() > 30
+
+
+def test_report_of_an_empty_catalog(tmp_path: Path) -> None:
+    text = Path(write_report(StaticSink(str(tmp_path)))).read_text()
+    assert "<b>0</b>published" in text
+
+
+def test_withdrawn_item_is_gone_announced_and_not_made_again(home: Path, tmp_path: Path) -> None:
+    for name in ("source", "output", "state"):
+        shutil.copytree(home / name, tmp_path / name)
+    moved = settings(tmp_path)
+    item = item_of(tmp_path)
+    with steps.open_ledger(settings(home)) as old:
+        row = old.find("good")[0]
+    assert row.output_item_id == item.id
+    # The ledger knows a sink by its name, so the copied ledger is asked about the old one.
+    key = SceneKey(sink=settings(home).sink, collection="geoeye-1", item_id="good")
+    with steps.open_ledger(moved) as ledger:
+        assert steps.withdraw(key, "wrong area", moved, ledger) == item.id
+        assert ledger.show(key).state == "refused"
+    sink = StaticSink(moved.sink)
+    assert not sink.exists(item.collection_id, item.id)
+    assert sink.orphans(item.collection_id) == ()
+    last = list(ChangeFeed(sink.store).events())[-1]
+    assert (last.type, last.item_id, last.reason) == ("withdrawn", item.id, "wrong area")

@@ -1,0 +1,279 @@
+"""The table scores what the pipeline's own sharpeners produce, and one bad pair stops nothing."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from networks import random_checkpoint, random_network
+from numpy.typing import NDArray
+from small_archive import add_scene
+from staged_scenes import landscape
+from typer.testing import CliRunner, Result
+
+from pancrafter import classical, cli, metrics
+from pancrafter.engine import NetworkSharpener
+from pancrafter.errors import InvalidSceneError, PancrafterError, WeightsError
+from pancrafter.evaluate import (
+    Method,
+    ReferenceScores,
+    classical_method,
+    evaluate_all,
+    evaluate_pair,
+    network_method,
+    sharpen_tile,
+    summarise,
+    tile_of,
+)
+from pancrafter.model.weights import save_checkpoint
+from pancrafter.pairs import Pair, Unreadable
+from pancrafter.resample import degrade
+
+Array = NDArray[Any]
+RUNNER = CliRunner()
+
+
+def pair_of(ratio: int = 4, side_ms: int = 48, bands: int = 2, **changes: Any) -> Pair:
+    n = side_ms * ratio
+    truth = np.stack([landscape((n, n), 5 + 10 * band) + landscape((n, n), 5) for band in range(bands)])
+    phase = ((ratio - 1) / 2 + 0.4, (ratio - 1) / 2 - 0.3)
+    ms = np.stack([degrade(band, (side_ms, side_ms), ratio, phase, 0.3) for band in truth])
+    pair = Pair(
+        name="pair",
+        sensor="generic",
+        bands=tuple(f"band-{i}" for i in range(bands)),
+        pan=truth.mean(0).astype(np.uint16),
+        ms=ms.astype(np.uint16),
+        ratio=ratio,
+        phases_yx=(phase,) * bands,
+        mtf_gains=(0.3,) * bands,
+        dn_max=8191,
+    )
+    return replace(pair, **changes)
+
+
+@pytest.fixture(scope="module")
+def sharpener() -> NetworkSharpener:
+    return NetworkSharpener(random_checkpoint(attention="none"))
+
+
+@pytest.mark.parametrize(("ratio", "injected"), [(2, True), (3, False), (4, True)])
+def test_blocks_equal_the_whole_pair(ratio: int, *, injected: bool) -> None:
+    tile = tile_of(pair_of(ratio, side_ms=22))
+    network = NetworkSharpener(random_checkpoint(attention="none", injected_detail=injected))
+    sharpener = network.fitted_to(tile, (0.3, 0.3))
+    assert (sharpener.injection is not None) == injected
+    whole = sharpen_tile(sharpener, tile, block_px=10_000)
+    np.testing.assert_allclose(sharpen_tile(sharpener, tile, block_px=24), whole, atol=1e-2 * whole.std())
+    inside = sharpener(tile)[:, 40:-40, 40:-40] if ratio == 4 else None
+    assert whole.shape == (2, *tile.pan.shape)
+    if inside is not None and inside.size:
+        assert np.corrcoef(inside.ravel(), whole[:, 40:-40, 40:-40].ravel())[0, 1] > 0.9
+
+
+def test_scores_are_those_of_metrics_on_the_methods_own_result() -> None:
+    pair = pair_of()
+    report = evaluate_pair(pair, [classical_method("mtf-glp-fs")])
+    assert report.reduced is not None
+    assert report.full is not None
+    pan, ms = pair.pan.astype(np.float32), pair.ms.astype(np.float32)
+    given = classical.PairInput(pan, ms, 4, pair.phases_yx, pair.mtf_gains)
+    result = classical.sharpen("mtf-glp-fs", given).clip(0, pair.dn_max)
+    full = report.full["mtf-glp-fs"]
+    published = metrics.hqnr(result, pair.pan, pair.ms, 4, pair.mtf_gains)
+    assert (full.d_lambda, full.d_s, full.hqnr) == (published.d_lambda, published.d_s, published.hqnr)
+    ergas, sam = metrics.consistency(result, pair.ms, 4, pair.phases_yx, pair.mtf_gains)
+    assert (full.consistency_ergas, full.consistency_sam_deg) == (ergas, sam)
+    assert full.aligned_hqnr > full.hqnr  # the published index calls a corrected shift distortion
+
+
+def test_wald_compares_with_the_pairs_own_ms() -> None:
+    """A contestant that returns the truth scores perfectly, whatever shift PAN and MS have."""
+    pair = pair_of(side_ms=64)
+
+    def oracle(tile: Any, gains: tuple[float, ...]) -> Array:
+        assert tile.phases_yx == ((1.5, 1.5),) * 2
+        assert tile.pan.shape == (64, 64)
+        assert tile.ms.shape == (2, 16, 16)
+        # PAN is sampled where the truth lies: it explains the mean of the bands without any shift
+        np.testing.assert_allclose(tile.pan[8:-8, 8:-8], pair.ms.mean(0)[8:-8, 8:-8], rtol=0.02)
+        return pair.ms.astype(np.float32)
+
+    report = evaluate_pair(pair, [Method("oracle", oracle)], full=False)
+    assert report.truth == "wald"
+    assert report.full is None
+    assert report.reduced is not None
+    scores = report.reduced["oracle"]
+    assert (scores.ergas, scores.sam_deg, scores.psnr_db) == (0, pytest.approx(0, abs=1e-4), float("inf"))
+    assert (scores.q2n, scores.scc, scores.ssim) == pytest.approx((1, 1, 1))
+
+
+@pytest.mark.parametrize(("ratio", "reduced_ratio"), [(2, 3), (2, 4), (4, 3), (4, 2)])
+def test_ms_can_be_degraded_by_another_ratio(ratio: int, reduced_ratio: int) -> None:
+    report = evaluate_pair(pair_of(ratio, 96), [classical_method("gsa")], reduced_ratio=reduced_ratio, full=False)
+    assert report.reduced_ratio == reduced_ratio
+    assert report.reduced is not None
+
+
+def test_given_truth_is_used_as_it_is() -> None:
+    pair = pair_of(bands=1)
+    pair = replace(pair, truth=pair.pan[None], phases_yx=((1.5, 1.5),))
+    report = evaluate_pair(pair, [Method("copy of pan", lambda tile, _: tile.pan[None])], full=False)
+    assert report.truth == "given"
+    assert report.reduced is not None
+    assert report.reduced["copy of pan"].ergas == 0
+
+
+def test_benchmark_pairs_are_cropped_as_published() -> None:
+    truth = np.stack([landscape((256, 256), seed) for seed in (1, 2)]).astype(np.float32)
+    wrong = truth.copy()
+    for border in (slice(0, 20), slice(-21, None)):
+        wrong[:, border] += 500
+        wrong[:, :, border] += 500
+    pair = pair_of(bands=2, side_ms=64, truth=truth, protocol="benchmark", phases_yx=((2.0, 2.0),) * 2)
+    report = evaluate_pair(pair, [Method("m", lambda *_: wrong)])
+    assert report.full is None
+    assert report.reduced is not None
+    assert report.reduced["m"].ergas == 0
+    assert report.phase_px == 2
+    wrong[:, 20, 128] += 1
+    assert evaluate_pair(pair, [Method("m", lambda *_: wrong)]).reduced["m"].ergas > 0  # type: ignore[index]
+
+
+def test_ratio_three_has_no_published_full_resolution_index() -> None:
+    report = evaluate_pair(pair_of(3), [classical_method("exp")])
+    assert report.full is not None
+    assert report.full["exp"].hqnr is None
+    assert 0 < report.full["exp"].aligned_hqnr <= 1
+
+
+def test_results_are_clipped_before_they_are_scored() -> None:
+    pair = pair_of(bands=1, dn_max=5000)
+    results = [np.full(pair.ms.shape, value, np.float32) for value in (60_000, 5000)]
+    scores = [
+        evaluate_pair(pair, [Method("m", lambda *_, r=result: r)], full=False).reduced  # type: ignore[misc]
+        for result in results
+    ]
+    assert scores[0] == scores[1]
+
+
+def test_networks_trained_on_the_benchmark_see_dn_scaled_by_the_ceiling(sharpener: NetworkSharpener) -> None:
+    trained = replace(sharpener.checkpoint, training={"config": {"pancollection": {"train": ["x.h5"]}}})
+    assert not network_method("n", sharpener).fixed_ranges
+    assert network_method("n", NetworkSharpener(trained)).fixed_ranges
+    ranges = tile_of(pair_of(), fixed_ranges=True)
+    assert {(r.low, r.high) for r in (ranges.pan_range, *ranges.ms_ranges)} == {(0, 8191)}
+
+
+def test_standing_counts_wins_against_the_best_classical_of_each_pair() -> None:
+    def scores(ergas: float, sam: float) -> ReferenceScores:
+        return ReferenceScores(ergas=ergas, sam_deg=sam, q2n=1, scc=1, psnr_db=30, ssim=1)
+
+    report = evaluate_pair(pair_of(), [classical_method("exp")], full=False)
+    rows = [
+        {"net": scores(1.0, 3.0), "exp": scores(0.1, 0.1), "gsa": scores(2.0, 2.0), "brovey": scores(4.0, 4.0)},
+        {"net": scores(3.0, 1.0), "exp": scores(9.0, 9.0), "gsa": scores(4.0, 4.0), "brovey": scores(2.0, 2.0)},
+    ]
+    reports = [
+        report.model_copy(update={"reduced": row, "grade": grade}) for row, grade in zip(rows, "AB", strict=True)
+    ]
+    assert [r.best_classical() for r in reports] == ["gsa", "brovey"]
+    result = summarise(reports, [], ["net"], {})
+    standing = result.summary["net"]
+    assert standing.pairs == 2
+    assert standing.mean_ergas_gain == pytest.approx((0.5 - 0.5) / 2)
+    assert standing.gain_of_mean_ergas == pytest.approx(1 - 4 / 4)
+    assert (standing.won_ergas, standing.won_sam, standing.won_both) == (0.5, 0.5, 0)
+    assert result.summary_by_grade["A"]["net"].won_ergas == 1
+    assert result.means["net"]["ergas"] == 2
+    assert result.means["net"]["hqnr"] is None
+
+
+def test_one_bad_pair_stops_nothing_and_wrong_weights_stop_everything() -> None:
+    good, small = pair_of(), pair_of(side_ms=16, name="small")
+    methods = [classical_method("exp")]
+    found = list(evaluate_all([small, Unreadable("lost", "gone"), good], methods, full=False))
+    assert [type(entry).__name__ for entry in found] == ["Unreadable", "Unreadable", "PairReport"]
+    with pytest.raises(InvalidSceneError, match="none of 1 pairs could be scored: lost: gone"):
+        summarise([], [Unreadable("lost", "gone")], [], {})
+    three = network_method("net", NetworkSharpener(random_checkpoint(bands=3, attention="none")))
+    with pytest.raises(WeightsError, match="take 3 bands at once, the scene has 2"):
+        list(evaluate_all([good], [three]))
+    with pytest.raises(PancrafterError, match="no method 'magic'; choose pan-crafter, all, or one of exp"):
+        classical_method("magic")
+
+
+# --- the command ----------------------------------------------------------------------------------------------------
+
+
+def call(*words: object) -> Result:
+    result = RUNNER.invoke(cli.app, [str(word) for word in words])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two readable pairs of different grade, a damaged one, and weights."""
+    path = tmp_path_factory.mktemp("pairs")
+    for name, grade in (("one", "A"), ("two", "A-")):
+        pair = pair_of(side_ms=48)
+        np.savez(path / f"{name}.npz", pan=pair.pan, ms=pair.ms)
+        (path / f"{name}.json").write_text(json.dumps({"quality": grade, "bit_depth": 13}))
+    (path / "torn.npz").write_bytes(b"PK")
+    save_checkpoint(path / "tiny.safetensors", random_network(attention="none"), {})
+    save_checkpoint(path / "other.safetensors", random_network(1, attention="none"), {})
+    return path
+
+
+def test_command_writes_every_figure_and_reports_the_damaged_pair(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.json"
+    result = call("evaluate", folder, "--method", "all", "--weights", folder / "tiny.safetensors", "--json", out)
+    assert result.exit_code == 1
+    assert "skipped torn:" in result.stderr
+    assert "means over 2 pairs" in result.stdout
+    assert "pan-crafter, A and A- (2)" in result.stdout
+    written = json.loads(out.read_text())
+    assert list(written["means"]) == ["pan-crafter", *classical.METHODS]
+    assert [pair["name"] for pair in written["pairs"]] == ["one", "two"]
+    assert set(written["failed"]) == {"torn"}
+    assert len(written["weights"]["pan-crafter"]) == 64
+    assert written["pairs"][0]["phase_px"] == 1.5
+    assert all(value is not None for value in written["means"]["gsa"].values())
+
+
+def test_command_takes_single_methods_and_several_weights(folder: Path) -> None:
+    both = ("--weights", folder / "tiny.safetensors", "--weights", folder / "other.safetensors")
+    result = call("evaluate", folder / "one.npz", "--method", "exp,pan-crafter", *both, "--no-full", "--json", "-")
+    assert result.exit_code == 0, result.output
+    assert list(json.loads(result.stdout)["means"]) == ["exp", "pan-crafter/tiny", "pan-crafter/other"]
+
+
+def test_command_takes_catalogs(tmp_path: Path) -> None:
+    add_scene(tmp_path, "scene", side_px=256, seed=1)
+    result = call("evaluate", tmp_path, "--method", "exp", "--no-full", "--json", "-")
+    assert result.exit_code == 0, result.output
+    (pair,) = json.loads(result.stdout)["pairs"]
+    assert (pair["name"], pair["sensor"], pair["truth"]) == ("scene", "geoeye-1", "wald")
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        (("nowhere",), "nowhere: no such file or folder"),
+        (("PAIRS", "--method", "magic"), "no method 'magic'"),
+        (("PAIRS", "--weights", "absent"), "weights 'absent' not found"),
+        (("PAIRS", "--name", "zzz*"), "no zzz*.npz in it"),
+        (("PAIRS", "--json", "/nowhere/out.json"), "cannot be written"),
+    ],
+)
+def test_command_refuses_what_cannot_work(folder: Path, words: tuple[str, ...], problem: str) -> None:
+    result = call("evaluate", *(folder if word == "PAIRS" else word for word in words))
+    assert result.exit_code in (1, 2)
+    assert result.stdout == ""
+    assert problem in result.stderr.splitlines()[-1]

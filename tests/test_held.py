@@ -1,0 +1,164 @@
+"""The gate in the path of a scene: hold, release, reject, fallback; announcements; model items; making again."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pystac
+import pytest
+from networks import random_checkpoint
+from small_archive import add_scene
+from typer.testing import CliRunner
+
+from pancrafter import steps
+from pancrafter.changes import ChangeFeed
+from pancrafter.cli import app
+from pancrafter.model.weights import load_checkpoint, save_checkpoint
+from pancrafter.publish import StaticSink
+from pancrafter.sensors import get_contract
+from pancrafter.settings import Settings
+from pancrafter.validation import validate_document, validate_item
+
+
+def _silent(_: str) -> None:
+    pass
+
+
+def settings_with(root: Path, **rule: object) -> Settings:
+    """A run whose GeoEye-1 contract has these limits."""
+    contract = get_contract("geoeye-1")
+    contracts = root / "contracts"
+    contracts.mkdir(exist_ok=True)
+    changed = contract.model_dump(mode="json") | {"quality": contract.quality.model_dump() | rule}
+    (contracts / "geoeye-1.yaml").write_text(json.dumps(changed))  # JSON is YAML
+    return Settings(
+        source=str(root / "source"),
+        sink=str(root / "sink"),
+        state_dir=str(root / "state"),
+        contracts_dir=str(contracts),
+        workers=0,
+        block_px=128,
+    )
+
+
+def command(*words: str) -> str:
+    run = CliRunner().invoke(app, list(words))
+    assert run.exit_code == 0, run.output
+    return run.stdout
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    add_scene(tmp_path / "source", "scene", side_px=256)
+    return tmp_path
+
+
+def items_of(settings: Settings) -> dict[str, dict]:
+    return {item["id"]: item for item in StaticSink(settings.sink).items("geoeye-1-sharpened")}
+
+
+def test_held_scene_waits_is_released_and_says_so(source: Path) -> None:
+    settings = settings_with(source, max_consistency=0.001, on_miss="hold")
+    (outcome,) = steps.run(settings, _silent)
+    assert (outcome.verdict, outcome.failed) == ("held", False)
+    assert "consistency ERGAS" in outcome.reason
+    assert StaticSink(settings.sink).collection_ids() == ()
+    assert steps.run(settings, _silent) == []
+    state = ("--state-dir", settings.state_dir)
+    (listed,) = json.loads(command("held", "list", "--json", *state))
+    assert listed["reason"] == outcome.reason
+    command("held", "release", "scene", "--reason", "looked at it: fine", *state)
+    (outcome,) = steps.run(settings, _silent)
+    assert outcome.verdict == "published"
+    (item,) = items_of(settings).values()
+    assert item["properties"]["pancrafter:gate"] == {
+        "verdict": "released", "reason": outcome.reason, "released_because": "looked at it: fine",
+    }  # fmt: skip
+    assert "released by a person" in item["properties"]["title"]
+    assert [change.type for change in ChangeFeed(StaticSink(settings.sink).store).events()] == ["new"]
+    assert "0 held" in command("held", "list", *state)
+
+
+def test_rejected_scene_stays_away(source: Path) -> None:
+    settings = settings_with(source, max_consistency=0.001, on_miss="hold")
+    steps.run(settings, _silent)
+    state = ("--state-dir", settings.state_dir)
+    command("held", "reject", "scene", "--reason", "clouds", *state)
+    assert steps.run(settings, _silent) == []
+    assert "rejected" in command("ledger", "show", "scene", *state)
+
+
+def test_classical_result_stands_in_and_is_held_when_it_fails_too(source: Path) -> None:
+    (outcome,) = steps.run(settings_with(source, min_gain=5.0), _silent)
+    assert outcome.verdict == "fallback"
+    (item,) = items_of(settings_with(source)).values()
+    assert item["properties"]["pancrafter:gate"]["verdict"] == "fallback"
+    assert "classical fallback" in item["properties"]["title"]
+    (outcome,) = steps.run(settings_with(source, max_consistency=0.001), _silent)
+    assert outcome.verdict == "held"
+    assert outcome.reason.startswith("network: consistency ERGAS")
+    assert "mtf-glp-fs: consistency ERGAS" in outcome.reason
+
+
+def test_product_links_its_model_and_is_made_again_with_another(source: Path) -> None:
+    settings = settings_with(source, min_gain=-1000.0, max_consistency=1e6, max_consistency_sam_deg=360, max_bias=1e6,
+                             max_band_confusion=1e6, max_block=1e9, max_displacement_px=1e6, min_hqnr=-10,
+                             max_residual_shift_px=1e6)  # fmt: skip
+    steps.run(settings, _silent)
+    (old,) = items_of(settings)
+    catalog = pystac.Catalog.from_file(str(Path(settings.sink) / "catalog.json"))
+    product = next(catalog.get_child("geoeye-1-sharpened").get_items())
+    link = next(link for link in product.links if link.extra_fields.get("mlm:name") == "open-compact")
+    assert link.rel == "derived_from"
+    model = pystac.Item.from_file(link.absolute_href)
+    network = load_checkpoint().network
+    assert model.properties["mlm:total_parameters"] == sum(tensor.numel() for tensor in network.state_dict().values())
+    assert model.assets["weights"].extra_fields["file:checksum"].startswith("1220")
+    validate_item(json.loads(Path(link.absolute_href).read_text()))
+    validate_document(json.loads((Path(settings.sink) / "models" / "collection.json").read_text()))
+
+    sink, state = ("--sink", settings.sink), ("--state-dir", settings.state_dir)
+    (made,) = json.loads(command("models", "products", "open-compact", *sink, "--json"))
+    assert made["item_id"] == old
+    other = source / "mine.safetensors"
+    save_checkpoint(other, random_checkpoint(1).network, {})
+    planned = json.loads(
+        command("models", "remake", "open-compact", "--with", str(other), "--plan", "--json", *sink, *state)
+    )
+    assert [product["item_id"] for product in planned["products"]] == [old]
+    assert list(items_of(settings)) == [old]
+    remade = settings.model_copy(update={"weights": str(other)})
+    (outcome,) = steps.remake(steps.plan_remake("open-compact", remade), remade, _silent)
+    assert outcome.verdict == "published"
+    found = items_of(settings)
+    assert found[old]["properties"]["deprecated"]
+    assert len(found) == 2
+    assert json.loads(command("models", "products", "open-compact", *sink, "--json")) == []
+    (made,) = json.loads(command("models", "products", "mine", *sink, "--json"))
+    assert made["source"] == "geoeye-1/scene"
+    assert "mine" in command("models", "list", *sink)
+    events = list(ChangeFeed(StaticSink(settings.sink).store).events())
+    assert [(event.type, event.item_id == old) for event in events] == [
+        ("new", True), ("new", False), ("superseded", True),
+    ]  # fmt: skip
+
+
+def test_lost_announcement_is_repaired(source: Path) -> None:
+    """Killed between the item and its announcement: publishing again changes nothing and announces."""
+    settings = settings_with(source)
+    steps.run(settings, _silent)
+    feed = ChangeFeed(StaticSink(settings.sink).store)
+    (event,) = feed.events()
+    for file in Path(settings.sink).glob("changes/*/*"):
+        file.unlink()
+    published = StaticSink(settings.sink).read_back(event.collection, event.item_id)
+    for _ in range(2):
+        steps.announce(StaticSink(settings.sink), published, None)
+        (again,) = feed.events()
+        assert again.id == event.id
+    for file in Path(settings.sink).glob("changes/*/*"):
+        file.unlink()
+    command("changes", settings.sink, "--repair")
+    (again,) = feed.events()
+    assert again.id == event.id

@@ -1,0 +1,352 @@
+"""Verdicts: the table of real documents, metadata that contradict themselves, and what other producers write."""
+
+from __future__ import annotations
+
+import json
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pancrafter.catalog import check_document, discover
+from pancrafter.examine import declared_grid, examine
+from pancrafter.judge import Judgement
+from pancrafter.sensors import contract_schema, load_contracts, parse_contract
+from pancrafter.types import Refusal, Scene
+
+CONTRACTS = load_contracts()
+
+VERDICTS: dict[str, tuple[str, str | None]] = {
+    "cbers-ams-kepler/ref_CBERS_4A_WPM": ("needs_header", None),
+    "cbers-ams-kepler/ref_CBERS_4_PAN10M": ("refused", "no_pan"),
+    "cbers-ams-kepler/ref_CBERS_4_PAN5M": ("refused", "no_ms"),
+    "dea-ga-ls8c/": ("eligible", None),
+    "maxar-opendata/item_": ("eligible", None),
+    "maxar-opendata/events_catalog": ("refused", "no_item"),
+    "maxar-opendata/hotosm": ("refused", "no_item"),
+    "mlm-model-items/": ("refused", "no_imagery"),
+    "planetary-computer-landsat/LC08_L2SP": ("refused", "no_pan"),
+    "planetary-computer-landsat/landsat": ("refused", "no_item"),
+    "spec-examples-stac-1.1/": ("refused", "no_pan"),
+    "terradue-stars/bka/": ("defect", None),
+    "terradue-stars/blacksky/BSG-102": ("refused", "no_ms"),
+    "terradue-stars/blacksky/BSG-108": ("refused", "ratio_mismatch"),
+    "terradue-stars/cas500/": ("eligible", None),
+    "terradue-stars/cbers4a-per-band/": ("pair", "part_of_scene"),
+    "terradue-stars/gaofen/": ("eligible", None),
+    "terradue-stars/geosat2/DE2_PM4": ("needs_header", None),
+    "terradue-stars/geosat2/DE2_PSH": ("refused", "already_sharpened"),
+    "terradue-stars/kompsat/": ("defect", None),
+    "terradue-stars/landsat/": ("defect", None),
+    "terradue-stars/maxar-legacy/WV01": ("refused", "no_ms"),
+    "terradue-stars/maxar-legacy/": ("refused", "no_pan"),
+    "terradue-stars/perusat/": ("eligible", None),
+    "terradue-stars/pleiades/DS_PHR1A": ("eligible", None),
+    "terradue-stars/pleiades/DS_PHR1B": ("refused", "already_sharpened"),
+    "terradue-stars/satellogic/": ("refused", "no_pan"),
+    "terradue-stars/spot67/": ("refused", "already_sharpened"),
+    "terradue-stars/vision1/": ("refused", "already_sharpened"),
+    "usgs-landsatlook/LC09_L1TP": ("eligible", None),
+    "usgs-landsatlook/": ("refused", "no_pan"),
+}
+"""What the description of the collected documents expects of each, by the beginning of its path (longest counts).
+
+Where it names two outcomes (no PAN and a defect, header and a defect) the order in `pancrafter.judge` decides.
+"""
+
+DEFECTS = {
+    "terradue-stars/bka/": "int8",
+    "terradue-stars/landsat/": "width and height are swapped",
+    "terradue-stars/kompsat/": "width and height are swapped",
+    "terradue-stars/maxar-legacy/WV": "cannot be metres; taken as degrees",
+    "terradue-stars/satellogic/2022": "proj:epsg is '32737' (str)",
+    "spec-examples-stac-1.1/raster-v2_item-planet": "width and height are swapped",
+}
+"""Every defect there is to report; all other documents have none."""
+
+
+def _documents(shared_data: Path) -> dict[str, dict[str, Any]]:
+    root = shared_data / "stac"
+    return {str(file.relative_to(root)): json.loads(file.read_text()) for file in sorted(root.rglob("*.json"))}
+
+
+def _judge(body: dict[str, Any]) -> Judgement:
+    return check_document(body, "https://example.com/items/a/item.json", CONTRACTS)
+
+
+def test_every_real_document_has_its_verdict(shared_data: Path) -> None:
+    documents = _documents(shared_data)
+    assert len(documents) == 48
+    for name, body in documents.items():
+        expected = max((prefix for prefix in VERDICTS if name.startswith(prefix)), key=len)
+        found = _judge(body)
+        assert (found.verdict, found.code) == VERDICTS[expected], (name, found.reason)
+        assert len(found.reason) > 20
+        assert (found.pan is not None) == (found.verdict in {"eligible", "needs_header", "defect"}), name
+
+
+def test_every_defect_is_reported_and_no_other(shared_data: Path) -> None:
+    for name, body in _documents(shared_data).items():
+        expected = next((text for prefix, text in DEFECTS.items() if name.startswith(prefix)), None)
+        found = _judge(body)
+        if expected is None:
+            assert found.defects == (), name
+        else:
+            assert found.defects, name
+            assert all(expected in defect for defect in found.defects), (name, found.defects)
+            assert found.defects[0] in found.reason
+
+
+def test_verdicts_do_not_depend_on_the_id(shared_data: Path) -> None:
+    for name, body in _documents(shared_data).items():
+        renamed = _judge(body | {"id": "renamed"})
+        assert renamed.verdict == _judge(body).verdict, name
+
+
+def test_declared_grids_of_a_landsat_scene(shared_data: Path) -> None:
+    (body,) = (b for n, b in _documents(shared_data).items() if n.startswith("usgs-landsatlook/LC09_L1TP"))
+    found = _judge(body)
+    assert found.pan_grid is not None
+    assert found.ms_grid is not None
+    assert (found.pan_grid.crs, found.pan_grid.shape, found.pan_grid.pixel_size) == ("EPSG:32637", (15361, 15181), 15)
+    assert (found.ms_grid.shape, found.ms_grid.inherited_shape) == ((7681, 7591), True)
+
+
+def test_the_two_descriptions_of_one_scene_agree_after_the_swap_is_undone(shared_data: Path) -> None:
+    """USGS and a second producer describe LC09 166/072: the same grid, once the second one's shape is turned."""
+    documents = _documents(shared_data)
+    usgs = next(b for n, b in documents.items() if n.startswith("usgs-landsatlook/LC09_L1TP"))
+    other = next(b for n, b in documents.items() if n.startswith("terradue-stars/landsat/LC09_L1TP"))
+    rows, cols = declared_grid(usgs, "pan").shape or (0, 0)
+    assert f"taken as [{rows}, {cols}]" in " ".join(_judge(other).defects)
+
+
+# --- one item per band ----------------------------------------------------------------------------------------------
+
+
+def _parts(shared_data: Path) -> list[dict[str, Any]]:
+    """BAND0 and BAND1 as published; BAND2 to BAND4 made from BAND1, which differ from it in band and file only."""
+    pan, blue = (b for n, b in _documents(shared_data).items() if "cbers4a-per-band" in n)
+    parts = [pan, blue]
+    for number, colour in ((2, "green"), (3, "red"), (4, "nir")):
+        text = json.dumps(blue).replace("BAND1", f"BAND{number}").replace("band-1", f"band-{number}")
+        parts.append(json.loads(text.replace('"blue"', f'"{colour}"')))
+    return parts
+
+
+def _catalog(folder: Path, items: list[dict[str, Any]]) -> Path:
+    links = [{"rel": "item", "href": f"./{i}.json"} for i in range(len(items))]
+    for i, item in enumerate(items):
+        (folder / f"{i}.json").write_text(json.dumps(item))
+    root = {"type": "Catalog", "id": "c", "stac_version": "1.0.0", "description": "x", "links": links}
+    (folder / "catalog.json").write_text(json.dumps(root))
+    return folder / "catalog.json"
+
+
+def test_items_of_one_band_are_joined_into_a_scene(shared_data: Path, tmp_path: Path) -> None:
+    found = list(discover(str(_catalog(tmp_path, _parts(shared_data))), contracts=CONTRACTS))
+    assert len(found) == 1
+    scene = found[0]
+    assert isinstance(scene, Scene), scene
+    assert scene.item_id == "CBERS_4A_WPM_20200730_209_139_L4"
+    assert scene.bands == ("blue", "green", "red", "nir")
+    assert [ref.href.rsplit("_", 1)[1] for ref in (scene.pan, *scene.ms)] == [f"BAND{n}.tif" for n in range(5)]
+
+
+def test_parts_wait_until_all_are_there(shared_data: Path, tmp_path: Path) -> None:
+    found = list(discover(str(_catalog(tmp_path, _parts(shared_data)[:4])), contracts=CONTRACTS))
+    assert [getattr(entry, "code", None) for entry in found] == ["part_of_scene"] * 4
+
+
+def test_parts_of_other_acquisitions_are_not_joined(shared_data: Path, tmp_path: Path) -> None:
+    """Same collection, other date: the PAN must not be given to them."""
+    parts = _parts(shared_data)
+    parts[0] = json.loads(json.dumps(parts[0]).replace("2020-07-30T", "2020-08-30T"))
+    found = list(discover(str(_catalog(tmp_path, parts)), contracts=CONTRACTS))
+    assert len(found) == 5
+    assert all(isinstance(entry, Refusal) for entry in found)
+
+
+def test_pan_and_ms_of_two_collections_but_different_scenes_are_not_paired(shared_data: Path, tmp_path: Path) -> None:
+    items = [b for n, b in _documents(shared_data).items() if n.startswith("cbers-ams-kepler/ref_CBERS_4_PAN")]
+    found = list(discover(str(_catalog(tmp_path, items)), contracts=CONTRACTS))
+    assert sorted(getattr(entry, "code", "") for entry in found) == ["no_ms", "no_pan"]
+
+
+# --- made-up items: how else it could be written ----------------------------------------------------------------------
+
+
+SQUARE = {"type": "Polygon", "coordinates": [[[9.0, 50.0], [9.1, 50.0], [9.1, 50.1], [9.0, 50.1], [9.0, 50.0]]]}
+
+
+def _bands(*names: str) -> list[dict[str, str]]:
+    return [{"name": name, "common_name": name} for name in names]
+
+
+def _item(assets: dict[str, dict[str, Any]], **properties: Any) -> dict[str, Any]:
+    return {
+        "type": "Feature",
+        "stac_version": properties.pop("stac_version", "1.0.0"),
+        "id": properties.pop("id", "scene-1"),
+        "geometry": SQUARE,
+        "bbox": [9.0, 50.0, 9.1, 50.1],
+        "properties": {"datetime": "2025-03-01T10:00:00Z", "platform": "worldview-2", **properties},
+        "links": [],
+        "assets": {key: {"href": f"./{key}.tif", **fields} for key, fields in assets.items()},
+    }
+
+
+PAN = {"eo:bands": _bands("pan"), "proj:shape": [800, 800]}
+MS = {"eo:bands": _bands("blue", "green", "red", "nir"), "proj:shape": [200, 200]}
+
+
+@pytest.mark.parametrize("version", ["0.9.0", "1.0.0-beta.2", "1.0.0-rc.2", "1.0.0", "1.0.1", "1.1.0"])
+def test_every_stac_version(version: str) -> None:
+    assert _judge(_item({"pan": PAN, "ms": MS}, stac_version=version)).verdict == "eligible"
+
+
+@pytest.mark.parametrize(
+    ("projection", "verdict", "crs"),
+    [
+        ({"proj:epsg": 32632}, "eligible", "EPSG:32632"),
+        ({"proj:epsg": None}, "eligible", None),
+        ({}, "eligible", None),
+        ({"proj:code": "EPSG:32632"}, "eligible", "EPSG:32632"),
+        ({"proj:code": None, "proj:wkt2": "PROJCRS[...]"}, "eligible", None),
+        ({"proj:epsg": "32632"}, "defect", "EPSG:32632"),
+        ({"proj:epsg": 32632.0}, "defect", None),
+        ({"proj:epsg": True}, "defect", None),
+        ({"proj:code": 32632}, "defect", None),
+        ({"proj:epsg": 32632, "proj:code": "EPSG:32633"}, "defect", "EPSG:32633"),
+    ],
+)
+def test_ways_to_write_a_crs(projection: dict[str, Any], verdict: str, crs: str | None) -> None:
+    found = _judge(_item({"pan": PAN, "ms": MS}, **projection))
+    assert (found.verdict, found.pan_grid.crs if found.pan_grid else None) == (verdict, crs), found
+
+
+@pytest.mark.parametrize(
+    ("pan", "ms", "properties", "verdict"),
+    [
+        ({"proj:shape": None}, {}, {}, "needs_header"),
+        ({"proj:shape": None}, {"proj:shape": None}, {"proj:shape": [800, 800]}, "needs_header"),
+        ({}, {"proj:shape": None}, {"proj:shape": [200, 200]}, "eligible"),
+        ({"proj:shape": "800x800"}, {}, {}, "needs_header"),
+        ({"proj:shape": [800, 800, 1]}, {}, {}, "needs_header"),
+        ({"gsd": 0.5}, {"gsd": 2.0}, {"gsd": 0.5}, "eligible"),
+        ({"gsd": 4.5e-06}, {"gsd": 1.8e-05}, {}, "defect"),
+        ({"gsd": "0.5 m"}, {"gsd": "2 m"}, {}, "defect"),
+        (
+            {"raster:bands": [{"spatial_resolution": 2.0}]},
+            {"raster:bands": [{"spatial_resolution": 2.0}]},
+            {},
+            "defect",
+        ),
+        ({"raster:bands": [{"data_type": "int8"}]}, {}, {}, "defect"),
+        ({"raster:bands": [{"data_type": "uint16", "nodata": "inf"}]}, {}, {}, "defect"),
+        ({}, {}, {"datetime": "2025-03-01 10:00:00"}, "defect"),
+        ({}, {}, {"datetime": "2025-03-01T10:00:00.1234567Z"}, "eligible"),
+    ],
+)
+def test_what_is_missing_or_contradicts_itself(
+    pan: dict[str, Any], ms: dict[str, Any], properties: dict[str, Any], verdict: str
+) -> None:
+    assets = {"pan": PAN | pan, "ms": MS | ms}
+    assets = {key: {k: v for k, v in fields.items() if v is not None} for key, fields in assets.items()}
+    found = _judge(_item(assets, **properties))
+    assert found.verdict == verdict, found
+
+
+@pytest.mark.parametrize(
+    ("assets", "properties", "code"),
+    [
+        ({"PMS": MS}, {"platform": "SPOT-7"}, "already_sharpened"),
+        ({"image": MS | {"title": "Pan-sharpened, 4 bands"}}, {"platform": "SPOT-7"}, "already_sharpened"),
+        ({"image": MS | {"description": "pansharpened by the vendor"}}, {}, "already_sharpened"),
+        ({"image": MS}, {"id": "X_PSH_20250101"}, "already_sharpened"),
+        ({"image": MS}, {"title": "WorldView-2 pansharpened ortho"}, "already_sharpened"),
+        ({"visual": MS}, {}, "already_sharpened"),
+        ({"ortho_pansharpened": MS, "ortho_visual": MS}, {"platform": "SkySat"}, "already_sharpened"),
+        (
+            {"ortho_panchromatic": PAN | {"gsd": 0.5}, "ortho_analytic": MS | {"gsd": 0.5, "proj:shape": [800, 800]}},
+            {"platform": "SkySatCollect"},
+            "ratio_mismatch",
+        ),
+        ({"pan": PAN, "ms": MS | {"proj:shape": [800, 800]}}, {"platform": "sputnik"}, "ratio_mismatch"),
+        ({"pan": PAN, "ms": MS}, {"platform": "sputnik"}, "unknown_sensor"),
+        ({"red": {"eo:bands": _bands("red")}}, {"platform": "sputnik"}, "no_pan"),
+        ({"B1": {"eo:bands": _bands("pan")}}, {"platform": "sputnik"}, "no_ms"),
+        ({"vv": {"type": "application/json", "href": "./x.json"}}, {"platform": "sentinel-1"}, "no_imagery"),
+    ],
+)
+def test_refused_with_the_reason_that_helps_most(
+    assets: dict[str, dict[str, Any]], properties: dict[str, Any], code: str
+) -> None:
+    found = _judge(_item(assets, **properties))
+    assert (found.verdict, found.code) == ("refused", code), found.reason
+
+
+def test_ms_bands_may_be_spread_over_two_files() -> None:
+    """Pléiades Neo: red, green, blue in one file; NIR, red edge and deep blue in another."""
+    assets = {
+        "P": PAN,
+        "MS-FS-RGB": {"eo:bands": _bands("red", "green", "blue"), "proj:shape": [200, 200]},
+        "MS-FS-NED": {"eo:bands": _bands("nir", "rededge", "coastal"), "proj:shape": [200, 200]},
+    }
+    found = _judge(_item(assets, platform="PNEO3"))
+    assert (found.verdict, found.bands) == ("eligible", ("deepblue", "blue", "green", "red", "rededge", "nir"))
+    assert [(ref.key[-3:], ref.band) for ref in found.ms] == [
+        ("NED", 3), ("RGB", 3), ("RGB", 2), ("RGB", 1), ("NED", 2), ("NED", 1)
+    ]  # fmt: skip
+    tiles = {f"{key}-R{row}C1": fields for key, fields in assets.items() for row in (1, 2)}
+    assert _judge(_item(tiles, platform="PNEO3")).code == "tiled_product"
+
+
+def test_one_fitting_figure_is_enough_for_the_ratio() -> None:
+    assets = {"pan": PAN | {"gsd": 2.0}, "ms": MS | {"gsd": 2.0}}
+    found = _judge(_item(assets))
+    assert found.verdict == "defect"
+    assert "1.000 by gsd, 4.000 by size in pixels" in found.defects[0]
+
+
+def test_malformed_documents_are_defects() -> None:
+    for body in ({}, {"type": "Feature"}, _item({"pan": PAN}) | {"properties": None}, _item({"pan": PAN}) | {"id": 7}):
+        found = _judge(deepcopy(body))
+        assert (found.verdict, found.code) == ("defect", "malformed"), body
+
+
+def test_examine_takes_any_json() -> None:
+    assert examine({}).defects == ()
+    assert examine({"assets": {"a": None, "b": {"proj:shape": [1, 2]}}, "properties": [], "geometry": 5}).defects == ()
+
+
+# --- contract files ---------------------------------------------------------------------------------------------------
+
+
+def test_the_published_schema_is_that_of_the_contracts() -> None:
+    import jsonschema
+    import yaml
+
+    folder = Path(__file__).resolve().parents[1] / "pancrafter"
+    published = json.loads((folder / "schemas" / "sensor-contract.json").read_text())
+    assert published == contract_schema()
+    validator = jsonschema.Draft202012Validator(published)
+    for path in (folder / "contracts").glob("*.yaml"):
+        validator.validate(yaml.safe_load(path.read_text()))
+    assert not validator.is_valid({"name": "x"})
+
+
+@pytest.mark.parametrize(
+    "platform",
+    ["WV02", "WV03", "GE01", "QB02", "IKONOS", "Gaofen-1", "Gaofen-2", "PHR-1A", "Pléiades Neo 3", "PNEO4", "SPOT-6",
+     "SPOT-7", "SkySat", "KOMPSAT-3", "KOMPSAT-3A", "CAS500-1", "CBERS-4A", "PeruSAT-1", "GEOSAT-2", "Vision-1",
+     "Landsat-7", "LANDSAT_8", "LANDSAT_9"],
+)  # fmt: skip
+def test_every_promised_sensor_has_a_contract(platform: str) -> None:
+    from pancrafter.sensors import contract_for_platform
+
+    contract = contract_for_platform(platform.replace("é", "e"), CONTRACTS)
+    assert contract is not None
+    assert contract.source
+    assert parse_contract(json.dumps(contract.model_dump(mode="json")), "x") == contract

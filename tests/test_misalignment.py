@@ -1,0 +1,97 @@
+"""The injected shift is the shift that MS has, and only that; tables and plots say what was measured."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from networks import random_checkpoint, random_network
+from PIL import Image
+from test_evaluate import call, pair_of
+
+from pancrafter.engine import NetworkSharpener, Tile
+from pancrafter.errors import InvalidSceneError
+from pancrafter.evaluate import Method, classical_method
+from pancrafter.misalignment import SHIFTS_MS_PX, Curve, markdown_table, measure, plot, without_attention
+from pancrafter.model.weights import save_checkpoint
+
+
+@pytest.fixture(scope="module")
+def curves() -> list[Curve]:
+    pair = pair_of(side_ms=96)
+    return measure([pair, pair], [classical_method("exp"), classical_method("gsa")])
+
+
+def test_a_shift_that_nobody_is_told_costs_more_the_larger_it_is(curves: list[Curve]) -> None:
+    for curve in (c for c in curves if c.series == "untold"):
+        assert list(curve.ergas) == sorted(curve.ergas)
+        assert curve.rise_at_one > 0
+        assert curve.rise_bands_apart > 0
+
+
+def test_a_measured_shift_costs_next_to_nothing(curves: list[Curve]) -> None:
+    by = {(c.method, c.series): c for c in curves}
+    for method in ("exp", "gsa"):
+        assert by[method, "measured"].rise_at_one < 0.2 * by[method, "untold"].rise_at_one
+
+
+def test_only_ms_moves_and_by_the_stated_amount() -> None:
+    """Methods see one PAN throughout, and MS at the stated distance from where it was."""
+    seen: list[Tile] = []
+
+    def watch(tile: Tile, _gains: tuple[float, ...]) -> np.ndarray:
+        seen.append(tile)
+        return np.zeros((2, *tile.pan.shape), np.float32)
+
+    measure([pair_of(side_ms=96)], [Method("watch", watch)])
+    untold, measured = seen[::2], seen[1::2]
+    assert len(untold) == len(SHIFTS_MS_PX) + 1
+    assert all(np.array_equal(tile.pan, untold[0].pan) for tile in seen)
+    assert all(tile.phases_yx == ((1.5, 1.5),) * 2 for tile in untold)
+    found = np.array(measured[SHIFTS_MS_PX.index(1.0)].phases_yx) - 1.5
+    np.testing.assert_allclose(np.hypot(*found.T), 4.0, atol=0.3)
+    apart = np.array(measured[-1].phases_yx)
+    assert np.hypot(*(apart[1] - apart[0])) == pytest.approx(1.5, abs=0.3)
+
+
+def test_attention_is_off_when_its_gates_are_zero() -> None:
+    network = NetworkSharpener(random_checkpoint(attention="all"))
+    off = without_attention(network)
+    gates = [p for name, p in off.checkpoint.network.named_parameters() if "select_" in name]
+    assert gates
+    assert not any(bool(p.any()) for p in gates)
+    assert all(bool(p.any()) for name, p in network.checkpoint.network.named_parameters() if "select_" in name)
+    other = {k: v for k, v in network.checkpoint.network.state_dict().items() if "select_" not in k}
+    assert all(torch.equal(v, off.checkpoint.network.state_dict()[k]) for k, v in other.items())
+
+
+def test_table_and_plot(curves: list[Curve], tmp_path: Path) -> None:
+    table = markdown_table(curves, "untold").splitlines()
+    assert len(table) == 4
+    assert {line.count("|") for line in table} == {len(SHIFTS_MS_PX) + 5}
+    assert f"{curves[0].ergas[0]:.2f}" in table[2]
+    plot(curves, tmp_path / "plot.png")
+    with Image.open(tmp_path / "plot.png") as image:
+        assert len(image.convert("RGB").getcolors(100_000) or []) > 4
+
+
+def test_small_pairs_are_left_out_and_none_is_an_error() -> None:
+    with pytest.raises(InvalidSceneError, match="no pair is large enough"):
+        measure([pair_of(side_ms=32)], [classical_method("exp")])
+
+
+def test_command_prints_both_series_and_goes_on_past_a_damaged_pair(tmp_path: Path) -> None:
+    pair = pair_of(side_ms=64)
+    np.savez(tmp_path / "pair.npz", pan=pair.pan, ms=pair.ms)
+    (tmp_path / "torn.npz").write_bytes(b"PK")
+    save_checkpoint(tmp_path / "w.safetensors", random_network(attention="bottleneck"), {})
+    out, picture = tmp_path / "out.json", tmp_path / "out.png"
+    result = call("misalignment", tmp_path, "--weights", tmp_path / "w.safetensors", "--json", out, "--plot", picture)
+    assert result.exit_code == 1
+    assert "skipped torn:" in result.stderr
+    assert "| pan-crafter, CM3A off |" in result.stdout
+    assert len(json.loads(out.read_text())) == 2 * 9
+    assert picture.is_file()

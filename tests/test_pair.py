@@ -1,0 +1,227 @@
+"""Two files in, one COG out: odd sizes, odd types, other places, full disks and small memories."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import rasterio
+import rasterio.shutil
+from numpy.typing import NDArray
+from rio_cogeo.cogeo import cog_validate
+from staged_scenes import observed, overlap
+
+from pancrafter import cog
+from pancrafter.cli.shared import OptionError, parse_size
+from pancrafter.errors import InvalidSceneError, SinkError
+from pancrafter.pair import sharpen_pair
+from pancrafter.settings import Settings
+from pancrafter.stream import MemoryBudgetError
+
+ONE_THREAD = Settings(threads=1)
+
+
+def write_tif(path: Path | str, values: NDArray[Any], pixel: float, **profile: Any) -> Path:
+    profile = {"crs": "EPSG:32633", "transform": rasterio.transform.from_origin(5e5, 4e6, pixel, pixel)} | profile
+    with rasterio.open(
+        path, "w", driver="GTiff", dtype=values.dtype, count=len(values), height=values.shape[1],
+        width=values.shape[2], tiled=True, blockxsize=64, blockysize=64, **profile,
+    ) as file:  # fmt: skip
+        file.write(values)
+    return Path(path)
+
+
+def write_pair(folder: Path, pan_yx: tuple[int, int] = (160, 192), bands: int = 3, seed: int = 1) -> tuple[Path, Path]:
+    pan, ms = observed(overlap(pan_yx, 4), bands, seed)
+    return write_tif(folder / "pan.tif", pan[None], 0.5), write_tif(folder / "ms.tif", ms, 2)
+
+
+def sharpened(pan: Path | str, ms: Path | str, out: Path, **options: Any) -> NDArray[np.uint16]:
+    sharpen_pair(pan, [ms], out, ONE_THREAD, **options)
+    with rasterio.open(out) as file:
+        pixels: NDArray[np.uint16] = file.read()
+    return pixels
+
+
+@pytest.mark.parametrize("pan_yx", [(4, 4), (7, 5), (33, 130), (131, 66)])
+@pytest.mark.parametrize("method", ["pan-crafter", "brovey"])
+def test_tiny_and_odd_scenes(tmp_path: Path, pan_yx: tuple[int, int], method: str) -> None:
+    """One MS pixel, sizes below a window, sizes that are no multiple of the ratio."""
+    rng = np.random.default_rng(0)
+    pan = write_tif(tmp_path / "pan.tif", rng.integers(100, 900, (1, *pan_yx)).astype(np.uint16), 0.5)
+    ms_yx = tuple(-(-n // 4) for n in pan_yx)
+    ms = write_tif(tmp_path / "ms.tif", rng.integers(100, 900, (3, *ms_yx)).astype(np.uint16), 2)
+    found = sharpened(pan, ms, tmp_path / "out.tif", method=method)
+    assert found.shape == (3, *pan_yx)
+    assert 200 < found.mean() < 900
+    assert cog_validate(tmp_path / "out.tif", strict=True)[0]
+
+
+def test_windows_do_not_show(tmp_path: Path) -> None:
+    pan, ms = write_pair(tmp_path)
+    whole = sharpened(pan, ms, tmp_path / "whole.tif", window_px=512).astype(int)
+    parts = sharpened(pan, ms, tmp_path / "parts.tif", window_px=128).astype(int)
+    assert np.abs(whole - parts).max() <= 1
+    assert (whole == parts).mean() > 0.999
+
+
+def test_floats_with_nan_give_the_pixels_of_integers_with_nodata(tmp_path: Path) -> None:
+    pan, ms = write_pair(tmp_path)
+    with rasterio.open(pan) as file:
+        values = file.read()
+    holes = np.zeros(values.shape, bool)
+    holes[:, 40:75, 60:90] = True
+    integer = write_tif(tmp_path / "pan-0.tif", np.where(holes, 0, values), 0.5, nodata=0)
+    floating = write_tif(
+        tmp_path / "pan-nan.tif", np.where(holes, np.nan, values).astype(np.float32), 0.5, nodata=np.nan
+    )
+    with_nodata = sharpened(integer, ms, tmp_path / "a.tif", method="gsa")
+    with rasterio.open(tmp_path / "a.tif") as file:
+        assert np.array_equal(file.dataset_mask() == 0, holes[0])
+    sharpen_pair(floating, [ms], tmp_path / "b.tif", ONE_THREAD, method="gsa")
+    with rasterio.open(tmp_path / "b.tif") as file:
+        assert np.array_equal(file.dataset_mask() == 0, holes[0])
+        assert np.array_equal(file.read()[:, ~holes[0]], with_nodata[:, ~holes[0]])
+
+
+def test_paths_that_only_gdal_knows(tmp_path: Path) -> None:
+    import zipfile
+
+    pan, ms = write_pair(tmp_path)
+    expected = sharpened(pan, ms, tmp_path / "a.tif", method="brovey")
+    archive = tmp_path / "pair.zip"
+    with zipfile.ZipFile(archive, "w") as file:
+        file.write(pan, "pan.tif")
+        file.write(ms, "ms.tif")
+    places = [f"/vsizip/{archive}/{name}" for name in ("pan.tif", "ms.tif")]
+    assert np.array_equal(sharpened(places[0], places[1], tmp_path / "b.tif", method="brovey"), expected)
+    assert np.array_equal(sharpened(f"file://{pan}", f"file://{ms}", tmp_path / "c.tif", method="brovey"), expected)
+    with pytest.raises(InvalidSceneError, match=r"none\.tif: cannot be read .*; check the address"):
+        sharpened(f"/vsizip/{archive}/none.tif", places[1], tmp_path / "d.tif")
+    assert sorted(path.name for path in tmp_path.glob("*.tif")) == ["a.tif", "b.tif", "c.tif", "ms.tif", "pan.tif"]
+
+
+def test_other_formats_than_tiff(tmp_path: Path) -> None:
+    pan, ms = write_pair(tmp_path)
+    expected = sharpened(pan, ms, tmp_path / "a.tif", method="brovey")
+    for path in (pan, ms):
+        rasterio.shutil.copy(path, path.with_suffix(".dat"), driver="ENVI")
+    found = sharpened(pan.with_suffix(".dat"), ms.with_suffix(".dat"), tmp_path / "b.tif", method="brovey")
+    assert np.array_equal(found, expected)
+
+
+def test_inputs_on_s3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from moto.server import ThreadedMotoServer
+
+    pan, ms = write_pair(tmp_path)
+    expected = sharpened(pan, ms, tmp_path / "a.tif", method="exp")
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    server.start()
+    try:
+        host, port = server.get_host_and_port()
+        for name, value in {
+            "AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "x", "AWS_REGION": "us-east-1", "AWS_HTTPS": "NO",
+            "AWS_DEFAULT_REGION": "us-east-1", "AWS_VIRTUAL_HOSTING": "FALSE", "AWS_S3_ENDPOINT": f"{host}:{port}",
+        }.items():  # fmt: skip
+            monkeypatch.setenv(name, value)
+        import boto3
+
+        client = boto3.client("s3", endpoint_url=f"http://{host}:{port}")
+        client.create_bucket(Bucket="scenes")
+        for path in (pan, ms):
+            client.upload_file(str(path), "scenes", f"one/{path.name}")
+        found = sharpened("s3://scenes/one/pan.tif", "s3://scenes/one/ms.tif", tmp_path / "b.tif", method="exp")
+        assert np.array_equal(found, expected)
+        with pytest.raises(InvalidSceneError, match=r"s3://scenes/one/none\.tif: cannot be read"):
+            sharpened("s3://scenes/one/none.tif", "s3://scenes/one/ms.tif", tmp_path / "c.tif")
+    finally:
+        server.stop()
+
+
+def test_too_little_memory_is_said_before_anything_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pan, ms = write_pair(tmp_path)
+    monkeypatch.setattr("pancrafter.cube.stage_scene", lambda *_, **__: pytest.fail("pixels were read"))
+    with pytest.raises(MemoryBudgetError, match="memory of 300 MiB is too small"):
+        sharpened(pan, ms, tmp_path / "out.tif", memory_bytes=300 * 2**20)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["ms.tif", "pan.tif"]
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("2GiB", 2 * 2**30), ("1.5gib", 3 * 2**29), ("800MB", 800_000_000), ("2G", 2 * 2**30), ("1048576", 2**20)],
+)
+def test_sizes_as_people_type_them(text: str, size: int) -> None:
+    assert parse_size("--memory", text) == size
+
+
+@pytest.mark.parametrize("text", ["", "much", "-2GiB", "0", "1.2.3G", "2 hours"])
+def test_what_is_no_size_is_refused(text: str) -> None:
+    with pytest.raises(OptionError, match=r"--memory: found .*, expected a size like 2GiB"):
+        parse_size("--memory", text)
+
+
+def test_disk_that_fills_half_way_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second window does not fit any more: an error that names the file, and no scratch or output left behind."""
+    pan, ms = write_pair(tmp_path)
+    written: list[int] = []
+    genuine = cog._checked
+
+    def checked(*arguments: Any) -> Any:
+        written.append(1)
+        block = genuine(*arguments)
+        return block if len(written) < 2 else _Full(*block)
+
+    class _Full(cog.Block):
+        @property
+        def where(self) -> Any:  # type: ignore[override]
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(cog, "_checked", checked)
+    with pytest.raises(SinkError, match="No space left on device"):
+        sharpened(pan, ms, tmp_path / "out.tif", window_px=128, method="exp")
+    assert len(written) == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["ms.tif", "pan.tif"]
+
+
+def test_unreadable_block_in_the_middle_fails_with_its_place(tmp_path: Path) -> None:
+    pan, ms = write_pair(tmp_path, (700, 700))
+    content = bytearray(pan.read_bytes())
+    rewritten = write_tif(tmp_path / "zpan.tif", rasterio.open(pan).read(), 0.5, compress="zstd")
+    content = bytearray(rewritten.read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + 4000] = bytes(4000)
+    rewritten.write_bytes(content)
+    with pytest.raises(InvalidSceneError, match=r"window rows \d+\.\.\d+, columns .* cannot be read"):
+        sharpened(rewritten, ms, tmp_path / "out.tif", method="exp")
+    assert not (tmp_path / "out.tif").exists()
+
+
+@pytest.mark.parametrize("wait_for", ["reading", "sharpening"])
+def test_interrupt_leaves_no_output(tmp_path: Path, wait_for: str) -> None:
+    pan, ms = write_pair(tmp_path, (1200, 1200))
+    command = [sys.executable, "-m", "pancrafter.cli", "sharpen", str(pan), str(ms), str(tmp_path / "out.tif")]
+    with subprocess.Popen([*command, "--threads", "1", "--block-px", "128"], stderr=subprocess.PIPE, text=True) as run:
+        assert run.stderr is not None
+        _until(run.stderr.readline, wait_for)
+        time.sleep(0.3)
+        run.send_signal(signal.SIGINT)
+        said = run.stderr.read()
+        assert run.wait(120) in (130, -signal.SIGINT), said
+    assert "interrupted" in said
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["ms.tif", "pan.tif"]
+
+
+def _until(read: Callable[[], str], word: str) -> None:
+    line = read()
+    while word not in line:
+        assert line, f"ended before {word}"
+        line = read()

@@ -1,0 +1,102 @@
+"""Which part of an archive a backfill is about."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime, timedelta
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from small_archive import add_scene
+
+from pancrafter import steps
+from pancrafter.plan import Budget, OverBudgetError, check_budget, make_plan
+from pancrafter.selection import Area, SelectionError, made_by, read_ids, windows
+from pancrafter.settings import Settings
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    """Three scenes of three days, the first one sharpened."""
+    root = tmp_path_factory.mktemp("selection")
+    for day in (1, 2, 3):
+        add_scene(root / "source", f"day-{day}", side_px=128, seed=day, day=day)
+    settings = Settings(
+        source=str(root / "source"), sink=str(root / "sink"), state_dir=str(root / "state"), workers=0, block_px=128
+    )
+    steps.run(settings.model_copy(update={"ids": ("day-1",)}), lambda _: None)
+    return settings
+
+
+def _keys(settings: Settings) -> list[str]:
+    return sorted(entry.item_id for entry in steps.look(settings, steps.contracts_of(settings)))
+
+
+def _area(path: Path, west: float, south: float) -> str:
+    ring = [(west, south), (west + 1, south), (west + 1, south + 1), (west, south + 1), (west, south)]
+    geometry = {"type": "Polygon", "coordinates": [ring]}
+    path.write_text(json.dumps({"type": "FeatureCollection", "features": [{"type": "Feature", "geometry": geometry}]}))
+    return str(path)
+
+
+def test_ids_and_area_limit_what_is_looked_at(archive: Settings, tmp_path: Path) -> None:
+    ids = tmp_path / "ids.txt"
+    ids.write_text("# wanted\ngeoeye-1/day-3\n\nday-1\nday-1\n")
+    assert read_ids(str(ids)) == ("day-3", "day-1")
+    assert _keys(archive.model_copy(update={"ids": read_ids(str(ids))})) == ["day-1", "day-3"]
+    here, elsewhere = _area(tmp_path / "here.json", 8.5, 43.5), _area(tmp_path / "there.json", 100, 10)
+    assert _keys(archive.model_copy(update={"aoi": here})) == ["day-1", "day-2", "day-3"]
+    assert _keys(archive.model_copy(update={"aoi": elsewhere})) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [("{", "no GeoJSON"), ('{"type": "Point"}', "no GeoJSON"), ("[]", "no GeoJSON")]
+)
+def test_area_that_is_none(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "area.json").write_text(text)
+    with pytest.raises(SelectionError, match=message):
+        Area.from_file(str(tmp_path / "area.json"))
+    with pytest.raises(SelectionError, match="GeoJSON file"):
+        Area.from_file(str(tmp_path / "nothing.json"))
+
+
+def test_what_was_made_with_certain_weights(archive: Settings) -> None:
+    assert made_by(archive.sink, archive.weights) == ("day-1",)
+    with pytest.raises(SelectionError, match=r"nothing in .* was made with them"):
+        made_by(archive.sink, "older-weights")
+
+
+def test_windows_cover_the_period_newest_first() -> None:
+    since, until = datetime(2025, 1, 1, tzinfo=UTC), datetime(2025, 3, 5, 12, tzinfo=UTC)
+    pieces = list(windows(since, until, 30))
+    assert (pieces[0][1], pieces[-1][0]) == (until, since)
+    assert all(later[0] == earlier[1] for later, earlier in pairwise(pieces))
+    assert all(timedelta() < end - start <= timedelta(days=30) for start, end in pieces)
+
+
+def test_plan_counts_bytes_as_staging_does_and_knows_measured_rates(archive: Settings) -> None:
+    first = make_plan(archive.model_copy(update={"ids": ("day-1",), "state_dir": archive.state_dir + "-none"}))
+    with steps.open_ledger(archive) as ledger:
+        (row,) = [row for row in ledger.rows() if row.key.item_id == "day-1"]
+        (rate,) = ledger.rates(archive.sink)
+    assert first.pixel_bytes == pytest.approx(row.measures["bytes_read"], rel=0.05)
+    assert first.seconds is None
+    ahead = make_plan(archive)
+    assert (ahead.scenes, ahead.measured_scenes) == (2, 1)
+    assert ahead.seconds == pytest.approx(2 * rate.seconds)  # scenes of the same size and sensor
+    priced = make_plan(archive.model_copy(update={"price_per_hour": 3600.0}))
+    assert priced.money == pytest.approx(priced.seconds)
+
+
+def test_plan_above_its_budget_is_refused(archive: Settings) -> None:
+    plan = make_plan(archive)
+    check_budget(plan, Budget(scenes=2, read_gb=1, hours=10))
+    with pytest.raises(OverBudgetError, match=r"2 scenes, allowed 1; .*GB to read, allowed 0 GB"):
+        check_budget(plan, Budget(scenes=1, read_gb=0))
+    with pytest.raises(OverBudgetError, match="unknown amount of money, allowed 5"):
+        check_budget(plan, Budget(money=5))
+    charged = plan.model_copy(update={"requester_pays": 2})
+    with pytest.raises(OverBudgetError, match="2 scenes at the reader's cost"):
+        check_budget(charged, Budget())
+    check_budget(charged, Budget(requester_pays=True))
