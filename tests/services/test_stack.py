@@ -24,6 +24,7 @@ from pancrafter.publish import StaticSink
 from pancrafter.settings import Settings
 from pancrafter.stac_api import StacApi
 
+pytestmark = pytest.mark.services
 PROJECT = Path(__file__).resolve().parents[2]
 COLLECTION = "geoeye-1-sharpened"
 START_LIMIT_S = 420
