@@ -694,19 +694,6 @@ def publish(
     )
 
 
-def _tell_stac_api(published: Published, supersedes: str | None, settings: Settings) -> None:
-    """Where there is a STAC API: the item, after the older one that it supersedes, is in it too and is read back."""
-    if settings.catalog_url is None:
-        return
-    from pancrafter.publish import StaticSink
-    from pancrafter.stac_api import StacApi
-
-    sink, api = StaticSink(settings.sink), StacApi(settings.catalog_url)
-    for item_id in (supersedes, published.item_id):
-        if item_id is not None:
-            api.send(sink, published.collection_id, item_id)
-
-
 def _set_aside(work: Claimed, assessed: Assessed, ledger: Ledger, report: Report) -> Outcome:
     report(f"{work.scene.key}: held for a person: {assessed.reason}; see `pancrafter held list`")
     ledger.advance(work.lease, State.HELD, assessed.reason)
@@ -733,6 +720,19 @@ def announce(sink: StaticSink, published: Published, supersedes: str | None) -> 
     if supersedes is not None:
         old = sink.item(published.collection_id, supersedes)
         feed.announce("superseded", old, successor=published.item_id, once=not published.changed)
+
+
+def _tell_stac_api(published: Published, supersedes: str | None, settings: Settings) -> None:
+    """Where there is a STAC API: the item, after the older one that it supersedes, is in it too and is read back."""
+    if settings.catalog_url is None:
+        return
+    from pancrafter.publish import StaticSink
+    from pancrafter.stac_api import StacApi
+
+    sink, api = StaticSink(settings.sink), StacApi(settings.catalog_url)
+    for item_id in (supersedes, published.item_id):
+        if item_id is not None:
+            api.send(sink, published.collection_id, item_id)
 
 
 def _renew(ledger: Ledger, lease: Lease) -> None:

@@ -46,8 +46,6 @@ COG_CACHE_BYTES = 256 * 2**20
 
 _LOOK_AHEAD = 1
 _POLL_S = 0.2
-_PATIENCE_S = 2.0
-"""How long an interrupted caller waits for the window in work; the thread ends by itself after it."""
 
 
 class MemoryBudgetError(PancrafterError):
@@ -171,7 +169,7 @@ def ahead(function: Callable[[S], T], items: Iterator[S]) -> Generator[T]:
             del result
     finally:
         stopped.set()
-        thread.join(_PATIENCE_S)
+        thread.join()  # to the end of the window in work: torch aborts a process that exits beneath its thread
 
 
 def _work(

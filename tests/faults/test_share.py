@@ -18,7 +18,7 @@ from pancrafter.ingest import add_pair
 from pancrafter.ledger import Ledger, State
 from pancrafter.settings import Settings
 
-SCENES = int(os.environ.get("PANCRAFTER_SHARED_SCENES", "9"))
+SCENES = int(os.environ.get("PANCRAFTER_SHARED_SCENES", "6"))
 """Scenes to share; 50 in the long version."""
 
 
