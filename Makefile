@@ -6,12 +6,12 @@ CONSTRAINTS := requirements/constraints-py311.txt
 RUN_OPTIONS := $(if $(SOURCE),--source '$(SOURCE)') $(if $(SINK),--sink '$(SINK)') $(if $(FROM),--from '$(FROM)') \
 	$(if $(TO),--to '$(TO)') $(if $(BBOX),--bbox '$(BBOX)')
 
-.PHONY: run test lint faults bench setup services stack stack-down clean
+.PHONY: run test test-services lint faults setup services stack stack-down clean bench
 
 run: setup
 	$(BIN)/python -m flows $(RUN_OPTIONS)
 
-test: setup $(VENV)/services
+test: setup
 	$(BIN)/python -m pytest $(PYTEST_OPTIONS)
 
 # BENCH='--device cuda --sizes 2048,8192,16384' runs the set of a GPU; the report names commit, machine and versions.
@@ -45,6 +45,10 @@ stack: services
 
 stack-down: setup
 	$(BIN)/python -m infra.stack down
+
+# The tests that need these servers; they start their own.
+test-services: services
+	$(BIN)/python -m pytest -m services tests/services $(PYTEST_OPTIONS)
 
 # What the stack needs: Python packages, and as root Debian's PostgreSQL with PostGIS.
 services: $(VENV)/services
