@@ -691,7 +691,7 @@ def test_defects_keep_their_traceback(monkeypatch: pytest.MonkeyPatch, archive: 
 
 @contextmanager
 def _started(*words: object) -> Iterator[subprocess.Popen]:
-    command = [sys.executable, "-m", "pancrafter.cli", *map(str, words)]
+    command = [str(Path(sys.executable).with_name("pancrafter")), *map(str, words)]
     process = subprocess.Popen(
         command,
         stdout=subprocess.PIPE,
