@@ -320,10 +320,13 @@ def test_interrupted_staging_goes_on(pair: Pair, tmp_path: Path) -> None:
     scene, uri = pair.write(tmp_path), str(tmp_path / "e.zarr")
     good = (tmp_path / "ms.tif").read_bytes()
     (tmp_path / "ms.tif").write_bytes(good[: len(good) * 2 // 3])
-    with dask.config.set(scheduler="synchronous"), pytest.raises(InvalidSceneError, match="asset ms"):
-        stage_scene(scene, contract(), uri, block_px=64)
-    assert not SceneStore.open(uri).complete
-    assert (SceneStore.open(uri).read_pan_valid(whole((148, 204))) == 1).any()
+    for _ in range(20):  # Dask may start with the window that fails; what any attempt staged is kept
+        with dask.config.set(scheduler="synchronous"), pytest.raises(InvalidSceneError, match="asset ms"):
+            stage_scene(scene, contract(), uri, block_px=64)
+        assert not SceneStore.open(uri).complete
+        if begun := (SceneStore.open(uri).read_pan_valid(whole((148, 204))) == 1).any():
+            break
+    assert begun
     (tmp_path / "ms.tif").write_bytes(good)
     staged = stage_scene(scene, contract(), uri, block_px=64)
     assert np.array_equal(SceneStore.open(uri).read_ms(whole((37, 51))), pair.ms)
