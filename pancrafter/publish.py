@@ -19,6 +19,7 @@ import json
 import os
 import posixpath
 import random
+import shutil
 import time
 import uuid
 import warnings
@@ -493,6 +494,9 @@ class _Store(ABC):
     def put(self, source: Path, name: str, media_type: str) -> None: ...
 
     @abstractmethod
+    def get(self, name: str, target: Path) -> None: ...
+
+    @abstractmethod
     def update(self, name: str, change: Callable[[bytes | None], bytes], media_type: str) -> None: ...
 
     @abstractmethod
@@ -549,6 +553,10 @@ class _Folder(_Store):
                     written.write(chunk)
 
         self._place(name, fill)
+
+    def get(self, name: str, target: Path) -> None:
+        with self._named(name):
+            shutil.copyfile(self.root / name, target)
 
     def update(self, name: str, change: Callable[[bytes | None], bytes], media_type: str) -> None:
         with self._locked():
@@ -652,6 +660,10 @@ class _Bucket(_Store):
     def put(self, source: Path, name: str, media_type: str) -> None:
         with self._named(name):
             self.filesystem.put_file(str(source), self._path(name), ContentType=media_type)
+
+    def get(self, name: str, target: Path) -> None:
+        with self._named(name):
+            self.filesystem.get_file(self._path(name), str(target))
 
     def update(self, name: str, change: Callable[[bytes | None], bytes], media_type: str) -> None:
         """Compare-and-swap on the object's ETag (If-Match, If-None-Match), tried again while others are faster."""
