@@ -31,32 +31,15 @@ from pancrafter.metrics import ergas
 from pancrafter.model.config import NetworkConfig
 from pancrafter.model.network import PanCrafter
 from pancrafter.model.weights import load_checkpoint, save_checkpoint
+from pancrafter.pairs import value_range
 from pancrafter.pancollection import SENSORS, BenchmarkSensor, Patches, rebuild_ms
 from pancrafter.resample import degrade, mtf_sigma, upsample
-from pancrafter.train import (
-    Augmentation,
-    MetricsLog,
-    Run,
-    Sample,
-    TrainConfig,
-    TrainingImage,
-    _steps,
-    batch_loss,
-    code_commit,
-    draw_batch,
-    draw_patch,
-    draw_sample,
-    learning_rate,
-    load_images,
-    load_pair,
-    patch_ergas,
-    read_config,
-    sharpen_arrays,
-    train,
-    training_image,
-    validation_ergas,
-    value_range,
-)
+from pancrafter.training.config import Augmentation, TrainConfig, read_config
+from pancrafter.training.images import TrainingImage, load_images, load_pair, training_image
+from pancrafter.training.loop import Run, _steps, batch_loss, learning_rate, train
+from pancrafter.training.record import MetricsLog, code_commit
+from pancrafter.training.samples import Sample, draw_batch, draw_patch, draw_sample
+from pancrafter.training.validation import patch_ergas, sharpen_arrays, validation_ergas
 from pancrafter.types import ValueRange
 
 Array = NDArray[Any]

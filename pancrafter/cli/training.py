@@ -25,7 +25,7 @@ def train(
     if not config.is_file():
         raise OptionError(f"{config}: no such file; expected a training configuration in YAML")
     from pancrafter.model.devices import resolve_device
-    from pancrafter.train import train as train_network
+    from pancrafter.training.loop import train as train_network
 
     typer.echo(train_network(config, folder, device=resolve_device(device or "auto")))
 

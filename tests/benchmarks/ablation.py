@@ -25,7 +25,8 @@ from pancrafter.misalignment import measure
 from pancrafter.model.weights import load_checkpoint
 from pancrafter.pairs import Pair, find_pair_files, read_pair
 from pancrafter.sensors import load_contracts
-from pancrafter.train import read_config, train
+from pancrafter.training.config import read_config
+from pancrafter.training.loop import train
 
 BUILDS: dict[str, dict[str, object]] = {
     "MARs and CM3A": {},
