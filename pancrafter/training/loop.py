@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import pickle
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,9 +22,9 @@ from pancrafter.model.devices import keep_freed_memory
 from pancrafter.model.network import MS_MODE, PAN_MODE, PanCrafter
 from pancrafter.model.weights import load_checkpoint, save_checkpoint
 from pancrafter.training.config import TrainConfig, read_config
-from pancrafter.training.images import TrainingData, load_data
+from pancrafter.training.images import load_data
 from pancrafter.training.record import MetricsLog, provenance
-from pancrafter.training.samples import Sample, draw_batch
+from pancrafter.training.samples import Sample, batches
 from pancrafter.training.validation import validate
 
 Floats = NDArray[np.float32]
@@ -131,8 +132,15 @@ class Run:
             ) from err
 
 
-def train(config_path: Path, folder: Path, *, device: str = "cpu") -> Path:
+def train(config_path: Path, folder: Path, *, device: str = "cpu", loaders: int | None = None) -> Path:
     """Train as ``config_path`` says; a second call on the same ``folder`` continues where the first one stopped.
+
+    Args:
+        config_path: A ``TrainConfig`` as YAML.
+        folder: Where the run lives.
+        device: ``cpu`` or ``cuda``.
+        loaders: Processes that prepare batches; by default none on the CPU and, for a GPU, all cores but one. They do
+            not change what is trained.
 
     Returns:
         The checkpoint with the best validation ERGAS.
@@ -142,6 +150,7 @@ def train(config_path: Path, folder: Path, *, device: str = "cpu") -> Path:
             loss is no longer finite; the last good state stays in the folder.
     """
     keep_freed_memory()
+    loaders = loaders_for(device) if loaders is None else loaders
     config = read_config(config_path)
     images, validation = load_data(config, config_path.parent)
     torch.manual_seed(config.seed)
@@ -163,7 +172,7 @@ def train(config_path: Path, folder: Path, *, device: str = "cpu") -> Path:
     )
     with Progress(*columns) as progress, MetricsLog(folder, run.step) as log:
         bar = progress.add_task("", total=config.steps, completed=run.step, note="")
-        for loss in _steps(run, images, config, device):
+        for loss in _steps(run, batches(images, config, run.step, loaders), config, device):
             progress.update(bar, completed=run.step)
             if run.step % config.validate_every == 0 or run.step == config.steps:
                 scores = validate(network, validation, device)
@@ -177,6 +186,11 @@ def train(config_path: Path, folder: Path, *, device: str = "cpu") -> Path:
     return folder / "best.safetensors"
 
 
+def loaders_for(device: str) -> int:
+    """A GPU waits for one core that cuts, blurs and turns patches; a CPU has no core to spare."""
+    return 0 if device == "cpu" else max(1, (os.cpu_count() or 1) - 1)
+
+
 def _require_finite(value: float, name: str, run: Run) -> None:
     if not math.isfinite(value):
         kept = "nothing was saved yet" if run.saved_step is None else f"of step {run.saved_step}"
@@ -186,14 +200,13 @@ def _require_finite(value: float, name: str, run: Run) -> None:
         )
 
 
-def _steps(run: Run, images: TrainingData, config: TrainConfig, device: str) -> Iterator[float]:
+def _steps(run: Run, prepared: Iterator[tuple[int, list[Sample]]], config: TrainConfig, device: str) -> Iterator[float]:
     """Optimise until the last step, yielding the mean loss of the last hundred steps."""
     recent: list[float] = []
     run.network.train()
-    while run.step < config.steps:
+    for ratio, samples in prepared:
         for group in run.optimiser.param_groups:
             group["lr"] = learning_rate(run.step, config)
-        ratio, samples = draw_batch(images, config, run.step)
         loss = batch_loss(run.network, ratio, samples, config, device)
         run.optimiser.zero_grad(set_to_none=True)
         loss.backward()

@@ -5,13 +5,14 @@ Everything random about step ``k`` comes from ``(seed, k)``, so a resumed run se
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.utils.data import DataLoader, Dataset
 
 from pancrafter.classical import InjectionConstants
 from pancrafter.model.conditions import unexplained_pan
@@ -178,3 +179,23 @@ def draw_batch(images: TrainingData, config: TrainConfig, step: int) -> tuple[in
     weights = np.sqrt([image.pan.size for image in images])
     picks = rng.choice(len(images), size=config.batch, p=weights / weights.sum())
     return ratio, [draw_sample(images[i], ratio, config, rng, bands=config.network.bands) for i in picks]
+
+
+class _Batches(Dataset[tuple[int, list[Sample]]]):
+    """The batch of every step by its number."""
+
+    def __init__(self, images: TrainingData, config: TrainConfig) -> None:
+        self._images, self._config = images, config
+
+    def __getitem__(self, step: int) -> tuple[int, list[Sample]]:
+        return draw_batch(self._images, self._config, step)
+
+
+def batches(images: TrainingData, config: TrainConfig, first: int, loaders: int) -> Iterator[tuple[int, list[Sample]]]:
+    """The batches of the steps from ``first`` on, prepared by so many processes (0: by this one, when it is asked)."""
+    steps = range(first, config.steps)
+    return iter(DataLoader(_Batches(images, config), None, sampler=steps, num_workers=loaders, collate_fn=_as_it_is))
+
+
+def _as_it_is(batch: Any) -> Any:  # Any: torch's stubs know only lists of samples
+    return batch
