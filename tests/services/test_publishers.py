@@ -51,7 +51,7 @@ def test_racing_updates_of_one_object_are_all_kept(urls: dict[str, str]) -> None
 
 def test_large_files_arrive_in_parts(urls: dict[str, str], tmp_path: Path) -> None:
     source = tmp_path / "large.bin"
-    source.write_bytes(np.random.default_rng(0).bytes(70 * 2**20))
+    source.write_bytes(np.random.default_rng(0).bytes(110 * 2**20))
     store: Any = StaticSink("s3://pancrafter/parts").store
     store.put(source, "large.bin", "application/octet-stream")
     head = s3fs.S3FileSystem().call_s3("head_object", Bucket="pancrafter", Key="parts/large.bin")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-import fsspec
+import posixpath
+from pathlib import Path
+
 import httpx
 import pytest
 
@@ -16,17 +18,16 @@ pytestmark = pytest.mark.services
 
 def contents(settings: Settings) -> dict[str, bytes]:
     """Every published image file by item and asset."""
-    found = {}
-    for item in StaticSink(settings.sink).items("geoeye-1-sharpened"):
-        folder = f"{settings.sink}/geoeye-1-sharpened/{item['id']}"
-        for key, asset in item["assets"].items():
-            with fsspec.open(f"{folder}/{asset['href']}", "rb") as file:
-                found[f"{item['id']}/{key}"] = file.read()
-    return found
+    sink, collection = StaticSink(settings.sink), "geoeye-1-sharpened"
+    return {
+        f"{item['id']}/{key}": sink.store.read(posixpath.normpath(f"{collection}/{item['id']}/{asset['href']}")) or b""
+        for item in sink.items(collection)
+        for key, asset in item["assets"].items()
+    }
 
 
 def test_embedded_defaults_and_full_stack_give_identical_files(
-    settings: Settings, outcomes: list[steps.Outcome], archive, tmp_path
+    settings: Settings, outcomes: list[steps.Outcome], archive: Path, tmp_path: Path
 ) -> None:
     embedded = Settings(
         source=str(archive), sink=str(tmp_path / "out"), state_dir=str(tmp_path / "state"), block_px=128, workers=0
@@ -35,6 +36,7 @@ def test_embedded_defaults_and_full_stack_give_identical_files(
     on_servers, here = contents(settings), contents(embedded)
     assert sorted(on_servers) == sorted(here)
     assert len([name for name in here if name.endswith("/sharpened")]) == 2
+    assert all(here.values())
     assert [name for name, data in here.items() if on_servers[name] != data] == []
 
 
