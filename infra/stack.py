@@ -140,9 +140,13 @@ class Family:
         )
 
     def start(self, name: str, command: Sequence[str], *, user: str | None = None, **environment: str) -> None:
-        """Start a server as its own session, with its output in ``<folder>/<name>.log``."""
+        """Start a server as its own session; its output is in ``<folder>/<name>.log``, its number in ``<name>.pid``."""
         self._servers[name] = _Server(command, user, self.environment | environment)
+        self._start(name)
+
+    def _start(self, name: str) -> None:
         self.members[name] = self._spawn(name, self._servers[name])
+        (self.folder / f"{name}.pid").write_text(str(self.members[name].pid))
 
     def run(self, name: str, command: Sequence[str], *, user: str | None = None) -> None:
         """Run a command of the set-up to its end.
@@ -214,7 +218,7 @@ class Family:
             print(f"# {name} ended with status {process.returncode} and is started again", flush=True)
             if self.restarts[name] > MOST_RESTARTS:
                 raise StackError(f"{name} ended {MOST_RESTARTS} times: {self.tail(name)}")
-            self.members[name] = self._spawn(name, self._servers[name])
+            self._start(name)
 
     def tail(self, name: str) -> str:
         """The end of a server's log."""
