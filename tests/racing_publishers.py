@@ -38,12 +38,17 @@ class Race:
     twice_every: int = 20
     in_collection: int = ITEMS_IN_COLLECTION
     seconds: float = float("inf")
+    done: tuple[int, ...] = ()
 
     def share_of(self, publisher: int) -> Iterator[int]:
         for number in range(self.items):
             shared = number % self.twice_every == 0 and (number + 1) % self.publishers == publisher
-            if number % self.publishers == publisher or shared:
+            if (number % self.publishers == publisher or shared) and number >= self.start_of(publisher):
                 yield number
+
+    def start_of(self, publisher: int) -> int:
+        """The first number that an earlier leg of the race left to a publisher."""
+        return self.done[publisher] if self.done else 0
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Does the sizing model say what runs take? Rates from one process, then two at once on scenes of other sizes.
 
-``PYTHONPATH=tests .venv/bin/python tests/benchmarks/check_sizing.py`` prints one JSON line; exit status 1 if the model is
+``PYTHONPATH=tests .venv/bin/python tests/benchmarks/check_sizing.py`` prints a JSON line; exit status 1 if the model is
 more than 20 % off.
 """
 
