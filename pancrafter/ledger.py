@@ -1171,7 +1171,10 @@ def _open_engine(url: str) -> Engine:
         parsed = sa.make_url(url)
         if parsed.get_backend_name() == "sqlite" and parsed.database and parsed.database != ":memory:":
             Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
-        engine = sa.create_engine(parsed, pool_pre_ping=parsed.get_backend_name() != "sqlite")
+        # A plan that PostgreSQL kept from when the ledger was small reads the whole table when it is large.
+        arguments = {"prepare_threshold": None} if parsed.get_driver_name() == "psycopg" else {}
+        remote = parsed.get_backend_name() != "sqlite"
+        engine = sa.create_engine(parsed, pool_pre_ping=remote, connect_args=arguments)
     except (sa.exc.ArgumentError, sa.exc.NoSuchModuleError, ImportError, OSError) as err:
         raise LedgerError(
             f"ledger: cannot open {_tidy(url)}: {err}; expected like sqlite:////folder/ledger.db or "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from importlib import resources
 from pathlib import Path
 
 import numpy as np
@@ -72,3 +73,10 @@ def add_scene(catalog: Path, item_id: str, *, side_px: int = 256, seed: int = 1,
     write_raster(scene.ms, pair.ms, GSD_M * RATIO)
     add_pair(catalog, "geoeye-1", scene.pan, [scene.ms], item_id=item_id, acquired=datetime(2025, 5, day, tzinfo=UTC))
     return scene
+
+
+def classical_contracts(folder: Path) -> None:
+    """A folder with a contract for the scenes above that sharpens them without the network, which is quick."""
+    folder.mkdir(parents=True)
+    text = resources.files("pancrafter").joinpath("contracts/geoeye-1.yaml").read_text()
+    (folder / "geoeye-1.yaml").write_text(text.replace("weights: default", "weights: none"))

@@ -25,11 +25,11 @@ import psutil
 import pystac
 import rasterio
 from networks import random_network
-from small_archive import add_scene
+from small_archive import add_scene, classical_contracts
 
 from faults import reader
 from faults.deployment import DeploymentRun, PrefectServer, is_engine, is_worker
-from faults.processes import MARK, PROJECT, Started, asked, family, fork, free_port, kill, left_behind, spawn
+from faults.processes import MARK, Started, asked, family, fork, free_port, kill, left_behind, spawn
 from pancrafter import cli
 from pancrafter.errors import PancrafterError
 from pancrafter.killpoints import POINTS, VARIABLE
@@ -150,10 +150,7 @@ def _make_source(root: Path) -> None:
     for day, name in enumerate(SCENES, 1):
         add_scene(root / "source", name, side_px=192, seed=day, day=day)
     save_checkpoint(root / "random.safetensors", random_network(0, width=16), {})
-    bundled = PROJECT / "pancrafter" / "contracts" / f"{COLLECTION}.yaml"
-    (root / "contracts").mkdir()
-    text = bundled.read_text().replace("weights: default", "weights: none")
-    (root / "contracts" / bundled.name).write_text(text)
+    classical_contracts(root / "contracts")
 
 
 _SECONDS: dict[Quality, float] = {}
