@@ -26,8 +26,9 @@ _PICKED_UP_S = 180
 class PrefectServer:
     """Prefect's server with its own database, started again where it was killed."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, ui: bool = False) -> None:
         self._folder = folder
+        self._ui = [] if ui else ["--no-ui"]
         self._port = free_port()
         self._log = folder / "server.log"
         self._process: Started | None = None
@@ -57,7 +58,7 @@ class PrefectServer:
         if self._process is not None and self._process.poll() is None:
             return self._process
         first = self._process is None
-        command = ["server", "start", "--host", "127.0.0.1", "--port", str(self._port), "--no-ui"]
+        command = ["server", "start", "--host", "127.0.0.1", "--port", str(self._port), *self._ui]
         self._process = spawn(_prefect(*command), self._log, self.environment | {MARK: self.mark})
         deadline = time.monotonic() + _PICKED_UP_S
         while self.ask("/health") is None:
@@ -76,6 +77,9 @@ class PrefectServer:
         """As docs/operations.md has it."""
         for words in (
             ["work-pool", "create", POOL, "--type", "process"],
+            ["work-queue", "create", "nightly", "--pool", POOL, "--priority", "1"],
+            ["work-queue", "create", "upkeep", "--pool", POOL, "--priority", "2"],
+            ["work-queue", "create", "backfill", "--pool", POOL, "--priority", "3", "--limit", "1"],
             ["--no-prompt", "deploy", "--all"],
             ["gcl", "create", "pancrafter-gpu", "--limit", "1"],
         ):
@@ -85,25 +89,30 @@ class PrefectServer:
             )
             assert done.returncode == 0, done.stdout + done.stderr
 
-    def ask(self, path: str, body: dict[str, Any] | None = None) -> Any:
-        """The JSON answer; None where nobody answers."""
+    def ask(self, path: str, body: Any = None, *, method: str | None = None) -> Any:
+        """The JSON answer, ``{}`` where it has no content; None where nobody answers."""
         request = urllib.request.Request(
             self.url + path,
+            method=method,
             data=None if body is None else json.dumps(body).encode(),
             headers={"Content-Type": "application/json"},
         )
-        try:
-            with urllib.request.urlopen(request, timeout=60) as answer:
-                return json.load(answer)
-        except urllib.error.HTTPError as err:
-            raise RuntimeError(f"{path}: {err.code} {err.read()[:2000].decode()}") from err
-        except OSError:
-            return None
+        for attempt in range(10):
+            try:
+                with urllib.request.urlopen(request, timeout=60) as answer:
+                    return json.loads(answer.read() or b"{}")
+            except urllib.error.HTTPError as err:
+                if err.code != 503 or attempt == 9:  # its database was busy
+                    raise RuntimeError(f"{path}: {err.code} {err.read()[:2000].decode()}") from err
+                time.sleep(1)
+            except OSError:
+                break
+        return None
 
-    def worker(self, log: Path, environment: dict[str, str]) -> Started:
+    def worker(self, log: Path, environment: dict[str, str], *options: str) -> Started:
         """A process worker, as an operator's service manager starts it."""
         assert self.process
-        command = _prefect("worker", "start", "--pool", POOL, "--type", "process")
+        command = _prefect("worker", "start", "--pool", POOL, "--type", "process", *options)
         return spawn(command, log, self.environment | environment)
 
     def run(self, deployment: str, parameters: dict[str, Any], mark: str, log: Path) -> DeploymentRun:
