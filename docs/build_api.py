@@ -16,7 +16,6 @@ import pdoc.render
 
 import pancrafter
 
-
 NO_LIBRARY = {"__main__", "cli", "migrations"}
 
 
