@@ -321,7 +321,7 @@ def test_configurations_of_the_repository_are_valid(path: Path) -> None:
 
 
 def test_resumed_run_equals_the_unbroken_run(tmp_path: Path, pairs: Path) -> None:
-    """Stopped after four of six steps and started anew, batches from other processes: the same weights to the last bit."""
+    """Stopped after four of six steps and started anew, batches from other processes: the same weights bit by bit."""
     path = write_config(tmp_path, pairs_dir=str(pairs), train_pairs=["P_0", "P_1"], validation_pairs=["P_2"])
     best = train(path, tmp_path / "unbroken")
     whole = torch.load(tmp_path / "unbroken" / "state.pt", weights_only=True)
