@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from pancrafter.engine import NETWORK_STEP_PX, Floats, NetworkSharpener, Tile
 from pancrafter.errors import InvalidSceneError, PancrafterError
 from pancrafter.metrics import PhaseYX, Pixels
 from pancrafter.pairs import Pair, Unreadable, cropped, value_range
+from pancrafter.preview import comparison_picture
 from pancrafter.resample import GENERIC_MTF_GAIN
 from pancrafter.types import Record, ValueRange
 
@@ -31,6 +33,9 @@ BLOCK_PX = 512
 
 BENCHMARK_CROP = slice(20, -21)
 """Rows and columns of a PanCollection test image that count at reduced resolution (``dim_cut`` 21)."""
+
+PICTURE_PX = 360
+"""Side of what a picture shows of a pair."""
 
 HIGHER_IS_BETTER = frozenset({"q2n", "scc", "psnr_db", "ssim", "hqnr", "aligned_hqnr"})
 
@@ -200,6 +205,7 @@ def evaluate_pair(
     max_side_px: int = 1024,
     reduced_ratio: int | None = None,
     full: bool = True,
+    pictures: Path | None = None,
 ) -> PairReport:
     """Score every method on one pair.
 
@@ -209,6 +215,7 @@ def evaluate_pair(
         max_side_px: Only the middle of a larger pair counts.
         reduced_ratio: Degrade MS by another ratio than its own (2, 3 or 4); for pairs without a given truth.
         full: Also score at full resolution.
+        pictures: Also draw what the networks make of the pair at full resolution, as NAME.png in this folder.
 
     Raises:
         WeightsError: The network takes another number of bands.
@@ -219,7 +226,7 @@ def evaluate_pair(
     scored = _full_scores(pair, methods) if full else None
     if reduced is None and scored is None:
         raise InvalidSceneError(f"{pair.name}: ms of {pair.ms.shape[1:]} px is too small for reduced resolution")
-    return PairReport(
+    report = PairReport(
         name=pair.name,
         sensor=pair.sensor,
         grade=pair.grade,
@@ -234,6 +241,20 @@ def evaluate_pair(
         reduced=reduced,
         full=scored,
     )
+    if pictures is not None:
+        draw_pair(pictures / f"{pair.name}.png", pair, methods, report.best_classical())
+    return report
+
+
+def draw_pair(path: Path, pair: Pair, methods: Sequence[Method], rival: str | None) -> None:
+    """PAN, MS as it is, MS up-sampled, one classical method (``rival``) and every network, 1:1 at full resolution."""
+    chosen = [classical_method(UPSAMPLING), *([classical_method(rival)] if rival else [])]
+    chosen += [method for method in methods if method.name not in classical.METHODS]
+    images = {"MS": pair.ms.repeat(pair.ratio, axis=1).repeat(pair.ratio, axis=2)}
+    for method in chosen:
+        result = method.sharpen(tile_of(pair, fixed_ranges=method.fixed_ranges), pair.mtf_gains)
+        images[method.name] = result.clip(0, pair.dn_max)
+    comparison_picture(path, pan=pair.pan, images=images, common_names=pair.bands, crop_px=PICTURE_PX)
 
 
 def _reduced_scores(

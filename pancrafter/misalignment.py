@@ -157,7 +157,8 @@ def markdown_table(curves: Sequence[Curve], series: Series) -> str:
 
 # --- the plot -------------------------------------------------------------------------------------------------------
 
-_SIZE = (1000, 460)
+_SIZE = (1050, 460)
+_LEGEND_PX = 190
 _COLOURS = ("#c0392b", "#e59866", "#7f8c8d", "#2e86c1", "#1e8449", "#7d3c98", "#b7950b", "#148f77", "#34495e")
 
 
@@ -167,7 +168,7 @@ def plot(curves: Sequence[Curve], path: Path) -> None:
     draw = ImageDraw.Draw(image)
     top = max(max(curve.ergas) for curve in curves)
     names = list(dict.fromkeys(curve.method for curve in curves))
-    width = (_SIZE[0] - 190) // 2
+    width = (_SIZE[0] - _LEGEND_PX - 50) // 2
     for panel, series in enumerate(SERIES):
         box = (50 + panel * width, 40, 30 + (panel + 1) * width, _SIZE[1] - 50)
         _axes(draw, box, top, f"{series}: ERGAS over shift in MS pixels")
@@ -175,10 +176,11 @@ def plot(curves: Sequence[Curve], path: Path) -> None:
             points = [_place(box, top, s, e) for s, e in zip(SHIFTS_MS_PX, curve.ergas, strict=True)]
             thick = 4 if curve.method.startswith("pan-crafter") else 2
             draw.line(points, fill=_COLOURS[names.index(curve.method) % len(_COLOURS)], width=thick, joint="curve")
+    left = _SIZE[0] - _LEGEND_PX
     for row, name in enumerate(names):
         y = 60 + 24 * row
-        draw.line((_SIZE[0] - 140, y, _SIZE[0] - 115, y), fill=_COLOURS[row % len(_COLOURS)], width=4)
-        draw.text((_SIZE[0] - 108, y - 7), name, fill="black", font=_font(12))
+        draw.line((left, y, left + 25, y), fill=_COLOURS[row % len(_COLOURS)], width=4)
+        draw.text((left + 32, y - 7), name, fill="black", font=_font(12))
     image.save(path, optimize=True)
 
 

@@ -124,10 +124,11 @@ def read_pair(path: Path, contracts: Mapping[str, SensorContract], *, with_truth
     meta, arrays = _read_meta(path.with_suffix(".json")), _read_arrays(path)
     pan, ms, truth = arrays["pan"], arrays["ms"], arrays.get("gt") if with_truth else None
     ratio = _checked_ratio(path, pan, ms, meta.get("ratio"))
+    named = tuple(meta.get("bands") or ())
+    if named and len(named) != len(ms):
+        raise InvalidSceneError(f"{path}: ms has {len(ms)} bands, its description names {len(named)}: {list(named)}")
     contract = _contract_of(path, meta, len(ms), ratio, contracts)
-    bands = tuple(meta.get("bands") or [band.name for band in contract.bands])
-    if len(bands) != len(ms):
-        raise InvalidSceneError(f"{path}: ms has {len(ms)} bands, its description names {len(bands)}: {list(bands)}")
+    bands = named or tuple(band.name for band in contract.bands)
     gains = tuple(band.mtf for band in contract.subset(bands))
     dn_max = 2 ** int(meta["bit_depth"]) - 1 if "bit_depth" in meta else contract.dn_max
     dn_max = min(dn_max, int(np.iinfo(ms.dtype.name).max))
@@ -294,11 +295,7 @@ def _contract_of(
             )
         if bands and known.ratio == ratio:
             return known
-    generic = generic_contract(band_count, ratio, int(np.iinfo(np.uint16).max))
-    if not bands:
-        return generic
-    specs = tuple(spec.model_copy(update={"name": band}) for spec, band in zip(generic.bands, bands, strict=False))
-    return generic.model_copy(update={"bands": specs})
+    return generic_contract(band_count, ratio, int(np.iinfo(np.uint16).max), bands)
 
 
 def _moved_to_truth(pan: Pixels, truth: Pixels) -> Pixels:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,54 +78,49 @@ def comparison_picture(
     path: str | Path,
     *,
     pan: Array,
-    ms: Array,
-    sharpened: Array,
+    images: Mapping[str, Array],
     common_names: Sequence[str | None],
     valid: NDArray[np.bool_] | None = None,
     crop_px: int = 420,
     stretch_percent: tuple[float, float] = (2.0, 98.0),
-    titles: tuple[str, str, str] = ("PAN", "MS", "sharpened"),
 ) -> tuple[slice, slice]:
-    """Write one PNG with three panels of the same ground, one picture pixel per PAN pixel.
+    """Write one PNG with PAN and other images of the same ground side by side, one picture pixel per PAN pixel.
 
-    MS and sharpened get the same stretch, taken from the MS; PAN has its own. The crop lies where PAN has most detail.
+    All images get the stretch of the first one; PAN has its own. The crop lies where PAN has most detail.
 
     Args:
         path: The PNG.
         pan: ``(y, x)`` DN.
-        ms: ``(band, y, x)`` DN, already up-sampled to the PAN grid.
-        sharpened: ``(band, y, x)`` DN.
+        images: Title -> ``(band, y, x)`` DN on the PAN grid, from left to right; MS comes first, up-sampled.
         common_names: STAC common name per band.
         valid: ``(y, x)``, True where there is data; invalid ground is avoided and shown black.
         crop_px: Longest side of the crop.
         stretch_percent: Percentiles of the valid values inside the crop that become black and white.
-        titles: Label of each panel.
 
     Returns:
         The crop that was chosen, as ``(rows, columns)``.
 
     Raises:
-        GridMismatchError: The three images are not on one grid.
+        GridMismatchError: The images are not on one grid.
         SinkError: The picture cannot be written.
     """
-    if ms.shape != sharpened.shape or ms.shape[1:] != pan.shape or len(common_names) != len(ms):
+    if any(image.shape != (len(common_names), *pan.shape) for image in images.values()):
         raise GridMismatchError(
-            f"comparison picture: pan {pan.shape}, ms {ms.shape}, sharpened {sharpened.shape}, {len(common_names)} "
-            "names; expected (y, x), twice (band, y, x) and one name per band"
+            f"comparison picture: pan {pan.shape}, {', '.join(f'{t} {i.shape}' for t, i in images.items())}, "
+            f"{len(common_names)} names; expected (y, x), else (band, y, x), and one name per band"
         )
     usable = np.ones(pan.shape, bool) if valid is None else valid
     crop = busiest_crop(pan, usable, crop_px)
     inside = usable[crop]
     shown = list(true_colour_bands(common_names))
-    low_detail, high_detail = (image[(shown, *crop)].astype(np.float64) for image in (ms, sharpened))
     grey = pan[crop].astype(np.float64)[None]
-    colours = stretch_limits(low_detail, inside, stretch_percent)
+    colour = [image[(shown, *crop)].astype(np.float64) for image in images.values()]
+    limits = stretch_limits(colour[0], inside, stretch_percent)
     panels = [
         np.repeat(stretch(grey, stretch_limits(grey, inside, stretch_percent)), 3, axis=0),
-        stretch(low_detail, colours),
-        stretch(high_detail, colours),
+        *(stretch(image, limits) for image in colour),
     ]
-    _save_png(_side_by_side([np.where(inside, panel, 0) for panel in panels], titles), Path(path))
+    _save_png(_side_by_side([np.where(inside, panel, 0) for panel in panels], ["PAN", *images]), Path(path))
     return crop
 
 

@@ -21,7 +21,7 @@ from pancrafter.evaluate import NETWORK, Evaluation, classical_method, evaluate_
 from pancrafter.model.weights import load_checkpoint
 from pancrafter.pairs import Pair, Unreadable
 from pancrafter.pancollection import SENSORS, read_test_pairs
-from pancrafter.train import train
+from pancrafter.training.loop import train
 
 PUBLISHED: dict[str, dict[str, float]] = {
     "wv3": {"psnr_db": 37.956, "ssim": 0.976, "sam_deg": 2.787, "ergas": 2.040, "scc": 0.988, "q2n": 0.922,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from functools import cached_property, lru_cache
 from importlib import resources
@@ -247,11 +247,13 @@ def get_contract(name: str, extra_dir: Path | None = None) -> SensorContract:
     return contract
 
 
-def generic_contract(band_count: int, ratio: int, dn_max: int) -> SensorContract:
-    """A contract for files of an unknown sensor: bands ``band-1`` ..., generic MTF gains, every band taken as in PAN.
+def generic_contract(band_count: int, ratio: int, dn_max: int, names: Sequence[str] = ()) -> SensorContract:
+    """A contract for files of an unknown sensor: generic MTF gains, every band taken as in PAN.
+
+    Bands are called ``names``, else ``band-1`` and so on.
 
     Raises:
-        ContractError: No bands, or a ratio below 2.
+        ContractError: No bands, a ratio below 2, or names that are not one per band or not different.
     """
     if band_count < 1 or ratio < 2:
         raise ContractError(
@@ -259,7 +261,10 @@ def generic_contract(band_count: int, ratio: int, dn_max: int) -> SensorContract
         )
     template = _bundled()[GENERIC]
     mtf = template.bands[0].mtf
-    bands = tuple(BandSpec(name=f"band-{i}", mtf=mtf, in_pan=True) for i in range(1, band_count + 1))
+    called = names or [f"band-{i}" for i in range(1, band_count + 1)]
+    if len({fold(name) for name in called}) != band_count:
+        raise ContractError(f"generic sensor with {band_count} bands called {list(called)}; give each its own name")
+    bands = tuple(BandSpec(name=name, mtf=mtf, in_pan=True) for name in called)
     return SensorContract.model_validate(
         template.model_dump() | {"bands": bands, "deliveries": (), "ratio": ratio, "dn_max": dn_max}
     )

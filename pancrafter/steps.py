@@ -863,8 +863,7 @@ def _before_after(store: SceneStore, path: Path, names: list[str | None]) -> tup
     comparison_picture(
         path,
         pan=pan,
-        ms=raised,
-        sharpened=store.read_sharpened((ys, xs)),
+        images={"MS": raised, "sharpened": store.read_sharpened((ys, xs))},
         common_names=names,
         valid=valid_window(store, (ys, xs)),
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 from networks import random_checkpoint, random_network
 from numpy.typing import NDArray
+from PIL import Image
 from small_archive import add_scene
 from staged_scenes import landscape
 from typer.testing import CliRunner, Result
@@ -252,6 +254,19 @@ def test_command_takes_single_methods_and_several_weights(folder: Path) -> None:
     result = call("evaluate", folder / "one.npz", "--method", "exp,pan-crafter", *both, "--no-full", "--json", "-")
     assert result.exit_code == 0, result.output
     assert list(json.loads(result.stdout)["means"]) == ["exp", "pan-crafter/tiny", "pan-crafter/other"]
+
+
+def test_command_draws_what_networks_make_of_a_pair(folder: Path, tmp_path: Path) -> None:
+    options = ("--method", "gsa,pan-crafter", "--weights", folder / "tiny.safetensors", "--no-full")
+    result = call("evaluate", folder / "one.npz", *options, "--pictures", tmp_path / "new" / "folder", "--json", "-")
+    assert result.exit_code == 0, result.output
+    pixels = np.asarray(Image.open(tmp_path / "new" / "folder" / "one.png"))
+    side = pair_of(side_ms=48).pan.shape[0]
+    assert pixels.shape == (side + 26, 5 * side + 4 * 4, 3), "PAN, MS, exp, gsa, network"
+    panels = [pixels[26:, left : left + side].astype(int) for left in range(0, 5 * side, side + 4)]
+    ms = panels[1].reshape(side // 4, 4, side // 4, 4, 3)
+    assert (ms == ms[:, :1, :, :1]).all(), "MS as delivered, one block per pixel"
+    assert all((a != b).any() for a, b in pairwise(panels))
 
 
 def test_command_takes_catalogs(tmp_path: Path) -> None:

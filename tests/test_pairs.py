@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from small_archive import add_scene
 from staged_scenes import landscape
 
-from pancrafter.errors import InvalidSceneError
+from pancrafter.errors import ContractError, InvalidSceneError
 from pancrafter.pairs import Pair, Unreadable, catalog_pairs, cropped, find_pair_files, is_catalog, read_pair
 from pancrafter.resample import degrade
 from pancrafter.scratch import remove_folder, scratch_folder
@@ -45,6 +45,17 @@ def test_description_gives_gains_ceiling_and_grade(tmp_path: Path) -> None:
     contract = CONTRACTS["worldview-2"]
     assert (pair.sensor, pair.ratio, pair.dn_max, pair.grade) == ("worldview-2", 4, 2047, "A")
     assert pair.mtf_gains == tuple(band.mtf for band in contract.subset(("blue", "nir1")))
+
+
+def test_bands_of_an_unknown_sensor_keep_their_names(tmp_path: Path) -> None:
+    pan = np.random.default_rng(0).integers(0, 200, (128, 128)).astype(np.uint16)
+    np.savez(tmp_path / "p.npz", pan=pan, ms=np.stack([pan[::4, ::4], pan[1::4, 1::4]]))
+    (tmp_path / "p.json").write_text(json.dumps({"sensor": "nobody knows", "bands": ["nir", "red"], "ratio": 4}))
+    pair = read_pair(tmp_path / "p.npz", load_contracts())
+    assert (pair.sensor, pair.bands, pair.mtf_gains) == ("generic", ("nir", "red"), (0.3, 0.3))
+    (tmp_path / "p.json").write_text(json.dumps({"sensor": "nobody knows", "bands": ["red", "Red"], "ratio": 4}))
+    with pytest.raises(ContractError, match="its own name"):
+        read_pair(tmp_path / "p.npz", load_contracts())
 
 
 @pytest.mark.parametrize("ratio", [2, 3, 4])

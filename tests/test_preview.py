@@ -102,7 +102,9 @@ def test_comparison_picture(tmp_path: Path) -> None:
     sharpened = generator.integers(200, 1800, (4, 260, 300)).astype(np.uint16)
     ms = np.repeat(np.repeat(sharpened[:, ::4, ::4], 4, axis=1), 4, axis=2)
     names = ("blue", "green", "red", "nir")
-    crop = comparison_picture(tmp_path / "c.png", pan=pan, ms=ms, sharpened=sharpened, common_names=names, crop_px=128)
+    crop = comparison_picture(
+        tmp_path / "c.png", pan=pan, images={"MS": ms, "sharpened": sharpened}, common_names=names, crop_px=128
+    )
     pixels = np.asarray(Image.open(tmp_path / "c.png"))
     assert pixels.shape == (128 + 26, 3 * 128 + 2 * 4, 3)
     panels = [pixels[26:, left : left + 128].astype(int) for left in (0, 132, 264)]
@@ -122,7 +124,6 @@ def test_comparison_picture_refuses_other_grids(tmp_path: Path) -> None:
         comparison_picture(
             tmp_path / "c.png",
             pan=np.zeros((20, 20)),
-            ms=np.zeros((1, 5, 5)),
-            sharpened=np.zeros((1, 20, 20)),
+            images={"MS": np.zeros((1, 5, 5)), "sharpened": np.zeros((1, 20, 20))},
             common_names=(None,),
         )

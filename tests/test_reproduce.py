@@ -18,7 +18,7 @@ from pancrafter import cli
 from pancrafter.errors import InvalidSceneError
 from pancrafter.pancollection import SENSORS
 from pancrafter.reproduce import PUBLISHED, TRAINED_ON, find_files, reproduce
-from pancrafter.train import read_config
+from pancrafter.training.config import read_config
 
 PROJECT = Path(__file__).resolve().parents[1]
 GAINS = SENSORS["qb"].mtf_gains

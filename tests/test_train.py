@@ -31,32 +31,15 @@ from pancrafter.metrics import ergas
 from pancrafter.model.config import NetworkConfig
 from pancrafter.model.network import PanCrafter
 from pancrafter.model.weights import load_checkpoint, save_checkpoint
+from pancrafter.pairs import value_range
 from pancrafter.pancollection import SENSORS, BenchmarkSensor, Patches, rebuild_ms
 from pancrafter.resample import degrade, mtf_sigma, upsample
-from pancrafter.train import (
-    Augmentation,
-    MetricsLog,
-    Run,
-    Sample,
-    TrainConfig,
-    TrainingImage,
-    _steps,
-    batch_loss,
-    code_commit,
-    draw_batch,
-    draw_patch,
-    draw_sample,
-    learning_rate,
-    load_images,
-    load_pair,
-    patch_ergas,
-    read_config,
-    sharpen_arrays,
-    train,
-    training_image,
-    validation_ergas,
-    value_range,
-)
+from pancrafter.training.config import Augmentation, TrainConfig, read_config
+from pancrafter.training.images import TrainingImage, load_images, load_pair, training_image
+from pancrafter.training.loop import Run, _steps, batch_loss, learning_rate, train
+from pancrafter.training.record import MetricsLog, code_commit
+from pancrafter.training.samples import Sample, batches, draw_batch, draw_patch, draw_sample
+from pancrafter.training.validation import patch_ergas, sharpen_arrays, validation_ergas
 from pancrafter.types import ValueRange
 
 Array = NDArray[Any]
@@ -301,7 +284,7 @@ def test_a_few_steps_lower_the_loss(tmp_path: Path) -> None:
 
     before = loss()
     run = Run(tmp_path, network, torch.optim.AdamW(network.parameters()))
-    for _ in _steps(run, images, chosen, "cpu"):
+    for _ in _steps(run, batches(images, chosen, 0, loaders=0), chosen, "cpu"):
         pass
     assert run.step == 40
     assert loss() < 0.8 * before
@@ -332,8 +315,13 @@ def test_loss_is_the_sum_of_both_modes() -> None:
     assert float(found.detach()) == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.parametrize("path", sorted((Path(__file__).parents[1] / "training").glob("*.yaml")), ids=lambda p: p.stem)
+def test_configurations_of_the_repository_are_valid(path: Path) -> None:
+    assert PanCrafter(read_config(path).network).config == read_config(path).network
+
+
 def test_resumed_run_equals_the_unbroken_run(tmp_path: Path, pairs: Path) -> None:
-    """Stopped after four of six steps and started anew from the folder: the same weights to the last bit."""
+    """Stopped after four of six steps and started anew, batches from other processes: the same weights bit by bit."""
     path = write_config(tmp_path, pairs_dir=str(pairs), train_pairs=["P_0", "P_1"], validation_pairs=["P_2"])
     best = train(path, tmp_path / "unbroken")
     whole = torch.load(tmp_path / "unbroken" / "state.pt", weights_only=True)
@@ -345,11 +333,11 @@ def test_resumed_run_equals_the_unbroken_run(tmp_path: Path, pairs: Path) -> Non
     optimiser = torch.optim.AdamW(network.parameters(), chosen.learning_rate, weight_decay=chosen.weight_decay)
     (tmp_path / "resumed").mkdir()
     stopped = Run(tmp_path / "resumed", network, optimiser)
-    for _ in islice(_steps(stopped, images, chosen, "cpu"), 4):
+    for _ in islice(_steps(stopped, batches(images, chosen, 0, loaders=0), chosen, "cpu"), 4):
         pass
     stopped.save()
     torch.manual_seed(777)
-    train(path, tmp_path / "resumed")
+    train(path, tmp_path / "resumed", loaders=2)
     resumed = torch.load(tmp_path / "resumed" / "state.pt", weights_only=True)
     assert whole["step"] == resumed["step"] == 6
     for key, value in whole["network"].items():

@@ -11,7 +11,7 @@ from pancrafter.metrics import ergas
 from pancrafter.model.names import shipped_weights, weights_sha256
 from pancrafter.model.weights import load_checkpoint
 from pancrafter.resample import degrade
-from pancrafter.train import simulate_image
+from pancrafter.training.images import simulate_image
 
 UNSEEN_SEED = 77
 PHASE_SHIFT = (0.4, -0.3)

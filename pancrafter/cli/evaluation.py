@@ -61,6 +61,10 @@ def evaluate(
     ] = 1024,
     full: Annotated[bool, typer.Option("--full/--no-full", help="Score at full resolution too.")] = True,
     adapt: Annotated[bool, typer.Option("--adapt", help="Also score each network adapted to the scene.")] = False,
+    pictures: Annotated[
+        Path | None,
+        typer.Option("--pictures", metavar="DIR", help="Draw PAN, MS, the best classical method and networks, 1:1."),
+    ] = None,
     sensor: Annotated[
         str | None, typer.Option("--sensor", help="wv3, wv2, qb or gf2: for PanCollection files; default: their name.")
     ] = None,
@@ -84,7 +88,10 @@ def evaluate(
     reports: list[PairReport] = []
     failed: list[Unreadable] = []
     source = _pairs_of(pairs, names, sensor, contracts, with_truth=truth == "given")
-    for report in evaluate_all(source, contestants, max_side_px=max_side_px, reduced_ratio=ratio, full=full):
+    if pictures is not None:
+        pictures.mkdir(parents=True, exist_ok=True)
+    options = {"max_side_px": max_side_px, "reduced_ratio": ratio, "full": full, "pictures": pictures}
+    for report in evaluate_all(source, contestants, **options):
         if isinstance(report, Unreadable):
             failed.append(report)
             note(f"skipped {report.name}: {report.reason}")

@@ -20,14 +20,18 @@ def train(
     config: Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file, such as training/open-compact.yaml.")],
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder of the run; an interrupted one goes on.")],
     device: DeviceOption = "auto",
+    loaders: Annotated[
+        int | None,
+        typer.Option("--loaders", min=0, help="Processes that prepare batches; default: 0, or all cores but one."),
+    ] = None,
 ) -> None:
     """Train the network; run it again on the same folder to continue."""
     if not config.is_file():
         raise OptionError(f"{config}: no such file; expected a training configuration in YAML")
     from pancrafter.model.devices import resolve_device
-    from pancrafter.train import train as train_network
+    from pancrafter.training.loop import train as train_network
 
-    typer.echo(train_network(config, folder, device=resolve_device(device or "auto")))
+    typer.echo(train_network(config, folder, device=resolve_device(device or "auto"), loaders=loaders))
 
 
 @app.command()

@@ -1,0 +1,106 @@
+"""What a training run is told: one YAML file as one frozen value."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import yaml
+from pydantic import Field, field_validator, model_validator
+
+from pancrafter.errors import PancrafterError
+from pancrafter.model.config import NetworkConfig
+from pancrafter.types import Record
+
+
+class Augmentation(Record):
+    """How far the simulated acquisition strays. Pixels are PAN pixels, gains are at the MS Nyquist frequency."""
+
+    mtf_gain: tuple[float, float] = (0.15, 0.40)
+    known_shift_px: float = Field(default=2.0, description="Shift that the network is told, uniform within +-.")
+    small_residual_px: float = Field(default=0.3, description="Unknown shift of most samples (standard deviation).")
+    large_residual_px: float = Field(default=3.0, description="Unknown shift of the other samples, uniform within +-.")
+    large_residual_share: float = 0.3
+    noise: float = Field(default=0.01, description="Largest noise deviation, as a share of the value range.")
+    range_stretch: tuple[float, float] = (0.7, 1.5)
+    range_offset: float = 0.15
+    pan_detail_gain: tuple[float, ...] = (0.75, 1.0, 1.0, 1.25)
+
+
+class PanCollectionData(Record):
+    """HDF5 files of the PanCollection benchmark; paths are relative to the configuration file.
+
+    Their patches are already degraded, so of the augmentation only the unknown shift and the PAN detail gain apply.
+    """
+
+    train: tuple[str, ...] = Field(min_length=1)
+    validation: tuple[str, ...] = Field(min_length=1)
+    sensor: str | None = Field(default=None, description="wv3, qb or gf2; by default from the file names.")
+
+
+class TrainConfig(Record):
+    """One training run."""
+
+    network: NetworkConfig
+    start: str | None = Field(default=None, description="Weights to fine-tune, by name or path; None starts afresh.")
+    pairs_dir: str | None = Field(default=None, description="Folder of npz pairs; relative to the config file.")
+    train_pairs: tuple[str, ...] = Field(default=(), description="Glob patterns of pair names to train on.")
+    validation_pairs: tuple[str, ...] = ()
+    pancollection: PanCollectionData | None = Field(default=None, description="Train on these in place of images.")
+    simulated_scenes: int = Field(default=64, ge=0)
+    simulated_px: int = Field(default=512, ge=64)
+    ratios: dict[int, float] = Field(default={4: 0.6, 3: 0.1, 2: 0.3}, description="Ratio -> share of samples.")
+    patch_px: int = Field(default=64, ge=12, description="PAN patch side; rounded down to fit each ratio.")
+    batch: int = Field(default=32, ge=1)
+    steps: int = Field(default=50_000, ge=1)
+    warmup: int = Field(default=100, ge=0)
+    learning_rate: float = Field(default=1e-4, gt=0)
+    weight_decay: float = Field(default=0.01, ge=0)
+    pan_weight: float = Field(default=1.0, description="Lambda of the PAN reconstruction loss.")
+    seed: int = 2025
+    validate_every: int = Field(default=500, ge=1)
+    precision: str = Field(default="bfloat16", pattern="float32|bfloat16")
+    augmentation: Augmentation = Augmentation()
+
+    @model_validator(mode="after")
+    def _benchmark_stands_alone(self) -> TrainConfig:
+        if self.pancollection is not None and (self.pairs_dir is not None or self.simulated_scenes):
+            raise ValueError(
+                "pancollection: not together with pairs_dir or simulated_scenes; set simulated_scenes to 0"
+            )
+        if self.pancollection is not None and self.network.injected_detail:
+            raise ValueError("pancollection: its patches are too small to fit injected_detail on; switch that off")
+        return self
+
+    @field_validator("ratios")
+    @classmethod
+    def _ratios_have_shares(cls, ratios: dict[int, float]) -> dict[int, float]:
+        if not ratios or min(ratios) < 2 or max(ratios) > 4 or min(ratios.values()) <= 0:
+            raise ValueError(f"ratios are {ratios}, expected one or more of 2, 3, 4 with positive shares")
+        return ratios
+
+    def margin_px(self, ratio: int) -> int:
+        """PAN pixels around a patch that its MS may draw on: shifts, and four MS pixels of blur."""
+        shift = self.augmentation.known_shift_px + self.augmentation.large_residual_px
+        return ratio * math.ceil(shift / ratio + 4)
+
+    def side_px(self, ratio: int) -> int:
+        """Side of a patch at a ratio."""
+        step = math.lcm(4, ratio)
+        return self.patch_px // step * step
+
+    def outer_px(self, ratio: int) -> int:
+        """Side of an image that holds one patch and its margin."""
+        return self.side_px(ratio) + 2 * self.margin_px(ratio)
+
+
+def read_config(path: Path) -> TrainConfig:
+    """Read a YAML training configuration.
+
+    Raises:
+        PancrafterError: Not readable or not valid; the message names the field.
+    """
+    try:
+        return TrainConfig.model_validate(yaml.safe_load(path.read_text()))
+    except (OSError, ValueError, yaml.YAMLError) as err:
+        raise PancrafterError(f"training configuration {path}: {err}") from err

@@ -1,0 +1,198 @@
+"""What there is to train on: real pairs by Wald's protocol, simulated scenes, patches of the benchmark."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pancrafter.classical import InjectionConstants, fit_injection, injection_sums
+from pancrafter.errors import InvalidSceneError, PancrafterError
+from pancrafter.model.names import file_sha256
+from pancrafter.pairs import value_range
+from pancrafter.pancollection import Patches, joined, read_patches
+from pancrafter.resample import GENERIC_MTF_GAIN, degrade
+from pancrafter.sensors import get_contract
+from pancrafter.simulate import image_scene, make_truth, random_model
+from pancrafter.simulate.archive import pan_only_wavelengths
+from pancrafter.training.config import TrainConfig
+from pancrafter.types import ValueRange
+
+Floats = NDArray[np.float32]
+
+
+VALIDATION_MIN_PX = 64
+"""Least side of a validation image; 16 pixels at each border are not scored."""
+
+
+@dataclass(frozen=True)
+class TrainingImage:
+    """PAN and true MS on one grid, in DN: ``pan`` (y, x), ``truth`` (band, y, x), and what staging knows of a scene."""
+
+    name: str
+    pan: Floats
+    truth: Floats
+    pan_range: ValueRange
+    truth_ranges: tuple[ValueRange, ...]
+    injection: InjectionConstants
+
+
+def training_image(name: str, pan: Floats, truth: Floats) -> TrainingImage:
+    """Attach value ranges and injection constants to PAN and truth."""
+    ratio, (height, width) = 4, pan.shape
+    phase, gain = ((ratio - 1) / 2,) * 2, GENERIC_MTF_GAIN
+    ms = np.stack([degrade(band, (height // ratio, width // ratio), ratio, phase, gain) for band in truth])
+    injection = fit_injection(injection_sums(pan, ms, ratio, (phase,) * len(ms), gain))
+    return TrainingImage(name, pan, truth, value_range(pan), tuple(value_range(band) for band in truth), injection)
+
+
+def load_pair(path: Path) -> TrainingImage:
+    """A real pair, brought one scale down (Wald): its MS becomes the truth, its PAN is sampled at the MS pixels.
+
+    PAN is sampled where the MS content really lies (the measured shift in the pair's JSON), so truth and PAN agree
+    without touching a single MS value.
+
+    Raises:
+        InvalidSceneError: The npz is damaged or lacks ``pan`` or ``ms``, or the JSON beside it lacks ratio or shift.
+    """
+    try:
+        meta = json.loads(path.with_suffix(".json").read_text())
+        ratio = int(meta["ratio"])
+        shift_y, shift_x = meta["shift"]["shift_pan_px"]
+        with np.load(path) as arrays:
+            pan, ms = arrays["pan"].astype(np.float32), arrays["ms"].astype(np.float32)
+    except (OSError, EOFError, KeyError, TypeError, ValueError, zlib.error, zipfile.BadZipFile) as err:
+        raise InvalidSceneError(
+            f"training pair {path.name} is unreadable ({type(err).__name__}: {err}); expected npz with pan, ms, and a "
+            "JSON beside it with ratio and shift.shift_pan_px"
+        ) from err
+    phase = (ratio - 1) / 2
+    reduced = degrade(pan, ms.shape[1:], ratio, (phase + shift_y, phase + shift_x), gain=0.25)
+    margin = 4  # MS pixels at the border may lie outside PAN after the shift
+    return training_image(
+        path.stem, reduced[margin:-margin, margin:-margin].astype(np.float32), ms[:, margin:-margin, margin:-margin]
+    )
+
+
+SIMULATED_SENSORS = {
+    "worldview-3": 0.31,
+    "geoeye-1": 0.5,
+    "pleiades": 0.7,
+    "spot-6": 1.5,
+    "gaofen-2": 0.8,
+    "landsat-8": 15.0,
+}
+"""Sensors whose acquisitions are simulated for training, with the PAN pixel size in metres."""
+
+COARSE_SHARE = 0.35
+"""Share of Landsat among the simulated scenes: it stands for all coarse sensors and for bands far outside PAN."""
+
+
+def simulate_image(name: str, seed: tuple[int, int], side_px: int) -> TrainingImage:
+    """PAN and truth of a simulated scene, seen by a sensor and at a scale drawn at random."""
+    rng = np.random.default_rng(seed)
+    fine = [name for name in SIMULATED_SENSORS if name != "landsat-8"]
+    sensor = "landsat-8" if rng.uniform() < COARSE_SHARE else str(rng.choice(fine))
+    contract = get_contract(sensor)
+    centers = [band.center_um for band in contract.bands if band.center_um is not None]
+    pan_only = pan_only_wavelengths(contract)
+    model = random_model(
+        rng,
+        ratio=contract.ratio,
+        centers_um=centers,
+        ms_mtf=[band.mtf for band in contract.bands],
+        pan_mtf=contract.pan_mtf,
+        in_pan=[band.in_pan for band in contract.bands],
+        dn_max=contract.dn_max,
+        shift_px=0,
+        band_shift_px=0,
+        field_px=0,
+        pan_only_um=pan_only,
+    )
+    gsd_m = SIMULATED_SENSORS[sensor] * float(rng.uniform(0.8, 1.6))
+    pair = image_scene(make_truth(rng, (side_px, side_px), (*centers, *pan_only), gsd_m), model, rng)
+    return training_image(name, pair.pan.astype(np.float32), pair.truth.clip(0, contract.dn_max))
+
+
+def _pair_files(config: TrainConfig, base: Path) -> tuple[list[Path], list[Path]]:
+    """Pair files to train and to validate on; none is in both."""
+    if config.pairs_dir is None:
+        return [], []
+    folder = (base / config.pairs_dir).resolve()
+    held_out = {p for pattern in config.validation_pairs for p in folder.glob(f"{pattern}.npz")}
+    chosen = {p for pattern in config.train_pairs for p in folder.glob(f"{pattern}.npz")} - held_out
+    if not chosen:
+        raise InvalidSceneError(f"no training pair in {folder} matches {config.train_pairs}; check pairs_dir")
+    return sorted(chosen), sorted(held_out)
+
+
+def load_data(config: TrainConfig, base: Path) -> tuple[TrainingData, TrainingData]:
+    """What to train and to validate on; see ``load_images`` and ``pancollection.read_patches`` for errors."""
+    if config.pancollection is None:
+        return load_images(config, base)
+    wanted, data = config.network.bands, config.pancollection
+    sets = []
+    for files in (data.train, data.validation):
+        parts = [read_patches((base / file).resolve(), data.sensor) for file in files]
+        if any(part.ms.shape[1] != wanted for part in parts):
+            found = ", ".join(f"{part.name} {part.ms.shape[1]}" for part in parts)
+            raise InvalidSceneError(f"network.bands is {wanted}, the files have: {found}; give the same number")
+        sets.append(joined(parts))
+    return sets[0], sets[1]
+
+
+def data_hashes(config: TrainConfig, base: Path) -> dict[str, str]:
+    """SHA-256 (hex) of every file that is trained or validated on; simulated scenes follow from the seed."""
+    files = [path for paths in _pair_files(config, base) for path in paths]
+    files += [path.with_suffix(".json") for path in files]
+    if config.pancollection is not None:
+        files += [(base / f).resolve() for f in (*config.pancollection.train, *config.pancollection.validation)]
+    return {path.name: file_sha256(path) for path in files}
+
+
+def load_images(config: TrainConfig, base: Path) -> tuple[list[TrainingImage], list[TrainingImage]]:
+    """Training and validation images: no scene is in both; simulated validation scenes have their own seeds.
+
+    Raises:
+        PancrafterError: There is nothing to train or validate on, or an image does not suit the configuration.
+    """
+    chosen, held_out = _pair_files(config, base)
+    train = [load_pair(path) for path in chosen]
+    validation = [load_pair(path) for path in held_out]
+    side, held_out_count = config.simulated_px, max(2, config.simulated_scenes // 12) if config.simulated_scenes else 0
+    train += [simulate_image(f"simulated-{k}", (config.seed, k), side) for k in range(config.simulated_scenes)]
+    validation += [
+        simulate_image(f"simulated-validation-{k}", (config.seed + 1, k), side) for k in range(held_out_count)
+    ]
+    _require_suitable(config, train, validation)
+    return train, validation
+
+
+def _require_suitable(config: TrainConfig, train: list[TrainingImage], validation: list[TrainingImage]) -> None:
+    """Find out now what would otherwise stop the run at some later step."""
+    for images, field in ((train, "train_pairs"), (validation, "validation_pairs")):
+        if not images:
+            raise PancrafterError(f"no image for {field}; set pairs_dir and {field}, or simulated_scenes above 0")
+    needed = max(config.outer_px(ratio) for ratio in config.ratios)
+    bands = config.network.bands
+    for image in train:
+        if min(image.pan.shape) < needed or len(image.truth) < bands:
+            raise InvalidSceneError(
+                f"training image {image.name} has {len(image.truth)} bands of {image.pan.shape[0]} x "
+                f"{image.pan.shape[1]} px, needs {bands} bands and {needed} px a side; leave it out or lower patch_px"
+            )
+    for image in validation:
+        if min(image.pan.shape) < VALIDATION_MIN_PX or len(image.truth) % bands:
+            raise InvalidSceneError(
+                f"validation image {image.name} has {len(image.truth)} bands of {image.pan.shape[0]} x "
+                f"{image.pan.shape[1]} px, needs a multiple of {bands} bands and {VALIDATION_MIN_PX} px a side"
+            )
+
+
+TrainingData = list[TrainingImage] | Patches
+"""Images to cut patches from and degrade, or patches of the benchmark that are degraded already."""

@@ -1,0 +1,220 @@
+"""A training run: one L1 loss per mode, a schedule, and a folder from which it goes on."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import pickle
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch import Tensor, nn
+
+from pancrafter.errors import PancrafterError, WeightsError
+from pancrafter.model.conditions import build_conditions
+from pancrafter.model.devices import keep_freed_memory
+from pancrafter.model.network import MS_MODE, PAN_MODE, PanCrafter
+from pancrafter.model.weights import load_checkpoint, save_checkpoint
+from pancrafter.training.config import TrainConfig, read_config
+from pancrafter.training.images import load_data
+from pancrafter.training.record import MetricsLog, provenance
+from pancrafter.training.samples import Sample, batches
+from pancrafter.training.validation import validate
+
+Floats = NDArray[np.float32]
+
+
+def batch_loss(network: PanCrafter, ratio: int, samples: list[Sample], config: TrainConfig, device: str) -> Tensor:
+    """METHOD Eq. 4: mean |F - GT| over the MS half plus lambda mean |P' - P| over the PAN half of the same pairs."""
+
+    def stacked(values: list[Floats]) -> Tensor:
+        return torch.from_numpy(np.stack(values)).to(device)
+
+    pan, ms = stacked([s.pan for s in samples])[:, None], stacked([s.ms for s in samples])
+    truth = stacked([s.truth for s in samples])
+    phases = torch.from_numpy(np.stack([s.phases for s in samples]))
+    injection = stacked([s.injection for s in samples]) if config.network.injected_detail else None
+    n = len(samples)
+    mode = torch.full((n,), MS_MODE, device=device)
+    if config.network.mars:
+        pan, ms, phases = pan.repeat(2, 1, 1, 1), ms.repeat(2, 1, 1, 1), phases.repeat(2, 1, 1)
+        injection = None if injection is None else injection.repeat(2, 1, 1, 1)
+        mode = torch.cat([mode, torch.full((n,), PAN_MODE, device=device)])
+    conditions = build_conditions(pan, ms, ratio, phases, injection)
+    with torch.autocast(torch.device(device).type, dtype=torch.bfloat16, enabled=config.precision == "bfloat16"):
+        output: Tensor = network(conditions, mode)
+    loss: Tensor = (output[:n] - truth).abs().mean()
+    if config.network.mars:
+        loss = loss + config.pan_weight * (output[n:] - pan[n:]).abs().mean()
+    return loss
+
+
+def _starting_network(config: TrainConfig) -> PanCrafter:
+    """A fresh network, or the one that fine-tuning starts from.
+
+    Raises:
+        WeightsError: ``start`` has another architecture than ``network``; injected detail may be added to it.
+    """
+    if config.start is None:
+        return PanCrafter(config.network)
+    checkpoint = load_checkpoint(config.start)
+    trained = checkpoint.network.config
+    if trained not in (config.network, config.network.model_copy(update={"injected_detail": False})):
+        raise WeightsError(
+            f"weights {config.start} are of {trained}, expected {config.network}; "
+            "give the same network in the configuration, or start afresh"
+        )
+    network, weights = PanCrafter(config.network), checkpoint.network.state_dict()
+    stem = torch.zeros_like(network.stem.weight)  # inputs that are new count for nothing until they are trained
+    stem[:, : trained.stem_channels] = weights["stem.weight"]
+    network.load_state_dict({**weights, "stem.weight": stem})
+    return network
+
+
+def learning_rate(step: int, config: TrainConfig) -> float:
+    """Linear warm-up, then a cosine to zero."""
+    if step < config.warmup:
+        return config.learning_rate * (step + 1) / config.warmup
+    progress = (step - config.warmup) / max(1, config.steps - config.warmup)
+    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+@dataclass
+class Run:
+    """The state of a training run in its folder: ``state.pt`` to resume, ``best.safetensors``, ``metrics.csv``."""
+
+    folder: Path
+    network: PanCrafter
+    optimiser: torch.optim.Optimizer
+    step: int = 0
+    best: float = math.inf
+    saved_step: int | None = None
+
+    def save(self) -> None:
+        """Write the resumable state; the file appears only when whole."""
+        partial = self.folder / "state.partial"
+        torch.save(
+            {
+                "network": self.network.state_dict(),
+                "optimiser": self.optimiser.state_dict(),
+                "step": self.step,
+                "best": self.best,
+            },
+            partial,
+        )
+        partial.replace(self.folder / "state.pt")
+        self.saved_step = self.step
+
+    def restore(self) -> None:
+        """Continue from ``state.pt`` where there is one.
+
+        Raises:
+            PancrafterError: It is damaged, or the state of another network.
+        """
+        path = self.folder / "state.pt"
+        if not path.is_file():
+            return
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+            self.network.load_state_dict(state["network"])
+            self.optimiser.load_state_dict(state["optimiser"])
+            self.step, self.best = state["step"], state["best"]
+            self.saved_step = self.step
+        except (RuntimeError, KeyError, ValueError, EOFError, pickle.UnpicklingError) as err:
+            raise PancrafterError(
+                f"{path} cannot be continued with this configuration: {err}; use another folder, or delete the file"
+            ) from err
+
+
+def train(config_path: Path, folder: Path, *, device: str = "cpu", loaders: int | None = None) -> Path:
+    """Train as ``config_path`` says; a second call on the same ``folder`` continues where the first one stopped.
+
+    Args:
+        config_path: A ``TrainConfig`` as YAML.
+        folder: Where the run lives.
+        device: ``cpu`` or ``cuda``.
+        loaders: Processes that prepare batches; by default none on the CPU and, for a GPU, all cores but one. They do
+            not change what is trained.
+
+    Returns:
+        The checkpoint with the best validation ERGAS.
+
+    Raises:
+        PancrafterError: The configuration or an image is not usable, the folder holds another network's run, or the
+            loss is no longer finite; the last good state stays in the folder.
+    """
+    keep_freed_memory()
+    loaders = loaders_for(device) if loaders is None else loaders
+    config = read_config(config_path)
+    images, validation = load_data(config, config_path.parent)
+    torch.manual_seed(config.seed)
+    network = _starting_network(config).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    optimiser = torch.optim.AdamW(network.parameters(), config.learning_rate, weight_decay=config.weight_decay)
+    folder.mkdir(parents=True, exist_ok=True)
+    run = Run(folder, network, optimiser)
+    run.restore()
+    (folder / "config.yaml").write_text(config_path.read_text())
+    record = provenance(config, config_path.parent, images, validation)
+    (folder / "run.json").write_text(json.dumps({**record, "device": device}, indent=2) + "\n")
+    columns = (
+        TextColumn("training"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns) as progress, MetricsLog(folder, run.step) as log:
+        bar = progress.add_task("", total=config.steps, completed=run.step, note="")
+        for loss in _steps(run, batches(images, config, run.step, loaders), config, device):
+            progress.update(bar, completed=run.step)
+            if run.step % config.validate_every == 0 or run.step == config.steps:
+                scores = validate(network, validation, device)
+                _require_finite(scores["ergas"], "validation ERGAS", run)
+                log.write(run.step, {"loss": loss, **scores, "learning_rate": learning_rate(run.step - 1, config)})
+                progress.update(bar, note=f"ERGAS {scores['ergas']:.3f} (cubic {scores['ergas_cubic']:.3f})")
+                if scores["ergas"] < run.best:
+                    run.best = scores["ergas"]
+                    save_checkpoint(folder / "best.safetensors", network, {**record, "step": run.step, **scores})
+                run.save()
+    return folder / "best.safetensors"
+
+
+def loaders_for(device: str) -> int:
+    """A GPU waits for one core that cuts, blurs and turns patches; a CPU has no core to spare."""
+    return 0 if device == "cpu" else max(1, (os.cpu_count() or 1) - 1)
+
+
+def _require_finite(value: float, name: str, run: Run) -> None:
+    if not math.isfinite(value):
+        kept = "nothing was saved yet" if run.saved_step is None else f"of step {run.saved_step}"
+        raise PancrafterError(
+            f"{name} is {value} at step {run.step}; the last good state is in {run.folder} ({kept}); lower "
+            "learning_rate"
+        )
+
+
+def _steps(run: Run, prepared: Iterator[tuple[int, list[Sample]]], config: TrainConfig, device: str) -> Iterator[float]:
+    """Optimise until the last step, yielding the mean loss of the last hundred steps."""
+    recent: list[float] = []
+    run.network.train()
+    for ratio, samples in prepared:
+        for group in run.optimiser.param_groups:
+            group["lr"] = learning_rate(run.step, config)
+        loss = batch_loss(run.network, ratio, samples, config, device)
+        run.optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(run.network.parameters(), 1.0)
+        value = float(loss.detach())
+        _require_finite(value, "loss", run)
+        _require_finite(float(norm), "gradient norm", run)
+        run.optimiser.step()
+        run.step += 1
+        recent = [*recent[-99:], value]
+        yield float(np.mean(recent))

@@ -1,0 +1,201 @@
+"""What one step sees: patches cut, turned, shifted, blurred and normalised at random.
+
+Everything random about step ``k`` comes from ``(seed, k)``, so a resumed run sees the data an unbroken one sees.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader, Dataset
+
+from pancrafter.classical import InjectionConstants
+from pancrafter.model.conditions import unexplained_pan
+from pancrafter.pancollection import PHASE_PX, RATIO, Patches
+from pancrafter.resample import degrading_matrix
+from pancrafter.training.config import Augmentation, TrainConfig
+from pancrafter.training.images import TrainingData, TrainingImage
+from pancrafter.types import ValueRange
+
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One network input and its target, normalised: ``pan`` (p, p), ``ms`` (B, p/r, p/r), ``truth`` (B, p, p)."""
+
+    pan: Floats
+    ms: Floats
+    truth: Floats
+    phases: NDArray[np.float64]
+    """(B, 2) phases the network is told, PAN pixels."""
+    injection: Floats
+    """(B, p, p) injected detail."""
+
+
+def normalise(values: Floats, limits: ValueRange) -> Floats:
+    """DN as -1 at the low and +1 at the high end of ``limits``."""
+    return (2 * (values - limits.low) / (limits.high - limits.low) - 1).astype(np.float32)
+
+
+def _jittered(limits: ValueRange, rng: np.random.Generator, augmentation: Augmentation) -> ValueRange:
+    width = limits.high - limits.low
+    low = limits.low + rng.uniform(-1, 1) * augmentation.range_offset * width
+    return ValueRange(low=low, high=low + width * rng.uniform(*augmentation.range_stretch))
+
+
+def _vary_detail(pan: Floats, gain: float) -> Floats:
+    """PAN with its finest detail scaled: G(P) + gain (P - G(P)), G a Gaussian of one pixel, seven taps."""
+    if gain == 1.0:
+        return pan
+    taps = np.exp(-0.5 * np.arange(-3, 4) ** 2)
+    taps /= taps.sum()
+    smooth = pan
+    for axis in (0, 1):
+        smooth = np.apply_along_axis(lambda row: np.convolve(np.pad(row, 3, mode="edge"), taps, "valid"), axis, smooth)
+    return (smooth + gain * (pan - smooth)).astype(np.float32)
+
+
+def draw_sample(
+    image: TrainingImage, ratio: int, config: TrainConfig, rng: np.random.Generator, *, bands: int
+) -> Sample:
+    """Cut a patch, turn it at random, and take MS from its truth with a random MTF, shift and noise."""
+    augmentation = config.augmentation
+    side, margin, outer = config.side_px(ratio), config.margin_px(ratio), config.outer_px(ratio)
+    height, width = image.pan.shape
+    y, x = rng.integers(0, height - outer + 1), rng.integers(0, width - outer + 1)
+    chosen = rng.choice(len(image.truth), size=bands, replace=False)
+    turn, flip_y, flip_x = int(rng.integers(4)), bool(rng.integers(2)), bool(rng.integers(2))
+
+    def oriented(values: Floats) -> Floats:
+        values = np.rot90(values[..., y : y + outer, x : x + outer], turn, axes=(-2, -1))
+        values = values[..., ::-1, :] if flip_y else values
+        return np.ascontiguousarray(values[..., ::-1] if flip_x else values)
+
+    inner = slice(margin, margin + side)
+    pan_dn = _vary_detail(oriented(image.pan), float(rng.choice(augmentation.pan_detail_gain)))[inner, inner]
+    pan_dn = _with_noise(pan_dn, image.pan_range, augmentation, rng)
+    pan = normalise(pan_dn, _jittered(image.pan_range, rng, augmentation))
+
+    # All bands are acquired, because all of them explain PAN; the network sees the chosen ones.
+    count = len(image.truth)
+    gain = float(rng.uniform(*augmentation.mtf_gain))
+    known = rng.uniform(-augmentation.known_shift_px, augmentation.known_shift_px, (count, 2))
+    if rng.uniform() < augmentation.large_residual_share:
+        residual = np.tile(rng.uniform(-augmentation.large_residual_px, augmentation.large_residual_px, 2), (count, 1))
+    else:
+        residual = rng.normal(0, augmentation.small_residual_px, (count, 2))
+    told = (ratio - 1) / 2 + known
+    n, truth_dn = side // ratio, oriented(image.truth)
+    ms_dn = np.stack(
+        [acquire(band, (n, n), ratio, margin + told[b] + residual[b], gain) for b, band in enumerate(truth_dn)]
+    )
+    ms_dn = np.stack([_with_noise(m, r, augmentation, rng) for m, r in zip(ms_dn, image.truth_ranges, strict=True)])
+    limits = [_jittered(image.truth_ranges[b], rng, augmentation) for b in chosen]
+    return Sample(
+        pan,
+        np.stack([normalise(ms_dn[b], limit) for b, limit in zip(chosen, limits, strict=True)]),
+        np.stack([normalise(truth_dn[b][inner, inner], limit) for b, limit in zip(chosen, limits, strict=True)]),
+        told[chosen],
+        injected_detail(pan_dn, ms_dn, ratio, told, image.injection, dict(zip(chosen.tolist(), limits, strict=True))),
+    )
+
+
+def injected_detail(
+    pan: Floats,
+    ms: Floats,
+    ratio: int,
+    phases: NDArray[np.float64],
+    constants: InjectionConstants,
+    limits: Mapping[int, ValueRange],
+) -> Floats:
+    """The detail that the bands in ``limits`` would take from PAN, in their normalised units: (len(limits), y, x).
+
+    ``pan`` (y, x) and ``ms`` (band, y / ratio, x / ratio) are DN, all bands of the scene; ``phases`` (band, 2).
+    """
+    detail = unexplained_pan(
+        torch.from_numpy(pan)[None, None], torch.from_numpy(ms)[None], ratio, torch.from_numpy(phases)[None], constants
+    )[0, 0].numpy()
+    return np.stack([2 * constants.gains[b] / (limit.high - limit.low) * detail for b, limit in limits.items()])
+
+
+def _with_noise(
+    values: NDArray[Any], limits: ValueRange, augmentation: Augmentation, rng: np.random.Generator
+) -> Floats:
+    deviation = rng.uniform(0, augmentation.noise) * (limits.high - limits.low) / 2
+    return (values + rng.normal(0, deviation, values.shape)).astype(np.float32)
+
+
+def acquire(band: Floats, shape_yx: tuple[int, int], ratio: int, phase_yx: NDArray[np.float64], gain: float) -> Floats:
+    """A band (y, x) as a sensor with this MTF gain would sample it: ``shape_yx`` pixels, pixel 0 at ``phase_yx``."""
+    matrix_y = degrading_matrix(shape_yx[0], band.shape[0], ratio, float(phase_yx[0]), gain).astype(np.float32)
+    matrix_x = degrading_matrix(shape_yx[1], band.shape[1], ratio, float(phase_yx[1]), gain).astype(np.float32)
+    return np.asarray((matrix_x @ (matrix_y @ band).T).T)
+
+
+def draw_patch(patches: Patches, config: TrainConfig, rng: np.random.Generator) -> Sample:
+    """One patch of the benchmark, turned at random; its phase turns with it, since it is not the middle of four pixels.
+
+    MS moves against PAN and truth by what the network is not told (METHOD 3.2): the told phase is wrong by that much.
+    """
+    index, augmentation = int(rng.integers(len(patches.pan))), config.augmentation
+    turn, flip_y, flip_x = int(rng.integers(4)), bool(rng.integers(2)), bool(rng.integers(2))
+    y = x = PHASE_PX
+    for _ in range(turn):
+        y, x = RATIO - 1 - x, y
+    y, x = RATIO - 1 - y if flip_y else y, RATIO - 1 - x if flip_x else x
+
+    def oriented(values: Floats) -> Floats:
+        values = np.rot90(values, turn, axes=(-2, -1))
+        values = values[..., ::-1, :] if flip_y else values
+        return np.ascontiguousarray(values[..., ::-1] if flip_x else values)
+
+    ceiling = ValueRange(low=0, high=patches.sensor.dn_max)
+    pan = _vary_detail(oriented(patches.pan[index]), float(rng.choice(augmentation.pan_detail_gain)))
+    if rng.uniform() < augmentation.large_residual_share:
+        residual = rng.uniform(-augmentation.large_residual_px, augmentation.large_residual_px, 2)
+    else:
+        residual = rng.normal(0, augmentation.small_residual_px, 2)
+    return Sample(
+        pan=normalise(pan, ceiling),
+        ms=normalise(oriented(patches.ms[index]), ceiling),
+        truth=normalise(oriented(patches.truth[index]), ceiling),
+        phases=np.tile(np.array([y, x]) + residual, (patches.ms.shape[1], 1)),
+        injection=np.zeros((0, *pan.shape), np.float32),
+    )
+
+
+def draw_batch(images: TrainingData, config: TrainConfig, step: int) -> tuple[int, list[Sample]]:
+    """The batch of one step: one ratio, images drawn with a weight that grows with the root of their area."""
+    rng = np.random.default_rng((config.seed, step, 7))
+    if isinstance(images, Patches):
+        return RATIO, [draw_patch(images, config, rng) for _ in range(config.batch)]
+    ratio = int(rng.choice(list(config.ratios), p=np.array(list(config.ratios.values())) / sum(config.ratios.values())))
+    weights = np.sqrt([image.pan.size for image in images])
+    picks = rng.choice(len(images), size=config.batch, p=weights / weights.sum())
+    return ratio, [draw_sample(images[i], ratio, config, rng, bands=config.network.bands) for i in picks]
+
+
+class _Batches(Dataset[tuple[int, list[Sample]]]):
+    """The batch of every step by its number."""
+
+    def __init__(self, images: TrainingData, config: TrainConfig) -> None:
+        self._images, self._config = images, config
+
+    def __getitem__(self, step: int) -> tuple[int, list[Sample]]:
+        return draw_batch(self._images, self._config, step)
+
+
+def batches(images: TrainingData, config: TrainConfig, first: int, loaders: int) -> Iterator[tuple[int, list[Sample]]]:
+    """The batches of the steps from ``first`` on, prepared by so many processes (0: by this one, when it is asked)."""
+    steps = range(first, config.steps)
+    return iter(DataLoader(_Batches(images, config), None, sampler=steps, num_workers=loaders, collate_fn=_as_it_is))
+
+
+def _as_it_is(batch: Any) -> Any:  # Any: torch's stubs know only lists of samples
+    return batch

@@ -1,0 +1,104 @@
+"""How good a network is after some steps: ERGAS on images that it is not trained on."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pancrafter.metrics import ergas
+from pancrafter.model.conditions import build_conditions
+from pancrafter.model.network import PanCrafter
+from pancrafter.pancollection import PHASE_PX, RATIO, Patches
+from pancrafter.resample import upsample
+from pancrafter.training.images import TrainingData, TrainingImage
+from pancrafter.training.samples import acquire, injected_detail, normalise
+
+Floats = NDArray[np.float32]
+
+
+VALIDATION_PATCHES = 256
+"""Patches of a validation file that are scored, spread over it."""
+
+
+@torch.inference_mode()
+def patch_ergas(network: PanCrafter, patches: Patches, device: str, batch: int = 16) -> dict[str, float]:
+    """Mean ERGAS, sharpened and cubic, over validation patches of the benchmark."""
+    ceiling = float(patches.sensor.dn_max)
+    chosen = np.unique(np.linspace(0, len(patches.pan) - 1, VALIDATION_PATCHES).round().astype(int))
+    scores: dict[str, list[float]] = {"ergas": [], "ergas_cubic": []}
+    for first in range(0, len(chosen), batch):
+        part = chosen[first : first + batch]
+        pan, ms = (torch.from_numpy(2 * a[part] / ceiling - 1).float() for a in (patches.pan[:, None], patches.ms))
+        phases = torch.full((1, 1, 2), PHASE_PX, dtype=torch.float64).expand(*ms.shape[:2], 2)
+        conditions = build_conditions(pan.to(device), ms.to(device), RATIO, phases)
+        sharp = network(conditions, torch.zeros(len(part), dtype=torch.long, device=device)).cpu()
+        for name, images in (("ergas", sharp), ("ergas_cubic", conditions.ms[0].cpu())):
+            dn = ((images + 1) / 2 * ceiling).clamp(0, ceiling).numpy()
+            scores[name] += [ergas(t, d, RATIO) for t, d in zip(patches.truth[part], dn, strict=True) if t.any()]
+    return {name: float(np.mean(values)) for name, values in scores.items()}
+
+
+@torch.inference_mode()
+def validation_ergas(network: PanCrafter, images: list[TrainingImage], device: str) -> dict[str, float]:
+    """Mean ERGAS, sharpened and cubic, over validation images at ratio 4 and 2, with a known and an unknown shift."""
+    known, residual, gain = np.array([0.7, -0.4]), np.array([0.2, 0.15]), 0.28
+    scores: dict[str, list[float]] = {"ergas": [], "ergas_cubic": []}
+    for image, ratio in product(images, (4, 2)):
+        side = [min(n, 256) // 4 * 4 for n in image.pan.shape]
+        pan, truth = image.pan[: side[0], : side[1]], image.truth[:, : side[0], : side[1]]
+        phase = (ratio - 1) / 2 + known
+        ms = np.stack([acquire(b, (side[0] // ratio, side[1] // ratio), ratio, phase + residual, gain) for b in truth])
+        cubic = np.stack([upsample(b, pan.shape, ratio, (phase[0], phase[1])) for b in ms])
+        sharp = sharpen_arrays(network, pan, ms, ratio, phase, image, device)
+        core = (slice(None), slice(16, -16), slice(16, -16))
+        scores["ergas"].append(ergas(truth[core], sharp[core], ratio))
+        scores["ergas_cubic"].append(ergas(truth[core], cubic[core], ratio))
+    return {name: float(np.mean(values)) for name, values in scores.items()}
+
+
+def sharpen_arrays(
+    network: PanCrafter,
+    pan: Floats,
+    ms: Floats,
+    ratio: int,
+    phase: NDArray[np.float64],
+    image: TrainingImage,
+    device: str,
+) -> Floats:
+    """Sharpen one small pair whole, band groups in turn, in DN; ``image`` gives value ranges and injection."""
+    bands, result = network.config.bands, []
+    pan_input = torch.from_numpy(normalise(pan, image.pan_range))[None, None].to(device)
+    phases = np.tile(phase, (len(ms), 1))
+    injection = None
+    if network.config.injected_detail:
+        limits = dict(enumerate(image.truth_ranges))
+        detail = injected_detail(pan, ms.astype(np.float32), ratio, phases, image.injection, limits)
+        injection = torch.from_numpy(detail)[None].to(device)
+    for first in range(0, len(ms), bands):
+        group = slice(first, first + bands)
+        ranges = image.truth_ranges[group]
+        normalised = np.stack([normalise(b, r) for b, r in zip(ms[group], ranges, strict=True)])
+        conditions = build_conditions(
+            pan_input,
+            torch.from_numpy(normalised)[None].to(device),
+            ratio,
+            torch.from_numpy(phases[None, group]),
+            None if injection is None else injection[:, group],
+        )
+        output = network(conditions, torch.zeros(1, dtype=torch.long, device=device))[0].cpu().numpy()
+        result += [(o + 1) / 2 * (r.high - r.low) + r.low for o, r in zip(output, ranges, strict=True)]
+    return np.stack(result)
+
+
+def validate(network: PanCrafter, validation: TrainingData, device: str) -> dict[str, float]:
+    """Mean ERGAS, sharpened and cubic, over what a run validates on."""
+    network.eval()
+    if isinstance(validation, Patches):
+        scores = patch_ergas(network, validation, device)
+    else:
+        scores = validation_ergas(network, validation, device)
+    network.train()
+    return scores
