@@ -27,7 +27,7 @@ from pancrafter.models import Product
 from pancrafter.processes import is_gone, lease_owner
 from pancrafter.sensors import SensorContract, load_contracts
 from pancrafter.settings import Settings
-from pancrafter.types import Quality, Record, Refusal, Scene, StagedScene, TruthScores
+from pancrafter.types import JOINED, Quality, Record, Refusal, Scene, StagedScene, TruthScores
 
 if TYPE_CHECKING:
     import numpy as np
@@ -83,7 +83,7 @@ class Outcome(Record):
 
     key: str
     sensor: str
-    verdict: Literal["published", "fallback", "held", "refused", "failed", "retry later"]
+    verdict: Literal["published", "fallback", "held", "refused", "waiting", "failed", "retry later"]
     reason: str = ""
     mpx: float | None = None
     seconds: float | None = None
@@ -97,6 +97,11 @@ class Outcome(Record):
     def failed(self) -> bool:
         """Whether a person should look at it."""
         return self.verdict in {"failed", "retry later"}
+
+    @property
+    def turned_away(self) -> bool:
+        """Whether no work was done on it."""
+        return self.verdict in {"refused", "waiting"}
 
 
 # --- discover -------------------------------------------------------------------------------------------------------
@@ -159,7 +164,8 @@ def discover(settings: Settings, ledger: Ledger) -> Discovery:
     def entries() -> Iterator[Work | Refusal]:
         for verdict in look(settings, contracts):
             if isinstance(verdict, Refusal):
-                refused.append(verdict)
+                if verdict.code != JOINED:  # its scene speaks for it
+                    refused.append(verdict)
                 yield verdict
             else:
                 wanted[verdict.collection, verdict.item_id] = None
@@ -1047,5 +1053,6 @@ def outcome_of_failure(key: str, settings: Settings, ledger: Ledger, error: Panc
 
 
 def refused_outcome(refusal: Refusal) -> Outcome:
-    """The row of an item that will not be sharpened."""
-    return Outcome(key=refusal.key, sensor=refusal.sensor or "", verdict="refused", reason=refusal.reason)
+    """The row of an item that is not sharpened, or not yet."""
+    verdict: Literal["refused", "waiting"] = "waiting" if refusal.waits else "refused"
+    return Outcome(key=refusal.key, sensor=refusal.sensor or "", verdict=verdict, reason=refusal.reason)
