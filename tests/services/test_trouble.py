@@ -25,6 +25,7 @@ from pancrafter.ledger import State
 from pancrafter.publish import StaticSink
 from pancrafter.settings import Settings
 from pancrafter.stac_api import StacApi
+from pancrafter.sweep import sweep
 
 pytestmark = pytest.mark.services
 PROJECT = Path(__file__).resolve().parents[2]
@@ -78,9 +79,14 @@ def offer(archive: Path, settings: Settings, item_id: str, seed: int) -> str:
     return pytest.fail(f"{address} does not appear")
 
 
-def run_until_done(settings: Settings, key: str, report) -> list[str]:
-    """Runs, and the documented next steps, until the scene is confirmed; what the runs in between said."""
+def run_until_done(settings: Settings, key: str, report: steps.Report) -> list[str]:
+    """Runs, and the documented next steps, until the scene is confirmed; what the runs in between said.
+
+    A run that stopped leaves its scene claimed. Its process would be gone, which a sweep sees at once; this one lives,
+    so its lease has to run out.
+    """
     said = []
+    settings = settings.model_copy(update={"lease_s": 10})
     for _ in range(MOST_RUNS):
         try:
             said += [outcome.reason for outcome in steps.run(settings, report) if outcome.failed]
@@ -88,6 +94,7 @@ def run_until_done(settings: Settings, key: str, report) -> list[str]:
                 (row,) = [row for row in ledger.rows(sink=settings.sink) if str(row.key) == key]
                 if row.state is State.CONFIRMED:
                     return said
+                sweep(settings)
                 ledger.redrive(sink=settings.sink, states=["eligible", "dead"])
         except (PancrafterError, OSError) as error:
             said.append(f"{type(error).__name__}: {error}")
