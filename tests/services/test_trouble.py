@@ -130,14 +130,14 @@ def test_after_all_deaths_nothing_is_lost_or_twice(settings: Settings, urls: dic
 
 
 def test_full_disk_stops_with_advice_and_loses_nothing(archive: Path, tmp_path: Path) -> None:
-    """The state folder is on a disk of one megabyte, mounted for this one process; then it has room."""
+    """The state folder is on a disk of 400 kB, mounted for this one process; then it has room."""
     local = tmp_path / "archive"
-    add_scene(local, "large", side_px=1024)
+    add_scene(local, "large", side_px=512)
     place = tmp_path / "place"
     (place / "state").mkdir(parents=True)
     options = f"--source {local} --sink {tmp_path / 'out'} --state-dir {place / 'state'} --block-px 256 --workers 0"
     run = f"{sys.executable} -m pancrafter.cli run {options}"
-    small = f"mount -t tmpfs -o size=1m tmpfs {place / 'state'} && exec {run}"
+    small = f"mount -t tmpfs -o size=400k tmpfs {place / 'state'} && exec {run}"
     namespace = ["unshare", "--mount"] if os.geteuid() == 0 else ["unshare", "--mount", "--map-root-user"]
     done = subprocess.run(
         [*namespace, "sh", "-c", small], cwd=PROJECT, capture_output=True, text=True, timeout=300, check=False
