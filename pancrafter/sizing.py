@@ -2,7 +2,7 @@
 
 Scenes go through staging, sharpening, assessment and publication as in ``pancrafter.steps``; they queue for what is
 shared: CPU slots, GPUs, the source's bandwidth, the ledger, the STAC API. Spot GPUs disappear and come back. Large
-archives are simulated by a sample, whose marginal time per scene is carried on.
+fleets are simulated by a part of them with its share of everything, large archives by a sample whose pace goes on.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ LEDGER_WRITES_PER_SCENE = 8
 API_REQUESTS_PER_SCENE = 3
 OBJECTS_PER_SCENE = 7
 """Five files, the item, the event of the change feed; pages of days are shared by many scenes."""
+ROUNDS = 30
+"""Scenes of every runner that are simulated at least, so that how they start together no longer shows."""
 OUTPUT_BYTES_PER_VALUE = 1.5
 """uint16 after ZSTD, with overviews."""
 
@@ -140,17 +142,38 @@ def _fit(sizes: Sequence[float], seconds: Sequence[float]) -> Rate:
 
 
 def forecast(archive: Archive, fleet: Fleet, rates: Rates, *, sample: int = 2000, seed: int = 1) -> Forecast:
-    """Simulate an archive; beyond ``2 * sample`` scenes by what a further scene takes once everything is busy."""
-    if archive.scenes <= 2 * sample:
-        run = _Run(archive, fleet, rates, archive.scenes, seed)
-        return _summary(archive, fleet, rates, run.end_s, run)
-    short, long = (_Run(archive, fleet, rates, count, seed) for count in (sample, 2 * sample))
-    end_s = short.end_s + (long.end_s - short.end_s) / sample * (archive.scenes - sample)
-    return _summary(archive, fleet, rates, end_s, long)
+    """Simulate an archive.
+
+    Args:
+        archive: What is to be done.
+        fleet: What does it.
+        rates: How fast.
+        sample: At least so many scenes are simulated, and ``ROUNDS`` of every runner; the rest of a larger archive goes
+            on at their pace.
+        seed: Of sizes and interruptions.
+    """
+    parts = math.gcd(fleet.gpus, fleet.cpus, fleet.runners)
+    parts = max(part for part in range(1, parts + 1) if parts % part == 0 and fleet.gpus // part >= min(4, fleet.gpus))
+    many = max(1, archive.scenes // parts)
+    count = min(many, max(sample, ROUNDS * fleet.runners // parts))
+    run = _Run(archive, _part(fleet, parts), _part_of_rates(rates, parts), count, seed)
+    end_s = run.end_s + run.pace_s * (many - count)
+    return _summary(archive, fleet, end_s, run, rates)
+
+
+def _part(fleet: Fleet, parts: int) -> Fleet:
+    changed = {name: getattr(fleet, name) // parts for name in ("gpus", "cpus", "runners")}
+    return fleet.model_copy(update={**changed, "source_mb_per_s": fleet.source_mb_per_s / parts})
+
+
+def _part_of_rates(rates: Rates, parts: int) -> Rates:
+    return rates.model_copy(
+        update={name: getattr(rates, name) / parts for name in ("ledger_writes_per_s", "api_items_per_s")}
+    )
 
 
 class _Run:
-    """One simulation to its end: ``end_s``, and the busy seconds of everything shared."""
+    """One simulation to its end: ``end_s``, ``pace_s`` per scene when all is busy, busy seconds of what is shared."""
 
     def __init__(self, archive: Archive, fleet: Fleet, rates: Rates, count: int, seed: int) -> None:
         simpy = _simpy()
@@ -164,11 +187,14 @@ class _Run:
         self.capacities = capacities
         self.shared = {name: simpy.Resource(self.environment, many) for name, many in capacities.items()}
         self.busy_s = dict.fromkeys(capacities, 0.0)
+        self.finished_s: list[float] = []
         waiting = iter(self.sizes)
         for _ in range(min(fleet.runners, count)):
             self.environment.process(self._runner(waiting))
         self.environment.run()
         self.end_s = float(self.environment.now)
+        first, last = int(0.3 * count), int(0.9 * count)
+        self.pace_s = (self.finished_s[last] - self.finished_s[first]) / (last - first) if last > first else self.end_s
 
     def _size(self, archive: Archive) -> float:
         """Log-normal about the mean."""
@@ -177,6 +203,7 @@ class _Run:
     def _runner(self, waiting: Iterator[float]) -> Steps:
         for mpx in waiting:
             yield from self._scene(mpx)
+            self.finished_s.append(float(self.environment.now))
 
     def _scene(self, mpx: float) -> Steps:
         rates = self.rates
@@ -215,7 +242,7 @@ class _Run:
                 yield self.environment.timeout(self.fleet.replacement_s)
             taken = float(self.environment.now) - started
             self.busy_s["gpu"] += taken
-            self.lost_s += taken - seconds
+            self.lost_s += max(0.0, taken - seconds)
 
     def _until_interruption(self) -> float:
         rate = self.fleet.interruptions_per_gpu_hour / HOUR_S
@@ -230,10 +257,13 @@ def _simpy() -> Any:  # Any: it ships no types
     return simpy
 
 
-def _summary(archive: Archive, fleet: Fleet, rates: Rates, end_s: float, run: _Run) -> Forecast:
-    utilisation = {name: run.busy_s[name] / (run.end_s * many) for name, many in run.capacities.items()}
-    runners = sum(run.busy_s.values()) / (run.end_s * fleet.runners)
-    hours, share, mpx = end_s / HOUR_S, archive.scenes / run.count, run.mpx / run.count * archive.scenes
+def _summary(archive: Archive, fleet: Fleet, end_s: float, run: _Run, rates: Rates) -> Forecast:
+    per_scene = {name: seconds / run.count for name, seconds in run.busy_s.items()}
+    # of the simulated part: its shared things are slower by as much as it has fewer scenes
+    share = archive.scenes * run.fleet.gpus / fleet.gpus
+    utilisation = {name: per_scene[name] * share / (end_s * many) for name, many in run.capacities.items()}
+    runners = sum(per_scene.values()) * share / (end_s * run.fleet.runners)
+    hours, mpx = end_s / HOUR_S, run.mpx / run.count * archive.scenes
     bottleneck = max(utilisation, key=lambda name: utilisation[name])
     if utilisation[bottleneck] < 0.8 and runners > utilisation[bottleneck]:
         bottleneck = "runners"
@@ -243,8 +273,8 @@ def _summary(archive: Archive, fleet: Fleet, rates: Rates, end_s: float, run: _R
         money=hours * (fleet.gpus * fleet.gpu_hour_price + fleet.cpus * fleet.cpu_hour_price),
         utilisation={**utilisation, "runners": runners},
         bottleneck=bottleneck,
-        gpu_hours=run.busy_s["gpu"] * share / HOUR_S,
-        gpu_hours_lost=run.lost_s * share / HOUR_S,
+        gpu_hours=per_scene["gpu"] * archive.scenes / HOUR_S,
+        gpu_hours_lost=run.lost_s / run.count * archive.scenes / HOUR_S,
         ledger_writes_per_s=per_s * LEDGER_WRITES_PER_SCENE,
         api_requests_per_s=per_s * API_REQUESTS_PER_SCENE,
         objects=archive.scenes * OBJECTS_PER_SCENE,

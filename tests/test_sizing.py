@@ -95,3 +95,13 @@ def test_rates_come_from_scenes_that_were_done_in_one_go() -> None:
 def test_spread_keeps_the_mean() -> None:
     found = forecast(Archive(scenes=4000, mpx=10, spread=0.5), Fleet(gpus=1, cpus=8, runners=8), RATES)
     assert found.gpu_hours == pytest.approx(4000 * 10 / 3600, rel=0.05)
+
+
+@pytest.mark.parametrize("interruptions", [0.0, 0.05, 1.0])
+def test_a_large_fleet_is_never_faster_than_its_gpus(interruptions: float) -> None:
+    """Simulated by a part of it: the pace of the whole, and time grows with the interruptions."""
+    fleet = Fleet(gpus=64, cpus=256, runners=640, interruptions_per_gpu_hour=interruptions)
+    found = forecast(Archive(scenes=2_000_000, mpx=10), fleet, RATES)
+    least = 2_000_000 * 10 * (1 + interruptions * (300 + 2.5) / 3600) / 64 / 3600
+    assert found.hours == pytest.approx(least, rel=0.03)
+    assert found.utilisation["gpu"] == pytest.approx(1, abs=0.03)
