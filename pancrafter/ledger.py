@@ -817,11 +817,11 @@ class Ledger:
                 return
             last = rows[-1]["id"]
 
-    def rates(self, sink: str, limit: int = 200) -> list[Rate]:
-        """What the scenes finished last took, for plans."""
+    def rates(self, limit: int = 200) -> list[Rate]:
+        """What the scenes finished last took, for plans; into whichever sink they went."""
         statement = (
             sa.select(_SCENE.c.sensor, _SCENE.c.measures)
-            .where(_SCENE.c.sink == sink, _SCENE.c.state == State.CONFIRMED)
+            .where(_SCENE.c.state == State.CONFIRMED)
             .order_by(_SCENE.c.updated.desc())
             .limit(limit)
         )
