@@ -139,7 +139,7 @@ def _work(settings: Settings, work: Callable[[], list[Outcome]], json_file: Path
 def _print_run(settings: Settings, outcomes: Sequence[Outcome], console: Console) -> None:
     from pancrafter.summary import catalog_href, print_refusals, print_summary, state_line
 
-    if any(outcome.verdict != "refused" for outcome in outcomes):
+    if any(not outcome.turned_away for outcome in outcomes):
         print_summary(console, outcomes, settings.sink)
         return
     print_refusals(console, outcomes)
