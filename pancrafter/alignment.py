@@ -52,6 +52,7 @@ _HIGH_PASS_SIGMA_MS = 2.0
 """Detail that decides: structures larger than about this many MS pixels are removed before correlating."""
 
 _MIN_SAMPLES = 150
+_COARSE_SAMPLES = 16_384
 _PARTS = 3
 _MIN_PARTS = 4
 _MIN_PART_SAMPLES = 30
@@ -174,7 +175,8 @@ def _choose(own: BandShift, mix: BandShift) -> BandShift:
     Where a band resembles PAN only partly (0.5 to 0.8), edges of opposite contrast pull its own maximum aside by
     some tenths of a pixel, so the two are blended in proportion.
     """
-    if not (mix.certain and mix.ncc > MIN_MIX_NCC):
+    trusted = own.certain and own.ncc >= TRUSTED_BAND_NCC
+    if trusted or not (mix.certain and mix.ncc > MIN_MIX_NCC):
         return own
     distance = math.dist(own.shift_yx, mix.shift_yx)
     if not own.certain or distance > MAX_BAND_OFFSET_PX:
@@ -214,26 +216,45 @@ class _Matcher:
         self._usable = usable
         self._ratio = ratio
         self._phase_yx = phase_yx
-        self._norms = np.sqrt(np.einsum("bn,bn->b", bands, bands)) + np.finfo(float).tiny
         gram = bands @ bands.T
         # A little ridge keeps the mix defined when bands are copies of each other.
         self._inverse = np.linalg.inv(gram + (1e-6 * np.trace(gram) / len(gram)) * np.eye(len(gram)))
         self._parts = _parts(usable)
 
     def coarse(self, max_shift_px: float) -> tuple[Vector, list[Vector]]:
-        """Best whole-pixel displacement of the mix of all bands, and of each band."""
+        """Best displacement of the mix of all bands, and of each band, to the nearest pixel of PAN.
+
+        A part of the samples is enough for that; PAN is read at whole pixels, so that nothing is interpolated.
+        """
         reach = int(max_shift_px)
+        rows, cols = np.nonzero(self._usable)
+        part = slice(None, None, -(-len(rows) // _COARSE_SAMPLES))
+        (nearest_y, rounded_y), (nearest_x, rounded_x) = (
+            self._nearest(index[part], axis) for axis, index in enumerate((rows, cols))
+        )
+        padded = np.pad(self._detail, reach, mode="edge")
+        under = (nearest_y + reach) * padded.shape[1] + nearest_x + reach
+        bands = self._bands[:, part].astype(np.float32)
+        bands -= bands.mean(axis=1, keepdims=True)
+
         trials = np.arange(-reach, reach + 1)
         mix = np.empty((len(trials), len(trials)))
-        bands = np.empty((len(self._bands), len(trials), len(trials)))
+        each = np.empty((len(bands), len(trials), len(trials)))
         for row, shift_y in enumerate(trials):
-            strip = self._rows(float(shift_y))
-            values = np.stack([self._centred(self._columns(strip, float(shift_x))) for shift_x in trials])
-            products = self._bands @ values.T
-            energy = np.einsum("kn,kn->k", values, values) + np.finfo(float).tiny
-            bands[:, row] = products / (np.sqrt(energy) * self._norms[:, None])
+            values = padded.ravel()[under + (shift_y * padded.shape[1] + trials)[:, None]]
+            values -= values.mean(axis=1, keepdims=True)
+            products = (bands @ values.T).astype(np.float64)
+            energy = np.einsum("kn,kn->k", values, values).astype(np.float64) + np.finfo(float).tiny
+            each[:, row] = products / np.sqrt(energy)
             mix[row] = np.einsum("bk,bc,ck->k", products, self._inverse, products) / energy
-        return _argmax_yx(mix, reach), [_argmax_yx(surface, reach) for surface in bands]
+        rounded = np.array([rounded_y, rounded_x])
+        return _argmax_yx(mix, reach) + rounded, [_argmax_yx(surface, reach) + rounded for surface in each]
+
+    def _nearest(self, index: NDArray[np.int64], axis: int) -> tuple[NDArray[np.int64], float]:
+        """PAN pixel nearest to the nominal place of MS pixels along an axis, and how far beyond that place it is."""
+        phase = self._phase_yx[axis]
+        whole = round(phase)
+        return (self._ratio * index + whole).clip(0, self._detail.shape[axis] - 1), whole - phase
 
     def measure(self, band: int | None, start_yx: Vector, max_shift_px: float) -> BandShift:
         """Sub-pixel shift of a band (None: of the best mix), beginning at a whole-pixel one.

@@ -17,6 +17,7 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
+from pancrafter.crawl import local_path
 from pancrafter.examine import NOT_IMAGERY, RATIO_TOLERANCE, declared_ratios
 from pancrafter.sensors import GENERIC, BandSpec, Delivery, JoinRule, SensorContract, contract_for_platform, fold
 from pancrafter.types import PART_OF_SCENE, AssetRef, Refusal, Scene
@@ -369,8 +370,7 @@ def _fingerprint(item: pystac.Item, used: Iterable[str]) -> str:
     assets = []
     for key in sorted(used):
         extra = item.assets[key].extra_fields
-        href = unsigned(item.assets[key].get_absolute_href() or item.assets[key].href)
-        assets.append([key, href, extra.get("file:checksum"), extra.get("file:size")])
+        assets.append([key, _href(item.assets[key]), extra.get("file:checksum"), extra.get("file:size")])
     return digest_of({"changed": _changed(item), "assets": assets})
 
 
@@ -416,7 +416,7 @@ def _raster(key: str, asset: pystac.Asset) -> _Raster:
     declared = _dicts(fields.get("bands")) or _dicts(fields.get("eo:bands"))
     raster_bands = _dicts(fields.get("raster:bands"))
     count = len(declared) or len(raster_bands) or None
-    href = unsigned(asset.get_absolute_href() or asset.href)
+    href = _href(asset)
     return _Raster(
         key=key,
         href=href,
@@ -425,6 +425,12 @@ def _raster(key: str, asset: pystac.Asset) -> _Raster:
         fields=fields,
         words=_words(key, PurePosixPath(urlsplit(href).path).name, asset.title, asset.description),
     )
+
+
+def _href(asset: pystac.Asset) -> str:
+    """Unsigned absolute URL, or the path of a local file."""
+    href = unsigned(asset.get_absolute_href() or asset.href)
+    return str(local_path(href)) if href.startswith("file:") else href
 
 
 def _dicts(value: object) -> list[dict[str, Any]]:
