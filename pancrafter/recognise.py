@@ -480,16 +480,15 @@ def _find_ms(rasters: Sequence[_Raster], contract: SensorContract) -> _Choice:
 
 
 def _bands_inside(raster: _Raster, contract: SensorContract) -> dict[str, tuple[_Raster, int]]:
-    """Contract bands inside a multi-band file, by its labels, else by its band count if its key says MS."""
+    """Contract bands inside a multi-band file, by its labels, else by their usual order if its key says MS."""
     found: dict[str, tuple[_Raster, int]] = {}
     for index, labels in enumerate(raster.labels, start=1):
         if name := _first_band(labels, contract):
             found.setdefault(name, (raster, index))
-    if not found and raster.band_count and _key_rank(raster.key, contract.ms_asset_keys) is not None:
-        delivery = contract.delivery_of(raster.band_count)
-        anonymous = not any(raster.labels)
-        names = delivery.bands if delivery and anonymous else ()
-        found = {name: (raster, index) for index, name in enumerate(names, start=1)}
+    if not found and not any(raster.labels) and _key_rank(raster.key, contract.ms_asset_keys) is not None:
+        # Where not even their number is declared, as many as the sensor can have: a file with fewer is refused later.
+        delivery = contract.delivery_of(raster.band_count or len(contract.band_sets[0].bands))
+        found = {name: (raster, index) for index, name in enumerate(delivery.bands if delivery else (), start=1)}
     return found
 
 
