@@ -211,6 +211,27 @@ class Rate(NamedTuple):
     sharpen_seconds: float
 
 
+class Total(NamedTuple):
+    """What the confirmed scenes of one sensor took on one kind of device, all together."""
+
+    sensor: str
+    device: str
+    scenes: int
+    pixels: float
+    bytes_read: float
+    seconds: float
+    sharpen_seconds: float
+
+
+class Waiting(NamedTuple):
+    """Scenes of one state and error class or refusal code, and since when the oldest has been so."""
+
+    state: State
+    code: str
+    scenes: int
+    since: datetime
+
+
 class Event(Record):
     """One step in the history of a scene."""
 
@@ -821,6 +842,33 @@ class Ledger:
                 return
             last = rows[-1]["id"]
 
+    def totals(self, sink: str) -> list[Total]:
+        """Sums over everything that was confirmed, for monitoring."""
+        measures = _SCENE.c.measures
+        groups = (sa.func.coalesce(_SCENE.c.sensor, ""), sa.func.coalesce(measures["device"].as_string(), ""))
+        sums = [
+            sa.func.coalesce(sa.func.sum(measures[name].as_float()), 0.0)
+            for name in ("pixels", "bytes_read", "seconds", "sharpen_seconds")
+        ]
+        statement = (
+            sa.select(*groups, sa.func.count(), *sums)
+            .where(_SCENE.c.sink == sink, _SCENE.c.state == State.CONFIRMED)
+            .group_by(sa.literal_column("1"), sa.literal_column("2"))
+        )
+        with self._transaction() as connection:
+            return [Total(*row) for row in connection.execute(statement)]
+
+    def waiting(self, sink: str) -> list[Waiting]:
+        """Everything that is not confirmed, by state and code, for monitoring."""
+        code = sa.func.coalesce(_SCENE.c.code, "")
+        statement = (
+            sa.select(_SCENE.c.state, code, sa.func.count(), sa.type_coerce(sa.func.min(_SCENE.c.updated), _Instant))
+            .where(_SCENE.c.sink == sink, _SCENE.c.state != State.CONFIRMED)
+            .group_by(sa.literal_column("1"), sa.literal_column("2"))
+        )
+        with self._transaction() as connection:
+            return [Waiting(State(row[0]), *row[1:]) for row in connection.execute(statement)]
+
     def rates(self, sink: str, limit: int = 200) -> list[Rate]:
         """What the scenes finished last took, for plans."""
         statement = (
@@ -1177,7 +1225,10 @@ def _open_engine(url: str) -> Engine:
         parsed = sa.make_url(url)
         if parsed.get_backend_name() == "sqlite" and parsed.database and parsed.database != ":memory:":
             Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
-        engine = sa.create_engine(parsed, pool_pre_ping=parsed.get_backend_name() != "sqlite")
+        # A plan that PostgreSQL kept from when the ledger was small reads the whole table when it is large.
+        arguments = {"prepare_threshold": None} if parsed.get_driver_name() == "psycopg" else {}
+        remote = parsed.get_backend_name() != "sqlite"
+        engine = sa.create_engine(parsed, pool_pre_ping=remote, connect_args=arguments)
     except (sa.exc.ArgumentError, sa.exc.NoSuchModuleError, ImportError, OSError) as err:
         raise LedgerError(
             f"ledger: cannot open {_tidy(url)}: {err}; expected like sqlite:////folder/ledger.db or "

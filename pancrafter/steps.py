@@ -947,7 +947,7 @@ def process_or_report(key: str, settings: Settings, compute: Compute, ledger: Le
 
 
 def withdraw(key: SceneKey, reason: str, settings: Settings, ledger: Ledger) -> str:
-    """Take a scene's published item out of the catalog, tell the feed, and refuse the scene until its source changes.
+    """Take a scene's published item out of the catalogs, tell the feed, and refuse the scene until its source changes.
 
     The ledger comes first: after a crash in between the scene is not made again, and withdrawing can be repeated.
 
@@ -956,6 +956,7 @@ def withdraw(key: SceneKey, reason: str, settings: Settings, ledger: Ledger) -> 
     """
     from pancrafter.changes import ChangeFeed
     from pancrafter.publish import StaticSink
+    from pancrafter.stac_api import StacApi
 
     row, sink = ledger.show(key), StaticSink(settings.sink)
     collection = f"{key.collection}-sharpened"
@@ -964,6 +965,8 @@ def withdraw(key: SceneKey, reason: str, settings: Settings, ledger: Ledger) -> 
     if row.state is State.CONFIRMED:
         ledger.redrive([key], message=f"withdrawn: {reason}")
         ledger.mark_refused(key, "withdrawn", reason)
+    if settings.catalog_url is not None:
+        StacApi(settings.catalog_url).delete(collection, row.output_item_id)
     item = sink.withdraw(collection, row.output_item_id)
     ChangeFeed(sink.store).announce("withdrawn", item, reason=reason)
     return row.output_item_id
