@@ -109,13 +109,6 @@ class BandSums(Record):
         wanted = np.array(self.ms)
         return float(np.max(np.abs(np.array(self.degraded) - wanted) / np.maximum(np.abs(wanted), _TINY)))
 
-    def detail_ergas(self, ratio: int) -> float:
-        """ERGAS of MS without its own detail: the scale on which a consistency ERGAS is to be read."""
-        bands = len(self.ms)
-        squares = np.diag(np.array(self.detail).reshape(bands + 1, bands + 1))[1:] / max(1, self.pixels)
-        means = np.array(self.ms) / max(1, self.pixels)
-        return float(100 / ratio * np.sqrt(np.mean(squares / np.maximum(means**2, _TINY))))
-
     def confusion(self) -> float | None:
         """Largest RMSE of a degraded band against its own MS band over that against the nearest other one."""
         bands = len(self.ms)
@@ -162,6 +155,8 @@ class WindowSums(Record):
     """Sums of one window; they add up to those of the scene. ``blocks`` is None where no 32 px block is valid."""
 
     consistency: ErrorSums
+    smoothed: ErrorSums
+    """Of MS without its own detail against MS: the scale of ``consistency``."""
     bands: BandSums
     local: LocalErrors
     blocks: BlockSums
@@ -215,6 +210,7 @@ def window_sums(store: SceneStore, core: Window, gains: tuple[float, ...]) -> Wi
         samples=int(inside.sum()) * len(sharpened),
         at_limit=int(np.count_nonzero(ends)),
         consistency=error_sums(wanted, degraded, counted),
+        smoothed=error_sums(wanted, wanted - detail[1:], counted),
         bands=_band_sums(detail, fine, wanted, degraded, counted),
         local=_local_errors((wanted - degraded) ** 2, detail[1:] ** 2, counted, ms_core, core, ratio),
         blocks=hqnr_production_sums(
@@ -432,7 +428,7 @@ def combine(
         InvalidSceneError: The scene is too small or too empty for any figure.
     """
     windows, kept = list(windows), [s for s in samples if s is not None]
-    consistency = _sum([w.consistency for w in windows])
+    consistency, smoothed = _sum([w.consistency for w in windows]), _sum([w.smoothed for w in windows])
     ratio = staged.grid.ratio
     scores = _sum([w.blocks for w in windows]).scores()
     errors: dict[str, float] = {}
@@ -448,7 +444,8 @@ def combine(
     return Quality(
         consistency_ergas=consistency.ergas(ratio),
         consistency_sam_deg=consistency.sam_deg(),
-        detail_ergas=bands.detail_ergas(ratio),
+        detail_ergas=smoothed.ergas(ratio),
+        detail_sam_deg=smoothed.sam_deg(),
         d_lambda=scores.d_lambda,
         d_s=scores.d_s,
         hqnr=scores.hqnr,

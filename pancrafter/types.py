@@ -148,6 +148,7 @@ class Quality(Record):
         description="ERGAS of the input MS without its own detail (what a Gaussian of 2 MS pixels takes away): the "
         "scale on which consistency_ergas is to be read. Large for bright roofs on dark ground.",
     )
+    detail_sam_deg: float = Field(default=0.0, description="The same for consistency_sam_deg.")
     d_lambda: float
     d_s: float
     hqnr: float

@@ -59,7 +59,7 @@ def items_of(settings: Settings) -> dict[str, dict]:
 
 
 def test_held_scene_waits_is_released_and_says_so(source: Path) -> None:
-    settings = settings_with(source, max_consistency=0.001, max_consistency_of_detail=0, on_miss="hold")
+    settings = settings_with(source, max_consistency=0.001, max_of_detail=0, on_miss="hold")
     (outcome,) = steps.run(settings, _silent)
     assert (outcome.verdict, outcome.failed) == ("held", False)
     assert "consistency ERGAS" in outcome.reason
@@ -81,7 +81,7 @@ def test_held_scene_waits_is_released_and_says_so(source: Path) -> None:
 
 
 def test_rejected_scene_stays_away(source: Path) -> None:
-    settings = settings_with(source, max_consistency=0.001, max_consistency_of_detail=0, on_miss="hold")
+    settings = settings_with(source, max_consistency=0.001, max_of_detail=0, on_miss="hold")
     steps.run(settings, _silent)
     state = ("--state-dir", settings.state_dir)
     command("held", "reject", "scene", "--reason", "clouds", *state)
@@ -95,7 +95,7 @@ def test_classical_result_stands_in_and_is_held_when_it_fails_too(source: Path) 
     (item,) = items_of(settings_with(source)).values()
     assert item["properties"]["pancrafter:gate"]["verdict"] == "fallback"
     assert "classical fallback" in item["properties"]["title"]
-    (outcome,) = steps.run(settings_with(source, max_consistency=0.001, max_consistency_of_detail=0), _silent)
+    (outcome,) = steps.run(settings_with(source, max_consistency=0.001, max_of_detail=0), _silent)
     assert outcome.verdict == "held"
     assert outcome.reason.startswith("network: consistency ERGAS")
     assert "mtf-glp-fs: consistency ERGAS" in outcome.reason
