@@ -234,10 +234,15 @@ def _fine_products(
 ) -> Float64s:
     """Products, each with each, of what PAN and the sharpened bands hold beyond the mean of 2 MS pixels around."""
     side = 2 * ratio + 1
+    inner = tuple(
+        slice(max(0, int(where[0]) - ratio), int(where[-1]) + 1 + ratio)
+        for where in (np.flatnonzero(core.any(axis=axis)) for axis in (1, 0))
+    )
+    core, valid = core[inner], valid[inner]
     counted = core if valid.all() else core & ndimage.minimum_filter(valid, side, mode="nearest")
     images = np.empty((1 + len(sharpened), int(counted.sum())), np.float32)
     for row, image in zip(images, (pan, *sharpened), strict=True):
-        values = image.astype(np.float32)
+        values = image[inner].astype(np.float32)
         row[:] = (values - ndimage.uniform_filter(values, side, mode="nearest"))[counted]
     return np.asarray(images @ images.T, np.float64)
 
