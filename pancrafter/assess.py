@@ -109,6 +109,11 @@ class BandSums(Record):
         wanted = np.array(self.ms)
         return float(np.max(np.abs(np.array(self.degraded) - wanted) / np.maximum(np.abs(wanted), _TINY)))
 
+    def detail_squares(self) -> Float64s:
+        """Mean squares of the MS bands' own detail over the scene, DN squared, (band,)."""
+        side = len(self.ms) + 1
+        return np.diag(np.array(self.detail).reshape(side, side))[1:] / max(1, self.pixels)
+
     def confusion(self) -> float | None:
         """Largest RMSE of a degraded band against its own MS band over that against the nearest other one."""
         bands = len(self.ms)
@@ -330,6 +335,20 @@ def consistency_raster(staged: StagedScene, windows: Sequence[WindowSums]) -> ND
     return raster
 
 
+def worst_block_error(windows: Sequence[WindowSums]) -> float | None:
+    """Largest consistency error of a block over its contrast; None where no block could be compared.
+
+    Contrast of a band, squared: its detail over the scene plus the block's own. Unlike a share of the mean it is the
+    same for flat fields and for bright roofs; around 1 a block shows other ground or nothing.
+    """
+    scene = _sum([w.bands for w in windows]).detail_squares()[:, None, None]
+    worst = []
+    for local in (w.local for w in windows):
+        errors = (local.values("errors") / np.maximum(scene + local.values("detail"), _TINY)).mean(axis=0)
+        worst += [float(errors[np.isfinite(errors)].max())] if np.isfinite(errors).any() else []
+    return math.sqrt(max(worst)) if worst else None
+
+
 def inconsistent_pixels(store: SceneStore, raster: NDArray[np.float32], window: Window) -> NDArray[np.bool_]:
     """Pixels (y, x) of a PAN window that lie in a block of ``consistency_raster`` above the local limit."""
     side, limit = CONSISTENCY_BLOCK_MS_PX * store.staged.grid.ratio, local_limit(store.staged.grid.ratio)
@@ -465,6 +484,7 @@ def combine(
         radiometric_bias=bands.bias(),
         band_confusion=bands.confusion(),
         worst_block_ergas=float(blocks.max()) if blocks.size else None,
+        worst_block_error=worst_block_error(windows),
         inconsistent_share=float((blocks > local_limit(ratio)).mean()) if blocks.size else None,
         detail_correlation=bands.detail_correlation(),
         pan_correlation=bands.pan_correlation(),

@@ -45,7 +45,7 @@ class QualityRule(Record):
     )
     max_bias: float = Field(default=0.05, gt=0, description="Relative difference of a band's mean from its MS.")
     max_band_confusion: float = Field(default=1.0, gt=0, description="RMSE against own over nearest other MS band.")
-    max_block: float = Field(default=60.0, gt=0, description="Consistency ERGAS times ratio of the worst block.")
+    max_block: float = Field(default=0.85, gt=0, le=10, description="Error over contrast of the worst block.")
     max_residual_shift_px: float = Field(default=1.0, gt=0, description="Shift left between PAN and a band.")
     max_displacement_px: float = Field(default=0.75, gt=0, description="Displacement of a band against its MS input.")
     min_pan_correlation: float = Field(default=0.35, description="PAN detail explained by MS detail; below: hold.")
@@ -86,7 +86,7 @@ class QualityRule(Record):
             ("consistency SAM", quality.consistency_sam_deg, max_sam_deg, " deg"),
             ("radiometric bias", quality.radiometric_bias, self.max_bias, ""),
             ("band confusion", quality.band_confusion, self.max_band_confusion, ""),
-            ("worst block ERGAS", quality.worst_block_ergas, self.max_block / ratio, ""),
+            ("worst block", quality.worst_block_error, self.max_block, ""),
             ("displacement", quality.displacement_px, self.max_displacement_px, " px"),
             ("residual shift", quality.residual_shift_px, self.max_residual_shift_px, " px"),
         )

@@ -177,6 +177,11 @@ class Quality(Record):
         description="Largest consistency ERGAS of a block of 8 by 8 MS pixels; reference, squared and added: the "
         "scene's mean and the block's own detail.",
     )
+    worst_block_error: float | None = Field(
+        default=None,
+        description="Largest consistency error of such a block over its contrast; around 1 it shows other ground. "
+        "Contrast, squared: the detail of the scene plus the block's own.",
+    )
     inconsistent_share: float | None = Field(
         default=None, description="Share of these blocks that miss the local limit and are marked in the mask."
     )

@@ -103,7 +103,7 @@ def test_classical_result_stands_in_and_is_held_when_it_fails_too(source: Path) 
 
 def test_product_links_its_model_and_is_made_again_with_another(source: Path) -> None:
     settings = settings_with(source, min_gain=-1000.0, max_consistency=1e6, max_consistency_sam_deg=360, max_bias=1e6,
-                             max_band_confusion=1e6, max_block=1e9, max_displacement_px=1e6, min_hqnr=-10,
+                             max_band_confusion=1e6, max_block=10, max_displacement_px=1e6, min_hqnr=-10,
                              max_residual_shift_px=1e6, min_detail_correlation=0)  # fmt: skip
     steps.run(settings, _silent)
     (old,) = items_of(settings)
