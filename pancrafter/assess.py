@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,6 +41,9 @@ SAMPLE_PX = 768
 """Side of the windows that are sharpened again at reduced resolution, PAN pixels."""
 
 MAX_SAMPLES = 4
+FALLBACK = "mtf-glp-fs"
+"""The classical method that takes the place of a result which misses (``engine.GlpSharpener``)."""
+
 BORDER_REDUCED_PX = 8
 """Pixels at the border of a reduced sample that no method's score counts."""
 
@@ -59,23 +62,27 @@ _NO_ERROR_ERGAS = 1e-6
 
 
 class LocalErrors(Record):
-    """Squared consistency errors of one window's blocks of 8 by 8 MS pixels, as raw little-endian float32."""
+    """What one window's blocks of 8 by 8 MS pixels miss and hold, as raw little-endian float32."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_bytes="base64", val_json_bytes="base64")
 
     start_yx: tuple[int, int] = Field(description="Row and column of the first block in the scene's block raster.")
     shape: tuple[int, int, int] = Field(description="(band, y, x); NaN where no pixel of a block could be compared.")
-    mean_squared: bytes
+    errors: bytes
+    """Mean squared consistency errors, DN squared."""
+    detail: bytes
+    """Mean squares of the MS bands' own detail, DN squared."""
 
-    def values(self) -> NDArray[np.float32]:
-        """Mean squared errors, DN squared, (band, y, x)."""
-        return np.frombuffer(self.mean_squared, "<f4").reshape(self.shape)
+    def values(self, of: Literal["errors", "detail"]) -> NDArray[np.float32]:
+        """One of both, (band, y, x)."""
+        return np.frombuffer(getattr(self, of), "<f4").reshape(self.shape)
 
 
 class BandSums(Record):
     """Second moments over the compared MS pixels; those of disjoint windows add up. Matrices are row by row.
 
     ``products`` is of the degraded bands with the MS bands; ``detail`` is of high-passed PAN and MS bands, PAN first;
+    ``fine`` of what PAN and the sharpened bands hold beyond an MS pixel, PAN first, over the valid PAN pixels;
     ``flow`` holds, per band, gy gy, gy gx, gx gx, gy d and gx d of the MS gradient g and the difference d to MS.
     """
 
@@ -86,6 +93,7 @@ class BandSums(Record):
     ms_squares: tuple[float, ...]
     products: tuple[float, ...]
     detail: tuple[float, ...]
+    fine: tuple[float, ...]
     flow: tuple[float, ...]
 
     def __add__(self, other: BandSums) -> BandSums:
@@ -100,6 +108,13 @@ class BandSums(Record):
         """Largest relative difference between the mean of a degraded band and its MS mean."""
         wanted = np.array(self.ms)
         return float(np.max(np.abs(np.array(self.degraded) - wanted) / np.maximum(np.abs(wanted), _TINY)))
+
+    def detail_ergas(self, ratio: int) -> float:
+        """ERGAS of MS without its own detail: the scale on which a consistency ERGAS is to be read."""
+        bands = len(self.ms)
+        squares = np.diag(np.array(self.detail).reshape(bands + 1, bands + 1))[1:] / max(1, self.pixels)
+        means = np.array(self.ms) / max(1, self.pixels)
+        return float(100 / ratio * np.sqrt(np.mean(squares / np.maximum(means**2, _TINY))))
 
     def confusion(self) -> float | None:
         """Largest RMSE of a degraded band against its own MS band over that against the nearest other one."""
@@ -127,8 +142,16 @@ class BandSums(Record):
 
     def pan_correlation(self) -> float | None:
         """Multiple correlation of PAN's detail with the detail of all MS bands, 0 to 1; None without any detail."""
+        return self._explained(self.detail)
+
+    def detail_correlation(self) -> float | None:
+        """Multiple correlation of PAN's fine detail with that of all sharpened bands, 0 to 1; None without any."""
+        return self._explained(self.fine)
+
+    def _explained(self, products: tuple[float, ...]) -> float | None:
+        """Multiple correlation of the first image with the others, from the products of each with each."""
         side = len(self.ms) + 1
-        moments = np.array(self.detail).reshape(side, side)
+        moments = np.array(products).reshape(side, side)
         if moments[0, 0] <= _TINY * self.pixels:
             return None
         weights = np.linalg.lstsq(moments[1:, 1:], moments[1:, 0], rcond=1e-8)[0]
@@ -185,27 +208,48 @@ def window_sums(store: SceneStore, core: Window, gains: tuple[float, ...]) -> Wi
     low, high = dn_limits(staged)
     inside = valid & pan_core
     ends = ((sharpened <= low) | (sharpened >= high)) & inside
+    filled = fill_invalid(pan[None], valid)[0] if valid.any() else pan
+    detail = _detail(filled, wanted, staged)
+    fine = _fine_products(pan, sharpened, valid, pan_core, ratio)
     return WindowSums(
         samples=int(inside.sum()) * len(sharpened),
         at_limit=int(np.count_nonzero(ends)),
         consistency=error_sums(wanted, degraded, counted),
-        bands=_band_sums(fill_invalid(pan[None], valid)[0] if valid.any() else pan, wanted, degraded, counted, staged),
-        local=_local_errors(wanted, degraded, counted, ms_core, core, ratio),
+        bands=_band_sums(detail, fine, wanted, degraded, counted),
+        local=_local_errors((wanted - degraded) ** 2, detail[1:] ** 2, counted, ms_core, core, ratio),
         blocks=hqnr_production_sums(
-            sharpened, pan, ms, ratio, phases, gains, GENERIC_MTF_GAIN, valid, counted=pan_core
+            sharpened, pan, ms, ratio, phases, gains, GENERIC_MTF_GAIN, valid, counted=pan_core, by_structure=True
         ),
     )
 
 
-def _band_sums(
-    pan: Pixels, ms: Float64s, degraded: Float64s, counted: NDArray[np.bool_], staged: StagedScene
-) -> BandSums:
+def _detail(pan: Pixels, ms: Float64s, staged: StagedScene) -> Float64s:
+    """What PAN at MS scale and each MS band show beyond their smoothed selves, (1 + band, y, x), PAN first."""
     common = np.median(np.array(band_phases(staged)), axis=0)
     shape_yx = (ms.shape[1], ms.shape[2])
     low_pan = degrade(pan.astype(np.float32), shape_yx, staged.grid.ratio, (common[0], common[1]), GENERIC_MTF_GAIN)
     images = np.concatenate([low_pan[None], ms])
     smooth = ndimage.gaussian_filter(images, (0, DETAIL_SIGMA_MS_PX, DETAIL_SIGMA_MS_PX), mode="nearest")
-    detail = (images - smooth)[:, counted]
+    return np.asarray(images - smooth)
+
+
+def _fine_products(
+    pan: Pixels, sharpened: Pixels, valid: NDArray[np.bool_], core: NDArray[np.bool_], ratio: int
+) -> Float64s:
+    """Products, each with each, of what PAN and the sharpened bands hold beyond the mean of 2 MS pixels around."""
+    side = 2 * ratio + 1
+    counted = core if valid.all() else core & ndimage.minimum_filter(valid, side, mode="nearest")
+    images = np.empty((1 + len(sharpened), int(counted.sum())), np.float32)
+    for row, image in zip(images, (pan, *sharpened), strict=True):
+        values = image.astype(np.float32)
+        row[:] = (values - ndimage.uniform_filter(values, side, mode="nearest"))[counted]
+    return np.asarray(images @ images.T, np.float64)
+
+
+def _band_sums(
+    detail: Float64s, fine: Float64s, ms: Float64s, degraded: Float64s, counted: NDArray[np.bool_]
+) -> BandSums:
+    detail = detail[:, counted]
     result, wanted = degraded[:, counted], ms[:, counted]
     return BandSums(
         pixels=int(counted.sum()),
@@ -215,6 +259,7 @@ def _band_sums(
         ms_squares=tuple((wanted**2).sum(axis=1).tolist()),
         products=tuple((result @ wanted.T).ravel().tolist()),
         detail=tuple((detail @ detail.T).ravel().tolist()),
+        fine=tuple(fine.ravel().tolist()),
         flow=tuple(_flow(ms, degraded, counted).ravel().tolist()),
     )
 
@@ -231,16 +276,30 @@ def _flow(ms: Float64s, degraded: Float64s, counted: NDArray[np.bool_]) -> Float
 
 
 def _local_errors(
-    ms: Float64s, degraded: Float64s, counted: NDArray[np.bool_], ms_core: NDArray[np.bool_], core: Window, ratio: int
+    errors: Float64s,
+    detail: Float64s,
+    counted: NDArray[np.bool_],
+    ms_core: NDArray[np.bool_],
+    core: Window,
+    ratio: int,
 ) -> LocalErrors:
     rows, cols = (np.flatnonzero(ms_core.any(axis=axis)) for axis in (1, 0))
-    inner = (slice(rows[0], rows[-1] + 1), slice(cols[0], cols[-1] + 1))
-    errors = np.where(counted, (ms - degraded) ** 2, 0)[(slice(None), *inner)]
-    sums, pixels = _block_sums(errors), _block_sums(counted[inner][None].astype(np.float64))
-    with np.errstate(invalid="ignore", divide="ignore"):
-        means = np.where(pixels >= MIN_BLOCK_SHARE * CONSISTENCY_BLOCK_MS_PX**2, sums / pixels, np.nan)
+    inner = (slice(None), slice(rows[0], rows[-1] + 1), slice(cols[0], cols[-1] + 1))
+    pixels = _block_sums(counted[None][inner].astype(np.float64))
+    enough = pixels >= MIN_BLOCK_SHARE * CONSISTENCY_BLOCK_MS_PX**2
+
+    def means(squares: Float64s) -> NDArray[np.float32]:
+        sums = _block_sums(np.where(counted, squares, 0)[inner])
+        return np.where(enough, sums / np.maximum(pixels, 1), np.nan).astype("<f4")
+
+    errors_of_blocks = means(errors)
     first = tuple(part.start // (ratio * CONSISTENCY_BLOCK_MS_PX) for part in core)
-    return LocalErrors(start_yx=(first[0], first[1]), shape=means.shape, mean_squared=means.astype("<f4").tobytes())
+    return LocalErrors(
+        start_yx=(first[0], first[1]),
+        shape=errors_of_blocks.shape,
+        errors=errors_of_blocks.tobytes(),
+        detail=means(detail).tobytes(),
+    )
 
 
 def _block_sums(images: Float64s) -> Float64s:
@@ -254,17 +313,19 @@ def _block_sums(images: Float64s) -> Float64s:
 def consistency_raster(staged: StagedScene, windows: Sequence[WindowSums]) -> NDArray[np.float32]:
     """Consistency ERGAS of every block of 8 by 8 MS pixels, (y, x); NaN where a block could not be compared.
 
-    The reference of all blocks is the mean of each band over the scene, so that dark blocks do not look worse.
+    Reference of a band, squared: its mean over the scene, so that dark blocks do not look worse, plus the block's own
+    detail, so that bright roofs on dark ground do not either: where that detail is several times the mean, so is what
+    any sharpener misses of it.
     """
     total = _sum([w.bands for w in windows])
     means = np.array(total.ms) / max(1, total.pixels)
     side = CONSISTENCY_BLOCK_MS_PX
     raster = np.full([-(-n // side) for n in staged.grid.ms_shape_yx], np.nan, np.float32)
     for window in windows:
-        local = window.local.values()
-        relative = (local / np.maximum(means**2, _TINY)[:, None, None]).mean(axis=0)
+        errors, detail = window.local.values("errors"), window.local.values("detail")
+        relative = (errors / np.maximum(means[:, None, None] ** 2 + detail, _TINY)).mean(axis=0)
         y, x = window.local.start_yx
-        raster[y : y + local.shape[1], x : x + local.shape[2]] = 100 / staged.grid.ratio * np.sqrt(relative)
+        raster[y : y + relative.shape[0], x : x + relative.shape[1]] = 100 / staged.grid.ratio * np.sqrt(relative)
     return raster
 
 
@@ -387,6 +448,7 @@ def combine(
     return Quality(
         consistency_ergas=consistency.ergas(ratio),
         consistency_sam_deg=consistency.sam_deg(),
+        detail_ergas=bands.detail_ergas(ratio),
         d_lambda=scores.d_lambda,
         d_s=scores.d_s,
         hqnr=scores.hqnr,
@@ -395,12 +457,14 @@ def combine(
         best_classical=best,
         best_classical_reduced_ergas=errors[best] if best else None,
         gain_over_classical=_gain(ours, errors[best]) if best and ours is not None else None,
+        gain_over_fallback=_gain(ours, errors[FALLBACK]) if ours is not None and FALLBACK in errors else None,
         clipped_share=sum(w.at_limit for w in windows) / max(1, sum(w.samples for w in windows)),
         invalid_share=1 - staged.valid_share,
         radiometric_bias=bands.bias(),
         band_confusion=bands.confusion(),
         worst_block_ergas=float(blocks.max()) if blocks.size else None,
         inconsistent_share=float((blocks > local_limit(ratio)).mean()) if blocks.size else None,
+        detail_correlation=bands.detail_correlation(),
         pan_correlation=bands.pan_correlation(),
         displacement_px=None if (moved := bands.displacement_ms_px()) is None else ratio * moved,
     )

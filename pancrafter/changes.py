@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from datetime import UTC, date, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -136,6 +137,13 @@ class ChangeFeed:
                 continue
             if bbox is None or (change.bbox is not None and _touch(change.bbox, bbox)):
                 yield change
+
+    def counts(self, since: datetime) -> dict[str, int]:
+        """Events per type announced since then, from the names alone."""
+        kinds = {
+            event_id: _NAME.fullmatch(name) for name, stamp, event_id in self._names(since, None) if stamp >= since
+        }
+        return dict(Counter(matched[3] for matched in kinds.values() if matched))
 
     def repair(self, sink: StaticSink) -> tuple[Change, ...]:
         """Announce every item of the catalog that the feed does not know, and every superseded one."""

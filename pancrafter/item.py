@@ -464,6 +464,8 @@ def _links(staged: StagedScene, collection_id: str, predecessor_id: str | None) 
     yield pystac.Link("collection", "../collection.json", pystac.MediaType.JSON, title=collection_id)
     source = staged.scene
     yield pystac.Link("derived_from", unsigned(source.source_href), "application/geo+json", title=source.item_id)
+    for href in source.further_source_hrefs:
+        yield pystac.Link("derived_from", unsigned(href), "application/geo+json")
     yield pystac.Link(
         "describedby",
         f"../../schemas/{SCHEMA_FILE}",

@@ -403,6 +403,10 @@ def reduce_bicubic(image: Pixels, ratio: int) -> Float64s:
 # --- Quality without a reference ------------------------------------------------------------------------------------
 
 
+LEAST_WEIGHT = 0.01
+"""Least weight of a block in HQNR by structure."""
+
+
 class HqnrScores(Record):
     """Quality without a reference: spectral distortion, spatial distortion and their joint index, each 0 to 1."""
 
@@ -419,9 +423,11 @@ class BlockSums(Record):
     """Sums over blocks from which d_lambda and d_s follow; those of disjoint windows add up to those of the scene.
 
     ``uqi_sharpened`` compares each sharpened band with PAN, ``uqi_ms`` each up-sampled MS band with the low-pass PAN.
+    Each block counts by its weight; ``weight`` is their sum, the number of blocks where they are not weighted.
     """
 
     blocks: int
+    weight: float
     q2n: float
     uqi_sharpened: tuple[float, ...]
     uqi_ms: tuple[float, ...]
@@ -429,6 +435,7 @@ class BlockSums(Record):
     def __add__(self, other: BlockSums) -> BlockSums:
         return BlockSums(
             blocks=self.blocks + other.blocks,
+            weight=self.weight + other.weight,
             q2n=self.q2n + other.q2n,
             uqi_sharpened=_add(self.uqi_sharpened, other.uqi_sharpened),
             uqi_ms=_add(self.uqi_ms, other.uqi_ms),
@@ -444,8 +451,8 @@ class BlockSums(Record):
             raise InvalidSceneError(
                 f"no complete {BLOCK_PX} px block without an invalid pixel; quality needs 1 or more"
             )
-        differences = np.subtract(self.uqi_sharpened, self.uqi_ms) / self.blocks
-        return HqnrScores(d_lambda=1 - self.q2n / self.blocks, d_s=float(np.abs(differences).mean()))
+        differences = np.subtract(self.uqi_sharpened, self.uqi_ms) / self.weight
+        return HqnrScores(d_lambda=1 - self.q2n / self.weight, d_s=float(np.abs(differences).mean()))
 
 
 def d_lambda_khan(sharpened: Pixels, ms: Pixels, ratio: int, mtf_gains: Sequence[float]) -> float:
@@ -595,6 +602,7 @@ def hqnr_production_sums(
     valid: Mask | None = None,
     *,
     counted: Mask | None = None,
+    by_structure: bool = False,
 ) -> BlockSums:
     """Block sums behind ``hqnr_production``, which add up over windows.
 
@@ -618,6 +626,9 @@ def hqnr_production_sums(
         valid: (y, x) of the PAN grid: PAN, MS and result all valid. Invalid pixels may hold anything, NaN too; the
             nearest valid ones stand in for them before filtering.
         counted: (y, x) of the PAN grid: the window's core, without its halo. None: everything.
+        by_structure: Weight each block by what PAN and MS have in common there (``_shared_structure``). Over calm water
+            the indices compare one sensor's noise with another's, and a scene that is half water would look bad
+            whatever was made of it. The weights depend on the input alone, so no result can hide behind them.
 
     Raises:
         GridMismatchError: Numbers of bands or shapes do not fit each other.
@@ -627,7 +638,7 @@ def hqnr_production_sums(
     kept = _complete_blocks(pan.shape, valid, counted)
     if not kept.any():
         nothing = (0.0,) * len(ms)
-        return BlockSums(blocks=0, q2n=0.0, uqi_sharpened=nothing, uqi_ms=nothing)
+        return BlockSums(blocks=0, weight=0.0, q2n=0.0, uqi_sharpened=nothing, uqi_ms=nothing)
     image, high, low = fill_invalid(sharpened, valid), fill_invalid(pan[None], valid)[0], fill_ms(ms, valid, ratio)
     shape_yx = (pan.shape[0], pan.shape[1])
     lms = np.stack([resample.upsample(b, shape_yx, ratio, phase) for b, phase in zip(low, phases_yx, strict=True)])
@@ -636,12 +647,36 @@ def hqnr_production_sums(
     pan_on_ms = resample.degrade(high, (ms.shape[1], ms.shape[2]), ratio, centred, pan_gain)
     pan_low = resample.upsample(pan_on_ms, shape_yx, ratio, centred)
     rows, columns = kept.shape
+    weights = kept * (_shared_structure(lms, pan_low)[:rows, :columns] if by_structure else 1.0)
+
+    def weighted(index: Float64s) -> float:
+        return float((weights * index[:rows, :columns]).sum())
+
     return BlockSums(
         blocks=int(kept.sum()),
-        q2n=float(q2n_blocks(lms, blurred)[:rows, :columns][kept].sum()),
-        uqi_sharpened=tuple(float(uqi_blocks(b, high)[:rows, :columns][kept].sum()) for b in image),
-        uqi_ms=tuple(float(uqi_blocks(b, pan_low)[:rows, :columns][kept].sum()) for b in lms),
+        weight=float(weights.sum()),
+        q2n=weighted(q2n_blocks(lms, blurred)),
+        uqi_sharpened=tuple(weighted(uqi_blocks(b, high)) for b in image),
+        uqi_ms=tuple(weighted(uqi_blocks(b, pan_low)) for b in lms),
     )
+
+
+def _shared_structure(lms: Pixels, pan_low: Pixels) -> Float64s:
+    """Per block, the share of low-pass PAN's variance that one MS band explains, the best one: (block row, column).
+
+    Noise of two sensors shares a few percent by chance. At least ``LEAST_WEIGHT``, so that a scene without any
+    structure still has figures.
+    """
+    pan = _blocks(pan_low[None].astype(np.float64), BLOCK_PX)[0]
+    pan = pan - pan.mean(axis=2, keepdims=True)
+    pan_energy = (pan * pan).sum(axis=2)
+    shares = np.full(pan_energy.shape, LEAST_WEIGHT)
+    for band in lms:
+        ms = _blocks(band[None].astype(np.float64), BLOCK_PX)[0]
+        ms = ms - ms.mean(axis=2, keepdims=True)
+        energy = (ms * ms).sum(axis=2) * pan_energy
+        np.maximum(shares, (ms * pan).sum(axis=2) ** 2 / np.where(energy == 0, 1, energy), out=shares)
+    return shares
 
 
 def fill_invalid(image: Pixels, valid: Mask | None) -> Float64s:

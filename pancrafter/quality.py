@@ -30,8 +30,16 @@ class QualityRule(Record):
     ERGAS limits are multiplied by the ratio: a relative error of the same size gives the same product at any ratio.
     """
 
-    min_gain: float = Field(default=-0.02, description="Least gain over the best classical method, reduced scale.")
+    min_gain: float = Field(
+        default=-0.25,
+        description="Least gain, reduced scale, over the classical method that would take the result's place. Gains at "
+        "reduced and at full resolution differ by so much.",
+    )
+    min_detail_correlation: float = Field(default=0.93, description="PAN's fine detail explained by the result's.")
     max_consistency: float = Field(default=12.0, gt=0, description="Consistency ERGAS times ratio.")
+    max_consistency_of_detail: float = Field(
+        default=0.6, ge=0, description="Consistency ERGAS over that of MS without its detail; the looser one counts."
+    )
     max_consistency_sam_deg: float = Field(default=4.5, gt=0)
     max_bias: float = Field(default=0.05, gt=0, description="Relative difference of a band's mean from its MS.")
     max_band_confusion: float = Field(default=0.9, gt=0, description="RMSE against own over nearest other MS band.")
@@ -53,8 +61,8 @@ class QualityRule(Record):
         """
         of_input = list(self._faults_of_input(quality))
         problems = [*of_input, *self._faults_of_result(quality, ratio)]
-        if not classical and (gain := quality.gain_over_classical) is not None and gain < self.min_gain:
-            problems.append(f"gain over {quality.best_classical} {gain:+.1%} < {self.min_gain:+.1%}")
+        if not classical and (gain := quality.gain_over_fallback) is not None and gain < self.min_gain:
+            problems.append(f"gain over the classical result {gain:+.1%} < {self.min_gain:+.1%}")
         if not problems:
             return Decision("pass")
         hold = bool(of_input) or classical or self.on_miss == "hold"
@@ -69,8 +77,9 @@ class QualityRule(Record):
         return []
 
     def _faults_of_result(self, quality: Quality, ratio: int) -> list[str]:
+        consistent = max(self.max_consistency / ratio, self.max_consistency_of_detail * quality.detail_ergas)
         checks = (
-            ("consistency ERGAS", quality.consistency_ergas, self.max_consistency / ratio, ""),
+            ("consistency ERGAS", quality.consistency_ergas, consistent, ""),
             ("consistency SAM", quality.consistency_sam_deg, self.max_consistency_sam_deg, " deg"),
             ("radiometric bias", quality.radiometric_bias, self.max_bias, ""),
             ("band confusion", quality.band_confusion, self.max_band_confusion, ""),
@@ -83,6 +92,9 @@ class QualityRule(Record):
             for name, found, limit, unit in checks
             if found is not None and not found <= limit
         ]
+        fine = quality.detail_correlation
+        if fine is not None and not fine >= self.min_detail_correlation:
+            problems.append(f"detail correlation {fine:.3f} < {self.min_detail_correlation:g}")
         if not (math.isfinite(quality.hqnr) and quality.hqnr >= self.min_hqnr):
             problems.append(f"HQNR {quality.hqnr:.3f} < {self.min_hqnr:g}")
         return problems

@@ -32,6 +32,7 @@ _GOES_ON = {
     State.HELD: ("held for a person", "pancrafter held release|reject {key} --reason TEXT"),
     State.DEAD: ("failed", "pancrafter ledger redrive {key}"),
     State.ELIGIBLE: ("waiting for another try", "pancrafter ledger why {key}"),
+    State.FOUND: ("waiting for the rest of its scene", "pancrafter ledger why {key}"),
     State.REFUSED: ("refused", "pancrafter ledger why {key}"),
 }
 _STYLE = """

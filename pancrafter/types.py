@@ -48,6 +48,9 @@ class Scene(Record):
     bands: tuple[str, ...]
     fingerprint: str
     source_href: str = Field(description="Unsigned self link of the source item.")
+    further_source_hrefs: tuple[str, ...] = Field(
+        default=(), description="Those of the other items, where producers publish PAN and MS as items of their own."
+    )
     geometry: dict[str, Any]
     properties: dict[str, Any] = Field(default_factory=dict)
 
@@ -63,6 +66,13 @@ class Scene(Record):
         return self
 
 
+PART_OF_SCENE = "part_of_scene"
+"""Refusal code of an item that waits for those with the rest of its scene."""
+
+JOINED = "joined"
+"""Refusal code of an item that is no scene of its own: its bands are in one that was joined from several items."""
+
+
 class Refusal(Record):
     """A source item that will not be sharpened, and why. ``code`` is stable, ``reason`` is for people."""
 
@@ -71,6 +81,11 @@ class Refusal(Record):
     code: str
     reason: str
     sensor: str | None = None
+
+    @property
+    def waits(self) -> bool:
+        """Whether the item becomes part of a scene as soon as its other parts are found."""
+        return self.code == PART_OF_SCENE
 
     @property
     def key(self) -> str:
@@ -143,6 +158,11 @@ class Quality(Record):
 
     consistency_ergas: float = Field(description="ERGAS of the sharpened image degraded to MS against the input MS.")
     consistency_sam_deg: float
+    detail_ergas: float = Field(
+        default=0.0,
+        description="ERGAS of the input MS without its own detail (what a Gaussian of 2 MS pixels takes away): the "
+        "scale on which consistency_ergas is to be read. Large for bright roofs on dark ground.",
+    )
     d_lambda: float
     d_s: float
     hqnr: float
@@ -153,6 +173,9 @@ class Quality(Record):
     best_classical: str | None
     best_classical_reduced_ergas: float | None
     gain_over_classical: float | None = Field(description="1 - reduced_ergas / best_classical_reduced_ergas.")
+    gain_over_fallback: float | None = Field(
+        default=None, description="The same over the one classical method that would take the result's place."
+    )
     clipped_share: float
     invalid_share: float
     radiometric_bias: float | None = Field(
@@ -164,13 +187,20 @@ class Quality(Record):
         "bands are swapped. None: one band only.",
     )
     worst_block_ergas: float | None = Field(
-        default=None, description="Largest consistency ERGAS of a block of 8 by 8 MS pixels (scene means as reference)."
+        default=None,
+        description="Largest consistency ERGAS of a block of 8 by 8 MS pixels; reference, squared and added: the "
+        "scene's mean and the block's own detail.",
     )
     inconsistent_share: float | None = Field(
         default=None, description="Share of these blocks that miss the local limit and are marked in the mask."
     )
     displacement_px: float | None = Field(
         default=None, description="Largest displacement of a band, degraded, against its MS input, PAN pixels."
+    )
+    detail_correlation: float | None = Field(
+        default=None,
+        description="Multiple correlation, 0 to 1, of PAN's detail finer than an MS pixel with that of the sharpened "
+        "bands. Low: the detail in the result is not PAN's. None: PAN has none.",
     )
     pan_correlation: float | None = Field(
         default=None,

@@ -35,7 +35,7 @@ from pancrafter.engine import (
     valid_window,
 )
 from pancrafter.errors import InvalidSceneError
-from pancrafter.metrics import consistency, ergas, error_sums, hqnr_production
+from pancrafter.metrics import consistency, ergas, error_sums, hqnr_production_sums
 from pancrafter.quality import QualityRule
 from pancrafter.resample import GENERIC_MTF_GAIN, degrade, upsample
 from pancrafter.store import SceneStore, Window
@@ -130,7 +130,9 @@ def test_windows_add_up_to_the_whole_scene(
     on_ms = valid[np.ix_(*centres)] & ms_valid
     at_once = consistency(result, ms, ratio, phases, GAINS, on_ms)
     assert (found.consistency_ergas, found.consistency_sam_deg) == pytest.approx(at_once, rel=1e-6)
-    scores = hqnr_production(result, pan, ms, ratio, phases, GAINS, GENERIC_MTF_GAIN, valid)
+    scores = hqnr_production_sums(
+        result, pan, ms, ratio, phases, GAINS, GENERIC_MTF_GAIN, valid, by_structure=True
+    ).scores()
     assert (found.d_lambda, found.d_s, found.hqnr) == pytest.approx(
         (scores.d_lambda, scores.d_s, scores.hqnr), abs=1e-6
     )
@@ -221,7 +223,7 @@ def test_too_small_a_window_gives_no_sample(tmp_path: Path) -> None:
     sharpen_all(store, sharpener)
     found = quality(store, sharpener)
     assert reduced_sample(store, sample_windows(store)[0], sharpener, GAINS) is None
-    assert (found.reduced_ergas, found.best_classical, found.gain_over_classical) == (None, None, None)
+    assert (found.reduced_ergas, found.best_classical, found.gain_over_fallback) == (None, None, None)
     assert QualityRule().verdict(found, 4) == ("pass", "")
 
 
@@ -346,15 +348,17 @@ def test_pan_of_another_scene_is_held(tmp_path: Path) -> None:
     assert found["other"].gain_over_classical < min(-0.2, found["own"].gain_over_classical)
     verdict, reason = QualityRule().verdict(found["other"], 4)
     assert verdict == "hold"
-    assert "gain over mtf-glp" in reason
+    assert "gain over the classical result" in reason
     assert "other ground" in reason
 
 
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"gain_over_classical": -0.03}, "gain over gsa -3.0% < -2.0%"),
+        ({"gain_over_fallback": -0.26}, "gain over the classical result -26.0% < -25.0%"),
+        ({"detail_correlation": 0.9}, "detail correlation 0.900 < 0.93"),
         ({"consistency_ergas": 3.01}, "consistency ERGAS 3.01 > 3"),
+        ({"consistency_ergas": 6.1, "detail_ergas": 10.0}, "consistency ERGAS 6.1 > 6"),
         ({"consistency_sam_deg": 5.0}, "consistency SAM 5 deg > 4.5"),
         ({"radiometric_bias": 0.2}, "radiometric bias 0.2 > 0.05"),
         ({"band_confusion": 1.1}, "band confusion 1.1 > 0.9"),

@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import shutil
 import subprocess
+import sys
 import warnings
 from html.parser import HTMLParser
+from importlib import resources
 from pathlib import Path
 
+import nbformat
 import numpy as np
 import pystac
 import pytest
 import rasterio
+import rasterio.warp
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+from nbclient import NotebookClient
 from PIL import Image
 from rio_cogeo import cog_validate
 from rio_tiler.io import Reader
 from small_archive import add_scene
+from stac_validator.stac_validator import StacValidate
+from titiler.core.factory import TilerFactory
 
 from pancrafter import steps
 from pancrafter.changes import ChangeFeed
@@ -72,6 +82,21 @@ def test_code_of_the_analysts_page_runs(
     assert float(names["ndvi"].notnull().mean()) > 0.99
 
 
+@pytest.mark.filterwarnings("ignore:Proactor event loop")
+def test_notebook_runs_and_warns(home: Path) -> None:
+    notebook = nbformat.read(DOCS / "analyst.ipynb", as_version=4)
+    NotebookClient(notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(home)}}).execute()
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    printed = "".join(output.get("text", "") for output in outputs)
+    assert "Warning: nir is not covered by PAN: do not read NDVI pixel by pixel" in printed
+    assert "Warning: NDVI of digital numbers" in printed
+    assert sum("image/png" in output.get("data", {}) for output in outputs) == 2
+    agreement = [float(value) for value in re.findall(r"correlation with the measured band ([\d.]+)", printed)]
+    assert len(agreement) == 4
+    assert min(agreement) > 0.9
+    assert float(re.search(r"averaged NDVI minus .* median ([\d.]+)", printed)[1]) < 0.05
+
+
 def test_item_says_what_the_files_say(home: Path) -> None:
     item = item_of(home)
     document = json.loads(Path(item.get_self_href()).read_text())
@@ -100,6 +125,89 @@ def test_item_says_what_the_files_say(home: Path) -> None:
     summary = json.loads((home / "output" / item.collection_id / "collection.json").read_text())
     assert set(summary["item_assets"]) <= set(document["assets"])
     assert summary["summaries"]["pancrafter:sensor"] == ["geoeye-1"]
+
+
+def schema_map() -> dict[str, str]:
+    """Every schema address that published documents name, and the file that holds it."""
+    base = resources.files("pystac.validation.jsonschemas")
+    found = {}
+    for entry in (base / "stac-spec" / "v1.1.0").iterdir():
+        kind = entry.name.removesuffix(".json")
+        folder = kind if kind in {"item", "catalog", "collection"} else "item"
+        found[f"https://schemas.stacspec.org/v1.1.0/{folder}-spec/json-schema/{entry.name}"] = str(entry)
+    for entry in (base / "geojson").iterdir():
+        found[f"https://geojson.org/schema/{entry.name}"] = str(entry)
+    for entry in Path(str(resources.files("pancrafter") / "schemas")).glob("*.json"):
+        if "x-extension" in (schema := json.loads(entry.read_text())):
+            found[schema["x-extension"]] = str(entry)
+    return found
+
+
+def test_stac_validator_accepts_everything_published_and_nothing_broken(home: Path, tmp_path: Path) -> None:
+    """stac-validator, without a network: it reads the schemas from files."""
+    documents = [path for path in (home / "output").rglob("*.json") if "schemas" not in path.parts]
+    assert len(documents) == 5  # catalog, two collections, a product, a model
+    schemas = schema_map()
+    for path in documents:
+        check = StacValidate(str(path), schema_map=schemas)
+        assert check.run(), check.message
+    item = json.loads(Path(item_of(home).get_self_href()).read_text())
+    declared = {schemas[uri] for uri in item["stac_extensions"]}
+    check = StacValidate(item_of(home).get_self_href(), schema_map=schemas)
+    check.run()
+    assert declared < set(check.message[0]["schema"]), "an extension was not checked"
+    for change in ({"gsd": "fine"}, {"proj:shape": [1.5, 2]}, {"datetime": "yesterday"}):
+        broken = tmp_path / "broken.json"
+        broken.write_text(json.dumps(item | {"properties": item["properties"] | change}))
+        assert not StacValidate(str(broken), schema_map=schemas).run(), change
+
+
+GDAL_CHECK = ("/usr/bin/python3", "-m", "osgeo_utils.samples.validate_cloud_optimized_geotiff", "--full-check=yes")
+HAS_GDAL = subprocess.run(["/usr/bin/python3", "-c", "import osgeo_utils.samples"], capture_output=True, check=False)
+
+
+@pytest.mark.skipif(HAS_GDAL.returncode != 0, reason="python3-gdal is not installed: `make viewers`")
+def test_gdals_own_check_accepts_the_files(home: Path) -> None:
+    for key in ("sharpened", "mask", "quality"):
+        file = item_of(home).assets[key].get_absolute_href()
+        check = subprocess.run([*GDAL_CHECK, file], capture_output=True, text=True, check=False, timeout=120)
+        assert check.returncode == 0, check.stdout + check.stderr
+        assert "is a valid cloud optimized GeoTIFF" in check.stdout
+        assert "warning" not in check.stdout.lower()
+
+
+def test_files_are_laid_out_as_gdal_lays_out_cogs(home: Path) -> None:
+    for key in ("sharpened", "mask", "quality"):
+        with rasterio.open(item_of(home).assets[key].get_absolute_href()) as source:
+            assert source.tags(ns="IMAGE_STRUCTURE")["LAYOUT"] == "COG"
+
+
+def test_titiler_serves_a_product(home: Path, tmp_path: Path) -> None:
+    """The tile server's own application, asked over HTTP: tile, preview and point are what the file holds."""
+    href = item_of(home).assets["sharpened"].get_absolute_href()
+    server = FastAPI()
+    server.include_router(TilerFactory().router)
+    with TestClient(server) as client, rasterio.open(href) as source:
+        info = client.get("/info", params={"url": href}).json()
+        assert [name for _, name in info["band_descriptions"]] == list(source.descriptions)
+        assert info["nodata_value"] == source.nodata
+        stretch = {"url": href, "bidx": [3, 2, 1], "rescale": "0,1200"}
+        with Reader(href) as reader:
+            west, south, east, north = reader.get_geographic_bounds("EPSG:4326")
+            tile = reader.tms.tile((west + east) / 2, (south + north) / 2, 18)
+        answer = client.get(f"/tiles/WebMercatorQuad/{tile.z}/{tile.x}/{tile.y}.png", params=stretch)
+        assert answer.headers["content-type"] == "image/png"
+        with Image.open(io.BytesIO(answer.content)) as picture:
+            values = np.asarray(picture)
+        assert values.shape == (256, 256, 4)
+        assert values[values[..., 3] > 0][:, :3].std() > 10
+        preview = client.get("/preview.png", params=stretch | {"max_size": 128})
+        with Image.open(io.BytesIO(preview.content)) as picture:
+            assert picture.size == (128, 128)
+        lon, lat = (west + east) / 2, (south + north) / 2
+        point = client.get(f"/point/{lon},{lat}", params={"url": href}).json()
+        x, y = rasterio.warp.transform("EPSG:4326", source.crs, [lon], [lat])
+        assert point["values"] == next(iter(source.sample([(x[0], y[0])]))).tolist()
 
 
 def test_tiles_and_thumbnail(home: Path) -> None:
@@ -145,7 +253,7 @@ def test_report_page_names_everything_and_its_pictures_exist(home: Path) -> None
     assert "http" not in text.replace("http-equiv", "")
 
 
-@pytest.mark.skipif(shutil.which("chromium") is None, reason="chromium is not installed")
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="chromium is not installed: `make viewers`")
 def test_report_page_in_a_browser(home: Path, tmp_path: Path) -> None:
     """The browser shows map, table and both layers of the slider: their pixels differ left and right of the handle."""
     shot = tmp_path / "report.png"
@@ -186,3 +294,13 @@ def test_withdrawn_item_is_gone_announced_and_not_made_again(home: Path, tmp_pat
     assert sink.orphans(item.collection_id) == ()
     last = list(ChangeFeed(sink.store).events())[-1]
     assert (last.type, last.item_id, last.reason) == ("withdrawn", item.id, "wrong area")
+
+
+def test_api_reference_builds_without_a_warning(tmp_path: Path) -> None:
+    made = subprocess.run(
+        [sys.executable, str(DOCS / "build_api.py"), str(tmp_path)], capture_output=True, text=True, check=False,
+        timeout=300,
+    )  # fmt: skip
+    assert made.returncode == 0, made.stderr[-2000:]
+    assert "def</span>" in (tmp_path / "pancrafter.html").read_text()
+    assert "write its shard, and mark it done last" in (tmp_path / "pancrafter" / "engine.html").read_text()

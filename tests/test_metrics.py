@@ -536,6 +536,25 @@ def test_production_hqnr_adds_up_over_windows_with_a_halo() -> None:
     assert parts.scores().d_s == pytest.approx(whole.scores().d_s, abs=1e-9)
 
 
+def test_hqnr_by_structure_ignores_the_noise_of_calm_water() -> None:
+    """Half of the scene is water: noise of two sensors. It spoils the plain index of a good result, not this one."""
+    rng = np.random.default_rng(3)
+    truth = scene((3, 192, 384))
+    truth[..., 192:] = 40.0
+    ms, pan = observed(truth, 4, SHIFTED), truth.mean(axis=0)
+    ms[..., 48:] += rng.normal(0, 3, ms[..., 48:].shape)
+    pan[:, 192:] += rng.normal(0, 3, pan[:, 192:].shape)
+    result = truth.copy()
+    result[..., 192:] = pan[:, 192:]
+    land = metrics.hqnr_production(truth[..., :160], pan[:, :160], ms[..., :40], 4, SHIFTED, GAINS, 0.3)
+    plain, weighted = (
+        metrics.hqnr_production_sums(result, pan, ms, 4, SHIFTED, GAINS, 0.3, by_structure=by).scores()
+        for by in (False, True)
+    )
+    assert plain.hqnr < land.hqnr - 0.2
+    assert weighted.hqnr > land.hqnr - 0.1
+
+
 def test_fill_invalid_takes_the_nearest_valid_pixel() -> None:
     image = np.arange(12.0).reshape(1, 3, 4)
     valid = np.ones((3, 4), dtype=bool)
