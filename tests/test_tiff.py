@@ -8,10 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 import rasterio
+from pancrafter.tiff import TiffLayoutError, arrange_as_cog
 from rasterio.enums import Resampling
 from rio_cogeo.cogeo import cog_validate
-
-from pancrafter.tiff import TiffLayoutError, arrange_as_cog
 
 SHAPE = (300, 420)
 
