@@ -1,8 +1,8 @@
 """Writes rasters as Cloud Optimized GeoTIFFs in bounded memory; nothing else in the package writes a GeoTIFF.
 
-Blocks are streamed into a tiled, compressed scratch file beside the target, which gets its overviews and is laid out
-anew as a COG (``pancrafter.tiff``), validated, read back and compared with what was handed in. Only then does the final
-name appear.
+Blocks are streamed into a tiled scratch file beside the target, which gets its overviews; GDAL's COG driver turns it
+into a draft of the result, the only time that anything is compressed. The draft is validated, read back and compared
+with what was handed in. Only then does the final name appear.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import rasterio
+import rasterio.shutil
 from affine import Affine
 from numpy.typing import NDArray
 from pydantic import Field
@@ -33,7 +34,6 @@ from rasterio.windows import Window
 from rio_cogeo.cogeo import cog_validate
 
 from pancrafter.errors import GridMismatchError, InvalidSceneError, SinkError
-from pancrafter.tiff import TiffLayoutError, arrange_as_cog
 from pancrafter.types import CONSISTENCY_BLOCK_MS_PX, PairGrid, PixelGrid, Record
 
 Profile = Literal["fast", "archive"]
@@ -44,6 +44,8 @@ YXSlices = tuple[slice, slice]
 TILE_PX = 512
 _ZSTD_LEVEL: dict[Profile, int] = {"fast": 1, "archive": 9}  # level 9: 16 % smaller for 3x the CPU time (measured)
 _DISK_FACTOR = 2.7  # scratch and result, each 1.33x raw where nothing can be compressed
+
+_CACHEFUL = 2**16
 
 CACHE_BYTES = 64 * 2**20
 """GDAL's block cache while a file is written: whole tiles pass through at once, others wait there to be completed.
@@ -156,16 +158,14 @@ def write_cog(
         GDAL_NUM_THREADS=str(threads),
         GDAL_TIFF_INTERNAL_MASK=True,
         GDAL_TIFF_OVR_BLOCKSIZE=str(TILE_PX),
-        ZSTD_LEVEL_OVERVIEW=str(_ZSTD_LEVEL[profile]),
         GDAL_PAM_ENABLED=False,
     )
     try:
         with environment:
-            options = _creation_options(dtype, profile, overview_resampling)
-            written = _stream(scratch, target, windows, header, options)
+            written = _stream(scratch, target, windows, header)
             with _as_sink_error(target):
                 _build_overviews(scratch, overview_resampling)
-                arrange_as_cog(scratch, draft)
+                rasterio.shutil.copy(scratch, draft, **_cog_options(dtype, profile, overview_resampling))
             levels = _verify(draft, target, written)
         with _as_sink_error(target):
             _settle(draft, target)
@@ -327,13 +327,13 @@ class _Tally:
         if not inside:
             return
         for band, plane in enumerate(values):
-            chosen = plane[valid]
+            chosen = plane.ravel() if inside == valid.size else plane[valid]
             self.n[band] += inside
             self.low[band] = min(self.low[band], float(chosen.min()))
             self.high[band] = max(self.high[band], float(chosen.max()))
             exact = np.issubdtype(chosen.dtype, np.integer)
             self.total[band] += int(chosen.sum(dtype=np.int64)) if exact else float(chosen.sum(dtype=np.float64))
-            self.squares[band] += float(np.square(chosen, dtype=np.float64).sum())
+            self.squares[band] += _sum_of_squares(chosen)
 
     def statistics(self, pixels: int) -> tuple[BandStatistics | None, ...]:
         return tuple(self._band(band, pixels) for band in range(len(self.n)))
@@ -360,6 +360,15 @@ class _Tally:
             (other.n, other.low, other.high, other.valid_pixels),
         )
         return same_sums and mine == theirs
+
+
+def _sum_of_squares(values: Array) -> float:
+    """In float64, a cacheful at a time: no copy of all of ``values``, and four times as fast."""
+    total = 0.0
+    for start in range(0, values.size, _CACHEFUL):
+        part = values[start : start + _CACHEFUL].astype(np.float64)
+        total += float(part @ part)
+    return total
 
 
 def _check_header(target: Path, header: _Header) -> None:
@@ -395,7 +404,7 @@ def _check_room(target: Path, header: _Header) -> None:
 def _as_sink_error(target: Path) -> Iterator[None]:
     try:
         yield
-    except (OSError, RasterioError, CPLE_BaseError, TiffLayoutError) as err:
+    except (OSError, RasterioError, CPLE_BaseError) as err:
         raise SinkError(
             f"{target}: writing failed ({err}); check free space and permissions of {target.parent}"
         ) from err
@@ -406,7 +415,6 @@ def _stream(
     target: Path,
     windows: Iterable[Block | tuple[Window | YXSlices, Array]],
     header: _Header,
-    options: dict[str, Any],
 ) -> _Tally:
     """Write every block; errors of the block source pass through unchanged."""
     height, width = header.grid.shape_yx
@@ -422,7 +430,13 @@ def _stream(
             nodata=header.nodata,
             crs=CRS.from_user_input(header.grid.crs),
             transform=Affine(*header.grid.transform),
-            **options,
+            driver="GTiff",
+            interleave="pixel",
+            tiled=True,
+            blockxsize=TILE_PX,
+            blockysize=TILE_PX,
+            photometric="MINISBLACK",
+            BIGTIFF="IF_SAFER",
         )
         # GDAL takes the fourth band of a byte image for transparency unless told otherwise.
         sink.colorinterp = [ColorInterp.gray] + [ColorInterp.undefined] * (header.count - 1)
@@ -519,19 +533,16 @@ def _write_header(sink: DatasetWriter, header: _Header, tally: _Tally) -> None:
             sink.update_tags(band, **{f"STATISTICS_{name}": repr(value) for name, value in named.items()})
 
 
-def _creation_options(dtype: str, profile: Profile, overview_resampling: Resampling) -> dict[str, Any]:
-    """GDAL creation options; predictors pay on image data and not on bit fields."""
-    differencing = 3 if np.issubdtype(np.dtype(dtype), np.floating) else 2
+def _cog_options(dtype: str, profile: Profile, overview_resampling: Resampling) -> dict[str, Any]:
+    """Options of GDAL's COG driver; predictors pay on image data and not on bit fields."""
+    differencing = "FLOATING_POINT" if np.issubdtype(np.dtype(dtype), np.floating) else "STANDARD"
     return {
-        "driver": "GTiff",
-        "interleave": "pixel",
-        "tiled": True,
-        "blockxsize": TILE_PX,
-        "blockysize": TILE_PX,
+        "driver": "COG",
+        "blocksize": TILE_PX,
         "compress": "ZSTD",
-        "zstd_level": _ZSTD_LEVEL[profile],
-        "predictor": 1 if overview_resampling == "mode" else differencing,
-        "photometric": "MINISBLACK",
+        "level": _ZSTD_LEVEL[profile],
+        "predictor": "NO" if overview_resampling == "mode" else differencing,
+        "overviews": "FORCE_USE_EXISTING",
         "BIGTIFF": "IF_SAFER",
     }
 
