@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -12,10 +11,9 @@ from pathlib import Path
 
 import psutil
 import pytest
-from real_stack import is_of
+from real_stack import is_of, need_servers
 from small_archive import add_scene
 
-from infra import stack
 from pancrafter import steps
 from pancrafter.settings import Settings
 
@@ -50,15 +48,7 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="package")
 def urls(archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """Addresses of a running stack, whose archive holds two scenes; they are in the environment as well."""
-    try:
-        stack.install()
-        reason = stack.missing()
-    except stack.StackError as error:
-        reason = str(error)
-    if reason:
-        if os.environ.get("CI") == "true" or os.environ.get("NEED_SERVICES"):
-            pytest.fail(reason)
-        pytest.skip(reason)
+    need_servers()
     for day in (1, 2):
         add_scene(archive, f"day-{day}", side_px=128, seed=day, day=day)
     process, found = start(archive, tmp_path_factory.mktemp("log") / "stack.log")

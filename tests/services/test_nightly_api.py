@@ -2,27 +2,17 @@
 
 from __future__ import annotations
 
-import os
-
 import pytest
 from benchmarks.bench_nightly import nights, pgstac, sender_to_api
+from real_stack import need_servers
 
-from infra import stack
 from pancrafter.catalog import PAGE_SIZE
 
 pytestmark = pytest.mark.services
 
 
 def test_two_nights_over_pgstac(tmp_path_factory: pytest.TempPathFactory) -> None:
-    try:
-        stack.install()
-        reason = stack.missing()
-    except stack.StackError as error:
-        reason = str(error)
-    if reason:
-        if os.environ.get("CI") == "true":
-            pytest.fail(reason)
-        pytest.skip(reason)
+    need_servers()
     folder = tmp_path_factory.mktemp("nights")
     for parent in (folder, *folder.parents[:2]):  # PostgreSQL runs as somebody else
         parent.chmod(0o755)

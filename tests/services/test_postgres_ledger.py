@@ -10,23 +10,14 @@ from pathlib import Path
 
 import pytest
 from benchmarks.bench_ledger import private_postgres
-
-from infra import stack
+from real_stack import need_servers
 
 pytestmark = pytest.mark.services
 PROJECT = Path(__file__).resolve().parents[2]
 
 
 def test_the_ledger_keeps_its_promises_on_postgresql() -> None:
-    try:
-        stack.install()
-        reason = stack.missing()
-    except stack.StackError as error:
-        reason = str(error)
-    if reason:
-        if os.environ.get("CI") == "true":
-            pytest.fail(reason)
-        pytest.skip(reason)
+    need_servers()
     with private_postgres() as url:
         environment = os.environ | {"PANCRAFTER_TEST_POSTGRES": url}
         command = [sys.executable, "-m", "pytest", "-q", "-k", "postgresql", "tests/test_ledger.py"]
