@@ -92,7 +92,8 @@ def bring_back(settings: Settings, place: str) -> Copied:
 def copy_catalog(source: StaticSink, target: StaticSink) -> tuple[int, int]:
     """Copy what is missing or differs, in the order of publication; returns the files copied and those left alone."""
     copied = kept = 0
-    names = sorted(source.store.list_names(""), key=_rank)
+    listed = source.store.list_names("")
+    names = sorted((name for name in listed if not Path(name).name.startswith(".")), key=_rank)  # locks and drafts stay
     for name in names:
         if _is_same(source, target, name):
             kept += 1
