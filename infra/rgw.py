@@ -68,6 +68,7 @@ def start(family: Family, *, host: str, port: int, mon_port: int, access_key: st
     user = ["user", "create", "--uid=stack", "--display-name=stack"]
     keys = [f"--access-key={access_key}", f"--secret-key={secret_key}"]
     family.run("s3-user", ["radosgw-admin", *own, "-n", "client.rgw", *user, *keys])
+    (family.folder / "s3-user.log").unlink()  # it prints the keys
 
 
 def start_gateway(family: Family) -> None:
