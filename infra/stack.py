@@ -317,6 +317,15 @@ class Stack:
         if not storage_only:
             self._deploy()
 
+    def start_catalog(self) -> None:
+        """Start PostgreSQL and the STAC API alone.
+
+        Raises:
+            StackError: One did not start.
+        """
+        self._start_postgres()
+        self._start_stac_api()
+
     def _python(self, *arguments: str) -> list[str]:
         return [sys.executable, "-m", *arguments]
 
