@@ -424,6 +424,8 @@ class Stack:
             "PREFECT_API_DATABASE_CONNECTION_URL": self.urls.pop("PREFECT_DATABASE"),
             "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
             "DO_NOT_TRACK": "1",
+            # in memory, slots of limits would stay taken when the server is killed
+            "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
         }
         self.family.start("prefect", self._python("prefect", "server", "start", "--host", HOST, "--port", str(port)))
 

@@ -207,6 +207,7 @@ class Rate(NamedTuple):
     sensor: str | None
     device: str
     pixels: int
+    bytes_read: int
     seconds: float
     sharpen_seconds: float
 
@@ -879,9 +880,9 @@ class Ledger:
         )
         with self._transaction() as connection:
             rows = _fetch(connection, statement)
-        needed = {"pixels", "device", "seconds", "sharpen_seconds", "blocks", "computed_blocks"}
+        needed = {"pixels", "bytes_read", "device", "seconds", "sharpen_seconds", "blocks", "computed_blocks"}
         return [
-            Rate(row["sensor"], m["device"], m["pixels"], m["seconds"], m["sharpen_seconds"])
+            Rate(row["sensor"], m["device"], m["pixels"], m["bytes_read"], m["seconds"], m["sharpen_seconds"])
             for row in rows
             if needed <= (m := row["measures"]).keys() and m["computed_blocks"] == m["blocks"]
         ]

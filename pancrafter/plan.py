@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 
 from pydantic import Field
 
@@ -79,7 +79,10 @@ class Plan(Record):
     mpx_known: int = Field(description="How many of them that are.")
     read_bytes: int = Field(description="Size of the source files of the scenes to sharpen where it is known.")
     read_bytes_known: int
-    pixel_bytes: int = Field(description="The same files as decoded pixels: what staging counts as bytes_read.")
+    pixel_bytes: int = Field(
+        description="Decoded pixels to read, as staging counts bytes_read: by the rate of finished scenes of the "
+        "sensor, with what is read again around missing data; before there are any, by the headers of local files."
+    )
     staging_bytes: int = Field(description="Most that one staged scene may take on disk, uncompressed.")
     seconds: float | None = Field(description="Work on the scenes whose size is known; None: nothing measured yet.")
     sharpen_seconds: float | None = Field(description="The part of it that the device is busy.")
@@ -151,7 +154,7 @@ def make_plan(settings: Settings) -> Plan:
     sizes = {scene.key: size for scene in chosen if (size := pan_pixels(scene)) is not None}
     weights = {scene.key: size for scene in chosen if (size := source_bytes(scene)) is not None}
     charged = [scene for scene in chosen if _is_charged(scene)]
-    work = _work_ahead([(scene.sensor, sizes[scene.key]) for scene in chosen if scene.key in sizes], settings)
+    work = _work_ahead(chosen, sizes, settings)
     return Plan(
         source=settings.source,
         sink=settings.sink,
@@ -168,7 +171,7 @@ def make_plan(settings: Settings) -> Plan:
         mpx_known=len(sizes),
         read_bytes=sum(weights.values()),
         read_bytes_known=len(weights),
-        pixel_bytes=sum(pixel_bytes(scene) for scene in chosen),
+        pixel_bytes=work.pixel_bytes,
         staging_bytes=max((_staging_bytes(sizes[s.key], len(s.bands)) for s in chosen if s.key in sizes), default=0),
         seconds=work.seconds,
         sharpen_seconds=work.sharpen_seconds,
@@ -221,29 +224,39 @@ def _known(text: str, known: int, total: int) -> str:
 
 
 class _Ahead(NamedTuple):
+    pixel_bytes: int
     seconds: float | None
     sharpen_seconds: float | None
     measured_scenes: int
 
 
-def _work_ahead(scenes: Sequence[tuple[str, int]], settings: Settings) -> _Ahead:
-    """Seconds for scenes of ``(sensor, PAN pixels)`` by the rates of finished ones: of the sensor, else of all."""
-    if not _ledger_exists(settings):
-        return _Ahead(None, None, 0)
-    with open_ledger(settings) as ledger:
-        rates = [rate for rate in ledger.rates() if rate.device == settings.device]
-    if not rates:
-        return _Ahead(None, None, 0)
-    by_sensor: dict[str | None, list[Rate]] = {None: rates}
+def _work_ahead(scenes: Sequence[Scene], sizes: Mapping[str, int], settings: Settings) -> _Ahead:
+    """What scenes with these PAN pixels take, by the rates of finished ones: of the sensor, else (seconds) of all."""
+    rates: list[Rate] = []
+    if _ledger_exists(settings):
+        with open_ledger(settings) as ledger:
+            rates = [rate for rate in ledger.rates() if rate.device == settings.device]
+    by_sensor: dict[str, list[Rate]] = {}
     for rate in rates:
-        by_sensor.setdefault(rate.sensor, []).append(rate)
-    seconds = sharpening = 0.0
-    for sensor, pixels in scenes:
-        known = by_sensor.get(sensor, rates)
-        measured = sum(rate.pixels for rate in known)  # large scenes count more: a plan is about their sum
-        seconds += pixels * sum(rate.seconds for rate in known) / measured
-        sharpening += pixels * sum(rate.sharpen_seconds for rate in known) / measured
-    return _Ahead(seconds, sharpening, len(rates))
+        by_sensor.setdefault(rate.sensor or "", []).append(rate)
+    to_read = seconds = sharpening = 0.0
+    for scene in scenes:
+        pixels, same = sizes.get(scene.key), by_sensor.get(scene.sensor)
+        if pixels is None or same is None:
+            to_read += pixel_bytes(scene)
+        else:
+            to_read += pixels * _per_pixel(same, "bytes_read")
+        if pixels is not None and rates:
+            seconds += pixels * _per_pixel(same or rates, "seconds")
+            sharpening += pixels * _per_pixel(same or rates, "sharpen_seconds")
+    if not rates:
+        return _Ahead(round(to_read), None, None, 0)
+    return _Ahead(round(to_read), seconds, sharpening, len(rates))
+
+
+def _per_pixel(rates: Sequence[Rate], what: Literal["bytes_read", "seconds", "sharpen_seconds"]) -> float:
+    """Large scenes count more: a plan is about their sum."""
+    return float(sum(getattr(rate, what) for rate in rates) / sum(rate.pixels for rate in rates))
 
 
 def _is_charged(scene: Scene) -> bool:

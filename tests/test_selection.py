@@ -85,6 +85,7 @@ def test_plan_counts_bytes_as_staging_does_and_knows_measured_rates(archive: Set
     ahead = make_plan(archive)
     assert (ahead.scenes, ahead.measured_scenes) == (2, 1)
     assert ahead.seconds == pytest.approx(2 * rate.seconds)  # scenes of the same size and sensor
+    assert ahead.pixel_bytes == pytest.approx(2 * rate.bytes_read)
     priced = make_plan(archive.model_copy(update={"price_per_hour": 3600.0}))
     assert priced.money == pytest.approx(priced.seconds)
 

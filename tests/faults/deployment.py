@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from faults.processes import MARK, PROJECT, Started, family, free_port, spawn
 
 POOL = "pancrafter"
@@ -174,15 +176,22 @@ class DeploymentRun:
         return now - self._seen > patience
 
 
-def is_worker(process: Any) -> bool:
+def is_worker(process: psutil.Process) -> bool:
     """Whether it is a Prefect worker, and not what a worker started."""
-    command = process.cmdline()
+    command = _command(process)
     return "worker" in command and "start" in command
 
 
-def is_engine(process: Any) -> bool:
+def is_engine(process: psutil.Process) -> bool:
     """Whether it carries out a flow run."""
-    return any("engine" in word for word in process.cmdline()[:4])
+    return any("engine" in word for word in _command(process)[:4])
+
+
+def _command(process: psutil.Process) -> list[str]:
+    try:
+        return list(process.cmdline())
+    except psutil.Error:  # it has just ended
+        return []
 
 
 def _prefect(*words: str) -> list[str]:

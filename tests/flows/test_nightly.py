@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +21,7 @@ import pytest
 import rasterio
 from prefect.client.orchestration import get_client
 from prefect.testing.utilities import prefect_test_harness
-from small_archive import add_scene
+from small_archive import add_scene, classical_contracts
 
 from pancrafter import steps
 from pancrafter.errors import PancrafterError
@@ -187,3 +190,50 @@ def test_one_scene_by_its_key(tmp_path: Path) -> None:
     assert outcome is not None
     assert outcome.key == "geoeye-1/day-1"
     assert sharpen_scene("geoeye-1/day-1", _settings(tmp_path)) is None
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_missed_nights_become_one_window_and_the_webhook_hears_of_it(tmp_path: Path) -> None:
+    from prefect.blocks.webhook import Webhook
+
+    from flows.area import nightly
+
+    now = datetime.now(UTC)
+    classical_contracts(tmp_path / "contracts")
+    settings = _settings(tmp_path).model_copy(update={"contracts_dir": str(tmp_path / "contracts")})
+    add_scene(tmp_path / "source", "yesterday", side_px=128, acquired=now - timedelta(days=1))
+    add_scene(tmp_path / "source", "before-the-gap", side_px=128, seed=2, acquired=now - timedelta(days=21))
+    add_scene(tmp_path / "source", "long-ago", side_px=128, seed=3, acquired=now - timedelta(days=40))
+    with steps.open_ledger(settings) as ledger:
+        ledger.note_look(settings.sink, settings.source, now - timedelta(days=20), "the last night before the gap")
+    with _listening() as (url, heard):
+        Webhook(url=url, method="POST", allow_private_urls=True).save("morning", overwrite=True)
+        outcomes = nightly(settings, lookback_days=2, notify="morning")
+    assert {outcome.key for outcome in outcomes} == {"geoeye-1/yesterday", "geoeye-1/before-the-gap"}
+    (told,) = heard
+    assert (told["flow"], told["state"]) == ("nightly", "Completed")
+    assert "2 fallback" in told["text"] or "2 published" in told["text"]
+    add_scene(tmp_path / "source", "late", side_px=128, seed=4, acquired=now - timedelta(days=21))
+    assert nightly(settings, lookback_days=2) == [], "the gap is closed, and the window is short again"
+
+
+@contextlib.contextmanager
+def _listening():
+    """An address that takes messages, and what it was told."""
+    heard: list[dict[str, str]] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            heard.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            """Stay quiet."""
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}/", heard
+        finally:
+            server.shutdown()
