@@ -322,6 +322,11 @@ class SceneStore:
         self._write("done", (slice(row, row + 1), slice(col, col + 1)), np.ones((1, 1), np.uint8))
         killpoints.at("block-done")
 
+    def is_done(self, block: Block) -> bool:
+        """Whether a block is finished."""
+        row, col = block
+        return bool(self._read("done", (slice(row, row + 1), slice(col, col + 1))).any())
+
     def done_flags(self) -> Mask:
         """1 per finished block, ``(block_y, block_x)``."""
         return self._read("done", (slice(None), slice(None)))
