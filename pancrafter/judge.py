@@ -73,7 +73,8 @@ def _assumed_bands(body: Mapping[str, Any], scene: Scene) -> Iterator[str]:
     """Files whose bands nothing names: the usual order was assumed."""
     for key in dict.fromkeys(ref.key for ref in scene.ms if ref.band > 1):
         fields = body["assets"][key]
-        named = [band for name in ("bands", "eo:bands") for band in fields.get(name) or () if isinstance(band, dict)]
+        listed = [fields[name] for name in ("bands", "eo:bands") if isinstance(fields.get(name), list)]
+        named = [band for bands in listed for band in bands if isinstance(band, dict)]
         if not any(band.get(name) for band in named for name in ("name", "common_name", "eo:common_name")):
             inside = sorted((ref.band, name) for ref, name in zip(scene.ms, scene.bands, strict=True) if ref.key == key)
             order = ", ".join(name for _, name in inside)

@@ -582,7 +582,7 @@ def test_sensors_show_prints_a_contract_that_can_be_used(tmp_path: Path) -> None
     ("name", "verdict", "reason"),
     [
         ("maxar-opendata/item_*.json", "eligible", "recognised as worldview-2 with PAN and 8 MS bands"),
-        ("terradue-stars/cbers4a-per-band/*BAND0.json", "pair", "only band pan of a scene"),
+        ("terradue-stars/cbers4a-per-band/*BAND0.json", "pair", "only PAN of a scene"),
         ("terradue-stars/bka/*.json", "defect", "int8"),
         ("cbers-ams-kepler/ref_CBERS_4A*.json", "needs_header", "no grid is declared for both"),
         ("terradue-stars/pleiades/DS_PHR1B*.json", "refused", "sharpened by the vendor"),

@@ -55,6 +55,7 @@ PRODUCTS = {
     "extents that overlap in part": Product(4, 0.5, 2.0, (280, 280), (80, 80), (37.0, 22.0)),
     "sub-pixel phase": Product(4, 0.55, 2.2, (280, 280), (70, 70), (0.31, -0.17)),
     "kanopus, ratio 5": Product(5, 2.1, 10.5, (300, 310), (60, 62)),
+    "cbers-4 and skysat, 2:1 with common edges": Product(2, 5.0, 10.0, (300, 280), (150, 140)),
     "geographic, 4:1": Product(
         4, 4.5e-6, 1.8e-5, (280, 280), (70, 70), (0.0, 0.0), (119.85, 0.5), "EPSG:4326", "EPSG:4326"
     ),
