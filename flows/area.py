@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -11,17 +10,19 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
-from flows.parameters import Selection
+from flows.parameters import with_ledger
 from flows.report import HOOKS, Progress, failures_of, leave_artifacts, summary_of
 from flows.runs import crash_gone_runs, sign_run
 from flows.scene import process
 from pancrafter import steps
+from pancrafter.backfill import WINDOW_DAYS
+from pancrafter.backfill import backfill as work_through
 from pancrafter.census import command
 from pancrafter.compute import Compute, open_compute
 from pancrafter.errors import LeaseLostError, PancrafterError
 from pancrafter.ledger import Ledger
 from pancrafter.plan import Budget, check_budget, make_plan, plan_text
-from pancrafter.selection import windows
+from pancrafter.selection import Selection
 from pancrafter.settings import Settings
 from pancrafter.steps import Outcome
 
@@ -50,6 +51,7 @@ def nightly(
         ScenesFailedError: Some scenes failed; all others are done.
     """
     _start()
+    settings = with_ledger(settings)
     settings = settings.model_copy(update={"priority": max(settings.priority, NIGHTLY_PRIORITY)})
     started = datetime.now(UTC)
     if lookback_days is not None:
@@ -68,7 +70,7 @@ def nightly(
 def backfill(
     settings: Settings,
     selection: Selection,
-    window_days: int = 30,
+    window_days: int = WINDOW_DAYS,
     budget: Budget | None = None,
     notify: str | None = None,  # noqa: ARG001 - read by the hooks
     *,
@@ -89,20 +91,17 @@ def backfill(
         OverBudgetError: The plan is above the budget; nothing was started.
     """
     _start()
-    settings = selection.applied_to(settings)
+    settings = selection.applied_to(with_ledger(settings))
     plan = make_plan(settings)
     create_markdown_artifact(f"```\n{plan_text(plan)}\n```", key="plan", description="What this backfill is about")
     if plan_only:
         return Completed(message=f"plan only: {plan.scenes} scenes to sharpen", data=[])
     if budget is not None:
         check_budget(plan, budget)
-    outcomes: list[Outcome] = []
-    for since, until in _windows(settings, window_days):
-        try:
-            outcomes += _sharpen(settings.model_copy(update={"since": since, "until": until}))
-        except steps.RunStoppedError as error:
-            return _stopped(settings, error, [*outcomes, *error.outcomes])
-    return _concluded(settings, outcomes)
+    try:
+        return _concluded(settings, work_through(settings, window_days, _sharpen))
+    except steps.RunStoppedError as error:
+        return _stopped(settings, error, error.outcomes)
 
 
 class ScenesFailedError(PancrafterError):
@@ -129,13 +128,6 @@ def _look_back(settings: Settings, days: int) -> datetime:
         last = ledger.last_look(settings.sink, settings.source)
     usual = datetime.now(UTC) - timedelta(days=days)
     return usual if last is None else min(usual, last - timedelta(days=days))
-
-
-def _windows(settings: Settings, days: int) -> Sequence[tuple[datetime | None, datetime | None]]:
-    if settings.since is None:
-        return [(None, settings.until)]
-    until = settings.until or datetime.now(settings.since.tzinfo)
-    return list(windows(settings.since, until, days))
 
 
 def _sharpen(settings: Settings) -> list[Outcome]:

@@ -1,49 +1,39 @@
-"""What the flows can be told; Prefect's UI makes forms of these models."""
+"""What parameters of flows must not hold: Prefect keeps them in its database and shows them to everybody."""
 
 from __future__ import annotations
 
-from datetime import datetime
+import os
+from typing import ClassVar
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pancrafter.errors import ErrorKind, PancrafterError
+from pancrafter.settings import Settings
 
-from pancrafter.selection import made_by, read_ids
-from pancrafter.settings import Bbox, Settings
+LEDGER_VARIABLE = "PANCRAFTER_LEDGER_URL"
 
 
-class Selection(BaseModel):
-    """What a backfill is about; everything given must hold."""
+class SecretParameterError(PancrafterError):
+    """A parameter holds a password."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    kind: ClassVar[ErrorKind] = "system"
 
-    since: datetime | None = Field(default=None, description="Earliest acquisition time.")
-    until: datetime | None = Field(default=None, description="Latest acquisition time.")
-    bbox: Bbox | None = Field(default=None, description="West, south, east, north in degrees.")
-    aoi: str | None = Field(default=None, description="GeoJSON file with the area of interest.")
-    collections: tuple[str, ...] = Field(default=(), description="Source collections; empty: all.")
-    ids_file: str | None = Field(default=None, description="Text file with one source item id per line.")
-    made_with: str | None = Field(
-        default=None, description="Only scenes whose present result was made with these weights (name or sha256)."
-    )
 
-    @model_validator(mode="after")
-    def _in_order(self) -> Selection:
-        if self.since and self.until and self.since > self.until:
-            raise ValueError(f"since {self.since} is after until {self.until}; exchange them")
-        return self
+def with_ledger(settings: Settings) -> Settings:
+    """The settings with the ledger's address, which may hold a password, from the environment of the worker.
 
-    def applied_to(self, settings: Settings) -> Settings:
-        """The settings of a run over this selection.
+    Raises:
+        SecretParameterError: The address was given as a parameter, with a password.
+    """
+    if settings.ledger_url is None:
+        return settings.model_copy(update={"ledger_url": os.environ.get(LEDGER_VARIABLE) or None})
+    if urlsplit(settings.ledger_url).password:
+        raise SecretParameterError(
+            f"parameter ledger_url holds a password, which Prefect would show; leave it out, and set {LEDGER_VARIABLE} "
+            "where the worker runs"
+        )
+    return settings
 
-        Raises:
-            SelectionError: A file of the selection is of no use, or nothing was made with the weights.
-        """
-        chosen = {
-            name: value
-            for name, value in self.model_dump(exclude={"ids_file", "made_with"}).items()
-            if value not in (None, ())
-        }
-        ids = [set(read_ids(self.ids_file))] if self.ids_file else []
-        ids += [set(made_by(settings.sink, self.made_with))] if self.made_with else []
-        if ids:
-            chosen["ids"] = tuple(sorted(set.intersection(*ids)))
-        return settings.model_copy(update=chosen)
+
+def without_ledger(settings: Settings) -> Settings:
+    """The settings as parameters may hold them, for runs in this process."""
+    return settings.model_copy(update={"ledger_url": None})

@@ -1,8 +1,9 @@
 """``python -m infra.stack up``: every server of a real deployment, private to one folder, without Docker.
 
 PostgreSQL with PostGIS (pgstac, Prefect's database, the ledger), stac-fastapi-pgstac with Transactions, an S3 server
-(moto), a Prefect server with a process worker and the project's deployments, a Dask scheduler with two workers of
-which one declares a GPU, and ``pancrafter serve`` on an archive. All listen on free ports of 127.0.0.1.
+(Ceph's gateway), a Prefect server with a process worker and the project's deployments, a Dask scheduler with two
+workers of which one declares a GPU, and ``pancrafter serve`` on an archive. All listen on free ports of 127.0.0.1.
+A server that dies is started again, as an init system or Kubernetes would.
 
 Who ends it: Ctrl-C, SIGTERM, ``python -m infra.stack down``, or the death of its parent. The stopping is done by a
 janitor process that notices the end of this one, however it came (kill -9 too), so that nothing stays behind.
@@ -26,19 +27,27 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import psutil
+
+from infra import rgw
 
 PROJECT = Path(__file__).resolve().parents[1]
 PREFIX = "pancrafter-stack-"
 MARK = "STACK_FOLDER"
 """Environment variable that every process of a stack inherits: the folder it belongs to."""
 
-DEBIAN_PACKAGES = ("postgresql-postgis", "postgresql-postgis-scripts")
+DEBIAN_PACKAGES = ("postgresql-postgis", "postgresql-postgis-scripts", *rgw.DEBIAN_PACKAGES)
 START_LIMIT_S = 300.0
 STOP_LIMIT_S = 20.0
+MOST_RESTARTS = 20
+"""Deaths of one server after which the stack gives up."""
+
 BUCKET = "pancrafter"
 POOL = "pancrafter"
 HOST = "127.0.0.1"
@@ -68,9 +77,17 @@ def missing() -> str:
         import stac_fastapi.pgstac  # noqa: F401
     except ImportError as err:
         return f"Python package {err.name} is missing: run `make services`"
-    if postgres_programs() is None:
-        return f"PostgreSQL with PostGIS is missing: run `apt-get install {' '.join(DEBIAN_PACKAGES)}`"
-    return ""
+    absent = [
+        name
+        for name, there in (("PostgreSQL with PostGIS", postgres_programs()), ("Ceph's S3 gateway", rgw.is_installed()))
+        if not there
+    ]
+    remedy = f"run `apt-get install {' '.join(DEBIAN_PACKAGES)}`"
+    return f"{' and '.join(absent)} missing: {remedy}" if absent else ""
+
+
+def _servers_are_installed() -> bool:
+    return postgres_programs() is not None and rgw.is_installed()
 
 
 def install() -> None:
@@ -79,7 +96,7 @@ def install() -> None:
     Raises:
         StackError: They are missing and cannot be installed from here.
     """
-    if postgres_programs() is not None:
+    if _servers_are_installed():
         return
     if os.geteuid() != 0 or shutil.which("apt-get") is None:
         raise StackError(missing() + " (as root, on Debian or Ubuntu)")
@@ -89,11 +106,20 @@ def install() -> None:
         done = subprocess.run(["apt-get", *options, *command], env=quiet, capture_output=True, text=True, check=False)
         if done.returncode != 0:
             raise StackError(f"apt-get {command[0]} failed: {done.stderr.strip()[-500:]}")
-    if postgres_programs() is None:
-        raise StackError(f"{' '.join(DEBIAN_PACKAGES)} were installed, but no PostgreSQL with PostGIS came of it")
+    if not _servers_are_installed():
+        raise StackError(f"after installing {' '.join(DEBIAN_PACKAGES)}: {missing()}")
 
 
 # --- processes --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Server:
+    """How a process is started."""
+
+    command: Sequence[str]
+    user: str | None
+    environment: dict[str, str]
 
 
 class Family:
@@ -103,6 +129,9 @@ class Family:
         self.folder = folder
         self.environment = os.environ | {MARK: str(folder)}
         self.members: dict[str, subprocess.Popen[bytes]] = {}
+        self.passing: set[subprocess.Popen[bytes]] = set()
+        self.restarts: dict[str, int] = {}
+        self._servers: dict[str, _Server] = {}
         self.janitor = subprocess.Popen(
             [sys.executable, "-m", "infra.stack", "janitor", str(folder)],
             cwd=PROJECT,
@@ -111,24 +140,13 @@ class Family:
         )
 
     def start(self, name: str, command: Sequence[str], *, user: str | None = None, **environment: str) -> None:
-        """Start a server as its own session, with its output in ``<folder>/<name>.log``."""
-        with (self.folder / f"{name}.log").open("wb") as log:
-            process = subprocess.Popen(
-                command,
-                cwd=PROJECT if user is None else "/",
-                env=self.environment | environment,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                user=user,
-                group=user,
-                extra_groups=None if user is None else [],
-                start_new_session=True,
-            )
-        self.members[name] = process
-        assert self.janitor.stdin is not None
-        self.janitor.stdin.write(f"{process.pid}\n".encode())
-        self.janitor.stdin.flush()
+        """Start a server as its own session; its output is in ``<folder>/<name>.log``, its number in ``<name>.pid``."""
+        self._servers[name] = _Server(command, user, self.environment | environment)
+        self._start(name)
+
+    def _start(self, name: str) -> None:
+        self.members[name] = self._spawn(name, self._servers[name])
+        (self.folder / f"{name}.pid").write_text(str(self.members[name].pid))
 
     def run(self, name: str, command: Sequence[str], *, user: str | None = None) -> None:
         """Run a command of the set-up to its end.
@@ -136,14 +154,33 @@ class Family:
         Raises:
             StackError: It failed.
         """
-        self.start(name, command, user=user)
+        process = self._spawn(name, _Server(command, user, self.environment))
+        self.passing.add(process)
         try:
-            code = self.members[name].wait(START_LIMIT_S)
+            code = process.wait(START_LIMIT_S)
         except subprocess.TimeoutExpired:
             raise StackError(f"{name} took over {START_LIMIT_S:.0f} s: {self.tail(name)}") from None
         if code != 0:
             raise StackError(f"{name} failed with status {code}: {self.tail(name)}")
-        del self.members[name]
+
+    def _spawn(self, name: str, server: _Server) -> subprocess.Popen[bytes]:
+        with (self.folder / f"{name}.log").open("ab") as log:
+            process = subprocess.Popen(
+                server.command,
+                cwd=PROJECT if server.user is None else "/",
+                env=server.environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                user=server.user,
+                group=server.user,
+                extra_groups=None if server.user is None else [],
+                start_new_session=True,
+            )
+        assert self.janitor.stdin is not None
+        self.janitor.stdin.write(f"{process.pid}\n".encode())
+        self.janitor.stdin.flush()
+        return process
 
     def wait(self, name: str, healthy: Callable[[], bool]) -> None:
         """Wait until a server answers.
@@ -164,9 +201,24 @@ class Family:
         Raises:
             StackError: One is not.
         """
-        for name, process in self.members.items():
+        for name, process in list(self.members.items()):
             if process.poll() is not None:
                 raise StackError(f"{name} ended with status {process.returncode}: {self.tail(name)}")
+
+    def mend(self) -> None:
+        """Start servers again that have ended.
+
+        Raises:
+            StackError: One ends again and again.
+        """
+        for name, process in self.members.items():
+            if process.poll() is None:
+                continue
+            self.restarts[name] = self.restarts.get(name, 0) + 1
+            print(f"# {name} ended with status {process.returncode} and is started again", flush=True)
+            if self.restarts[name] > MOST_RESTARTS:
+                raise StackError(f"{name} ended {MOST_RESTARTS} times: {self.tail(name)}")
+            self._start(name)
 
     def tail(self, name: str) -> str:
         """The end of a server's log."""
@@ -177,7 +229,7 @@ class Family:
         assert self.janitor.stdin is not None
         self.janitor.stdin.close()
         while self.janitor.poll() is None:
-            for process in self.members.values():
+            for process in (*self.members.values(), *self.passing):
                 process.poll()  # or it stays a zombie, and the janitor waits for it
             time.sleep(0.1)
 
@@ -244,31 +296,46 @@ class Stack:
         self.urls: dict[str, str] = {}
         self._password = secrets.token_hex(16)
 
-    def start(self) -> None:
-        """Start all servers and wait until each one works.
+    def start(self, *, storage_only: bool = False) -> None:
+        """Start all servers, or only S3, PostgreSQL and the STAC API, and wait until each one works.
 
         Raises:
             StackError: One did not start.
         """
-        self._start_s3()
-        self._start_dask()
-        self._start_archive()
-        self._start_postgres()
-        self._start_prefect()
-        self._start_stac_api()
+        address = self._name_s3()
+        with ThreadPoolExecutor(1) as aside:  # Ceph's set-up is a dozen small steps
+            s3 = aside.submit(rgw.start, self.family, **address)
+            if not storage_only:
+                self._start_dask()
+                self._start_archive()
+            self._start_postgres()
+            if not storage_only:
+                self._start_prefect()
+            self._start_stac_api()
+            s3.result()
         self._make_bucket()
-        self._deploy()
+        if not storage_only:
+            self._deploy()
+
+    def start_catalog(self) -> None:
+        """Start PostgreSQL and the STAC API alone.
+
+        Raises:
+            StackError: One did not start.
+        """
+        self._start_postgres()
+        self._start_stac_api()
 
     def _python(self, *arguments: str) -> list[str]:
         return [sys.executable, "-m", *arguments]
 
-    def _start_s3(self) -> None:
-        port = _free_port()
-        self.family.start("s3", self._python("moto.server", "-H", HOST, "-p", str(port)))
+    def _name_s3(self) -> dict[str, Any]:
+        """Address and keys of the S3 server, for the environment of all others; the server is not started yet."""
+        port, access_key, secret_key = _free_port(), "stack", secrets.token_hex(16)
         self.urls |= {
             "AWS_ENDPOINT_URL": f"http://{HOST}:{port}",
-            "AWS_ACCESS_KEY_ID": "stack",
-            "AWS_SECRET_ACCESS_KEY": "stack",
+            "AWS_ACCESS_KEY_ID": access_key,
+            "AWS_SECRET_ACCESS_KEY": secret_key,
             "AWS_DEFAULT_REGION": "us-east-1",
             # the same for GDAL
             "AWS_S3_ENDPOINT": f"{HOST}:{port}",
@@ -276,6 +343,8 @@ class Stack:
             "AWS_VIRTUAL_HOSTING": "FALSE",
         }
         self.family.environment |= self.urls
+        keys = {"access_key": access_key, "secret_key": secret_key}
+        return {"host": HOST, "port": port, "mon_port": _free_port(), **keys}
 
     def _start_dask(self) -> None:
         port = _free_port()
@@ -381,9 +450,10 @@ class Stack:
     def _make_bucket(self) -> None:
         import s3fs
 
-        endpoint = self.urls["AWS_ENDPOINT_URL"]
-        self.family.wait("s3", _answers(f"{endpoint}/moto-api/data.json"))
-        s3fs.S3FileSystem(endpoint_url=endpoint, key="stack", secret="stack").mkdir(BUCKET)  # noqa: S106 (not secret)
+        endpoint, names = self.urls["AWS_ENDPOINT_URL"], ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+        self.family.wait("s3", _answers(endpoint))
+        key, secret = (self.urls[name] for name in names)
+        s3fs.S3FileSystem(endpoint_url=endpoint, key=key, secret=secret).mkdir(BUCKET)
         self.urls["PANCRAFTER_SINK"] = f"s3://{BUCKET}/sharpened"
         self.urls["PANCRAFTER_STATE_DIR"] = str(self.family.folder / "state")
 
@@ -413,13 +483,13 @@ class _Ended(Exception):  # noqa: N818 (not an error)
     """Somebody asked the stack to end."""
 
 
-def up(archive: Path) -> int:
+def up(archive: Path, *, storage_only: bool = False) -> int:
     """Start everything, print ``NAME=URL`` lines and ``# ready``, and stay until something ends it."""
     parent = os.getppid()
     install()
     if reason := missing():
         raise StackError(reason)
-    if not (archive / "catalog.json").exists():
+    if not storage_only and not (archive / "catalog.json").exists():
         from pancrafter.simulate.archive import simulate_archive
 
         simulate_archive(archive)
@@ -431,13 +501,13 @@ def up(archive: Path) -> int:
     family = Family(folder)
     try:
         stack = Stack(family, archive)
-        stack.start()
+        stack.start(storage_only=storage_only)
         lines = "".join(f"{name}={value}\n" for name, value in stack.urls.items())
         (folder / "stack.env").touch(mode=0o600)
         (folder / "stack.env").write_text(lines)
         print(f"{lines}# ready; set -a; . {folder}/stack.env; set +a", flush=True)
         while os.getppid() == parent:
-            family.check()
+            family.mend()
             time.sleep(0.5)
     except _Ended:
         pass
@@ -481,13 +551,14 @@ def main() -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     start = commands.add_parser("up", help="start and stay")
     start.add_argument("--archive", type=Path, default=PROJECT / "archive", help="catalog folder; made if missing")
+    start.add_argument("--storage-only", action="store_true", help="S3, PostgreSQL and the STAC API alone")
     commands.add_parser("down", help="end the stacks of this project folder")
     commands.add_parser("install", help="install Debian's packages (root)")
     commands.add_parser("janitor").add_argument("folder", type=Path)
     options = parser.parse_args()
     try:
         if options.command == "up":
-            return up(options.archive)
+            return up(options.archive, storage_only=options.storage_only)
         if options.command == "down":
             return down()
         if options.command == "install":

@@ -5,9 +5,12 @@ pystac and pystac-client stay in here; what leaves is a `Scene` or a `Refusal`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -15,10 +18,11 @@ from urllib.parse import urlsplit
 from pancrafter.access import OPEN_TO_ALL, Access
 from pancrafter.crawl import Document, Fault, absolute, crawl, is_local, kind_of, local_path
 from pancrafter.errors import SourceError
+from pancrafter.joining import bounds_of, join_parts
 from pancrafter.judge import Judgement, judge, judge_other
-from pancrafter.recognise import UNCOLLECTED, digest_of, join_parts, part_group, recognise
+from pancrafter.recognise import UNCOLLECTED, Part, digest_of, part_of, recognise
 from pancrafter.sensors import SensorContract
-from pancrafter.types import Refusal, Scene
+from pancrafter.types import JOINED, Refusal, Scene
 
 if TYPE_CHECKING:
     import pystac
@@ -33,6 +37,9 @@ TIMEOUT_S = (10.0, 60.0)
 
 RETRIES = 4
 """Attempts after the first for one request; waits 0.5, 1, 2, 4 s, or what the server asks for."""
+
+MAX_PARTNER_SEARCHES = 100
+"""Searches of an API for the missing parts of scenes in one look; more are merged, none is left out."""
 
 MAX_DOCUMENT_BYTES = 256 * 2**20
 CRAWL_WORKERS = 16
@@ -77,6 +84,10 @@ def discover(
 ) -> Iterator[Scene | Refusal]:
     """Every item of ``source`` in the window, as a scene to sharpen or a refusal with its reason; none is dropped.
 
+    Items that hold a part of a scene are joined by the rule of their contract, also with parts outside the window; the
+    scene comes with a refusal ``joined`` for each of its items. A part without the others is refused as
+    ``part_of_scene``, which means that it waits.
+
     Args:
         source: URL of a STAC API; URL of a static catalog document; path of a local catalog or its folder; path or
             URL of a STAC GeoParquet file (needs the ``geoparquet`` extra).
@@ -97,21 +108,81 @@ def discover(
         _utc(since), _utc(until), _checked(bbox), tuple(collections or ()), tuple(ids or ()), _utc(changed_since)
     )
     rules = access.trusting(source)
-    seen: set[tuple[str, str]] = set()
-    parts: dict[tuple[str, ...], list[tuple[pystac.Item, Refusal]]] = {}
-    for found in _find(source, window, rules):
-        item, verdict = (None, found) if isinstance(found, Refusal) else _judge(found, contracts)
-        verdict = _permitted(verdict, rules)
-        if (verdict.collection, verdict.item_id) in seen:
-            continue
-        seen.add((verdict.collection, verdict.item_id))
-        if item is not None and isinstance(verdict, Refusal) and verdict.code == "part_of_scene":
-            parts.setdefault(part_group(item), []).append((item, verdict))
-        else:
-            yield verdict
-    for group in parts.values():
-        scene = join_parts([item for item, _ in group], contracts)
-        yield from [_permitted(_pin(scene), rules)] if scene else [refusal for _, refusal in group]
+    with _opened(source, rules) as catalog:
+        seen: set[tuple[str, str]] = set()
+        parts: dict[str, tuple[Part, Refusal]] = {}
+        for found in chain(catalog.faults, catalog.find(window)):
+            item, verdict = (None, found) if isinstance(found, Refusal) else _judge(found, contracts)
+            verdict = _permitted(verdict, rules)
+            if (verdict.collection, verdict.item_id) in seen:
+                continue
+            seen.add((verdict.collection, verdict.item_id))
+            if item is not None and isinstance(verdict, Refusal) and verdict.waits:
+                parts[verdict.key] = (part_of(item, contracts), verdict)
+            else:
+                yield verdict
+        for entry in _joined(parts, catalog, window, contracts):
+            if not (isinstance(entry, Scene) and (entry.collection, entry.item_id) in seen - _keys(parts)):
+                yield _permitted(_pin(entry) if isinstance(entry, Scene) else entry, rules)
+
+
+def _joined(
+    parts: Mapping[str, tuple[Part, Refusal]],
+    catalog: _Catalog,
+    window: _Window,
+    contracts: Mapping[str, SensorContract],
+) -> Iterator[Scene | Refusal]:
+    """Scenes that the parts make up with each other or with others of the catalog, and what became of every part."""
+    own = [part for part, _ in parts.values()]
+    joined = join_parts(own, contracts)
+    if joined.waiting and window != _Window(None, None, None, ()):
+        partners = {
+            part.key: part
+            for sought in _partner_windows(joined.waiting, contracts, catalog.searches)
+            for part in _parts_in(catalog.find(sought), contracts)
+        }
+        joined = join_parts([*own, *(part for key, part in partners.items() if key not in parts)], contracts)
+    scenes = [(scene, members) for scene, members in joined.scenes if any(part.key in parts for part in members)]
+    yield from (scene for scene, _ in scenes)
+    for key, (part, scene) in {part.key: (part, scene) for scene, members in scenes for part in members}.items():
+        if key != scene.key:
+            reason = f"its bands belong to the scene {scene.key}"
+            yield Refusal(
+                collection=part.collection, item_id=part.item_id, code=JOINED, reason=reason, sensor=part.sensor
+            )
+    yield from (parts[part.key][1] for part in joined.waiting if part.key in parts)
+
+
+def _keys(parts: Mapping[str, tuple[Part, Refusal]]) -> set[tuple[str, str]]:
+    return {(part.collection, part.item_id) for part, _ in parts.values()}
+
+
+def _parts_in(found: Iterator[_Found | Refusal], contracts: Mapping[str, SensorContract]) -> Iterator[Part]:
+    for entry in found:
+        item, verdict = (None, entry) if isinstance(entry, Refusal) else _judge(entry, contracts)
+        if item is not None and isinstance(verdict, Refusal) and verdict.waits:
+            yield part_of(item, contracts)
+
+
+def _partner_windows(
+    waiting: Sequence[Part], contracts: Mapping[str, SensorContract], searches: int
+) -> Iterator[_Window]:
+    """Where and when the missing parts must have been acquired, in at most ``searches`` windows; None is left out."""
+    wanted = sorted(
+        (datetime.fromisoformat(part.acquired), timedelta(seconds=rule.max_seconds), bounds)
+        for part in waiting
+        if (bounds := bounds_of(part)) and (rule := contracts[part.sensor].join)
+    )
+    size = -(-len(wanted) // searches)
+    for start in range(0, len(wanted), size or 1):
+        group = wanted[start : start + size]
+        west, south, east, north = zip(*(bounds for *_, bounds in group), strict=True)
+        yield _Window(
+            since=min(moment - reach for moment, reach, _ in group),
+            until=max(moment + reach for moment, reach, _ in group),
+            bbox=(max(min(west), -180.0), max(min(south), -90.0), min(max(east), 180.0), min(max(north), 90.0)),
+            collections=(),
+        )
 
 
 def _permitted(verdict: Scene | Refusal, rules: Access) -> Scene | Refusal:
@@ -150,7 +221,6 @@ def _judge(
     inherited = {name: found.collection[name] for name in INHERITED if name in found.collection}
     body = found.body | {
         "properties": inherited | properties if isinstance(properties, dict) else properties,
-        "assets": _with_plain_paths(found.body.get("assets")),
     }
     if isinstance(links, list):  # relative hrefs count from where the item was found, not from where it once was
         body["links"] = [link for link in links if not (isinstance(link, dict) and link.get("rel") == "self")]
@@ -162,18 +232,6 @@ def _judge(
         reason = f"{found.self_href}: {type(error).__name__}: {error}; expected a valid STAC item"
         return None, _malformed(found.body.get("id"), found.body.get("collection"), found.self_href, reason)
     return item, _pin(verdict) if isinstance(verdict, Scene) else verdict
-
-
-def _with_plain_paths(assets: Any) -> Any:  # Any: JSON of a document that may be malformed
-    """Assets with ``file://`` hrefs as paths, which is how scenes name local files."""
-    if not isinstance(assets, dict):
-        return assets
-    return {
-        key: asset | {"href": str(local_path(asset["href"]))}
-        if isinstance(asset, dict) and str(asset.get("href", "")).startswith("file:")
-        else asset
-        for key, asset in assets.items()
-    }
 
 
 def _malformed(item_id: object, collection: object, href: str, reason: str) -> Refusal:
@@ -215,14 +273,26 @@ def _checked(bbox: Sequence[float] | None) -> Bbox | None:
 # --- kinds of sources -----------------------------------------------------------------------------------------------
 
 
-def _find(source: str, window: _Window, rules: Access) -> Iterator[_Found | Refusal]:
+@dataclass(frozen=True)
+class _Catalog:
+    """An opened source: ``find`` looks for items in a window, at most ``searches`` times for missing parts."""
+
+    find: Callable[[_Window], Iterator[_Found | Refusal]]
+    searches: int = 1
+    faults: tuple[Refusal, ...] = ()
+
+
+@contextmanager
+def _opened(source: str, rules: Access) -> Iterator[_Catalog]:
     if PurePosixPath(urlsplit(source).path).suffix in GEOPARQUET_SUFFIXES:
-        return _find_geoparquet(source, window)
-    if is_local(source):
-        return _find_local(local_path(source), window, rules)
-    if urlsplit(source).scheme in ("http", "https"):
-        return _find_http(source, window, rules)
-    return _find_static(source, _read_object, window)
+        yield _Catalog(partial(_find_geoparquet, source))
+    elif is_local(source):
+        with _opened_folder(local_path(source), rules) as catalog:
+            yield catalog
+    elif urlsplit(source).scheme in ("http", "https"):
+        yield _open_http(source, rules)
+    else:
+        yield _Catalog(partial(_find_static, source, _read_object))
 
 
 def _find_geoparquet(source: str, window: _Window) -> Iterator[_Found | Refusal]:
@@ -240,19 +310,20 @@ def _find_geoparquet(source: str, window: _Window) -> Iterator[_Found | Refusal]
             yield _Found(feature, document.href)
 
 
-def _find_local(path: Path, window: _Window, rules: Access) -> Iterator[_Found | Refusal]:
+@contextmanager
+def _opened_folder(path: Path, rules: Access) -> Iterator[_Catalog]:
     """Serve the folder and search it, so that the local case runs the code of the real one."""
     from pancrafter.serve import load_index, serving
 
     if not path.exists():
         raise SourceError(f"{path}: no such file or folder; give a STAC API URL or the folder of a catalog.json")
     index = load_index(path)
-    yield from (_malformed(None, fault.collection_id, fault.href, fault.reason) for fault in index.faults)
+    faults = tuple(_malformed(None, fault.collection_id, fault.href, fault.reason) for fault in index.faults)
     with serving(index) as url:
-        yield from _search(open_api(url, rules.trusting(url)), window)
+        yield _Catalog(partial(_search, open_api(url, rules.trusting(url))), MAX_PARTNER_SEARCHES, faults)
 
 
-def _find_http(source: str, window: _Window, rules: Access) -> Iterator[_Found | Refusal]:
+def _open_http(source: str, rules: Access) -> _Catalog:
     import pystac_client
 
     io = _io(rules)
@@ -261,11 +332,11 @@ def _find_http(source: str, window: _Window, rules: Access) -> Iterator[_Found |
     if any(link.get("rel") == "search" for link in links) or root.get("conformsTo"):
         client = open_api(source, rules)
         if client.conforms_to(pystac_client.ConformanceClasses.ITEM_SEARCH):
-            return _search(client, window)
+            return _Catalog(partial(_search, client), MAX_PARTNER_SEARCHES)
         if not any(link.get("rel") in ("child", "item") for link in links):
             tried = "its landing page declares neither item search nor child links"
             raise SourceError(f"{source}: a STAC API that cannot be searched ({tried}); use one with item search")
-    return _find_static(source, io.read_text, window)
+    return _Catalog(partial(_find_static, source, io.read_text))
 
 
 def _root_document(source: str, io: StacApiIO) -> dict[str, Any]:

@@ -133,7 +133,9 @@ class _Comparison:
             return
         known = {name: getattr(row, name) for name in ("state", "fingerprint", "recipe", "code", "reason")}
         if verdict_on_known(known, entry) == "changed":
-            changed = "is refused now" if isinstance(entry, Refusal) else "changed, or would be made differently now"
+            changed = (
+                "is not taken any more" if isinstance(entry, Refusal) else "changed, or would be made differently now"
+            )
             self._add("source", what, changed, "run")
 
     # --- ledger -> source, catalog, files

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from datetime import UTC, date, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -137,6 +138,13 @@ class ChangeFeed:
             if bbox is None or (change.bbox is not None and _touch(change.bbox, bbox)):
                 yield change
 
+    def counts(self, since: datetime) -> dict[str, int]:
+        """Events per type announced since then, from the names alone."""
+        kinds = {
+            event_id: _NAME.fullmatch(name) for name, stamp, event_id in self._names(since, None) if stamp >= since
+        }
+        return dict(Counter(matched[3] for matched in kinds.values() if matched))
+
     def repair(self, sink: StaticSink) -> tuple[Change, ...]:
         """Announce every item of the catalog that the feed does not know, and every superseded one."""
         known = self._ids_since(None)
@@ -207,7 +215,14 @@ def _flat(bbox: Sequence[float] | None) -> tuple[float, float, float, float] | N
 
 
 def _touch(one: Sequence[float], other: Sequence[float]) -> bool:
-    return one[0] <= other[2] and other[0] <= one[2] and one[1] <= other[3] and other[1] <= one[3]
+    along = any(a[0] <= b[1] and b[0] <= a[1] for a in _longitudes(one) for b in _longitudes(other))
+    return along and one[1] <= other[3] and other[1] <= one[3]
+
+
+def _longitudes(box: Sequence[float]) -> list[tuple[float, float]]:
+    """From west to east; two ranges for a box across the antimeridian."""
+    west, _, east, _ = box
+    return [(west, east)] if west <= east else [(west, 180.0), (-180.0, east)]
 
 
 def _utc(moment: datetime | None) -> datetime | None:

@@ -57,7 +57,10 @@ class IllegalTransitionError(LedgerError):
 
 
 class State(StrEnum):
-    """Where a scene stands. ``found`` and ``failed`` are passed through: only events show them."""
+    """Where a scene stands.
+
+    ``failed`` is passed through: only events show it. ``found`` stays while items with the rest of a scene are missing.
+    """
 
     FOUND = "found"
     REFUSED = "refused"
@@ -77,21 +80,22 @@ IN_WORK = frozenset({State.CLAIMED, State.STAGED, State.SHARPENED, State.ASSESSE
 """States in which exactly one worker holds a lease."""
 
 _SETBACKS = frozenset({State.FAILED, State.ELIGIBLE, State.REFUSED})
+_TURNED_AWAY = frozenset({State.REFUSED, State.FOUND})
 
 TRANSITIONS: Mapping[State, frozenset[State]] = {
     State.FOUND: frozenset({State.ELIGIBLE, State.REFUSED}),
-    State.REFUSED: frozenset({State.ELIGIBLE}),
-    State.ELIGIBLE: frozenset({State.CLAIMED, State.REFUSED}),
+    State.REFUSED: frozenset({State.ELIGIBLE, State.FOUND}),
+    State.ELIGIBLE: frozenset({State.CLAIMED}) | _TURNED_AWAY,
     State.CLAIMED: frozenset({State.STAGED}) | _SETBACKS,
     State.STAGED: frozenset({State.SHARPENED}) | _SETBACKS,
     State.SHARPENED: frozenset({State.ASSESSED}) | _SETBACKS,
     State.ASSESSED: frozenset({State.PUBLISHED, State.HELD}) | _SETBACKS,
     # What is published can no longer be refused: it is visible, and only a newer version may replace it.
     State.PUBLISHED: frozenset({State.CONFIRMED, State.FAILED, State.ELIGIBLE}),
-    State.HELD: frozenset({State.ELIGIBLE, State.REFUSED}),
+    State.HELD: frozenset({State.ELIGIBLE}) | _TURNED_AWAY,
     State.CONFIRMED: frozenset({State.ELIGIBLE}),
     State.FAILED: frozenset({State.ELIGIBLE, State.DEAD}),
-    State.DEAD: frozenset({State.ELIGIBLE, State.REFUSED}),
+    State.DEAD: frozenset({State.ELIGIBLE}) | _TURNED_AWAY,
 }
 """Which state may follow which."""
 
@@ -205,6 +209,27 @@ class Rate(NamedTuple):
     pixels: int
     seconds: float
     sharpen_seconds: float
+
+
+class Total(NamedTuple):
+    """What the confirmed scenes of one sensor took on one kind of device, all together."""
+
+    sensor: str
+    device: str
+    scenes: int
+    pixels: float
+    bytes_read: float
+    seconds: float
+    sharpen_seconds: float
+
+
+class Waiting(NamedTuple):
+    """Scenes of one state and error class or refusal code, and since when the oldest has been so."""
+
+    state: State
+    code: str
+    scenes: int
+    since: datetime
 
 
 class Event(Record):
@@ -817,11 +842,38 @@ class Ledger:
                 return
             last = rows[-1]["id"]
 
-    def rates(self, sink: str, limit: int = 200) -> list[Rate]:
-        """What the scenes finished last took, for plans."""
+    def totals(self, sink: str) -> list[Total]:
+        """Sums over everything that was confirmed, for monitoring."""
+        measures = _SCENE.c.measures
+        groups = (sa.func.coalesce(_SCENE.c.sensor, ""), sa.func.coalesce(measures["device"].as_string(), ""))
+        sums = [
+            sa.func.coalesce(sa.func.sum(measures[name].as_float()), 0.0)
+            for name in ("pixels", "bytes_read", "seconds", "sharpen_seconds")
+        ]
+        statement = (
+            sa.select(*groups, sa.func.count(), *sums)
+            .where(_SCENE.c.sink == sink, _SCENE.c.state == State.CONFIRMED)
+            .group_by(sa.literal_column("1"), sa.literal_column("2"))
+        )
+        with self._transaction() as connection:
+            return [Total(*row) for row in connection.execute(statement)]
+
+    def waiting(self, sink: str) -> list[Waiting]:
+        """Everything that is not confirmed, by state and code, for monitoring."""
+        code = sa.func.coalesce(_SCENE.c.code, "")
+        statement = (
+            sa.select(_SCENE.c.state, code, sa.func.count(), sa.type_coerce(sa.func.min(_SCENE.c.updated), _Instant))
+            .where(_SCENE.c.sink == sink, _SCENE.c.state != State.CONFIRMED)
+            .group_by(sa.literal_column("1"), sa.literal_column("2"))
+        )
+        with self._transaction() as connection:
+            return [Waiting(State(row[0]), *row[1:]) for row in connection.execute(statement)]
+
+    def rates(self, limit: int = 200) -> list[Rate]:
+        """What the scenes finished last took, for plans; into whichever sink they went."""
         statement = (
             sa.select(_SCENE.c.sensor, _SCENE.c.measures)
-            .where(_SCENE.c.sink == sink, _SCENE.c.state == State.CONFIRMED)
+            .where(_SCENE.c.state == State.CONFIRMED)
             .order_by(_SCENE.c.updated.desc())
             .limit(limit)
         )
@@ -979,7 +1031,7 @@ def verdict_on_known(row: _Values, entry: Work | Refusal) -> Literal["changed", 
     if isinstance(entry, Refusal):
         if state is State.CONFIRMED:  # what was published stays; only a newer version may replace it
             return "known"
-        same = state is State.REFUSED and (row["code"], row["reason"]) == (entry.code, _tidy(entry.reason))
+        same = state is _state_of(entry) and (row["code"], row["reason"]) == (entry.code, _tidy(entry.reason))
     else:
         same_source = row["fingerprint"] == entry.scene.fingerprint
         same = same_source and (state is State.REFUSED or row["recipe"] == entry.recipe)
@@ -997,7 +1049,9 @@ def _item_id(entry: Work | Refusal) -> str:
 
 
 def _state_of(entry: Work | Refusal) -> State:
-    return State.ELIGIBLE if isinstance(entry, Work) else State.REFUSED
+    if isinstance(entry, Work):
+        return State.ELIGIBLE
+    return State.FOUND if entry.waits else State.REFUSED
 
 
 def _columns_of(entry: Work | Refusal) -> _Values:
@@ -1171,7 +1225,10 @@ def _open_engine(url: str) -> Engine:
         parsed = sa.make_url(url)
         if parsed.get_backend_name() == "sqlite" and parsed.database and parsed.database != ":memory:":
             Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
-        engine = sa.create_engine(parsed, pool_pre_ping=parsed.get_backend_name() != "sqlite")
+        # A plan that PostgreSQL kept from when the ledger was small reads the whole table when it is large.
+        arguments = {"prepare_threshold": None} if parsed.get_driver_name() == "psycopg" else {}
+        remote = parsed.get_backend_name() != "sqlite"
+        engine = sa.create_engine(parsed, pool_pre_ping=remote, connect_args=arguments)
     except (sa.exc.ArgumentError, sa.exc.NoSuchModuleError, ImportError, OSError) as err:
         raise LedgerError(
             f"ledger: cannot open {_tidy(url)}: {err}; expected like sqlite:////folder/ledger.db or "

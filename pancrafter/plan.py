@@ -35,6 +35,7 @@ MEANINGS: Mapping[str, str] = {
     "done": "published and read back",
     "held": "waits for a person",
     "dead": "failed; see `pancrafter ledger list --state dead`",
+    "incomplete": "waits for items with the rest of its scene",
     "refused": "will not be sharpened",
 }
 """Every verdict, in the order in which they are shown."""
@@ -42,7 +43,13 @@ MEANINGS: Mapping[str, str] = {
 TO_DO = frozenset({"new", "changed", "waiting", "lost"})
 """Verdicts whose scenes a run would sharpen."""
 
-_RESTING = {State.CONFIRMED: "done", State.DEAD: "dead", State.HELD: "held", State.REFUSED: "refused"}
+_RESTING = {
+    State.CONFIRMED: "done",
+    State.DEAD: "dead",
+    State.HELD: "held",
+    State.FOUND: "incomplete",
+    State.REFUSED: "refused",
+}
 
 
 REQUESTER_PAYS = ("s3://usgs-landsat/",)
@@ -139,7 +146,7 @@ def make_plan(settings: Settings) -> Plan:
     scenes = [entry for entry in found if isinstance(entry, Scene)]
     refusals = [entry for entry in found if isinstance(entry, Refusal)]
     verdicts = _verdicts(scenes, settings, contracts)
-    counts = Counter(verdicts.values()) + Counter({"refused": len(refusals)})
+    counts = Counter(verdicts.values()) + Counter("incomplete" if refusal.waits else "refused" for refusal in refusals)
     chosen = sorted((s for s in scenes if verdicts[s.key] in TO_DO), key=lambda scene: scene.acquired)[: settings.limit]
     sizes = {scene.key: size for scene in chosen if (size := pan_pixels(scene)) is not None}
     weights = {scene.key: size for scene in chosen if (size := source_bytes(scene)) is not None}
@@ -224,7 +231,7 @@ def _work_ahead(scenes: Sequence[tuple[str, int]], settings: Settings) -> _Ahead
     if not _ledger_exists(settings):
         return _Ahead(None, None, 0)
     with open_ledger(settings) as ledger:
-        rates = [rate for rate in ledger.rates(settings.sink) if rate.device == settings.device]
+        rates = [rate for rate in ledger.rates() if rate.device == settings.device]
     if not rates:
         return _Ahead(None, None, 0)
     by_sensor: dict[str | None, list[Rate]] = {None: rates}

@@ -3,6 +3,10 @@
 Order makes it safe. Assets come first, then the item's JSON (the switch), then the link in the collection, then the
 collection's link in the catalog. A reader never meets a link without its document, nor an item without its assets,
 and a publisher that dies leaves at most unreferenced files that the next attempt overwrites.
+
+A collection links its first ``ITEMS_IN_COLLECTION`` items itself. Further ones are linked from a page for their day
+of acquisition (collection -> month -> day -> item, all plain STAC catalogs), so that what is read and written per item
+does not grow with the archive.
 """
 
 from __future__ import annotations
@@ -14,10 +18,14 @@ import hashlib
 import json
 import os
 import posixpath
+import random
+import shutil
+import time
 import uuid
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -41,6 +49,12 @@ Json = dict[str, Any]  # Any: parsed JSON
 _MEDIA_JSON, _MEDIA_GEOJSON = "application/json", "application/geo+json"
 _CHUNK = 8 * 2**20
 _TRIES = 50
+_LONGEST_WAIT_S = 2.0
+_READERS = 8
+ITEMS_IN_COLLECTION = 200
+"""Items that a collection links itself before it begins to link pages of days: a bound on what a publication moves."""
+
+_PAGES = "by-day"
 _SOURCE_FIELD = "pancrafter:source"
 _ITEM_ASSETS: Json = {
     SHARPENED: {"type": str(pystac.MediaType.COG), "roles": ["data"], "title": "Sharpened image, all bands"},
@@ -159,8 +173,10 @@ class StaticSink:
             if guard is not None:
                 guard()
             killpoints.at("before-switch")
-            self._switch(f"{folder}/{item.id}.json", document)
+            replaced = self._switch(f"{folder}/{item.id}.json", document)
             killpoints.at("item-written")
+            if replaced is not None and _page_name(replaced) != _page_name(document):
+                self._unlink(collection.id, replaced)
         self._link(collection, document)
         killpoints.at("linked")
         if supersedes is not None:
@@ -190,16 +206,22 @@ class StaticSink:
 
     def exists(self, collection_id: str, item_id: str) -> bool:
         """The item is linked from its collection and its document is there."""
-        return item_id in self.item_ids(collection_id) and self.store.exists(_item_name(collection_id, item_id))
+        document = self._read(_item_name(collection_id, item_id))
+        if document is None:
+            return False
+        return any(
+            _leads_to(link, item_id)
+            for name in (f"{collection_id}/collection.json", _page_name(document))
+            for link in _links_of(self._read(name), "item")
+        )
 
     def collection_ids(self) -> tuple[str, ...]:
         """Ids of the collections that the catalog links to."""
         return tuple(posixpath.dirname(_plain(link["href"])) for link in _links_of(self._read("catalog.json"), "child"))
 
     def item_ids(self, collection_id: str) -> tuple[str, ...]:
-        """Ids of the items that a collection links to, oldest link first."""
-        links = _links_of(self._read(f"{collection_id}/collection.json"), "item")
-        return tuple(posixpath.dirname(_plain(link["href"])) for link in links)
+        """Ids of the items that a collection links to, itself or by its pages, each once."""
+        return tuple(dict.fromkeys(_linked_id(link) for link in self._item_links(collection_id)))
 
     def item(self, collection_id: str, item_id: str) -> Json:
         """The document of one item.
@@ -219,13 +241,7 @@ class StaticSink:
             SinkError: It is not there.
         """
         document = self.item(collection_id, item_id)
-        href = f"./{item_id}/{item_id}.json"
-
-        def unlink(old: Json | None) -> Json:
-            kept = old or {}
-            return kept | {"links": [link for link in kept["links"] if link.get("href") != href]}
-
-        self._update(f"{collection_id}/collection.json", unlink)
+        self._unlink(collection_id, document)
         self.store.delete(_item_name(collection_id, item_id))
         for asset in document["assets"].values():
             self.store.delete(posixpath.normpath(f"{collection_id}/{item_id}/{asset['href']}"))
@@ -241,8 +257,8 @@ class StaticSink:
 
     def find_by_source(self, collection_id: str, source_item_id: str) -> list[Json]:
         """Item documents made from a source item, newest first; deprecated ones are among them, after the others."""
-        links = _links_of(self._read(f"{collection_id}/collection.json"), "item")
-        ids = [posixpath.dirname(_plain(link["href"])) for link in links if link.get(_SOURCE_FIELD) == source_item_id]
+        links = self._item_links(collection_id)
+        ids = [_linked_id(link) for link in links if link.get(_SOURCE_FIELD) == source_item_id]
         found = [document for one in ids if (document := self._read(_item_name(collection_id, one))) is not None]
         newest_first = sorted(found, key=lambda document: str(document["properties"]["created"]), reverse=True)
         return sorted(newest_first, key=lambda document: bool(document["properties"].get("deprecated")))
@@ -270,7 +286,8 @@ class StaticSink:
                 document = self._read(name) or {"assets": {}}
                 hrefs = [asset["href"] for asset in document["assets"].values()]
                 referenced |= {name, *(posixpath.normpath(f"{parts[0]}/{parts[1]}/{href}") for href in hrefs)}
-        return tuple(sorted(set(names) - referenced))
+        unknown = set(names) - referenced
+        return tuple(sorted(name for name in unknown if not name.startswith(f"{collection_id}/{_PAGES}/")))
 
     def drafts(self) -> tuple[tuple[str, str], ...]:
         """Files that are being written, with the process (as in ``pancrafter.processes``) that does it."""
@@ -331,17 +348,51 @@ class StaticSink:
         if found != checksum:
             raise SinkError(f"{self.store.address(name)}: checksum is {found}, expected {checksum}; publish again")
 
-    def _switch(self, name: str, document: Json) -> None:
-        """Write the item; from here on it counts. A replaced item keeps its time of creation."""
+    def _switch(self, name: str, document: Json) -> Json | None:
+        """Write the item; from here on it counts. A replaced item keeps its time of creation; it is returned."""
         old = self._read(name)
         if old is not None:
             document["properties"]["created"] = old["properties"]["created"]
         self.store.write(name, _dump(document), _MEDIA_GEOJSON)
+        return old
 
     def _link(self, collection: CollectionInfo, document: Json) -> None:
+        """Link an item from below to above, so that no reader meets a link that leads nowhere."""
         name = f"{collection.id}/collection.json"
-        self._update(name, lambda old: _with_item(old or _new_collection(collection, document), document))
+        links = _links_of(self._read(name), "item")
+        direct = len(links) < ITEMS_IN_COLLECTION or any(_leads_to(link, document["id"]) for link in links)
+        if not direct:
+            day, month = _page_name(document), _month_name(document)
+            self._update(day, lambda old: _with_item_link(old or _new_page(day, document), document, "../"))
+            self._update(month, lambda old: _with_page(old or _new_page(month, document), day))
+
+        def grow(old: Json | None) -> Json:
+            grown = _with_extent(old or _new_collection(collection, document), document)
+            return _with_item_link(grown, document, "./") if direct else _with_page(grown, _month_name(document))
+
+        self._update(name, grow)
         self._update("catalog.json", lambda old: _with_child(old or _new_catalog(self.title), collection))
+
+    def _unlink(self, collection_id: str, document: Json) -> None:
+        for name in (f"{collection_id}/collection.json", _page_name(document)):
+            if self._read(name) is not None:
+                self._update(name, lambda old: _without_item(old or {}, document["id"]))
+
+    def _item_links(self, collection_id: str) -> list[Json]:
+        """Links to items in the collection and on its pages; many pages are read at once."""
+        collection = self._read(f"{collection_id}/collection.json")
+        links = _links_of(collection, "item")
+        pages = [f"{collection_id}/{_plain(link['href'])}" for link in _links_of(collection, "child")]
+        with ThreadPoolExecutor(_READERS) as pool:
+            while pages:
+                read = list(zip(pages, pool.map(self._read, pages), strict=True))
+                links += [link for _, page in read for link in _links_of(page, "item")]
+                pages = [
+                    posixpath.normpath(f"{posixpath.dirname(name)}/{link['href']}")
+                    for name, page in read
+                    for link in _links_of(page, "child")
+                ]
+        return links
 
     def _deprecate(self, collection_id: str, old_id: str, new_id: str) -> None:
         def mark(old: Json | None) -> Json:
@@ -368,9 +419,10 @@ class StaticSink:
         def on_bytes(data: bytes | None) -> bytes:
             old = None if data is None else json.loads(data)
             new = change(old)
-            if new is not old:
-                validate_document(new)
-            return data if data is not None and new == old else _dump(new)
+            if data is not None and new == old:
+                return data
+            validate_document(new)
+            return _dump(new)
 
         self.store.update(name, on_bytes, _MEDIA_GEOJSON if name.count("/") == 2 else _MEDIA_JSON)
 
@@ -393,8 +445,7 @@ class StaticSink:
             links = [link for link in root.links if link.rel in {"child", "related"}]
             child = next(link.absolute_href for link in links if link.absolute_href.endswith(wanted))
             parent = pystac.Collection.from_file(child, stac_io=stac_io)
-            wanted = f"/{item_id}/{item_id}.json"
-            href = next(link.absolute_href for link in parent.get_item_links() if link.absolute_href.endswith(wanted))
+            href = self._item_href(parent, item_id, stac_io)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", DeprecatedWarning)  # a superseded item is read back like any other
                 item = pystac.Item.from_file(href, stac_io=stac_io)
@@ -407,6 +458,18 @@ class StaticSink:
         if item.id != item_id or item.collection_id != collection_id:
             raise SinkError(f"{href}: holds {item.collection_id}/{item.id}, expected {collection_id}/{item_id}")
         return item
+
+    def _item_href(self, collection: pystac.Collection, item_id: str, stac_io: DefaultStacIO) -> str:
+        """Where the collection, or its page of the item's day, says that the item is; StopIteration if nowhere."""
+        pages: list[pystac.Catalog] = [collection]
+        document = self._read(_item_name(collection.id, item_id))
+        if document is not None:
+            for name in (_month_name(document), _page_name(document)):
+                found = [link.absolute_href for link in pages[-1].get_child_links()]
+                pages += [pystac.Catalog.from_file(h, stac_io=stac_io) for h in found if h.endswith(f"/{name}")]
+        wanted = f"/{item_id}/{item_id}.json"
+        links = (str(link.absolute_href) for page in pages for link in page.get_item_links())
+        return next(href for href in links if href.endswith(wanted))
 
 
 class _Store(ABC):
@@ -429,6 +492,9 @@ class _Store(ABC):
 
     @abstractmethod
     def put(self, source: Path, name: str, media_type: str) -> None: ...
+
+    @abstractmethod
+    def get(self, name: str, target: Path) -> None: ...
 
     @abstractmethod
     def update(self, name: str, change: Callable[[bytes | None], bytes], media_type: str) -> None: ...
@@ -487,6 +553,10 @@ class _Folder(_Store):
                     written.write(chunk)
 
         self._place(name, fill)
+
+    def get(self, name: str, target: Path) -> None:
+        with self._named(name):
+            shutil.copyfile(self.root / name, target)
 
     def update(self, name: str, change: Callable[[bytes | None], bytes], media_type: str) -> None:
         with self._locked():
@@ -591,10 +661,16 @@ class _Bucket(_Store):
         with self._named(name):
             self.filesystem.put_file(str(source), self._path(name), ContentType=media_type)
 
+    def get(self, name: str, target: Path) -> None:
+        with self._named(name):
+            self.filesystem.get_file(self._path(name), str(target))
+
     def update(self, name: str, change: Callable[[bytes | None], bytes], media_type: str) -> None:
         """Compare-and-swap on the object's ETag (If-Match, If-None-Match), tried again while others are faster."""
         bucket, _, key = self._path(name).partition("/")
-        for _ in range(_TRIES):
+        for attempt in range(_TRIES):
+            if attempt:  # a random pause, growing: many publishers would overtake each other for ever
+                time.sleep(random.uniform(0, min(_LONGEST_WAIT_S, 0.01 * 2**attempt)))  # noqa: S311
             old, etag = self._read_tagged(bucket, key, name)
             new = change(old)
             if new == old:
@@ -633,7 +709,8 @@ class _Bucket(_Store):
         with self._named(name):
             try:
                 head = self.filesystem.call_s3("head_object", Bucket=bucket, Key=key)
-                return bytes(self.filesystem.cat_file(self._path(name))), head["ETag"]
+                # Ceph up to 16 compares without the quotes that belong to an ETag; others take it either way.
+                return bytes(self.filesystem.cat_file(self._path(name))), head["ETag"].strip('"')
             except FileNotFoundError:
                 return None, None
 
@@ -749,7 +826,7 @@ def _new_collection(collection: CollectionInfo, first: Json) -> Json:
         "keywords": list(collection.keywords),
         "license": stac_license(collection.license),
         "providers": list(collection.providers),
-        "extent": {"spatial": {"bbox": [first["bbox"]]}, "temporal": {"interval": [[start, end]]}},
+        "extent": {"spatial": {"bbox": [extent_box(first)]}, "temporal": {"interval": [[start, end]]}},
         "summaries": {},
         "item_assets": _ITEM_ASSETS if collection.item_assets is None else collection.item_assets,
         "links": [
@@ -759,21 +836,79 @@ def _new_collection(collection: CollectionInfo, first: Json) -> Json:
     }
 
 
-def _with_item(collection: Json, item: Json) -> Json:
-    """The collection with a link to the item, and extents and summaries that include it."""
-    grown: Json = json.loads(json.dumps(collection))
+def _with_item_link(parent: Json, item: Json, up: str) -> Json:
+    """The collection or page with a link to the item; ``up`` leads to the collection's folder."""
+    if any(_leads_to(link, item["id"]) for link in parent["links"]):
+        return parent
     link = {
         "rel": "item",
-        "href": f"./{item['id']}/{item['id']}.json",
+        "href": f"{up}{item['id']}/{item['id']}.json",
         "type": _MEDIA_GEOJSON,
         "title": item["properties"]["title"],
     }
     if _SOURCE_FIELD in item["properties"]:
         link[_SOURCE_FIELD] = item["properties"][_SOURCE_FIELD]["item_id"]
-    if all(known.get("href") != link["href"] for known in grown["links"]):
-        grown["links"].append(link)
-    box = grown["extent"]["spatial"]["bbox"]
-    box[0] = [*map(min, box[0][:2], item["bbox"][:2]), *map(max, box[0][2:], item["bbox"][2:])]
+    return parent | {"links": [*parent["links"], link]}
+
+
+def _without_item(parent: Json, item_id: str) -> Json:
+    return parent | {"links": [link for link in parent["links"] if not _leads_to(link, item_id)]}
+
+
+def _leads_to(link: Json, item_id: str) -> bool:
+    return link["rel"] == "item" and _linked_id(link) == item_id
+
+
+def _linked_id(link: Json) -> str:
+    return str(link["href"]).rsplit("/", 2)[-2]
+
+
+def _page_name(item: Json) -> str:
+    """The page that links an item of a large collection: that of the day of its acquisition."""
+    return f"{item['collection']}/{_PAGES}/{_span(item)[0][:10]}.json"
+
+
+def _month_name(item: Json) -> str:
+    return f"{item['collection']}/{_PAGES}/{_span(item)[0][:7]}.json"
+
+
+def _new_page(name: str, item: Json) -> Json:
+    period = posixpath.splitext(posixpath.basename(name))[0]
+    parent = "../collection.json" if name == _month_name(item) else posixpath.basename(_month_name(item))
+    return {
+        "type": "Catalog",
+        "stac_version": "1.1.0",
+        "id": f"{item['collection']}-{period}",
+        "title": period,
+        "description": f"Items of {item['collection']} acquired in {period}.",
+        "links": [
+            {"rel": "root", "href": "../../catalog.json", "type": _MEDIA_JSON},
+            {"rel": "parent", "href": parent, "type": _MEDIA_JSON},
+        ],
+    }
+
+
+def _with_page(parent: Json, page: str) -> Json:
+    """The collection or month with a link to one of its pages."""
+    name = posixpath.basename(page)
+    href = f"./{_PAGES}/{name}" if parent["type"] == "Collection" else f"./{name}"
+    if any(link["href"] == href for link in parent["links"]):
+        return parent
+    link = {"rel": "child", "href": href, "type": _MEDIA_JSON, "title": posixpath.splitext(name)[0]}
+    return parent | {"links": [*parent["links"], link]}
+
+
+def extent_box(item: Json) -> list[float]:
+    """The item's box as a part of an extent: one across the antimeridian counts as all longitudes."""
+    west, south, east, north = item["bbox"]
+    return [west, south, east, north] if west <= east else [-180.0, south, 180.0, north]
+
+
+def _with_extent(collection: Json, item: Json) -> Json:
+    """The collection with extents and summaries that include the item."""
+    grown: Json = json.loads(json.dumps(collection))
+    box, added = grown["extent"]["spatial"]["bbox"], extent_box(item)
+    box[0] = [*map(min, box[0][:2], added[:2]), *map(max, box[0][2:], added[2:])]
     (start, end), span = _span(item), grown["extent"]["temporal"]["interval"][0]
     span[0] = min(span[0], start, key=datetime.fromisoformat)
     span[1] = max(span[1], end, key=datetime.fromisoformat)

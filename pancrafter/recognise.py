@@ -13,14 +13,14 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from fnmatch import fnmatchcase
 from functools import lru_cache
-from itertools import takewhile
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
+from pancrafter.crawl import local_path
 from pancrafter.examine import NOT_IMAGERY, RATIO_TOLERANCE, declared_ratios
-from pancrafter.sensors import GENERIC, BandSpec, Delivery, SensorContract, contract_for_platform, fold
-from pancrafter.types import AssetRef, Refusal, Scene
+from pancrafter.sensors import GENERIC, BandSpec, Delivery, JoinRule, SensorContract, contract_for_platform, fold
+from pancrafter.types import PART_OF_SCENE, AssetRef, Refusal, Scene
 
 if TYPE_CHECKING:
     import pystac
@@ -32,7 +32,7 @@ MAX_ID_LENGTH = 200
 """File names end at 255 bytes, and output ids are longer than source ids."""
 
 PAN = "pan"
-"""What `part_band` calls PAN."""
+"""What PAN is called among the pieces of a `Part`."""
 
 SAME_PIXELS = 1.5
 """Below this ratio of MS to PAN pixels there is nothing to sharpen, whatever the sensor."""
@@ -87,6 +87,44 @@ class _Choice:
     tiled: bool = False
 
 
+class Piece(NamedTuple):
+    """One band of a part, and what the item says about the file it lies in."""
+
+    ref: AssetRef
+    fields: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Part:
+    """A recognised item that holds only PAN (``pieces`` has ``PAN``), or only MS bands, of a scene."""
+
+    collection: str
+    item_id: str
+    sensor: str
+    acquired: str
+    alike: tuple[str, ...]
+    """What all parts of a scene must have in common."""
+    changed: str
+    pieces: Mapping[str, Piece]
+    fingerprint: str
+    source_href: str
+    geometry: Mapping[str, Any]
+    properties: Mapping[str, Any]
+
+    @property
+    def key(self) -> str:
+        """``collection/item_id``."""
+        return f"{self.collection}/{self.item_id}"
+
+
+class _Assets(NamedTuple):
+    """The rasters of an item by what they are."""
+
+    pans: list[_Raster]
+    ms: _Choice
+    sharpened: list[_Raster]
+
+
 def recognise(item: pystac.Item, contracts: Mapping[str, SensorContract]) -> Scene | Refusal:
     """What ``item`` is: a scene with PAN and MS assets in the order of its sensor contract, or why it is refused.
 
@@ -101,79 +139,54 @@ def recognise(item: pystac.Item, contracts: Mapping[str, SensorContract]) -> Sce
     contract = identify(item, contracts)
     if contract is None:
         return _of_unknown_sensor(item, contracts)
-    if part_band(item, contract):
-        reason = (
-            f"the item holds only band {part_band(item, contract)} of a scene that is spread over several items; "
-            "discovery joins them once all were found"
-        )
-        return _refusal(item, "part_of_scene", reason, contract)
     return _pair(item, contract, _markers(contract, contracts))
 
 
-def part_band(item: pystac.Item, contract: SensorContract) -> str | None:
-    """``pan`` or the MS band that ``item`` holds alone, if the sensor's producers publish one item per band."""
-    rasters = _rasters(item) if contract.item_per_band else []
-    if len(rasters) != 1 or rasters[0].band_count not in (1, None):
-        return None
-    if _find_pans(rasters, contract):
-        return PAN
-    return next(iter(_find_ms(rasters, contract).refs), None)
-
-
-def join_parts(items: Sequence[pystac.Item], contracts: Mapping[str, SensorContract]) -> Scene | None:
-    """One scene of items that each hold one band; None while bands are missing or a band is there twice.
-
-    The items must be of one `part_group`. The scene is named after what their ids share, lies where all of them
-    overlap, and changes its fingerprint with any of them.
-    """
-    contract = identify(items[0], contracts) if items else None
-    if contract is None:
-        return None
-    by_band = {part_band(item, contract): item for item in items}
-    names = _delivered(contract, {band: None for band in by_band if band})
-    if len(by_band) != len(items) or PAN not in by_band or not names:
-        return None
-    used = [by_band[PAN], *(by_band[name] for name in names)]
-    pan, *ms = (_rasters(item)[0] for item in used)
-    if _ratio_fault(pan, ms[0], contract):
-        return None
-    first = used[0]
-    return Scene(
-        collection=first.collection_id or UNCOLLECTED,
-        item_id=_shared_id([item.id for item in used]),
+def part_of(item: pystac.Item, contracts: Mapping[str, SensorContract]) -> Part:
+    """What an item that was refused as ``part_of_scene`` adds to its scene."""
+    contract = identify(item, contracts)
+    assert contract is not None
+    assert contract.join is not None
+    assets = _sort_assets(_rasters(item), contract, _markers(contract, contracts))
+    pieces = {name: _piece(raster, index) for name, (raster, index) in assets.ms.refs.items()}
+    if assets.pans:
+        pieces[PAN] = _piece(assets.pans[0])
+    platform = fold(str(item.properties.get("platform")))
+    acquired = _acquired(item)
+    assert acquired is not None
+    return Part(
+        collection=item.collection_id or UNCOLLECTED,
+        item_id=item.id,
         sensor=contract.name,
-        acquired=_acquired(first) or "",
-        pan=AssetRef(key=pan.key, href=pan.href),
-        ms=tuple(AssetRef(key=raster.key, href=raster.href) for raster in ms),
-        bands=names,
-        fingerprint=digest_of([_fingerprint(item, [_rasters(item)[0].key]) for item in used]),
-        source_href=unsigned(first.get_self_href() or ""),
-        geometry=dict(first.geometry or {}),
-        properties={name: first.properties[name] for name in CARRIED if first.properties.get(name) is not None},
+        acquired=acquired,
+        alike=(platform, *(str(item.properties.get(name)) for name in contract.join.same)),
+        changed=_changed(item),
+        pieces=pieces,
+        fingerprint=_fingerprint(item, {piece.ref.key for piece in pieces.values()}),
+        source_href=unsigned(item.get_self_href() or ""),
+        geometry=dict(item.geometry or {}),
+        properties=_carried(item),
     )
 
 
-def part_group(item: pystac.Item) -> tuple[str, ...]:
-    """What items that hold the bands of one scene have in common: collection, platform, level, second, and place."""
-    level, platform = item.properties.get("processing:level"), item.properties.get("platform")
-    corner = [f"{edge:.1f}" for edge in (item.bbox or [])]
-    place = re.sub(r"(?i)[_-]?band[_-]?\d+$", "", item.id)
-    return (item.collection_id or UNCOLLECTED, str(platform), str(level), (_acquired(item) or "")[:19], place, *corner)
-
-
-def _shared_id(ids: Sequence[str]) -> str:
-    alike = takewhile(lambda letters: len(set(letters)) == 1, zip(*ids, strict=False))
-    return re.sub(r"(?i)[_-]?(band)?[_-]?$", "", "".join(letters[0] for letters in alike)) or ids[0]
+def _piece(raster: _Raster, band: int = 1) -> Piece:
+    return Piece(AssetRef(key=raster.key, href=raster.href, band=band), raster.fields)
 
 
 def identify(item: pystac.Item, contracts: Mapping[str, SensorContract]) -> SensorContract | None:
     """The contract of the item's platform; where it names none, of its constellation, instruments or id."""
     platform = item.properties.get("platform")
     if platform:
-        return contract_for_platform(str(platform), contracts)
+        contract = contract_for_platform(str(platform), contracts)
+        return contract if contract and _is_camera(item, contract) else None
     hints = {fold(str(hint)) for hint in (item.properties.get("constellation"), *_instruments(item)) if hint}
     known = (c for c in contracts.values() if c.name != GENERIC)
     return next((c for c in known if hints & _fallback_names(c) or item.id.startswith(c.id_prefixes or "\0")), None)
+
+
+def _is_camera(item: pystac.Item, contract: SensorContract) -> bool:
+    named, known = {fold(name) for name in _instruments(item)}, {fold(name) for name in contract.cameras}
+    return not named or not known or bool(named & known)
 
 
 def unsigned(href: str) -> str:
@@ -247,13 +260,21 @@ def _pair(item: pystac.Item, contract: SensorContract, markers: Sequence[str]) -
     rasters = _rasters(item)
     if not rasters:
         return _refusal(item, "no_imagery", "found no raster asset; expected PAN and MS images", contract)
+    assets = _sort_assets(rasters, contract, markers)
+    complete = bool(assets.pans and assets.ms.refs)
+    if fault := _sharpened_fault(item, markers, assets.sharpened, complete=complete):
+        return _refusal(item, "already_sharpened", fault, contract)
+    half = bool(assets.pans) != bool(assets.ms.refs)
+    if contract.join and half and len(assets.pans) < 2 and not assets.ms.tiled:
+        return _refusal(item, PART_OF_SCENE, _part_reason(contract.join, assets.ms), contract)
+    return _scene(item, contract, rasters, assets)
+
+
+def _sort_assets(rasters: Sequence[_Raster], contract: SensorContract, markers: Sequence[str]) -> _Assets:
     pans = _find_pans(rasters, contract)
     rest = [raster for raster in rasters if raster not in pans]
     sharpened = [raster for raster in rest if _matches_any(raster.words, markers)]
-    ms = _find_ms([raster for raster in rest if raster not in sharpened], contract)
-    if fault := _sharpened_fault(item, markers, sharpened, complete=bool(pans and ms.refs)):
-        return _refusal(item, "already_sharpened", fault, contract)
-    return _scene(item, contract, rasters, pans, ms)
+    return _Assets(pans, _find_ms([raster for raster in rest if raster not in sharpened], contract), sharpened)
 
 
 def _sharpened_fault(
@@ -274,9 +295,8 @@ def _sharpened_fault(
     return None
 
 
-def _scene(
-    item: pystac.Item, contract: SensorContract, rasters: Sequence[_Raster], pans: Sequence[_Raster], ms: _Choice
-) -> Scene | Refusal:
+def _scene(item: pystac.Item, contract: SensorContract, rasters: Sequence[_Raster], assets: _Assets) -> Scene | Refusal:
+    pans, ms = assets.pans, assets.ms
     found = ", ".join(raster.key for raster in rasters)
     if not pans:
         reason = f"no PAN: found {found}; expected a PAN asset named like {', '.join(contract.pan_asset_keys)}"
@@ -284,7 +304,7 @@ def _scene(
     if not ms.refs:
         reason = f"no MS: found {found}; expected MS bands named like {', '.join(band.name for band in contract.bands)}"
         return _refusal(item, "no_ms", reason, contract)
-    names = _delivered(contract, ms.refs)
+    names = contract.delivered(ms.refs)
     if not names:
         expected = " or ".join("+".join(delivery.bands) for delivery in contract.band_sets)
         reason = f"found MS bands {', '.join(sorted(ms.refs))}; expected {expected}"
@@ -293,7 +313,7 @@ def _scene(
         reason = f"several image tiles per band ({found}); expected one file; build a mosaic (VRT or COG) per band"
         return _refusal(item, "tiled_product", reason, contract)
     refs = [ms.refs[name] for name in names]
-    if fault := _ratio_fault(pans[0], refs[0][0], contract):
+    if fault := ratio_fault(pans[0].fields, refs[0][0].fields, contract):
         return _refusal(item, "ratio_mismatch", fault, contract)
     used = {raster.key for raster in (pans[0], *(raster for raster, _ in refs))}
     return Scene(
@@ -307,8 +327,20 @@ def _scene(
         fingerprint=_fingerprint(item, used),
         source_href=unsigned(item.get_self_href() or ""),
         geometry=dict(item.geometry or {}),
-        properties={name: item.properties[name] for name in CARRIED if item.properties.get(name) is not None},
+        properties=_carried(item),
     )
+
+
+def _part_reason(rule: JoinRule, ms: _Choice) -> str:
+    held = f"MS ({', '.join(sorted(ms.refs))})" if ms.refs else "PAN"
+    return (
+        f"the item holds only {held} of a scene; it waits for items with the rest of the same acquisition, at most "
+        f"{rule.max_seconds:g} s from PAN and sharing {rule.min_overlap:.0%} of the footprint"
+    )
+
+
+def _carried(item: pystac.Item) -> dict[str, Any]:
+    return {name: item.properties[name] for name in CARRIED if item.properties.get(name) is not None}
 
 
 def _refusal(item: pystac.Item, code: str, reason: str, contract: SensorContract | None = None) -> Refusal:
@@ -338,10 +370,12 @@ def _fingerprint(item: pystac.Item, used: Iterable[str]) -> str:
     assets = []
     for key in sorted(used):
         extra = item.assets[key].extra_fields
-        href = unsigned(item.assets[key].get_absolute_href() or item.assets[key].href)
-        assets.append([key, href, extra.get("file:checksum"), extra.get("file:size")])
-    changed = item.properties.get("updated") or item.properties.get("created")
-    return digest_of({"changed": str(changed), "assets": assets})
+        assets.append([key, _href(item.assets[key]), extra.get("file:checksum"), extra.get("file:size")])
+    return digest_of({"changed": _changed(item), "assets": assets})
+
+
+def _changed(item: pystac.Item) -> str:
+    return str(item.properties.get("updated") or item.properties.get("created"))
 
 
 # --- markers --------------------------------------------------------------------------------------------------------
@@ -382,7 +416,7 @@ def _raster(key: str, asset: pystac.Asset) -> _Raster:
     declared = _dicts(fields.get("bands")) or _dicts(fields.get("eo:bands"))
     raster_bands = _dicts(fields.get("raster:bands"))
     count = len(declared) or len(raster_bands) or None
-    href = unsigned(asset.get_absolute_href() or asset.href)
+    href = _href(asset)
     return _Raster(
         key=key,
         href=href,
@@ -391,6 +425,12 @@ def _raster(key: str, asset: pystac.Asset) -> _Raster:
         fields=fields,
         words=_words(key, PurePosixPath(urlsplit(href).path).name, asset.title, asset.description),
     )
+
+
+def _href(asset: pystac.Asset) -> str:
+    """Unsigned absolute URL, or the path of a local file."""
+    href = unsigned(asset.get_absolute_href() or asset.href)
+    return str(local_path(href)) if href.startswith("file:") else href
 
 
 def _dicts(value: object) -> list[dict[str, Any]]:
@@ -435,21 +475,20 @@ def _find_ms(rasters: Sequence[_Raster], contract: SensorContract) -> _Choice:
     multi = _best_file(several, contract)
     return max(
         (multi, single, _joined_files(several, contract)),
-        key=lambda choice: (len(_delivered(contract, choice.refs)), len(choice.refs)),
+        key=lambda choice: (len(contract.delivered(choice.refs)), len(choice.refs)),
     )
 
 
 def _bands_inside(raster: _Raster, contract: SensorContract) -> dict[str, tuple[_Raster, int]]:
-    """Contract bands inside a multi-band file, by its labels, else by its band count if its key says MS."""
+    """Contract bands inside a multi-band file, by its labels, else by their usual order if its key says MS."""
     found: dict[str, tuple[_Raster, int]] = {}
     for index, labels in enumerate(raster.labels, start=1):
         if name := _first_band(labels, contract):
             found.setdefault(name, (raster, index))
-    if not found and raster.band_count and _key_rank(raster.key, contract.ms_asset_keys) is not None:
-        delivery = contract.delivery_of(raster.band_count)
-        anonymous = not any(raster.labels)
-        names = delivery.bands if delivery and anonymous else ()
-        found = {name: (raster, index) for index, name in enumerate(names, start=1)}
+    if not found and not any(raster.labels) and _key_rank(raster.key, contract.ms_asset_keys) is not None:
+        # Where not even their number is declared, as many as the sensor can have: a file with fewer is refused later.
+        delivery = contract.delivery_of(raster.band_count or len(contract.band_sets[0].bands))
+        found = {name: (raster, index) for index, name in enumerate(delivery.bands if delivery else (), start=1)}
     return found
 
 
@@ -464,7 +503,7 @@ def _best_file(files: Sequence[_Choice], contract: SensorContract) -> _Choice:
         raster = next(iter(choice.refs.values()))[0]
         rank = _key_rank(raster.key, contract.ms_asset_keys)
         preference = -rank if rank is not None else -len(contract.ms_asset_keys)
-        return (len(_delivered(contract, choice.refs)), len(choice.refs), preference)
+        return (len(contract.delivered(choice.refs)), len(choice.refs), preference)
 
     if not files:
         return _Choice({})
@@ -481,7 +520,7 @@ def _joined_files(files: Sequence[_Choice], contract: SensorContract) -> _Choice
             refs.update(choice.refs)
         else:
             tiled = tiled or choice.refs.keys() <= refs.keys()
-    return _Choice(refs, tiled=tiled) if _delivered(contract, refs) else _Choice({})
+    return _Choice(refs, tiled=tiled) if contract.delivered(refs) else _Choice({})
 
 
 def _single_bands(rasters: Sequence[_Raster], contract: SensorContract) -> _Choice:
@@ -496,20 +535,13 @@ def _single_bands(rasters: Sequence[_Raster], contract: SensorContract) -> _Choi
     return _Choice(found, tiled=tiled)
 
 
-def _delivered(contract: SensorContract, refs: Mapping[str, object]) -> tuple[str, ...]:
-    """The bands of the largest delivery that is fully there, in the contract's order; empty when none is."""
-    complete = (set(delivery.bands) for delivery in contract.band_sets if set(delivery.bands) <= refs.keys())
-    chosen: set[str] = next(complete, set())
-    return tuple(band.name for band in contract.bands if band.name in chosen)
-
-
-def _ratio_fault(pan: _Raster, ms: _Raster, contract: SensorContract) -> str | None:
+def ratio_fault(pan: Mapping[str, Any], ms: Mapping[str, Any], contract: SensorContract) -> str | None:
     """Why the declared grids cannot have the contract's ratio; None where one of them agrees, or none says.
 
     Producers contradict themselves (gsd of the acquisition, one resolution for all bands), so one fitting figure is
     enough to leave the rest to the file headers.
     """
-    found = declared_ratios(pan.fields, ms.fields)
+    found = declared_ratios(pan, ms)
     if contract.name == _any_sensor().name:
         fits = any(ratio > SAME_PIXELS for _, ratio in found)
     else:

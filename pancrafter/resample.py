@@ -29,26 +29,44 @@ def mtf_sigma(gain: float, ratio: float) -> float:
     return 2 * ratio / np.pi * float(np.sqrt(-np.log(gain) / 2))
 
 
-def _matrix(positions: Floats, offsets: NDArray[np.int64], weights: Floats, n_in: int) -> csr_array:
-    rows = np.repeat(np.arange(len(positions)), offsets.shape[1])
-    columns = np.clip(offsets, 0, n_in - 1).ravel()
-    return csr_array((weights.ravel().astype(np.float64), (rows, columns)), shape=(len(positions), n_in))
+def _matrix(first: NDArray[np.int64], weights: Floats, n_in: int) -> csr_array:
+    count, taps = weights.shape
+    rows = np.repeat(np.arange(count), taps)
+    columns = np.clip(first[:, None] + np.arange(taps), 0, n_in - 1).ravel()
+    return csr_array((weights.ravel().astype(np.float64), (rows, columns)), shape=(count, n_in))
+
+
+def cubic_taps(positions: Floats, a: float = CUBIC_A) -> tuple[NDArray[np.int64], Floats]:
+    """Index of the first of the four pixels that cubic convolution reads at each position, and their weights (..., 4).
+
+    Positions are pixel indices of the input (0 = centre of its first pixel).
+    Keys (1981), "Cubic convolution interpolation", with free coefficient ``a``.
+    """
+    below = np.floor(positions)
+    x = np.abs((positions - below)[..., None] - np.arange(-1, 3))
+    near = (a + 2) * x**3 - (a + 3) * x**2 + 1
+    far = a * x**3 - 5 * a * x**2 + 8 * a * x - 4 * a
+    return below.astype(np.int64) - 1, np.where(x <= 1, near, far)
+
+
+def gaussian_taps(positions: Floats, sigma: float, radius: int) -> tuple[NDArray[np.int64], Floats]:
+    """Index of the first pixel that a Gaussian reads at each position, and the normalised weights (..., 2 ``radius``).
+
+    ``sigma`` and ``radius`` are in input pixels.
+    """
+    below = np.floor(positions)
+    distances = np.arange(-radius + 1, radius + 1) - (positions - below)[..., None]
+    weights = np.exp(-0.5 * (distances / sigma) ** 2)
+    return below.astype(np.int64) - radius + 1, weights / weights.sum(axis=-1, keepdims=True)
 
 
 @lru_cache(maxsize=512)
 def cubic_matrix(n_out: int, n_in: int, scale: float, offset: float, a: float = CUBIC_A) -> csr_array:
     """Weights that read a row of ``n_in`` pixels at ``scale * j + offset`` for j in 0..n_out-1, by cubic convolution.
 
-    Positions are pixel indices of the input (0 = centre of its first pixel); beyond the border pixels repeat.
-    Keys (1981), "Cubic convolution interpolation", with free coefficient ``a``.
+    Positions and ``a`` as in ``cubic_taps``; beyond the border pixels repeat.
     """
-    positions = scale * np.arange(n_out) + offset
-    first = np.floor(positions).astype(np.int64)
-    t = (positions - first)[:, None] - np.arange(-1, 3)[None, :]
-    x = np.abs(t)
-    near = (a + 2) * x**3 - (a + 3) * x**2 + 1
-    far = a * x**3 - 5 * a * x**2 + 8 * a * x - 4 * a
-    return _matrix(positions, first[:, None] + np.arange(-1, 3), np.where(x <= 1, near, far), n_in)
+    return _matrix(*cubic_taps(scale * np.arange(n_out) + offset, a), n_in)
 
 
 @lru_cache(maxsize=512)
@@ -57,10 +75,7 @@ def gaussian_matrix(n_out: int, n_in: int, scale: float, offset: float, sigma: f
 
     ``radius`` input pixels are used on each side of the centre; beyond the border pixels repeat.
     """
-    positions = scale * np.arange(n_out) + offset
-    taps = np.floor(positions).astype(np.int64)[:, None] + np.arange(-radius + 1, radius + 1)
-    weights = np.exp(-0.5 * ((taps - positions[:, None]) / sigma) ** 2)
-    return _matrix(positions, taps, weights / weights.sum(axis=1, keepdims=True), n_in)
+    return _matrix(*gaussian_taps(scale * np.arange(n_out) + offset, sigma, radius), n_in)
 
 
 def upsampling_matrix(n_pan: int, n_ms: int, ratio: int, phase: float) -> csr_array:

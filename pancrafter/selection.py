@@ -9,16 +9,56 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
 from pancrafter.errors import ErrorKind, PancrafterError
 from pancrafter.publish import StaticSink
-
-Bbox = tuple[float, float, float, float]
+from pancrafter.settings import Bbox, Settings
 
 
 class SelectionError(PancrafterError):
     """A file or a name that says what to work on is of no use."""
 
     kind: ErrorKind = "system"  # type: ignore[misc]  # a plain class variable, as in the parents
+
+
+class Selection(BaseModel):
+    """What a backfill is about; everything given must hold."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    since: datetime | None = Field(default=None, description="Earliest acquisition time.")
+    until: datetime | None = Field(default=None, description="Latest acquisition time.")
+    bbox: Bbox | None = Field(default=None, description="West, south, east, north in degrees.")
+    aoi: str | None = Field(default=None, description="GeoJSON file with the area of interest.")
+    collections: tuple[str, ...] = Field(default=(), description="Source collections; empty: all.")
+    ids_file: str | None = Field(default=None, description="Text file with one source item id per line.")
+    made_with: str | None = Field(
+        default=None, description="Only scenes whose present result was made with these weights (name or sha256)."
+    )
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Selection:
+        if self.since and self.until and self.since > self.until:
+            raise ValueError(f"the period begins ({self.since}) after it ends ({self.until}); exchange the two")
+        return self
+
+    def applied_to(self, settings: Settings) -> Settings:
+        """The settings of a run over this selection.
+
+        Raises:
+            SelectionError: A file of the selection is of no use, or nothing was made with the weights.
+        """
+        chosen = {
+            name: value
+            for name, value in self.model_dump(exclude={"ids_file", "made_with"}).items()
+            if value not in (None, ())
+        }
+        ids = [set(read_ids(self.ids_file))] if self.ids_file else []
+        ids += [set(made_by(settings.sink, self.made_with))] if self.made_with else []
+        if ids:
+            chosen["ids"] = tuple(sorted(set.intersection(*ids)))
+        return settings.model_copy(update=chosen)
 
 
 @dataclass(frozen=True)
@@ -97,6 +137,14 @@ def made_by(sink: str, weights: str) -> tuple[str, ...]:
         found = ", ".join(sorted(seen)) or "no item at all"
         raise SelectionError(f"weights {weights}: nothing in {sink} was made with them; found {found}")
     return tuple(ids)
+
+
+def windows_of(settings: Settings, days: int) -> list[tuple[datetime | None, datetime | None]]:
+    """The period of the settings in pieces; one piece where it has no beginning."""
+    if settings.since is None:
+        return [(None, settings.until)]
+    until = settings.until or datetime.now(settings.since.tzinfo)
+    return list(windows(settings.since, until, days))
 
 
 def windows(since: datetime, until: datetime, days: int) -> Iterator[tuple[datetime, datetime]]:

@@ -8,7 +8,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+import unicodedata
+from collections.abc import Container, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from functools import cached_property, lru_cache
 from importlib import resources
@@ -28,8 +29,8 @@ GENERIC = "generic"
 
 @lru_cache(maxsize=65_536)
 def fold(label: str) -> str:
-    """A label without case and punctuation: ``LANDSAT_8``, ``landsat-8`` and ``Landsat 8`` all give ``landsat8``."""
-    return re.sub(r"[^a-z0-9]+", "", label.casefold())
+    """A label without case, accents and punctuation: ``LANDSAT_8`` and ``Landsat 8`` both give ``landsat8``."""
+    return re.sub(r"[^a-z0-9]+", "", unicodedata.normalize("NFKD", label).casefold())
 
 
 class BandSpec(Record):
@@ -59,6 +60,18 @@ class Delivery(Record):
     bands: tuple[str, ...] = Field(min_length=1, description="Band names of the contract.")
 
 
+class JoinRule(Record):
+    """When items that hold only PAN, or only some MS bands, are parts of one scene."""
+
+    max_seconds: float = Field(ge=0, le=120, description="Largest difference of acquisition times from that of PAN.")
+    min_overlap: float = Field(
+        gt=0, le=1, description="Smallest share of the smaller footprint that lies inside that of PAN."
+    )
+    same: tuple[str, ...] = Field(
+        default=("processing:level",), description="Item properties that all parts must agree in, or not have."
+    )
+
+
 class SensorContract(Record):
     """What the pipeline must know about a sensor before it touches a pixel.
 
@@ -72,6 +85,11 @@ class SensorContract(Record):
     constellations: tuple[str, ...] = Field(default=(), description="Identify an item that names no platform.")
     instruments: tuple[str, ...] = Field(default=(), description="Identify an item that names no platform.")
     id_prefixes: tuple[str, ...] = Field(default=(), description="Identify an item that names no platform.")
+    cameras: tuple[str, ...] = Field(
+        default=(),
+        description="Instruments that are this sensor; items that name only others come from another camera of the "
+        "platform. None declared: all are.",
+    )
     ratio: int = Field(ge=2, description="MS pixel size over PAN pixel size.")
     dn_max: int = Field(gt=0, description="Largest DN the sensor's products hold.")
     nodata: float | None = Field(description="DN of pixels without data, used only where the file declares none.")
@@ -84,8 +102,8 @@ class SensorContract(Record):
     bands: tuple[BandSpec, ...] = Field(min_length=1, description="All MS bands, in the order of the output.")
     deliveries: tuple[Delivery, ...] = Field(default=(), description="Band sets; none declared: all bands.")
     sharpened_markers: tuple[str, ...] = Field(default=(), description="Mark what the vendor has already sharpened.")
-    item_per_band: bool = Field(
-        default=False, description="Some producers publish one item per band; discovery joins those of one acquisition."
+    join: JoinRule | None = Field(
+        default=None, description="Some producers publish PAN and MS, or each band, as an item of its own."
     )
     dn_max_by_key: dict[str, int] = Field(
         default_factory=dict,
@@ -120,6 +138,12 @@ class SensorContract(Record):
         """The deliveries, largest first; the full band set when none is declared."""
         declared = self.deliveries or (Delivery(name="all", bands=tuple(band.name for band in self.bands)),)
         return tuple(sorted(declared, key=lambda delivery: -len(delivery.bands)))
+
+    def delivered(self, names: Container[str]) -> tuple[str, ...]:
+        """The bands of the largest delivery that is fully among ``names``, in the contract's order; none if none is."""
+        complete = (delivery.bands for delivery in self.band_sets if all(name in names for name in delivery.bands))
+        chosen = next(complete, ())
+        return tuple(band.name for band in self.bands if band.name in chosen)
 
     def ceiling(self, asset_key: str) -> int:
         """Largest DN in files of that asset key."""

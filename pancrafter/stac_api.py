@@ -49,6 +49,16 @@ class StacApi:
         self._send_collection(sink, collection_id)
         return self._send_item(sink, collection_id, item_id)
 
+    def delete(self, collection_id: str, item_id: str) -> None:
+        """Take an item out of the API; one that is not there is no error.
+
+        Raises:
+            SinkError: The server cannot be written to.
+            CatalogUnavailableError: No answer, or a failure of the server that may pass.
+        """
+        address = f"/collections/{quote(collection_id, safe='')}/items/{quote(item_id, safe='')}"
+        self._ask("DELETE", address, accept={httpx.codes.NOT_FOUND})
+
     def send_all(self, sink: StaticSink) -> int:
         """Insert or update everything the static catalog links to; returns the number of items."""
         count = 0
@@ -60,7 +70,12 @@ class StacApi:
         return count
 
     def _send_collection(self, sink: StaticSink, collection_id: str) -> None:
-        self._upsert("/collections", collection_id, self._collection(sink, collection_id))
+        """Sent only if it differs from what the server has: most items change neither extent nor summaries."""
+        document = self._collection(sink, collection_id)
+        answer = self._ask("GET", f"/collections/{quote(collection_id, safe='')}", accept={httpx.codes.NOT_FOUND})
+        known = answer.json() if answer.is_success else {}
+        if any(_said(known.get(name)) != _said(value) for name, value in document.items() if name != "links"):
+            self._upsert("/collections", collection_id, document)
 
     def _send_item(self, sink: StaticSink, collection_id: str, item_id: str) -> str:
         items = f"/collections/{quote(collection_id, safe='')}/items"

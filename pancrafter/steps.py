@@ -27,7 +27,7 @@ from pancrafter.models import Product
 from pancrafter.processes import is_gone, lease_owner
 from pancrafter.sensors import SensorContract, load_contracts
 from pancrafter.settings import Settings
-from pancrafter.types import Quality, Record, Refusal, Scene, StagedScene, TruthScores
+from pancrafter.types import JOINED, Quality, Record, Refusal, Scene, StagedScene, TruthScores
 
 if TYPE_CHECKING:
     import numpy as np
@@ -83,7 +83,7 @@ class Outcome(Record):
 
     key: str
     sensor: str
-    verdict: Literal["published", "fallback", "held", "refused", "failed", "retry later"]
+    verdict: Literal["published", "fallback", "held", "refused", "waiting", "failed", "retry later"]
     reason: str = ""
     mpx: float | None = None
     seconds: float | None = None
@@ -97,6 +97,11 @@ class Outcome(Record):
     def failed(self) -> bool:
         """Whether a person should look at it."""
         return self.verdict in {"failed", "retry later"}
+
+    @property
+    def turned_away(self) -> bool:
+        """Whether no work was done on it."""
+        return self.verdict in {"refused", "waiting"}
 
 
 # --- discover -------------------------------------------------------------------------------------------------------
@@ -159,7 +164,8 @@ def discover(settings: Settings, ledger: Ledger) -> Discovery:
     def entries() -> Iterator[Work | Refusal]:
         for verdict in look(settings, contracts):
             if isinstance(verdict, Refusal):
-                refused.append(verdict)
+                if verdict.code != JOINED:  # its scene speaks for it
+                    refused.append(verdict)
                 yield verdict
             else:
                 wanted[verdict.collection, verdict.item_id] = None
@@ -418,11 +424,16 @@ def _sharpen_with(
 
 
 def sharpen_block_task(block: tuple[int, int], uri: str, spec: SharpenerSpec) -> BlockReport:
-    """On a worker: sharpen one block."""
-    from pancrafter.engine import build_sharpener, sharpen_block
+    """On a worker: sharpen one block; one that is finished is left alone, as Dask asks again for a lost worker's."""
+    from pancrafter.engine import BlockReport, build_sharpener, sharpen_block
     from pancrafter.store import SceneStore
 
-    return sharpen_block(SceneStore.open(uri, "r+"), block, build_sharpener(spec))
+    store = SceneStore.open(uri, "r+")
+    if store.is_done(block):
+        rows, columns = store.block_window(block)
+        pixels = (rows.stop - rows.start) * (columns.stop - columns.start)
+        return BlockReport(block=block, pixels=pixels, seconds=0)
+    return sharpen_block(store, block, build_sharpener(spec))
 
 
 class Assessed(Record):
@@ -941,7 +952,7 @@ def process_or_report(key: str, settings: Settings, compute: Compute, ledger: Le
 
 
 def withdraw(key: SceneKey, reason: str, settings: Settings, ledger: Ledger) -> str:
-    """Take a scene's published item out of the catalog, tell the feed, and refuse the scene until its source changes.
+    """Take a scene's published item out of the catalogs, tell the feed, and refuse the scene until its source changes.
 
     The ledger comes first: after a crash in between the scene is not made again, and withdrawing can be repeated.
 
@@ -950,6 +961,7 @@ def withdraw(key: SceneKey, reason: str, settings: Settings, ledger: Ledger) -> 
     """
     from pancrafter.changes import ChangeFeed
     from pancrafter.publish import StaticSink
+    from pancrafter.stac_api import StacApi
 
     row, sink = ledger.show(key), StaticSink(settings.sink)
     collection = f"{key.collection}-sharpened"
@@ -958,6 +970,8 @@ def withdraw(key: SceneKey, reason: str, settings: Settings, ledger: Ledger) -> 
     if row.state is State.CONFIRMED:
         ledger.redrive([key], message=f"withdrawn: {reason}")
         ledger.mark_refused(key, "withdrawn", reason)
+    if settings.catalog_url is not None:
+        StacApi(settings.catalog_url).delete(collection, row.output_item_id)
     item = sink.withdraw(collection, row.output_item_id)
     ChangeFeed(sink.store).announce("withdrawn", item, reason=reason)
     return row.output_item_id
@@ -1044,5 +1058,6 @@ def outcome_of_failure(key: str, settings: Settings, ledger: Ledger, error: Panc
 
 
 def refused_outcome(refusal: Refusal) -> Outcome:
-    """The row of an item that will not be sharpened."""
-    return Outcome(key=refusal.key, sensor=refusal.sensor or "", verdict="refused", reason=refusal.reason)
+    """The row of an item that is not sharpened, or not yet."""
+    verdict: Literal["refused", "waiting"] = "waiting" if refusal.waits else "refused"
+    return Outcome(key=refusal.key, sensor=refusal.sensor or "", verdict=verdict, reason=refusal.reason)

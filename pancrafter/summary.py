@@ -45,6 +45,7 @@ _STYLES = {
     "fallback": "yellow",
     "held": "magenta",
     "refused": "dim",
+    "waiting": "dim",
     "failed": "bold red",
     "retry later": "red",
 }
@@ -89,8 +90,8 @@ def print_refusals(console: Console, outcomes: Sequence[Outcome]) -> None:
 
 def _without_most_refused(outcomes: Sequence[Outcome]) -> list[Outcome]:
     """All scenes that were worked on, then a few refused ones: an archive may hold thousands of them."""
-    refused = [outcome for outcome in outcomes if outcome.verdict == "refused"]
-    return [outcome for outcome in outcomes if outcome.verdict != "refused"] + refused[:_MOST_REFUSED]
+    refused = [outcome for outcome in outcomes if outcome.turned_away]
+    return [outcome for outcome in outcomes if not outcome.turned_away] + refused[:_MOST_REFUSED]
 
 
 def catalog_href(sink: str) -> str:

@@ -48,6 +48,9 @@ class Scene(Record):
     bands: tuple[str, ...]
     fingerprint: str
     source_href: str = Field(description="Unsigned self link of the source item.")
+    further_source_hrefs: tuple[str, ...] = Field(
+        default=(), description="Those of the other items, where producers publish PAN and MS as items of their own."
+    )
     geometry: dict[str, Any]
     properties: dict[str, Any] = Field(default_factory=dict)
 
@@ -63,6 +66,13 @@ class Scene(Record):
         return self
 
 
+PART_OF_SCENE = "part_of_scene"
+"""Refusal code of an item that waits for those with the rest of its scene."""
+
+JOINED = "joined"
+"""Refusal code of an item that is no scene of its own: its bands are in one that was joined from several items."""
+
+
 class Refusal(Record):
     """A source item that will not be sharpened, and why. ``code`` is stable, ``reason`` is for people."""
 
@@ -71,6 +81,11 @@ class Refusal(Record):
     code: str
     reason: str
     sensor: str | None = None
+
+    @property
+    def waits(self) -> bool:
+        """Whether the item becomes part of a scene as soon as its other parts are found."""
+        return self.code == PART_OF_SCENE
 
     @property
     def key(self) -> str:

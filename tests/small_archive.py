@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from importlib import resources
 from pathlib import Path
 
 import numpy as np
@@ -48,8 +49,10 @@ def write_raster(path: Path, values: NDArray, gsd_m: float, *, crs: str = "EPSG:
         target.write(values)
 
 
-def add_scene(catalog: Path, item_id: str, *, side_px: int = 256, seed: int = 1, day: int = 1) -> SmallScene:
-    """Simulate a GeoEye-1-like pair and add it to a catalog."""
+def add_scene(
+    catalog: Path, item_id: str, *, side_px: int = 256, seed: int = 1, day: int = 1, acquired: datetime | None = None
+) -> SmallScene:
+    """Simulate a GeoEye-1-like pair and add it to a catalog, as of a day in May 2025 or of another moment."""
     rng = np.random.default_rng(seed)
     contract = get_contract("geoeye-1")
     centers = [band.center_um for band in contract.bands]
@@ -70,5 +73,13 @@ def add_scene(catalog: Path, item_id: str, *, side_px: int = 256, seed: int = 1,
     scene = SmallScene(item_id, folder / "pan.tif", folder / "ms.tif")
     write_raster(scene.pan, pair.pan[None], GSD_M)
     write_raster(scene.ms, pair.ms, GSD_M * RATIO)
-    add_pair(catalog, "geoeye-1", scene.pan, [scene.ms], item_id=item_id, acquired=datetime(2025, 5, day, tzinfo=UTC))
+    moment = acquired or datetime(2025, 5, day, tzinfo=UTC)
+    add_pair(catalog, "geoeye-1", scene.pan, [scene.ms], item_id=item_id, acquired=moment)
     return scene
+
+
+def classical_contracts(folder: Path) -> None:
+    """A folder with a contract for the scenes above that sharpens them without the network, which is quick."""
+    folder.mkdir(parents=True)
+    text = resources.files("pancrafter").joinpath("contracts/geoeye-1.yaml").read_text()
+    (folder / "geoeye-1.yaml").write_text(text.replace("weights: default", "weights: none"))

@@ -9,18 +9,17 @@ from typing import Any
 
 import pytest
 
-from pancrafter.catalog import check_document, discover
+from pancrafter.catalog import check_document
 from pancrafter.examine import declared_grid, examine
 from pancrafter.judge import Judgement
 from pancrafter.sensors import contract_schema, load_contracts, parse_contract
-from pancrafter.types import Refusal, Scene
 
 CONTRACTS = load_contracts()
 
 VERDICTS: dict[str, tuple[str, str | None]] = {
     "cbers-ams-kepler/ref_CBERS_4A_WPM": ("needs_header", None),
-    "cbers-ams-kepler/ref_CBERS_4_PAN10M": ("refused", "no_pan"),
-    "cbers-ams-kepler/ref_CBERS_4_PAN5M": ("refused", "no_ms"),
+    "cbers-ams-kepler/ref_CBERS_4_PAN10M": ("pair", "part_of_scene"),
+    "cbers-ams-kepler/ref_CBERS_4_PAN5M": ("pair", "part_of_scene"),
     "dea-ga-ls8c/": ("eligible", None),
     "maxar-opendata/item_": ("eligible", None),
     "maxar-opendata/events_catalog": ("refused", "no_item"),
@@ -120,58 +119,6 @@ def test_the_two_descriptions_of_one_scene_agree_after_the_swap_is_undone(shared
     other = next(b for n, b in documents.items() if n.startswith("terradue-stars/landsat/LC09_L1TP"))
     rows, cols = declared_grid(usgs, "pan").shape or (0, 0)
     assert f"taken as [{rows}, {cols}]" in " ".join(_judge(other).defects)
-
-
-# --- one item per band ----------------------------------------------------------------------------------------------
-
-
-def _parts(shared_data: Path) -> list[dict[str, Any]]:
-    """BAND0 and BAND1 as published; BAND2 to BAND4 made from BAND1, which differ from it in band and file only."""
-    pan, blue = (b for n, b in _documents(shared_data).items() if "cbers4a-per-band" in n)
-    parts = [pan, blue]
-    for number, colour in ((2, "green"), (3, "red"), (4, "nir")):
-        text = json.dumps(blue).replace("BAND1", f"BAND{number}").replace("band-1", f"band-{number}")
-        parts.append(json.loads(text.replace('"blue"', f'"{colour}"')))
-    return parts
-
-
-def _catalog(folder: Path, items: list[dict[str, Any]]) -> Path:
-    links = [{"rel": "item", "href": f"./{i}.json"} for i in range(len(items))]
-    for i, item in enumerate(items):
-        (folder / f"{i}.json").write_text(json.dumps(item))
-    root = {"type": "Catalog", "id": "c", "stac_version": "1.0.0", "description": "x", "links": links}
-    (folder / "catalog.json").write_text(json.dumps(root))
-    return folder / "catalog.json"
-
-
-def test_items_of_one_band_are_joined_into_a_scene(shared_data: Path, tmp_path: Path) -> None:
-    found = list(discover(str(_catalog(tmp_path, _parts(shared_data))), contracts=CONTRACTS))
-    assert len(found) == 1
-    scene = found[0]
-    assert isinstance(scene, Scene), scene
-    assert scene.item_id == "CBERS_4A_WPM_20200730_209_139_L4"
-    assert scene.bands == ("blue", "green", "red", "nir")
-    assert [ref.href.rsplit("_", 1)[1] for ref in (scene.pan, *scene.ms)] == [f"BAND{n}.tif" for n in range(5)]
-
-
-def test_parts_wait_until_all_are_there(shared_data: Path, tmp_path: Path) -> None:
-    found = list(discover(str(_catalog(tmp_path, _parts(shared_data)[:4])), contracts=CONTRACTS))
-    assert [getattr(entry, "code", None) for entry in found] == ["part_of_scene"] * 4
-
-
-def test_parts_of_other_acquisitions_are_not_joined(shared_data: Path, tmp_path: Path) -> None:
-    """Same collection, other date: the PAN must not be given to them."""
-    parts = _parts(shared_data)
-    parts[0] = json.loads(json.dumps(parts[0]).replace("2020-07-30T", "2020-08-30T"))
-    found = list(discover(str(_catalog(tmp_path, parts)), contracts=CONTRACTS))
-    assert len(found) == 5
-    assert all(isinstance(entry, Refusal) for entry in found)
-
-
-def test_pan_and_ms_of_two_collections_but_different_scenes_are_not_paired(shared_data: Path, tmp_path: Path) -> None:
-    items = [b for n, b in _documents(shared_data).items() if n.startswith("cbers-ams-kepler/ref_CBERS_4_PAN")]
-    found = list(discover(str(_catalog(tmp_path, items)), contracts=CONTRACTS))
-    assert sorted(getattr(entry, "code", "") for entry in found) == ["no_ms", "no_pan"]
 
 
 # --- made-up items: how else it could be written ----------------------------------------------------------------------
@@ -301,6 +248,30 @@ def test_ms_bands_may_be_spread_over_two_files() -> None:
     ]  # fmt: skip
     tiles = {f"{key}-R{row}C1": fields for key, fields in assets.items() for row in (1, 2)}
     assert _judge(_item(tiles, platform="PNEO3")).code == "tiled_product"
+
+
+@pytest.mark.parametrize(
+    ("platform", "pan", "ms", "sensor", "order"),
+    [
+        ("SPOT-7", "src_pan", "src_xs", "spot-6", "red, green, blue, nir"),
+        ("PHR1A", "IMG_PHR1A_P_001_R1C1", "IMG_PHR1A_MS_001_R1C1", "pleiades", "red, green, blue, nir"),
+        ("PHR 1B", "P", "XS", "pleiades", "red, green, blue, nir"),
+        ("QuickBird-02", "pan", "mul", "quickbird", "blue, green, red, nir"),
+        ("WORLDVIEW-3", "PAN", "MUL", "worldview-3", "coastal, blue, green, yellow, red, rededge, nir1, nir2"),
+        ("GF-2", "PAN1", "MSS1", "gaofen-2", "blue, green, red, nir"),
+    ],
+)
+def test_metadata_that_name_no_band_leave_their_number_to_the_header(
+    platform: str, pan: str, ms: str, sensor: str, order: str
+) -> None:
+    found = _judge(_item({pan: {}, ms: {}}, platform=platform))
+    assert (found.verdict, found.sensor) == ("needs_header", sensor), found.reason
+    assert f"{ms}: no bands are named; taken in the order {order}" in found.notes
+
+
+@pytest.mark.parametrize("name", ["Pléiades", "PLEIADES", "Pleiades"])
+def test_accents_do_not_matter(name: str) -> None:
+    assert _judge(_item({"P": PAN, "MS": MS}, platform=None, constellation=name)).sensor == "pleiades"
 
 
 def test_one_fitting_figure_is_enough_for_the_ratio() -> None:

@@ -126,6 +126,10 @@ def confirm(ledger: Ledger, item_id: str = "a") -> None:
 ALLOWED = [
     "found>eligible",
     "found>refused",
+    "refused>found",
+    "eligible>found",
+    "held>found",
+    "dead>found",
     "refused>eligible",
     "eligible>claimed",
     "eligible>refused",

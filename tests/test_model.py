@@ -20,12 +20,12 @@ from torch.nn import functional
 
 import pancrafter
 from pancrafter.errors import WeightsError
-from pancrafter.model.conditions import Conditions, build_conditions
-from pancrafter.model.config import NetworkConfig
+from pancrafter.model.conditions import SCALES, Conditions, build_conditions
+from pancrafter.model.config import LOWPASS_RADIUS_MS_PX, NetworkConfig
 from pancrafter.model.layers import CrossModalityAttention, ResBlock, channel_norm, local_attention
 from pancrafter.model.network import MS_MODE, PAN_MODE, PanCrafter
 from pancrafter.model.weights import load_checkpoint, save_checkpoint
-from pancrafter.resample import degrade
+from pancrafter.resample import GENERIC_MTF_GAIN, apply_yx, cubic_matrix, degrade, gaussian_matrix, mtf_sigma
 
 RATIOS = (2, 3, 4)
 
@@ -501,3 +501,41 @@ def test_conditions_are_three_scales_of_one_field() -> None:
         assert conditions.pan[scale].shape == conditions.lowpass[scale].shape == (1, 1, side, side)
     assert torch.equal(conditions.pan[0], pan)
     assert (conditions.ms[2] - ms).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("ratio", RATIOS)
+@pytest.mark.parametrize("scale", range(SCALES))
+def test_scales_hold_what_the_sparse_matrices_of_resampling_give(ratio: int, scale: int) -> None:
+    """Every pixel, borders included, of bands and samples that each lie elsewhere; PAN lies at its own positions."""
+    generator = np.random.default_rng(ratio)
+    h, w, pitch = 24, 36, 2**scale
+    pan, ms = generator.normal(size=(2, 1, h * ratio, w * ratio)), generator.normal(size=(2, 3, h, w))
+    phases = generator.uniform(-5, 5, (2, 3, 2)) + (ratio - 1) / 2
+    made = build_conditions(
+        torch.from_numpy(pan).float(), torch.from_numpy(ms).float(), ratio, torch.from_numpy(phases)
+    )
+    for n, band in np.ndindex(2, 3):
+        expected = cubic_read(ms[n, band], made.ms[scale].shape[2:], pitch / ratio, phases[n, band], ratio)
+        np.testing.assert_allclose(made.ms[scale][n, band], expected, atol=3e-6)
+    sigma, centre = mtf_sigma(GENERIC_MTF_GAIN, ratio), (ratio - 1) / 2
+    rows, cols = (
+        gaussian_matrix(n, n * ratio, float(ratio), centre, sigma, LOWPASS_RADIUS_MS_PX * ratio) for n in (h, w)
+    )
+    for n in range(2):
+        low = apply_yx(rows, cols, pan[n, 0])
+        expected = cubic_read(low, made.lowpass[scale].shape[2:], pitch / ratio, (centre, centre), ratio)
+        np.testing.assert_allclose(made.lowpass[scale][n, 0], expected, atol=3e-6)
+        expected = cubic_read(pan[n, 0], made.pan[scale].shape[2:], pitch, (0, 0), 1)
+        np.testing.assert_allclose(made.pan[scale][n, 0], expected, atol=3e-6)
+
+
+def cubic_read(
+    image: np.ndarray, shape_yx: tuple[int, ...], step: float, phase_yx: tuple[float, float], ratio: int
+) -> np.ndarray:
+    """``image`` at steps of so many of its pixels, where pixels of that pitch are centred."""
+    first = (step * ratio - 1) / 2
+    matrices = (
+        cubic_matrix(n, size, step, (first - phase) / ratio)
+        for n, size, phase in zip(shape_yx, image.shape, phase_yx, strict=True)
+    )
+    return apply_yx(*matrices, image)

@@ -10,7 +10,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -478,3 +478,53 @@ def test_missing_bucket_is_a_sink_error(s3: dict[str, Any], assets: tuple[AssetF
         StaticSink("s3://nobucket/x", storage_options=s3).check_writable()
     with pytest.raises(SinkError, match="s3://nobucket/x"):
         put(StaticSink("s3://nobucket/x", storage_options=s3), assets)
+
+
+def test_many_items_are_linked_by_day(
+    tmp_path: Path, assets: tuple[AssetFile, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full collection links pages of days; readers find every item, and no publication rewrites all links."""
+    monkeypatch.setattr(module, "ITEMS_IN_COLLECTION", 2)
+    sink = StaticSink(str(tmp_path))
+    days = {"a": 1, "b": 1, "c": 1, "d": 2, "e": 2, "f": 40}
+    for name, day in days.items():
+        made = item(assets, name)
+        made.datetime = datetime(2024, 3, 1, tzinfo=UTC) + timedelta(days=day - 1)
+        sink.publish(made, assets, collection=COLLECTION)
+        before = tree(tmp_path)
+        assert not sink.publish(made, assets, collection=COLLECTION).changed
+        assert tree(tmp_path) == before
+    pages = {name for name in tree(tmp_path) if "/by-day/" in name}
+    assert {name.rsplit("/", 1)[1] for name in pages} == {
+        *("2024-03.json", "2024-03-01.json", "2024-03-02.json"),
+        *("2024-04.json", "2024-04-09.json"),
+    }
+    for name in pages:
+        validate_document(json.loads((tmp_path / name).read_text()))
+    catalog = pystac.Catalog.from_file(str(tmp_path / "catalog.json"))
+    found = list(catalog.get_items(recursive=True))
+    assert sorted(one.id for one in found) == sorted(days)
+    assert {one.get_collection().id for one in found} == {NAME}
+    assert sorted(sink.item_ids(NAME)) == sorted(days)
+    assert all(sink.exists(NAME, name) for name in days)
+    assert sink.orphans(NAME) == ()
+    sink.withdraw(NAME, "d")
+    sink.withdraw(NAME, "a")
+    assert sorted(sink.item_ids(NAME)) == ["b", "c", "e", "f"]
+    assert not sink.exists(NAME, "d")
+    assert sink.rebuild(COLLECTION) == ()
+
+
+def test_item_that_moves_to_another_day_is_linked_once(
+    tmp_path: Path, assets: tuple[AssetFile, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "ITEMS_IN_COLLECTION", 0)
+    sink = StaticSink(str(tmp_path))
+    for day in (1, 2):
+        made = item(assets)
+        made.datetime = datetime(2024, 3, day, tzinfo=UTC)
+        sink.publish(made, assets, collection=COLLECTION)
+    assert sink.item_ids(NAME) == ("S1-sharp",)
+    first, second = (json.loads((tmp_path / NAME / "by-day" / f"2024-03-0{day}.json").read_text()) for day in (1, 2))
+    assert [link["rel"] for link in first["links"]].count("item") == 0
+    assert [link["rel"] for link in second["links"]].count("item") == 1

@@ -38,6 +38,10 @@ class Server:
 
         path = request.url.path
         self.requests.append(f"{request.method} {path}")
+        if request.method in {"GET", "DELETE"} and path not in self.documents:
+            return httpx.Response(404, json={"code": "NotFoundError"})
+        if request.method == "DELETE":
+            return httpx.Response(200, json=self.documents.pop(path))
         if request.method == "GET":
             return httpx.Response(200, json=self.documents[path] | self.changed)
         document = json.loads(request.content)
@@ -58,13 +62,20 @@ def test_second_time_is_an_update(sink: StaticSink) -> None:
     server.requests.clear()
     server.api().send(sink, COLLECTION.id, "S1-sharp")
     place = "/collections/wv3-sharpened"
-    assert server.requests == [
-        "POST /collections",
-        f"PUT {place}",
-        f"POST {place}/items",
-        f"PUT {place}/items/S1-sharp",
-        f"GET {place}/items/S1-sharp",
-    ]
+    item_again = [f"POST {place}/items", f"PUT {place}/items/S1-sharp", f"GET {place}/items/S1-sharp"]
+    assert server.requests == [f"GET {place}", *item_again], "the collection has not changed, so it is not sent"
+    server.documents[place]["extent"] = {}
+    server.requests.clear()
+    server.api().send(sink, COLLECTION.id, "S1-sharp")
+    assert server.requests == [f"GET {place}", "POST /collections", f"PUT {place}", *item_again]
+
+
+def test_deleting_can_be_repeated(sink: StaticSink) -> None:
+    server = Server()
+    server.api().send(sink, COLLECTION.id, "S1-sharp")
+    for _ in range(2):
+        server.api().delete(COLLECTION.id, "S1-sharp")
+        assert list(server.documents) == ["/collections/wv3-sharpened"]
 
 
 def test_addresses_are_absolute_and_links_among_files_are_gone(sink: StaticSink) -> None:
@@ -96,7 +107,7 @@ def test_item_that_comes_back_changed_is_not_confirmed(sink: StaticSink) -> None
 )
 def test_answers_become_the_right_kind_of_error(sink: StaticSink, status: int, error: type[PancrafterError]) -> None:
     transport = httpx.MockTransport(lambda _: httpx.Response(status, text="the server's words"))
-    with pytest.raises(error, match=f"POST http://stac/collections: .*{status}.*the server's words"):
+    with pytest.raises(error, match=f"GET http://stac/collections/wv3-sharpened: .*{status}.*the server's words"):
         StacApi("http://stac", httpx.Client(transport=transport)).send_all(sink)
 
 

@@ -15,6 +15,7 @@ from pancrafter.cli import (  # noqa: F401
     held,
     ledger,
     models,
+    operations,
     pipeline,
     sensors,
     training,

@@ -1,10 +1,11 @@
-"""``pancrafter run`` and ``plan``: the whole pipeline, and what it would do."""
+"""``pancrafter run``, ``backfill`` and ``plan``: the whole pipeline, and what it would do."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -12,31 +13,19 @@ from pancrafter.cli.app import app
 from pancrafter.cli.shared import (
     NOTHING_WORKED,
     SCENE_FAILED,
-    BboxOption,
     BlockOption,
-    CollectionOption,
-    ContractsOption,
     DeviceOption,
-    FromOption,
     JsonOption,
-    LimitOption,
-    PrecisionOption,
-    SinkOption,
-    SourceOption,
-    StateDirOption,
+    Search,
     ThreadsOption,
-    ToOption,
-    WeightsOption,
     console_for_tables,
     ledger_of,
     line_reporter,
     note,
     on_device,
-    parse_bbox,
-    parse_moment,
     print_json,
     require_writable,
-    settings_from,
+    takes,
     write_json,
 )
 
@@ -48,61 +37,95 @@ if TYPE_CHECKING:
     from pancrafter.steps import Outcome
 
 
-@app.command()
-def run(
-    *,
-    source: SourceOption = None,
-    sink: SinkOption = None,
-    since: FromOption = None,
-    until: ToOption = None,
-    bbox: BboxOption = None,
-    collections: CollectionOption = None,
-    state_dir: StateDirOption = None,
-    contracts_dir: ContractsOption = None,
-    weights: WeightsOption = None,
-    device: DeviceOption = None,
-    precision: PrecisionOption = None,
-    workers: Annotated[int | None, typer.Option("--workers", help="Local Dask workers; 0: in this process.")] = None,
-    threads: ThreadsOption = None,
+JsonFileOption = Annotated[
+    Path | None, typer.Option("--json", metavar="FILE", help="Also write the outcomes as JSON; - is stdout.")
+]
+
+
+@dataclass(frozen=True)
+class Work:
+    """Where and how scenes are worked on."""
+
+    device: DeviceOption = None
+    workers: Annotated[int | None, typer.Option("--workers", help="Local Dask workers; 0: in this process.")] = None
+    threads: ThreadsOption = None
     dask_scheduler: Annotated[
         str | None, typer.Option("--dask-scheduler", metavar="tcp://HOST:PORT", help="Use a running Dask scheduler.")
-    ] = None,
-    block_px: BlockOption = None,
-    limit: LimitOption = None,
+    ] = None
+    block_px: BlockOption = None
     keep_staged: Annotated[
         bool | None, typer.Option("--keep-staged", help="Keep a scene's Zarr store after it is published.")
-    ] = None,
-    json_file: Annotated[
-        Path | None, typer.Option("--json", metavar="FILE", help="Also write the outcomes as JSON; - is stdout.")
-    ] = None,
-) -> None:
+    ] = None
+
+
+@app.command()
+@takes(Search, Work)
+def run(search: Search, work: Work, *, json_file: JsonFileOption = None) -> None:
     """Find scenes, sharpen them, and publish them to an output catalog; what is done already is left alone."""
-    settings = settings_from(
-        source=source,
-        sink=sink,
-        since=parse_moment("--from", since),
-        until=parse_moment("--to", until, end_of_day=True),
-        bbox=parse_bbox(bbox),
-        collections=tuple(collections) if collections else None,
-        state_dir=state_dir,
-        contracts_dir=contracts_dir,
-        weights=weights,
-        device=device,
-        precision=precision,
-        workers=workers,
-        threads=threads,
-        dask_scheduler=dask_scheduler,
-        block_px=block_px,
-        limit=limit,
-        keep_staged=keep_staged,
-    )
+    settings = search.settings(**asdict(work))
     require_writable(json_file)
-    settings = on_device(settings)
     from pancrafter import steps
 
+    settings, report = on_device(settings), line_reporter()
+    _work(settings, lambda: steps.run(settings, report), json_file)
+
+
+@app.command()
+@takes(Search, Work)
+def backfill(
+    search: Search,
+    work: Work,
+    *,
+    window_days: Annotated[
+        int,
+        typer.Option("--window-days", min=1, help="Work through the period in pieces of so many days, newest first."),
+    ] = 30,
+    plan_only: Annotated[bool, typer.Option("--plan", help="Print the plan and stop.")] = False,
+    max_scenes: Annotated[int | None, typer.Option("--max-scenes", min=0, help="Refuse to start above it.")] = None,
+    max_read_gb: Annotated[
+        float | None, typer.Option("--max-read-gb", min=0, help="Refuse to read more source files than that.")
+    ] = None,
+    max_hours: Annotated[float | None, typer.Option("--max-hours", min=0, help="Refuse more hours of work.")] = None,
+    max_money: Annotated[
+        float | None, typer.Option("--max-money", min=0, help="Refuse a higher price (PANCRAFTER_PRICE_PER_HOUR).")
+    ] = None,
+    requester_pays: Annotated[
+        bool, typer.Option("--requester-pays", help="Also read where the archive charges the reader.")
+    ] = False,
+    json_file: JsonFileOption = None,
+) -> None:
+    """Sharpen a part of the archive within a budget; stop it at any time, and the same command goes on.
+
+    The plan comes first: a figure above its limit, or a limited figure that is not known, refuses the whole run.
+    """
+    from pancrafter.backfill import backfill as work_through
+    from pancrafter.plan import Budget, check_budget, make_plan
+
+    settings = search.settings(**asdict(work))
+    require_writable(json_file)
+    made = make_plan(settings)
+    _print_plan(made, stderr=not plan_only or json_file == Path("-"))
+    if plan_only and json_file is not None:
+        write_json(json_file, made.model_dump(mode="json"))
+    budget = Budget(
+        scenes=max_scenes, read_gb=max_read_gb, hours=max_hours, money=max_money, requester_pays=requester_pays
+    )
+    check_budget(made, budget)
+    if plan_only:
+        return
+    from pancrafter import steps
+
+    settings, report = on_device(settings), line_reporter()
+    _work(settings, lambda: work_through(settings, window_days, lambda piece: steps.run(piece, report)), json_file)
+
+
+def _work(settings: Settings, work: Callable[[], list[Outcome]], json_file: Path | None) -> NoReturn:
+    """Do it, show what became of every scene, and end with the exit code that says it."""
+    from pancrafter.steps import RunStoppedError
+
     try:
-        outcomes = steps.run(settings, line_reporter())
-    except steps.RunStoppedError as error:
+        outcomes = work()
+    except RunStoppedError as error:
         outcomes, code = error.outcomes, NOTHING_WORKED
         note(f"error: {error}")
     else:
@@ -116,7 +139,7 @@ def run(
 def _print_run(settings: Settings, outcomes: Sequence[Outcome], console: Console) -> None:
     from pancrafter.summary import catalog_href, print_refusals, print_summary, state_line
 
-    if any(outcome.verdict != "refused" for outcome in outcomes):
+    if any(not outcome.turned_away for outcome in outcomes):
         print_summary(console, outcomes, settings.sink)
         return
     print_refusals(console, outcomes)
@@ -145,48 +168,22 @@ def _run_report(settings: Settings, outcomes: Sequence[Outcome], code: int) -> d
 
 
 @app.command()
-def plan(
-    *,
-    source: SourceOption = None,
-    sink: SinkOption = None,
-    since: FromOption = None,
-    until: ToOption = None,
-    bbox: BboxOption = None,
-    collections: CollectionOption = None,
-    state_dir: StateDirOption = None,
-    contracts_dir: ContractsOption = None,
-    weights: WeightsOption = None,
-    precision: PrecisionOption = None,
-    limit: LimitOption = None,
-    as_json: JsonOption = False,
-) -> None:
+@takes(Search)
+def plan(search: Search, *, as_json: JsonOption = False) -> None:
     """Say what a run with the same options would do, without claiming or reading a single pixel."""
-    settings = settings_from(
-        source=source,
-        sink=sink,
-        since=parse_moment("--from", since),
-        until=parse_moment("--to", until, end_of_day=True),
-        bbox=parse_bbox(bbox),
-        collections=tuple(collections) if collections else None,
-        state_dir=state_dir,
-        contracts_dir=contracts_dir,
-        weights=weights,
-        precision=precision,
-        limit=limit,
-    )
     from pancrafter.plan import make_plan
 
-    made = make_plan(settings)
+    made = make_plan(search.settings())
     if as_json:
         print_json(made.model_dump(mode="json"))
     else:
         _print_plan(made)
 
 
-def _print_plan(made: Plan) -> None:
+def _print_plan(made: Plan, *, stderr: bool = False) -> None:
     from pancrafter.plan import plan_text
     from pancrafter.summary import plan_table
 
     if made.lines:
-        console_for_tables().print(plan_table(made), soft_wrap=False)
-    typer.echo(plan_text(made))
+        console_for_tables(stderr=stderr).print(plan_table(made), soft_wrap=False)
+    typer.echo(plan_text(made), err=stderr)

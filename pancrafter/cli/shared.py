@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import json
 import os
 import re
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar
 
 import typer
 from typer.core import TyperGroup
@@ -27,7 +30,7 @@ SCENE_FAILED = 1
 NOTHING_WORKED = 2
 INTERRUPTED = 130
 
-_OPTION_NAMES = {"since": "--from", "until": "--to", "collections": "--collection"}
+_OPTION_NAMES = {"since": "--from", "until": "--to", "collections": "--collection", "ids_file": "--ids"}
 _LISTS_AS_JSON = "lists are written as JSON, like '[8, 44, 9, 45]'"
 _DATE_ONLY = re.compile(r"\d{4}-?\d{2}-?\d{2}")
 
@@ -68,6 +71,13 @@ BboxOption = Annotated[str | None, typer.Option("--bbox", metavar="W,S,E,N", hel
 CollectionOption = Annotated[
     list[str] | None, typer.Option("--collection", help="Only this source collection; may be given again.")
 ]
+AoiOption = Annotated[
+    str | None, typer.Option("--aoi", metavar="FILE", help="GeoJSON file; only scenes that touch its geometries.")
+]
+IdsOption = Annotated[str | None, typer.Option("--ids", metavar="FILE", help="Text file with one item id per line.")]
+MadeWithOption = Annotated[
+    str | None, typer.Option("--made-with", metavar="MODEL", help="Only what these weights made: name or sha256.")
+]
 StateDirOption = Annotated[str | None, typer.Option("--state-dir", help="Folder of the ledger and of unfinished work.")]
 ContractsOption = Annotated[str | None, typer.Option("--contracts-dir", help="Folder with further sensor contracts.")]
 WeightsOption = Annotated[str | None, typer.Option("--weights", help="Shipped weights by name, or a checkpoint file.")]
@@ -83,28 +93,107 @@ SceneArgument = Annotated[str, typer.Argument(metavar="SCENE", help="ITEM or COL
 
 # --- options --------------------------------------------------------------------------------------------------------
 
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class Search:
+    """What a command is about: the places, the part of the archive, and how scenes would be sharpened."""
+
+    source: SourceOption = None
+    sink: SinkOption = None
+    since: FromOption = None
+    until: ToOption = None
+    bbox: BboxOption = None
+    aoi: AoiOption = None
+    collections: CollectionOption = None
+    ids: IdsOption = None
+    made_with: MadeWithOption = None
+    state_dir: StateDirOption = None
+    contracts_dir: ContractsOption = None
+    weights: WeightsOption = None
+    precision: PrecisionOption = None
+    limit: LimitOption = None
+
+    def settings(self, **more: Any) -> Settings:  # Any: values of further fields
+        """The settings that the options ask for.
+
+        Raises:
+            OptionError: A value does not fit.
+            SelectionError: A file of the selection is of no use, or nothing was made with the weights.
+        """
+        from pancrafter.selection import Selection
+
+        settings = settings_from(
+            source=self.source,
+            sink=self.sink,
+            since=parse_moment("--from", self.since),
+            until=parse_moment("--to", self.until, end_of_day=True),
+            bbox=parse_bbox(self.bbox),
+            aoi=self.aoi,
+            collections=tuple(self.collections) if self.collections else None,
+            state_dir=self.state_dir,
+            contracts_dir=self.contracts_dir,
+            weights=self.weights,
+            precision=self.precision,
+            limit=self.limit,
+            **more,
+        )
+        chosen = {"since": settings.since, "until": settings.until, "ids_file": self.ids, "made_with": self.made_with}
+        return _validated(Selection, chosen).applied_to(settings)
+
+
+def takes(*groups: type) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command the options of some dataclasses; it gets their instances as its first arguments."""
+    fields = {group: inspect.signature(group, eval_str=True).parameters for group in groups}
+
+    def wrap(command: Callable[..., None]) -> Callable[..., None]:
+        own = list(inspect.signature(command, eval_str=True).parameters.values())[len(groups) :]
+        options = [*(field for group in groups for field in fields[group].values()), *own]
+
+        @functools.wraps(command)
+        def wrapped(**given: Any) -> None:  # Any: values of all options
+            filled = [group(**{name: given.pop(name) for name in fields[group]}) for group in groups]
+            command(*filled, **given)
+
+        keywords = [option.replace(kind=option.KEYWORD_ONLY) for option in options]
+        wrapped.__signature__ = inspect.Signature(keywords)  # type: ignore[attr-defined]  # what typer reads
+        wrapped.__annotations__ = {option.name: option.annotation for option in keywords}
+        return wrapped
+
+    return wrap
+
 
 def settings_from(**given: Any) -> Settings:  # Any: values of all fields
     """Settings from options and environment; a value that does not fit is named as the user wrote it."""
-    from pydantic import ValidationError
     from pydantic_settings import SettingsError
 
     from pancrafter.settings import settings_from_environment
 
     try:
-        return settings_from_environment(**given)
-    except ValidationError as err:
-        raise OptionError("; ".join(_fault(fault, given) for fault in err.errors())) from err
+        return _validated(settings_from_environment, given)
     except SettingsError as err:
         raise OptionError(f"environment: {err}; {_LISTS_AS_JSON}") from err
 
 
+def _validated(build: Callable[..., _T], given: Mapping[str, Any]) -> _T:
+    from pydantic import ValidationError
+
+    try:
+        return build(**given)
+    except ValidationError as err:
+        raise OptionError("; ".join(_fault(fault, given) for fault in err.errors())) from err
+
+
 def _fault(fault: ErrorDetails, given: Mapping[str, Any]) -> str:
-    field = str(fault["loc"][0]) if fault["loc"] else "settings"
+    if not fault["loc"]:  # about several fields together, which the message names
+        return fault["msg"].removeprefix("Value error, ")
+    field = str(fault["loc"][0])
     from_environment = given.get(field) is None
     place = f"PANCRAFTER_{field.upper()}" if from_environment else _option_name(field)
     hint = f" ({_LISTS_AS_JSON})" if from_environment and fault["type"] == "tuple_type" else ""
-    return f"{place}: found {fault['input']!r}; {fault['msg'][:1].lower()}{fault['msg'][1:]}{hint}"
+    found = "a secret" if "password" in fault["msg"] else repr(fault["input"])
+    return f"{place}: found {found}; {fault['msg'][:1].lower()}{fault['msg'][1:]}{hint}"
 
 
 def _option_name(field: str) -> str:

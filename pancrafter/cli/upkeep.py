@@ -10,36 +10,22 @@ from pancrafter.cli.app import app
 from pancrafter.cli.ledger import ledger_redrive
 from pancrafter.cli.shared import (
     SCENE_FAILED,
-    BboxOption,
-    CollectionOption,
-    ContractsOption,
-    FromOption,
     JsonOption,
+    Search,
     SinkOption,
-    SourceOption,
     StateDirOption,
-    ToOption,
-    WeightsOption,
     console_for_tables,
-    parse_bbox,
-    parse_moment,
     print_json,
     settings_from,
+    takes,
 )
 
 
 @app.command()
+@takes(Search)
 def census(
+    search: Search,
     *,
-    source: SourceOption = None,
-    sink: SinkOption = None,
-    state_dir: StateDirOption = None,
-    since: FromOption = None,
-    until: ToOption = None,
-    bbox: BboxOption = None,
-    collections: CollectionOption = None,
-    contracts_dir: ContractsOption = None,
-    weights: WeightsOption = None,
     checksums: Annotated[bool, typer.Option("--checksums", help="Read every published file, not only sizes.")] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -47,20 +33,7 @@ def census(
     from pancrafter.census import take_census
     from pancrafter.summary import print_census
 
-    taken = take_census(
-        settings_from(
-            source=source,
-            sink=sink,
-            state_dir=state_dir,
-            since=parse_moment("--from", since),
-            until=parse_moment("--to", until, end_of_day=True),
-            bbox=parse_bbox(bbox),
-            collections=tuple(collections) if collections else None,
-            contracts_dir=contracts_dir,
-            weights=weights,
-        ),
-        checksums=checksums,
-    )
+    taken = take_census(search.settings(), checksums=checksums)
     if as_json:
         print_json({**taken.model_dump(mode="json"), "clean": taken.clean})
     else:

@@ -6,14 +6,18 @@ A scale s in {0, 1, 2} is a grid of pitch p = 2**s PAN pixels whose pixel i is c
 from __future__ import annotations
 
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import lru_cache
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.functional import pad
 
 from pancrafter.classical import InjectionConstants
 from pancrafter.model.config import LOWPASS_RADIUS_MS_PX
-from pancrafter.resample import GENERIC_MTF_GAIN, cubic_matrix, gaussian_matrix, mtf_sigma
+from pancrafter.resample import GENERIC_MTF_GAIN, cubic_taps, gaussian_taps, mtf_sigma
 
 SCALES = 3
 
@@ -41,40 +45,80 @@ class Conditions:
         )
 
 
-@lru_cache(maxsize=256)
-def _ms_rows(n_pan: int, n_ms: int, ratio: int, phase: float, scale: int) -> Tensor:
-    pitch = 2**scale
-    matrix = cubic_matrix(n_pan // pitch, n_ms, pitch / ratio, ((pitch - 1) / 2 - phase) / ratio)
-    return torch.from_numpy(matrix.toarray()).float()
+@dataclass(frozen=True)
+class _Reading:
+    """Weights that read a row of pixels at equal steps: those of one period, which repeats ``advance`` pixels on.
+
+    ``first`` (period) is the index of the first pixel read, ``weights`` (n or 1, c or 1, period, taps); samples and
+    channels that start elsewhere have zeros in front.
+    """
+
+    first: tuple[int, ...]
+    weights: Tensor
+    advance: int
+
+    @classmethod
+    def of(cls, taps: tuple[NDArray[np.int64], NDArray[np.floating]], advance: int) -> _Reading:
+        """From the taps of one period, (n or 1, c or 1, period) and (n or 1, c or 1, period, taps)."""
+        first, weights = taps
+        start = first.min(axis=(0, 1))
+        lag = first - start
+        aligned = np.zeros((*first.shape, int(lag.max()) + weights.shape[-1]))
+        np.put_along_axis(aligned, lag[..., None] + np.arange(weights.shape[-1]), weights, axis=-1)
+        return cls(tuple(start.tolist()), torch.from_numpy(aligned).float(), advance)
+
+    def along(self, image: Tensor, dim: int, count: int) -> Tensor:
+        """``count`` outputs along axis 2 or 3 of (n, c, H, W); beyond the border pixels repeat."""
+        period, taps = self.weights.shape[-2:]
+        runs = -(-count // period)
+        reach = self.advance * (runs - 1)
+        before = max(0, -min(self.first))
+        after = max(0, max(self.first) + taps + reach - image.shape[dim])
+        padded = pad(image, (0, 0, before, after) if dim == 2 else (before, after, 0, 0), mode="replicate")
+        n, c = torch.broadcast_shapes(image.shape[:2], self.weights.shape[:2])
+        shape = [n, c, *image.shape[2:]]
+        shape[dim : dim + 1] = [runs, period]
+        out = image.new_zeros(shape)
+        weights = self.weights.to(image.device)[..., None, None]
+        for phase, first in enumerate(self.first):
+            part = out.select(dim + 1, phase)
+            for tap in range(taps):
+                read = padded.narrow(dim, first + before + tap, reach + 1)
+                read = read[:, :, :: self.advance] if dim == 2 else read[..., :: self.advance]
+                part.addcmul_(read, weights[:, :, phase, tap])
+        return out.flatten(dim, dim + 1).narrow(dim, 0, count)
+
+
+def _cubic(pitch: int, ratio: int, starts: NDArray[np.floating]) -> _Reading:
+    """Reads at ``pitch / ratio`` of a pixel from ``starts`` (n or 1, c or 1), pixels, by cubic convolution."""
+    step = Fraction(pitch, ratio)
+    positions = starts[..., None] + pitch / ratio * np.arange(step.denominator)
+    return _Reading.of(cubic_taps(positions), step.numerator)
 
 
 @lru_cache(maxsize=64)
-def _pan_rows(n_pan: int, scale: int) -> Tensor:
-    pitch = 2**scale
-    return torch.from_numpy(cubic_matrix(n_pan // pitch, n_pan, pitch, (pitch - 1) / 2).toarray()).float()
+def _shrinking(pitch: int) -> _Reading:
+    return _cubic(pitch, 1, np.full((1, 1), (pitch - 1) / 2))
 
 
 @lru_cache(maxsize=64)
-def _lowpass_rows(n_pan: int, ratio: int) -> Tensor:
-    sigma = mtf_sigma(GENERIC_MTF_GAIN, ratio)
-    matrix = gaussian_matrix(n_pan // ratio, n_pan, float(ratio), (ratio - 1) / 2, sigma, LOWPASS_RADIUS_MS_PX * ratio)
-    return torch.from_numpy(matrix.toarray()).float()
+def _lowpass(ratio: int) -> _Reading:
+    sigma, centre = mtf_sigma(GENERIC_MTF_GAIN, ratio), np.full((1, 1, 1), (ratio - 1) / 2)
+    return _Reading.of(gaussian_taps(centre, sigma, LOWPASS_RADIUS_MS_PX * ratio), ratio)
 
 
-def _resample(rows_y: Tensor, rows_x: Tensor, image: Tensor) -> Tensor:
-    """Apply (..., H', H) and (..., W', W) matrices to (n, c, H, W); leading axes broadcast over (n, c)."""
-    device = image.device
-    return rows_y.to(device) @ image @ rows_x.to(device).transpose(-1, -2)
+def _shrunk(reading: _Reading, image: Tensor, factor: int) -> Tensor:
+    """Both axes of an image read at steps of ``factor`` pixels."""
+    height, width = image.shape[-2:]
+    return reading.along(reading.along(image, 2, height // factor), 3, width // factor)
 
 
 def ms_at(ms: Tensor, shape_yx: tuple[int, int], ratio: int, phases: Tensor, scale: int) -> Tensor:
     """``ms`` (n, B, h, w) at a scale, at ``phases`` (n or 1, B or 1, 2), y and x, in PAN pixels."""
-    height, width = ms.shape[-2:]
-    flat = phases.reshape(-1, 2).tolist()
-    rows_y = torch.stack([_ms_rows(shape_yx[0], height, ratio, y, scale) for y, _ in flat])
-    rows_x = torch.stack([_ms_rows(shape_yx[1], width, ratio, x, scale) for _, x in flat])
-    samples_bands = phases.shape[:2]
-    return _resample(rows_y.unflatten(0, samples_bands), rows_x.unflatten(0, samples_bands), ms)
+    pitch = 2**scale
+    starts = ((pitch - 1) / 2 - phases.double().cpu().numpy()) / ratio
+    wide = _cubic(pitch, ratio, starts[..., 1]).along(ms, 3, shape_yx[1] // pitch)
+    return _cubic(pitch, ratio, starts[..., 0]).along(wide, 2, shape_yx[0] // pitch)
 
 
 def unexplained_pan(pan: Tensor, ms: Tensor, ratio: int, phases: Tensor, constants: InjectionConstants) -> Tensor:
@@ -115,11 +159,11 @@ def build_conditions(
     """
     height, width = pan.shape[-2:]
     nominal = (ratio - 1) / 2
-    lowpass = _resample(_lowpass_rows(height, ratio), _lowpass_rows(width, ratio), pan)
+    lowpass = _shrunk(_lowpass(ratio), pan, ratio)
     lp_phase = torch.full((1, 1, 2), nominal)
     return Conditions(
         ms=tuple(ms_at(ms, (height, width), ratio, phases, s) for s in range(SCALES)),
-        pan=(pan, *(_resample(_pan_rows(height, s), _pan_rows(width, s), pan) for s in range(1, SCALES))),
+        pan=(pan, *(_shrunk(_shrinking(2**s), pan, 2**s) for s in range(1, SCALES))),
         lowpass=tuple(ms_at(lowpass, (height, width), ratio, lp_phase, s) for s in range(SCALES)),
         injection=injection,
     )

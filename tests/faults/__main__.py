@@ -19,9 +19,10 @@ def main() -> int:
     parser.add_argument("--quality", choices=list(QUALITIES), help="sharpen all scenes like this")
     parser.add_argument("--seconds", type=float, help="start no run after this time")
     parser.add_argument("--folder", type=Path, help="keep the folders of runs with losses here")
+    parser.add_argument("--results", type=Path, metavar="FILE", help="add each run here; what it has is not repeated")
     options = parser.parse_args()
     folder = options.folder or Path(tempfile.mkdtemp(prefix="faults-"))
-    cases = campaign(
+    results = campaign(
         options.runs,
         options.seed,
         folder,
@@ -29,9 +30,10 @@ def main() -> int:
         quality=options.quality,
         first=options.first,
         seconds=options.seconds,
+        results=options.results,
     )
-    print(summary(cases, options.seed))
-    return 1 if any(case.losses for case in cases) else 0
+    print(summary(results, options.seed))
+    return 1 if any(result.losses for result in results) else 0
 
 
 if __name__ == "__main__":

@@ -13,22 +13,23 @@ import json
 import os
 import random
 import shutil
-import socket
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import psutil
 import pystac
 import rasterio
 from networks import random_network
-from small_archive import add_scene
+from small_archive import add_scene, classical_contracts
 
 from faults import reader
-from faults.processes import MARK, PROJECT, Started, asked, family, fork, kill, left_behind, spawn
+from faults.deployment import DeploymentRun, PrefectServer, is_engine, is_worker
+from faults.processes import MARK, Started, asked, family, fork, free_port, kill, left_behind, spawn
 from pancrafter import cli
 from pancrafter.errors import PancrafterError
 from pancrafter.killpoints import POINTS, VARIABLE
@@ -36,19 +37,30 @@ from pancrafter.ledger import Ledger, SceneKey, State
 from pancrafter.model.weights import save_checkpoint
 from pancrafter.store import SceneStore
 
-Orchestration = Literal["process", "pair", "local dask", "remote dask", "flow"]
+Orchestration = Literal["process", "pair", "local dask", "remote dask", "flow", "deployment"]
 Quality = Literal["classical", "fallback", "network"]
 
 SCENES = ("one", "two")
 COLLECTION = "geoeye-1"
-TIMEOUT_S = 420
+TIMEOUT_S = 900
+RECOVERY_LOG = "recovery.log"
 LEAST_RUNS = 3
 """Played even where the time that was allowed is over."""
 
 ORCHESTRATIONS: dict[Orchestration, float] = {
-    "process": 0.62, "pair": 0.14, "local dask": 0.1, "remote dask": 0.07, "flow": 0.07,
+    "process": 0.58, "pair": 0.16, "local dask": 0.1, "remote dask": 0.08, "flow": 0.04, "deployment": 0.04,
 }  # fmt: skip
-"""How often each is drawn: those that start many processes take ten times as long."""
+"""How often each is drawn: those that start many processes take up to ten times as long."""
+
+VICTIMS: dict[Orchestration, tuple[str, ...]] = {
+    "process": ("run",),
+    "pair": ("run",),
+    "local dask": ("run", "Dask worker"),
+    "remote dask": ("run", "Dask worker", "Dask nanny", "Dask scheduler"),
+    "flow": ("run", "Prefect server"),
+    "deployment": ("flow run", "Prefect worker", "Prefect server"),
+}
+"""What may be killed at a time; at a named point it is the process that passes it."""
 
 QUALITIES: dict[Quality, float] = {"classical": 0.45, "fallback": 0.35, "network": 0.2}
 """Contract without network; a network whose results are all replaced; the shipped one, which passes."""
@@ -66,27 +78,33 @@ class Archive:
     def source(self) -> Path:
         return self.root / "source"
 
+    def settings(self, quality: Quality) -> dict[str, str]:
+        """What makes scenes end like this."""
+        return {
+            "classical": {"contracts_dir": str(self.root / "contracts")},
+            "fallback": {"weights": str(self.root / "random.safetensors")},
+            "network": {},
+        }[quality]
+
     def options(self, quality: Quality) -> list[str]:
-        extra = {
-            "classical": ["--contracts-dir", str(self.root / "contracts")],
-            "fallback": ["--weights", str(self.root / "random.safetensors")],
-            "network": [],
-        }
-        return ["--source", str(self.source), *extra[quality]]
+        """The same for the command line."""
+        chosen = {"source": str(self.source), **self.settings(quality)}
+        return [word for name, value in chosen.items() for word in (f"--{name.replace('_', '-')}", value)]
 
 
 @dataclass(frozen=True)
 class Fault:
-    """What is killed: the process that passes a point for the nth time, or one of the family after a while."""
+    """What is killed: the process that passes a point for the nth time, or a victim some time after staging began."""
 
     point: str | None
     nth: int = 1
+    victim: str = ""
     after_share: float = 0.0
-    """Share of an undisturbed run's time after which a random process of the family dies, without a point."""
+    """Share of an undisturbed run's time after which the victim dies; the clock starts when a scene is being staged."""
     pick: float = 0.0
 
     def __str__(self) -> str:
-        return f"at {self.point}, time {self.nth}" if self.point else f"after {self.after_share:.0%}"
+        return f"at {self.point}, time {self.nth}" if self.point else f"{self.victim} after {self.after_share:.0%}"
 
 
 @dataclass
@@ -101,11 +119,12 @@ class Case:
     folder: Path
     losses: list[str] = field(default_factory=list)
     killed: str = ""
+    """Which process."""
     seconds: float = 0.0
     polls: int = 0
 
     def __str__(self) -> str:
-        killed = self.killed or "finished before the kill"
+        killed = f"killed the {self.killed}" if self.killed else "finished before the kill"
         return f"{self.orchestration}, {self.quality}, kill {self.fault}: {killed}"
 
 
@@ -131,10 +150,7 @@ def _make_source(root: Path) -> None:
     for day, name in enumerate(SCENES, 1):
         add_scene(root / "source", name, side_px=192, seed=day, day=day)
     save_checkpoint(root / "random.safetensors", random_network(0, width=16), {})
-    bundled = PROJECT / "pancrafter" / "contracts" / f"{COLLECTION}.yaml"
-    (root / "contracts").mkdir()
-    text = bundled.read_text().replace("weights: default", "weights: none")
-    (root / "contracts" / bundled.name).write_text(text)
+    classical_contracts(root / "contracts")
 
 
 _SECONDS: dict[Quality, float] = {}
@@ -154,9 +170,12 @@ def draw(
     if rng.random() < (0.8 if orchestration in {"process", "pair"} else 0.5):
         point = rng.choice(points)
         most = {"block-written": 8, "block-done": 8, "asset-put": 8, "found": 1}.get(point, len(SCENES))
+        if orchestration in {"pair", "local dask"}:  # two processes share the work
+            most = (most + 1) // 2
         fault = Fault(point, nth=rng.randint(1, most))
     else:
-        fault = Fault(None, after_share=rng.uniform(0.02, 1.1), pick=rng.random())
+        victim = rng.choice(VICTIMS[orchestration])
+        fault = Fault(None, victim=victim, after_share=rng.uniform(0, 0.9), pick=rng.random())
     return Case(number, orchestration, quality, fault, rng.random() < 0.3, folder / f"run-{number:04d}")
 
 
@@ -168,8 +187,7 @@ def play(case: Case, archive: Archive) -> Case:
     stop, report = case.folder / "stop", case.folder / "reader.json"
     watcher = fork(lambda: reader.watch(case.folder / "sink", stop, report), case.folder / "reader.log", {})
     try:
-        with _cluster(case, run_mark) as environment:
-            _disturb(case, archive, run_mark, environment)
+        _disturb(case, archive, run_mark)
         before = {name: _Before(**was) for name, was in asked(lambda: _finished_blocks(case), case.folder).items()}
         recoveries = _recover(case, archive, run_mark)
         _check_blocks(case, before, recoveries)
@@ -198,50 +216,87 @@ def _places(case: Case) -> list[str]:
     return ["--sink", str(case.folder / "sink"), "--state-dir", str(case.folder / "state")]
 
 
-def _start_run(case: Case, archive: Archive, environment: dict[str, str], *, log: str = "run.log") -> Started:
-    """The command that does the work, as its user would start it."""
+def _start_run(
+    case: Case, archive: Archive, environment: dict[str, str], *, log: str = "run.log"
+) -> Started | DeploymentRun:
+    """The command that does the work, as its user would start it; a recovery needs no Dask."""
+    recovers = log == RECOVERY_LOG
     settings = {
         MARK: str(case.folder),
         "PANCRAFTER_BLOCK_PX": "128",
         "PANCRAFTER_KEEP_STAGED": str(case.keep_staged).lower(),
-        "PANCRAFTER_WORKERS": {"local dask": "2", "flow": "0"}.get(case.orchestration, "0"),
+        "PANCRAFTER_WORKERS": "2" if case.orchestration == "local dask" and not recovers else "0",
         "OMP_NUM_THREADS": "1",
     }
     options = archive.options(case.quality)
+    if case.orchestration == "deployment":
+        return _start_deployment(case, archive)
     if case.orchestration == "flow":
-        names = {"--contracts-dir": "PANCRAFTER_CONTRACTS_DIR", "--weights": "PANCRAFTER_WEIGHTS"}
-        settings |= {names[o]: v for o, v in zip(options[::2], options[1::2], strict=True) if o in names}
+        settings |= {f"PANCRAFTER_{name.upper()}": value for name, value in archive.settings(case.quality).items()}
         command = [sys.executable, "-m", "flows", *_places(case), "--source", str(archive.source)]
         return spawn(command, case.folder / log, settings | environment)
     arguments = ["run", *options, *_places(case)]
-    if case.orchestration in {"process", "pair"}:
+    if case.orchestration in {"process", "pair"} or (recovers and case.orchestration != "flow"):
         return fork(lambda: cli.app(arguments), case.folder / log, settings | environment)
     command = [sys.executable, "-m", "pancrafter.cli", *arguments]
     return spawn(command, case.folder / log, settings | environment)
 
 
+def _start_deployment(case: Case, archive: Archive) -> DeploymentRun:
+    settings = {
+        **archive.settings(case.quality),
+        "source": str(archive.source),
+        "sink": str(case.folder / "sink"),
+        "state_dir": str(case.folder / "state"),
+        "workers": 0,
+        "block_px": 128,
+        "keep_staged": case.keep_staged,
+    }
+    parameters = {"settings": settings, "lookback_days": None}
+    return _server(archive).run("nightly/nightly", parameters, str(case.folder), case.folder / "worker.log")
+
+
+_SERVERS: dict[Path, PrefectServer] = {}
+
+
+def _server(archive: Archive) -> PrefectServer:
+    """Prefect's server of the campaign; it starts when a run needs it."""
+    if archive.root not in _SERVERS:
+        _SERVERS[archive.root] = PrefectServer(archive.root / "prefect")
+    return _SERVERS[archive.root]
+
+
 @contextlib.contextmanager
-def _cluster(case: Case, run_mark: str):
-    """A Dask scheduler and a worker as an operator starts them, for runs that use one; they go with the run."""
-    if case.orchestration != "remote dask":
-        yield {}
-        return
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    address = f"tcp://127.0.0.1:{port}"
-    dask = [sys.executable, "-m", "distributed.cli"]
-    environment = {MARK: run_mark, "OMP_NUM_THREADS": "1"}
-    log = case.folder / "dask.log"
-    kill_at = _kill_environment(case)
-    parts = [
-        spawn([*dask[:2], "distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--port", str(port),
-               "--no-dashboard", "--no-show"], log, environment),
-        spawn([*dask[:2], "distributed.cli.dask_worker", address, "--nthreads", "1", "--resources", "GPU=1",
-               "--no-dashboard", "--nworkers", "1"], log, environment | kill_at),
-    ]  # fmt: skip
+def _infrastructure(case: Case, archive: Archive, fault: Mapping[str, str]) -> Iterator[dict[str, str]]:
+    """What an operator keeps running for such runs, and what the run needs to find it; it goes with the run.
+
+    ``fault`` is the environment of all processes that may have to die at a named point.
+    """
+    if case.orchestration == "deployment":
+        worker = _server(archive).worker(case.folder / "worker.log", {MARK: str(case.folder), **fault})
+        with _ended([worker]):
+            yield {}
+    elif case.orchestration == "remote dask":
+        port, log = free_port(), case.folder / "dask.log"
+        dask = [sys.executable, "-m", "dask"]
+        environment = {MARK: str(case.folder), "OMP_NUM_THREADS": "1"}
+        scheduler = [*dask, "scheduler", "--host", "127.0.0.1", "--port", str(port), "--no-dashboard", "--no-show"]
+        worker_options = ["--nthreads", "1", "--nworkers", "1", "--resources", "GPU=1", "--no-dashboard"]
+        address = f"tcp://127.0.0.1:{port}"
+        parts = [
+            spawn(scheduler, log, environment),
+            spawn([*dask, "worker", address, *worker_options], log, {**environment, **fault}),
+        ]
+        with _ended(parts):
+            yield {"PANCRAFTER_DASK_SCHEDULER": address, **fault}
+    else:
+        yield dict(fault)
+
+
+@contextlib.contextmanager
+def _ended(parts: Sequence[Started]) -> Iterator[None]:
     try:
-        yield {"PANCRAFTER_DASK_SCHEDULER": address, **kill_at}
+        yield
     finally:
         for part in parts:
             with contextlib.suppress(ProcessLookupError):
@@ -257,54 +312,87 @@ def _kill_environment(case: Case) -> dict[str, str]:
     return {VARIABLE: f"{case.fault.point}:{case.fault.nth}:{token}"}
 
 
-def _disturb(case: Case, archive: Archive, run_mark: str, environment: dict[str, str]) -> None:
-    environment = environment | (_kill_environment(case) if case.orchestration != "remote dask" else {})
-    started = [_start_run(case, archive, environment)]
-    if case.orchestration == "pair":
-        started.append(_start_run(case, archive, environment, log="second.log"))
-    if case.fault.point is None:
-        case.killed = _kill_after(case, started, run_mark)
-    for process in started:
-        process.wait(TIMEOUT_S)
+def _disturb(case: Case, archive: Archive, run_mark: str) -> None:
+    fault = _kill_environment(case)
+    with _infrastructure(case, archive, fault) as environment:
+        started = [_start_run(case, archive, environment)]
+        if case.orchestration == "pair":
+            started.append(_start_run(case, archive, environment, log="second.log"))
+        if case.fault.point is None:
+            case.killed = _kill_after(case, archive, started, run_mark)
+        for process in started:
+            process.wait(TIMEOUT_S)
     if case.fault.point is not None and not (case.folder / "token").exists():
-        case.killed = "killed there"
-    if case.orchestration != "remote dask":  # whose cluster is an operator's and goes on
+        case.killed = "process that passed"
+    if case.orchestration in {"remote dask", "deployment"}:  # whose services are the operator's
+        left_behind(run_mark, 30)
+    else:
         case.losses += [f"left running after the kill: {name}" for name in left_behind(run_mark, 30)]
 
 
-def _kill_after(case: Case, started: list[Started], run_mark: str) -> str:
-    """``kill -9`` a random process of the family at a random time; says which."""
-    begin = {"local dask": 12.0, "remote dask": 12.0, "flow": 25.0}.get(case.orchestration, 0.0)
-    deadline = time.monotonic() + case.fault.after_share * (_SECONDS[case.quality] + begin)
-    while time.monotonic() < deadline and any(process.poll() is None for process in started):
-        time.sleep(0.01)
-    import psutil
+def _kill_after(case: Case, archive: Archive, started: Sequence[Started | DeploymentRun], run_mark: str) -> str:
+    """``kill -9`` the victim at its time; says which it was, or '' if the run was over before."""
 
-    living = {process.pid: process for process in family(run_mark)}
-    for one in started:
-        if one.poll() is None:
-            living[one.pid] = psutil.Process(one.pid)
-    candidates = [living[pid] for pid in sorted(living)]
-    if not candidates:
+    def over() -> bool:
+        return all(process.poll() is not None for process in started)
+
+    staged = case.folder / "state" / "staged"
+    while not staged.exists() and not over():
+        time.sleep(0.01)
+    deadline = time.monotonic() + case.fault.after_share * _SECONDS[case.quality]
+    while time.monotonic() < deadline and not over():
+        time.sleep(0.01)
+    candidates = sorted(_victims(case, archive, started, run_mark), key=lambda process: process.pid)
+    if not candidates or over():
         return ""
-    victim = candidates[int(case.fault.pick * len(candidates))]
+    return case.fault.victim if kill(candidates[int(case.fault.pick * len(candidates))]) else ""
+
+
+def _victims(
+    case: Case, archive: Archive, started: Sequence[Started | DeploymentRun], run_mark: str
+) -> Iterator[psutil.Process]:
+    """Living processes that play the victim's part."""
+    if case.fault.victim == "run":
+        pids = [run.pid for run in started if isinstance(run, Started) and run.poll() is None]
+    elif case.fault.victim == "Prefect server" and case.orchestration == "deployment":
+        server = _server(archive).living
+        pids = [] if server is None else [server.pid]
+    else:
+        pids = [process.pid for process in family(run_mark) if _plays(case.fault.victim, process)]
+    for pid in pids:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            yield psutil.Process(pid)
+
+
+_PARTS: dict[str, Callable[[Sequence[str]], bool]] = {
+    "Dask worker": lambda words: any("spawn_main" in word for word in words),
+    "Dask nanny": lambda words: "worker" in words,
+    "Dask scheduler": lambda words: "scheduler" in words,
+    "Prefect server": lambda words: "server" in words and "start" in words,
+}
+
+
+def _plays(part: str, process: psutil.Process) -> bool:
     with contextlib.suppress(psutil.Error):
-        name = " ".join(victim.cmdline()[1:4])[-60:] if victim.pid not in {s.pid for s in started} else "the run itself"
-        return f"killed {name}" if kill(victim) else ""
-    return ""
+        if part == "Prefect worker":
+            return is_worker(process)
+        return is_engine(process) if part == "flow run" else _PARTS[part](process.cmdline())
+    return False
 
 
 def _recover(case: Case, archive: Archive, run_mark: str) -> int:
     """What an operator does after a bad night: run again, and give what pauses or was given up another try."""
     for attempt in range(1, 4):
-        status = _start_run(case, archive, {}, log="recovery.log").wait(TIMEOUT_S)
+        with _infrastructure(case, archive, {}) if case.orchestration == "deployment" else contextlib.nullcontext():
+            status = _start_run(case, archive, {}, log=RECOVERY_LOG).wait(TIMEOUT_S)
         case.losses += [f"left running after recovery: {name}" for name in left_behind(run_mark, 30)]
         with _ledger(case) as ledger:
             counts = ledger.counts()
         if status == 0 and counts[State.CONFIRMED] == len(SCENES):
             return attempt
         _command(case, "redrive", "--state", "eligible", "--state", "dead", *_places(case))
-    case.losses.append(f"not everything is done after {attempt} recoveries: {counts}; {_tail(case, 'recovery.log')}")
+    log = "worker.log" if case.orchestration == "deployment" else RECOVERY_LOG
+    case.losses.append(f"not everything is done after {attempt} recoveries: {counts}; {_tail(case, log)}")
     return attempt
 
 
@@ -431,29 +519,13 @@ def _check_leftovers(case: Case) -> None:
     case.losses += [f"sweep left {path.relative_to(sink)}" for path in sorted(files - normal)]
 
 
-_PRELOADED = [
-    *(
-        f"pancrafter.{name}"
-        for name in [
-            "census",
-            "sweep",
-            "steps",
-            "engine",
-            "cube",
-            "cog",
-            "store",
-            "publish",
-            "item",
-            "assess",
-            "preview",
-        ]
-    ),
-    *(
-        f"pancrafter.{name}"
-        for name in ["serve", "catalog", "resample", "compute", "summary", "classical", "metrics", "alignment"]
-    ),
+_PRELOADED = (
     *["torch", "pystac_client", "uvicorn", "jsonschema"],
-]
+    *(f"pancrafter.{name}" for name in ["alignment", "assess", "catalog", "census", "classical", "cog", "compute"]),
+    *(f"pancrafter.{name}" for name in ["cube", "engine", "item", "metrics", "preview", "publish", "resample"]),
+    *(f"pancrafter.{name}" for name in ["serve", "steps", "store", "summary", "sweep"]),
+)
+
 
 # --- the campaign ---------------------------------------------------------------------------------------------------
 
@@ -467,41 +539,85 @@ def campaign(
     quality: Quality | None = None,
     first: int = 1,
     seconds: float | None = None,
-) -> list[Case]:
-    """Play all runs, say what each one did, and keep the folders of those that lost something."""
+    results: Path | None = None,
+) -> list[Result]:
+    """Play all runs, say what each one did, and keep the folders of those that lost something.
+
+    Runs that ``results`` holds from an earlier campaign with the same seed are not played again.
+    """
     started = time.monotonic()
     for name in _PRELOADED:  # copies of this process then need not load them
         importlib.import_module(name)
     print("preparing an archive and undisturbed runs", flush=True)
     archive = prepare(folder / "archive", [quality] if quality else list(QUALITIES))
-    cases = []
+    played = {result.number: result for result in read_results(results, seed)}
     ready = time.monotonic()
-    for number in range(first, first + runs):
-        if seconds is not None and len(cases) >= LEAST_RUNS and time.monotonic() - ready > seconds:
-            print(f"stopped after {seconds:g} s", flush=True)
-            break
-        case = draw(number, seed, folder, only=only, quality=quality)
-        print(f"[{time.monotonic() - started:6.0f} s] {number}/{runs} ", end="", flush=True)
-        cases.append(play(case, archive))
-        verdict = "LOST" if case.losses else "ok"
-        print(f"{verdict} {case} ({case.seconds:.1f} s, {case.polls} looks)", flush=True)
-        for loss in case.losses:
-            print(f"    {loss}", flush=True)
-        if not case.losses:
-            shutil.rmtree(case.folder)
-    return cases
+    try:
+        for number in range(first, first + runs):
+            if number in played:
+                continue
+            if seconds is not None and len(played) >= LEAST_RUNS and time.monotonic() - ready > seconds:
+                print(f"stopped after {seconds:g} s", flush=True)
+                break
+            case = draw(number, seed, folder, only=only, quality=quality)
+            print(f"[{time.monotonic() - started:6.0f} s] {number}/{runs} ", end="", flush=True)
+            played[number] = _played(play(case, archive), seed, results)
+    finally:
+        for server in _SERVERS.values():
+            server.end()
+    return [played[number] for number in sorted(played)]
 
 
-def summary(cases: list[Case], seed: int) -> str:
-    """The last line: how many runs, how many were really hit, and what was lost."""
-    hit = [case for case in cases if case.killed]
-    lost = [case for case in cases if case.losses]
-    kinds = Counter(case.orchestration for case in hit)
-    kinds_text = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
-    points = len({case.fault.point for case in hit if case.fault.point})
-    return (
-        f"faults: {len(cases)} runs (seed {seed}), {len(hit)} killed "
-        f"({kinds_text}; {points} of {len(POINTS)} kill points), "
-        f"{sum(case.polls for case in cases)} looks by a reader, {len(lost)} runs with a loss, "
-        f"{sum(len(case.losses) for case in cases)} losses"
+@dataclass(frozen=True)
+class Result:
+    """What a campaign keeps of a run."""
+
+    seed: int
+    number: int
+    orchestration: str
+    quality: str
+    point: str | None
+    killed: str
+    polls: int
+    seconds: float
+    losses: list[str]
+
+
+def read_results(path: Path | None, seed: int) -> list[Result]:
+    """Runs of earlier campaigns with this seed, one JSON line each."""
+    if path is None or not path.exists():
+        return []
+    results = [Result(**json.loads(line)) for line in path.read_text().splitlines()]
+    return [result for result in results if result.seed == seed]
+
+
+def _played(case: Case, seed: int, results: Path | None) -> Result:
+    verdict = "LOST" if case.losses else "ok"
+    print(f"{verdict} {case} ({case.seconds:.1f} s, {case.polls} looks)", flush=True)
+    for loss in case.losses:
+        print(f"    {loss}", flush=True)
+    if not case.losses:
+        shutil.rmtree(case.folder)
+    fault, seconds = case.fault, round(case.seconds, 1)
+    result = Result(
+        seed, case.number, case.orchestration, case.quality, fault.point, case.killed, case.polls, seconds, case.losses
     )
+    if results is not None:
+        with results.open("a") as file:
+            file.write(f"{json.dumps(asdict(result))}\n")
+    return result
+
+
+def summary(results: Sequence[Result], seed: int) -> str:
+    """A table of who died how often, and as the last line how many runs, how many were hit, and what was lost."""
+    hit = [result for result in results if result.killed]
+    lost = [result for result in results if result.losses]
+    victims = Counter((result.orchestration, "at a named point" if result.point else result.killed) for result in hit)
+    lines = [f"{kind}: {victim}: {count}" for (kind, victim), count in sorted(victims.items())]
+    points = len({result.point for result in hit if result.point})
+    last = (
+        f"faults: {len(results)} runs (seed {seed}), {len(hit)} killed ({points} of {len(POINTS)} kill points), "
+        f"{sum(result.polls for result in results)} looks by a reader, {len(lost)} runs with a loss, "
+        f"{sum(len(result.losses) for result in results)} losses"
+    )
+    return "\n".join([*lines, last])

@@ -10,7 +10,7 @@ from typing import Any
 
 Json = dict[str, Any]
 
-PAUSE_S = 0.03
+PAUSE_S = 0.1
 
 
 def watch(sink: Path, stop: Path, report: Path) -> None:

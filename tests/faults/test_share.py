@@ -10,9 +10,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from small_archive import add_scene
+from small_archive import add_scene, classical_contracts
 
-from faults.campaign import COLLECTION, PROJECT
+from faults.campaign import COLLECTION
+from faults.processes import PROJECT
 from pancrafter.census import take_census
 from pancrafter.ingest import add_pair
 from pancrafter.ledger import Ledger, State
@@ -36,10 +37,8 @@ def test_two_nightlies_and_a_backfill_do_each_scene_once(tmp_path: Path) -> None
             item_id=folder.name,
             acquired=datetime(2025, 5, 1 + number % 28, tzinfo=UTC),
         )
-    bundled = PROJECT / "pancrafter" / "contracts" / f"{COLLECTION}.yaml"
     contracts = tmp_path / "contracts"
-    contracts.mkdir()
-    (contracts / bundled.name).write_text(bundled.read_text().replace("weights: default", "weights: none"))
+    classical_contracts(contracts)
     places = ["--source", str(tmp_path / "source"), "--sink", str(tmp_path / "sink")]
     places += ["--state-dir", str(tmp_path / "state"), "--contracts-dir", str(contracts), "--workers", "0"]
     command = [sys.executable, "-m", "pancrafter.cli", "run", *places, "--block-px", "128"]

@@ -167,7 +167,7 @@ def test_nightly_reports_the_bad_scene_and_finishes_the_others(tmp_path: Path) -
 @pytest.mark.usefixtures("prefect_server")
 def test_backfill_takes_only_its_period_and_repeats_nothing(tmp_path: Path) -> None:
     from flows.area import backfill
-    from flows.parameters import Selection
+    from pancrafter.selection import Selection
 
     for day in (1, 5):
         add_scene(tmp_path / "source", f"day-{day}", side_px=128, seed=day, day=day)

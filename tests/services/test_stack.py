@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import os
-import signal
+import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import psutil
 import pytest
-from small_archive import add_scene
+from real_stack import is_of
 
-from infra import stack
 from pancrafter import steps
 from pancrafter.errors import CatalogUnavailableError, InvalidSceneError, SinkError
 from pancrafter.ledger import State
@@ -27,81 +24,6 @@ from pancrafter.stac_api import StacApi
 pytestmark = pytest.mark.services
 PROJECT = Path(__file__).resolve().parents[2]
 COLLECTION = "geoeye-1-sharpened"
-START_LIMIT_S = 420
-
-
-def start(archive: Path, log: Path) -> tuple[subprocess.Popen[bytes], dict[str, str]]:
-    """A stack in its own process, and the lines it prints."""
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "infra.stack", "up", "--archive", str(archive)],
-            cwd=PROJECT,
-            stdout=output,
-            stderr=output,
-        )
-    deadline = time.monotonic() + START_LIMIT_S
-    while "# ready" not in log.read_text():
-        if process.poll() is not None or time.monotonic() > deadline:
-            process.kill()
-            pytest.fail(f"the stack does not get ready:\n{log.read_text()}")
-        time.sleep(0.2)
-    lines = log.read_text().splitlines()
-    return process, dict(line.split("=", 1) for line in lines if "=" in line and not line.startswith("#"))
-
-
-@pytest.fixture(scope="module")
-def urls(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """Addresses of a running stack, whose archive holds two scenes; they are in the environment as well."""
-    try:
-        stack.install()
-        reason = stack.missing()
-    except stack.StackError as error:
-        reason = str(error)
-    if reason:
-        if os.environ.get("CI") == "true":
-            pytest.fail(reason)
-        pytest.skip(reason)
-    archive = tmp_path_factory.mktemp("archive")
-    for day in (1, 2):
-        add_scene(archive, f"day-{day}", side_px=128, seed=day, day=day)
-    process, found = start(archive, tmp_path_factory.mktemp("log") / "stack.log")
-    with pytest.MonkeyPatch.context() as environment:
-        for name, value in found.items():
-            if not name.startswith("PANCRAFTER_"):
-                environment.setenv(name, value)
-        yield found
-    folder = Path(found["PANCRAFTER_STATE_DIR"]).parent
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(120) == 0
-    assert not folder.exists()
-    assert not [one for one in psutil.process_iter() if is_of(one, folder)], "something of the stack is still alive"
-
-
-def is_of(process: psutil.Process, folder: Path) -> bool:
-    try:
-        if process.status() == psutil.STATUS_ZOMBIE:  # ended, and not yet buried
-            return False
-        return process.environ().get(stack.MARK) == str(folder) or str(folder) in " ".join(process.cmdline())
-    except psutil.Error:
-        return False
-
-
-@pytest.fixture(scope="module")
-def settings(urls: dict[str, str]) -> Settings:
-    return Settings(
-        source=urls["PANCRAFTER_SOURCE"],
-        sink=urls["PANCRAFTER_SINK"],
-        state_dir=urls["PANCRAFTER_STATE_DIR"],
-        catalog_url=urls["PANCRAFTER_CATALOG_URL"],
-        ledger_url=urls["PANCRAFTER_LEDGER_URL"],
-        dask_scheduler=urls["PANCRAFTER_DASK_SCHEDULER"],
-        block_px=128,
-    )
-
-
-@pytest.fixture(scope="module")
-def outcomes(settings: Settings) -> list[steps.Outcome]:
-    return steps.run(settings, lambda _: None)
 
 
 def found(settings: Settings, **query: Any) -> list[str]:
@@ -186,3 +108,22 @@ def test_stack_ends_with_its_parent(urls: dict[str, str], tmp_path: Path) -> Non
         time.sleep(0.1)
     assert not folder.exists()
     assert not [process for process in psutil.process_iter() if is_of(process, folder)]
+
+
+def test_no_secret_in_logs_objects_and_staged_scenes(urls: dict[str, str], outcomes: list[steps.Outcome]) -> None:
+    """After a run with secrets of S3 and PostgreSQL in every process: neither is in anything that was written."""
+    folder = Path(urls["PANCRAFTER_STATE_DIR"]).parent
+    password = re.search(r"://postgres:([0-9a-f]+)@", urls["PANCRAFTER_LEDGER_URL"])
+    assert password is not None
+    secrets = [password[1].encode(), urls["AWS_SECRET_ACCESS_KEY"].encode()]
+    written = list(folder.glob("*.log"))
+    written += [path for path in Path(urls["PANCRAFTER_STATE_DIR"]).rglob("*") if path.is_file()]
+    assert len(written) > 8
+    found = [path.name for path in written if any(secret in path.read_bytes() for secret in secrets)]
+    store = StaticSink(urls["PANCRAFTER_SINK"]).store
+    names = store.list_names("")
+    assert len(names) > 10
+    found += [name for name in names if any(secret in (store.read(name) or b"") for secret in secrets)]
+    answer = httpx.get(f"{urls['PANCRAFTER_CATALOG_URL']}/collections/{COLLECTION}/items").content
+    assert found == []
+    assert not any(secret in answer for secret in secrets)

@@ -1,0 +1,152 @@
+"""Backup and restore of what cannot be made again: the ledger (where it is a file) and the output catalog.
+
+A PostgreSQL ledger is saved with ``pg_dump``; a STAC API needs no backup, it is filled from the catalog. The ledger is
+copied before the catalog: what is published in between is known to the copied catalog alone, and the next run takes it
+over. Copies go in the order of publication, so that also a reader of the copy only ever sees whole items.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import tempfile
+from contextlib import closing
+from pathlib import Path
+from typing import ClassVar
+
+from pancrafter.changes import FOLDER as CHANGES
+from pancrafter.errors import ErrorKind, PancrafterError
+from pancrafter.publish import StaticSink
+from pancrafter.settings import Settings
+from pancrafter.stac_api import StacApi
+from pancrafter.types import Record
+
+CATALOG, LEDGER = "catalog", "ledger.db"
+_SQLITE = "sqlite:///"
+
+
+class BackupError(PancrafterError):
+    """There is no backup at the place, or something is in its way."""
+
+    kind: ClassVar[ErrorKind] = "system"
+
+
+class Copied(Record):
+    """What a backup or a restore did."""
+
+    copied: int
+    kept: int
+    ledger: str
+    sent: int | None = None
+
+    def __str__(self) -> str:
+        sent = "" if self.sent is None else f", {self.sent} items sent to the STAC API"
+        return f"catalog: {self.copied} files copied, {self.kept} there already; ledger: {self.ledger}{sent}"
+
+
+def back_up(settings: Settings, place: str) -> Copied:
+    """Copy ledger and catalog to ``place``, a folder or ``s3://bucket/prefix``.
+
+    Raises:
+        SinkError: The catalog cannot be read, or the place cannot be written.
+        BackupError: The ledger cannot be read.
+    """
+    target, ledger = StaticSink(place), _ledger_file(settings)
+    said = "on a server, save it with pg_dump"
+    if ledger is not None:
+        if not ledger.is_file():
+            raise BackupError(f"{ledger}: no such ledger; give --state-dir of the runs")
+        with tempfile.TemporaryDirectory() as folder:
+            snapshot = Path(folder) / LEDGER
+            _snapshot(ledger, snapshot)
+            target.store.put(snapshot, LEDGER, "application/vnd.sqlite3")
+        said = "copied"
+    copied, kept = copy_catalog(StaticSink(settings.sink), StaticSink(f"{place.rstrip('/')}/{CATALOG}"))
+    return Copied(copied=copied, kept=kept, ledger=said)
+
+
+def bring_back(settings: Settings, place: str) -> Copied:
+    """Put catalog and ledger back from ``place``, and fill the STAC API of the settings from the catalog.
+
+    Raises:
+        BackupError: There is no backup at the place, or another ledger is in the way.
+        SinkError: A place cannot be read or written.
+    """
+    base, source = StaticSink(place), StaticSink(f"{place.rstrip('/')}/{CATALOG}")
+    if source.store.read("catalog.json") is None:
+        raise BackupError(f"{source.catalog_href}: no backup there; give the place that `pancrafter backup` wrote to")
+    said, ledger, saved = "on a server, restore it with pg_restore", _ledger_file(settings), base.store.read(LEDGER)
+    if ledger is not None:
+        said = "not in this backup"
+        if saved is not None:
+            if ledger.exists():
+                raise BackupError(f"{ledger}: is in the way; move it aside, then restore again")
+            ledger.parent.mkdir(parents=True, exist_ok=True)
+            ledger.write_bytes(saved)
+            said = "put back"
+    sink = StaticSink(settings.sink)
+    copied, kept = copy_catalog(source, sink)
+    sent = None if settings.catalog_url is None else StacApi(settings.catalog_url).send_all(sink)
+    return Copied(copied=copied, kept=kept, ledger=said, sent=sent)
+
+
+def copy_catalog(source: StaticSink, target: StaticSink) -> tuple[int, int]:
+    """Copy what is missing or differs, in the order of publication; returns the files copied and those left alone."""
+    copied = kept = 0
+    names = sorted(source.store.list_names(""), key=_rank)
+    for name in names:
+        if _is_same(source, target, name):
+            kept += 1
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "file"
+            source.store.get(name, path)
+            target.store.put(path, name, _media_type(name))
+        copied += 1
+    return copied, kept
+
+
+def _rank(name: str) -> tuple[int, str]:
+    """Files first, then items, pages of days, of months, collections, the root, and last the change feed."""
+    parts = name.split("/")
+    if name.startswith(f"{CHANGES}/"):
+        return 6, name
+    if name == "catalog.json":
+        return 5, name
+    if parts[-1] == "collection.json":
+        return 4, name
+    if len(parts) == 3 and parts[1] == "by-day":
+        return (2 if parts[2].count("-") == 2 else 3), name
+    return (1 if len(parts) == 3 and parts[2] == f"{parts[1]}.json" else 0), name
+
+
+def _is_same(source: StaticSink, target: StaticSink, name: str) -> bool:
+    """Names of assets hold their checksum, so size is enough for them; documents are compared byte by byte."""
+    if target.store.size(name) != source.store.size(name):
+        return False
+    return not name.endswith(".json") or target.store.read(name) == source.store.read(name)
+
+
+def _media_type(name: str) -> str:
+    kinds = {
+        ".tif": "image/tiff; application=geotiff; profile=cloud-optimized",
+        ".png": "image/png",
+        ".jsonl": "application/x-ndjson",
+        ".html": "text/html",
+        ".parquet": "application/vnd.apache.parquet",
+    }
+    parts = name.split("/")
+    is_item = len(parts) == 3 and parts[2] == f"{parts[1]}.json"
+    return kinds.get(Path(name).suffix, "application/geo+json" if is_item else "application/json")
+
+
+def _ledger_file(settings: Settings) -> Path | None:
+    return Path(settings.ledger.removeprefix(_SQLITE)) if settings.ledger.startswith(_SQLITE) else None
+
+
+def _snapshot(ledger: Path, copy: Path) -> None:
+    """SQLite's own backup: a whole database also while others write."""
+    try:
+        with closing(sqlite3.connect(ledger)) as source, closing(sqlite3.connect(copy)) as target:
+            source.backup(target)
+    except sqlite3.Error as err:
+        raise BackupError(f"{ledger}: {err}; is it a ledger?") from err

@@ -1,0 +1,121 @@
+"""What Prometheus may know: the state of the ledger and of the change feed, read anew at every scrape.
+
+Nothing is counted in the workers: a run that is killed takes no numbers with it, and one endpoint speaks for all.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+
+from prometheus_client import CollectorRegistry, generate_latest, start_http_server
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from pancrafter.changes import ChangeFeed
+from pancrafter.errors import PancrafterError
+from pancrafter.ledger import IN_WORK, Ledger, State
+from pancrafter.publish import StaticSink
+from pancrafter.settings import Settings
+
+DAY = timedelta(days=1)
+
+
+class SinkMetrics(Collector):
+    """The metrics of one output catalog. A place that cannot be read sets ``pancrafter_up`` to 0."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+
+    def describe(self) -> Iterator[Metric]:
+        """Nothing: asking would read the ledger before anybody scrapes."""
+        return iter(())
+
+    def collect(self) -> Iterator[Metric]:
+        """All metrics as they are now."""
+        up = GaugeMetricFamily("pancrafter_up", "1 if ledger and catalog could be read.", labels=["place"])
+        for place, read in (("ledger", self._ledger), ("catalog", self._feed)):
+            try:
+                yield from list(read())
+            except PancrafterError:
+                up.add_metric([place], 0)
+            else:
+                up.add_metric([place], 1)
+        yield up
+
+    def _ledger(self) -> Iterator[Metric]:
+        sink = self._settings.sink
+        with Ledger(self._settings.ledger) as ledger:
+            counts, totals, waiting = ledger.counts(sink), ledger.totals(sink), ledger.waiting(sink)
+        scenes = GaugeMetricFamily("pancrafter_scenes", "Scenes of the ledger by state.", labels=["state"])
+        for state, count in counts.items():
+            scenes.add_metric([state.value], count)
+        yield scenes
+        failures = GaugeMetricFamily(
+            "pancrafter_failures", "Scenes with an error class or refusal code.", labels=["state", "code"]
+        )
+        by_code: Counter[tuple[str, str]] = Counter()
+        since: dict[State, datetime] = {}
+        for entry in waiting:
+            since[entry.state] = min(entry.since, since.get(entry.state, entry.since))
+            if entry.code:
+                by_code[entry.state.value, entry.code] += entry.scenes
+        for labels, count in by_code.items():
+            failures.add_metric(labels, count)
+        yield failures
+        yield _age(
+            "pancrafter_oldest_claim_seconds",
+            "Time since the claimed scene that moved last long ago.",
+            [moment for state, moment in since.items() if state in IN_WORK],
+        )
+        yield _age(
+            "pancrafter_oldest_eligible_seconds",
+            "Time that the oldest scene has waited to be claimed.",
+            [moment for state, moment in since.items() if state is State.ELIGIBLE],
+        )
+        names = ("scenes", "pixels", "bytes_read", "seconds", "sharpen_seconds")
+        meanings = (
+            "Scenes confirmed.",
+            "PAN pixels sharpened.",
+            "Bytes read from the source.",
+            "Wall seconds from claim to confirmation.",
+            "Seconds of the sharpening step: GPU time on a GPU.",
+        )
+        for name, meaning in zip(names, meanings, strict=True):
+            family = CounterMetricFamily(f"pancrafter_confirmed_{name}", meaning, labels=["sensor", "device"])
+            for total in totals:
+                family.add_metric([total.sensor, total.device], getattr(total, name))
+            yield family
+
+    def _feed(self) -> Iterator[Metric]:
+        counts = ChangeFeed(StaticSink(self._settings.sink).store).counts(datetime.now(UTC) - DAY)
+        family = GaugeMetricFamily("pancrafter_changes_last_day", "Events announced in 24 hours.", labels=["type"])
+        for kind in ("new", "superseded", "withdrawn"):
+            family.add_metric([kind], counts.get(kind, 0))
+        yield family
+
+
+def text(settings: Settings) -> str:
+    """All metrics in Prometheus' text format."""
+    return generate_latest(_registry(settings)).decode()
+
+
+def serve(settings: Settings, host: str, port: int) -> None:
+    """Answer scrapes of ``http://host:port/metrics`` until the process ends."""
+    start_http_server(port, addr=host, registry=_registry(settings))
+    while True:
+        time.sleep(3600)
+
+
+def _registry(settings: Settings) -> CollectorRegistry:
+    registry = CollectorRegistry()
+    registry.register(SinkMetrics(settings))
+    return registry
+
+
+def _age(name: str, meaning: str, moments: list[datetime]) -> Metric:
+    """Seconds since the earliest moment; 0 without one."""
+    age = (datetime.now(UTC) - min(moments)).total_seconds() if moments else 0.0
+    return GaugeMetricFamily(name, meaning, value=max(0.0, age))

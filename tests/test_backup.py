@@ -1,0 +1,76 @@
+"""Backup, wipe, restore on the defaults; the same on S3, pgstac and PostgreSQL is in tests/services."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from published_scene import files, item
+from small_archive import add_scene
+from typer.testing import CliRunner
+
+from pancrafter import steps
+from pancrafter.backup import _rank, back_up, bring_back
+from pancrafter.census import take_census
+from pancrafter.cli import app
+from pancrafter.errors import PancrafterError
+from pancrafter.publish import CollectionInfo, StaticSink
+from pancrafter.settings import Settings
+
+
+def test_backup_wipe_restore_leaves_the_census_clean(tmp_path: Path) -> None:
+    add_scene(tmp_path / "archive", "one", side_px=128)
+    settings = Settings(
+        source=str(tmp_path / "archive"),
+        sink=str(tmp_path / "out"),
+        state_dir=str(tmp_path / "state"),
+        block_px=128,
+        workers=0,
+    )
+    assert [outcome.verdict for outcome in steps.run(settings, lambda _: None)] != ["failed"]
+    options = ["--sink", settings.sink, "--state-dir", settings.state_dir]
+    place = str(tmp_path / "backup")
+    done = CliRunner().invoke(app, ["backup", place, *options])
+    assert done.exit_code == 0, done.output
+    assert "0 there already; ledger: copied" in done.output
+    before = contents(tmp_path / "out")
+    assert "catalog: 0 files copied" in CliRunner().invoke(app, ["backup", place, *options]).output
+    shutil.rmtree(tmp_path / "out")
+    shutil.rmtree(tmp_path / "state")
+    assert not take_census(settings).clean
+    shutil.rmtree(tmp_path / "state")  # the census has opened a fresh ledger there
+    done = CliRunner().invoke(app, ["restore", place, *options])
+    assert done.exit_code == 0, done.output
+    assert contents(tmp_path / "out") == before
+    assert take_census(settings, checksums=True).clean
+    assert steps.run(settings, lambda _: None) == []
+    with pytest.raises(PancrafterError, match="is in the way; move it aside"):
+        bring_back(settings, place)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    names = [path for path in folder.rglob("*") if path.is_file() and path.name != ".lock"]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in names}
+
+
+def test_copies_go_in_the_order_of_publication(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pancrafter.publish.ITEMS_IN_COLLECTION", 0)
+    assets = files(tmp_path / "files")
+    sink = StaticSink(str(tmp_path / "out"))
+    collection = CollectionInfo(id="wv3-sharpened", title="WV3", description="Sharpened.")
+    sink.publish(item(assets), assets, collection=collection)
+    names = sorted(sink.store.list_names(""), key=_rank)
+    order = ["S1-sharp.json", "2024-05-01.json", "2024-05.json", "collection.json", "catalog.json"]
+    places = [next(k for k, name in enumerate(names) if name.endswith(f"/{end}") or name == end) for end in order]
+    assert places == sorted(places)
+    assert max(k for k, name in enumerate(names) if name.endswith((".tif", ".png"))) < places[0]
+
+
+def test_missing_places_are_said(tmp_path: Path) -> None:
+    settings = Settings(sink=str(tmp_path / "out"), state_dir=str(tmp_path / "state"))
+    with pytest.raises(PancrafterError, match="no such ledger; give --state-dir"):
+        back_up(settings, str(tmp_path / "backup"))
+    done = CliRunner().invoke(app, ["restore", str(tmp_path / "none"), "--sink", settings.sink])
+    assert done.exit_code == 2
+    assert "no backup there" in done.output

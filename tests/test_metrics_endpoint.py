@@ -1,0 +1,90 @@
+"""What Prometheus is told follows from the ledger and the feed, and the alert rules only name what it is told."""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+import yaml
+from prometheus_client.parser import text_string_to_metric_families
+from small_archive import add_scene
+from typer.testing import CliRunner
+
+from pancrafter import steps
+from pancrafter.cli import app
+from pancrafter.ledger import Ledger, SceneKey, State
+from pancrafter.metrics_endpoint import text
+from pancrafter.settings import Settings
+
+ALERTS = Path(__file__).resolve().parents[1] / "infra" / "prometheus" / "alerts.yml"
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    """One published scene, one that nobody could read, one in work."""
+    root = tmp_path_factory.mktemp("metrics")
+    add_scene(root / "archive", "good", side_px=128)
+    broken = add_scene(root / "archive", "broken", side_px=128, seed=2)
+    broken.ms.write_bytes(broken.ms.read_bytes()[:2000])
+    settings = Settings(
+        source=str(root / "archive"), sink=str(root / "out"), state_dir=str(root / "state"), block_px=128, workers=0
+    )
+    steps.run(settings, lambda _: None)
+    add_scene(root / "archive", "claimed", side_px=128, seed=3)
+    with steps.open_ledger(settings) as ledger:
+        steps.discover(settings, ledger)
+    with Ledger(settings.ledger, clock=lambda: datetime.now(UTC) - timedelta(hours=2)) as ledger:
+        key = SceneKey(sink=settings.sink, collection="geoeye-1", item_id="claimed")
+        assert ledger.claim(key, owner="somebody", lease_s=900) is not None
+    return settings
+
+
+def values(settings: Settings) -> dict[str, float]:
+    """``name{label values}`` -> value."""
+    return {
+        sample.name
+        + (
+            "{" + ",".join(value for _, value in sorted(sample.labels.items())) + "}" if sample.labels else ""
+        ): sample.value
+        for family in text_string_to_metric_families(text(settings))
+        for sample in family.samples
+    }
+
+
+def test_numbers_are_those_of_the_ledger(settings: Settings) -> None:
+    found = values(settings)
+    assert found["pancrafter_up{ledger}"] == found["pancrafter_up{catalog}"] == 1
+    with steps.open_ledger(settings) as ledger:
+        for state, count in ledger.counts(settings.sink).items():
+            assert found[f"pancrafter_scenes{{{state}}}"] == count
+        (row,) = ledger.rows(sink=settings.sink, states=[State.CONFIRMED])
+    assert found["pancrafter_confirmed_scenes_total{cpu,geoeye-1}"] == 1
+    for name in ("pixels", "bytes_read", "seconds", "sharpen_seconds"):
+        assert found[f"pancrafter_confirmed_{name}_total{{cpu,geoeye-1}}"] == pytest.approx(row.measures[name])
+    assert found["pancrafter_changes_last_day{new}"] == 1
+    assert 7000 < found["pancrafter_oldest_claim_seconds"] < 9000
+    assert found["pancrafter_oldest_eligible_seconds"] == 0
+    assert sum(value for name, value in found.items() if name.startswith("pancrafter_failures{")) == 1
+
+
+def test_unreachable_ledger_is_a_number_and_no_crash(settings: Settings, tmp_path: Path) -> None:
+    down = settings.model_copy(update={"ledger_url": "postgresql+psycopg://nobody@127.0.0.1:9/none"})
+    found = values(down)
+    assert (found["pancrafter_up{ledger}"], found["pancrafter_up{catalog}"]) == (0, 1)
+
+
+def test_command_prints_them(settings: Settings) -> None:
+    done = CliRunner().invoke(app, ["metrics", "--sink", settings.sink, "--state-dir", settings.state_dir])
+    assert done.exit_code == 0
+    assert 'pancrafter_scenes{state="confirmed"} 1.0' in done.output
+
+
+def test_alerts_name_metrics_that_exist(settings: Settings) -> None:
+    told = {name.split("{")[0] for name in values(settings)}
+    rules = [rule for group in yaml.safe_load(ALERTS.read_text())["groups"] for rule in group["rules"]]
+    assert len(rules) >= 5
+    for rule in rules:
+        assert set(re.findall(r"pancrafter_\w+", rule["expr"])) <= told, rule["alert"]
+        assert {"summary", "action"} <= set(rule["annotations"])
