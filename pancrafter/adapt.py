@@ -13,7 +13,6 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -25,6 +24,7 @@ from pancrafter.assess import BORDER_REDUCED_PX, reduce_tile
 from pancrafter.engine import (
     Floats,
     NetworkSharpener,
+    ScenePixels,
     SharpenerSpec,
     Tile,
     band_phases,
@@ -37,9 +37,6 @@ from pancrafter.model.network import MS_MODE
 from pancrafter.model.weights import save_checkpoint
 from pancrafter.resample import degrading_matrix, upsample
 from pancrafter.types import Record, ValueRange
-
-if TYPE_CHECKING:
-    from pancrafter.store import SceneStore
 
 ADAPTED_PARAMETERS = ("gamma", "beta", "select_ms", "select_pan", "head.weight", "head.bias")
 """Ends of the names of what is adapted: modulation, attention gates and the last convolution."""
@@ -109,7 +106,7 @@ def adapted_method(name: str, sharpener: NetworkSharpener, limits: AdaptLimits |
 
 
 def adapt_to_scene(
-    spec: SharpenerSpec, store: SceneStore, gains: Sequence[float], path: Path, limits: AdaptLimits | None = None
+    spec: SharpenerSpec, store: ScenePixels, gains: Sequence[float], path: Path, limits: AdaptLimits | None = None
 ) -> tuple[SharpenerSpec, Adapted]:
     """Adapt the network of ``spec`` to a staged scene and write it to ``path``, where workers find it.
 
@@ -139,7 +136,7 @@ def cut_patches(tile: Tile, limits: AdaptLimits | None = None) -> list[Tile]:
     return _most_textured(patches, limits.patches)
 
 
-def patches_of_store(store: SceneStore, limits: AdaptLimits | None = None) -> list[Tile]:
+def patches_of_store(store: ScenePixels, limits: AdaptLimits | None = None) -> list[Tile]:
     """The same of a staged scene, from up to five times as many candidates over the scene, all fully valid."""
     limits, staged = limits or DEFAULT_LIMITS, store.staged
     side, ratio = _patch_side(store.pan_shape_yx, staged.grid.ratio, limits), staged.grid.ratio

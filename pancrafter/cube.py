@@ -13,7 +13,7 @@ import threading
 import uuid
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -37,7 +37,7 @@ from pancrafter.alignment import NO_SHIFT, BandShift, agree, combine_windows, es
 from pancrafter.errors import GridMismatchError, InvalidSceneError, TransientReadError
 from pancrafter.grid import MAX_RATIO_ERROR, aligned_ms_grid, grid_bounds, needs_resampling, pair_grids
 from pancrafter.sensors import SensorContract
-from pancrafter.store import UNWRITTEN, Mask, Pixels, SceneStore, Window, open_scene
+from pancrafter.store import UNWRITTEN, Block, Mask, Pixels, SceneStore, Window, open_scene
 from pancrafter.types import FORMAT_VERSION, AssetRef, PairGrid, PixelGrid, Scene, StagedScene, ValueRange
 
 DN_LIMIT = int(np.iinfo(np.uint16).max)
@@ -80,6 +80,11 @@ MAX_BLOCK_BYTES = 512 * 2**20
 
 MAX_EXPANSION = 2000
 """Deflate reaches 1032 at most; beyond this a file is empty or a decompression bomb."""
+
+_AT_HAND_BLOCK_PX = 2048
+"""Widest block of a file that is read in place: of wider strips, a window would decode far more than it covers."""
+
+_COUNTING_PX = 1024
 
 _FAN_IN = 8
 _NEAR_PX = 8
@@ -139,11 +144,27 @@ def stage_scene(
         [*(stage_pan(window) for window in store.pan_windows()), *(stage_ms(window) for window in store.ms_windows())],
         _merge_tallies,
     )
-    dtype = _output_dtype(sources.ms)
     _check_pixels(scene, sources, tally, contract)
     valid_share = _valid_share(store_uri, pair, scene, tally)
     shifts = measure_shifts(store, pair, gain=_mean_gain(scene, contract))
-    staged = StagedScene(
+    staged = _described(scene, contract, sources, pair, tally, shifts, valid_share=valid_share, store_uri=store_uri)
+    store.finish_staging(staged)
+    return staged
+
+
+def _described(
+    scene: Scene,
+    contract: SensorContract,
+    sources: _Sources,
+    pair: PairGrid,
+    tally: _Tally,
+    shifts: Sequence[BandShift],
+    *,
+    valid_share: float,
+    store_uri: str,
+) -> StagedScene:
+    dtype = _output_dtype(sources.ms)
+    return StagedScene(
         scene=scene,
         store_uri=store_uri,
         grid=pair,
@@ -160,8 +181,6 @@ def stage_scene(
         scale=_per_band(sources.ms, "scale", default=1.0),
         offset=_per_band(sources.ms, "offset", default=0.0),
     )
-    store.finish_staging(staged)
-    return staged
 
 
 def staging_digest(scene: Scene, contract: SensorContract, *, block_px: int, reach_px: int) -> str:
@@ -199,6 +218,8 @@ class _Source:
     scale: tuple[float, ...]
     offset: tuple[float, ...]
     access: Access = OPEN_TO_ALL
+    at_hand: bool = False
+    """Whether any window can be read again for the cost of its pixels: a local GeoTIFF of small blocks."""
     warped: bool = False
     """Whether ``grid`` is not the file's own: pixels are then interpolated to it while reading."""
 
@@ -328,6 +349,9 @@ def _describe_source(
         masked=any(MaskFlags.per_dataset in dataset.mask_flag_enums[index - 1] for index in indexes),
         scale=tuple(dataset.scales[index - 1] for index in indexes),
         offset=tuple(dataset.offsets[index - 1] for index in indexes),
+        at_hand=dataset.driver == "GTiff"
+        and Path(dataset.name).is_file()
+        and dataset.block_shapes[0][1] <= _AT_HAND_BLOCK_PX,
     )
 
 
@@ -530,12 +554,12 @@ class _WindowReader:
 
     def read(self, window: Window) -> tuple[Pixels, Mask, int]:
         """DN ``(band, y, x)`` with holes filled, validity ``(y, x)`` 0/1, and the number of bytes read."""
-        pixels, valid, bytes_read = self._read_raw(window)
+        pixels, valid, bytes_read = self.read_raw(window)
         if valid.all():
             return pixels, valid.astype(np.uint8), bytes_read
         for reach in sorted({min(_NEAR_PX, self.reach), self.reach}):
             wide = _widened(window, reach, self.shape_yx)
-            wide_pixels, wide_valid, more = self._read_raw(wide)
+            wide_pixels, wide_valid, more = self.read_raw(wide)
             bytes_read += more
             y, x = (
                 slice(part.start - outer.start, part.stop - outer.start)
@@ -546,7 +570,8 @@ class _WindowReader:
                 break
         return filled[:, y, x], valid.astype(np.uint8), bytes_read
 
-    def _read_raw(self, window: Window) -> tuple[Pixels, NDArray[np.bool_], int]:
+    def read_raw(self, window: Window) -> tuple[Pixels, NDArray[np.bool_], int]:
+        """As ``read``, but holes hold whatever the file does; validity is boolean."""
         rows, cols = (part.stop - part.start for part in window)
         count = sum(len(source.indexes) for source in self.sources)
         pixels = np.zeros((count, rows, cols), np.uint16)
@@ -844,13 +869,17 @@ def _valid_share(store_uri: str, pair: PairGrid, scene: Scene, tally: _Tally) ->
     with open_scene(store_uri) as cube:
         nearest = cube.ms_valid.isel(ym=("y", rows), xm=("x", cols)).drop_vars(("ym", "xm"))
         share = float(((cube.pan_valid == 1) & (nearest == 1)).mean())
+    _require_common_area(scene, share)
+    return share
+
+
+def _require_common_area(scene: Scene, share: float) -> None:
     if share == 0:
         raise InvalidSceneError(
             "no pixel is valid in PAN and MS at once, expected a common area; check nodata values and masks",
             scene=scene.key,
             asset=f"{scene.pan.key} and {scene.ms[0].key}",
         )
-    return share
 
 
 def _ms_index(part: slice, ratio: int, phase: float, size: int) -> NDArray[np.int64]:
@@ -967,6 +996,173 @@ def _pan_beneath(part: slice, ratio: int, phase: float, size: int) -> slice:
 
 def _mean_gain(scene: Scene, contract: SensorContract) -> float:
     return float(np.mean([band.mtf for band in contract.subset(scene.bands)]))
+
+
+# --- without a store ------------------------------------------------------------------------------------------------
+
+
+class SceneFiles:
+    """A scene whose pixels are read from its files whenever they are asked for; reads like a ``SceneStore``.
+
+    Holes are filled per block, as staging fills them, so the pixels are those of a staged scene.
+    """
+
+    def __init__(self, pan: _WindowReader, ms: _WindowReader, grid: PairGrid, block_px: int) -> None:
+        self._readers = {"pan": pan, "ms": ms}
+        self._edges = {"pan": block_px, "ms": max(1, block_px // grid.ratio)}
+        self._whole: set[str] = set()
+        self._staged: StagedScene | None = None
+        self.grid = grid
+        self.block_px = block_px
+
+    def described(self, staged: StagedScene, whole: set[str]) -> None:
+        """What reading everything once has shown; ``whole`` names the grids without a hole."""
+        self._staged, self._whole = staged, whole
+
+    @property
+    def staged(self) -> StagedScene:
+        """The scene's constants."""
+        assert self._staged is not None
+        return self._staged
+
+    @property
+    def pan_shape_yx(self) -> tuple[int, int]:
+        """Rows and columns of the PAN grid."""
+        return self.grid.pan.shape_yx
+
+    @property
+    def ms_shape_yx(self) -> tuple[int, int]:
+        """Rows and columns of the MS grid."""
+        return self.grid.ms_shape_yx
+
+    @property
+    def band_count(self) -> int:
+        """How many MS bands there are."""
+        return sum(len(source.indexes) for source in self._readers["ms"].sources)
+
+    @property
+    def blocks_yx(self) -> tuple[int, int]:
+        """Rows and columns of the block grid."""
+        rows, cols = (-(-size // self.block_px) for size in self.pan_shape_yx)
+        return rows, cols
+
+    def block_window(self, block: Block) -> Window:
+        """PAN pixels of a block."""
+        y, x = (
+            slice(index * self.block_px, min((index + 1) * self.block_px, size))
+            for index, size in zip(block, self.pan_shape_yx, strict=True)
+        )
+        return y, x
+
+    def read_pan(self, window: Window) -> Pixels:
+        """Filled PAN DN (y, x)."""
+        pan: Pixels = self._filled("pan", window)[0]
+        return pan
+
+    def read_ms(self, window: Window) -> Pixels:
+        """Filled MS DN (band, y, x)."""
+        return self._filled("ms", window)
+
+    def read_pan_valid(self, window: Window) -> Mask:
+        """1 where PAN was measured."""
+        return self._valid("pan", window)
+
+    def read_ms_valid(self, window: Window) -> Mask:
+        """1 where every MS band was measured."""
+        return self._valid("ms", window)
+
+    def _filled(self, name: str, window: Window) -> Pixels:
+        reader = self._readers[name]
+        if name in self._whole:
+            return reader.read_raw(window)[0]
+        rows, cols = (part.stop - part.start for part in window)
+        pixels = np.empty((1 if name == "pan" else self.band_count, rows, cols), np.uint16)
+        for y, x in _pieces(window, self._edges[name]):
+            inside = (slice(y.start - window[0].start, y.stop - window[0].start),
+                      slice(x.start - window[1].start, x.stop - window[1].start))  # fmt: skip
+            pixels[:, *inside] = reader.read((y, x))[0]
+        return pixels
+
+    def _valid(self, name: str, window: Window) -> Mask:
+        if name in self._whole:
+            return np.ones([part.stop - part.start for part in window], np.uint8)
+        return self._readers[name].read_raw(window)[1].astype(np.uint8)
+
+
+def read_in_place(
+    scene: Scene, contract: SensorContract, *, block_px: int, reach_px: int, access: Access = OPEN_TO_ALL
+) -> SceneFiles | None:
+    """The scene read from its files, without a store; None where reading a file twice would cost much more than once.
+
+    Reads every pixel once, to know value ranges and holes. Arguments, constants, pixels and errors as in
+    ``stage_scene``; runs under whatever Dask scheduler is active, in this process.
+    """
+    sources = _on_common_grid(scene, _read_headers(scene, contract, access), contract)
+    if not all(source.at_hand and not source.warped for source in (sources.pan, *sources.ms)):
+        return None
+    pair = _pair(scene, sources, contract.ratio)
+    pan = _WindowReader((sources.pan,), pair.pan_offset_yx, pair.pan.shape_yx, reach_px)
+    ms = _WindowReader(sources.ms, pair.ms_offset_yx, pair.ms_shape_yx, -(-reach_px // pair.ratio))
+    files = SceneFiles(pan, ms, pair, block_px)
+    count_pan, count_ms = (delayed(partial(count, reader), traverse=False) for count, reader in
+                           ((_count_pan, pan), (_count_ms, ms)))  # fmt: skip
+    tally = _compute(
+        [
+            *(count_pan(window) for window in _pieces(_all_of(pair.pan.shape_yx), _COUNTING_PX)),
+            *(count_ms(window) for window in _pieces(_all_of(pair.ms_shape_yx), _COUNTING_PX)),
+        ],
+        _merge_tallies,
+    )
+    _check_pixels(scene, sources, tally, contract)
+    counted = {"pan": int(tally.pan.sum()), "ms": int(tally.ms[0].sum())}
+    sizes = {"pan": math.prod(pair.pan.shape_yx), "ms": math.prod(pair.ms_shape_yx)}
+    whole = {name for name in sizes if counted[name] == sizes[name]}
+    share = 1.0 if len(whole) == len(sizes) else _measured_share(files)
+    _require_common_area(scene, share)
+    shifts = measure_shifts(files, pair, gain=_mean_gain(scene, contract))
+    staged = _described(scene, contract, sources, pair, tally, shifts, valid_share=share, store_uri="")
+    files.described(staged, whole)
+    return files
+
+
+def _count_pan(reader: _WindowReader, window: Window) -> _Tally:
+    pixels, valid, bytes_read = reader.read_raw(window)
+    return _Tally(pan=_histogram(pixels[0], valid.astype(np.uint8)), bytes_read=bytes_read)
+
+
+def _count_ms(reader: _WindowReader, window: Window) -> _Tally:
+    pixels, valid, bytes_read = reader.read_raw(window)
+    return _ms_tally(pixels, valid.astype(np.uint8), bytes_read)
+
+
+def _measured_share(files: SceneFiles) -> float:
+    """Share of PAN pixels that are valid and lie nearest to a valid MS pixel."""
+    valid, grid = 0, files.grid
+    for window in _pieces(_all_of(files.pan_shape_yx), _COUNTING_PX):
+        rows, cols = (
+            _ms_index(part, grid.ratio, phase, size)
+            for part, phase, size in zip(window, grid.phase_yx, files.ms_shape_yx, strict=True)
+        )
+        beneath = (slice(int(rows[0]), int(rows[-1]) + 1), slice(int(cols[0]), int(cols[-1]) + 1))
+        nearest = files.read_ms_valid(beneath)[np.ix_(rows - rows[0], cols - cols[0])]
+        valid += int(np.count_nonzero(files.read_pan_valid(window) & nearest))
+    return valid / math.prod(files.pan_shape_yx)
+
+
+def _all_of(shape_yx: tuple[int, int]) -> Window:
+    return slice(0, shape_yx[0]), slice(0, shape_yx[1])
+
+
+def _pieces(window: Window, edge: int) -> Iterator[Window]:
+    """A window cut at multiples of ``edge``, row by row."""
+    rows, cols = (
+        [slice(max(start, part.start), min(start + edge, part.stop))
+         for start in range(part.start // edge * edge, part.stop, edge)]
+        for part in window
+    )  # fmt: skip
+    for row in rows:
+        for col in cols:
+            yield row, col
 
 
 def read_raster(path: str) -> NDArray[Any]:

@@ -311,17 +311,33 @@ class FusionSharpener:
         return CUBIC_REACH_MS_PX * ratio + math.ceil(moved)
 
     def working_bytes(self, tile_px: int, core_px: int, bands: int) -> int:
-        """Expanded bands of the tile, and their core on the way."""
-        return 4 * (tile_px * (bands + 2) + core_px * (bands + 2))
+        """The sharpened core, and a few strips of it."""
+        return 4 * core_px * bands + 16 * _STRIP_ROWS * math.isqrt(tile_px) * (bands + 2)
 
     @torch.inference_mode()
     def __call__(self, tile: Tile, core: Window | None = None) -> Floats:
         """Sharpen one tile."""
         rows, cols = core or (slice(0, tile.pan.shape[0]), slice(0, tile.pan.shape[1]))
-        phases = torch.tensor(tile.phases_yx, dtype=torch.float64)[None]
-        shape = (tile.pan.shape[0], tile.pan.shape[1])
-        expanded = ms_at(torch.from_numpy(tile.ms)[None], shape, tile.ratio, phases, 0)[0, :, rows, cols]
-        return fuse(torch.from_numpy(tile.pan)[rows, cols], expanded, self.constants).numpy()
+        result = np.empty((len(tile.ms), rows.stop - rows.start, cols.stop - cols.start), np.float32)
+        for start in range(rows.start, rows.stop, _STRIP_ROWS):
+            strip = slice(start, min(start + _STRIP_ROWS, rows.stop))
+            fused = fuse(torch.from_numpy(tile.pan)[strip, cols], _expanded(tile, strip)[..., cols], self.constants)
+            result[:, strip.start - rows.start : strip.stop - rows.start] = fused.numpy()
+        return result
+
+
+_STRIP_ROWS = 128
+"""Rows of a tile that a textbook method makes at once: their bands stay in the processor's cache."""
+
+
+def _expanded(tile: Tile, rows: slice) -> torch.Tensor:
+    """Every band on some rows of a tile's PAN grid, (band, y, x)."""
+    ratio, nominal = tile.ratio, (tile.ratio - 1) / 2
+    reach = CUBIC_REACH_MS_PX + math.ceil(max(abs(y - nominal) for y, _ in tile.phases_yx) / ratio)
+    first, last = max(rows.start // ratio - reach, 0), -(-rows.stop // ratio) + reach
+    phases = torch.tensor([[(y + ratio * first - rows.start, x) for y, x in tile.phases_yx]], dtype=torch.float64)
+    shape_yx = (rows.stop - rows.start, tile.pan.shape[1])
+    return ms_at(torch.from_numpy(tile.ms)[None, :, first:last], shape_yx, ratio, phases, 0)[0]
 
 
 def fuse(pan: torch.Tensor, expanded: torch.Tensor, constants: FusionConstants) -> torch.Tensor:

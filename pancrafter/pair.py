@@ -37,7 +37,9 @@ from pancrafter.types import Record, Scene, StagedScene
 if TYPE_CHECKING:
     from pancrafter.classical import FusionMethod
     from pancrafter.cog import Block as CogBlock
-    from pancrafter.engine import Sharpener, SharpenerSpec
+    from pancrafter.cube import SceneFiles
+    from pancrafter.engine import ScenePixels, Sharpener, SharpenerSpec
+    from pancrafter.store import SceneStore
 
 UNKNOWN_SENSOR = "unknown-sensor"
 """Name under which the generic contract is used for files of an unknown sensor."""
@@ -234,14 +236,15 @@ def sharpen_pair(
         chosen: Method = method or ("mtf-glp-fs" if contract.weights == "none" else "pan-crafter")
         if window_px is None and chosen == "pan-crafter":
             _check_memory(read_file_header(pan_path), contract.ratio, len(scene.bands), settings, memory_bytes)
-        staged = _stage(scene, contract, scratch / "scene.zarr", settings, memory_bytes)
+        pixels = _read(scene, contract, scratch / "scene.zarr", settings, memory_bytes)
+        staged = pixels.staged
         on_progress("reading", 1, 1)
-        spec = _spec(staged, settings, contract, chosen)
+        spec = _spec(pixels, settings, contract, chosen)
         adapted = None
         if adapt and chosen == "pan-crafter":
-            spec, adapted = _adapt(spec, staged, contract, scratch, on_progress)
+            spec, adapted = _adapt(spec, pixels, contract, scratch, on_progress)
         engine = _prepare(staged, spec, memory_bytes, window_px)
-        streamed = _Streamed(staged, on_progress)
+        streamed = _Streamed(pixels, on_progress)
         tags = _tags(contract, settings, chosen)
         if spec.weights != settings.weights:
             tags["PANCRAFTER_ADAPTED"] = "to this scene"
@@ -340,31 +343,40 @@ def _check_memory(pan: FileHeader, ratio: int, bands: int, settings: Settings, m
     choose_window_px(NetworkSharpener(checkpoint, "cpu", settings.precision), layout, memory_bytes)
 
 
-def _stage(scene: Scene, contract: SensorContract, store: Path, settings: Settings, memory_bytes: int) -> StagedScene:
-    from pancrafter.cube import stage_scene
+def _read(
+    scene: Scene, contract: SensorContract, store: Path, settings: Settings, memory_bytes: int
+) -> SceneFiles | SceneStore:
+    """The scene's pixels where they lie, or staged: what lies elsewhere, or is slow to decode, is read only once."""
+    from pancrafter.cube import read_in_place, stage_scene
+    from pancrafter.store import SceneStore
     from pancrafter.stream import PROGRAM_BYTES
 
     fitting = max(1, (memory_bytes - PROGRAM_BYTES) // _STAGING_THREAD_BYTES)
     with Compute(threads=min(settings.threads, fitting)).active():
-        return stage_scene(scene, contract, str(store), block_px=STAGING_BLOCK_PX, reach_px=STAGING_REACH_PX)
+        found = read_in_place(scene, contract, block_px=STAGING_BLOCK_PX, reach_px=STAGING_REACH_PX)
+        if found is not None:
+            return found
+        stage_scene(scene, contract, str(store), block_px=STAGING_BLOCK_PX, reach_px=STAGING_REACH_PX)
+    return SceneStore.open(str(store))
 
 
-def _spec(staged: StagedScene, settings: Settings, contract: SensorContract, method: Method) -> SharpenerSpec:
+def _spec(pixels: ScenePixels, settings: Settings, contract: SensorContract, method: Method) -> SharpenerSpec:
     fusion: FusionMethod | None = method if method in ("gsa", "brovey", "exp") else None
-    return sharpener_spec(staged, settings, contract, fallback=method == "mtf-glp-fs", fusion=fusion)
+    return sharpener_spec(
+        pixels.staged, settings, contract, fallback=method == "mtf-glp-fs", fusion=fusion, pixels=pixels
+    )
 
 
 def _adapt(
-    spec: SharpenerSpec, staged: StagedScene, contract: SensorContract, scratch: Path, on_progress: Progress
+    spec: SharpenerSpec, pixels: ScenePixels, contract: SensorContract, scratch: Path, on_progress: Progress
 ) -> tuple[SharpenerSpec, str]:
     """The specification with a network adapted to the scene where that helps, and what came of it."""
     from pancrafter.adapt import adapt_to_scene
     from pancrafter.engine import band_mtf_gains
-    from pancrafter.store import SceneStore
 
     on_progress("adapting", 0, 1)
-    store = SceneStore.open(staged.store_uri)
-    spec, done = adapt_to_scene(spec, store, band_mtf_gains(staged, contract), scratch / "adapted.safetensors")
+    gains = band_mtf_gains(pixels.staged, contract)
+    spec, done = adapt_to_scene(spec, pixels, gains, scratch / "adapted.safetensors")
     on_progress("adapting", 1, 1)
     kept = "adapted" if done.kept else "not adapted"
     return spec, f"{kept}: {done.reason} after {done.steps} steps, {done.seconds:.0f} s"
@@ -388,23 +400,22 @@ def _prepare(staged: StagedScene, spec: SharpenerSpec, memory_bytes: int, window
 class _Streamed:
     """Hands finished windows to the writer and says how far they are."""
 
-    def __init__(self, staged: StagedScene, on_progress: Progress) -> None:
-        self._staged = staged
+    def __init__(self, pixels: ScenePixels, on_progress: Progress) -> None:
+        self._pixels = pixels
         self._on_progress = on_progress
         self.seconds = 0.0
 
     def blocks(self, engine: _Engine) -> Generator[CogBlock]:
         from pancrafter.cog import Block as CogBlock
-        from pancrafter.store import SceneStore
         from pancrafter.stream import sharpened_windows
 
         started = time.perf_counter()
-        done, total = 0, math.prod(self._staged.grid.pan.shape_yx)
+        done, total = 0, math.prod(self._pixels.pan_shape_yx)
         self._on_progress("sharpening", done, total)
-        windows = sharpened_windows(SceneStore.open(self._staged.store_uri), engine.sharpener, engine.window_px)
+        windows = sharpened_windows(self._pixels, engine.sharpener, engine.window_px)
         with closing(windows):
             for part in windows:
-                yield CogBlock(part.window, part.values.astype(self._staged.dtype, copy=False), part.valid)
+                yield CogBlock(part.window, part.values.astype(self._pixels.staged.dtype, copy=False), part.valid)
                 done += part.valid.size
                 self._on_progress("sharpening", done, total)
         self.seconds = time.perf_counter() - started

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from pancrafter.classical import FusionMethod
     from pancrafter.cog import Block as CogBlock
     from pancrafter.compute import Compute
-    from pancrafter.engine import BlockReport, SharpenerSpec
+    from pancrafter.engine import BlockReport, ScenePixels, SharpenerSpec
     from pancrafter.item import AssetFile, Gate, Recipe
     from pancrafter.publish import CollectionInfo, Published, StaticSink
     from pancrafter.quality import Verdict
@@ -371,15 +371,19 @@ def sharpener_spec(
     *,
     fallback: bool,
     fusion: FusionMethod | None = None,
+    pixels: ScenePixels | None = None,
 ) -> SharpenerSpec:
-    """What workers need to sharpen the scene: the network of the settings, or a classical method fitted to it."""
+    """What workers need to sharpen the scene: the network of the settings, or a classical method fitted to it.
+
+    ``pixels`` are those of the scene where they do not lie in its store.
+    """
     from pancrafter.engine import GlpSharpener, SharpenerSpec, band_mtf_gains, fit_scene_fusion, fit_scene_injection
     from pancrafter.store import SceneStore
 
     spec = SharpenerSpec(
         weights=settings.weights, device=settings.device, precision=settings.precision, threads=settings.threads
     )
-    store, gains = SceneStore.open(staged.store_uri), band_mtf_gains(staged, contract)
+    store, gains = pixels or SceneStore.open(staged.store_uri), band_mtf_gains(staged, contract)
     if fusion is not None:
         return spec.model_copy(update={"fusion": fit_scene_fusion(store, gains, fusion)})
     if not fallback:

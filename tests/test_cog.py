@@ -212,20 +212,36 @@ def test_too_little_disk_is_said_before_any_work(tmp_path: Path, monkeypatch: py
         write_cog(tmp_path / "a.tif", never(), **options())
 
 
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 5])
+def test_holes_without_nodata_survive_for_any_number_of_bands(tmp_path: Path, count: int) -> None:
+    """GDAL takes the last of two or four bands for transparency where it may."""
+    valid = np.ones(SHAPE, bool)
+    valid[100:200, 300:500] = False
+    path = tmp_path / "a.tif"
+    write_cog(path, blocks(image(count), valid), **options(count=count, band_names=[f"b{n}" for n in range(count)]))
+    with rasterio.open(path) as source:
+        np.testing.assert_array_equal(source.dataset_mask() > 0, valid)
+    with rasterio.open(path, overview_level=0) as source:
+        np.testing.assert_array_equal(source.dataset_mask() > 0, valid[::2, ::2])
+
+
 def test_missing_folder_is_a_sink_error(tmp_path: Path) -> None:
     with pytest.raises(SinkError, match="no such folder"):
         write_cog(tmp_path / "no" / "a.tif", blocks(image()), **options())
 
 
-def test_disk_filling_up_is_a_sink_error_and_nothing_stays(tmp_path: Path) -> None:
-    """A real limit: the process may not write files beyond 1 MiB, so GDAL's own writes fail half-way."""
+@pytest.mark.parametrize("share", [0.1, 0.74, 0.8, 0.99])
+def test_disk_filling_up_is_a_sink_error_and_nothing_stays(tmp_path: Path, share: float) -> None:
+    """A real limit on the size of files, so GDAL's own writes fail: in the tiles, in the overviews, near the end."""
     import resource
     import signal
 
     values = np.random.default_rng(0).integers(1, 60000, (3, *SHAPE)).astype(np.uint16)
+    limit = int(share * write_cog(tmp_path / "a.tif", blocks(values), **options()).size_bytes)
+    (tmp_path / "a.tif").unlink()
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, limits[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limits[1]))
     try:
         with pytest.raises(SinkError, match=r"a\.tif: "):
             write_cog(tmp_path / "a.tif", blocks(values), **options())

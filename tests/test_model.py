@@ -539,3 +539,13 @@ def cubic_read(
         for n, size, phase in zip(shape_yx, image.shape, phase_yx, strict=True)
     )
     return apply_yx(*matrices, image)
+
+
+def test_conditions_made_for_inference_do_not_spoil_later_gradients() -> None:
+    pan, ms = random_inputs(4)
+    with torch.inference_mode():
+        build_conditions(pan, ms, 4, nominal(4))
+    pan.requires_grad_()
+    build_conditions(pan, ms, 4, nominal(4)).lowpass[2].sum().backward()
+    assert pan.grad is not None
+    assert pan.grad.sum() > 0

@@ -93,6 +93,48 @@ def test_floats_with_nan_give_the_pixels_of_integers_with_nodata(tmp_path: Path)
         assert np.array_equal(file.read()[:, ~holes[0]], with_nodata[:, ~holes[0]])
 
 
+@pytest.mark.parametrize("nodata", [None, 0])
+def test_files_read_in_place_give_the_pixels_of_staged_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nodata: int | None
+) -> None:
+    """More than one block, MS in three files, and where there is nodata holes of all sizes, across blocks too."""
+    pan, ms = observed(overlap((700, 1100), 4), 3, 1)
+    if nodata is not None:
+        rng = np.random.default_rng(0)
+        pan[480:560, 300:700] = pan[:40] = nodata
+        pan[rng.integers(0, 700, 300), rng.integers(0, 1100, 300)] = nodata
+        ms[:, 100:140, 60:90] = nodata
+    first = write_tif(tmp_path / "pan.tif", pan[None], 0.5, nodata=nodata)
+    bands = [write_tif(tmp_path / f"ms_b{n}.tif", band[None], 2, nodata=nodata) for n, band in enumerate(ms)]
+    made = sharpen_pair(first, bands, tmp_path / "in-place.tif", ONE_THREAD, method="brovey", window_px=256)
+    monkeypatch.setattr("pancrafter.cube.read_in_place", lambda *_, **__: None)
+    staged = sharpen_pair(first, bands, tmp_path / "staged.tif", ONE_THREAD, method="brovey", window_px=512)
+    assert made.valid_share == pytest.approx(staged.valid_share)
+    assert (made.valid_share < 1) == (nodata is not None)
+    assert (made.largest_shift_px, made.bands) == (staged.largest_shift_px, staged.bands)
+    with rasterio.open(tmp_path / "in-place.tif") as a, rasterio.open(tmp_path / "staged.tif") as b:
+        np.testing.assert_array_equal(a.dataset_mask(), b.dataset_mask())
+        np.testing.assert_array_equal(a.read(), b.read())
+
+
+def test_a_file_of_wide_strips_is_staged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its windows would decode rows as wide as the scene, again and again."""
+    from pancrafter import cube
+
+    pan, ms = observed(overlap((64, 2400), 4), 2, 1)
+    tiled, coarse = write_tif(tmp_path / "pan.tif", pan[None], 0.5), write_tif(tmp_path / "ms.tif", ms, 2)
+    rasterio.shutil.copy(tiled, tmp_path / "strips.tif", driver="GTiff", tiled=False)
+    staged: list[str] = []
+    honest = cube.stage_scene
+    monkeypatch.setattr(cube, "stage_scene", lambda *a, **k: staged.append(a[2]) or honest(*a, **k))
+    expected = sharpened(tiled, coarse, tmp_path / "a.tif", method="exp")
+    assert not staged
+    np.testing.assert_array_equal(
+        sharpened(tmp_path / "strips.tif", coarse, tmp_path / "b.tif", method="exp"), expected
+    )
+    assert len(staged) == 1
+
+
 def test_paths_that_only_gdal_knows(tmp_path: Path) -> None:
     import zipfile
 
