@@ -37,10 +37,10 @@ faults: setup
 docs: setup
 	$(BIN)/python docs/build_api.py build/api
 
-# As root: programs that products are looked at with in tests, Chromium and GDAL's own Python tools.
+# As root: programs that tests look at products with, Chromium and GDAL's own tools. QGIS (python3-qgis) is used if there.
 viewers:
-	command -v chromium && /usr/bin/python3 -c "import osgeo_utils" || \
-		(apt-get update && apt-get install -y --no-install-recommends chromium python3-gdal)
+	command -v chromium && command -v gdalbuildvrt && /usr/bin/python3 -c "import osgeo_utils" || \
+		(apt-get update && apt-get install -y --no-install-recommends chromium gdal-bin python3-gdal)
 
 setup: $(VENV)/installed
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from rich.console import Console
 
 from flows.local_server import prefect_server
+from flows.parameters import without_ledger
 from pancrafter import steps
 from pancrafter.cli import parse_bbox, parse_moment
 from pancrafter.errors import PancrafterError
@@ -78,7 +79,7 @@ def _run_nightly(settings: Settings) -> list[Outcome]:
         if own_server:  # elsewhere the operator has set it
             create_gpu_limit()
         try:
-            outcomes = nightly(settings)
+            outcomes = nightly(without_ledger(settings))
         except ScenesFailedError as error:
             return error.outcomes
         finally:

@@ -10,6 +10,7 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
+from flows.parameters import with_ledger
 from flows.report import HOOKS, Progress, failures_of, leave_artifacts, summary_of
 from flows.runs import crash_gone_runs, sign_run
 from flows.scene import process
@@ -50,6 +51,7 @@ def nightly(
         ScenesFailedError: Some scenes failed; all others are done.
     """
     _start()
+    settings = with_ledger(settings)
     settings = settings.model_copy(update={"priority": max(settings.priority, NIGHTLY_PRIORITY)})
     started = datetime.now(UTC)
     if lookback_days is not None:
@@ -89,7 +91,7 @@ def backfill(
         OverBudgetError: The plan is above the budget; nothing was started.
     """
     _start()
-    settings = selection.applied_to(settings)
+    settings = selection.applied_to(with_ledger(settings))
     plan = make_plan(settings)
     create_markdown_artifact(f"```\n{plan_text(plan)}\n```", key="plan", description="What this backfill is about")
     if plan_only:

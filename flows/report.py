@@ -106,12 +106,17 @@ def _table_row(outcome: Outcome) -> dict[str, Any]:
         "scene": outcome.key,
         "sensor": outcome.sensor,
         "verdict": outcome.verdict,
-        "seconds": outcome.seconds,
-        "Mpx/s": outcome.mpx_per_s,
-        "HQNR": quality.hqnr if quality else None,
-        "gain": quality.gain_over_classical if quality else None,
+        "seconds": _rounded(outcome.seconds, 1),
+        "Mpx/s": _rounded(outcome.mpx_per_s, 3),
+        "HQNR": _rounded(quality.hqnr, 3) if quality else None,
+        "gain": _rounded(quality.gain_over_classical, 3) if quality else None,
         "reason": outcome.reason,
     }
+
+
+def _rounded(value: float | None, digits: int) -> float | None:
+    """Few digits: the table of the UI is narrow, and hides its last columns."""
+    return None if value is None else round(value, digits)
 
 
 def _leave_picture(outcome: Outcome) -> None:

@@ -8,6 +8,7 @@ from prefect import flow, get_run_logger
 from prefect.tasks import Task
 
 from flows import tasks
+from flows.parameters import with_ledger
 from flows.runs import sign_run
 from pancrafter import steps
 from pancrafter.compute import Compute, open_compute
@@ -33,6 +34,7 @@ def sharpen_scene(key: str, settings: Settings) -> Outcome | None:
         What became of it; None when there is nothing to do or another worker has it.
     """
     sign_run()
+    settings = with_ledger(settings)
     collection, _, item_id = key.rpartition("/")
     if not collection:
         raise InvalidSceneError(f"key {key!r}: expected collection/item_id, as `pancrafter ledger list` has it")

@@ -140,9 +140,13 @@ class Family:
         )
 
     def start(self, name: str, command: Sequence[str], *, user: str | None = None, **environment: str) -> None:
-        """Start a server as its own session, with its output in ``<folder>/<name>.log``."""
+        """Start a server as its own session; its output is in ``<folder>/<name>.log``, its number in ``<name>.pid``."""
         self._servers[name] = _Server(command, user, self.environment | environment)
+        self._start(name)
+
+    def _start(self, name: str) -> None:
         self.members[name] = self._spawn(name, self._servers[name])
+        (self.folder / f"{name}.pid").write_text(str(self.members[name].pid))
 
     def run(self, name: str, command: Sequence[str], *, user: str | None = None) -> None:
         """Run a command of the set-up to its end.
@@ -214,7 +218,7 @@ class Family:
             print(f"# {name} ended with status {process.returncode} and is started again", flush=True)
             if self.restarts[name] > MOST_RESTARTS:
                 raise StackError(f"{name} ended {MOST_RESTARTS} times: {self.tail(name)}")
-            self.members[name] = self._spawn(name, self._servers[name])
+            self._start(name)
 
     def tail(self, name: str) -> str:
         """The end of a server's log."""
@@ -292,8 +296,8 @@ class Stack:
         self.urls: dict[str, str] = {}
         self._password = secrets.token_hex(16)
 
-    def start(self) -> None:
-        """Start all servers and wait until each one works.
+    def start(self, *, storage_only: bool = False) -> None:
+        """Start all servers, or only S3, PostgreSQL and the STAC API, and wait until each one works.
 
         Raises:
             StackError: One did not start.
@@ -301,14 +305,26 @@ class Stack:
         address = self._name_s3()
         with ThreadPoolExecutor(1) as aside:  # Ceph's set-up is a dozen small steps
             s3 = aside.submit(rgw.start, self.family, **address)
-            self._start_dask()
-            self._start_archive()
+            if not storage_only:
+                self._start_dask()
+                self._start_archive()
             self._start_postgres()
-            self._start_prefect()
+            if not storage_only:
+                self._start_prefect()
             self._start_stac_api()
             s3.result()
         self._make_bucket()
-        self._deploy()
+        if not storage_only:
+            self._deploy()
+
+    def start_catalog(self) -> None:
+        """Start PostgreSQL and the STAC API alone.
+
+        Raises:
+            StackError: One did not start.
+        """
+        self._start_postgres()
+        self._start_stac_api()
 
     def _python(self, *arguments: str) -> list[str]:
         return [sys.executable, "-m", *arguments]
@@ -467,13 +483,13 @@ class _Ended(Exception):  # noqa: N818 (not an error)
     """Somebody asked the stack to end."""
 
 
-def up(archive: Path) -> int:
+def up(archive: Path, *, storage_only: bool = False) -> int:
     """Start everything, print ``NAME=URL`` lines and ``# ready``, and stay until something ends it."""
     parent = os.getppid()
     install()
     if reason := missing():
         raise StackError(reason)
-    if not (archive / "catalog.json").exists():
+    if not storage_only and not (archive / "catalog.json").exists():
         from pancrafter.simulate.archive import simulate_archive
 
         simulate_archive(archive)
@@ -485,7 +501,7 @@ def up(archive: Path) -> int:
     family = Family(folder)
     try:
         stack = Stack(family, archive)
-        stack.start()
+        stack.start(storage_only=storage_only)
         lines = "".join(f"{name}={value}\n" for name, value in stack.urls.items())
         (folder / "stack.env").touch(mode=0o600)
         (folder / "stack.env").write_text(lines)
@@ -535,13 +551,14 @@ def main() -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     start = commands.add_parser("up", help="start and stay")
     start.add_argument("--archive", type=Path, default=PROJECT / "archive", help="catalog folder; made if missing")
+    start.add_argument("--storage-only", action="store_true", help="S3, PostgreSQL and the STAC API alone")
     commands.add_parser("down", help="end the stacks of this project folder")
     commands.add_parser("install", help="install Debian's packages (root)")
     commands.add_parser("janitor").add_argument("folder", type=Path)
     options = parser.parse_args()
     try:
         if options.command == "up":
-            return up(options.archive)
+            return up(options.archive, storage_only=options.storage_only)
         if options.command == "down":
             return down()
         if options.command == "install":

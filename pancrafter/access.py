@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import quote, unquote, urljoin, urlsplit
 
 from pydantic import Field
 
@@ -31,6 +31,8 @@ SIGNING_TIMEOUT_S = 30.0
 EXPIRY_MARGIN_S = 120.0
 """A signature is renewed this long before it runs out, so that a window read begun with it can end."""
 
+MAX_REDIRECTS = 5
+_HEADERS_OPTION = "GDAL_HTTP_HEADERS"
 _SIGNED_FOR_S = 600.0  # where a signing service names no expiry
 
 
@@ -134,13 +136,18 @@ class Reader:
         """
         if fault := self.access.fault(href, resolve=True):
             raise InvalidSceneError(f"{href}: {fault}")
-        profile = self.access.profile_of(href)
+        opened = self._authorised(href, self.access.profile_of(href))
+        if self.access.allow_private or urlsplit(opened.href).scheme not in ("http", "https"):
+            return opened
+        return _after_redirects(opened, self.access)
+
+    def _authorised(self, href: str, profile: HostProfile | None) -> Opened:
         if profile is None:
             return Opened(href, {})
         if profile.kind == "signed":
             return Opened(self._sign(href, profile), {})
         if profile.kind == "headers":
-            return Opened(href, {"GDAL_HTTP_HEADERS": _header_lines(profile)})
+            return Opened(href, {_HEADERS_OPTION: _header_lines(profile)})
         return Opened(href, _aws_options(profile, self.access, href))
 
     def forget(self, href: str) -> bool:
@@ -170,6 +177,36 @@ def reader_for(access: Access) -> Reader:
     key = access.model_dump_json()
     with _READERS_LOCK:
         return _READERS.setdefault(key, Reader(access))
+
+
+def _after_redirects(opened: Opened, access: Access) -> Opened:
+    """Where a server sends the reader in the end, each step under the rules; GDAL would follow it anywhere.
+
+    Headers of a profile are secrets of its host and are not shown to another.
+    """
+    import requests
+
+    href, options = opened
+    for _ in range(MAX_REDIRECTS):
+        lines = str(options.get(_HEADERS_OPTION, "")).splitlines()
+        headers = {"Range": "bytes=0-0"} | dict(line.split(": ", 1) for line in lines)
+        try:
+            with requests.get(
+                href, headers=headers, stream=True, allow_redirects=False, timeout=SIGNING_TIMEOUT_S
+            ) as answer:
+                target = answer.headers.get("Location") if answer.is_redirect else None
+        except requests.RequestException as err:
+            place = urlsplit(href)._replace(query="").geturl()  # a query may hold a signature
+            advice = "check network and credentials, then try again"
+            raise TransientReadError(f"{place} cannot be read: {type(err).__name__}; {advice}") from None
+        if target is None:
+            return Opened(href, options)
+        before, href = urlsplit(href).netloc, urljoin(href, target)
+        if fault := access.fault(href, resolve=True):
+            raise InvalidSceneError(f"{before} redirects to {urlsplit(href).netloc}: {fault}")
+        if urlsplit(href).netloc != before:
+            options = {name: value for name, value in options.items() if name != _HEADERS_OPTION}
+    raise InvalidSceneError(f"{urlsplit(href).netloc} redirects more than {MAX_REDIRECTS} times")
 
 
 def _ask_to_sign(sign_url: str, href: str) -> tuple[str, float]:

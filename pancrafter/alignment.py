@@ -52,12 +52,16 @@ _HIGH_PASS_SIGMA_MS = 2.0
 """Detail that decides: structures larger than about this many MS pixels are removed before correlating."""
 
 _MIN_SAMPLES = 150
+_COARSE_SAMPLES = 16_384
 _PARTS = 3
 _MIN_PARTS = 4
 _MIN_PART_SAMPLES = 30
 _NEWTON_STEPS = 10
 _CONVERGED_PX = 0.002
-_PROBE_PX = 0.5
+
+# Keys' cubic (a = -0.5): per tap the coefficients of 1, t, t^2, t^3; and of its derivative.
+_CUBIC = np.array([[0, -0.5, 1, -0.5], [1, 0, -2.5, 1.5], [0, 0.5, 2, -1.5], [0, 0, -0.5, 0.5]])
+_CUBIC_SLOPE = np.array([[-0.5, 2, -1.5, 0], [0, -5, 4.5, 0], [0.5, 4, -4.5, 0], [0, -1, 1.5, 0]])
 
 
 class BandShift(Record):
@@ -174,7 +178,8 @@ def _choose(own: BandShift, mix: BandShift) -> BandShift:
     Where a band resembles PAN only partly (0.5 to 0.8), edges of opposite contrast pull its own maximum aside by
     some tenths of a pixel, so the two are blended in proportion.
     """
-    if not (mix.certain and mix.ncc > MIN_MIX_NCC):
+    trusted = own.certain and own.ncc >= TRUSTED_BAND_NCC
+    if trusted or not (mix.certain and mix.ncc > MIN_MIX_NCC):
         return own
     distance = math.dist(own.shift_yx, mix.shift_yx)
     if not own.certain or distance > MAX_BAND_OFFSET_PX:
@@ -214,26 +219,45 @@ class _Matcher:
         self._usable = usable
         self._ratio = ratio
         self._phase_yx = phase_yx
-        self._norms = np.sqrt(np.einsum("bn,bn->b", bands, bands)) + np.finfo(float).tiny
-        gram = bands @ bands.T
+        gram = np.einsum("bn,cn->bc", bands, bands)
         # A little ridge keeps the mix defined when bands are copies of each other.
         self._inverse = np.linalg.inv(gram + (1e-6 * np.trace(gram) / len(gram)) * np.eye(len(gram)))
         self._parts = _parts(usable)
 
     def coarse(self, max_shift_px: float) -> tuple[Vector, list[Vector]]:
-        """Best whole-pixel displacement of the mix of all bands, and of each band."""
+        """Best displacement of the mix of all bands, and of each band, to the nearest pixel of PAN.
+
+        A part of the samples is enough for that; PAN is read at whole pixels, so that nothing is interpolated.
+        """
         reach = int(max_shift_px)
+        rows, cols = np.nonzero(self._usable)
+        part = slice(None, None, -(-len(rows) // _COARSE_SAMPLES))
+        (nearest_y, rounded_y), (nearest_x, rounded_x) = (
+            self._nearest(index[part], axis) for axis, index in enumerate((rows, cols))
+        )
+        padded = np.pad(self._detail, reach, mode="edge")
+        under = (nearest_y + reach) * padded.shape[1] + nearest_x + reach
+        bands = self._bands[:, part].astype(np.float32)
+        bands -= bands.mean(axis=1, keepdims=True)
+
         trials = np.arange(-reach, reach + 1)
         mix = np.empty((len(trials), len(trials)))
-        bands = np.empty((len(self._bands), len(trials), len(trials)))
+        each = np.empty((len(bands), len(trials), len(trials)))
         for row, shift_y in enumerate(trials):
-            strip = self._rows(float(shift_y))
-            values = np.stack([self._centred(self._columns(strip, float(shift_x))) for shift_x in trials])
-            products = self._bands @ values.T
-            energy = np.einsum("kn,kn->k", values, values) + np.finfo(float).tiny
-            bands[:, row] = products / (np.sqrt(energy) * self._norms[:, None])
+            values = padded.ravel()[under + (shift_y * padded.shape[1] + trials)[:, None]]
+            values -= values.mean(axis=1, keepdims=True)
+            products = np.einsum("bn,kn->bk", bands, values).astype(np.float64)
+            energy = np.einsum("kn,kn->k", values, values).astype(np.float64) + np.finfo(float).tiny
+            each[:, row] = products / np.sqrt(energy)
             mix[row] = np.einsum("bk,bc,ck->k", products, self._inverse, products) / energy
-        return _argmax_yx(mix, reach), [_argmax_yx(surface, reach) for surface in bands]
+        rounded = np.array([rounded_y, rounded_x])
+        return _argmax_yx(mix, reach) + rounded, [_argmax_yx(surface, reach) + rounded for surface in each]
+
+    def _nearest(self, index: NDArray[np.int64], axis: int) -> tuple[NDArray[np.int64], float]:
+        """PAN pixel nearest to the nominal place of MS pixels along an axis, and how far beyond that place it is."""
+        phase = self._phase_yx[axis]
+        whole = round(phase)
+        return (self._ratio * index + whole).clip(0, self._detail.shape[axis] - 1), whole - phase
 
     def measure(self, band: int | None, start_yx: Vector, max_shift_px: float) -> BandShift:
         """Sub-pixel shift of a band (None: of the best mix), beginning at a whole-pixel one.
@@ -258,8 +282,8 @@ class _Matcher:
     def _target(self, band: int | None, samples: _Samples) -> Vector:
         if band is not None:
             return np.asarray(self._bands[band])
-        weights = self._inverse @ (self._bands @ samples.value)
-        return np.asarray(weights @ self._bands)
+        weights = self._inverse @ np.einsum("bn,n->b", self._bands, samples.value)
+        return np.asarray(np.einsum("b,bn->n", weights, self._bands))
 
     def _spread(self, samples: _Samples, target: Vector) -> float | None:
         """Median length of the step that each part of the image alone would still take."""
@@ -270,20 +294,23 @@ class _Matcher:
 
     def _sample(self, shift_yx: Vector) -> _Samples:
         y, x = float(shift_yx[0]), float(shift_yx[1])
-        here = self._rows(y)
-        slope_y = self._columns(self._rows(y + _PROBE_PX), x) - self._columns(self._rows(y - _PROBE_PX), x)
-        slope_x = self._columns(here, x + _PROBE_PX) - self._columns(here, x - _PROBE_PX)
-        return _Samples(*(self._centred(image) for image in (self._columns(here, x), slope_y, slope_x)))
+        here = self._rows(y, _CUBIC)
+        images = (
+            self._columns(here, x, _CUBIC),
+            self._columns(self._rows(y, _CUBIC_SLOPE), x, _CUBIC),
+            self._columns(here, x, _CUBIC_SLOPE),
+        )
+        return _Samples(*(self._centred(image) for image in images))
 
     def _centred(self, image: Image) -> Vector:
         values = image[self._usable].astype(np.float64)
         return np.asarray(values - values.mean())
 
-    def _rows(self, shift_y: float) -> Image:
-        return _take(self._detail, 0, self._usable.shape[0], self._ratio, self._phase_yx[0] + shift_y)
+    def _rows(self, shift_y: float, weights: Vector) -> Image:
+        return _take(self._detail, 0, self._usable.shape[0], self._ratio, self._phase_yx[0] + shift_y, weights)
 
-    def _columns(self, strip: Image, shift_x: float) -> Image:
-        return _take(strip, 1, self._usable.shape[1], self._ratio, self._phase_yx[1] + shift_x)
+    def _columns(self, strip: Image, shift_x: float, weights: Vector) -> Image:
+        return _take(strip, 1, self._usable.shape[1], self._ratio, self._phase_yx[1] + shift_x, weights)
 
 
 def _prepare(
@@ -326,24 +353,19 @@ def _parts(usable: NDArray[np.bool_]) -> list[NDArray[np.bool_]]:
     return [part for part in parts if np.count_nonzero(part) >= _MIN_PART_SAMPLES]
 
 
-def _take(image: Image, axis: int, count: int, ratio: int, offset: float) -> Image:
-    """Read ``image`` along an axis at ``ratio * i + offset``: Keys' cubic (a = -0.5), borders repeat.
+def _take(image: Image, axis: int, count: int, ratio: int, offset: float, weights: Vector) -> Image:
+    """Read ``image``, or its slope, along an axis at ``ratio * i + offset``; borders repeat.
 
-    All positions share one fraction, so four slices and four weights do it.
+    All positions share one fraction, so four slices and four weights do it. ``weights`` are `_CUBIC` or `_CUBIC_SLOPE`.
     """
     first = math.floor(offset)
     t = offset - first
-    weights = (
-        -0.5 * t + t**2 - 0.5 * t**3,
-        1 - 2.5 * t**2 + 1.5 * t**3,
-        0.5 * t + 2 * t**2 - 1.5 * t**3,
-        -0.5 * t**2 + 0.5 * t**3,
-    )
     index = ratio * np.arange(count) + first
     limit = image.shape[axis] - 1
     taps = (
-        np.float32(weight) * np.take(image, np.clip(index + tap, 0, limit), axis=axis)
-        for tap, weight in zip(range(-1, 3), weights, strict=True)
+        weight * np.take(image, np.clip(index + tap, 0, limit), axis=axis)
+        for tap, weight in zip(range(-1, 3), (weights @ (1, t, t**2, t**3)).astype(np.float32), strict=True)
+        if weight
     )
     return np.asarray(sum(taps), np.float32)
 
@@ -351,15 +373,18 @@ def _take(image: Image, axis: int, count: int, ratio: int, offset: float) -> Ima
 def _step(samples: _Samples, target: Vector) -> Vector:
     """Displacement (dy, dx) that makes the samples fit the target better: target = g (value + dy slope_y + ...)."""
     columns = np.stack(samples)
-    normal = columns @ columns.T
-    gain, along_y, along_x = np.linalg.lstsq(normal, columns @ target, rcond=1e-10)[0]
+    # einsum, as BLAS would wake a thread per core for these few products and let them spin
+    normal, wanted = np.einsum("kn,ln->kl", columns, columns), np.einsum("kn,n->k", columns, target)
+    gain, along_y, along_x = np.linalg.lstsq(normal, wanted, rcond=1e-10)[0]
     if gain <= 0:
         return np.full(2, np.inf)
     return np.asarray(np.array([along_y, along_x]) / gain, np.float64)
 
 
 def _ncc(first: Vector, second: Vector) -> float:
-    return float(first @ second / (np.sqrt((first @ first) * (second @ second)) + np.finfo(float).tiny))
+    both = np.stack([first, second])
+    (own, shared), (_, other) = np.einsum("kn,ln->kl", both, both)
+    return float(shared / (np.sqrt(own * other) + np.finfo(float).tiny))
 
 
 def _argmax_yx(surface: Vector, reach: int) -> Vector:

@@ -109,12 +109,10 @@ class BandSums(Record):
         wanted = np.array(self.ms)
         return float(np.max(np.abs(np.array(self.degraded) - wanted) / np.maximum(np.abs(wanted), _TINY)))
 
-    def detail_ergas(self, ratio: int) -> float:
-        """ERGAS of MS without its own detail: the scale on which a consistency ERGAS is to be read."""
-        bands = len(self.ms)
-        squares = np.diag(np.array(self.detail).reshape(bands + 1, bands + 1))[1:] / max(1, self.pixels)
-        means = np.array(self.ms) / max(1, self.pixels)
-        return float(100 / ratio * np.sqrt(np.mean(squares / np.maximum(means**2, _TINY))))
+    def detail_squares(self) -> Float64s:
+        """Mean squares of the MS bands' own detail over the scene, DN squared, (band,)."""
+        side = len(self.ms) + 1
+        return np.diag(np.array(self.detail).reshape(side, side))[1:] / max(1, self.pixels)
 
     def confusion(self) -> float | None:
         """Largest RMSE of a degraded band against its own MS band over that against the nearest other one."""
@@ -162,6 +160,8 @@ class WindowSums(Record):
     """Sums of one window; they add up to those of the scene. ``blocks`` is None where no 32 px block is valid."""
 
     consistency: ErrorSums
+    smoothed: ErrorSums
+    """Of MS without its own detail against MS: the scale of ``consistency``."""
     bands: BandSums
     local: LocalErrors
     blocks: BlockSums
@@ -215,6 +215,7 @@ def window_sums(store: SceneStore, core: Window, gains: tuple[float, ...]) -> Wi
         samples=int(inside.sum()) * len(sharpened),
         at_limit=int(np.count_nonzero(ends)),
         consistency=error_sums(wanted, degraded, counted),
+        smoothed=error_sums(wanted, wanted - detail[1:], counted),
         bands=_band_sums(detail, fine, wanted, degraded, counted),
         local=_local_errors((wanted - degraded) ** 2, detail[1:] ** 2, counted, ms_core, core, ratio),
         blocks=hqnr_production_sums(
@@ -238,10 +239,15 @@ def _fine_products(
 ) -> Float64s:
     """Products, each with each, of what PAN and the sharpened bands hold beyond the mean of 2 MS pixels around."""
     side = 2 * ratio + 1
+    inner = tuple(
+        slice(max(0, int(where[0]) - ratio), int(where[-1]) + 1 + ratio)
+        for where in (np.flatnonzero(core.any(axis=axis)) for axis in (1, 0))
+    )
+    core, valid = core[inner], valid[inner]
     counted = core if valid.all() else core & ndimage.minimum_filter(valid, side, mode="nearest")
     images = np.empty((1 + len(sharpened), int(counted.sum())), np.float32)
     for row, image in zip(images, (pan, *sharpened), strict=True):
-        values = image.astype(np.float32)
+        values = image[inner].astype(np.float32)
         row[:] = (values - ndimage.uniform_filter(values, side, mode="nearest"))[counted]
     return np.asarray(images @ images.T, np.float64)
 
@@ -327,6 +333,20 @@ def consistency_raster(staged: StagedScene, windows: Sequence[WindowSums]) -> ND
         y, x = window.local.start_yx
         raster[y : y + relative.shape[0], x : x + relative.shape[1]] = 100 / staged.grid.ratio * np.sqrt(relative)
     return raster
+
+
+def worst_block_error(windows: Sequence[WindowSums]) -> float | None:
+    """Largest consistency error of a block over its contrast; None where no block could be compared.
+
+    Contrast of a band, squared: its detail over the scene plus the block's own. Unlike a share of the mean it is the
+    same for flat fields and for bright roofs; around 1 a block shows other ground or nothing.
+    """
+    scene = _sum([w.bands for w in windows]).detail_squares()[:, None, None]
+    worst = []
+    for local in (w.local for w in windows):
+        errors = (local.values("errors") / np.maximum(scene + local.values("detail"), _TINY)).mean(axis=0)
+        worst += [float(errors[np.isfinite(errors)].max())] if np.isfinite(errors).any() else []
+    return math.sqrt(max(worst)) if worst else None
 
 
 def inconsistent_pixels(store: SceneStore, raster: NDArray[np.float32], window: Window) -> NDArray[np.bool_]:
@@ -432,7 +452,7 @@ def combine(
         InvalidSceneError: The scene is too small or too empty for any figure.
     """
     windows, kept = list(windows), [s for s in samples if s is not None]
-    consistency = _sum([w.consistency for w in windows])
+    consistency, smoothed = _sum([w.consistency for w in windows]), _sum([w.smoothed for w in windows])
     ratio = staged.grid.ratio
     scores = _sum([w.blocks for w in windows]).scores()
     errors: dict[str, float] = {}
@@ -448,7 +468,8 @@ def combine(
     return Quality(
         consistency_ergas=consistency.ergas(ratio),
         consistency_sam_deg=consistency.sam_deg(),
-        detail_ergas=bands.detail_ergas(ratio),
+        detail_ergas=smoothed.ergas(ratio),
+        detail_sam_deg=smoothed.sam_deg(),
         d_lambda=scores.d_lambda,
         d_s=scores.d_s,
         hqnr=scores.hqnr,
@@ -463,6 +484,7 @@ def combine(
         radiometric_bias=bands.bias(),
         band_confusion=bands.confusion(),
         worst_block_ergas=float(blocks.max()) if blocks.size else None,
+        worst_block_error=worst_block_error(windows),
         inconsistent_share=float((blocks > local_limit(ratio)).mean()) if blocks.size else None,
         detail_correlation=bands.detail_correlation(),
         pan_correlation=bands.pan_correlation(),

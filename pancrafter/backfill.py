@@ -25,7 +25,7 @@ def backfill(settings: Settings, window_days: int, work: Callable[[Settings], li
     """
     outcomes: list[Outcome] = []
     for since, until in windows_of(settings, window_days):
-        tried = sum(outcome.verdict != "refused" for outcome in outcomes)
+        tried = sum(not outcome.turned_away for outcome in outcomes)
         if settings.limit is not None and tried >= settings.limit:
             break
         limit = None if settings.limit is None else settings.limit - tried

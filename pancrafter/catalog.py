@@ -221,7 +221,6 @@ def _judge(
     inherited = {name: found.collection[name] for name in INHERITED if name in found.collection}
     body = found.body | {
         "properties": inherited | properties if isinstance(properties, dict) else properties,
-        "assets": _with_plain_paths(found.body.get("assets")),
     }
     if isinstance(links, list):  # relative hrefs count from where the item was found, not from where it once was
         body["links"] = [link for link in links if not (isinstance(link, dict) and link.get("rel") == "self")]
@@ -233,18 +232,6 @@ def _judge(
         reason = f"{found.self_href}: {type(error).__name__}: {error}; expected a valid STAC item"
         return None, _malformed(found.body.get("id"), found.body.get("collection"), found.self_href, reason)
     return item, _pin(verdict) if isinstance(verdict, Scene) else verdict
-
-
-def _with_plain_paths(assets: Any) -> Any:  # Any: JSON of a document that may be malformed
-    """Assets with ``file://`` hrefs as paths, which is how scenes name local files."""
-    if not isinstance(assets, dict):
-        return assets
-    return {
-        key: asset | {"href": str(local_path(asset["href"]))}
-        if isinstance(asset, dict) and str(asset.get("href", "")).startswith("file:")
-        else asset
-        for key, asset in assets.items()
-    }
 
 
 def _malformed(item_id: object, collection: object, href: str, reason: str) -> Refusal:

@@ -215,7 +215,14 @@ def _flat(bbox: Sequence[float] | None) -> tuple[float, float, float, float] | N
 
 
 def _touch(one: Sequence[float], other: Sequence[float]) -> bool:
-    return one[0] <= other[2] and other[0] <= one[2] and one[1] <= other[3] and other[1] <= one[3]
+    along = any(a[0] <= b[1] and b[0] <= a[1] for a in _longitudes(one) for b in _longitudes(other))
+    return along and one[1] <= other[3] and other[1] <= one[3]
+
+
+def _longitudes(box: Sequence[float]) -> list[tuple[float, float]]:
+    """From west to east; two ranges for a box across the antimeridian."""
+    west, _, east, _ = box
+    return [(west, east)] if west <= east else [(west, 180.0), (-180.0, east)]
 
 
 def _utc(moment: datetime | None) -> datetime | None:

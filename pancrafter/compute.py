@@ -80,17 +80,20 @@ class Compute:
 
         options = {"pure": False, "retries": LOST_WORKER_RETRIES, "resources": {GPU_RESOURCE: 1} if on_gpu else {}}
         options["priority"] = self._priority
-        futures = [self._client.submit(function, item, *arguments, **options) for item in items]
+        futures = {self._client.submit(function, item, *arguments, **options) for item in items}
         try:
-            for future in as_completed(futures, loop=self._client.loop):
-                yield future.result()
+            for future in as_completed(list(futures), loop=self._client.loop):
+                result = future.result()
+                futures.discard(future)
+                future.release()  # or Dask computes it once more when the worker that holds it dies
+                yield result
         except (KilledWorker, CommClosedError, TimeoutError) as err:
             raise WorkerLostError(
                 f"a Dask worker or scheduler was lost ({type(err).__name__}: {err}); look at its memory limit and log, "
                 "then run again: finished blocks are kept"
             ) from err
         finally:
-            self._client.cancel(futures)
+            self._client.cancel(list(futures))
 
 
 @contextlib.contextmanager

@@ -948,7 +948,8 @@ def _starts(size: int) -> list[slice]:
 
 
 def _texture(store: MeasuredPixels, window: Window) -> float:
-    """Mean step between neighbouring MS pixels relative to their mean, over valid pixels; 0 where too few are."""
+    """Mean step of neighbouring MS pixels relative to their mean, in the middle of a window; 0 if little is valid."""
+    window = (_middle(window[0]), _middle(window[1]))
     valid = store.read_ms_valid(window) != 0
     if valid.mean() < _ALIGNMENT_MIN_VALID:
         return 0.0
@@ -956,6 +957,12 @@ def _texture(store: MeasuredPixels, window: Window) -> float:
     both = valid[:, 1:] & valid[:, :-1]
     steps = np.abs(np.diff(image, axis=1))[both]
     return float(steps.mean() / (image[valid].mean() + 1)) if steps.size else 0.0
+
+
+def _middle(part: slice) -> slice:
+    """The half of a range in its middle."""
+    quarter = (part.stop - part.start) // 4
+    return slice(part.start + quarter, part.stop - quarter)
 
 
 def _window_shifts(store: MeasuredPixels, pair: PairGrid, window: Window, gain: float) -> tuple[BandShift, ...]:

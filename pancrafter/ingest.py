@@ -29,10 +29,10 @@ import pystac
 import rasterio
 from pydantic import Field
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
-from rasterio.warp import transform_geom
 
 from pancrafter.errors import ContractError, GridMismatchError, InvalidSceneError, PancrafterError, SinkError
 from pancrafter.grid import needs_resampling, pair_grids
+from pancrafter.item import footprint
 from pancrafter.recognise import recognise
 from pancrafter.sensors import GENERIC, BandSpec, SensorContract, fold, get_contract, load_contracts
 from pancrafter.types import PixelGrid, Record, Refusal
@@ -54,7 +54,6 @@ _DATA_TYPES = frozenset(
     ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float32", "float64")
 )
 _GENERIC_STEMS = frozenset(("pan", "panchromatic", "p", "b8", "image", "img", "data"))
-_EDGE_STEPS = 8
 _CHUNK_BYTES = 1 << 20
 _Json = dict[str, Any]  # parsed JSON
 _Pixels = npt.NDArray[Any]  # whatever type the file has
@@ -645,42 +644,6 @@ def _item(
     for member in members:
         item.add_asset(member.key, _asset(member, path.parent, catalog.root))
     return item
-
-
-def footprint(grid: PixelGrid) -> tuple[_Json, list[float]]:
-    """Outline of a grid in longitude and latitude (GeoJSON), and its bounding box west, south, east, north.
-
-    Edges are followed in steps, so that straight map lines stay inside the bounding box. A grid across the
-    antimeridian becomes two polygons, and west is then larger than east (RFC 7946).
-    """
-    a, b, c, d, e, f = grid.transform
-    rows, cols = grid.shape_yx
-    steps = [i / _EDGE_STEPS for i in range(_EDGE_STEPS)]
-    ring = [
-        *((0.0, rows * t) for t in steps),
-        *((cols * t, float(rows)) for t in steps),
-        *((float(cols), rows * (1 - t)) for t in steps),
-        *((cols * (1 - t), 0.0) for t in steps),
-        (0.0, 0.0),
-    ]
-    outline = [[a * x + b * y + c, d * x + e * y + f] for x, y in ring]
-    shape = transform_geom(
-        grid.crs,
-        "EPSG:4326",
-        {"type": "Polygon", "coordinates": [outline]},
-        antimeridian_cutting=True,
-        precision=8,
-    )
-    polygons = shape["coordinates"] if shape["type"] == "MultiPolygon" else [shape["coordinates"]]
-    points = [point for polygon in polygons for point in polygon[0]]
-    lons, lats = [p[0] for p in points], [p[1] for p in points]
-    bbox = [min(lons), min(lats), max(lons), max(lats)]
-    if len(polygons) > 1 and max(lons) - min(lons) > 180:
-        bbox[0], bbox[2] = min(lon for lon in lons if lon > 0), max(lon for lon in lons if lon < 0)
-    listed = [[[list(point) for point in line] for line in polygon] for polygon in polygons]
-    if len(listed) > 1:
-        return {"type": "MultiPolygon", "coordinates": listed}, bbox
-    return {"type": "Polygon", "coordinates": listed[0]}, bbox
 
 
 def _rfc3339(moment: datetime) -> str:

@@ -18,7 +18,7 @@ from urllib.parse import parse_qsl, urlsplit, urlunsplit
 import pystac
 from pydantic import Field
 from rasterio.crs import CRS
-from rasterio.warp import transform as warp_points
+from rasterio.warp import transform_geom
 
 from pancrafter.cog import BandStatistics, CogInfo, Reason
 from pancrafter.types import FORMAT_VERSION, PixelGrid, Quality, Record, StagedScene
@@ -115,6 +115,7 @@ _SIGNING_PARAMETERS = frozenset(
     )
 )
 _SIGNING_PREFIXES = ("x-amz-", "x-goog-", "x-oss-", "q-sign", "q-ak", "x-cos-")
+_EDGE_STEPS = 8
 _METRES_PER_DEGREE = 111_320.0  # of latitude, spherical mean (WGS 84: 110.57 to 111.69 km)
 _QUALITY_TITLE = "Consistency with the multispectral input, ERGAS per block of 8 by 8 MS pixels; 0 is best"
 _REASON_TEXT = {
@@ -315,24 +316,40 @@ def build_item(
     return item
 
 
-def footprint(grid: PixelGrid, *, points_per_side: int = 9) -> tuple[dict[str, Any], list[float]]:
-    """Outline of a grid in longitude and latitude, counter-clockwise, and its bounding box.
+def footprint(grid: PixelGrid) -> tuple[dict[str, Any], list[float]]:
+    """Outline of a grid in longitude and latitude (GeoJSON), and its bounding box west, south, east, north.
 
-    Sides are densified because straight lines of a projection bend on the ellipsoid. Grids across the antimeridian
-    are not cut.
+    Edges are followed in steps, so that straight map lines stay inside the bounding box. A grid across the
+    antimeridian becomes two polygons, and west is then larger than east (RFC 7946).
     """
-    height, width = grid.shape_yx
-    steps = [step / (points_per_side - 1) for step in range(points_per_side - 1)]
-    down = [(0.0, height * step) for step in steps]
-    right = [(width * step, float(height)) for step in steps]
-    up = [(float(width), height * (1 - step)) for step in steps]
-    left = [(width * (1 - step), 0.0) for step in steps]
     a, b, c, d, e, f = grid.transform
-    ring = [(a * col + b * row + c, d * col + e * row + f) for col, row in (*down, *right, *up, *left)]
-    lon, lat = warp_points(CRS.from_user_input(grid.crs), CRS.from_epsg(4326), *zip(*ring, strict=True))[:2]
-    outline = [[round(x, 7), round(y, 7)] for x, y in zip(lon, lat, strict=True)]
-    xs, ys = [point[0] for point in outline], [point[1] for point in outline]
-    return {"type": "Polygon", "coordinates": [[*outline, outline[0]]]}, [min(xs), min(ys), max(xs), max(ys)]
+    rows, cols = grid.shape_yx
+    steps = [i / _EDGE_STEPS for i in range(_EDGE_STEPS)]
+    ring = [
+        *((0.0, rows * t) for t in steps),
+        *((cols * t, float(rows)) for t in steps),
+        *((float(cols), rows * (1 - t)) for t in steps),
+        *((cols * (1 - t), 0.0) for t in steps),
+        (0.0, 0.0),
+    ]
+    outline = [[a * x + b * y + c, d * x + e * y + f] for x, y in ring]
+    shape = transform_geom(
+        grid.crs,
+        "EPSG:4326",
+        {"type": "Polygon", "coordinates": [outline]},
+        antimeridian_cutting=True,
+        precision=7,
+    )
+    polygons = shape["coordinates"] if shape["type"] == "MultiPolygon" else [shape["coordinates"]]
+    points = [point for polygon in polygons for point in polygon[0]]
+    lons, lats = [p[0] for p in points], [p[1] for p in points]
+    bbox = [min(lons), min(lats), max(lons), max(lats)]
+    if len(polygons) > 1 and max(lons) - min(lons) > 180:
+        bbox[0], bbox[2] = min(lon for lon in lons if lon > 0), max(lon for lon in lons if lon < 0)
+    listed = [[[list(point) for point in line] for line in polygon] for polygon in polygons]
+    if len(listed) > 1:
+        return {"type": "MultiPolygon", "coordinates": listed}, bbox
+    return {"type": "Polygon", "coordinates": listed[0]}, bbox
 
 
 def ground_sample_distance_m(grid: PixelGrid) -> float:

@@ -15,7 +15,7 @@ Defects of refused items are listed too. Verdicts 4 to 6 enter the pipeline, whe
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 from pancrafter.examine import DeclaredGrid, Findings, declared_grid, examine
@@ -65,8 +65,19 @@ def judge(body: Mapping[str, Any], outcome: Scene | Refusal) -> Judgement:
         pan_grid=pan_grid,
         ms_grid=ms_grid,
         defects=findings.defects,
-        notes=findings.notes,
+        notes=(*findings.notes, *_assumed_bands(body, outcome)),
     )
+
+
+def _assumed_bands(body: Mapping[str, Any], scene: Scene) -> Iterator[str]:
+    """Files whose bands nothing names: the usual order was assumed."""
+    for key in dict.fromkeys(ref.key for ref in scene.ms if ref.band > 1):
+        fields = body["assets"][key]
+        named = [band for name in ("bands", "eo:bands") for band in fields.get(name) or () if isinstance(band, dict)]
+        if not any(band.get(name) for band in named for name in ("name", "common_name", "eo:common_name")):
+            inside = sorted((ref.band, name) for ref, name in zip(scene.ms, scene.bands, strict=True) if ref.key == key)
+            order = ", ".join(name for _, name in inside)
+            yield f"{key}: no bands are named; taken in the order {order}"
 
 
 def judge_other(body: Mapping[str, Any], kind: str) -> Judgement:

@@ -869,11 +869,11 @@ class Ledger:
         with self._transaction() as connection:
             return [Waiting(State(row[0]), *row[1:]) for row in connection.execute(statement)]
 
-    def rates(self, sink: str, limit: int = 200) -> list[Rate]:
-        """What the scenes finished last took, for plans."""
+    def rates(self, limit: int = 200) -> list[Rate]:
+        """What the scenes finished last took, for plans; into whichever sink they went."""
         statement = (
             sa.select(_SCENE.c.sensor, _SCENE.c.measures)
-            .where(_SCENE.c.sink == sink, _SCENE.c.state == State.CONFIRMED)
+            .where(_SCENE.c.state == State.CONFIRMED)
             .order_by(_SCENE.c.updated.desc())
             .limit(limit)
         )

@@ -639,18 +639,19 @@ def hqnr_production_sums(
     if not kept.any():
         nothing = (0.0,) * len(ms)
         return BlockSums(blocks=0, weight=0.0, q2n=0.0, uqi_sharpened=nothing, uqi_ms=nothing)
+    # Only what the counted blocks hold is resampled; filtering still sees what lies around them.
+    inner, kept = _bounds(kept)
     image, high, low = fill_invalid(sharpened, valid), fill_invalid(pan[None], valid)[0], fill_ms(ms, valid, ratio)
-    shape_yx = (pan.shape[0], pan.shape[1])
-    lms = np.stack([resample.upsample(b, shape_yx, ratio, phase) for b, phase in zip(low, phases_yx, strict=True)])
-    blurred = np.stack([_gaussian_blur(b, ratio, gain) for b, gain in zip(image, mtf_gains, strict=True)])
+    lms = np.stack([_upsampled(b, pan.shape, ratio, phase, inner) for b, phase in zip(low, phases_yx, strict=True)])
+    blurred = np.stack([_gaussian_blur(b, ratio, gain, inner) for b, gain in zip(image, mtf_gains, strict=True)])
     centred = ((ratio - 1) / 2, (ratio - 1) / 2)
     pan_on_ms = resample.degrade(high, (ms.shape[1], ms.shape[2]), ratio, centred, pan_gain)
-    pan_low = resample.upsample(pan_on_ms, shape_yx, ratio, centred)
-    rows, columns = kept.shape
-    weights = kept * (_shared_structure(lms, pan_low)[:rows, :columns] if by_structure else 1.0)
+    pan_low = _upsampled(pan_on_ms, pan.shape, ratio, centred, inner)
+    image, high = image[(slice(None), *inner)], high[inner]
+    weights = kept * (_shared_structure(lms, pan_low) if by_structure else 1.0)
 
     def weighted(index: Float64s) -> float:
-        return float((weights * index[:rows, :columns]).sum())
+        return float((weights * index).sum())
 
     return BlockSums(
         blocks=int(kept.sum()),
@@ -659,6 +660,25 @@ def hqnr_production_sums(
         uqi_sharpened=tuple(weighted(uqi_blocks(b, high)) for b in image),
         uqi_ms=tuple(weighted(uqi_blocks(b, pan_low)) for b in lms),
     )
+
+
+def _bounds(kept: Mask) -> tuple[tuple[slice, slice], Mask]:
+    """The pixels of the smallest rectangle of blocks that holds all kept ones, and which of its blocks are kept."""
+    rows, columns = (np.flatnonzero(kept.any(axis=axis)) for axis in (1, 0))
+    first, last = (int(rows[0]), int(columns[0])), (int(rows[-1]) + 1, int(columns[-1]) + 1)
+    y, x = (slice(BLOCK_PX * start, BLOCK_PX * stop) for start, stop in zip(first, last, strict=True))
+    return (y, x), kept[first[0] : last[0], first[1] : last[1]]
+
+
+def _upsampled(
+    band: resample.Floats, shape_yx: tuple[int, ...], ratio: int, phase_yx: PhaseYX, inner: tuple[slice, slice]
+) -> Float64s:
+    """Part ``inner`` of a band brought onto a PAN grid of ``shape_yx``."""
+    matrix_y, matrix_x = (
+        resample.upsampling_matrix(n, n_ms, ratio, phase)[part]
+        for n, n_ms, phase, part in zip(shape_yx, band.shape, phase_yx, inner, strict=True)
+    )
+    return resample.apply_yx(matrix_y, matrix_x, band).astype(np.float64, copy=False)
 
 
 def _shared_structure(lms: Pixels, pan_low: Pixels) -> Float64s:
@@ -710,10 +730,14 @@ def fill_ms(ms: Pixels, valid: Mask | None, ratio: int) -> Float64s:
     return fill_invalid(ms, valid[np.ix_(*centres)])
 
 
-def _gaussian_blur(band: Float64s, ratio: int, gain: float) -> Float64s:
+def _gaussian_blur(band: Float64s, ratio: int, gain: float, inner: tuple[slice, slice]) -> Float64s:
+    """Part ``inner`` of a band blurred by a sensor's MTF."""
     sigma, radius = resample.mtf_sigma(gain, ratio), 5 * ratio
-    matrix_y, matrix_x = (resample.gaussian_matrix(side, side, 1.0, 0.0, sigma, radius) for side in band.shape)
-    return resample.apply_yx(matrix_y, matrix_x, band).astype(np.float64)
+    matrix_y, matrix_x = (
+        resample.gaussian_matrix(side, side, 1.0, 0.0, sigma, radius)[part]
+        for side, part in zip(band.shape, inner, strict=True)
+    )
+    return resample.apply_yx(matrix_y, matrix_x, band).astype(np.float64, copy=False)
 
 
 def _complete_blocks(shape_yx: tuple[int, ...], *masks: Mask | None) -> Mask:

@@ -231,7 +231,7 @@ def _work_ahead(scenes: Sequence[tuple[str, int]], settings: Settings) -> _Ahead
     if not _ledger_exists(settings):
         return _Ahead(None, None, 0)
     with open_ledger(settings) as ledger:
-        rates = [rate for rate in ledger.rates(settings.sink) if rate.device == settings.device]
+        rates = [rate for rate in ledger.rates() if rate.device == settings.device]
     if not rates:
         return _Ahead(None, None, 0)
     by_sensor: dict[str | None, list[Rate]] = {None: rates}

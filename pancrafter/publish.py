@@ -826,7 +826,7 @@ def _new_collection(collection: CollectionInfo, first: Json) -> Json:
         "keywords": list(collection.keywords),
         "license": stac_license(collection.license),
         "providers": list(collection.providers),
-        "extent": {"spatial": {"bbox": [first["bbox"]]}, "temporal": {"interval": [[start, end]]}},
+        "extent": {"spatial": {"bbox": [extent_box(first)]}, "temporal": {"interval": [[start, end]]}},
         "summaries": {},
         "item_assets": _ITEM_ASSETS if collection.item_assets is None else collection.item_assets,
         "links": [
@@ -898,11 +898,17 @@ def _with_page(parent: Json, page: str) -> Json:
     return parent | {"links": [*parent["links"], link]}
 
 
+def extent_box(item: Json) -> list[float]:
+    """The item's box as a part of an extent: one across the antimeridian counts as all longitudes."""
+    west, south, east, north = item["bbox"]
+    return [west, south, east, north] if west <= east else [-180.0, south, 180.0, north]
+
+
 def _with_extent(collection: Json, item: Json) -> Json:
     """The collection with extents and summaries that include the item."""
     grown: Json = json.loads(json.dumps(collection))
-    box = grown["extent"]["spatial"]["bbox"]
-    box[0] = [*map(min, box[0][:2], item["bbox"][:2]), *map(max, box[0][2:], item["bbox"][2:])]
+    box, added = grown["extent"]["spatial"]["bbox"], extent_box(item)
+    box[0] = [*map(min, box[0][:2], added[:2]), *map(max, box[0][2:], added[2:])]
     (start, end), span = _span(item), grown["extent"]["temporal"]["interval"][0]
     span[0] = min(span[0], start, key=datetime.fromisoformat)
     span[1] = max(span[1], end, key=datetime.fromisoformat)

@@ -37,13 +37,15 @@ class QualityRule(Record):
     )
     min_detail_correlation: float = Field(default=0.93, description="PAN's fine detail explained by the result's.")
     max_consistency: float = Field(default=12.0, gt=0, description="Consistency ERGAS times ratio.")
-    max_consistency_of_detail: float = Field(
-        default=0.6, ge=0, description="Consistency ERGAS over that of MS without its detail; the looser one counts."
-    )
     max_consistency_sam_deg: float = Field(default=4.5, gt=0)
+    max_of_detail: float = Field(
+        default=0.75,
+        ge=0,
+        description="Of the ERGAS and SAM of MS without its detail; above the two limits, it counts.",
+    )
     max_bias: float = Field(default=0.05, gt=0, description="Relative difference of a band's mean from its MS.")
-    max_band_confusion: float = Field(default=0.9, gt=0, description="RMSE against own over nearest other MS band.")
-    max_block: float = Field(default=60.0, gt=0, description="Consistency ERGAS times ratio of the worst block.")
+    max_band_confusion: float = Field(default=1.0, gt=0, description="RMSE against own over nearest other MS band.")
+    max_block: float = Field(default=0.85, gt=0, le=10, description="Error over contrast of the worst block.")
     max_residual_shift_px: float = Field(default=1.0, gt=0, description="Shift left between PAN and a band.")
     max_displacement_px: float = Field(default=0.75, gt=0, description="Displacement of a band against its MS input.")
     min_pan_correlation: float = Field(default=0.35, description="PAN detail explained by MS detail; below: hold.")
@@ -77,13 +79,14 @@ class QualityRule(Record):
         return []
 
     def _faults_of_result(self, quality: Quality, ratio: int) -> list[str]:
-        consistent = max(self.max_consistency / ratio, self.max_consistency_of_detail * quality.detail_ergas)
+        max_ergas = max(self.max_consistency / ratio, self.max_of_detail * quality.detail_ergas)
+        max_sam_deg = max(self.max_consistency_sam_deg, self.max_of_detail * quality.detail_sam_deg)
         checks = (
-            ("consistency ERGAS", quality.consistency_ergas, consistent, ""),
-            ("consistency SAM", quality.consistency_sam_deg, self.max_consistency_sam_deg, " deg"),
+            ("consistency ERGAS", quality.consistency_ergas, max_ergas, ""),
+            ("consistency SAM", quality.consistency_sam_deg, max_sam_deg, " deg"),
             ("radiometric bias", quality.radiometric_bias, self.max_bias, ""),
             ("band confusion", quality.band_confusion, self.max_band_confusion, ""),
-            ("worst block ERGAS", quality.worst_block_ergas, self.max_block / ratio, ""),
+            ("worst block", quality.worst_block_error, self.max_block, ""),
             ("displacement", quality.displacement_px, self.max_displacement_px, " px"),
             ("residual shift", quality.residual_shift_px, self.max_residual_shift_px, " px"),
         )

@@ -17,6 +17,7 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
+from pancrafter.crawl import local_path
 from pancrafter.examine import NOT_IMAGERY, RATIO_TOLERANCE, declared_ratios
 from pancrafter.sensors import GENERIC, BandSpec, Delivery, JoinRule, SensorContract, contract_for_platform, fold
 from pancrafter.types import PART_OF_SCENE, AssetRef, Refusal, Scene
@@ -369,8 +370,7 @@ def _fingerprint(item: pystac.Item, used: Iterable[str]) -> str:
     assets = []
     for key in sorted(used):
         extra = item.assets[key].extra_fields
-        href = unsigned(item.assets[key].get_absolute_href() or item.assets[key].href)
-        assets.append([key, href, extra.get("file:checksum"), extra.get("file:size")])
+        assets.append([key, _href(item.assets[key]), extra.get("file:checksum"), extra.get("file:size")])
     return digest_of({"changed": _changed(item), "assets": assets})
 
 
@@ -416,7 +416,7 @@ def _raster(key: str, asset: pystac.Asset) -> _Raster:
     declared = _dicts(fields.get("bands")) or _dicts(fields.get("eo:bands"))
     raster_bands = _dicts(fields.get("raster:bands"))
     count = len(declared) or len(raster_bands) or None
-    href = unsigned(asset.get_absolute_href() or asset.href)
+    href = _href(asset)
     return _Raster(
         key=key,
         href=href,
@@ -425,6 +425,12 @@ def _raster(key: str, asset: pystac.Asset) -> _Raster:
         fields=fields,
         words=_words(key, PurePosixPath(urlsplit(href).path).name, asset.title, asset.description),
     )
+
+
+def _href(asset: pystac.Asset) -> str:
+    """Unsigned absolute URL, or the path of a local file."""
+    href = unsigned(asset.get_absolute_href() or asset.href)
+    return str(local_path(href)) if href.startswith("file:") else href
 
 
 def _dicts(value: object) -> list[dict[str, Any]]:
@@ -474,16 +480,15 @@ def _find_ms(rasters: Sequence[_Raster], contract: SensorContract) -> _Choice:
 
 
 def _bands_inside(raster: _Raster, contract: SensorContract) -> dict[str, tuple[_Raster, int]]:
-    """Contract bands inside a multi-band file, by its labels, else by its band count if its key says MS."""
+    """Contract bands inside a multi-band file, by its labels, else by their usual order if its key says MS."""
     found: dict[str, tuple[_Raster, int]] = {}
     for index, labels in enumerate(raster.labels, start=1):
         if name := _first_band(labels, contract):
             found.setdefault(name, (raster, index))
-    if not found and raster.band_count and _key_rank(raster.key, contract.ms_asset_keys) is not None:
-        delivery = contract.delivery_of(raster.band_count)
-        anonymous = not any(raster.labels)
-        names = delivery.bands if delivery and anonymous else ()
-        found = {name: (raster, index) for index, name in enumerate(names, start=1)}
+    if not found and not any(raster.labels) and _key_rank(raster.key, contract.ms_asset_keys) is not None:
+        # Where not even their number is declared, as many as the sensor can have: a file with fewer is refused later.
+        delivery = contract.delivery_of(raster.band_count or len(contract.band_sets[0].bands))
+        found = {name: (raster, index) for index, name in enumerate(delivery.bands if delivery else (), start=1)}
     return found
 
 

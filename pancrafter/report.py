@@ -112,9 +112,15 @@ def _counts(items: Sequence[Json], stuck: Sequence[LedgerRow], left_out: int) ->
     return '<p class="counts">' + "".join(f"<span><b>{n}</b>{escape(str(name))}</span>" for n, name in figures) + "</p>"
 
 
+def _polygon(points: Sequence[str], colour: str) -> str:
+    return f'<polygon points="{" ".join(points)}" fill="{colour}55" stroke="{colour}"/>'
+
+
 def _map(items: Sequence[Json]) -> str:
     """Footprints on a plain longitude and latitude frame, each with a dot so that small ones are seen."""
-    boxes = [item["bbox"] for item in items if item.get("bbox")]
+    from pancrafter.publish import extent_box
+
+    boxes = [extent_box(item) for item in items if item.get("bbox")]
     if not boxes:
         return ""
     west, south = (min(box[k] for box in boxes) for k in (0, 1))
@@ -132,13 +138,14 @@ def _map(items: Sequence[Json]) -> str:
     shapes = []
     for item in items:
         colour, name = _COLOURS.get(_verdict(item), "#777"), escape(item["properties"]["title"])
-        ring = item["geometry"]["coordinates"][0]
-        box = item["bbox"]
-        x, y = place((box[0] + box[2]) / 2, (box[1] + box[3]) / 2).split(",")
-        points = " ".join(place(lon, lat) for lon, lat, *_ in ring)
+        parts = item["geometry"]["coordinates"]  # two where the footprint is cut at the antimeridian
+        rings = [part[0] for part in parts] if item["geometry"]["type"] == "MultiPolygon" else parts[:1]
+        lons, lats = zip(*(point[:2] for point in rings[0]), strict=True)
+        x, y = place((min(lons) + max(lons)) / 2, (min(lats) + max(lats)) / 2).split(",")
+        drawn = "".join(_polygon([place(lon, lat) for lon, lat, *_ in ring], colour) for ring in rings)
         shapes.append(
             f'<a href="#{escape(item["id"])}"><title>{name}</title>'
-            f'<polygon points="{points}" fill="{colour}55" stroke="{colour}"/>'
+            f"{drawn}"
             f'<circle cx="{x}" cy="{y}" r="4" fill="{colour}"/></a>'
         )
     corners = (

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import unicodedata
 from collections.abc import Container, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from functools import cached_property, lru_cache
@@ -28,8 +29,8 @@ GENERIC = "generic"
 
 @lru_cache(maxsize=65_536)
 def fold(label: str) -> str:
-    """A label without case and punctuation: ``LANDSAT_8``, ``landsat-8`` and ``Landsat 8`` all give ``landsat8``."""
-    return re.sub(r"[^a-z0-9]+", "", label.casefold())
+    """A label without case, accents and punctuation: ``LANDSAT_8`` and ``Landsat 8`` both give ``landsat8``."""
+    return re.sub(r"[^a-z0-9]+", "", unicodedata.normalize("NFKD", label).casefold())
 
 
 class BandSpec(Record):

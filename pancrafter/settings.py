@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -58,6 +59,14 @@ class Settings(Record):
     def _one_name_per_place(cls, place: str) -> str:
         """Folders as absolute paths: the ledger knows a sink by its name."""
         return place.rstrip("/") if "://" in place else str(Path(place).absolute())
+
+    @field_validator("source", "sink", "catalog_url")
+    @classmethod
+    def _no_password(cls, place: str | None) -> str | None:
+        """These addresses are written into logs, items and the ledger."""
+        if place is not None and "://" in place and urlsplit(place).password:
+            raise ValueError("holds a password; put it into ~/.netrc, the AWS files or PANCRAFTER_ACCESS instead")
+        return place
 
     @field_validator("catalog_url", "ledger_url", "dask_scheduler", mode="before")
     @classmethod

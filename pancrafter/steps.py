@@ -428,11 +428,16 @@ def _sharpen_with(
 
 
 def sharpen_block_task(block: tuple[int, int], uri: str, spec: SharpenerSpec) -> BlockReport:
-    """On a worker: sharpen one block."""
-    from pancrafter.engine import build_sharpener, sharpen_block
+    """On a worker: sharpen one block; one that is finished is left alone, as Dask asks again for a lost worker's."""
+    from pancrafter.engine import BlockReport, build_sharpener, sharpen_block
     from pancrafter.store import SceneStore
 
-    return sharpen_block(SceneStore.open(uri, "r+"), block, build_sharpener(spec))
+    store = SceneStore.open(uri, "r+")
+    if store.is_done(block):
+        rows, columns = store.block_window(block)
+        pixels = (rows.stop - rows.start) * (columns.stop - columns.start)
+        return BlockReport(block=block, pixels=pixels, seconds=0)
+    return sharpen_block(store, block, build_sharpener(spec))
 
 
 class Assessed(Record):

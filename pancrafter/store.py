@@ -56,7 +56,8 @@ Mask = NDArray[np.uint8]
 
 DN_DTYPE = "uint16"
 _ARRAY_CONFIG: Any = {"write_empty_chunks": True}  # Any: zarr's own type for it is private
-_CODECS = (zarr.codecs.BloscCodec(cname="zstd", clevel=3, shuffle="shuffle"), zarr.codecs.Crc32cCodec())
+# Level 1: 2 % larger than level 3 on real PAN, in less than half the time; the store is gone after publishing.
+_CODECS = (zarr.codecs.BloscCodec(cname="zstd", clevel=1, shuffle="shuffle"), zarr.codecs.Crc32cCodec())
 UNWRITTEN = 255
 """Value of the validity masks in shards that were not written."""
 
@@ -320,6 +321,11 @@ class SceneStore:
             raise IndexError(f"block {block} lies outside the {rows} x {cols} blocks of {self.uri}")
         self._write("done", (slice(row, row + 1), slice(col, col + 1)), np.ones((1, 1), np.uint8))
         killpoints.at("block-done")
+
+    def is_done(self, block: Block) -> bool:
+        """Whether a block is finished."""
+        row, col = block
+        return bool(self._read("done", (slice(row, row + 1), slice(col, col + 1))).any())
 
     def done_flags(self) -> Mask:
         """1 per finished block, ``(block_y, block_x)``."""

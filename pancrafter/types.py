@@ -163,6 +163,7 @@ class Quality(Record):
         description="ERGAS of the input MS without its own detail (what a Gaussian of 2 MS pixels takes away): the "
         "scale on which consistency_ergas is to be read. Large for bright roofs on dark ground.",
     )
+    detail_sam_deg: float = Field(default=0.0, description="The same for consistency_sam_deg.")
     d_lambda: float
     d_s: float
     hqnr: float
@@ -190,6 +191,11 @@ class Quality(Record):
         default=None,
         description="Largest consistency ERGAS of a block of 8 by 8 MS pixels; reference, squared and added: the "
         "scene's mean and the block's own detail.",
+    )
+    worst_block_error: float | None = Field(
+        default=None,
+        description="Largest consistency error of such a block over its contrast; around 1 it shows other ground. "
+        "Contrast, squared: the detail of the scene plus the block's own.",
     )
     inconsistent_share: float | None = Field(
         default=None, description="Share of these blocks that miss the local limit and are marked in the mask."

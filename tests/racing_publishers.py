@@ -37,19 +37,25 @@ class Race:
     folder: str
     twice_every: int = 20
     in_collection: int = ITEMS_IN_COLLECTION
+    seconds: float = float("inf")
+    done: tuple[int, ...] = ()
 
     def share_of(self, publisher: int) -> Iterator[int]:
         for number in range(self.items):
             shared = number % self.twice_every == 0 and (number + 1) % self.publishers == publisher
-            if number % self.publishers == publisher or shared:
+            if (number % self.publishers == publisher or shared) and number >= self.start_of(publisher):
                 yield number
+
+    def start_of(self, publisher: int) -> int:
+        """The first number that an earlier leg of the race left to a publisher."""
+        return self.done[publisher] if self.done else 0
 
 
 @dataclass(frozen=True)
 class Times:
-    """Seconds that one publisher spent on the catalog and on the API, and its number of publications."""
+    """What one publisher published until time was up, and seconds that it spent on the catalog and on the API."""
 
-    count: int
+    numbers: tuple[int, ...]
     sink_s: float
     api_s: float
     by_tenth_s: tuple[float, ...]
@@ -80,7 +86,11 @@ def publish_share(race: Race, publisher: int) -> Times:
     sink, api = StaticSink(race.sink), None if race.api is None else StacApi(race.api)
     sink_s = api_s = 0.0
     laps: list[float] = []
+    numbers: list[int] = []
+    deadline = time.monotonic() + race.seconds
     for number in race.share_of(publisher):
+        if time.monotonic() > deadline:
+            break
         made = build_item(
             staged(),
             QUALITY,
@@ -101,9 +111,10 @@ def publish_share(race: Race, publisher: int) -> Times:
         end = time.perf_counter()
         sink_s, api_s = sink_s + middle - start, api_s + end - middle
         laps.append(middle - start)
+        numbers.append(number)
     size = max(1, len(laps) // 10)
     means = [sum(laps[start : start + size]) / size for start in range(0, len(laps) - size + 1, size)]
-    return Times(len(laps), sink_s, api_s, tuple(means))
+    return Times(tuple(numbers), sink_s, api_s, tuple(means))
 
 
 def run(race: Race) -> tuple[list[Times], float]:
@@ -114,9 +125,9 @@ def run(race: Race) -> tuple[list[Times], float]:
     return times, time.perf_counter() - start
 
 
-def faults(race: Race, progress: Callable[[str], object] = lambda _: None) -> list[str]:
+def faults(race: Race, times: Sequence[Times], progress: Callable[[str], object] = lambda _: None) -> list[str]:
     """What is lost or twice in the catalog, among its files, and in the API's search; nothing if all is well."""
-    expected = [item_id(number) for number in range(race.items)]
+    expected = sorted({item_id(number) for one in times for number in one.numbers})
     sink = StaticSink(race.sink)
     links = [link["href"].rsplit("/", 2)[-2] for link in sink._item_links(COLLECTION.id)]
     found = [_difference("links of the catalog", expected, links)]

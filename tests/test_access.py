@@ -288,6 +288,66 @@ def test_profiles_that_cannot_work_say_so(tmp_path: Path) -> None:
         Reader(unsigned).open("https://8.8.8.8/a.tif")
 
 
+class _Elsewhere(BaseHTTPRequestHandler):
+    """Sends readers on: ``/here/x`` to a file of a host, with and without permission to be read."""
+
+    target: ClassVar[str]
+    seen: ClassVar[list[str]]
+
+    def do_GET(self) -> None:
+        self.seen.append(f"{self.path} {self.headers.get('X-Key', '-')}")
+        self.send_response(302)
+        self.send_header("Location", f"{self.target}{self.path}")
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def log_message(self, *_: object) -> None:
+        """Stay quiet."""
+
+
+@contextmanager
+def _redirecting(target: str, host: str = "127.0.0.1") -> Iterator[tuple[str, list[str]]]:
+    seen: list[str] = []
+    handler = type("Handler", (_Elsewhere,), {"target": target, "seen": seen})
+    with ThreadingHTTPServer((host, 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            yield f"http://{host}:{server.server_port}", seen
+        finally:
+            server.shutdown()
+
+
+def test_a_redirect_is_followed_only_where_the_rules_allow(tmp_path: Path) -> None:
+    with _serving(tmp_path) as (url, handler), _redirecting(url) as (near, seen):
+        handler.token = ""
+        scene, pair = _remote_scene(tmp_path, near)
+        staged = stage_scene(scene, contract(), str(tmp_path / "s.zarr"), block_px=64, access=PUBLIC.trusting(near))
+        assert np.array_equal(SceneStore.open(staged.store_uri).read_pan(whole((128, 128))), pair.pan)
+        assert seen
+    with _redirecting("http://127.0.0.1:9", host="127.0.0.2") as (private, reached), _redirecting(private) as (near, _):
+        scene, _ = _remote_scene(tmp_path, near)
+        with pytest.raises(InvalidSceneError, match=r"asset pan: .*redirects to .*private address 127\.0\.0\.2"):
+            stage_scene(scene, contract(), str(tmp_path / "x.zarr"), block_px=64, access=PUBLIC.trusting(near))
+        assert reached == []
+    with _redirecting("", host="127.0.0.1") as (circle, seen):
+        with pytest.raises(InvalidSceneError, match="redirects more than 5 times"):
+            Reader(PUBLIC.trusting(circle)).open(f"{circle}/a.tif")
+        assert len(seen) == 5
+
+
+def test_headers_are_not_shown_to_the_host_of_a_redirect(tmp_path: Path) -> None:
+    secret = tmp_path / "headers.json"
+    secret.write_text('{"X-Key": "one"}')
+    profile = HostProfile(match=("127.0.0.1",), kind="headers", headers_file=str(secret))
+    with _redirecting("http://127.0.0.1:9") as (other, seen), _redirecting(other) as (first, asked):
+        with pytest.raises(TransientReadError, match=r"127\.0\.0\.1:9/a\.tif cannot be read: ConnectionError"):
+            Reader(Access(profiles=(profile,)).trusting(first)).open(f"{first}/a.tif")
+        assert (asked, seen) == (["/a.tif one"], ["/a.tif -"])
+
+
 def test_a_remote_vrt_is_not_followed(tmp_path: Path) -> None:
     """A VRT may name any file of the reader's machine; what comes from elsewhere is opened as a plain format only."""
     secret = tmp_path / "secret.tif"

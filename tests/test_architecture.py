@@ -29,6 +29,7 @@ DOORS = {
     "stac_fastapi": {"serve.py"},
     "httpx": {"stac_api.py"},
     "sqlalchemy": {"ledger.py", "migrations/__init__.py", "migrations/versions/v0002.py"},
+    "simpy": {"sizing.py"},
     "prometheus_client": {"metrics_endpoint.py"},
     "alembic": {"migrations/__init__.py", "migrations/versions/v0002.py"},
     "rio_cogeo": {"cog.py"},

@@ -95,12 +95,14 @@ def test_ids_area_and_period_choose(root: Path, tmp_path: Path) -> None:
         (("--ids", "nowhere.txt"), "give a text file with one item id per line"),
         (("--aoi", "nowhere.json"), "give a GeoJSON file"),
         (("--made-with", "older"), "nothing in"),
+        (("--source", "https://user:planted@host/stac"), "--source: found a secret; value error, holds a password"),
     ],
 )
 def test_selections_of_no_use(root: Path, tmp_path: Path, options: tuple[str, ...], message: str) -> None:
     result = backfill(root, tmp_path, *options)
     assert result.exit_code == 2
     assert message in result.stderr
+    assert "planted" not in result.stderr
     assert list(tmp_path.iterdir()) == []
 
 

@@ -82,7 +82,37 @@ def test_code_of_the_analysts_page_runs(
     assert float(names["ndvi"].notnull().mean()) > 0.99
 
 
-@pytest.mark.filterwarnings("ignore:Proactor event loop")
+HAS_QGIS = subprocess.run(["/usr/bin/python3", "-c", "import qgis.core"], capture_output=True, check=False)
+QGIS_START = """
+from qgis.core import QgsApplication
+application = QgsApplication([], False)
+application.initQgis()
+"""
+
+
+@pytest.mark.skipif(HAS_QGIS.returncode != 0, reason="QGIS is not installed (python3-qgis)")
+def test_qgis_opens_a_product_as_the_analysts_page_says(home: Path) -> None:
+    (block,) = re.findall(r"```python qgis\n(.*?)```", (DOCS / "analysts.md").read_text(), re.DOTALL)
+    shown = subprocess.run(
+        ["/usr/bin/python3", "-c", QGIS_START + block],
+        cwd=home, capture_output=True, text=True, check=False, timeout=120,
+        env={"QT_QPA_PLATFORM": "offscreen", "PATH": "/usr/bin:/bin", "HOME": str(home)},
+    )  # fmt: skip
+    assert shown.returncode == 0, shown.stderr[-2000:]
+    assert "EPSG:32632 0.5 ['Band 1: blue', 'Band 2: green', 'Band 3: red', 'Band 4: nir']" in shown.stdout
+
+
+@pytest.mark.skipif(shutil.which("gdalbuildvrt") is None, reason="gdal-bin is not installed: `make viewers`")
+def test_gdal_commands_of_the_analysts_page_run(home: Path) -> None:
+    (block,) = re.findall(r"```sh\n(.*?)```", (DOCS / "analysts.md").read_text(), re.DOTALL)
+    ran = subprocess.run(["sh", "-ec", block], cwd=home, capture_output=True, text=True, check=False, timeout=120)
+    assert ran.returncode == 0, ran.stderr
+    assert "LAYOUT=COG" in ran.stdout
+    assert "Description = nir" in ran.stdout
+    assert ran.stdout.count("STATISTICS_MEAN") == 4
+    assert "Size is 256, 256" in ran.stdout
+
+
 def test_notebook_runs_and_warns(home: Path) -> None:
     notebook = nbformat.read(DOCS / "analyst.ipynb", as_version=4)
     NotebookClient(notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(home)}}).execute()

@@ -59,7 +59,7 @@ def items_of(settings: Settings) -> dict[str, dict]:
 
 
 def test_held_scene_waits_is_released_and_says_so(source: Path) -> None:
-    settings = settings_with(source, max_consistency=0.001, max_consistency_of_detail=0, on_miss="hold")
+    settings = settings_with(source, max_consistency=0.001, max_of_detail=0, on_miss="hold")
     (outcome,) = steps.run(settings, _silent)
     assert (outcome.verdict, outcome.failed) == ("held", False)
     assert "consistency ERGAS" in outcome.reason
@@ -81,7 +81,7 @@ def test_held_scene_waits_is_released_and_says_so(source: Path) -> None:
 
 
 def test_rejected_scene_stays_away(source: Path) -> None:
-    settings = settings_with(source, max_consistency=0.001, max_consistency_of_detail=0, on_miss="hold")
+    settings = settings_with(source, max_consistency=0.001, max_of_detail=0, on_miss="hold")
     steps.run(settings, _silent)
     state = ("--state-dir", settings.state_dir)
     command("held", "reject", "scene", "--reason", "clouds", *state)
@@ -95,7 +95,7 @@ def test_classical_result_stands_in_and_is_held_when_it_fails_too(source: Path) 
     (item,) = items_of(settings_with(source)).values()
     assert item["properties"]["pancrafter:gate"]["verdict"] == "fallback"
     assert "classical fallback" in item["properties"]["title"]
-    (outcome,) = steps.run(settings_with(source, max_consistency=0.001, max_consistency_of_detail=0), _silent)
+    (outcome,) = steps.run(settings_with(source, max_consistency=0.001, max_of_detail=0), _silent)
     assert outcome.verdict == "held"
     assert outcome.reason.startswith("network: consistency ERGAS")
     assert "mtf-glp-fs: consistency ERGAS" in outcome.reason
@@ -103,7 +103,7 @@ def test_classical_result_stands_in_and_is_held_when_it_fails_too(source: Path) 
 
 def test_product_links_its_model_and_is_made_again_with_another(source: Path) -> None:
     settings = settings_with(source, min_gain=-1000.0, max_consistency=1e6, max_consistency_sam_deg=360, max_bias=1e6,
-                             max_band_confusion=1e6, max_block=1e9, max_displacement_px=1e6, min_hqnr=-10,
+                             max_band_confusion=1e6, max_block=10, max_displacement_px=1e6, min_hqnr=-10,
                              max_residual_shift_px=1e6, min_detail_correlation=0)  # fmt: skip
     steps.run(settings, _silent)
     (old,) = items_of(settings)

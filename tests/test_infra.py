@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import json
+import re
+from datetime import date
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
-S3 = Path(__file__).resolve().parents[1] / "infra" / "s3"
+from infra.audit import NOT_DONE, VULNERABLE, judge
+from pancrafter.compute import GPU_RESOURCE
+from pancrafter.ledger import State
+from pancrafter.settings import Settings
+
+INFRA = Path(__file__).resolve().parents[1] / "infra"
+S3 = INFRA / "s3"
 
 
 def statements(name: str) -> list[dict[str, Any]]:
@@ -35,3 +44,107 @@ def test_reader_only_reads_and_publisher_may_do_what_a_sink_does() -> None:
 def test_lifecycle_never_expires_what_is_published() -> None:
     (rule,) = json.loads((S3 / "lifecycle.json").read_text())["Rules"]
     assert set(rule) == {"ID", "Status", "Filter", "AbortIncompleteMultipartUpload"}
+
+
+# --- images, compose, Kubernetes, Prefect -----------------------------------------------------------------------------
+
+
+def compose() -> dict[str, Any]:
+    return yaml.safe_load((INFRA / "compose" / "compose.yaml").read_text())
+
+
+def pinned(name: str) -> str:
+    lines = (INFRA.parent / "requirements" / "constraints-py311.txt").read_text().splitlines()
+    return next(line.split("==")[1] for line in lines if line.split("==")[0].lower() == name)
+
+
+def test_compose_has_the_shape_of_the_stack() -> None:
+    """Every server that `make stack` starts is a service, under the same name or that of its part in it."""
+    started = set(re.findall(r'family\.(?:start|wait)\(\s*f?"([a-z0-9-]+)"', (INFRA / "stack.py").read_text()))
+    started |= {"s3", "dask-worker-gpu", "dask-worker-cpu"}
+    assert {"postgres", "stac-api", "prefect", "prefect-worker", "dask-scheduler", "archive"} <= started
+    assert started <= set(compose()["services"])
+
+
+def test_compose_pins_images_and_knows_its_services() -> None:
+    services = compose()["services"]
+    for name, service in services.items():
+        image, tag = service["image"].rsplit(":", 1)
+        assert image == "pancrafter" or re.search(r"\d+\.\d+|\d{4}-\d\d", tag), f"{name}: {service['image']}"
+        assert set(service.get("depends_on", [])) <= set(services)
+        for address in re.findall(r"\w+://(?:[^@/ ]*@)?([a-z0-9-]+):\d+", json.dumps(service.get("environment", {}))):
+            assert address in services, f"{name}: {address}"
+        if image == "pancrafter":
+            assert (service["user"], service["read_only"], service["cap_drop"]) == ("1001", True, ["ALL"])
+    assert services["prefect"]["image"].startswith(f"prefecthq/prefect:{pinned('prefect')}-")
+    assert services["stac-api"]["image"].endswith(f":{pinned('stac-fastapi-pgstac')}")
+    assert services["postgres"]["image"].endswith(f":v{pinned('pypgstac')}")
+
+
+def test_compose_settings_exist_and_hold_no_secret() -> None:
+    environment = compose()["x-pancrafter"]["environment"]
+    names = {name.removeprefix("PANCRAFTER_").lower() for name in environment if name.startswith("PANCRAFTER_")}
+    assert names <= set(Settings.model_fields)
+    for name, value in environment.items():
+        if re.search("PASSWORD|KEY", name):
+            assert value.startswith("${"), name
+    wanted = set(re.findall(r"\$\{(\w+)", (INFRA / "compose" / "compose.yaml").read_text()))
+    given = {line.split("=")[0] for line in (INFRA / "compose" / "example.env").read_text().splitlines() if "=" in line}
+    assert wanted == given
+
+
+@pytest.mark.parametrize("name", ["Dockerfile.cpu", "Dockerfile.cuda"])
+def test_images_are_small_pinned_and_without_root(name: str) -> None:
+    lines = (INFRA / "images" / name).read_text().splitlines()
+    assert sum(line.startswith("FROM ") for line in lines) == 2, "what builds stays behind"
+    assert "USER 1001" in lines
+    assert f"uv=={pinned('uv')}" in "\n".join(lines)
+    assert not [line for line in lines if "latest" in line or line.startswith("ADD ")]
+    ignored = (INFRA.parent / ".dockerignore").read_text().splitlines()
+    for line in lines:
+        if line.startswith("COPY ") and "--from" not in line:
+            for source in line.split()[1:-1]:
+                assert (INFRA.parent / source).exists()
+                assert f"!{source.rstrip('/')}" in ignored
+
+
+@pytest.mark.parametrize("name", ["process", "kubernetes"])
+def test_job_templates_fill_what_they_name(name: str) -> None:
+    template = json.loads((INFRA / "prefect" / f"{name}-job-template.json").read_text())
+    used = set(re.findall(r"\{\{ (\w+) \}\}", json.dumps(template["job_configuration"])))
+    assert used == set(template["variables"]["properties"])
+
+
+def test_kubernetes_gpu_workers_declare_what_the_code_asks_for() -> None:
+    values = yaml.safe_load((INFRA / "kubernetes" / "dask.values.yaml").read_text())
+    (gpu,) = values["additional_worker_groups"]
+    assert gpu["extraArgs"] == ["--resources", f"{GPU_RESOURCE}=1"]
+    assert gpu["resources"]["limits"]["nvidia.com/gpu"] == 1
+    assert gpu["nodeSelector"]
+    assert any("spot" in toleration["key"] for toleration in gpu["tolerations"])
+    for part in (values["scheduler"], values["worker"], gpu):
+        assert part["securityContext"]["runAsNonRoot"] is True
+    patch = yaml.safe_load((INFRA / "kubernetes" / "gpu-worker-patch.yaml").read_text())
+    assert patch["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] > 60
+    scaled = list(yaml.safe_load_all((INFRA / "kubernetes" / "autoscaling.yaml").read_text()))
+    assert {one["spec"]["scaleTargetRef"]["name"] for one in scaled} == {"dask-worker", f"dask-worker-{gpu['name']}"}
+    states = re.findall(r"state=~\"([a-z|]+)\"", scaled[0]["spec"]["triggers"][0]["metadata"]["query"])[0].split("|")
+    assert set(states) == {State.ELIGIBLE, State.CLAIMED, State.STAGED, State.SHARPENED, State.ASSESSED}
+
+
+# --- audit ------------------------------------------------------------------------------------------------------------
+
+
+def test_an_audit_that_could_not_look_is_no_pass() -> None:
+    today = date(2026, 11, 1)
+    flaw = {"id": "PYSEC-1", "aliases": ["CVE-2"], "fix_versions": ["2.0"]}
+    clean = {"dependencies": [{"name": "a", "version": "1", "vulns": []}]}
+    skipped = {"dependencies": [*clean["dependencies"], {"name": "b", "skip_reason": "not found"}]}
+    bad = {"dependencies": [{"name": "c", "version": "1", "vulns": [flaw]}]}
+    assert judge(clean, [], today).status == 0
+    assert judge(skipped, [], today).status == NOT_DONE
+    assert judge({"dependencies": []}, [], today).status == NOT_DONE
+    assert judge(bad, [], today).vulnerable == ("c 1: PYSEC-1, mended in 2.0",)
+    assert judge(bad, [], today).status == VULNERABLE
+    assert judge(bad, [{"id": "CVE-2", "until": today}], today).status == 0
+    assert judge(bad, [{"id": "CVE-2", "until": date(2026, 10, 31)}], today).status == VULNERABLE

@@ -13,7 +13,9 @@ import rasterio
 import shapely
 from published_scene import BANDS, GRID, QUALITY, SHAPE, files, item, recipe, staged
 
+from pancrafter import changes, report
 from pancrafter.item import AssetFile, Cost, build_item, footprint, ground_sample_distance_m, stac_license, unsigned
+from pancrafter.publish import extent_box
 from pancrafter.types import PixelGrid
 from pancrafter.validation import validate_item
 
@@ -185,6 +187,19 @@ def test_footprint_is_counter_clockwise_and_covers_the_grid() -> None:
     assert bbox[0] == pytest.approx(15.0, abs=1e-6)
     assert bbox[3] - bbox[1] == pytest.approx(SHAPE[0] * 0.5 / 111_000, rel=0.01)
     assert len(geometry["coordinates"][0]) == 33
+
+
+def test_a_scene_across_the_antimeridian_is_cut_and_stays_small_everywhere() -> None:
+    """As a footprint, in its collection's extent, on the report's map, and for who follows the changes of an area."""
+    grid = PixelGrid(crs="EPSG:32601", transform=(100.0, 0, 150_000.0, 0, -100.0, 200_000.0), shape_yx=(300, 600))
+    geometry, bbox = footprint(grid)
+    assert geometry["type"] == "MultiPolygon"
+    assert (bbox[0] > 179, bbox[2] < -179) == (True, True)
+    item = {"id": "x", "bbox": bbox, "geometry": geometry, "properties": {"title": "x"}}
+    assert extent_box(item) == [-180.0, bbox[1], 180.0, bbox[3]]
+    assert report._map([item]).count("<polygon") == 2
+    assert changes._touch(bbox, (-180.0, bbox[1], -179.9, bbox[3]))
+    assert not changes._touch(bbox, (0.0, bbox[1], 10.0, bbox[3]))
 
 
 def test_ground_sample_distance() -> None:

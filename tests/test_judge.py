@@ -250,6 +250,30 @@ def test_ms_bands_may_be_spread_over_two_files() -> None:
     assert _judge(_item(tiles, platform="PNEO3")).code == "tiled_product"
 
 
+@pytest.mark.parametrize(
+    ("platform", "pan", "ms", "sensor", "order"),
+    [
+        ("SPOT-7", "src_pan", "src_xs", "spot-6", "red, green, blue, nir"),
+        ("PHR1A", "IMG_PHR1A_P_001_R1C1", "IMG_PHR1A_MS_001_R1C1", "pleiades", "red, green, blue, nir"),
+        ("PHR 1B", "P", "XS", "pleiades", "red, green, blue, nir"),
+        ("QuickBird-02", "pan", "mul", "quickbird", "blue, green, red, nir"),
+        ("WORLDVIEW-3", "PAN", "MUL", "worldview-3", "coastal, blue, green, yellow, red, rededge, nir1, nir2"),
+        ("GF-2", "PAN1", "MSS1", "gaofen-2", "blue, green, red, nir"),
+    ],
+)
+def test_metadata_that_name_no_band_leave_their_number_to_the_header(
+    platform: str, pan: str, ms: str, sensor: str, order: str
+) -> None:
+    found = _judge(_item({pan: {}, ms: {}}, platform=platform))
+    assert (found.verdict, found.sensor) == ("needs_header", sensor), found.reason
+    assert f"{ms}: no bands are named; taken in the order {order}" in found.notes
+
+
+@pytest.mark.parametrize("name", ["Pléiades", "PLEIADES", "Pleiades"])
+def test_accents_do_not_matter(name: str) -> None:
+    assert _judge(_item({"P": PAN, "MS": MS}, platform=None, constellation=name)).sensor == "pleiades"
+
+
 def test_one_fitting_figure_is_enough_for_the_ratio() -> None:
     assets = {"pan": PAN | {"gsd": 2.0}, "ms": MS | {"gsd": 2.0}}
     found = _judge(_item(assets))

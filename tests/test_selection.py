@@ -79,7 +79,7 @@ def test_plan_counts_bytes_as_staging_does_and_knows_measured_rates(archive: Set
     first = make_plan(archive.model_copy(update={"ids": ("day-1",), "state_dir": archive.state_dir + "-none"}))
     with steps.open_ledger(archive) as ledger:
         (row,) = [row for row in ledger.rows() if row.key.item_id == "day-1"]
-        (rate,) = ledger.rates(archive.sink)
+        (rate,) = ledger.rates()
     assert first.pixel_bytes == pytest.approx(row.measures["bytes_read"], rel=0.05)
     assert first.seconds is None
     ahead = make_plan(archive)

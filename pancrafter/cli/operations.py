@@ -1,13 +1,14 @@
-"""``pancrafter metrics``, ``backup`` and ``restore``: what whoever runs it needs beside the work itself."""
+"""``pancrafter metrics``, ``backup``, ``restore`` and ``size``: what whoever runs it needs beside the work itself."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from pancrafter.cli.app import app
-from pancrafter.cli.shared import SinkOption, StateDirOption, note, settings_from
+from pancrafter.cli.shared import JsonOption, SinkOption, StateDirOption, note, print_json, settings_from
 
 
 @app.command()
@@ -57,3 +58,55 @@ def restore(
 
     report = bring_back(settings_from(sink=sink, state_dir=state_dir), place)
     typer.echo(str(report))
+
+
+@app.command()
+def size(
+    *,
+    scenes: Annotated[int, typer.Option("--scenes", help="How many scenes the archive has.")],
+    mpx: Annotated[float, typer.Option("--mpx", help="Mean PAN megapixels of a scene.")],
+    gpus: Annotated[int, typer.Option("--gpus")] = 1,
+    cpus: Annotated[int, typer.Option("--cpus", help="Slots that stage, assess and publish.")] = 2,
+    runners: Annotated[int, typer.Option("--runners", help="Scenes in work at the same time.")] = 1,
+    bands: Annotated[int, typer.Option("--bands")] = 4,
+    source_mb_per_s: Annotated[float, typer.Option("--source-mb-per-s", help="Bandwidth of the source.")] = 1e9,
+    interruptions: Annotated[float, typer.Option("--interruptions", help="Of a spot GPU, per hour.")] = 0.0,
+    gpu_price: Annotated[float, typer.Option("--gpu-price", help="Per GPU and hour.")] = 0.0,
+    cpu_price: Annotated[float, typer.Option("--cpu-price", help="Per CPU slot and hour.")] = 0.0,
+    rates: Annotated[Path | None, typer.Option("--rates", help="JSON file of rates; default: from the ledger.")] = None,
+    sink: SinkOption = None,
+    state_dir: StateDirOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """How long an archive takes, what it costs, what it asks of ledger and STAC API, and what is the bottleneck."""
+    from pancrafter import sizing
+
+    if rates is not None:
+        known = sizing.Rates.model_validate_json(rates.read_text())
+    else:
+        from pancrafter.ledger import State
+        from pancrafter.steps import open_ledger
+
+        settings = settings_from(sink=sink, state_dir=state_dir)
+        with open_ledger(settings) as ledger:
+            known = sizing.rates_from(ledger.rows(sink=settings.sink, states=[State.CONFIRMED], limit=1000))
+    fleet = sizing.Fleet(
+        gpus=gpus,
+        cpus=cpus,
+        runners=runners,
+        source_mb_per_s=source_mb_per_s,
+        interruptions_per_gpu_hour=interruptions,
+        gpu_hour_price=gpu_price,
+        cpu_hour_price=cpu_price,
+    )
+    found = sizing.forecast(sizing.Archive(scenes=scenes, mpx=mpx, bands=bands), fleet, known)
+    if as_json:
+        print_json({"rates": known.model_dump(), "forecast": found.model_dump()})
+        return
+    typer.echo(
+        f"{found.hours:.1f} hours, {found.gpu_hours:.1f} GPU hours ({found.gpu_hours_lost:.1f} lost to interruptions), "
+        f"money {found.money:.0f}\nread {found.read_tb:.2f} TB, written {found.written_tb:.2f} TB, {found.objects} "
+        f"objects\nledger {found.ledger_writes_per_s:.2f} writes/s, STAC API {found.api_requests_per_s:.2f} requests/s"
+    )
+    shares = ", ".join(f"{name} {share:.0%}" for name, share in found.utilisation.items())
+    typer.echo(f"busy: {shares}\nbottleneck: {found.bottleneck}")

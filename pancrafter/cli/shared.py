@@ -192,7 +192,8 @@ def _fault(fault: ErrorDetails, given: Mapping[str, Any]) -> str:
     from_environment = given.get(field) is None
     place = f"PANCRAFTER_{field.upper()}" if from_environment else _option_name(field)
     hint = f" ({_LISTS_AS_JSON})" if from_environment and fault["type"] == "tuple_type" else ""
-    return f"{place}: found {fault['input']!r}; {fault['msg'][:1].lower()}{fault['msg'][1:]}{hint}"
+    found = "a secret" if "password" in fault["msg"] else repr(fault["input"])
+    return f"{place}: found {found}; {fault['msg'][:1].lower()}{fault['msg'][1:]}{hint}"
 
 
 def _option_name(field: str) -> str:

@@ -34,7 +34,7 @@ from pancrafter.types import Quality
 
 PAIRS = Path(__file__).resolve().parents[3] / "shared" / "data" / "pairs"
 SIDE_PX = 256
-FIRST_SEED = 200
+FIRST_SEED = 400
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The deployments on a real Prefect server and process worker: priorities, limits, cancel and retry act."""
+"""The deployments on a real Prefect server and process worker: schedule, priorities, limits, cancel and retry act."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import os
 import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,31 @@ def gpu_taken(server: PrefectServer) -> Iterator[None]:
         yield
     finally:
         server.ask("/v2/concurrency_limits/decrement", {"names": [GPU], "slots": 1, "occupancy_seconds": 1})
+
+
+def test_schedule_fires_and_the_night_runs_by_itself(site: Site) -> None:
+    deployment = site.server.ask("/deployments/name/nightly/nightly")
+    (schedule,) = deployment["schedules"]
+    assert (schedule["active"], schedule["schedule"]["cron"]) == (True, "15 1 * * *")
+    add_scene(site.root / "source", "recent", side_px=128, acquired=datetime.now(UTC) - timedelta(days=1))
+    add_scene(site.root / "source", "old", side_px=128)
+    here, address = f"/deployments/{deployment['id']}", f"/deployments/{deployment['id']}/schedules/{schedule['id']}"
+    tonight = {"settings": site.settings, "lookback_days": 10}
+    site.server.ask(here, {"parameters": tonight}, method="PATCH")
+    every_minute = {"schedule": {"cron": "* * * * *", "timezone": "UTC"}, "active": True}
+    site.server.ask(address, every_minute, method="PATCH")
+    mine = {
+        "deployments": {"id": {"any_": [deployment["id"]]}},
+        "flow_runs": {"state": {"type": {"any_": ["COMPLETED"]}}},
+    }
+    try:
+        with site.worker():
+            site.wait(lambda: bool(site.server.ask("/flow_runs/filter", mine)), "a scheduled run completes")
+    finally:
+        site.server.ask(address, {"schedule": schedule["schedule"], "active": False}, method="PATCH")
+    run = site.server.ask("/flow_runs/filter", mine)[-1]
+    assert run["auto_scheduled"]
+    assert [(row.key.item_id, row.state) for row in site.rows()] == [("recent", State.CONFIRMED)]
 
 
 def test_nightly_goes_before_a_backfill_that_was_asked_for_earlier(site: Site) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import time
@@ -107,3 +108,22 @@ def test_stack_ends_with_its_parent(urls: dict[str, str], tmp_path: Path) -> Non
         time.sleep(0.1)
     assert not folder.exists()
     assert not [process for process in psutil.process_iter() if is_of(process, folder)]
+
+
+def test_no_secret_in_logs_objects_and_staged_scenes(urls: dict[str, str], outcomes: list[steps.Outcome]) -> None:
+    """After a run with secrets of S3 and PostgreSQL in every process: neither is in anything that was written."""
+    folder = Path(urls["PANCRAFTER_STATE_DIR"]).parent
+    password = re.search(r"://postgres:([0-9a-f]+)@", urls["PANCRAFTER_LEDGER_URL"])
+    assert password is not None
+    secrets = [password[1].encode(), urls["AWS_SECRET_ACCESS_KEY"].encode()]
+    written = list(folder.glob("*.log"))
+    written += [path for path in Path(urls["PANCRAFTER_STATE_DIR"]).rglob("*") if path.is_file()]
+    assert len(written) > 8
+    found = [path.name for path in written if any(secret in path.read_bytes() for secret in secrets)]
+    store = StaticSink(urls["PANCRAFTER_SINK"]).store
+    names = store.list_names("")
+    assert len(names) > 10
+    found += [name for name in names if any(secret in (store.read(name) or b"") for secret in secrets)]
+    answer = httpx.get(f"{urls['PANCRAFTER_CATALOG_URL']}/collections/{COLLECTION}/items").content
+    assert found == []
+    assert not any(secret in answer for secret in secrets)

@@ -1,0 +1,3 @@
+CREATE DATABASE prefect;
+CREATE DATABASE ledger;
+UPDATE pgstac.pgstac_settings SET value = 'on' WHERE name = 'context';

@@ -1,0 +1,253 @@
+"""How long, how much, and what breaks first: a discrete-event model of the pipeline, fed with rates that were measured.
+
+Scenes go through staging, sharpening, assessment and publication as in ``pancrafter.steps``; they queue for what is
+shared: CPU slots, GPUs, the source's bandwidth, the ledger, the STAC API. Spot GPUs disappear and come back. Large
+archives are simulated by a sample, whose marginal time per scene is carried on.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Generator, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+from pydantic import Field
+
+from pancrafter.errors import ErrorKind, PancrafterError
+from pancrafter.types import Record
+
+if TYPE_CHECKING:
+    import simpy
+
+    Steps = Generator[simpy.Event, Any, None]
+
+HOUR_S = 3600.0
+LEDGER_WRITES_PER_SCENE = 8
+"""Claim, six steps, read back; renewals of long scenes come on top."""
+API_REQUESTS_PER_SCENE = 3
+OBJECTS_PER_SCENE = 7
+"""Five files, the item, the event of the change feed; pages of days are shared by many scenes."""
+OUTPUT_BYTES_PER_VALUE = 1.5
+"""uint16 after ZSTD, with overviews."""
+
+
+class SizingError(PancrafterError):
+    """There are no rates to reckon with."""
+
+    kind: ClassVar[ErrorKind] = "system"
+
+
+class Rate(Record):
+    """Seconds of one step: a part that every scene takes, and one that grows with its size."""
+
+    fixed_s: float = Field(ge=0)
+    s_per_mpx: float = Field(ge=0)
+
+    def seconds(self, mpx: float) -> float:
+        """For a scene of so many PAN megapixels."""
+        return self.fixed_s + self.s_per_mpx * mpx
+
+
+class Rates(Record):
+    """What one slot does: one core for staging, assessment and publication, one device for sharpening."""
+
+    stage: Rate
+    sharpen: Rate
+    assess: Rate
+    publish: Rate
+    read_bytes_per_mpx: float = Field(default=4e6, description="Decoded PAN and MS pixels read per PAN megapixel.")
+    block_s: float = Field(default=5.0, description="Sharpening lost when a device disappears.")
+    ledger_writes_per_s: float = Field(default=400.0, description="What the ledger's database can take.")
+    api_items_per_s: float = Field(default=20.0, description="What the STAC API can take.")
+
+
+class Fleet(Record):
+    """What works on it, and what that costs."""
+
+    gpus: int = Field(ge=1)
+    cpus: int = Field(ge=1, description="Slots that stage, assess and publish.")
+    runners: int = Field(ge=1, description="Scenes in work at the same time.")
+    source_mb_per_s: float = Field(default=math.inf, gt=0)
+    interruptions_per_gpu_hour: float = Field(default=0.0, ge=0)
+    replacement_s: float = Field(default=300.0, ge=0, description="Until a new spot GPU works.")
+    gpu_hour_price: float = 0.0
+    cpu_hour_price: float = 0.0
+
+
+class Archive(Record):
+    """What is to be done."""
+
+    scenes: int = Field(ge=1)
+    mpx: float = Field(gt=0, description="Mean PAN megapixels of a scene.")
+    spread: float = Field(default=0.0, ge=0, description="Standard deviation of the logarithm of the size.")
+    bands: int = 4
+
+
+class Forecast(Record):
+    """What the model says."""
+
+    hours: float
+    money: float
+    utilisation: dict[str, float] = Field(description="Share of the time that each shared thing is busy.")
+    bottleneck: str
+    gpu_hours: float
+    gpu_hours_lost: float = Field(description="Repeated work and waits for replacements.")
+    ledger_writes_per_s: float
+    api_requests_per_s: float
+    objects: int
+    read_tb: float
+    written_tb: float
+
+
+class Finished(Protocol):
+    """A confirmed scene of the ledger, ``LedgerRow``."""
+
+    @property
+    def measures(self) -> dict[str, Any]: ...  # noqa: D102 - Any: parsed JSON
+
+
+def rates_from(rows: Sequence[Finished], base: Rates | None = None) -> Rates:
+    """Rates fitted to finished scenes by least squares, without scenes whose blocks were computed in several goes.
+
+    Args:
+        rows: Confirmed scenes.
+        base: Where everything that scenes do not tell comes from.
+
+    Raises:
+        SizingError: No scene can be used.
+    """
+    needed = {"pixels", "stage_seconds", "sharpen_seconds", "assess_seconds", "seconds", "bytes_read"}
+    used = [m for row in rows if needed <= (m := row.measures).keys() and m.get("blocks") == m.get("computed_blocks")]
+    if not used:
+        raise SizingError("no finished scene with times in this ledger; run some scenes first, or give --rates")
+    sizes = [m["pixels"] / 1e6 for m in used]
+    times = {name: [m[f"{name}_seconds"] for m in used] for name in ("stage", "sharpen", "assess")}
+    rest = [m["seconds"] - sum(m[f"{name}_seconds"] for name in times) for m in used]
+    fitted = {name: _fit(sizes, values) for name, values in (*times.items(), ("publish", rest))}
+    read = sum(m["bytes_read"] for m in used) / sum(sizes)
+    others: dict[str, Any] = {} if base is None else base.model_dump(exclude={*fitted, "read_bytes_per_mpx"})
+    return Rates.model_validate({**others, **fitted, "read_bytes_per_mpx": read})
+
+
+def _fit(sizes: Sequence[float], seconds: Sequence[float]) -> Rate:
+    """A line through the points with neither part negative."""
+    mean_x, mean_y = sum(sizes) / len(sizes), sum(seconds) / len(seconds)
+    variance = sum((x - mean_x) ** 2 for x in sizes)
+    slope = sum((x - mean_x) * (y - mean_y) for x, y in zip(sizes, seconds, strict=True)) / variance if variance else 0
+    slope = min(max(0.0, slope), mean_y / mean_x)
+    return Rate(fixed_s=max(0.0, mean_y - slope * mean_x), s_per_mpx=slope)
+
+
+def forecast(archive: Archive, fleet: Fleet, rates: Rates, *, sample: int = 2000, seed: int = 1) -> Forecast:
+    """Simulate an archive; beyond ``2 * sample`` scenes by what a further scene takes once everything is busy."""
+    if archive.scenes <= 2 * sample:
+        run = _Run(archive, fleet, rates, archive.scenes, seed)
+        return _summary(archive, fleet, rates, run.end_s, run)
+    short, long = (_Run(archive, fleet, rates, count, seed) for count in (sample, 2 * sample))
+    end_s = short.end_s + (long.end_s - short.end_s) / sample * (archive.scenes - sample)
+    return _summary(archive, fleet, rates, end_s, long)
+
+
+class _Run:
+    """One simulation to its end: ``end_s``, and the busy seconds of everything shared."""
+
+    def __init__(self, archive: Archive, fleet: Fleet, rates: Rates, count: int, seed: int) -> None:
+        simpy = _simpy()
+        self.fleet, self.rates, self.count = fleet, rates, count
+        self.random = random.Random(seed)  # noqa: S311 - a simulation
+        self.sizes = [self._size(archive) for _ in range(count)]
+        self.mpx = sum(self.sizes)
+        self.lost_s = 0.0
+        self.environment = simpy.Environment()
+        capacities = {"gpu": fleet.gpus, "cpu": fleet.cpus, "source": 1, "ledger": 1, "stac api": 1}
+        self.capacities = capacities
+        self.shared = {name: simpy.Resource(self.environment, many) for name, many in capacities.items()}
+        self.busy_s = dict.fromkeys(capacities, 0.0)
+        waiting = iter(self.sizes)
+        for _ in range(min(fleet.runners, count)):
+            self.environment.process(self._runner(waiting))
+        self.environment.run()
+        self.end_s = float(self.environment.now)
+
+    def _size(self, archive: Archive) -> float:
+        """Log-normal about the mean."""
+        return archive.mpx * math.exp(self.random.gauss(-(archive.spread**2) / 2, archive.spread))
+
+    def _runner(self, waiting: Iterator[float]) -> Steps:
+        for mpx in waiting:
+            yield from self._scene(mpx)
+
+    def _scene(self, mpx: float) -> Steps:
+        rates = self.rates
+        write_s = LEDGER_WRITES_PER_SCENE / 4 / rates.ledger_writes_per_s
+        yield from self._use("ledger", write_s)
+        yield from self._use("source", rates.read_bytes_per_mpx * mpx / (self.fleet.source_mb_per_s * 1e6))
+        yield from self._use("cpu", rates.stage.seconds(mpx))
+        yield from self._use("ledger", write_s)
+        yield from self._sharpen(rates.sharpen.seconds(mpx))
+        yield from self._use("cpu", rates.assess.seconds(mpx))
+        yield from self._use("ledger", write_s)
+        yield from self._use("cpu", rates.publish.seconds(mpx))
+        yield from self._use("stac api", 1 / rates.api_items_per_s)
+        yield from self._use("ledger", write_s)
+
+    def _use(self, name: str, seconds: float) -> Steps:
+        if seconds == 0:
+            return
+        with self.shared[name].request() as turn:
+            yield turn
+            yield self.environment.timeout(seconds)
+            self.busy_s[name] += seconds
+
+    def _sharpen(self, seconds: float) -> Steps:
+        """On a GPU that may disappear: the block in work is lost, the rest is done by the replacement."""
+        with self.shared["gpu"].request() as turn:
+            yield turn
+            started, left = float(self.environment.now), seconds
+            while left > 0:
+                lasts = self._until_interruption()
+                if lasts >= left:
+                    yield self.environment.timeout(left)
+                    break
+                yield self.environment.timeout(lasts)
+                left -= lasts - min(lasts, self.random.uniform(0, self.rates.block_s))
+                yield self.environment.timeout(self.fleet.replacement_s)
+            taken = float(self.environment.now) - started
+            self.busy_s["gpu"] += taken
+            self.lost_s += taken - seconds
+
+    def _until_interruption(self) -> float:
+        rate = self.fleet.interruptions_per_gpu_hour / HOUR_S
+        return self.random.expovariate(rate) if rate else math.inf
+
+
+def _simpy() -> Any:  # Any: it ships no types
+    try:
+        import simpy
+    except ImportError as err:
+        raise SizingError("the model needs simpy: pip install 'pancrafter[sizing]'") from err
+    return simpy
+
+
+def _summary(archive: Archive, fleet: Fleet, rates: Rates, end_s: float, run: _Run) -> Forecast:
+    utilisation = {name: run.busy_s[name] / (run.end_s * many) for name, many in run.capacities.items()}
+    runners = sum(run.busy_s.values()) / (run.end_s * fleet.runners)
+    hours, share, mpx = end_s / HOUR_S, archive.scenes / run.count, run.mpx / run.count * archive.scenes
+    bottleneck = max(utilisation, key=lambda name: utilisation[name])
+    if utilisation[bottleneck] < 0.8 and runners > utilisation[bottleneck]:
+        bottleneck = "runners"
+    per_s = archive.scenes / end_s
+    return Forecast(
+        hours=hours,
+        money=hours * (fleet.gpus * fleet.gpu_hour_price + fleet.cpus * fleet.cpu_hour_price),
+        utilisation={**utilisation, "runners": runners},
+        bottleneck=bottleneck,
+        gpu_hours=run.busy_s["gpu"] * share / HOUR_S,
+        gpu_hours_lost=run.lost_s * share / HOUR_S,
+        ledger_writes_per_s=per_s * LEDGER_WRITES_PER_SCENE,
+        api_requests_per_s=per_s * API_REQUESTS_PER_SCENE,
+        objects=archive.scenes * OBJECTS_PER_SCENE,
+        read_tb=mpx * rates.read_bytes_per_mpx / 1e12,
+        written_tb=mpx * 1e6 * archive.bands * OUTPUT_BYTES_PER_VALUE / 1e12,
+    )

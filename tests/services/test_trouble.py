@@ -1,0 +1,186 @@
+"""Servers that die during a run, a disk that is full, and a restore after everything was lost."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+import s3fs
+from small_archive import add_scene
+
+from infra.stack import postgres_programs
+from pancrafter import steps
+from pancrafter.backup import back_up, bring_back
+from pancrafter.census import take_census
+from pancrafter.errors import PancrafterError
+from pancrafter.ledger import State
+from pancrafter.publish import StaticSink
+from pancrafter.settings import Settings
+from pancrafter.stac_api import StacApi
+from pancrafter.sweep import sweep
+
+pytestmark = pytest.mark.services
+PROJECT = Path(__file__).resolve().parents[2]
+COLLECTION = "geoeye-1-sharpened"
+ADVICE = ("check ", "is the STAC API up", "run again", "try again", "tried again", "look at", "free some space")
+MOST_RUNS = 12
+MOMENTS = {
+    "postgres": "staging",
+    "dask-scheduler": "staging",
+    "dask-worker-gpu": "staging",
+    "archive": "staging",
+    "s3": "publishing",
+    "stac-api": "publishing",
+}
+"""When each server is killed: at the report after which the run needs it next."""
+
+
+def folder_of(urls: dict[str, str]) -> Path:
+    return Path(urls["PANCRAFTER_STATE_DIR"]).parent
+
+
+def kill(urls: dict[str, str], name: str) -> int:
+    """``kill -9``; the stack starts it again."""
+    pid = int((folder_of(urls) / f"{name}.pid").read_text())
+    os.kill(pid, signal.SIGKILL)
+    return pid
+
+
+def wait_until_back(urls: dict[str, str], name: str, old: int) -> None:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        pid = int((folder_of(urls) / f"{name}.pid").read_text() or 0)
+        if pid not in {0, old} and psutil.pid_exists(pid):
+            return
+        time.sleep(0.2)
+    pytest.fail(f"{name} was not started again")
+
+
+def offer(archive: Path, settings: Settings, item_id: str, seed: int) -> str:
+    """A new scene in the archive, once the source's server knows it."""
+    add_scene(archive, item_id, side_px=128, seed=seed, day=seed)
+    deadline = time.monotonic() + 60
+    address = f"{settings.source}/collections/geoeye-1/items/{item_id}"
+    while time.monotonic() < deadline:
+        try:
+            if httpx.get(address, timeout=10).status_code == 200:
+                return f"geoeye-1/{item_id}"
+        except httpx.TransportError:
+            pass
+        time.sleep(0.3)
+    return pytest.fail(f"{address} does not appear")
+
+
+def run_until_done(settings: Settings, key: str, report: steps.Report) -> list[str]:
+    """Runs, and the documented next steps, until the scene is confirmed; what the runs in between said.
+
+    A run that stopped leaves its scene claimed. Its process would be gone, which a sweep sees at once; this one lives,
+    so its lease has to run out.
+    """
+    said = []
+    settings = settings.model_copy(update={"lease_s": 10})
+    for _ in range(MOST_RUNS):
+        try:
+            said += [outcome.reason for outcome in steps.run(settings, report) if outcome.failed]
+            with steps.open_ledger(settings) as ledger:
+                (row,) = [row for row in ledger.rows(sink=settings.sink) if str(row.key) == key]
+                if row.state is State.CONFIRMED:
+                    return said
+                sweep(settings)
+                ledger.redrive(sink=settings.sink, states=["eligible", "dead"])
+        except (PancrafterError, OSError) as error:
+            said.append(f"{type(error).__name__}: {error}")
+        time.sleep(2)
+    return pytest.fail(f"{key} was not finished: {said}")
+
+
+@pytest.mark.parametrize("server", MOMENTS)
+def test_a_run_outlives_the_death_of(
+    server: str, urls: dict[str, str], settings: Settings, archive: Path, outcomes: list[steps.Outcome]
+) -> None:
+    killed: list[int] = []
+
+    def report(text: str) -> None:
+        if not killed and MOMENTS[server] in text:
+            killed.append(kill(urls, server))
+
+    key = offer(archive, settings, f"while-{server}", 3 + list(MOMENTS).index(server))
+    said = run_until_done(settings, key, report)
+    assert killed, "the server was to die during the run"
+    wait_until_back(urls, server, killed[0])
+    for message in said:
+        assert any(advice in message for advice in ADVICE), message
+        assert urls["AWS_SECRET_ACCESS_KEY"] not in message
+
+
+def test_after_all_deaths_nothing_is_lost_or_twice(settings: Settings, urls: dict[str, str]) -> None:
+    taken = take_census(settings, checksums=True)
+    assert taken.differences == ()
+    assert taken.catalog_items == taken.source_scenes
+    found = httpx.get(f"{settings.catalog_url}/collections/{COLLECTION}/items?limit=100").json()["features"]
+    assert sorted(item["id"] for item in found) == sorted(StaticSink(settings.sink).item_ids(COLLECTION))
+
+
+def test_full_disk_stops_with_advice_and_loses_nothing(archive: Path, tmp_path: Path) -> None:
+    """The state folder is on a disk of 400 kB, mounted for this one process; then it has room."""
+    local = tmp_path / "archive"
+    add_scene(local, "large", side_px=512)
+    place = tmp_path / "place"
+    (place / "state").mkdir(parents=True)
+    options = f"--source {local} --sink {tmp_path / 'out'} --state-dir {place / 'state'} --block-px 256 --workers 0"
+    run = f"{sys.executable} -m pancrafter.cli run {options}"
+    small = f"mount -t tmpfs -o size=400k tmpfs {place / 'state'} && exec {run}"
+    namespace = ["unshare", "--mount"] if os.geteuid() == 0 else ["unshare", "--mount", "--map-root-user"]
+    done = subprocess.run(
+        [*namespace, "sh", "-c", small], cwd=PROJECT, capture_output=True, text=True, timeout=300, check=False
+    )
+    said = done.stdout + done.stderr
+    assert done.returncode in {1, 2}, said
+    assert "Traceback" not in said
+    assert "No space left" in said or "disk is full" in said or "database or disk is full" in said, said
+    assert "space" in said.lower()
+    settings = Settings(
+        source=str(local), sink=str(tmp_path / "out"), state_dir=str(place / "state"), block_px=256, workers=0
+    )
+    assert [outcome.failed for outcome in steps.run(settings, lambda _: None)] == [False]
+    assert take_census(settings, checksums=True).clean
+
+
+def test_backup_wipe_restore(urls: dict[str, str], settings: Settings, outcomes: list[steps.Outcome], tmp_path) -> None:
+    """Ledger with pg_dump, catalog with `pancrafter backup`, STAC API from the catalog; all of it is lost between."""
+    programs = postgres_programs()
+    assert programs is not None
+    assert settings.ledger_url is not None
+    address = settings.ledger_url.replace("postgresql+psycopg", "postgresql")
+    dump = str(tmp_path / "ledger.dump")
+    subprocess.run([programs / "pg_dump", "--format=custom", f"--file={dump}", address], check=True, timeout=120)
+    back_up(settings, str(tmp_path / "backup"))
+    before = sorted(StaticSink(settings.sink).item_ids(COLLECTION))
+
+    import psycopg
+
+    with psycopg.connect(address, autocommit=True) as connection:
+        connection.execute("DROP SCHEMA public CASCADE; CREATE SCHEMA public")
+    s3fs.S3FileSystem().rm(settings.sink, recursive=True)
+    shutil.rmtree(settings.state_dir, ignore_errors=True)
+    assert settings.catalog_url is not None
+    for item_id in before:
+        StacApi(settings.catalog_url).delete(COLLECTION, item_id)
+
+    restore = [programs / "pg_restore", "--clean", "--if-exists", f"--dbname={address}", dump]
+    subprocess.run(restore, check=True, timeout=120)
+    restored = bring_back(settings, str(tmp_path / "backup"))
+    assert restored.sent == len(before)
+    taken = take_census(settings, checksums=True)
+    assert (taken.differences, taken.catalog_items) == ((), len(before))
+    found = httpx.get(f"{settings.catalog_url}/collections/{COLLECTION}/items?limit=100").json()["features"]
+    assert sorted(item["id"] for item in found) == before
+    assert steps.run(settings, lambda _: None) == []
