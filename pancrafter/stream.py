@@ -16,6 +16,7 @@ from typing import ClassVar, TypeVar
 
 import numpy as np
 
+from pancrafter.cog import CACHE_BYTES
 from pancrafter.engine import (
     ScenePixels,
     Sharpener,
@@ -37,12 +38,9 @@ S = TypeVar("S")
 WINDOW_PX = (2048, 1536, 1024, 768, 512, 384, 256, 128)
 """Edges that are tried, largest first: a larger window wastes less on its halo."""
 
-PROGRAM_BYTES = 520 * 2**20
+PROGRAM_BYTES = 712 * 2**20
 """What the program takes apart from windows: Python with torch, GDAL and Dask (measured 370 MiB), code and caches of
-oneDNN, and blocks on their way through staging."""
-
-COG_CACHE_BYTES = 256 * 2**20
-"""Block cache of GDAL while the output is written."""
+oneDNN, heaps of its threads, and blocks on their way through staging."""
 
 _LOOK_AHEAD = 1
 _POLL_S = 0.2
@@ -95,7 +93,7 @@ def choose_window_px(sharpener: Sharpener, layout: Layout, memory_bytes: int) ->
     Raises:
         MemoryBudgetError: Not even the smallest fits.
     """
-    fixed = PROGRAM_BYTES + COG_CACHE_BYTES
+    fixed = PROGRAM_BYTES + CACHE_BYTES
     for window_px in WINDOW_PX:
         if fixed + window_bytes(sharpener, layout, window_px) <= memory_bytes:
             return window_px

@@ -17,11 +17,11 @@ from staged_scenes import observed, overlap, stage_arrays
 
 from pancrafter.classical import PairInput
 from pancrafter.classical import sharpen as sharpen_classically
+from pancrafter.cog import CACHE_BYTES
 from pancrafter.engine import FusionSharpener, NetworkSharpener, band_phases, fit_scene_fusion, sharpen_block
 from pancrafter.model.weights import load_checkpoint
 from pancrafter.store import SceneStore
 from pancrafter.stream import (
-    COG_CACHE_BYTES,
     PROGRAM_BYTES,
     WINDOW_PX,
     Layout,
@@ -112,7 +112,7 @@ def test_window_grows_with_the_budget_and_stays_inside_it() -> None:
     assert chosen[1] >= 512
     assert chosen[-1] == WINDOW_PX[0]
     for memory, window_px in zip((GIB, 2 * GIB, 4 * GIB), chosen, strict=False):
-        assert PROGRAM_BYTES + COG_CACHE_BYTES + window_bytes(SHIPPED, LARGE, window_px) <= memory
+        assert PROGRAM_BYTES + CACHE_BYTES + window_bytes(SHIPPED, LARGE, window_px) <= memory
 
 
 def test_budget_without_room_for_one_window_says_how_much_is_needed() -> None:
