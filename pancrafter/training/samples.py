@@ -192,9 +192,20 @@ class _Batches(Dataset[tuple[int, list[Sample]]]):
 
 
 def batches(images: TrainingData, config: TrainConfig, first: int, loaders: int) -> Iterator[tuple[int, list[Sample]]]:
-    """The batches of the steps from ``first`` on, prepared by so many processes (0: by this one, when it is asked)."""
-    steps = range(first, config.steps)
-    return iter(DataLoader(_Batches(images, config), None, sampler=steps, num_workers=loaders, collate_fn=_as_it_is))
+    """The batches of the steps from ``first`` on, prepared by so many processes (0: by this one, when it is asked).
+
+    They are started anew, not forked: this process has threads by now, and may have a GPU.
+    """
+    steps, context = range(first, config.steps), "spawn" if loaders else None
+    loader = DataLoader(
+        _Batches(images, config),
+        None,
+        sampler=steps,
+        num_workers=loaders,
+        collate_fn=_as_it_is,
+        multiprocessing_context=context,
+    )
+    return iter(loader)
 
 
 def _as_it_is(batch: Any) -> Any:  # Any: torch's stubs know only lists of samples
