@@ -37,10 +37,10 @@ faults: setup
 docs: setup
 	$(BIN)/python docs/build_api.py build/api
 
-# As root: programs that tests look at products with, Chromium and GDAL's own tools. QGIS (python3-qgis) is used if there.
+# As root: programs that tests look at products with, Chromium, GDAL's own tools and QGIS.
 viewers:
-	command -v chromium && command -v gdalbuildvrt && /usr/bin/python3 -c "import osgeo_utils" || \
-		(apt-get update && apt-get install -y --no-install-recommends chromium gdal-bin python3-gdal)
+	command -v chromium && command -v gdalbuildvrt && /usr/bin/python3 -c "import osgeo_utils, qgis.core" || \
+		(apt-get update && apt-get install -y --no-install-recommends chromium gdal-bin python3-gdal python3-qgis)
 
 setup: $(VENV)/installed
 
