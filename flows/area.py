@@ -53,14 +53,15 @@ def nightly(
     _start()
     settings = with_ledger(settings)
     settings = settings.model_copy(update={"priority": max(settings.priority, NIGHTLY_PRIORITY)})
-    started = datetime.now(UTC)
+    started = None
     if lookback_days is not None:
-        settings = settings.model_copy(update={"since": _look_back(settings, lookback_days)})
+        since, started = _look_back(settings, lookback_days)
+        settings = settings.model_copy(update={"since": since})
     try:
         outcomes = _sharpen(settings)
     except steps.RunStoppedError as error:
         return _stopped(settings, error, error.outcomes)
-    if lookback_days is not None:
+    if started is not None:
         with steps.open_ledger(settings) as ledger:
             ledger.note_look(settings.sink, settings.source, started, summary_of(outcomes))
     return _concluded(settings, outcomes)
@@ -122,12 +123,11 @@ def _start() -> None:
         get_run_logger().warning("flow run %s was left running by a process that is gone", name)
 
 
-def _look_back(settings: Settings, days: int) -> datetime:
-    """Start of the window; the night before a gap is looked at again."""
+def _look_back(settings: Settings, days: int) -> tuple[datetime, datetime]:
+    """Start of the window, and the present, by the ledger's clock; the night before a gap is looked at again."""
     with steps.open_ledger(settings) as ledger:
-        last = ledger.last_look(settings.sink, settings.source)
-    usual = datetime.now(UTC) - timedelta(days=days)
-    return usual if last is None else min(usual, last - timedelta(days=days))
+        last, now = ledger.last_look(settings.sink, settings.source), ledger.now()
+    return (last or now) - timedelta(days=days), now
 
 
 def _sharpen(settings: Settings) -> list[Outcome]:
