@@ -23,7 +23,7 @@ from pancrafter.errors import LeaseLostError, PancrafterError
 from pancrafter.ledger import Ledger
 from pancrafter.plan import Budget, check_budget, make_plan, plan_text
 from pancrafter.selection import Selection
-from pancrafter.settings import Settings
+from pancrafter.settings import Settings, WorkSettings
 from pancrafter.steps import Outcome
 
 Outcomes = list[Outcome] | State[Any]
@@ -69,7 +69,7 @@ def nightly(
 
 @flow(name="backfill", flow_run_name="backfill {settings.source}", **HOOKS)
 def backfill(
-    settings: Settings,
+    settings: WorkSettings,
     selection: Selection,
     window_days: int = WINDOW_DAYS,
     budget: Budget | None = None,
@@ -80,7 +80,7 @@ def backfill(
     """Sharpen a part of the archive, window after window, newest first; what is done is skipped, so it can be repeated.
 
     Args:
-        settings: The run.
+        settings: The run, whatever it is about.
         selection: Which part: period, area, collections, ids, or what certain weights made.
         window_days: Length of a window; without a period there is one window.
         budget: Refuse to start if the plan is above it.
@@ -92,17 +92,17 @@ def backfill(
         OverBudgetError: The plan is above the budget; nothing was started.
     """
     _start()
-    settings = selection.applied_to(with_ledger(settings))
-    plan = make_plan(settings)
+    chosen = selection.applied_to(with_ledger(settings))
+    plan = make_plan(chosen)
     create_markdown_artifact(f"```\n{plan_text(plan)}\n```", key="plan", description="What this backfill is about")
     if plan_only:
         return Completed(message=f"plan only: {plan.scenes} scenes to sharpen", data=[])
     if budget is not None:
         check_budget(plan, budget)
     try:
-        return _concluded(settings, work_through(settings, window_days, _sharpen))
+        return _concluded(chosen, work_through(chosen, window_days, _sharpen))
     except steps.RunStoppedError as error:
-        return _stopped(settings, error, error.outcomes)
+        return _stopped(chosen, error, error.outcomes)
 
 
 class ScenesFailedError(PancrafterError):

@@ -178,9 +178,7 @@ class Cost(Record):
     gpu_seconds: float | None = Field(default=None, description="The part of them in which a GPU was taken.")
     bytes_read: int | None = None
     staging_bytes: int | None = Field(default=None, description="What the staged scene took on disk.")
-    money: float | None = Field(
-        default=None, description="Seconds at the price per hour; None: no price is known."
-    )
+    money: float | None = Field(default=None, description="Seconds at the price per hour; None: no price is known.")
     device: str | None = None
 
 

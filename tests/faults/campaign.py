@@ -345,7 +345,7 @@ def _infrastructure(case: Case, archive: Archive, fault: Mapping[str, str]) -> I
             spawn([*dask, "worker", address, *worker_options], log, {**environment, **fault}),
         ]
         with _ended(parts):
-            yield {"PANCRAFTER_DASK_SCHEDULER": address, **fault}
+            yield {"PANCRAFTER_DASK_SCHEDULER": address, "PANCRAFTER_WORKER_WAIT_S": "20", **fault}
     elif case.orchestration == "stack":
         yield {"PANCRAFTER_DASK_SCHEDULER": _stack(archive).scheduler, **fault}
         _stack(archive).end_work()
