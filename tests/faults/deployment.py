@@ -119,10 +119,10 @@ class PrefectServer:
                 break
         return None
 
-    def worker(self, log: Path, environment: dict[str, str], *options: str) -> Started:
+    def worker(self, log: Path, environment: dict[str, str], *options: str, pool: str = POOL) -> Started:
         """A process worker, as an operator's service manager starts it."""
         assert self.process
-        command = _prefect("worker", "start", "--pool", POOL, "--type", "process", *options)
+        command = _prefect("worker", "start", "--pool", pool, "--type", "process", *options)
         return spawn(command, log, self.environment | environment)
 
     def run(self, deployment: str, parameters: dict[str, Any], mark: str, log: Path) -> DeploymentRun:

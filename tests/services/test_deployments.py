@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from faults.deployment import DeploymentRun, PrefectServer, is_engine
+from faults.deployment import POOL, DeploymentRun, PrefectServer, is_engine
 from faults.processes import MARK, family
 from small_archive import add_scene, classical_contracts
 
@@ -54,8 +54,8 @@ class Site:
         return self.start("nightly/nightly", lookback_days=None)
 
     @contextlib.contextmanager
-    def worker(self, *options: str) -> Iterator[None]:
-        worker = self.server.worker(self.log, {MARK: str(self.root)}, *options)
+    def worker(self, *options: str, pool: str = POOL) -> Iterator[None]:
+        worker = self.server.worker(self.log, {MARK: str(self.root)}, *options, pool=pool)
         try:
             yield
         finally:
@@ -212,10 +212,12 @@ def test_work_pools_that_are_missing_are_named_and_nothing_is_lost(site: Site) -
 
     add_scene(site.root / "source", "scene", side_px=128)
     waiting = site.nightly()
-    with site.worker("--pool", "pancrafer"):  # the last --pool counts
-        site.wait(lambda: "waits at work pool pancrafer, which no deployment uses; look at its --pool" in check(), "a")
-    deleted = site.server.command("prefect", "--no-prompt", "work-pool", "delete", "pancrafter")
-    assert deleted.returncode == 0, deleted.stderr
+    misspelt = "waits at work pool pancrafer, which no deployment uses; look at its --pool"
+    with site.worker(pool="pancrafer"):
+        site.wait(lambda: misspelt in check(), "the worker is named")
+    for pool in ("pancrafer", "pancrafter"):
+        deleted = site.server.command("prefect", "--no-prompt", "work-pool", "delete", pool)
+        assert deleted.returncode == 0, deleted.stderr
     said = check()
     assert "deployment nightly has no work pool" in said
     assert "deployment sweep has no work pool" in said
@@ -224,7 +226,7 @@ def test_work_pools_that_are_missing_are_named_and_nothing_is_lost(site: Site) -
     assert refused.returncode == 1
     assert "work pool 'pancrafter' which does not" in refused.stdout
     site.server.deploy()
-    assert "deployment" not in check()
+    assert "has no work pool" not in check()
     cancelled = site.server.command("prefect", "flow-run", "cancel", waiting.run_id)
     assert cancelled.returncode == 0, cancelled.stdout + cancelled.stderr
     with site.worker():
