@@ -18,7 +18,7 @@ import torch
 from planted_failures import everything, sharpen_all, stage_pair
 from quality_gate import simulated_scene
 
-from pancrafter.engine import NetworkSharpener, band_phases, fit_scene_injection
+from pancrafter.engine import NetworkSharpener, band_phases, fit_scene_injection, relative_mtf
 from pancrafter.model.weights import load_checkpoint
 from pancrafter.resample import upsample
 
@@ -37,7 +37,8 @@ def main() -> None:
             store = stage_pair(Path(folder) / f"{seed}.zarr", pair.pan, pair.ms, pair.ratio, pair.contract, pair.bands)
             bands = pair.contract.subset(pair.bands)
             injection = fit_scene_injection(store, tuple(band.mtf for band in bands))
-            sharpen_all(store, NetworkSharpener(checkpoint, injection=injection))
+            told = relative_mtf(store.staged, pair.contract)
+            sharpen_all(store, NetworkSharpener(checkpoint, injection=injection, relative_mtf=told))
             result = store.read_sharpened(everything(store)).astype(np.float64)
             inner, block = (slice(16, -16),) * 2, 2 * pair.ratio
             for index, (band, phase) in enumerate(zip(bands, band_phases(store.staged), strict=True)):

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from planted_failures import ON_RESULT, Image, everything, measure, perturbed, sharpen_all, stage_pair, write_result
 
-from pancrafter.engine import NetworkSharpener, fit_scene_injection
+from pancrafter.engine import NetworkSharpener, fit_scene_injection, relative_mtf
 from pancrafter.errors import ContractError
 from pancrafter.model.weights import load_checkpoint
 from pancrafter.sensors import SensorContract, get_contract, load_contracts
@@ -128,7 +128,11 @@ def trials(pairs: list[Pair], seeds: Sequence[int], folder: Path) -> Iterator[di
         return tuple(band.mtf for band in pair.contract.subset(pair.bands))
 
     def fitted(store: SceneStore, pair: Pair) -> NetworkSharpener:
-        return NetworkSharpener(checkpoint, injection=fit_scene_injection(store, gains(pair)))
+        return NetworkSharpener(
+            checkpoint,
+            injection=fit_scene_injection(store, gains(pair)),
+            relative_mtf=relative_mtf(store.staged, pair.contract),
+        )
 
     for number, pair in enumerate(pairs):
         store = stage_pair(folder / f"{number}.zarr", pair.pan, pair.ms, pair.ratio, pair.contract, pair.bands)
