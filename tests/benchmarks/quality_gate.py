@@ -24,9 +24,10 @@ import numpy as np
 import torch
 from planted_failures import ON_RESULT, Image, everything, measure, perturbed, sharpen_all, stage_pair, write_result
 
-from pancrafter.engine import NetworkSharpener, fit_scene_injection, relative_mtf
+from pancrafter.engine import NetworkSharpener, fit_scene_injection
 from pancrafter.errors import ContractError
 from pancrafter.model.weights import load_checkpoint
+from pancrafter.resample import relative_gain
 from pancrafter.sensors import SensorContract, get_contract, load_contracts
 from pancrafter.simulate import STYLES, image_scene, make_truth, random_model, truth_wavelengths
 from pancrafter.store import SceneStore
@@ -131,7 +132,7 @@ def trials(pairs: list[Pair], seeds: Sequence[int], folder: Path) -> Iterator[di
         return NetworkSharpener(
             checkpoint,
             injection=fit_scene_injection(store, gains(pair)),
-            relative_mtf=relative_mtf(store.staged, pair.contract),
+            relative_mtf=tuple(relative_gain(gain, pair.contract.pan_mtf, pair.ratio) for gain in gains(pair)),
         )
 
     for number, pair in enumerate(pairs):
