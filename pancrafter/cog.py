@@ -284,8 +284,9 @@ def validate_cog(path: str | Path) -> None:
         InvalidSceneError: The file is not a COG, or only one with warnings.
     """
     try:
-        with rasterio.Env(GDAL_DISABLE_READDIR_ON_OPEN="EMPTY_DIR"):
-            valid, errors, warnings = cog_validate(str(path), strict=True, quiet=True)
+        # an Env around it would look up AWS credentials once more, which is slower than the check of a small file
+        config = {"GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR"}
+        valid, errors, warnings = cog_validate(str(path), strict=True, config=config, quiet=True)
     except (RasterioError, CPLE_BaseError) as err:
         raise InvalidSceneError(f"{path}: cannot be opened as GeoTIFF ({err}); write it again") from err
     if not valid:
