@@ -23,7 +23,7 @@ from pancrafter.errors import LeaseLostError, PancrafterError
 from pancrafter.ledger import Ledger
 from pancrafter.plan import Budget, check_budget, make_plan, plan_text
 from pancrafter.selection import Selection
-from pancrafter.settings import Settings
+from pancrafter.settings import Settings, WorkSettings
 from pancrafter.steps import Outcome
 
 Outcomes = list[Outcome] | State[Any]
@@ -53,14 +53,15 @@ def nightly(
     _start()
     settings = with_ledger(settings)
     settings = settings.model_copy(update={"priority": max(settings.priority, NIGHTLY_PRIORITY)})
-    started = datetime.now(UTC)
+    started = None
     if lookback_days is not None:
-        settings = settings.model_copy(update={"since": _look_back(settings, lookback_days)})
+        since, started = _look_back(settings, lookback_days)
+        settings = settings.model_copy(update={"since": since})
     try:
         outcomes = _sharpen(settings)
     except steps.RunStoppedError as error:
         return _stopped(settings, error, error.outcomes)
-    if lookback_days is not None:
+    if started is not None:
         with steps.open_ledger(settings) as ledger:
             ledger.note_look(settings.sink, settings.source, started, summary_of(outcomes))
     return _concluded(settings, outcomes)
@@ -68,7 +69,7 @@ def nightly(
 
 @flow(name="backfill", flow_run_name="backfill {settings.source}", **HOOKS)
 def backfill(
-    settings: Settings,
+    settings: WorkSettings,
     selection: Selection,
     window_days: int = WINDOW_DAYS,
     budget: Budget | None = None,
@@ -79,7 +80,7 @@ def backfill(
     """Sharpen a part of the archive, window after window, newest first; what is done is skipped, so it can be repeated.
 
     Args:
-        settings: The run.
+        settings: The run, whatever it is about.
         selection: Which part: period, area, collections, ids, or what certain weights made.
         window_days: Length of a window; without a period there is one window.
         budget: Refuse to start if the plan is above it.
@@ -91,17 +92,17 @@ def backfill(
         OverBudgetError: The plan is above the budget; nothing was started.
     """
     _start()
-    settings = selection.applied_to(with_ledger(settings))
-    plan = make_plan(settings)
+    chosen = selection.applied_to(with_ledger(settings))
+    plan = make_plan(chosen)
     create_markdown_artifact(f"```\n{plan_text(plan)}\n```", key="plan", description="What this backfill is about")
     if plan_only:
         return Completed(message=f"plan only: {plan.scenes} scenes to sharpen", data=[])
     if budget is not None:
         check_budget(plan, budget)
     try:
-        return _concluded(settings, work_through(settings, window_days, _sharpen))
+        return _concluded(chosen, work_through(chosen, window_days, _sharpen))
     except steps.RunStoppedError as error:
-        return _stopped(settings, error, error.outcomes)
+        return _stopped(chosen, error, error.outcomes)
 
 
 class ScenesFailedError(PancrafterError):
@@ -122,12 +123,11 @@ def _start() -> None:
         get_run_logger().warning("flow run %s was left running by a process that is gone", name)
 
 
-def _look_back(settings: Settings, days: int) -> datetime:
-    """Start of the window; the night before a gap is looked at again."""
+def _look_back(settings: Settings, days: int) -> tuple[datetime, datetime]:
+    """Start of the window, and the present, by the ledger's clock; the night before a gap is looked at again."""
     with steps.open_ledger(settings) as ledger:
-        last = ledger.last_look(settings.sink, settings.source)
-    usual = datetime.now(UTC) - timedelta(days=days)
-    return usual if last is None else min(usual, last - timedelta(days=days))
+        last, now = ledger.last_look(settings.sink, settings.source), ledger.now()
+    return (last or now) - timedelta(days=days), now
 
 
 def _sharpen(settings: Settings) -> list[Outcome]:

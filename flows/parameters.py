@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 from urllib.parse import urlsplit
 
 from pancrafter.errors import ErrorKind, PancrafterError
-from pancrafter.settings import Settings
+from pancrafter.settings import Settings, WorkSettings
 
+SettingsT = TypeVar("SettingsT", bound=WorkSettings)
 LEDGER_VARIABLE = "PANCRAFTER_LEDGER_URL"
 
 
@@ -18,7 +19,7 @@ class SecretParameterError(PancrafterError):
     kind: ClassVar[ErrorKind] = "system"
 
 
-def with_ledger(settings: Settings) -> Settings:
+def with_ledger(settings: SettingsT) -> SettingsT:
     """The settings with the ledger's address, which may hold a password, from the environment of the worker.
 
     Raises:

@@ -49,7 +49,9 @@ DEBIAN_PACKAGES = ("postgresql-postgis", "postgresql-postgis-scripts", *rgw.DEBI
 START_LIMIT_S = 300.0
 STOP_LIMIT_S = 20.0
 MOST_RESTARTS = 20
-"""Deaths of one server after which the stack gives up."""
+"""Deaths of one server within ``RESTARTS_WITHIN_S`` after which the stack gives up."""
+
+RESTARTS_WITHIN_S = 600.0
 
 BUCKET = "pancrafter"
 POOL = "pancrafter"
@@ -133,7 +135,7 @@ class Family:
         self.environment = os.environ | {MARK: str(folder)}
         self.members: dict[str, subprocess.Popen[bytes]] = {}
         self.passing: set[subprocess.Popen[bytes]] = set()
-        self.restarts: dict[str, int] = {}
+        self.deaths: dict[str, list[float]] = {}
         self._servers: dict[str, _Server] = {}
         self.janitor = subprocess.Popen(
             [sys.executable, "-m", "infra.stack", "janitor", str(folder)],
@@ -217,10 +219,12 @@ class Family:
         for name, process in self.members.items():
             if process.poll() is None:
                 continue
-            self.restarts[name] = self.restarts.get(name, 0) + 1
+            now = time.monotonic()
+            recent = [when for when in self.deaths.get(name, []) if now - when < RESTARTS_WITHIN_S]
+            self.deaths[name] = [*recent, now]
             print(f"# {name} ended with status {process.returncode} and is started again", flush=True)
-            if self.restarts[name] > MOST_RESTARTS:
-                raise StackError(f"{name} ended {MOST_RESTARTS} times: {self.tail(name)}")
+            if len(self.deaths[name]) > MOST_RESTARTS:
+                raise StackError(f"{name} ended {len(self.deaths[name])} times: {self.tail(name)}")
             self._start(name)
 
     def tail(self, name: str) -> str:

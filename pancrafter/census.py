@@ -10,7 +10,7 @@ import posixpath
 import shlex
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from datetime import UTC, datetime
+from datetime import datetime
 from itertools import islice
 from typing import Literal
 
@@ -141,7 +141,7 @@ class _Comparison:
     # --- ledger -> source, catalog, files
 
     def _ledger(self) -> None:
-        now = datetime.now(UTC)
+        now = self.ledger.now()  # not this machine's: its clock may be wrong
         for row in self.ledger.each(self.settings.sink):
             key = SceneKey(sink=self.settings.sink, collection=row.collection, item_id=row.item_id)
             if row.output_item_id:

@@ -184,7 +184,7 @@ def _folders(first: datetime | None, last: datetime | None) -> list[str]:
     """The days to list; the whole feed where there is no start or it is long ago."""
     if first is None:
         return [FOLDER]
-    end: date = (last or datetime.now(UTC) + timedelta(days=1)).date()
+    end: date = last.date() if last else max(datetime.now(UTC), first).date() + timedelta(days=1)
     days = (end - first.date()).days
     if days > _DAYS_LISTED_ONE_BY_ONE:
         return [FOLDER]

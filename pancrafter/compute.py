@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
@@ -17,6 +19,8 @@ GPU_RESOURCE = "GPU"
 
 LOST_WORKER_RETRIES = 3
 """How often Dask starts a task again elsewhere when its worker dies. Tasks are safe to repeat."""
+
+_LOOK_EVERY_S = 2.0
 
 _IGNORE_INTERRUPTS = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)"
 """Run by local workers when they start: Ctrl-C reaches them too, but it is this process that ends them."""
@@ -53,7 +57,7 @@ class Compute:
             with dask.config.set(scheduler="threads", num_workers=self._threads):
                 yield
         else:
-            with self._client.as_current():
+            with self._client.as_current(), _losses_are_named():
                 yield
 
     def map(
@@ -70,30 +74,70 @@ class Compute:
             on_gpu: Run only on workers that declare a GPU, one call at a time on each.
 
         Raises:
-            WorkerLostError: Workers died again and again, or the scheduler is gone.
+            WorkerLostError: Workers died again and again, none is left, or the scheduler is gone.
         """
         if self._client is None:
             yield from (function(item, *arguments) for item in items)
             return
-        from distributed import KilledWorker, as_completed
-        from distributed.comm.core import CommClosedError
+        from distributed import as_completed
 
         options = {"pure": False, "retries": LOST_WORKER_RETRIES, "resources": {GPU_RESOURCE: 1} if on_gpu else {}}
         options["priority"] = self._priority
         futures = {self._client.submit(function, item, *arguments, **options) for item in items}
         try:
-            for future in as_completed(list(futures), loop=self._client.loop):
-                result = future.result()
-                futures.discard(future)
-                future.release()  # or Dask computes it once more when the worker that holds it dies
-                yield result
-        except (KilledWorker, CommClosedError, TimeoutError) as err:
-            raise WorkerLostError(
-                f"a Dask worker or scheduler was lost ({type(err).__name__}: {err}); look at its memory limit and log, "
-                "then run again: finished blocks are kept"
-            ) from err
+            with _losses_are_named():
+                for future in as_completed(list(futures), loop=self._client.loop):
+                    result = future.result()
+                    futures.discard(future)
+                    future.release()  # or Dask computes it once more when the worker that holds it dies
+                    yield result
         finally:
             self._client.cancel(list(futures))
+
+
+@contextlib.contextmanager
+def _losses_are_named() -> Iterator[None]:
+    from concurrent.futures import CancelledError
+
+    from distributed import KilledWorker
+    from distributed.comm.core import CommClosedError
+
+    try:
+        yield
+    except (KilledWorker, CommClosedError, TimeoutError, CancelledError) as err:
+        raise WorkerLostError(
+            f"a Dask worker or scheduler was lost ({type(err).__name__}: {err}); look at its memory limit and log, and "
+            f"whether workers with --resources {GPU_RESOURCE}=1 are there, then run again: finished blocks are kept"
+        ) from err
+
+
+@contextlib.contextmanager
+def _not_waiting_in_vain(client: Any, patience_s: float) -> Iterator[None]:  # Any: distributed ships no types
+    """Give up what waits when for so long no worker was there to do it: Dask itself waits for ever, and says nothing.
+
+    A worker that starts again, or that an autoscaler brings, takes the work over until then.
+    """
+    from distributed import Future
+
+    over = threading.Event()
+
+    def watch() -> None:
+        since = time.monotonic()
+        while not over.wait(_LOOK_EVERY_S):
+            with contextlib.suppress(Exception):  # the loss of the scheduler is told to those who wait for results
+                workers = client.scheduler_info(n_workers=-1)["workers"].values()
+                if any(worker["resources"].get(GPU_RESOURCE) for worker in workers):
+                    since = time.monotonic()
+                elif time.monotonic() - since > patience_s:
+                    what = f"no worker with the resource {GPU_RESOURCE} for {patience_s:g} s"
+                    client.cancel([Future(key, client) for key in list(client.futures)], reason=what)
+
+    thread = threading.Thread(target=watch, name="are there Dask workers", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
 
 
 @contextlib.contextmanager
@@ -107,7 +151,10 @@ def open_compute(settings: Settings) -> Iterator[Compute]:
 
     logging.getLogger("distributed").setLevel(logging.CRITICAL)  # errors of tasks are raised, not only logged
     if settings.dask_scheduler is not None:
-        with Client(settings.dask_scheduler, set_as_default=False) as client:
+        with (
+            Client(settings.dask_scheduler, set_as_default=False) as client,
+            _not_waiting_in_vain(client, settings.worker_wait_s),
+        ):
             yield Compute(client, priority=settings.priority)
         return
     with (

@@ -172,11 +172,13 @@ class Gate(Record):
 class Cost(Record):
     """What making the item took, as measured."""
 
-    seconds: float = Field(ge=0, description="Wall time of all steps.")
+    seconds: float = Field(ge=0, description="Wall time of staging, sharpening and assessing.")
     sharpen_seconds: float | None = None
     mpx_per_s: float | None = Field(default=None, description="Million PAN pixels per second of sharpening.")
-    gpu_seconds: float | None = None
+    gpu_seconds: float | None = Field(default=None, description="The part of them in which a GPU was taken.")
     bytes_read: int | None = None
+    staging_bytes: int | None = Field(default=None, description="What the staged scene took on disk.")
+    money: float | None = Field(default=None, description="Seconds at the price per hour; None: no price is known.")
     device: str | None = None
 
 

@@ -450,6 +450,11 @@ class Ledger:
         """Give all connections back."""
         self._engine.dispose()
 
+    def now(self) -> datetime:
+        """The present by the clock that leases are measured with: what is compared with the ledger's times."""
+        with self._transaction() as connection:
+            return self._now(connection)
+
     # discovery
 
     def record_found(self, sink: str, found: Iterable[Work | Refusal]) -> FoundCounts:
@@ -894,9 +899,14 @@ class Ledger:
             connection.execute(_LOOK.insert().values(**values, ended=self._now(connection)))
 
     def last_look(self, sink: str, source: str) -> datetime | None:
-        """When the last finished look began; None if there was none."""
-        statement = sa.select(sa.func.max(_LOOK.c.started)).where(_LOOK.c.sink == sink, _LOOK.c.source == _tidy(source))
+        """When the last finished look began; None if there was none.
+
+        One that claims to be of the future was noted while the clock was wrong, and says nothing about what was seen.
+        """
+        chosen = (_LOOK.c.sink == sink, _LOOK.c.source == _tidy(source))
         with self._transaction() as connection:
+            past = _LOOK.c.started <= self._now(connection)
+            statement = sa.select(sa.func.max(_LOOK.c.started)).where(*chosen, past)
             started: datetime | None = connection.execute(statement).scalar_one()
             return started
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 
@@ -332,8 +332,9 @@ def _verdicts(scenes: Sequence[Scene], settings: Settings, contracts: Mapping[st
     """Scene key -> verdict; a ledger that does not exist yet is not made."""
     if not _ledger_exists(settings):
         return {scene.key: "new" for scene in scenes}
-    now, present = datetime.now(UTC), _published_items(settings)
+    present = _published_items(settings)
     with open_ledger(settings) as ledger:
+        now = ledger.now()
         rows = ledger.rows_of(settings.sink, [(scene.collection, scene.item_id) for scene in scenes])
         verdicts = {}
         for scene in scenes:

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from pancrafter.errors import ErrorKind, PancrafterError
 from pancrafter.publish import StaticSink
-from pancrafter.settings import Bbox, Settings
+from pancrafter.settings import Bbox, Settings, WorkSettings
 
 
 class SelectionError(PancrafterError):
@@ -43,8 +43,8 @@ class Selection(BaseModel):
             raise ValueError(f"the period begins ({self.since}) after it ends ({self.until}); exchange the two")
         return self
 
-    def applied_to(self, settings: Settings) -> Settings:
-        """The settings of a run over this selection.
+    def applied_to(self, settings: WorkSettings) -> Settings:
+        """The settings of a run over this selection; what it leaves open stays as the settings have it.
 
         Raises:
             SelectionError: A file of the selection is of no use, or nothing was made with the weights.
@@ -58,7 +58,7 @@ class Selection(BaseModel):
         ids += [set(made_by(settings.sink, self.made_with))] if self.made_with else []
         if ids:
             chosen["ids"] = tuple(sorted(set.intersection(*ids)))
-        return settings.model_copy(update=chosen)
+        return Settings(**dict(settings)).model_copy(update=chosen)
 
 
 @dataclass(frozen=True)

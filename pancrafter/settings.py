@@ -17,23 +17,14 @@ from pancrafter.types import Record
 Bbox = tuple[float, float, float, float]
 
 
-class Settings(Record):
-    """A run: what to sharpen, where to put it, with what. Every field can be set as ``PANCRAFTER_<FIELD>``."""
+class WorkSettings(Record):
+    """How a run works, whatever part of the source it is about: from where to where, with what."""
 
     source: str = Field(default="archive", description="STAC API URL, static catalog URL, or folder of a catalog.")
     sink: str = Field(default="output", description="Folder or s3://bucket/prefix of the output catalog.")
     catalog_url: str | None = Field(
         default=None, description="STAC API with Transactions that is told of every item of the sink."
     )
-    since: datetime | None = Field(default=None, description="Earliest acquisition time.")
-    until: datetime | None = Field(default=None, description="Latest acquisition time.")
-    changed_since: datetime | None = Field(
-        default=None, description="Only items updated (else created) since then; those that do not say are kept."
-    )
-    bbox: Bbox | None = Field(default=None, description="West, south, east, north in degrees.")
-    collections: tuple[str, ...] = Field(default=(), description="Source collections; empty: all.")
-    aoi: str | None = Field(default=None, description="GeoJSON file; only scenes that intersect its geometries.")
-    ids: tuple[str, ...] = Field(default=(), description="Source item ids; empty: all.")
     state_dir: str = Field(default="state", description="Folder of the ledger, staged scenes and unfinished files.")
     ledger_url: str | None = Field(default=None, description="SQLAlchemy URL; default: SQLite in the state folder.")
     contracts_dir: str | None = Field(default=None, description="Folder with further sensor contracts.")
@@ -47,6 +38,9 @@ class Settings(Record):
     workers: int = Field(default=2, ge=0, description="Local Dask workers; 0 works in this process.")
     threads: int = Field(default=1, ge=1, description="Threads per worker.")
     dask_scheduler: str | None = Field(default=None, description="tcp://host:port of a running Dask scheduler.")
+    worker_wait_s: float = Field(
+        default=600, gt=0, description="How long to wait when that Dask cluster has no worker with a GPU, seconds."
+    )
     cog_profile: Literal["fast", "archive"] = "fast"
     lease_s: float = Field(default=900, gt=0, description="How long a silent worker keeps a scene, seconds.")
     priority: int = Field(default=0, description="Blocks of runs with a higher one go first on a shared Dask cluster.")
@@ -78,6 +72,20 @@ class Settings(Record):
     def ledger(self) -> str:
         """SQLAlchemy URL of the ledger."""
         return self.ledger_url or f"sqlite:///{Path(self.state_dir) / 'ledger.db'}"
+
+
+class Settings(WorkSettings):
+    """A run: what to sharpen, where to put it, with what. Every field can be set as ``PANCRAFTER_<FIELD>``."""
+
+    since: datetime | None = Field(default=None, description="Earliest acquisition time.")
+    until: datetime | None = Field(default=None, description="Latest acquisition time.")
+    changed_since: datetime | None = Field(
+        default=None, description="Only items updated (else created) since then; those that do not say are kept."
+    )
+    bbox: Bbox | None = Field(default=None, description="West, south, east, north in degrees.")
+    collections: tuple[str, ...] = Field(default=(), description="Source collections; empty: all.")
+    aoi: str | None = Field(default=None, description="GeoJSON file; only scenes that intersect its geometries.")
+    ids: tuple[str, ...] = Field(default=(), description="Source item ids; empty: all.")
 
 
 class _Environment(BaseSettings, Settings):

@@ -654,6 +654,7 @@ def publish(
     bands = contract.subset(work.scene.bands)
     row = ledger.show(work.lease.key)
     spent = {} if row is None else row.measures
+    staging_bytes = _bytes_on_disk(staged.store_uri)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         assets, sink = _write_assets(staged, bands, folder, settings), StaticSink(settings.sink)
@@ -678,8 +679,11 @@ def publish(
             cost=Cost(
                 seconds=seconds,
                 sharpen_seconds=sharpened.seconds,
+                gpu_seconds=None if settings.device == "cpu" else sharpened.seconds,
                 mpx_per_s=rate,
                 bytes_read=staged.bytes_read,
+                staging_bytes=staging_bytes,
+                money=_money(seconds, settings),
                 device=settings.device,
             ),
         )
@@ -700,7 +704,15 @@ def publish(
     killpoints.at("published")
     announce(sink, published, work.supersedes)
     killpoints.at("announced")
-    ledger.advance(work.lease, State.CONFIRMED, "read back", seconds=seconds, href=published.assets[SHARPENED])
+    ledger.advance(
+        work.lease,
+        State.CONFIRMED,
+        "read back",
+        seconds=seconds,
+        staging_bytes=staging_bytes,
+        money=_money(seconds, settings),
+        href=published.assets[SHARPENED],
+    )
     killpoints.at("confirmed")
     if not settings.keep_staged:
         shutil.rmtree(staged.store_uri, ignore_errors=True)
@@ -717,6 +729,14 @@ def publish(
         item_href=published.href,
         picture_href=published.assets.get("overview"),
     )
+
+
+def _bytes_on_disk(folder: str) -> int:
+    return sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
+
+
+def _money(seconds: float, settings: Settings) -> float | None:
+    return seconds / 3600 * settings.price_per_hour if settings.price_per_hour else None
 
 
 def _set_aside(work: Claimed, assessed: Assessed, ledger: Ledger, report: Report) -> Outcome:

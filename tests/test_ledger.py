@@ -7,7 +7,7 @@ import pickle
 import sqlite3
 import time
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, tzinfo
 from itertools import product
 from pathlib import Path
 
@@ -471,6 +471,81 @@ def test_rows_filter(ledger: Ledger) -> None:
     assert [str(r.key) for r in ledger.find("x")] == ["c/x"]
     assert ledger.show(key("never")) is None
     assert ledger.why(key("never")) == []
+
+
+# --- clocks that are wrong -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("hours", [1, 24 * 40])
+def test_a_wrong_clock_costs_work_but_nothing_is_published_twice(url: str, hours: float) -> None:
+    """A sweeper is ahead, or the worker behind: its lease seems to have run out, another one gets the scene, and the
+    fence stops the first one."""
+    early, late = Clock(), Clock()
+    late.wait(3600 * hours)
+    with Ledger(url, clock=early) as slow, Ledger(url, clock=late) as fast:
+        slow.record_found(SINK, [work()])
+        first = claim(slow, owner="w1", lease_s=900)
+        slow.advance(first, "staged")
+        assert fast.sweep().freed == (key(),)
+        second = claim(fast, owner="w2")
+        for step in (
+            lambda: slow.renew(first),
+            lambda: slow.advance(first, "sharpened"),
+            lambda: slow.note(first, fact=1),
+            lambda: slow.fail(first, TransientReadError("slow")),
+            lambda: slow.release(first, "late"),
+        ):
+            with pytest.raises(LeaseLostError, match="w2 holds it"):
+                step()
+        for state in ("staged", "sharpened", "assessed", "published", "confirmed"):
+            fast.advance(second, state)
+        assert [event.after for event in slow.why(key())].count(State.CONFIRMED) == 1
+        assert slow.record_found(SINK, [work()]).known == 1, "and it is not done again"
+
+
+def test_a_sweeper_that_is_behind_frees_later_and_takes_nothing_from_the_living(url: str, clock: Clock) -> None:
+    behind = Clock()
+    behind.wait(-3600)
+    with Ledger(url, clock=clock) as right, Ledger(url, clock=behind) as wrong:
+        right.record_found(SINK, [work()])
+        claim(right, lease_s=900)
+        clock.wait(1000)
+        behind.wait(1000)
+        assert wrong.sweep().freed == ()
+        assert wrong.claim(key(), "w2", 900) is None
+        assert right.sweep().freed == (key(),)
+
+
+@pytest.mark.parametrize("hours", [-36, 36])
+def test_a_database_server_decides_by_its_own_clock(url: str, hours: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On PostgreSQL the clock of this machine counts for nothing; a SQLite ledger is of one machine and goes by it."""
+    with Ledger(url) as ledger:
+        ledger.record_found(SINK, [work()])
+        claim(ledger, lease_s=900)
+        before = ledger.now()
+        shift = timedelta(hours=hours)
+
+        class Wrong(datetime):
+            @classmethod
+            def now(cls, tz: tzinfo | None = None) -> datetime:
+                return datetime.now(tz) + shift
+
+        monkeypatch.setattr("pancrafter.ledger.datetime", Wrong)
+        moved = url.startswith("sqlite")
+        assert abs(ledger.now() - before - (shift if moved else timedelta())) < timedelta(hours=1)
+        assert ledger.sweep().freed == ((key(),) if moved and hours > 0 else ())
+
+
+def test_a_look_of_the_future_is_no_look(ledger: Ledger, clock: Clock) -> None:
+    """Noted while the clock was ahead, when the window lay behind everything new: nights since then are not done."""
+    good = clock.now
+    ledger.note_look(SINK, "s", good, "a good night")
+    clock.wait(20 * 86400)
+    ledger.note_look(SINK, "s", clock.now, "a night with a wrong clock")
+    clock.wait(-8 * 86400)
+    assert ledger.last_look(SINK, "s") == good
+    clock.wait(30 * 86400)
+    assert ledger.last_look(SINK, "s") == good + timedelta(days=20)
 
 
 # --- the database -------------------------------------------------------------------------------------------------

@@ -15,11 +15,12 @@ import pytest
 import rasterio
 import rioxarray
 from rio_cogeo import cog_validate
-from small_archive import GSD_M, RATIO, add_scene, write_raster
+from small_archive import GSD_M, RATIO, add_scene, classical_contracts, write_raster
 
 from pancrafter import steps
 from pancrafter.errors import SinkError, SourceError
 from pancrafter.ledger import State
+from pancrafter.plan import make_plan
 from pancrafter.settings import Settings
 from pancrafter.validation import validate_item
 
@@ -197,6 +198,36 @@ def test_output_that_vanished_is_made_again(tmp_path: Path) -> None:
     shutil.rmtree(settings.sink)
     with steps.open_ledger(settings) as ledger:
         assert steps.discover(settings, ledger).eligible == ("geoeye-1/scene",)
+
+
+def test_what_was_planned_is_measured_in_the_ledger_and_in_the_item(tmp_path: Path) -> None:
+    """Bytes, seconds, disk and money of a scene, once its like is known."""
+    for day in (1, 2):
+        add_scene(tmp_path / "source", f"day-{day}", side_px=256, seed=day, day=day)
+    classical_contracts(tmp_path / "contracts")
+    settings = _settings(tmp_path, price_per_hour=36.0, contracts_dir=str(tmp_path / "contracts"))
+    steps.run(settings.model_copy(update={"ids": ("day-1",)}), _silent)
+    planned = make_plan(settings.model_copy(update={"ids": ("day-2",)}))
+    steps.run(settings, _silent)
+    with steps.open_ledger(settings) as ledger:
+        (row,) = [row for row in ledger.rows() if row.key.item_id == "day-2"]
+    measured, cost = row.measures, _item_of(settings, "day-2")["properties"]["pancrafter:cost"]
+    assert planned.pixel_bytes == measured["bytes_read"] == cost["bytes_read"]
+    assert measured["staging_bytes"] == cost["staging_bytes"]
+    assert planned.staging_bytes / 20 < measured["staging_bytes"] <= planned.staging_bytes, "planned as an upper bound"
+    steps_seconds = sum(measured[f"{step}_seconds"] for step in ("stage", "sharpen", "assess"))
+    assert cost["seconds"] == pytest.approx(steps_seconds)
+    assert cost["sharpen_seconds"] == pytest.approx(measured["sharpen_seconds"])
+    assert steps_seconds < measured["seconds"], "publishing comes on top, and an item cannot know what its own took"
+    assert planned.seconds is not None
+    assert planned.money == pytest.approx(planned.seconds / 100)
+    assert measured["money"] == pytest.approx(measured["seconds"] / 100)
+    assert cost["money"] == pytest.approx(cost["seconds"] / 100)
+
+
+def _item_of(settings: Settings, scene: str) -> dict:
+    (path,) = Path(settings.sink).glob(f"*/{scene}_psh-*/*.json")
+    return json.loads(path.read_text())
 
 
 def test_new_content_supersedes_the_old_item(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from pancrafter.cli.app import app
-from pancrafter.cli.ledger import existing_ledger, one_row
+from pancrafter.cli.ledger import existing_ledger, one_scene
 from pancrafter.cli.shared import JsonOption, LedgerSinkOption, SceneArgument, StateDirOption, print_json
 
 held_app = typer.Typer(no_args_is_help=True, help="Decide on scenes that the quality gate holds.")
@@ -41,8 +41,7 @@ def held_release(
     state_dir: StateDirOption = None,
 ) -> None:
     """Let a held scene be published by the next run, labelled as released by a person."""
-    with existing_ledger(state_dir) as ledger:
-        row = one_row(ledger, scene, sink)
+    with one_scene(scene, sink, state_dir) as (ledger, row):
         ledger.approve(row.key, reason)
     typer.echo(f"{row.key}: released; the next run publishes it")
 
@@ -56,7 +55,6 @@ def held_reject(
     state_dir: StateDirOption = None,
 ) -> None:
     """Set a held scene aside for good; it comes back when its source changes."""
-    with existing_ledger(state_dir) as ledger:
-        row = one_row(ledger, scene, sink)
+    with one_scene(scene, sink, state_dir) as (ledger, row):
         ledger.mark_refused(row.key, "rejected", reason)
     typer.echo(f"{row.key}: rejected; it comes back when its source changes, or by `pancrafter ledger redrive`")

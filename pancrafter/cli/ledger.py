@@ -70,12 +70,11 @@ def ledger_show(
     """Print everything the ledger knows about one scene."""
     from pancrafter.summary import row_json, row_table
 
-    with existing_ledger(state_dir) as ledger:
-        row = one_row(ledger, scene, sink)
-    if as_json:
-        print_json(row_json(row))
-    else:
-        console_for_tables().print(row_table(row), soft_wrap=False)
+    with one_scene(scene, sink, state_dir) as (_, row):
+        if as_json:
+            print_json(row_json(row))
+        else:
+            console_for_tables().print(row_table(row), soft_wrap=False)
 
 
 @ledger_app.command("why")
@@ -89,8 +88,7 @@ def ledger_why(
     """Print the history of one scene: how it came to its present state."""
     from pancrafter.summary import events_table
 
-    with existing_ledger(state_dir) as ledger:
-        row = one_row(ledger, scene, sink)
+    with one_scene(scene, sink, state_dir) as (ledger, row):
         events = ledger.why(row.key)
     if as_json:
         print_json([event.model_dump(mode="json") for event in events])
@@ -139,10 +137,16 @@ def ledger_refuse(
     state_dir: StateDirOption = None,
 ) -> None:
     """Set a scene aside for good; it comes back when its source changes or somebody redrives it."""
+    with one_scene(scene, sink, state_dir) as (ledger, row):
+        ledger.mark_refused(row.key, "by-hand", reason)
+    typer.echo(f"refused: {row.key}: {reason}")
+
+
+@contextmanager
+def one_scene(scene: str, sink: str | None, state_dir: str | None) -> Iterator[tuple[Ledger, LedgerRow]]:
+    """The ledger of a state folder, and what it knows about the scene a person means."""
     with existing_ledger(state_dir) as ledger:
-        key = one_row(ledger, scene, sink).key
-        ledger.mark_refused(key, "by-hand", reason)
-    typer.echo(f"refused: {key}: {reason}")
+        yield ledger, one_row(ledger, scene, sink)
 
 
 def one_row(ledger: Ledger, scene: str, sink: str | None) -> LedgerRow:

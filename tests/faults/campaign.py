@@ -1,13 +1,13 @@
 """One seeded campaign: run, kill, recover, compare. ``make faults RUNS=200 SEED=1``; ``python -m faults --help``.
 
 Every run draws how it is orchestrated, how its scenes are sharpened, which process dies, and where. The same seed draws
-the same runs; where a kill at a time (and not at a named point) hits is up to the machine.
+the same runs; where a kill at a time (and not at a named point) hits is up to the machine. Where the servers of
+``infra.stack`` are not installed, runs that would work on them are commands in one process instead.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import importlib
 import json
 import os
@@ -22,14 +22,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 import psutil
-import pystac
-import rasterio
 from networks import random_network
 from small_archive import add_scene, classical_contracts
 
-from faults import reader
+from faults import places, reader
 from faults.deployment import DeploymentRun, PrefectServer, is_engine, is_worker
+from faults.places import Place
 from faults.processes import MARK, Started, asked, family, fork, free_port, kill, left_behind, spawn
+from faults.servers import SERVERS, STORAGE, ServerStack
+from infra import stack
 from pancrafter import cli
 from pancrafter.errors import PancrafterError
 from pancrafter.killpoints import POINTS, VARIABLE
@@ -37,7 +38,7 @@ from pancrafter.ledger import Ledger, SceneKey, State
 from pancrafter.model.weights import save_checkpoint
 from pancrafter.store import SceneStore
 
-Orchestration = Literal["process", "pair", "local dask", "remote dask", "flow", "deployment"]
+Orchestration = Literal["process", "pair", "local dask", "remote dask", "flow", "deployment", "stack"]
 Quality = Literal["classical", "fallback", "network"]
 
 SCENES = ("one", "two")
@@ -48,7 +49,8 @@ LEAST_RUNS = 3
 """Played even where the time that was allowed is over."""
 
 ORCHESTRATIONS: dict[Orchestration, float] = {
-    "process": 0.58, "pair": 0.16, "local dask": 0.1, "remote dask": 0.08, "flow": 0.04, "deployment": 0.04,
+    "process": 0.46, "pair": 0.14, "local dask": 0.1, "remote dask": 0.08, "flow": 0.06, "deployment": 0.07,
+    "stack": 0.09,
 }  # fmt: skip
 """How often each is drawn: those that start many processes take up to ten times as long."""
 
@@ -59,8 +61,12 @@ VICTIMS: dict[Orchestration, tuple[str, ...]] = {
     "remote dask": ("run", "Dask worker", "Dask nanny", "Dask scheduler"),
     "flow": ("run", "Prefect server"),
     "deployment": ("flow run", "Prefect worker", "Prefect server"),
+    "stack": ("run", *STORAGE, *SERVERS, "Dask worker"),
 }
 """What may be killed at a time; at a named point it is the process that passes it."""
+
+AT_A_POINT: dict[Orchestration, float] = {"process": 0.8, "pair": 0.8, "stack": 0.25}
+"""Share of kills at a named point; half of them for the others."""
 
 QUALITIES: dict[Quality, float] = {"classical": 0.45, "fallback": 0.35, "network": 0.2}
 """Contract without network; a network whose results are all replaced; the shipped one, which passes."""
@@ -117,6 +123,7 @@ class Case:
     fault: Fault
     keep_staged: bool
     folder: Path
+    place: Place
     losses: list[str] = field(default_factory=list)
     killed: str = ""
     """Which process."""
@@ -134,8 +141,9 @@ def prepare(root: Path, qualities: Sequence[Quality]) -> Archive:
     asked(lambda: _make_source(root), root)
     archive = Archive(root, {})
     for quality in qualities:
-        case = Case(0, "process", quality, Fault(None), keep_staged=False, folder=root / f"undisturbed-{quality}")
-        case.folder.mkdir()
+        folder = root / f"undisturbed-{quality}"
+        case = Case(0, "process", quality, Fault(None), keep_staged=False, folder=folder, place=Place.of(folder))
+        folder.mkdir()
         started = time.monotonic()
         status = _start_run(case, archive, {}).wait(TIMEOUT_S)
         case.seconds = time.monotonic() - started
@@ -158,16 +166,27 @@ _SECONDS: dict[Quality, float] = {}
 
 
 def draw(
-    number: int, seed: int, folder: Path, *, only: Orchestration | None = None, quality: Quality | None = None
+    number: int,
+    seed: int,
+    folder: Path,
+    *,
+    only: Orchestration | None = None,
+    quality: Quality | None = None,
+    servers: bool = True,
 ) -> Case:
-    """The case with this number; the same for the same seed, whatever was drawn before."""
+    """The case with this number; the same for the same seed, whatever was drawn before.
+
+    Without ``servers`` the runs on a stack are runs in one process.
+    """
     rng = random.Random(f"{seed}/{number}")
     drawn = rng.choices(list(ORCHESTRATIONS), list(ORCHESTRATIONS.values()))[0]
-    orchestration = only or drawn
+    orchestration = only or (drawn if servers or drawn != "stack" else "process")
     drawn_quality = rng.choices(list(QUALITIES), list(QUALITIES.values()))[0]
     quality = quality or drawn_quality
     points = [p for p in POINTS if quality == "fallback" or not p.startswith("fallback")]
-    if rng.random() < (0.8 if orchestration in {"process", "pair"} else 0.5):
+    if orchestration == "stack":  # its workers are there before the run
+        points = [point for point in points if not point.startswith("block")]
+    if rng.random() < AT_A_POINT.get(orchestration, 0.5):
         point = rng.choice(points)
         most = {"block-written": 8, "block-done": 8, "asset-put": 8, "found": 1}.get(point, len(SCENES))
         if orchestration in {"pair", "local dask"}:  # two processes share the work
@@ -176,7 +195,8 @@ def draw(
     else:
         victim = rng.choice(VICTIMS[orchestration])
         fault = Fault(None, victim=victim, after_share=rng.uniform(0, 0.9), pick=rng.random())
-    return Case(number, orchestration, quality, fault, rng.random() < 0.3, folder / f"run-{number:04d}")
+    own = folder / f"run-{number:04d}"
+    return Case(number, orchestration, quality, fault, rng.random() < 0.3, own, Place.of(own))
 
 
 def play(case: Case, archive: Archive) -> Case:
@@ -185,10 +205,20 @@ def play(case: Case, archive: Archive) -> Case:
     case.folder.mkdir(parents=True)
     run_mark = str(case.folder)
     stop, report = case.folder / "stop", case.folder / "reader.json"
-    watcher = fork(lambda: reader.watch(case.folder / "sink", stop, report), case.folder / "reader.log", {})
+    if case.orchestration == "stack":
+        case.place = _stack(archive).place(case.folder.name)
+    place = case.place
+    watcher = fork(
+        lambda: reader.watch(place.sink, place.catalog_url, stop, report),
+        case.folder / "reader.log",
+        place.environment,
+    )
     try:
         _disturb(case, archive, run_mark)
-        before = {name: _Before(**was) for name, was in asked(lambda: _finished_blocks(case), case.folder).items()}
+        before = {
+            name: _Before(**was)
+            for name, was in asked(lambda: _finished_blocks(case), case.folder, place.environment).items()
+        }
         recoveries = _recover(case, archive, run_mark)
         _check_blocks(case, before, recoveries)
         _command(case, "sweep", *_places(case))
@@ -203,6 +233,8 @@ def play(case: Case, archive: Archive) -> Case:
     seen = json.loads(report.read_text())
     case.polls = seen["polls"]
     case.losses += [f"a reader saw: {fault}" for fault in seen["faults"]]
+    if not case.polls:
+        case.losses.append("the reader never saw anything")
     _check_catalog(case, archive)
     _check_leftovers(case)
     case.seconds = time.monotonic() - started
@@ -213,7 +245,7 @@ def play(case: Case, archive: Archive) -> Case:
 
 
 def _places(case: Case) -> list[str]:
-    return ["--sink", str(case.folder / "sink"), "--state-dir", str(case.folder / "state")]
+    return ["--sink", case.place.sink, "--state-dir", str(case.folder / "state")]
 
 
 def _start_run(
@@ -227,6 +259,7 @@ def _start_run(
         "PANCRAFTER_KEEP_STAGED": str(case.keep_staged).lower(),
         "PANCRAFTER_WORKERS": "2" if case.orchestration == "local dask" and not recovers else "0",
         "OMP_NUM_THREADS": "1",
+        **case.place.environment,
     }
     options = archive.options(case.quality)
     if case.orchestration == "deployment":
@@ -259,6 +292,30 @@ def _start_deployment(case: Case, archive: Archive) -> DeploymentRun:
 _SERVERS: dict[Path, PrefectServer] = {}
 
 
+_STACKS: dict[Path, ServerStack] = {}
+_LONGER_ON_SERVERS: dict[Path, float] = {}
+"""By how many seconds an undisturbed run on the stack took longer."""
+
+
+def _stack(archive: Archive) -> ServerStack:
+    """The stack of the campaign; it starts when a run needs it, and an undisturbed run goes first."""
+    if archive.root not in _STACKS:
+        started = _STACKS[archive.root] = ServerStack(archive.root / "stack", archive.source)
+        folder = archive.root / "undisturbed-on-stack"
+        folder.mkdir()
+        place = started.place("undisturbed")
+        case = Case(0, "stack", "classical", Fault(None), keep_staged=False, folder=folder, place=place)
+        run = _start_run(case, archive, {"PANCRAFTER_DASK_SCHEDULER": started.scheduler})
+        while not (folder / "state" / "staged").exists() and run.poll() is None:
+            time.sleep(0.01)
+        begun = time.monotonic()
+        assert run.wait(TIMEOUT_S) == 0, (folder / "run.log").read_text()
+        _LONGER_ON_SERVERS[archive.root] = max(0.0, time.monotonic() - begun - _SECONDS["classical"])
+        assert _published(case) == archive.undisturbed["classical"]
+        started.end_work()  # as after every run
+    return _STACKS[archive.root]
+
+
 def _server(archive: Archive) -> PrefectServer:
     """Prefect's server of the campaign; it starts when a run needs it."""
     if archive.root not in _SERVERS:
@@ -288,7 +345,11 @@ def _infrastructure(case: Case, archive: Archive, fault: Mapping[str, str]) -> I
             spawn([*dask, "worker", address, *worker_options], log, {**environment, **fault}),
         ]
         with _ended(parts):
-            yield {"PANCRAFTER_DASK_SCHEDULER": address, **fault}
+            yield {"PANCRAFTER_DASK_SCHEDULER": address, "PANCRAFTER_WORKER_WAIT_S": "20", **fault}
+    elif case.orchestration == "stack":
+        yield {"PANCRAFTER_DASK_SCHEDULER": _stack(archive).scheduler, **fault}
+        _stack(archive).end_work()
+        _stack(archive).wait()
     else:
         yield dict(fault)
 
@@ -339,7 +400,8 @@ def _kill_after(case: Case, archive: Archive, started: Sequence[Started | Deploy
     staged = case.folder / "state" / "staged"
     while not staged.exists() and not over():
         time.sleep(0.01)
-    deadline = time.monotonic() + case.fault.after_share * _SECONDS[case.quality]
+    whole = _SECONDS[case.quality] + (_LONGER_ON_SERVERS[archive.root] if case.orchestration == "stack" else 0)
+    deadline = time.monotonic() + case.fault.after_share * whole
     while time.monotonic() < deadline and not over():
         time.sleep(0.01)
     candidates = sorted(_victims(case, archive, started, run_mark), key=lambda process: process.pid)
@@ -354,6 +416,8 @@ def _victims(
     """Living processes that play the victim's part."""
     if case.fault.victim == "run":
         pids = [run.pid for run in started if isinstance(run, Started) and run.poll() is None]
+    elif case.orchestration == "stack":
+        pids = _stack(archive).pids(case.fault.victim)
     elif case.fault.victim == "Prefect server" and case.orchestration == "deployment":
         server = _server(archive).living
         pids = [] if server is None else [server.pid]
@@ -398,7 +462,7 @@ def _recover(case: Case, archive: Archive, run_mark: str) -> int:
 
 def _command(case: Case, *words: str) -> int:
     log = case.folder / "commands.log"
-    environment = {"PANCRAFTER_KEEP_STAGED": "false"}
+    environment = {"PANCRAFTER_KEEP_STAGED": "false", **case.place.environment}
     return fork(lambda: cli.app(list(words)), log, environment).wait(TIMEOUT_S)
 
 
@@ -410,11 +474,11 @@ def _tail(case: Case, log: str = "commands.log") -> str:
 
 
 def _ledger(case: Case) -> Ledger:
-    return Ledger(f"sqlite:///{case.folder / 'state' / 'ledger.db'}")
+    return Ledger(case.place.ledger)
 
 
 def _key(case: Case, scene: str) -> SceneKey:
-    return SceneKey(sink=str(case.folder / "sink"), collection=COLLECTION, item_id=scene)
+    return SceneKey(sink=case.place.sink, collection=COLLECTION, item_id=scene)
 
 
 @dataclass(frozen=True)
@@ -430,7 +494,7 @@ class _Before:
 
 def _finished_blocks(case: Case) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
-    if not (case.folder / "state" / "ledger.db").exists():
+    if not (case.folder / "state").exists():  # it died before it opened its ledger
         return found
     with _ledger(case) as ledger:
         rows = ledger.rows()
@@ -465,37 +529,25 @@ def _check_blocks(case: Case, before: dict[str, _Before], recoveries: int) -> No
 
 
 def _published(case: Case) -> dict[str, str]:
-    """Output item id -> sha256 of the sharpened image, of every current item, each file read by rasterio."""
-    return dict(asked(lambda: _read_catalog(case.folder / "sink"), case.folder))
-
-
-def _read_catalog(sink: Path) -> dict[str, str]:
-    found: dict[str, str] = {}
-    for item in pystac.Catalog.from_file(str(sink / "catalog.json")).get_items(recursive=True):
-        href = item.assets["sharpened"].get_absolute_href()
-        assert href is not None
-        with rasterio.open(href) as image:
-            assert image.read().any()
-        assert item.id not in found, f"{item.id} is linked twice"
-        found[item.id] = hashlib.sha256(Path(href).read_bytes()).hexdigest()
-    return found
+    """Output item id -> sha256 of the sharpened image, as the catalog has it."""
+    place = case.place
+    return dict(asked(lambda: places.published(place.sink), case.folder, place.environment))
 
 
 def _check_catalog(case: Case, archive: Archive) -> None:
-    expected = archive.undisturbed[case.quality]
-    try:
-        found = _published(case)
-    except Exception as err:  # noqa: BLE001 - whatever a reader stumbles over is a loss
-        case.losses.append(f"the catalog cannot be read: {type(err).__name__}: {err}")
-        return
-    if found != expected:
-        case.losses.append(f"published {found}, an undisturbed run {expected}")
-    announced = Counter(
-        event["item_id"]
-        for path in (case.folder / "sink" / "changes").glob("*/*.jsonl")
-        for event in map(json.loads, path.read_text().splitlines())
-        if event["type"] == "new"
-    )
+    expected, place = archive.undisturbed[case.quality], case.place
+    looks: dict[str, Callable[[], Any]] = {"catalog": lambda: places.published(place.sink)}
+    if (address := place.catalog_url) is not None:
+        looks["STAC API"] = lambda: places.published_in_api(place.sink, address)
+    for where, look in looks.items():
+        try:
+            found = dict(asked(look, case.folder, place.environment))
+        except Exception as err:  # noqa: BLE001 - whatever a reader stumbles over is a loss
+            case.losses.append(f"the {where} cannot be read: {type(err).__name__}: {err}")
+            return
+        if found != expected:
+            case.losses.append(f"published in the {where}: {found}, by an undisturbed run {expected}")
+    announced = Counter(asked(lambda: places.announced(place.sink), case.folder, place.environment))
     if announced != dict.fromkeys(expected, 1):
         case.losses.append(f"announced {dict(announced)}, each item once was expected")
     with _ledger(case) as ledger:
@@ -506,21 +558,16 @@ def _check_catalog(case: Case, archive: Archive) -> None:
 
 
 def _check_leftovers(case: Case) -> None:
-    for place in ("attempts", "staged"):
-        names = [path.name for path in (case.folder / "state" / place).glob("*")]
-        case.losses += [f"sweep left {place}/{name}" for name in names]
-    sink = case.folder / "sink"
-    documents = {path: json.loads(path.read_text()) for path in sink.glob("*/*/*.json") if path.parts[-3] != "changes"}
-    wanted = {path.parent / asset["href"] for path, item in documents.items() for asset in item["assets"].values()}
-    wanted |= {*documents, *sink.glob("*.json"), *sink.glob("*/collection.json"), *sink.glob("schemas/*")}
-    wanted |= {sink / ".lock", sink / "report.html", *sink.glob("changes/*/*.jsonl")}
-    files = {path for path in sink.rglob("*") if path.is_file()}
-    normal = {Path(os.path.normpath(path)) for path in wanted}
-    case.losses += [f"sweep left {path.relative_to(sink)}" for path in sorted(files - normal)]
+    for kind in ("attempts", "staged"):
+        names = [path.name for path in (case.folder / "state" / kind).glob("*")]
+        case.losses += [f"sweep left {kind}/{name}" for name in names]
+    place = case.place
+    unreferenced = asked(lambda: places.unreferenced(place.sink), case.folder, place.environment)
+    case.losses += [f"sweep left {name}" for name in unreferenced]
 
 
 _PRELOADED = (
-    *["torch", "pystac_client", "uvicorn", "jsonschema"],
+    *["torch", "pystac_client", "s3fs", "uvicorn", "jsonschema"],
     *(f"pancrafter.{name}" for name in ["alignment", "assess", "catalog", "census", "classical", "cog", "compute"]),
     *(f"pancrafter.{name}" for name in ["cube", "engine", "item", "metrics", "preview", "publish", "resample"]),
     *(f"pancrafter.{name}" for name in ["serve", "steps", "store", "summary", "sweep"]),
@@ -550,6 +597,7 @@ def campaign(
         importlib.import_module(name)
     print("preparing an archive and undisturbed runs", flush=True)
     archive = prepare(folder / "archive", [quality] if quality else list(QUALITIES))
+    servers = not stack.missing()
     played = {result.number: result for result in read_results(results, seed)}
     ready = time.monotonic()
     try:
@@ -559,11 +607,11 @@ def campaign(
             if seconds is not None and len(played) >= LEAST_RUNS and time.monotonic() - ready > seconds:
                 print(f"stopped after {seconds:g} s", flush=True)
                 break
-            case = draw(number, seed, folder, only=only, quality=quality)
+            case = draw(number, seed, folder, only=only, quality=quality, servers=servers)
             print(f"[{time.monotonic() - started:6.0f} s] {number}/{runs} ", end="", flush=True)
             played[number] = _played(play(case, archive), seed, results)
     finally:
-        for server in _SERVERS.values():
+        for server in (*_SERVERS.values(), *_STACKS.values()):
             server.end()
     return [played[number] for number in sorted(played)]
 
@@ -620,4 +668,6 @@ def summary(results: Sequence[Result], seed: int) -> str:
         f"{sum(result.polls for result in results)} looks by a reader, {len(lost)} runs with a loss, "
         f"{sum(len(result.losses) for result in results)} losses"
     )
+    if absent := stack.missing():
+        lines.append(f"runs on the servers of the stack were runs in one process: {absent}")
     return "\n".join([*lines, last])

@@ -68,14 +68,14 @@ class PrefectServer:
                 raise TimeoutError(f"Prefect's server does not start:\n{self._log.read_text()[-2000:]}")
             time.sleep(0.1)
         if first:
-            self._deploy()
+            self.deploy()
         return self._process
 
     @property
     def living(self) -> Started | None:
         return self._process if self._process is not None and self._process.poll() is None else None
 
-    def _deploy(self) -> None:
+    def deploy(self) -> None:
         """As docs/operations.md has it."""
         for words in (
             ["work-pool", "create", POOL, "--type", "process"],
@@ -83,13 +83,21 @@ class PrefectServer:
             ["work-queue", "create", "upkeep", "--pool", POOL, "--priority", "2"],
             ["work-queue", "create", "backfill", "--pool", POOL, "--priority", "3", "--limit", "1"],
             ["--no-prompt", "deploy", "--all"],
-            ["gcl", "create", "pancrafter-gpu", "--limit", "1"],
         ):
-            environment = os.environ | self.environment
-            done = subprocess.run(
-                _prefect(*words), cwd=PROJECT, env=environment, capture_output=True, text=True, check=False
-            )
+            done = self.command("prefect", *words)
             assert done.returncode == 0, done.stdout + done.stderr
+        self.command("prefect", "gcl", "create", "pancrafter-gpu", "--limit", "1")  # fails where it exists
+
+    def command(self, module: str, *words: str) -> subprocess.CompletedProcess[str]:
+        """Run ``python -m MODULE WORDS`` as an operator of this server does."""
+        return subprocess.run(
+            [sys.executable, "-m", module, *words],
+            cwd=PROJECT,
+            env=os.environ | self.environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
 
     def ask(self, path: str, body: Any = None, *, method: str | None = None) -> Any:
         """The JSON answer, ``{}`` where it has no content; None where nobody answers."""
@@ -111,10 +119,10 @@ class PrefectServer:
                 break
         return None
 
-    def worker(self, log: Path, environment: dict[str, str], *options: str) -> Started:
+    def worker(self, log: Path, environment: dict[str, str], *options: str, pool: str = POOL) -> Started:
         """A process worker, as an operator's service manager starts it."""
         assert self.process
-        command = _prefect("worker", "start", "--pool", POOL, "--type", "process", *options)
+        command = _prefect("worker", "start", "--pool", pool, "--type", "process", *options)
         return spawn(command, log, self.environment | environment)
 
     def run(self, deployment: str, parameters: dict[str, Any], mark: str, log: Path) -> DeploymentRun:

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,7 +48,7 @@ class Started:
         return self.status
 
 
-def fork(work: Callable[[], int | None], log: Path, environment: dict[str, str]) -> Started:
+def fork(work: Callable[[], int | None], log: Path, environment: Mapping[str, str]) -> Started:
     """Run ``work`` in a copy of this process: a command without the seconds that loading torch takes.
 
     This process must have started no thread, and neither torch nor Dask may have computed anything in it.
@@ -74,10 +74,10 @@ def fork(work: Callable[[], int | None], log: Path, environment: dict[str, str])
         os._exit(status)
 
 
-def asked(question: Callable[[], Any], folder: Path) -> Any:
+def asked(question: Callable[[], Any], folder: Path, environment: Mapping[str, str] | None = None) -> Any:
     """The JSON answer of ``question``, found in a copy of this process, so that its libraries start no thread here."""
     answer = folder / "answer.json"
-    started = fork(lambda: answer.write_text(json.dumps(question())) and 0, folder / "questions.log", {})
+    started = fork(lambda: answer.write_text(json.dumps(question())) and 0, folder / "questions.log", environment or {})
     if started.wait(300) != 0:
         raise RuntimeError(started.log.read_text()[-1500:])
     return json.loads(answer.read_text())

@@ -1,4 +1,4 @@
-"""A Dask worker that dies in the middle of a scene costs the block it was working on, and nothing else."""
+"""A Dask worker that dies in the middle of a scene costs the block it was working on; without any, a run gives up."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from small_archive import add_scene, classical_contracts
 
-from faults.processes import PROJECT
+from faults.processes import PROJECT, free_port, spawn
 from pancrafter.killpoints import VARIABLE
 from pancrafter.ledger import Ledger, State
 
@@ -57,3 +57,28 @@ def test_killed_worker_costs_only_its_block(tmp_path: Path) -> None:
         (row,) = ledger.rows()
         states = [event.after for event in ledger.why(row.key)]
     assert states.count(State.CLAIMED) == states.count(State.CONFIRMED) == 1, "the run itself had to start again"
+
+
+def test_a_cluster_without_workers_is_named_and_the_scene_kept(tmp_path: Path) -> None:
+    """Dask itself would wait for ever."""
+    add_scene(tmp_path / "source", "scene", side_px=128)
+    classical_contracts(tmp_path / "contracts")
+    address = f"tcp://127.0.0.1:{free_port()}"
+    scheduler = [sys.executable, "-m", "dask", "scheduler", "--host", "127.0.0.1", "--port", address.rsplit(":", 1)[1]]
+    started = spawn([*scheduler, "--no-dashboard", "--no-show"], tmp_path / "dask.log", {})
+    places = ["--source", tmp_path / "source", "--sink", tmp_path / "sink", "--state-dir", tmp_path / "state"]
+    options = ["--contracts-dir", tmp_path / "contracts", "--dask-scheduler", address]
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "pancrafter.cli", "run", *map(str, [*places, *options])],
+            cwd=PROJECT, env=os.environ | {"PANCRAFTER_WORKER_WAIT_S": "3"}, capture_output=True, text=True,
+            timeout=400, check=False,
+        )  # fmt: skip
+    finally:
+        os.killpg(started.pid, 9)
+        started.wait(30)
+    assert done.returncode == 1, done.stderr
+    assert "no worker with the resource GPU for 3 s" in done.stdout + done.stderr
+    with Ledger(f"sqlite:///{tmp_path / 'state' / 'ledger.db'}") as ledger:
+        (row,) = ledger.rows()
+    assert (row.state, row.code) == (State.ELIGIBLE, "WorkerLostError")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from faults.deployment import DeploymentRun, PrefectServer, is_engine
+from faults.deployment import POOL, DeploymentRun, PrefectServer, is_engine
 from faults.processes import MARK, family
 from small_archive import add_scene, classical_contracts
 
@@ -54,8 +54,8 @@ class Site:
         return self.start("nightly/nightly", lookback_days=None)
 
     @contextlib.contextmanager
-    def worker(self, *options: str) -> Iterator[None]:
-        worker = self.server.worker(self.log, {MARK: str(self.root)}, *options)
+    def worker(self, *options: str, pool: str = POOL) -> Iterator[None]:
+        worker = self.server.worker(self.log, {MARK: str(self.root)}, *options, pool=pool)
         try:
             yield
         finally:
@@ -191,3 +191,48 @@ def test_wrong_parameters_are_refused_before_anything_runs(site: Site) -> None:
         site.start("nightly/nightly", settings=site.settings | {"block_px": "many"})
     with pytest.raises(RuntimeError, match=r"409.*selection"):
         site.start("backfill/backfill", selection={"cloud": 5})
+
+
+def test_period_and_area_of_a_backfill_are_asked_for_once(site: Site) -> None:
+    schema = site.server.ask("/deployments/name/backfill/backfill")["parameter_openapi_schema"]
+    fields = {name: set(schema["definitions"][name]["properties"]) for name in ("WorkSettings", "Selection")}
+    assert fields["Selection"] >= {"since", "until", "bbox", "aoi", "collections"}
+    assert not fields["Selection"] & fields["WorkSettings"]
+    with pytest.raises(RuntimeError, match=r"409.*bbox"):
+        site.start("backfill/backfill", settings=site.settings | {"bbox": [0, 0, 1, 1]}, selection={})
+
+
+def test_work_pools_that_are_missing_are_named_and_nothing_is_lost(site: Site) -> None:
+    """Prefect itself lets runs wait without a word; ``python -m flows.check`` says what is wrong and what to do."""
+
+    def check() -> str:
+        done = site.server.command("flows.check")
+        assert done.returncode == (0 if "waits in vain" in done.stdout else 1), done.stderr
+        return done.stdout
+
+    add_scene(site.root / "source", "scene", side_px=128)
+    waiting = site.nightly()
+    misspelt = "waits at work pool pancrafer, which no deployment uses; look at its --pool"
+    with site.worker(pool="pancrafer"):
+        site.wait(lambda: misspelt in check(), "the worker is named")
+    for pool in ("pancrafer", "pancrafter"):
+        deleted = site.server.command("prefect", "--no-prompt", "work-pool", "delete", pool)
+        assert deleted.returncode == 0, deleted.stderr
+    said = check()
+    assert "deployment nightly has no work pool" in said
+    assert "deployment sweep has no work pool" in said
+    assert f"({waiting.run_id}) waits for a work pool that is gone" in said
+    refused = site.server.command("prefect", "--no-prompt", "deploy", "--all")
+    assert refused.returncode == 1
+    assert "work pool 'pancrafter' which does not" in refused.stdout
+    site.server.deploy()
+    assert "has no work pool" not in check()
+    cancelled = site.server.command("prefect", "flow-run", "cancel", waiting.run_id)
+    assert cancelled.returncode == 0, cancelled.stdout + cancelled.stderr
+    with site.worker():
+        site.wait(lambda: check() == GOOD, "everything is well again")
+        assert site.nightly().wait(LIMIT_S) == 0
+    assert site.states() == [State.CONFIRMED]
+
+
+GOOD = "every deployment has a work pool with a living worker, and no run waits in vain\n"
