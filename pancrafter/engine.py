@@ -456,8 +456,8 @@ def read_tile(store: ScenePixels, plan: TilePlan) -> Tile:
     pan_window, pan_pad = _inside(plan.start_yx, plan.shape_yx, store.pan_shape_yx)
     ms_window, ms_pad = _inside(ms_start, ms_shape, store.ms_shape_yx)
     return Tile(
-        pan=np.pad(store.read_pan(pan_window).astype(np.float32), pan_pad, mode="edge"),
-        ms=np.pad(store.read_ms(ms_window).astype(np.float32), ((0, 0), *ms_pad), mode="edge"),
+        pan=_padded(store.read_pan(pan_window).astype(np.float32), pan_pad),
+        ms=_padded(store.read_ms(ms_window).astype(np.float32), ((0, 0), *ms_pad)),
         ratio=ratio,
         phases_yx=band_phases(staged),
         pan_range=staged.pan_range,
@@ -488,7 +488,7 @@ def measured_window(store: ScenePixels, window: Window) -> Measured:
 def valid_window(store: ScenePixels, window: Window) -> Valid:
     """Where both PAN and MS were measured, (y, x) on the PAN grid."""
     measured = measured_window(store, window)
-    return measured.pan & measured.ms
+    return np.logical_and(measured.pan, measured.ms, out=measured.pan)
 
 
 def band_phases(staged: StagedScene) -> tuple[PhaseYX, ...]:
@@ -505,8 +505,10 @@ def band_mtf_gains(staged: StagedScene, contract: SensorContract) -> tuple[float
 def quantise(sharpened: Floats, valid: Valid, staged: StagedScene) -> Pixels:
     """Round to DN within the sensor's range; invalid pixels become nodata (or 0), valid ones never do."""
     low, high = dn_limits(staged)
-    rounded = np.rint(sharpened)
-    dn = np.clip(rounded, low, high, out=rounded).astype(np.uint16)
+    dn = np.empty(sharpened.shape, np.uint16)
+    for top in range(0, len(valid), _STRIP_ROWS):
+        strip = np.rint(sharpened[:, top : top + _STRIP_ROWS])
+        np.copyto(dn[:, top : top + _STRIP_ROWS], np.clip(strip, low, high, out=strip), casting="unsafe")
     if staged.nodata is not None and low < staged.nodata < high:
         dn[dn == int(staged.nodata)] = int(staged.nodata) + 1
     if not valid.all():
@@ -552,15 +554,22 @@ class SharpenerSpec(Record):
     )
 
 
-@lru_cache(maxsize=4)
 def build_sharpener(spec: SharpenerSpec) -> Sharpener:
-    """The sharpener a worker uses, built once per process.
+    """The sharpener a worker uses, built once per process; torch gets the threads of the one asked for last.
+
+    A textbook method gets one: windows are read, sharpened and written side by side, each about as long, and threads
+    that wait for one another in strips of a window cost more than they give.
 
     Raises:
         WeightsError: The weights cannot be loaded.
     """
-    torch.set_num_threads(spec.threads)
+    torch.set_num_threads(1 if spec.fusion is not None else spec.threads)
     keep_freed_memory()
+    return _built(spec)
+
+
+@lru_cache(maxsize=4)
+def _built(spec: SharpenerSpec) -> Sharpener:
     if spec.glp is not None:
         return GlpSharpener(*spec.glp)
     if spec.fusion is not None:
@@ -579,6 +588,11 @@ def _inside(
         windows.append(slice(first, last))
         pads.append((first - start, start + size - last))
     return (windows[0], windows[1]), (pads[0], pads[1])
+
+
+def _padded(image: Floats, pads: Sequence[tuple[int, int]]) -> Floats:
+    """The image with its border repeated beyond it; itself where nothing is added."""
+    return np.pad(image, pads, mode="edge") if any(map(any, pads)) else image
 
 
 def _to_unit(values: torch.Tensor, ranges: Sequence[ValueRange]) -> torch.Tensor:

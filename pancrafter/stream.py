@@ -129,9 +129,9 @@ def sharpened_windows(store: ScenePixels, sharpener: Sharpener, window_px: int) 
         return _Read(plan, read_tile(store, plan) if valid.any() else None, valid)
 
     def sharpen(part: _Read) -> SharpenedWindow:
-        bands, shape = len(staged.scene.bands), part.valid.shape
-        floats = np.zeros((bands, *shape), np.float32)
-        if part.tile is not None:
+        if part.tile is None:
+            floats = np.zeros((len(staged.scene.bands), *part.valid.shape), np.float32)
+        else:
             floats = sharpener(part.tile, part.plan.core)
         return SharpenedWindow(part.plan.window, quantise(floats, part.valid, staged), part.valid)
 
