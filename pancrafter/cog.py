@@ -13,6 +13,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import IntFlag
 from pathlib import Path
@@ -170,7 +171,8 @@ def write_cog(
             with _as_sink_error(target):
                 _build_overviews(scratch, overview_resampling)
                 rasterio.shutil.copy(scratch, draft, **_cog_options(dtype, profile, overview_resampling))
-            levels = _verify(draft, target, written)
+            with _flushed(draft, target):
+                levels = _verify(draft, target, written)
         with _as_sink_error(target):
             _settle(draft, target)
     finally:
@@ -594,13 +596,25 @@ def _tally_of(source: DatasetReader) -> _Tally:
     return tally
 
 
-def _settle(draft: Path, target: Path) -> None:
-    """Flush to disk, then rename: a reader sees the old file, or the whole new one."""
-    with draft.open("rb") as handle:
-        os.fsync(handle.fileno())
-    draft.replace(target)
-    folder = os.open(target.parent, os.O_RDONLY)
+@contextlib.contextmanager
+def _flushed(draft: Path, target: Path) -> Iterator[None]:
+    """The file is on disk at the end; the disk works while the caller does."""
+    with ThreadPoolExecutor(1) as beside:
+        done = beside.submit(_flush, draft)
+        yield
+        with _as_sink_error(target):
+            done.result()
+
+
+def _flush(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(folder)
+        os.fsync(handle)
     finally:
-        os.close(folder)
+        os.close(handle)
+
+
+def _settle(draft: Path, target: Path) -> None:
+    """Rename what was flushed: a reader sees the old file, or the whole new one."""
+    draft.replace(target)
+    _flush(target.parent)
