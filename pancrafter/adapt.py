@@ -98,8 +98,8 @@ def adapted_method(name: str, sharpener: NetworkSharpener, limits: AdaptLimits |
     """A contestant of ``evaluate`` that adapts to each pair it is given; it never sees the truth it is scored with."""
     plain = network_method(name, sharpener)
 
-    def run(tile: Tile, gains: tuple[float, ...]) -> Floats:
-        fitted = sharpener.fitted_to(tile, gains)
+    def run(tile: Tile, gains: tuple[float, ...], pan_gain: float) -> Floats:
+        fitted = sharpener.fitted_to(tile, gains, pan_gain)
         return sharpen_tile(adapt(fitted, cut_patches(tile, limits), gains, limits).sharpener, tile)
 
     return replace(plain, sharpen=run)
@@ -265,7 +265,7 @@ def _reduced_term(sharpener: NetworkSharpener, patch: Tile, gains: Sequence[floa
     reduced = reduce_tile(patch, gains)
     if reduced is None:
         return None
-    sharpened = _forward(sharpener, reduced.tile)
+    sharpened = _forward(sharpener.one_scale_down(gains), reduced.tile)
     truth = _normalised(reduced.truth, patch.ms_ranges).to(sharpened.device)
     inner = slice(BORDER_REDUCED_PX, -BORDER_REDUCED_PX)
     return (sharpened - truth)[:, inner, inner].abs().mean()
@@ -321,10 +321,12 @@ def _local_correlation(a: Tensor, b: Tensor, ratio: int) -> Tensor:
 
 
 def _forward(sharpener: NetworkSharpener, tile: Tile) -> Tensor:
-    """The network's result in normalised units, (band, y, x), with gradients where they are wanted."""
+    """The result in normalised units, (band, y, x), with gradients where they are wanted."""
     network = sharpener.checkpoint.network
     mode = torch.full((1,), MS_MODE, device=sharpener.device)
-    return torch.cat([network(conditions, mode)[0] for _, conditions in sharpener.conditions(tile)])
+    whole = slice(0, tile.pan.shape[0]), slice(0, tile.pan.shape[1])
+    made = [(bands, network(conditions, mode)) for bands, conditions in sharpener.conditions(tile)]
+    return torch.cat([sharpener.reprojected(result, tile, whole, bands)[0] for bands, result in made])
 
 
 def _normalised(values: Floats, ranges: Sequence[ValueRange]) -> Tensor:

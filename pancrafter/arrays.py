@@ -31,6 +31,7 @@ from pancrafter.engine import (
     plan_window,
     quantise,
     read_tile,
+    relative_mtf,
     valid_window,
 )
 from pancrafter.errors import GridMismatchError, InvalidSceneError
@@ -348,10 +349,14 @@ def _describe(scene: _LazyScene, request: _Request) -> _Known:
 
 def _spec(scene: _LazyScene, request: _Request) -> SharpenerSpec:
     gains = tuple(band.mtf for band in scene.contract.bands)
-    spec = SharpenerSpec(weights=request.weights, device=request.device, precision=request.precision)
+    spec = SharpenerSpec(
+        weights=request.weights,
+        device=request.device,
+        precision=request.precision,
+        relative_mtf=relative_mtf(scene.staged, scene.contract),
+    )
     if request.method == "mtf-glp-fs":
-        glp = GlpSharpener.fit(scene, gains)
-        return spec.model_copy(update={"glp": (glp.constants, gains)})
+        return spec.model_copy(update={"glp": (GlpSharpener.fit(scene, gains).constants, gains)})
     if request.method == "pan-crafter":
         return spec.model_copy(update={"injection": fit_scene_injection(scene, gains)})
     fusion: FusionMethod = request.method  # type: ignore[assignment]  # checked by sharpen

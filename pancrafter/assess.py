@@ -17,7 +17,7 @@ from scipy import ndimage
 
 from pancrafter import classical
 from pancrafter.alignment import estimate_band_shifts
-from pancrafter.engine import Floats, Sharpener, Tile, band_phases, dn_limits, valid_window
+from pancrafter.engine import Floats, NetworkSharpener, Sharpener, Tile, band_phases, dn_limits, valid_window
 from pancrafter.errors import InvalidSceneError
 from pancrafter.metrics import (
     BLOCK_PX,
@@ -389,7 +389,8 @@ def reduced_sample(store: SceneStore, window: Window, sharpener: Sharpener, gain
         return None
     tile, truth = reduced.tile, reduced.truth
     pair = classical.PairInput(tile.pan, tile.ms, tile.ratio, tile.phases_yx, gains)
-    results = {sharpener.method: sharpener(tile)} | {m: classical.sharpen(m, pair) for m in classical.METHODS}
+    ours = sharpener.one_scale_down(gains) if isinstance(sharpener, NetworkSharpener) else sharpener
+    results = {ours.method: ours(tile)} | {m: classical.sharpen(m, pair) for m in classical.METHODS}
     inner = (slice(None), *(slice(BORDER_REDUCED_PX, n - BORDER_REDUCED_PX) for n in tile.pan.shape))
     return Sample(
         errors={method: error_sums(truth[inner], result[inner]) for method, result in results.items()},

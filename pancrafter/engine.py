@@ -38,11 +38,13 @@ from pancrafter.classical import (
     injection_sums,
 )
 from pancrafter.errors import InvalidSceneError, WeightsError
+from pancrafter.model import reprojection
 from pancrafter.model.conditions import Conditions, build_conditions, ms_at, unexplained_pan
 from pancrafter.model.config import CUBIC_REACH_MS_PX
 from pancrafter.model.devices import keep_freed_memory
-from pancrafter.model.inference import MsNetwork, Region
+from pancrafter.model.inference import MsNetwork
 from pancrafter.model.weights import Checkpoint, load_checkpoint
+from pancrafter.resample import relative_gain
 from pancrafter.sensors import SensorContract
 from pancrafter.store import Block, Mask, Pixels, SceneStore, Window
 from pancrafter.types import Record, StagedScene, ValueRange
@@ -143,12 +145,15 @@ class NetworkSharpener:
     """PAN-Crafter in MS mode, as many bands at a time as its weights take.
 
     ``injection`` belongs to the scene (``fit_scene_injection``); networks with ``injected_detail`` need it.
+    ``relative_mtf``, what the bands' MTF at the MS Nyquist frequency is of PAN's there, makes results agree with MS
+    (``model.reprojection``); None leaves them as they come from the network.
     """
 
     checkpoint: Checkpoint
     device: str = "cpu"
     precision: str = "float32"
     injection: InjectionConstants | None = None
+    relative_mtf: tuple[float, ...] | None = None
 
     @property
     def method(self) -> str:
@@ -161,14 +166,18 @@ class NetworkSharpener:
         return 0
 
     def halo_px(self, staged: StagedScene) -> int:
-        """The network's reach, widened by what band shifts move the MS pixels."""
+        """Reach of network and reprojection, widened by what band shifts move the MS pixels."""
         return self.reach_px(staged.grid.ratio, band_phases(staged))
 
     def reach_px(self, ratio: int, phases_yx: Sequence[PhaseYX]) -> int:
         """``halo_px`` of a pair in memory."""
         nominal = (ratio - 1) / 2
         moved = max(abs(value - nominal) for phase in phases_yx for value in phase)
-        return self.checkpoint.network.config.reach_px(ratio) + math.ceil(moved)
+        return self.checkpoint.network.config.reach_px(ratio) + math.ceil(moved) + self._margin_px(ratio, phases_yx)
+
+    def _margin_px(self, ratio: int, phases_yx: Sequence[PhaseYX]) -> int:
+        """What of the network's result is needed around the wanted core."""
+        return 0 if self.relative_mtf is None else reprojection.reach_px(ratio, phases_yx)
 
     @torch.inference_mode()
     def __call__(self, tile: Tile, core: Window | None = None) -> Floats:
@@ -177,14 +186,15 @@ class NetworkSharpener:
         On the CPU band groups run one after the other, so memory does not grow with the band count; CUDA takes all at
         once, or one at a time where its memory does not hold them.
         """
-        rows, cols = core or (slice(0, tile.pan.shape[0]), slice(0, tile.pan.shape[1]))
-        region = (rows.start, rows.stop), (cols.start, cols.stop)
+        core = core or (slice(0, tile.pan.shape[0]), slice(0, tile.pan.shape[1]))
+        made = _grown(core, self._margin_px(tile.ratio, tile.phases_yx), tile.ratio, tile.pan.shape)
         conditions = self._conditions(tile)
         groups = len(conditions.ms[0])
-        result = np.empty((len(tile.ms), rows.stop - rows.start, cols.stop - cols.start), np.float32)
+        result = np.empty((len(tile.ms), *(part.stop - part.start for part in made)), np.float32)
+        wanted = tuple(slice(a.start - b.start, a.stop - b.start) for a, b in zip(core, made, strict=True))
         at_once = groups if self.device.startswith("cuda") else 1
         try:
-            return self._run(conditions, region, tile.ms_ranges, at_once, result)
+            return self._run(tile, conditions, made, at_once, result)[:, *wanted]
         except torch.OutOfMemoryError:
             if at_once == 1:
                 raise
@@ -193,18 +203,34 @@ class NetworkSharpener:
             f"{self.device} has no memory for {groups} band groups of {tile.pan.shape} px at once: one after the other",
             stacklevel=2,
         )
-        return self._run(conditions, region, tile.ms_ranges, 1, result)
+        return self._run(tile, conditions, made, 1, result)[:, *wanted]
 
-    def _run(
-        self, conditions: Conditions, region: Region, ranges: tuple[ValueRange, ...], at_once: int, result: Floats
-    ) -> Floats:
-        """Fill ``result``, so many band groups at a time."""
+    def _run(self, tile: Tile, conditions: Conditions, made: Window, at_once: int, result: Floats) -> Floats:
+        """Fill ``result`` with the part ``made`` of the tile, so many band groups at a time."""
         group = self.checkpoint.network.config.bands
-        for first in range(0, len(ranges) // group, at_once):
+        region = (made[0].start, made[0].stop), (made[1].start, made[1].stop)
+        for first in range(0, len(tile.ms) // group, at_once):
             part = slice(first * group, (first + at_once) * group)
             sharpened = self._network(conditions.samples(first, first + at_once), region)
-            result[part] = _to_dn(sharpened.flatten(0, 1), ranges[part]).cpu().numpy()
+            sharpened = self.reprojected(sharpened, tile, made, part)
+            result[part] = _to_dn(sharpened.flatten(0, 1), tile.ms_ranges[part]).cpu().numpy()
         return result
+
+    def reprojected(self, sharpened: torch.Tensor, tile: Tile, made: Window, part: slice) -> torch.Tensor:
+        """Some bands of a part of the tile, normalised (n, bands at once, y, x), in agreement with their MS."""
+        if self.relative_mtf is None:
+            return sharpened
+        if len(self.relative_mtf) != len(tile.ms):
+            raise WeightsError(
+                f"{len(self.relative_mtf)} MTF gains for {len(tile.ms)} bands; give those of this scene's contract"
+            )
+        on_ms = tuple(slice(side.start // tile.ratio, side.stop // tile.ratio) for side in made)
+        ms = _to_unit(torch.from_numpy(tile.ms[part, *on_ms]).to(self.device), tile.ms_ranges[part])
+        phases, gains = torch.tensor(tile.phases_yx[part]), torch.tensor(self.relative_mtf[part])
+        groups = (-1, sharpened.shape[1])
+        return reprojection.reprojected(
+            sharpened, ms.unflatten(0, groups), tile.ratio, phases.unflatten(0, groups), gains.unflatten(0, groups)
+        )
 
     def conditions(self, tile: Tile) -> Iterator[tuple[slice, Conditions]]:
         """The network's inputs for a tile, and which bands each is for."""
@@ -212,16 +238,26 @@ class NetworkSharpener:
         for number in range(len(conditions.ms[0])):
             yield slice(number * group, (number + 1) * group), conditions.samples(number, number + 1)
 
-    def fitted_to(self, tile: Tile, gains: Sequence[float]) -> NetworkSharpener:
-        """The same network with what it needs to know of a scene that is ``tile`` as a whole."""
+    def fitted_to(self, tile: Tile, gains: Sequence[float], pan_gain: float) -> NetworkSharpener:
+        """The same network with what it needs to know of a scene that is ``tile`` as a whole.
+
+        ``gains`` are the bands' MTF at the MS Nyquist frequency, ``pan_gain`` is that of PAN at its own.
+        """
+        told = replace(self, relative_mtf=tuple(relative_gain(gain, pan_gain, tile.ratio) for gain in gains))
         if not self.checkpoint.network.config.injected_detail:
-            return self
+            return told
         sums = injection_sums(tile.pan, tile.ms, tile.ratio, tile.phases_yx, float(np.mean(gains)))
-        return replace(self, injection=fit_injection(sums))
+        return replace(told, injection=fit_injection(sums))
+
+    def one_scale_down(self, gains: Sequence[float]) -> NetworkSharpener:
+        """The same network for the scene degraded by the bands' ``gains``, where MS as it is is the truth."""
+        return self if self.relative_mtf is None else replace(self, relative_mtf=tuple(gains))
 
     def working_bytes(self, tile_px: int, core_px: int, bands: int) -> int:
-        """The network's maps and inputs."""
-        return self._network.working_bytes(tile_px, core_px, bands)
+        """The network's maps and inputs, and what it makes around the core."""
+        margin = self._margin_px(_WIDEST_RATIO, [((_WIDEST_RATIO - 1) / 2,) * 2])
+        made_px = min(tile_px, (math.isqrt(core_px) + 2 * margin) ** 2)
+        return self._network.working_bytes(tile_px, made_px, bands) + 4 * bands * (made_px - core_px)
 
     @cached_property
     def _network(self) -> MsNetwork:
@@ -259,6 +295,18 @@ class NetworkSharpener:
         detail = unexplained_pan(pan, ms, tile.ratio, phases, self.injection)
         to_units = [2 * g / (r.high - r.low) for g, r in zip(self.injection.gains, tile.ms_ranges, strict=True)]
         return detail * torch.tensor(to_units, device=self.device)[:, None, None]
+
+
+_WIDEST_RATIO = 4
+
+
+def _grown(core: Window, margin: int, ratio: int, shape_yx: tuple[int, ...]) -> Window:
+    """A core with a margin, from and to multiples of ``ratio``, within a tile of ``shape_yx``."""
+    rows, cols = (
+        slice(max(0, part.start - margin) // ratio * ratio, min(-(-(part.stop + margin) // ratio) * ratio, size))
+        for part, size in zip(core, shape_yx, strict=True)
+    )
+    return rows, cols
 
 
 @dataclass(frozen=True)
@@ -526,6 +574,12 @@ def band_mtf_gains(staged: StagedScene, contract: SensorContract) -> tuple[float
     return tuple(band.mtf for band in contract.subset(staged.scene.bands))
 
 
+def relative_mtf(staged: StagedScene, contract: SensorContract) -> tuple[float, ...]:
+    """MTF gains of the scene's bands relative to PAN's, which results are to be as sharp as."""
+    gains, ratio = band_mtf_gains(staged, contract), staged.grid.ratio
+    return tuple(relative_gain(gain, contract.pan_mtf, ratio) for gain in gains)
+
+
 def quantise(sharpened: Floats, valid: Valid, staged: StagedScene) -> Pixels:
     """Round to DN within the sensor's range; invalid pixels become nodata (or 0), valid ones never do."""
     low, high = dn_limits(staged)
@@ -567,6 +621,9 @@ class SharpenerSpec(Record):
     device: str = "cpu"
     precision: str = "float32"
     threads: int = 1
+    relative_mtf: tuple[float, ...] | None = Field(
+        default=None, description="MTF of the bands at the MS Nyquist frequency, relative to PAN's there."
+    )
     glp: tuple[GlpConstants, tuple[float, ...]] | None = Field(
         default=None, description="Gains and MTF of the classical fallback, in place of the network."
     )
@@ -598,7 +655,9 @@ def _built(spec: SharpenerSpec) -> Sharpener:
         return GlpSharpener(*spec.glp)
     if spec.fusion is not None:
         return FusionSharpener(spec.fusion)
-    return NetworkSharpener(load_checkpoint(spec.weights), spec.device, spec.precision, spec.injection)
+    return NetworkSharpener(
+        load_checkpoint(spec.weights), spec.device, spec.precision, spec.injection, spec.relative_mtf
+    )
 
 
 def _inside(

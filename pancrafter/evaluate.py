@@ -39,8 +39,11 @@ PICTURE_PX = 360
 
 HIGHER_IS_BETTER = frozenset({"q2n", "scc", "psnr_db", "ssim", "hqnr", "aligned_hqnr"})
 
-Sharpen = Callable[[Tile, tuple[float, ...]], Floats]
-"""Takes a tile and the bands' MTF gains; gives (band, y, x) DN on the tile's PAN grid."""
+Sharpen = Callable[[Tile, tuple[float, ...], float], Floats]
+"""Takes a tile, the bands' MTF gains and PAN's; gives (band, y, x) DN on the tile's PAN grid."""
+
+AS_SHARP_AS_MS = 1.0
+"""PAN's gain one scale down: the truth there is MS as it is, and no blur of PAN's lies between."""
 
 
 class ReferenceScores(Record):
@@ -145,20 +148,21 @@ def classical_method(name: str) -> Method:
     if name not in classical.METHODS:
         raise PancrafterError(f"no method {name!r}; choose {NETWORK}, all, or one of {', '.join(classical.METHODS)}")
 
-    def run(tile: Tile, gains: tuple[float, ...]) -> Floats:
+    def run(tile: Tile, gains: tuple[float, ...], _: float) -> Floats:
         return classical.sharpen(name, classical.PairInput(tile.pan, tile.ms, tile.ratio, tile.phases_yx, gains))
 
     return Method(name, run)
 
 
 def network_method(name: str, sharpener: NetworkSharpener) -> Method:
-    """A network under the name that tables give it."""
-    trained = sharpener.checkpoint.training.get("config") or {}
+    """A network under the name that tables give it; one of the published protocol runs as published, bare."""
+    published = bool((sharpener.checkpoint.training.get("config") or {}).get("pancollection"))
 
-    def run(tile: Tile, gains: tuple[float, ...]) -> Floats:
-        return sharpen_tile(sharpener.fitted_to(tile, gains), tile)
+    def run(tile: Tile, gains: tuple[float, ...], pan_gain: float) -> Floats:
+        fitted = sharpener.fitted_to(tile, gains, pan_gain)
+        return sharpen_tile(replace(fitted, relative_mtf=None) if published else fitted, tile)
 
-    return Method(name, run, bool(trained.get("pancollection")))
+    return Method(name, run, published)
 
 
 def sharpen_tile(sharpener: NetworkSharpener, tile: Tile, block_px: int = BLOCK_PX) -> Floats:
@@ -252,7 +256,7 @@ def draw_pair(path: Path, pair: Pair, methods: Sequence[Method], rival: str | No
     chosen += [method for method in methods if method.name not in classical.METHODS]
     images = {"MS": pair.ms.repeat(pair.ratio, axis=1).repeat(pair.ratio, axis=2)}
     for method in chosen:
-        result = method.sharpen(tile_of(pair, fixed_ranges=method.fixed_ranges), pair.mtf_gains)
+        result = method.sharpen(tile_of(pair, fixed_ranges=method.fixed_ranges), pair.mtf_gains, pair.pan_gain)
         images[method.name] = result.clip(0, pair.dn_max)
     comparison_picture(path, pan=pair.pan, images=images, common_names=pair.bands, crop_px=PICTURE_PX)
 
@@ -274,7 +278,7 @@ def _reduced_scores(
             if reduced is None:
                 return None, "none"
             tile, truth = reduced.tile, reduced.truth
-        result = np.clip(method.sharpen(tile, pair.mtf_gains), 0, pair.dn_max)
+        result = np.clip(method.sharpen(tile, pair.mtf_gains, AS_SHARP_AS_MS), 0, pair.dn_max)
         scores[method.name] = reference_scores(
             truth[:, inner, inner], result[:, inner, inner], tile.ratio, float(pair.dn_max)
         )
@@ -298,7 +302,7 @@ def _full_scores(pair: Pair, methods: Sequence[Method]) -> dict[str, FullScores]
         return None  # published full-resolution rows come from other images
     scores = {}
     for method in methods:
-        result = method.sharpen(tile_of(pair, fixed_ranges=method.fixed_ranges), pair.mtf_gains)
+        result = method.sharpen(tile_of(pair, fixed_ranges=method.fixed_ranges), pair.mtf_gains, pair.pan_gain)
         scores[method.name] = full_scores(pair, np.clip(result, 0, pair.dn_max), pair.phases_yx)
     return scores
 

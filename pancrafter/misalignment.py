@@ -20,7 +20,7 @@ from PIL import Image, ImageDraw, ImageFont
 from pancrafter.assess import BORDER_REDUCED_PX, reduce_tile
 from pancrafter.engine import Floats, NetworkSharpener, Tile
 from pancrafter.errors import InvalidSceneError
-from pancrafter.evaluate import Method, tile_of
+from pancrafter.evaluate import AS_SHARP_AS_MS, Method, tile_of
 from pancrafter.metrics import ergas
 from pancrafter.pairs import Pair, measured_phases
 from pancrafter.resample import degrade
@@ -113,7 +113,7 @@ def _scores_of(pair: Pair, methods: Sequence[Method], ratio: int | None) -> dict
         for series in SERIES:
             tile = moved if series == "untold" else _told(moved, pair.mtf_gains)
             for method in methods:
-                result = method.sharpen(tile, pair.mtf_gains)[inner].clip(0, pair.dn_max)
+                result = method.sharpen(tile, pair.mtf_gains, AS_SHARP_AS_MS)[inner].clip(0, pair.dn_max)
                 found.setdefault((method.name, series), []).append(ergas(reduced.truth[inner], result, tile.ratio))
     return found
 

@@ -242,7 +242,10 @@ def _mlm(name: str, network: Json, training: Json, header: Mapping[str, str]) ->
             {
                 "name": "sharpened",
                 "tasks": ["super-resolution"],
-                "description": "The bands on the PAN grid, scaled back to their own DN.",
+                "description": (
+                    "The bands on the PAN grid, scaled back to their own DN; what the sensor's MTF would make of them "
+                    "is then brought into agreement with the MS input (one step of back-projection)."
+                ),
                 "result": {"shape": size, "dim_order": axes, "data_type": "float32"},
             }
         ],

@@ -50,6 +50,7 @@ class Pair:
         ratio: MS over PAN pixel size.
         phases_yx: Per band, where MS pixel 0 really lies on the PAN grid (phase plus band shift), PAN pixels.
         mtf_gains: MTF at the MS Nyquist frequency, per band.
+        pan_gain: MTF of PAN at its own Nyquist frequency.
         dn_max: Largest DN; results are clipped to 0..dn_max before they are scored.
         truth: (band, y, x) true MS on the PAN grid, where somebody else degraded the pair; else None.
         grade: Quality grade in the pair's description, if any.
@@ -64,6 +65,7 @@ class Pair:
     ratio: int
     phases_yx: tuple[PhaseYX, ...]
     mtf_gains: tuple[float, ...]
+    pan_gain: float
     dn_max: int
     truth: Pixels | None = None
     grade: str | None = None
@@ -147,6 +149,7 @@ def read_pair(path: Path, contracts: Mapping[str, SensorContract], *, with_truth
         ratio=ratio,
         phases_yx=measured_phases(pan, ms, ratio, float(np.mean(gains))),
         mtf_gains=gains,
+        pan_gain=contract.pan_mtf,
         dn_max=dn_max,
         truth=truth,
         grade=meta.get("quality"),
@@ -184,7 +187,6 @@ def catalog_pairs(
     from pancrafter.assess import sample_windows
     from pancrafter.catalog import discover
     from pancrafter.cube import stage_scene
-    from pancrafter.engine import band_mtf_gains
     from pancrafter.store import SceneStore
 
     for verdict in discover(str(path), contracts=contracts):
@@ -200,13 +202,13 @@ def catalog_pairs(
                 if not windows:
                     yield Unreadable(verdict.key, "no window of it is at least 95 % valid")
                     continue
-                yield _staged_pair(store, verdict, windows[len(windows) // 2], band_mtf_gains(staged, contract))
+                yield _staged_pair(store, verdict, windows[len(windows) // 2], contract)
             except PancrafterError as err:
                 yield Unreadable(verdict.key, str(err))
 
 
-def _staged_pair(store: Any, scene: Scene, window: Any, gains: tuple[float, ...]) -> Pair:  # Any: imported late
-    from pancrafter.engine import band_phases
+def _staged_pair(store: Any, scene: Scene, window: Any, contract: SensorContract) -> Pair:  # Any: imported late
+    from pancrafter.engine import band_mtf_gains, band_phases
 
     staged = store.staged
     ratio = staged.grid.ratio
@@ -219,7 +221,8 @@ def _staged_pair(store: Any, scene: Scene, window: Any, gains: tuple[float, ...]
         ms=store.read_ms(ms_window),
         ratio=ratio,
         phases_yx=band_phases(staged),
-        mtf_gains=gains,
+        mtf_gains=band_mtf_gains(staged, contract),
+        pan_gain=contract.pan_mtf,
         dn_max=staged.dn_max,
     )
 

@@ -7,6 +7,7 @@ shift is the same operation, borders replicate by construction, and a tile gets 
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,12 +22,30 @@ GENERIC_MTF_GAIN = 0.30
 """Gain at the MS Nyquist frequency of the low-pass PAN; the published low-pass arrays have it."""
 
 
-def mtf_sigma(gain: float, ratio: float) -> float:
+@overload
+def mtf_sigma(gain: float, ratio: float) -> float: ...
+
+
+@overload
+def mtf_sigma(gain: Floats, ratio: float) -> Floats: ...
+
+
+def mtf_sigma(gain: float | Floats, ratio: float) -> float | Floats:
     """Standard deviation, in PAN pixels, of the Gaussian whose frequency response is ``gain`` at the MS Nyquist.
 
     A Gaussian of deviation s has the response exp(-2 pi^2 s^2 f^2); at f = 1 / (2 ratio) it equals ``gain``.
     """
-    return 2 * ratio / np.pi * float(np.sqrt(-np.log(gain) / 2))
+    sigma: float | Floats = 2 * ratio / np.pi * np.sqrt(-np.log(gain) / 2)
+    return sigma
+
+
+def relative_gain(gain: float, pan_gain: float, ratio: int) -> float:
+    """MTF at the MS Nyquist frequency of the blur that lies between an image as sharp as PAN and an MS band.
+
+    ``gain`` is the band's at that frequency, ``pan_gain`` PAN's at its own Nyquist frequency, which is ``ratio`` times
+    as high; both are Gaussians, so PAN keeps ``pan_gain ** (1 / ratio**2)`` there. At most 0.95: MS is never sharper.
+    """
+    return min(gain / float(pan_gain ** (1 / ratio**2)), 0.95)
 
 
 def _matrix(first: NDArray[np.int64], weights: Floats, n_in: int) -> csr_array:
@@ -49,10 +68,10 @@ def cubic_taps(positions: Floats, a: float = CUBIC_A) -> tuple[NDArray[np.int64]
     return below.astype(np.int64) - 1, np.where(x <= 1, near, far)
 
 
-def gaussian_taps(positions: Floats, sigma: float, radius: int) -> tuple[NDArray[np.int64], Floats]:
+def gaussian_taps(positions: Floats, sigma: float | Floats, radius: int) -> tuple[NDArray[np.int64], Floats]:
     """Index of the first pixel that a Gaussian reads at each position, and the normalised weights (..., 2 ``radius``).
 
-    ``sigma`` and ``radius`` are in input pixels.
+    ``sigma`` and ``radius`` are in input pixels; an array of ``sigma`` has one axis more than ``positions``.
     """
     below = np.floor(positions)
     distances = np.arange(-radius + 1, radius + 1) - (positions - below)[..., None]

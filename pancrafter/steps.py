@@ -50,7 +50,7 @@ Report = Callable[[str], None]
 STAGING_REACH_PX = 192
 """How far valid pixels are repeated into nodata: more than any halo."""
 
-EDGE_REACH_PX = 112
+EDGE_REACH_PX = 136
 """Pixels closer than this to missing data are marked in the mask: filled values may have reached them."""
 
 _PROGRESS_EVERY_S = 5.0
@@ -130,7 +130,7 @@ def planned_recipe(scene: Scene, settings: Settings, contracts: Mapping[str, Sen
         weights_sha256=weights_sha256(settings.weights) if network else None,
         contract_digest=contract.digest,
         software_version=package_version("pancrafter"),
-        settings={"precision": settings.precision} if network else {},
+        settings={"precision": settings.precision, "reprojection": "relative-mtf"} if network else {},
     )
 
 
@@ -377,19 +377,29 @@ def sharpener_spec(
 
     ``pixels`` are those of the scene where they do not lie in its store.
     """
-    from pancrafter.engine import GlpSharpener, SharpenerSpec, band_mtf_gains, fit_scene_fusion, fit_scene_injection
+    from pancrafter.engine import (
+        GlpSharpener,
+        SharpenerSpec,
+        band_mtf_gains,
+        fit_scene_fusion,
+        fit_scene_injection,
+        relative_mtf,
+    )
     from pancrafter.store import SceneStore
 
-    spec = SharpenerSpec(
-        weights=settings.weights, device=settings.device, precision=settings.precision, threads=settings.threads
-    )
     store, gains = pixels or SceneStore.open(staged.store_uri), band_mtf_gains(staged, contract)
+    spec = SharpenerSpec(
+        weights=settings.weights,
+        device=settings.device,
+        precision=settings.precision,
+        threads=settings.threads,
+        relative_mtf=relative_mtf(staged, contract),
+    )
     if fusion is not None:
         return spec.model_copy(update={"fusion": fit_scene_fusion(store, gains, fusion)})
     if not fallback:
         return spec.model_copy(update={"injection": fit_scene_injection(store, gains)})
-    glp = GlpSharpener.fit(store, gains)
-    return spec.model_copy(update={"glp": (glp.constants, gains)})
+    return spec.model_copy(update={"glp": (GlpSharpener.fit(store, gains).constants, gains)})
 
 
 def _sharpen_with(

@@ -21,6 +21,7 @@ from pancrafter import classical, cli, metrics
 from pancrafter.engine import NetworkSharpener
 from pancrafter.errors import InvalidSceneError, PancrafterError, WeightsError
 from pancrafter.evaluate import (
+    AS_SHARP_AS_MS,
     Method,
     ReferenceScores,
     classical_method,
@@ -53,6 +54,7 @@ def pair_of(ratio: int = 4, side_ms: int = 48, bands: int = 2, **changes: Any) -
         ratio=ratio,
         phases_yx=(phase,) * bands,
         mtf_gains=(0.3,) * bands,
+        pan_gain=0.2,
         dn_max=8191,
     )
     return replace(pair, **changes)
@@ -67,7 +69,7 @@ def sharpener() -> NetworkSharpener:
 def test_blocks_equal_the_whole_pair(ratio: int, *, injected: bool) -> None:
     tile = tile_of(pair_of(ratio, side_ms=22))
     network = NetworkSharpener(random_checkpoint(attention="none", injected_detail=injected))
-    sharpener = network.fitted_to(tile, (0.3, 0.3))
+    sharpener = network.fitted_to(tile, (0.3, 0.3), 0.2)
     assert (sharpener.injection is not None) == injected
     whole = sharpen_tile(sharpener, tile, block_px=10_000)
     np.testing.assert_allclose(sharpen_tile(sharpener, tile, block_px=24), whole, atol=1e-2 * whole.std())
@@ -97,7 +99,8 @@ def test_wald_compares_with_the_pairs_own_ms() -> None:
     """A contestant that returns the truth scores perfectly, whatever shift PAN and MS have."""
     pair = pair_of(side_ms=64)
 
-    def oracle(tile: Any, gains: tuple[float, ...]) -> Array:
+    def oracle(tile: Any, gains: tuple[float, ...], pan_gain: float) -> Array:
+        assert pan_gain == AS_SHARP_AS_MS
         assert tile.phases_yx == ((1.5, 1.5),) * 2
         assert tile.pan.shape == (64, 64)
         assert tile.ms.shape == (2, 16, 16)
@@ -124,7 +127,7 @@ def test_ms_can_be_degraded_by_another_ratio(ratio: int, reduced_ratio: int) -> 
 def test_given_truth_is_used_as_it_is() -> None:
     pair = pair_of(bands=1)
     pair = replace(pair, truth=pair.pan[None], phases_yx=((1.5, 1.5),))
-    report = evaluate_pair(pair, [Method("copy of pan", lambda tile, _: tile.pan[None])], full=False)
+    report = evaluate_pair(pair, [Method("copy of pan", lambda tile, *_: tile.pan[None])], full=False)
     assert report.truth == "given"
     assert report.reduced is not None
     assert report.reduced["copy of pan"].ergas == 0

@@ -42,7 +42,7 @@ def test_only_ms_moves_and_by_the_stated_amount() -> None:
     """Methods see one PAN throughout, and MS at the stated distance from where it was."""
     seen: list[Tile] = []
 
-    def watch(tile: Tile, _gains: tuple[float, ...]) -> np.ndarray:
+    def watch(tile: Tile, *_gains: object) -> np.ndarray:
         seen.append(tile)
         return np.zeros((2, *tile.pan.shape), np.float32)
 

@@ -81,7 +81,7 @@ def test_given_truth_and_pan_agree(tmp_path: Path) -> None:
 
 def test_crop_keeps_pan_ms_and_truth_together() -> None:
     pan = np.arange(64 * 96, dtype=np.uint16).reshape(64, 96)
-    pair = Pair("p", "generic", ("a",), pan, pan[None, ::4, ::4], 4, ((1.5, 1.5),), (0.3,), 65535, pan[None])
+    pair = Pair("p", "generic", ("a",), pan, pan[None, ::4, ::4], 4, ((1.5, 1.5),), (0.3,), 0.15, 65535, pan[None])
     small = cropped(pair, 33)
     assert small.pan.shape == (32, 32)
     assert small.truth is not None

@@ -46,7 +46,7 @@ class Conditions:
 
 
 @dataclass(frozen=True)
-class _Reading:
+class Reading:
     """Weights that read a row of pixels at equal steps: those of one period, which repeats ``advance`` pixels on.
 
     ``first`` (period) is the index of the first pixel read, ``weights`` (n or 1, c or 1, period, taps); samples and
@@ -58,7 +58,7 @@ class _Reading:
     advance: int
 
     @classmethod
-    def of(cls, taps: tuple[NDArray[np.int64], NDArray[np.floating]], advance: int) -> _Reading:
+    def of(cls, taps: tuple[NDArray[np.int64], NDArray[np.floating]], advance: int) -> Reading:
         """From the taps of one period, (n or 1, c or 1, period) and (n or 1, c or 1, period, taps)."""
         first, weights = taps
         start = first.min(axis=(0, 1))
@@ -93,25 +93,25 @@ class _Reading:
         return out.flatten(dim, dim + 1).narrow(dim, 0, count)
 
 
-def _cubic(pitch: int, ratio: int, starts: NDArray[np.floating]) -> _Reading:
+def _cubic(pitch: int, ratio: int, starts: NDArray[np.floating]) -> Reading:
     """Reads at ``pitch / ratio`` of a pixel from ``starts`` (n or 1, c or 1), pixels, by cubic convolution."""
     step = Fraction(pitch, ratio)
     positions = starts[..., None] + pitch / ratio * np.arange(step.denominator)
-    return _Reading.of(cubic_taps(positions), step.numerator)
+    return Reading.of(cubic_taps(positions), step.numerator)
 
 
 @lru_cache(maxsize=64)
-def _shrinking(pitch: int) -> _Reading:
+def _shrinking(pitch: int) -> Reading:
     return _cubic(pitch, 1, np.full((1, 1), (pitch - 1) / 2))
 
 
 @lru_cache(maxsize=64)
-def _lowpass(ratio: int) -> _Reading:
+def _lowpass(ratio: int) -> Reading:
     sigma, centre = mtf_sigma(GENERIC_MTF_GAIN, ratio), np.full((1, 1, 1), (ratio - 1) / 2)
-    return _Reading.of(gaussian_taps(centre, sigma, LOWPASS_RADIUS_MS_PX * ratio), ratio)
+    return Reading.of(gaussian_taps(centre, sigma, LOWPASS_RADIUS_MS_PX * ratio), ratio)
 
 
-def _shrunk(reading: _Reading, image: Tensor, factor: int) -> Tensor:
+def _shrunk(reading: Reading, image: Tensor, factor: int) -> Tensor:
     """Both axes of an image read at steps of ``factor`` pixels."""
     height, width = image.shape[-2:]
     return reading.along(reading.along(image, 2, height // factor), 3, width // factor)

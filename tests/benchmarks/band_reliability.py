@@ -20,7 +20,7 @@ from quality_gate import simulated_scene
 
 from pancrafter.engine import NetworkSharpener, band_phases, fit_scene_injection
 from pancrafter.model.weights import load_checkpoint
-from pancrafter.resample import upsample
+from pancrafter.resample import relative_gain, upsample
 
 
 def main() -> None:
@@ -37,7 +37,8 @@ def main() -> None:
             store = stage_pair(Path(folder) / f"{seed}.zarr", pair.pan, pair.ms, pair.ratio, pair.contract, pair.bands)
             bands = pair.contract.subset(pair.bands)
             injection = fit_scene_injection(store, tuple(band.mtf for band in bands))
-            sharpen_all(store, NetworkSharpener(checkpoint, injection=injection))
+            told = tuple(relative_gain(band.mtf, pair.contract.pan_mtf, pair.ratio) for band in bands)
+            sharpen_all(store, NetworkSharpener(checkpoint, injection=injection, relative_mtf=told))
             result = store.read_sharpened(everything(store)).astype(np.float64)
             inner, block = (slice(16, -16),) * 2, 2 * pair.ratio
             for index, (band, phase) in enumerate(zip(bands, band_phases(store.staged), strict=True)):

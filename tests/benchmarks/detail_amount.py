@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from pancrafter import classical
 from pancrafter.assess import BORDER_REDUCED_PX, reduce_tile
 from pancrafter.engine import NetworkSharpener
-from pancrafter.evaluate import UPSAMPLING, Method, classical_method, network_method, tile_of
+from pancrafter.evaluate import AS_SHARP_AS_MS, UPSAMPLING, Method, classical_method, network_method, tile_of
 from pancrafter.metrics import ergas
 from pancrafter.model.weights import load_checkpoint
 from pancrafter.pairs import Pair, cropped, find_pair_files, read_pair
@@ -81,7 +81,7 @@ def _measured(pair: Pair, network: Method) -> _Result | None:
         return None
     inner = (slice(None), *(slice(BORDER_REDUCED_PX, -BORDER_REDUCED_PX),) * 2)
     made = {
-        name: classical_method(name).sharpen(reduced.tile, pair.mtf_gains)[inner].clip(0, pair.dn_max)
+        name: classical_method(name).sharpen(reduced.tile, pair.mtf_gains, AS_SHARP_AS_MS)[inner].clip(0, pair.dn_max)
         for name in classical.METHODS
     }
     truth = reduced.truth[inner].astype(np.float32)
@@ -90,7 +90,7 @@ def _measured(pair: Pair, network: Method) -> _Result | None:
         pair.ratio,
         pair.dn_max,
         truth,
-        network.sharpen(reduced.tile, pair.mtf_gains)[inner],
+        network.sharpen(reduced.tile, pair.mtf_gains, AS_SHARP_AS_MS)[inner],
         made["gsa"] - made[UPSAMPLING],
         min(ergas(truth, image, pair.ratio) for name, image in made.items() if name != UPSAMPLING),
     )

@@ -27,6 +27,7 @@ from planted_failures import ON_RESULT, Image, everything, measure, perturbed, s
 from pancrafter.engine import NetworkSharpener, fit_scene_injection
 from pancrafter.errors import ContractError
 from pancrafter.model.weights import load_checkpoint
+from pancrafter.resample import relative_gain
 from pancrafter.sensors import SensorContract, get_contract, load_contracts
 from pancrafter.simulate import STYLES, image_scene, make_truth, random_model, truth_wavelengths
 from pancrafter.store import SceneStore
@@ -128,7 +129,11 @@ def trials(pairs: list[Pair], seeds: Sequence[int], folder: Path) -> Iterator[di
         return tuple(band.mtf for band in pair.contract.subset(pair.bands))
 
     def fitted(store: SceneStore, pair: Pair) -> NetworkSharpener:
-        return NetworkSharpener(checkpoint, injection=fit_scene_injection(store, gains(pair)))
+        return NetworkSharpener(
+            checkpoint,
+            injection=fit_scene_injection(store, gains(pair)),
+            relative_mtf=tuple(relative_gain(gain, pair.contract.pan_mtf, pair.ratio) for gain in gains(pair)),
+        )
 
     for number, pair in enumerate(pairs):
         store = stage_pair(folder / f"{number}.zarr", pair.pan, pair.ms, pair.ratio, pair.contract, pair.bands)
