@@ -80,6 +80,10 @@ class Injection:
     def method(self) -> str:
         return "pan-crafter"
 
+    @property
+    def rows_at_once(self) -> int:
+        return 0
+
     def halo_px(self, staged: StagedScene) -> int:
         return 32
 
