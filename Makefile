@@ -72,4 +72,4 @@ $(VENV)/services: $(VENV)/installed
 	touch $@
 
 clean:
-	rm -rf $(VENV) archive output state
+	rm -rf $(VENV) archive archive-sound output state

@@ -1,4 +1,4 @@
-"""A Ceph RADOS gateway with one in-memory storage daemon: a real S3 server, for ``infra.stack``.
+"""A Ceph RADOS gateway with one storage daemon: a real S3 server, for ``infra.stack``.
 
 It is the server that the tests of conditional writes, multipart uploads and publishers that race are made for: it
 decides them atomically, which the usual test doubles of S3 do not.
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 DEBIAN_PACKAGES = ("radosgw", "ceph-mon", "ceph-mgr", "ceph-osd", "ceph-common")
 PROGRAMS = ("radosgw", "radosgw-admin", "ceph", "ceph-mon", "ceph-mgr", "ceph-osd", "ceph-authtool", "monmaptool")
-MEMORY = 4 * 2**30
+SPACE = 16 * 2**30
 """Most that the objects of a stack may take, bytes."""
 
 _ALL = ("mon", "osd", "mgr", "mds")
@@ -77,7 +77,7 @@ def start_gateway(family: Family) -> None:
 
 
 def _configuration(home: Path, cluster: str, monitor: str, host: str, port: int) -> str:
-    """One copy of everything, on one node, in memory; no pool waits for a second storage daemon."""
+    """One copy of everything, on one node, in a sparse file; no pool waits for a second storage daemon."""
     values = {
         "fsid": cluster,
         "mon host": f"[{monitor}]",
@@ -96,8 +96,10 @@ def _configuration(home: Path, cluster: str, monitor: str, host: str, port: int)
         "osd pool default pgp num": 4,
         "osd pool default pg autoscale mode": "off",
         "osd crush chooseleaf type": 0,
-        "osd objectstore": "memstore",
-        "memstore device bytes": MEMORY,
+        "osd objectstore": "bluestore",
+        "bluestore block size": SPACE,  # a sparse file in the stack's folder
+        "bluestore cache autotune": "false",
+        "bluestore cache size": 128 * 2**20,
         "mon allow pool size one": "true",
         "mon warn on pool no redundancy": "false",
         "mon data avail crit": 1,

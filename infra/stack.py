@@ -38,6 +38,9 @@ import psutil
 from infra import rgw
 
 PROJECT = Path(__file__).resolve().parents[1]
+ARCHIVE = PROJECT / "archive-sound"
+"""What a stack serves unless told otherwise: the sample archive without the file that `make run` meets damaged."""
+
 PREFIX = "pancrafter-stack-"
 MARK = "STACK_FOLDER"
 """Environment variable that every process of a stack inherits: the folder it belongs to."""
@@ -496,9 +499,9 @@ def up(archive: Path, *, storage_only: bool = False) -> int:
     if reason := missing():
         raise StackError(reason)
     if not storage_only and not (archive / "catalog.json").exists():
-        from pancrafter.simulate.archive import simulate_archive
+        from pancrafter.simulate.archive import simulate_archive, sound_scenes
 
-        simulate_archive(archive)
+        simulate_archive(archive, scenes=sound_scenes())
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
         signal.signal(number, _end)
     folder = Path(tempfile.mkdtemp(prefix=PREFIX))
@@ -556,7 +559,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m infra.stack", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     start = commands.add_parser("up", help="start and stay")
-    start.add_argument("--archive", type=Path, default=PROJECT / "archive", help="catalog folder; made if missing")
+    start.add_argument("--archive", type=Path, default=ARCHIVE, help="catalog folder; made if missing")
     start.add_argument("--storage-only", action="store_true", help="S3, PostgreSQL and the STAC API alone")
     commands.add_parser("down", help="end the stacks of this project folder")
     commands.add_parser("install", help="install Debian's packages (root)")

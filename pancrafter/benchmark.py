@@ -7,6 +7,7 @@ shared machine only the latter means something. Run through ``pancrafter bench``
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import resource
@@ -69,6 +70,8 @@ class Report(Record):
     versions: dict[str, str]
     threads: int
     measures: tuple[Measure, ...]
+    not_installed: tuple[str, ...] = ()
+    """Measures of programs that this machine does not have."""
     ratios: dict[str, float]
 
 
@@ -77,16 +80,19 @@ def run(
     on_measure: Callable[[Measure], None],
 ) -> Report:  # fmt: skip
     """Measure each of ``names`` (see ``MEASURES``), those that need a scene at every size (PAN pixels per side)."""
-    measures = []
+    measures: list[Measure] = []
+    missing: list[str] = []
     with tempfile.TemporaryDirectory(prefix="pancrafter-bench-") as folder:
         for name in names:
             for size in sizes if MEASURES[name].needs_scene else (0,):
                 settings = {"name": name, "size": size, "device": device, "threads": threads, "repeat": repeat,
                             "folder": folder, "memory": memory}  # fmt: skip
                 measure = _in_own_process(settings)
-                if measure is not None:
-                    measures.append(measure)
-                    on_measure(measure)
+                if measure is None:
+                    missing.append(name)
+                    break
+                measures.append(measure)
+                on_measure(measure)
     return Report(
         commit=_commit(),
         machine=_machine(),
@@ -96,6 +102,7 @@ def run(
         versions={name: version(name) for name in _LIBRARIES},
         threads=threads,
         measures=tuple(measures),
+        not_installed=tuple(missing),
         ratios=_ratios(measures),
     )
 
@@ -113,7 +120,7 @@ def _in_own_process(settings: dict[str, Any]) -> Measure | None:
 
 
 def _ratios(measures: list[Measure]) -> dict[str, float]:
-    """The comparisons that matter, by CPU time of the same amount of work: above 1, the second is the faster."""
+    """The comparisons that matter: speeds of the model by CPU time, wall time of everything that overlaps."""
     by_name: dict[str, list[Measure]] = {}
     for measure in measures:
         by_name.setdefault(measure.name, []).append(measure)
@@ -121,20 +128,28 @@ def _ratios(measures: list[Measure]) -> dict[str, float]:
     for title, slow, fast in (
         ("model over reference, speed", "model-reference", "model"),
         ("bfloat16 over float32, speed", "model", "model-bfloat16"),
-        ("brovey over gdal_pansharpen, speed", "gdal-pansharpen", "brovey"),
-        ("brovey over gdal_pansharpen to COG, speed", "gdal-pansharpen-cog", "brovey"),
     ):
         if slow in by_name and fast in by_name:
             found[title] = by_name[fast][-1].mpx_per_cpu_s / by_name[slow][-1].mpx_per_cpu_s
+    for title, mine, other in (
+        ("engine over I/O", "engine", "io"),
+        ("brovey over gdal_pansharpen to COG", "brovey", "gdal-pansharpen-cog"),
+        ("brovey over gdal_pansharpen to GeoTIFF", "brovey", "gdal-pansharpen"),
+        ("brovey over Orfeo ToolBox", "brovey", "orfeo"),
+    ):
+        pairs = zip(by_name.get(mine, []), by_name.get(other, []), strict=False)
+        found |= {f"{title}, time, {_edge(a)} px": a.wall_s / b.wall_s for a, b in pairs}
     if "model" in by_name and "model-reference" in by_name:
         found["model over reference, memory"] = by_name["model"][0].grown_mib / by_name["model-reference"][0].grown_mib
-    if "engine" in by_name and "io" in by_name:
-        found["engine over I/O, time"] = by_name["engine"][-1].wall_s / by_name["io"][-1].wall_s
-    if "end-to-end" in by_name:
-        last, first = by_name["end-to-end"][-1], by_name["end-to-end"][0]
-        found["end to end, cost per pixel of largest over smallest"] = first.mpx_per_cpu_s / last.mpx_per_cpu_s
-        found["end to end, memory of largest over smallest"] = last.peak_mib / first.peak_mib
+    for name in ("end-to-end", "engine", "brovey", "exp"):
+        if len(scenes := by_name.get(name, [])) > 1:
+            found[f"{name}, cost per pixel of largest over smallest"] = scenes[0].mpx_per_s / scenes[-1].mpx_per_s
+            found[f"{name}, memory of largest over smallest"] = scenes[-1].peak_mib / scenes[0].peak_mib
     return found
+
+
+def _edge(measure: Measure) -> int:
+    return math.isqrt(round(measure.mpx * 1e6))
 
 
 # --- what is measured -----------------------------------------------------------------------------------------------
@@ -252,6 +267,13 @@ class Identity:
         """``identity``."""
         return "identity"
 
+    @property
+    def rows_at_once(self) -> int:
+        """As for the textbook methods."""
+        from pancrafter.engine import STRIP_ROWS
+
+        return STRIP_ROWS
+
     def halo_px(self, staged: StagedScene) -> int:  # noqa: ARG002  # as the protocol has it
         """As much as the shipped network asks for."""
         return self.halo
@@ -261,9 +283,13 @@ class Identity:
         return 4 * bands * (tile_px + core_px)
 
     def __call__(self, tile: Tile, core: Window | None = None) -> NDArray[np.float32]:
-        """Repeat the pixels of MS."""
-        whole = tile.ms.repeat(tile.ratio, 1).repeat(tile.ratio, 2) + tile.pan // 8
-        return whole if core is None else np.ascontiguousarray(whole[(slice(None), *core)])
+        """Repeat the pixels of MS, a row of them at a time: what takes the place of a model must not cost much."""
+        rows, cols = core or (slice(0, tile.pan.shape[0]), slice(0, tile.pan.shape[1]))
+        made = np.empty((len(tile.ms), rows.stop - rows.start, cols.stop - cols.start), np.float32)
+        for y in range(rows.start, rows.stop):
+            above = tile.ms[:, y // tile.ratio].repeat(tile.ratio, 1)[:, cols]
+            np.add(above, tile.pan[y, cols] * np.float32(1 / 8), out=made[:, y - rows.start])
+        return made
 
 
 def engine(setting: Setting) -> Measure:
@@ -290,7 +316,7 @@ def end_to_end(setting: Setting, *, method: str | None = None, warm_up: bool = F
             pan, [ms], out, settings, sensor="generic", method=method or "pan-crafter",  # type: ignore[arg-type]
             overwrite=True, memory_bytes=parse_size("--memory", setting.memory),
         )  # fmt: skip
-        made.update(window_px=pair.window_px, sharpen_s=round(pair.sharpen_seconds, 2))
+        made.update(window_px=float(pair.window_px), sharpen_s=round(pair.sharpen_seconds, 2))
 
     once = setting.model_copy(update={"repeat": 1})
     return _timed(once, work, setting.size**2 / 1e6, warm_up=warm_up).model_copy(update={"details": made})
@@ -310,12 +336,43 @@ def gdal_pansharpen(setting: Setting, *, cog: bool) -> Measure | None:
 
     def work() -> None:
         out.unlink(missing_ok=True)
-        clean = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "VIRTUAL_ENV")}
-        clean["PATH"] = "/usr/local/bin:/usr/bin:/bin"
-        subprocess.run(command, check=True, capture_output=True, env=clean)  # noqa: S603  # the command of GDAL
+        subprocess.run(  # noqa: S603  # the command of GDAL
+            command, check=True, capture_output=True, env=_system_environment()
+        )
 
     once = setting.model_copy(update={"repeat": 1})
     return _timed(once, work, setting.size**2 / 1e6, warm_up=False)
+
+
+def orfeo(setting: Setting) -> Measure | None:
+    """Orfeo ToolBox's BundleToPerfectSensor on the same files and threads; None where it is not installed.
+
+    It writes a tiled, compressed GeoTIFF without overviews: the nearest to the same product that it can.
+    """
+    command = shutil.which("otbcli_BundleToPerfectSensor")
+    if command is None:
+        return None
+    pan, ms = _scene(setting)
+    out = Path(setting.folder) / "orfeo.tif"
+    options = "gdal:co:TILED=YES&gdal:co:COMPRESS=ZSTD&gdal:co:ZSTD_LEVEL=1&gdal:co:PREDICTOR=2"
+    options += f"&gdal:co:BLOCKXSIZE=512&gdal:co:BLOCKYSIZE=512&gdal:co:NUM_THREADS={setting.threads}"
+    words = [command, "-inp", str(pan), "-inxs", str(ms), "-out", f"{out}?&{options}", "uint16", "-ram", "512"]
+
+    def work() -> None:
+        out.unlink(missing_ok=True)
+        threads = {"ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS": str(setting.threads)}
+        subprocess.run(  # noqa: S603  # the command of Orfeo ToolBox
+            words, check=True, capture_output=True, env=_system_environment() | threads
+        )
+
+    once = setting.model_copy(update={"repeat": 1})
+    return _timed(once, work, setting.size**2 / 1e6, warm_up=False)
+
+
+def _system_environment() -> dict[str, str]:
+    """That of this process without its virtual environment, for programs of the system that run on its Python."""
+    clean = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "VIRTUAL_ENV")}
+    return clean | {"PATH": "/usr/local/bin:/usr/bin:/bin"}
 
 
 def roofline(setting: Setting) -> Measure:
@@ -390,9 +447,11 @@ MEASURES = {
     "io": _Entry(needs_scene=True, what="reading the inputs and writing a COG, nothing else"),
     "engine": _Entry(needs_scene=True, what="pancrafter sharpen with a model that costs nothing"),
     "end-to-end": _Entry(needs_scene=True, what="pancrafter sharpen"),
+    "exp": _Entry(needs_scene=True, what="pancrafter sharpen --method exp"),
     "brovey": _Entry(needs_scene=True, what="pancrafter sharpen --method brovey"),
     "gdal-pansharpen": _Entry(needs_scene=True, what="gdal_pansharpen to a tiled GeoTIFF without overviews"),
     "gdal-pansharpen-cog": _Entry(needs_scene=True, what="gdal_pansharpen to a COG"),
+    "orfeo": _Entry(needs_scene=True, what="Orfeo ToolBox's BundleToPerfectSensor to a tiled GeoTIFF"),
 }
 
 
@@ -406,9 +465,11 @@ def measured(setting: Setting) -> Measure | None:
         "io": lambda: io(setting),
         "engine": lambda: engine(setting),
         "end-to-end": lambda: end_to_end(setting),
+        "exp": lambda: end_to_end(setting, method="exp", warm_up=True),
         "brovey": lambda: end_to_end(setting, method="brovey", warm_up=True),
         "gdal-pansharpen": lambda: gdal_pansharpen(setting, cog=False),
         "gdal-pansharpen-cog": lambda: gdal_pansharpen(setting, cog=True),
+        "orfeo": lambda: orfeo(setting),
     }
     return runners[setting.name]()
 

@@ -193,7 +193,7 @@ class _Comparison:
             size = self.sink.store.size(name)
             if size != asset["file:size"]:
                 return f"asset {key} of {item_id} has {size} bytes, its item says {asset['file:size']}"
-            if self.checksums and self.sink.store.multihash(name) != asset["file:checksum"]:
+            if self.checksums and self.sink.store.multihash(name, asset["file:size"]) != asset["file:checksum"]:
                 return f"asset {key} of {item_id} does not have the checksum that its item says"
         return None
 

@@ -14,7 +14,7 @@ import uuid
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, Protocol, TypeVar
@@ -135,8 +135,7 @@ def stage_scene(
     store = begun or SceneStore.create(
         store_uri, pair, bands=scene.bands, staging=digest, crs_wkt=sources.pan.crs_wkt, block_px=block_px
     )
-    pan_reader = _WindowReader((sources.pan,), pair.pan_offset_yx, pair.pan.shape_yx, reach_px)
-    ms_reader = _WindowReader(sources.ms, pair.ms_offset_yx, pair.ms_shape_yx, -(-reach_px // pair.ratio))
+    pan_reader, ms_reader = _readers(sources, pair, reach_px)
     # Bound first: Dask looks for its own kind inside every argument of every task, which costs as much as encoding.
     stage_pan = delayed(partial(_stage_pan, store, pan_reader, resumed=begun is not None), traverse=False)
     stage_ms = delayed(partial(_stage_ms, store, ms_reader, resumed=begun is not None), traverse=False)
@@ -549,7 +548,7 @@ class _WindowReader:
     offset_yx: tuple[int, int]
     shape_yx: tuple[int, int]
     reach: int
-    token: str = field(default_factory=lambda: uuid.uuid4().hex)
+    token: str
     """Distinguishes this staging's open files from those of an earlier one that read the same names."""
 
     def read(self, window: Window) -> tuple[Pixels, Mask, int]:
@@ -587,6 +586,15 @@ class _WindowReader:
     def _in_file(self, window: Window) -> RasterWindow:
         (row, col), (y, x) = self.offset_yx, window
         return RasterWindow(x.start + col, y.start + row, x.stop - x.start, y.stop - y.start)
+
+
+def _readers(sources: _Sources, pair: PairGrid, reach_px: int) -> tuple[_WindowReader, _WindowReader]:
+    """Of PAN and of MS, for one staging: they share a token, or each would close the other's files."""
+    token = uuid.uuid4().hex
+    return (
+        _WindowReader((sources.pan,), pair.pan_offset_yx, pair.pan.shape_yx, reach_px, token),
+        _WindowReader(sources.ms, pair.ms_offset_yx, pair.ms_shape_yx, -(-reach_px // pair.ratio), token),
+    )
 
 
 def _read_source(source: _Source, window: RasterWindow, token: str) -> tuple[NDArray[Any], NDArray[np.bool_]]:
@@ -1101,8 +1109,7 @@ def read_in_place(
     if not all(source.at_hand and not source.warped for source in (sources.pan, *sources.ms)):
         return None
     pair = _pair(scene, sources, contract.ratio)
-    pan = _WindowReader((sources.pan,), pair.pan_offset_yx, pair.pan.shape_yx, reach_px)
-    ms = _WindowReader(sources.ms, pair.ms_offset_yx, pair.ms_shape_yx, -(-reach_px // pair.ratio))
+    pan, ms = _readers(sources, pair, reach_px)
     files = SceneFiles(pan, ms, pair, block_px)
     count_pan, count_ms = (delayed(partial(count, reader), traverse=False) for count, reader in
                            ((_count_pan, pan), (_count_ms, ms)))  # fmt: skip

@@ -22,6 +22,7 @@ from pydantic import Field
 
 from pancrafter.classical import (
     MODULATION_LIMIT,
+    BroveyMatch,
     FusionConstants,
     FusionMethod,
     GlpConstants,
@@ -57,6 +58,10 @@ NETWORK_STEP_PX = 4
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 """What the network's features and weights are held in; its inputs, outputs and residual base are float32."""
+
+
+STRIP_ROWS = 128
+"""Rows of a window that are fused or rounded at once: their bands stay in the processor's cache."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,6 +126,10 @@ class Sharpener(Protocol):
     def method(self) -> str:
         """Name for items and reports."""
 
+    @property
+    def rows_at_once(self) -> int:
+        """Rows of a tile that one call is best asked for where a tile is large; 0: all of them."""
+
     def halo_px(self, staged: StagedScene) -> int:
         """PAN pixels of context that make a tile's core independent of the tile."""
 
@@ -150,6 +159,11 @@ class NetworkSharpener:
     def method(self) -> str:
         """``pan-crafter``."""
         return "pan-crafter"
+
+    @property
+    def rows_at_once(self) -> int:
+        """All: every call has a halo of its own to work out."""
+        return 0
 
     def halo_px(self, staged: StagedScene) -> int:
         """Reach of network and reprojection, widened by what band shifts move the MS pixels."""
@@ -307,6 +321,11 @@ class GlpSharpener:
         """``mtf-glp-fs``."""
         return "mtf-glp-fs"
 
+    @property
+    def rows_at_once(self) -> int:
+        """All: every call works out the whole tile."""
+        return 0
+
     def halo_px(self, staged: StagedScene) -> int:
         """Reach of the low-pass and of the cubic kernel."""
         return glp_halo_px(staged.grid.ratio, band_phases(staged))
@@ -352,6 +371,11 @@ class FusionSharpener:
         """The method's name."""
         return self.constants.method
 
+    @property
+    def rows_at_once(self) -> int:
+        """Few enough that their bands stay in the processor's cache."""
+        return STRIP_ROWS
+
     def halo_px(self, staged: StagedScene) -> int:
         """Reach of the cubic kernel, widened by what band shifts move the MS pixels."""
         ratio = staged.grid.ratio
@@ -360,22 +384,18 @@ class FusionSharpener:
 
     def working_bytes(self, tile_px: int, core_px: int, bands: int) -> int:
         """The sharpened core, and a few strips of it."""
-        return 4 * core_px * bands + 16 * _STRIP_ROWS * math.isqrt(tile_px) * (bands + 2)
+        return 4 * core_px * bands + 16 * STRIP_ROWS * math.isqrt(tile_px) * (bands + 2)
 
     @torch.inference_mode()
     def __call__(self, tile: Tile, core: Window | None = None) -> Floats:
         """Sharpen one tile."""
         rows, cols = core or (slice(0, tile.pan.shape[0]), slice(0, tile.pan.shape[1]))
         result = np.empty((len(tile.ms), rows.stop - rows.start, cols.stop - cols.start), np.float32)
-        for start in range(rows.start, rows.stop, _STRIP_ROWS):
-            strip = slice(start, min(start + _STRIP_ROWS, rows.stop))
-            fused = fuse(torch.from_numpy(tile.pan)[strip, cols], _expanded(tile, strip)[..., cols], self.constants)
-            result[:, strip.start - rows.start : strip.stop - rows.start] = fused.numpy()
+        for start in range(rows.start, rows.stop, STRIP_ROWS):
+            strip = slice(start, min(start + STRIP_ROWS, rows.stop))
+            out = torch.from_numpy(result)[:, strip.start - rows.start : strip.stop - rows.start]
+            fuse(torch.from_numpy(tile.pan)[strip, cols], _expanded(tile, strip)[..., cols], self.constants, out)
         return result
-
-
-_STRIP_ROWS = 128
-"""Rows of a tile that a textbook method makes at once: their bands stay in the processor's cache."""
 
 
 def _expanded(tile: Tile, rows: slice) -> torch.Tensor:
@@ -388,21 +408,19 @@ def _expanded(tile: Tile, rows: slice) -> torch.Tensor:
     return ms_at(torch.from_numpy(tile.ms)[None, :, first:last], shape_yx, ratio, phases, 0)[0]
 
 
-def fuse(pan: torch.Tensor, expanded: torch.Tensor, constants: FusionConstants) -> torch.Tensor:
+def fuse(pan: torch.Tensor, expanded: torch.Tensor, constants: FusionConstants, out: torch.Tensor) -> None:
     """PAN (y, x) and bands on its grid (band, y, x) made one, DN in and out; formulas as in ``classical``."""
     if constants.method == "exp":
-        return expanded
-    if constants.method == "brovey":
+        out.copy_(expanded)
+    elif constants.method == "brovey":
         intensity = expanded.mean(0)
-        matched = pan * constants.match.scale + constants.match.offset
-        positive = intensity > 0
-        factor = torch.where(positive, matched, 1) / torch.where(positive, intensity, 1)
-        brightened: torch.Tensor = expanded * factor.clamp_(0, MODULATION_LIMIT)
-        return brightened
-    weights, gains = (torch.tensor(values) for values in (constants.injection.weights, constants.injection.gains))
-    detail = pan - torch.tensordot(weights, expanded, 1) - constants.injection.offset
-    injected: torch.Tensor = expanded + gains[:, None, None] * detail
-    return injected
+        matched = (pan * constants.match.scale).add_(constants.match.offset)
+        factor = torch.where(intensity > 0, matched.div_(intensity), 1).clamp_(0, MODULATION_LIMIT)
+        torch.mul(expanded, factor, out=out)
+    else:
+        weights, gains = (torch.tensor(values) for values in (constants.injection.weights, constants.injection.gains))
+        detail = pan - torch.tensordot(weights, expanded, 1) - constants.injection.offset
+        torch.addcmul(expanded, gains[:, None, None], detail, out=out)
 
 
 INJECTION_BLOCKS = 16
@@ -416,6 +434,9 @@ def fit_scene_injection(store: ScenePixels, gains: tuple[float, ...]) -> Injecti
 
 def fit_scene_fusion(store: ScenePixels, gains: tuple[float, ...], method: FusionMethod) -> FusionConstants:
     """The scene-wide numbers of a textbook method; arguments and errors as in ``scene_injection_sums``."""
+    if method == "exp":
+        nothing = InjectionConstants(weights=(0.0,) * len(gains), offset=0.0, gains=(0.0,) * len(gains))
+        return FusionConstants(method=method, match=BroveyMatch(scale=0.0, offset=0.0), injection=nothing)
     sums = scene_injection_sums(store, gains)
     return FusionConstants(method=method, match=fit_brovey_match(sums), injection=fit_injection(sums))
 
@@ -504,8 +525,8 @@ def read_tile(store: ScenePixels, plan: TilePlan) -> Tile:
     pan_window, pan_pad = _inside(plan.start_yx, plan.shape_yx, store.pan_shape_yx)
     ms_window, ms_pad = _inside(ms_start, ms_shape, store.ms_shape_yx)
     return Tile(
-        pan=np.pad(store.read_pan(pan_window).astype(np.float32), pan_pad, mode="edge"),
-        ms=np.pad(store.read_ms(ms_window).astype(np.float32), ((0, 0), *ms_pad), mode="edge"),
+        pan=_padded(store.read_pan(pan_window).astype(np.float32), pan_pad),
+        ms=_padded(store.read_ms(ms_window).astype(np.float32), ((0, 0), *ms_pad)),
         ratio=ratio,
         phases_yx=band_phases(staged),
         pan_range=staged.pan_range,
@@ -529,14 +550,17 @@ def measured_window(store: ScenePixels, window: Window) -> Measured:
         for part, phase, size in zip(window, grid.phase_yx, store.ms_shape_yx, strict=True)
     )
     ms_window = (slice(int(rows[0]), int(rows[-1]) + 1), slice(int(cols[0]), int(cols[-1]) + 1))
-    ms_valid = store.read_ms_valid(ms_window)[np.ix_(rows - rows[0], cols - cols[0])]
-    return Measured(store.read_pan_valid(window).astype(np.bool_), ms_valid.astype(np.bool_))
+    pan_valid, ms_valid = (found.astype(np.bool_) for found in
+                           (store.read_pan_valid(window), store.read_ms_valid(ms_window)))  # fmt: skip
+    if ms_valid.all():
+        return Measured(pan_valid, np.ones_like(pan_valid))
+    return Measured(pan_valid, ms_valid[np.ix_(rows - rows[0], cols - cols[0])])
 
 
 def valid_window(store: ScenePixels, window: Window) -> Valid:
     """Where both PAN and MS were measured, (y, x) on the PAN grid."""
     measured = measured_window(store, window)
-    return measured.pan & measured.ms
+    return np.logical_and(measured.pan, measured.ms, out=measured.pan)
 
 
 def band_phases(staged: StagedScene) -> tuple[PhaseYX, ...]:
@@ -559,8 +583,10 @@ def relative_mtf(staged: StagedScene, contract: SensorContract) -> tuple[float, 
 def quantise(sharpened: Floats, valid: Valid, staged: StagedScene) -> Pixels:
     """Round to DN within the sensor's range; invalid pixels become nodata (or 0), valid ones never do."""
     low, high = dn_limits(staged)
-    rounded = np.rint(sharpened)
-    dn = np.clip(rounded, low, high, out=rounded).astype(np.uint16)
+    dn = np.empty(sharpened.shape, np.uint16)
+    for top in range(0, len(valid), STRIP_ROWS):
+        strip = np.rint(sharpened[:, top : top + STRIP_ROWS])
+        np.copyto(dn[:, top : top + STRIP_ROWS], np.clip(strip, low, high, out=strip), casting="unsafe")
     if staged.nodata is not None and low < staged.nodata < high:
         dn[dn == int(staged.nodata)] = int(staged.nodata) + 1
     if not valid.all():
@@ -609,15 +635,22 @@ class SharpenerSpec(Record):
     )
 
 
-@lru_cache(maxsize=4)
 def build_sharpener(spec: SharpenerSpec) -> Sharpener:
-    """The sharpener a worker uses, built once per process.
+    """The sharpener a worker uses, built once per process; torch gets the threads of the one asked for last.
+
+    A textbook method gets one: windows are read, sharpened and written side by side, each about as long, and threads
+    that wait for one another in strips of a window cost more than they give.
 
     Raises:
         WeightsError: The weights cannot be loaded.
     """
-    torch.set_num_threads(spec.threads)
+    torch.set_num_threads(1 if spec.fusion is not None else spec.threads)
     keep_freed_memory()
+    return _built(spec)
+
+
+@lru_cache(maxsize=4)
+def _built(spec: SharpenerSpec) -> Sharpener:
     if spec.glp is not None:
         return GlpSharpener(*spec.glp)
     if spec.fusion is not None:
@@ -638,6 +671,11 @@ def _inside(
         windows.append(slice(first, last))
         pads.append((first - start, start + size - last))
     return (windows[0], windows[1]), (pads[0], pads[1])
+
+
+def _padded(image: Floats, pads: Sequence[tuple[int, int]]) -> Floats:
+    """The image with its border repeated beyond it; itself where nothing is added."""
+    return np.pad(image, pads, mode="edge") if any(map(any, pads)) else image
 
 
 def _to_unit(values: torch.Tensor, ranges: Sequence[ValueRange]) -> torch.Tensor:

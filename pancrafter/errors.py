@@ -49,7 +49,7 @@ class GridMismatchError(InvalidSceneError):
 
 
 class CatalogUnavailableError(PancrafterError):
-    """The STAC API gives no answer, or fails in a way that may pass: try again."""
+    """The STAC API or the object store gives no answer, or fails in a way that may pass: try again."""
 
     kind = "transient"
 

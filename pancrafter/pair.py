@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import tempfile
 import time
 import warnings
@@ -327,8 +328,10 @@ def _scratch_beside(out: Path) -> Iterator[Path]:
         raise SinkError(f"{out}: its folder cannot be written ({err}); check rights and free space") from err
     try:
         yield folder
-    finally:
+    except BaseException:
         remove_folder(folder)
+        raise
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _check_memory(pan: FileHeader, ratio: int, bands: int, settings: Settings, memory_bytes: int) -> None:

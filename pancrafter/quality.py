@@ -35,7 +35,7 @@ class QualityRule(Record):
         description="Least gain, reduced scale, over the classical method that would take the result's place. Gains at "
         "reduced and at full resolution differ by so much.",
     )
-    min_detail_correlation: float = Field(default=0.93, description="PAN's fine detail explained by the result's.")
+    min_detail_correlation: float = Field(default=0.91, description="PAN's fine detail explained by the result's.")
     max_consistency: float = Field(default=12.0, gt=0, description="Consistency ERGAS times ratio.")
     max_consistency_sam_deg: float = Field(default=4.5, gt=0)
     max_of_detail: float = Field(

@@ -129,11 +129,19 @@ def sharpened_windows(store: ScenePixels, sharpener: Sharpener, window_px: int) 
         return _Read(plan, read_tile(store, plan) if valid.any() else None, valid)
 
     def sharpen(part: _Read) -> SharpenedWindow:
-        bands, shape = len(staged.scene.bands), part.valid.shape
-        floats = np.zeros((bands, *shape), np.float32)
-        if part.tile is not None:
-            floats = sharpener(part.tile, part.plan.core)
-        return SharpenedWindow(part.plan.window, quantise(floats, part.valid, staged), part.valid)
+        values = np.empty((len(staged.scene.bands), *part.valid.shape), np.uint16)
+        (top, bottom), cols = (part.plan.core[0].start, part.plan.core[0].stop), part.plan.core[1]
+        step = sharpener.rows_at_once or bottom - top
+        for first in range(top, bottom, step):
+            rows = slice(first, min(first + step, bottom))
+            inside = slice(rows.start - top, rows.stop - top)
+            floats = (
+                np.zeros((len(values), rows.stop - rows.start, cols.stop - cols.start), np.float32)
+                if part.tile is None
+                else sharpener(part.tile, (rows, cols))
+            )
+            values[:, inside] = quantise(floats, part.valid[inside], staged)
+        return SharpenedWindow(part.plan.window, values, part.valid)
 
     return ahead(sharpen, ahead(read, scene_windows(store, window_px)))
 

@@ -60,7 +60,7 @@ def validate_document(document: Json) -> None:
             f"{_label(document)}: declares {', '.join(unknown)}, for which there is no schema here; add it to "
             f"pancrafter/schemas or drop it (known: {', '.join(sorted(_extensions()))})"
         )
-    problems = [*_schema_problems(document, _schemas_for(document, declared)), *_undeclared(document, declared)]
+    problems = [*_schema_problems(document, declared), *_undeclared(document, declared)]
     if problems:
         listed = "; ".join(problems[:_MOST_SHOWN])
         more = f"; and {len(problems) - _MOST_SHOWN} more" if len(problems) > _MOST_SHOWN else ""
@@ -77,20 +77,24 @@ def own_schema_text() -> str:
     return (resources.files("pancrafter") / "schemas" / OWN_SCHEMA).read_text(encoding="utf-8")
 
 
-def _schemas_for(document: Json, declared: list[str]) -> Iterator[tuple[str, Json]]:
-    yield "core", {"$ref": _CORE_OF_TYPE[document["type"]]}
-    for uri in declared:
-        yield uri.split("/")[-3], _extensions()[uri]
+def _schema_problems(document: Json, declared: list[str]) -> Iterator[str]:
+    schemas = [_CORE_OF_TYPE[document["type"]], *declared]
     if document["type"] == "Feature" and _uses(document, "pancrafter:"):
-        yield "pancrafter", json.loads(own_schema_text())
-
-
-def _schema_problems(document: Json, schemas: Iterator[tuple[str, Json]]) -> Iterator[str]:
-    for name, schema in schemas:
-        for error in Draft7Validator(schema, registry=_registry()).iter_errors(document):
+        schemas.append(OWN_SCHEMA)
+    for address in schemas:
+        name = {OWN_SCHEMA: "pancrafter", schemas[0]: "core"}.get(address) or address.split("/")[-3]
+        for error in _validator(address).iter_errors(document):
             cause = _deepest(error)
             place = "/".join(str(part) for part in cause.absolute_path) or "document"
             yield f"[{name}] {place}: {cause.message[:300]}"
+
+
+@cache
+def _validator(address: str) -> Draft7Validator:
+    """Of a core schema, an extension or our own, made once: resolving its references costs more than a check."""
+    if address == OWN_SCHEMA:
+        return Draft7Validator(json.loads(own_schema_text()), registry=_registry())
+    return Draft7Validator(_extensions().get(address, {"$ref": address}), registry=_registry())
 
 
 def _deepest(error: ValidationError) -> ValidationError:
@@ -141,7 +145,7 @@ def _registry() -> Registry[Any]:
         found.append((f"{_CORE_ROOT}{folder}/json-schema/{entry.name}", _resource(entry.read_text(encoding="utf-8"))))
     geojson = (base / "geojson").iterdir()
     found += [(f"https://geojson.org/schema/{one.name}", _resource(one.read_text(encoding="utf-8"))) for one in geojson]
-    return Registry(retrieve=_refuse).with_resources(found)  # type: ignore[call-arg]  # attrs alias, unknown to mypy
+    return Registry(retrieve=_refuse).with_resources(found).crawl()  # type: ignore[call-arg]  # attrs alias, unknown to mypy
 
 
 def _resource(text: str) -> Resource[Any]:

@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
+import pystac
 import pystac_client
 from published_scene import BANDS, QUALITY, recipe, staged
 
@@ -79,6 +80,20 @@ def make_file(folder: Path) -> AssetFile:
     return cog_asset("sharpened", written)
 
 
+def make_item(asset: AssetFile) -> pystac.Item:
+    return build_item(
+        staged(),
+        QUALITY,
+        item_id=item_id(0),
+        collection_id=COLLECTION.id,
+        recipe=recipe(),
+        bands=BANDS,
+        assets=[asset],
+        cost=Cost(seconds=1, mpx_per_s=1, device="cpu"),
+        now=FIRST_DAY,
+    )
+
+
 def publish_share(race: Race, publisher: int) -> Times:
     """One publisher: its items in order, each into the catalog, then into the API."""
     publish.ITEMS_IN_COLLECTION = race.in_collection
@@ -87,21 +102,13 @@ def publish_share(race: Race, publisher: int) -> Times:
     sink_s = api_s = 0.0
     laps: list[float] = []
     numbers: list[int] = []
+    pattern = make_item(asset)
     deadline = time.monotonic() + race.seconds
     for number in race.share_of(publisher):
         if time.monotonic() > deadline:
             break
-        made = build_item(
-            staged(),
-            QUALITY,
-            item_id=item_id(number),
-            collection_id=COLLECTION.id,
-            recipe=recipe(),
-            bands=BANDS,
-            assets=[asset],
-            cost=Cost(seconds=1, mpx_per_s=1, device="cpu"),
-            now=FIRST_DAY,
-        )
+        made = pattern.clone()
+        made.id = item_id(number)
         made.datetime = FIRST_DAY + timedelta(days=number // race.per_day)
         start = time.perf_counter()
         published = sink.publish(made, [asset], collection=COLLECTION)

@@ -32,7 +32,7 @@ def test_report_names_commit_machine_and_versions() -> None:
         assert measure["mpx"] == pytest.approx(256**2 / 1e6)
         assert measure["cpu_s"] > 0
         assert measure["peak_mib"] > 10
-    assert report["ratios"]["engine over I/O, time"] > 0
+    assert report["ratios"]["engine over I/O, time, 256 px"] > 0
 
 
 def test_unknown_measures_and_sizes_are_named() -> None:
@@ -45,3 +45,11 @@ def test_unknown_measures_and_sizes_are_named() -> None:
         assert result.exit_code == 2
         assert message in result.stderr
     assert "gdal_pansharpen to a COG" in CliRunner().invoke(app, ["bench", "--list"]).stdout
+
+
+def test_programs_that_are_not_installed_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    result = CliRunner().invoke(app, ["bench", "--only", "orfeo,gdal-pansharpen-cog", "--sizes", "256"])
+    assert result.exit_code == 0, result.output
+    assert "orfeo: not measured, the program is not installed (Orfeo ToolBox's BundleToPerfectSensor" in result.stderr
+    assert "gdal-pansharpen-cog: not measured" in result.stderr

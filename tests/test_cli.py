@@ -493,6 +493,7 @@ def test_simulate_counts_scenes_and_names_the_catalog(monkeypatch: pytest.Monkey
     assert first == f"1/2 {tiny[0].item_id}"
     assert re.fullmatch(rf"2/2 {tiny[1].item_id}, ETA \d+ s", second)
     assert "found a simulated archive of seed 3" in fails(2, "simulate", tmp_path / "sample", "--seed", 4)
+    assert call("simulate", tmp_path / "sample", "--seed", 3, "--sound").exit_code == 0, "these two are sound anyway"
 
 
 def test_catalog_add_makes_an_item_that_check_accepts(pair: tuple[Path, Path], tmp_path: Path) -> None:

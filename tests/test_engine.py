@@ -161,6 +161,10 @@ class ShortSighted:
     def method(self) -> str:
         return self.inside.method
 
+    @property
+    def rows_at_once(self) -> int:
+        return self.inside.rows_at_once
+
     def halo_px(self, staged: StagedScene) -> int:
         return self.inside.halo_px(staged) - self.missing_px
 

@@ -21,7 +21,7 @@ import rasterio
 from published_scene import files, item, recipe
 
 from pancrafter import publish as module
-from pancrafter.errors import InvalidSceneError, LeaseLostError, SinkError
+from pancrafter.errors import CatalogUnavailableError, InvalidSceneError, LeaseLostError, SinkError
 from pancrafter.item import AssetFile, multihash_of
 from pancrafter.publish import CollectionInfo, StaticSink
 from pancrafter.validation import validate_document
@@ -405,8 +405,11 @@ def test_read_back_notices_damage(tmp_path: Path, assets: tuple[AssetFile, ...],
         path.write_bytes(data)
     with pytest.raises(SinkError, match=r"mask.*expected"):
         sink.read_back(NAME, "S1-sharp")
-    with pytest.raises(SinkError, match="no link leads to"):
+    with pytest.raises(SinkError, match="no such item"):
         sink.read_back(NAME, "S9")
+    sink._unlink(NAME, sink.item(NAME, "S1-sharp"))
+    with pytest.raises(SinkError, match="no link leads to"):
+        sink.read_back(NAME, "S1-sharp")
 
 
 @pytest.fixture(scope="module")
@@ -452,10 +455,10 @@ def test_two_publishers_on_s3_lose_nothing(s3: dict[str, Any], assets: tuple[Ass
 
     def work(name: str) -> None:
         sink = StaticSink("s3://bucket/race", storage_options=s3)
-        honest, met = sink.store._read_tagged, []  # type: ignore[attr-defined]
+        honest, met = sink.store.read_tagged, []
 
-        def slow(bucket: str, key: str, document: str) -> Any:
-            answer = honest(bucket, key, document)
+        def slow(document: str) -> Any:
+            answer = honest(document)
             if document.endswith("collection.json"):
                 raced.append(name)
                 if not met:
@@ -463,13 +466,13 @@ def test_two_publishers_on_s3_lose_nothing(s3: dict[str, Any], assets: tuple[Ass
                     meeting.wait()
             return answer
 
-        sink.store._read_tagged = slow  # type: ignore[attr-defined]
+        sink.store.read_tagged = slow  # type: ignore[method-assign]
         put(sink, assets, name)
 
     with ThreadPoolExecutor(2) as pool:
         for job in [pool.submit(work, name) for name in ("a", "b")]:
             job.result()
-    assert len(raced) >= 3, "one of them must have had to read again"
+    assert len(raced) >= 5, "each reads to link and to read back; one of them must have had to read again"
     assert sorted(StaticSink("s3://bucket/race", storage_options=s3).item_ids(NAME)) == ["a", "b"]
 
 
@@ -478,6 +481,47 @@ def test_missing_bucket_is_a_sink_error(s3: dict[str, Any], assets: tuple[AssetF
         StaticSink("s3://nobucket/x", storage_options=s3).check_writable()
     with pytest.raises(SinkError, match="s3://nobucket/x"):
         put(StaticSink("s3://nobucket/x", storage_options=s3), assets)
+
+
+def test_object_store_that_gives_no_answer_is_waited_for() -> None:
+    options = {"endpoint_url": "http://127.0.0.1:9", "key": "a", "secret": "b", "skip_instance_cache": True}
+    sink = StaticSink("s3://bucket/x", storage_options=options | {"config_kwargs": {"retries": {"max_attempts": 0}}})
+    with pytest.raises(CatalogUnavailableError, match=r"s3://bucket/x/catalog\.json.*is the object store up"):
+        sink.collection_ids()
+
+
+def test_publishing_asks_an_object_store_few_questions(
+    s3: dict[str, Any], assets: tuple[AssetFile, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also in a full collection. Every file is sent once and read once."""
+    monkeypatch.setattr(module, "ITEMS_IN_COLLECTION", 1)
+    sink = StaticSink("s3://bucket/few", storage_options=s3)
+    for name in ("a", "b"):
+        put(sink, assets, name)
+    asked: list[str] = []
+    client = sink.store.filesystem.s3  # type: ignore[attr-defined]
+    honest = client._make_api_call
+
+    async def count(operation: str, about: dict[str, Any]) -> Any:
+        asked.append(f"{operation} {about['Key'].rsplit('/', 1)[1].split('-')[0]}")
+        return await honest(operation, about)
+
+    monkeypatch.setattr(client, "_make_api_call", count)
+    put(sink, assets, "c")
+    for asset in assets:
+        assert asked.count(f"PutObject {asset.key}") == asked.count(f"GetObject {asset.key}") == 1
+    assert len(asked) <= 11 + 4 * len(assets), asked
+
+
+def test_catalog_that_was_taken_apart_is_linked_anew(tmp_path: Path, assets: tuple[AssetFile, ...]) -> None:
+    """What a publisher knows to be linked is not looked at again, until reading back fails."""
+    sink = StaticSink(str(tmp_path))
+    put(sink, assets, "a")
+    (tmp_path / "catalog.json").unlink()
+    with pytest.raises(SinkError, match=r"publish it again|cannot be read back"):
+        put(sink, assets, "b")
+    put(sink, assets, "b")
+    assert seen_by_reader(tmp_path) == ["a", "b"]
 
 
 def test_many_items_are_linked_by_day(

@@ -18,7 +18,7 @@ from pancrafter.errors import SinkError
 from pancrafter.recognise import recognise
 from pancrafter.sensors import load_contracts
 from pancrafter.simulate import TRUTH_FOLDER, simulate_archive
-from pancrafter.simulate.archive import Footprint, SceneRecipe, sample_scenes
+from pancrafter.simulate.archive import Footprint, SceneRecipe, sample_scenes, sound_scenes
 from pancrafter.types import Refusal, Scene
 from pancrafter.validation import validate_item
 
@@ -177,7 +177,20 @@ def test_damaged_archive_is_named(tmp_path: Path) -> None:
     lost = next(made.rglob("*.tif"))
     lost.unlink()
     with pytest.raises(SinkError, match=rf"{lost.name}: found no bytes, expected .* simulate again"):
-        simulate_archive(made)
+        simulate_archive(made, scenes=tiny)
+
+
+def test_sound_archive_is_the_same_without_the_damage(tmp_path: Path) -> None:
+    assert sum(recipe.truncated_asset is not None for recipe in sample_scenes()) == 1
+    assert [replace(recipe, truncated_asset=None) for recipe in sample_scenes()] == list(sound_scenes())
+    tiny = [replace(recipe, pan_shape=(64, 64), footprint=None) for recipe in sound_scenes()[4:]]
+    made = simulate_archive(tmp_path / "a", scenes=tiny)
+    assert simulate_archive(tmp_path / "a", scenes=tiny) == made
+    for path in made.parent.rglob("*.tif"):
+        with rasterio.open(path) as file:
+            file.read()
+    with pytest.raises(SinkError, match="with no file damaged on purpose, expected one with a file damaged"):
+        simulate_archive(tmp_path / "a", scenes=[replace(tiny[0], truncated_asset="ms")])
 
 
 def test_interrupted_run_leaves_nothing(tmp_path: Path) -> None:

@@ -27,11 +27,16 @@ app.add_typer(catalog_app, name="catalog")
 def simulate(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="Folder to make.")],
     seed: Annotated[int, typer.Option("--seed", min=0, help="The same seed gives the same pixels.")] = 0,
+    *,
+    sound: Annotated[
+        bool, typer.Option("--sound", help="Damage no file; without it one is cut off on purpose.")
+    ] = False,
 ) -> None:
     """Write a small STAC archive of simulated scenes, with the truth beside it for evaluation."""
-    from pancrafter.simulate.archive import sample_scenes, simulate_archive
+    from pancrafter.simulate.archive import sample_scenes, simulate_archive, sound_scenes
 
-    catalog = simulate_archive(directory, seed, on_scene=counting_reporter(len(sample_scenes())))
+    scenes = sound_scenes() if sound else sample_scenes()
+    catalog = simulate_archive(directory, seed, scenes=scenes, on_scene=counting_reporter(len(scenes)))
     typer.echo(catalog)
 
 

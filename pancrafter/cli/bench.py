@@ -46,12 +46,7 @@ def bench(
     names = tuple(split_names(only) or MEASURES)
     if unknown := [name for name in names if name not in MEASURES]:
         raise OptionError(f"--only: no measure {unknown[0]!r}; choose of {', '.join(MEASURES)}")
-    try:
-        edges = tuple(int(text) for text in sizes.split(","))
-    except ValueError as err:
-        raise OptionError(f"--sizes: found {sizes!r}, expected numbers like 2048,4096") from err
-    if any(edge < 256 or edge % 64 for edge in edges):
-        raise OptionError(f"--sizes: found {sizes!r}, expected multiples of 64 from 256")
+    edges = _edges(sizes)
 
     def say(measure: Measure) -> None:
         note(
@@ -69,5 +64,17 @@ def bench(
     if as_json:
         print_json(report)
         return
+    for name in found.not_installed:
+        note(f"{name}: not measured, the program is not installed ({MEASURES[name].what})")
     for title, ratio in found.ratios.items():
         typer.echo(f"{title:55} {ratio:6.2f}")
+
+
+def _edges(sizes: str) -> tuple[int, ...]:
+    try:
+        edges = tuple(int(text) for text in sizes.split(","))
+    except ValueError as err:
+        raise OptionError(f"--sizes: found {sizes!r}, expected numbers like 2048,4096") from err
+    if any(edge < 256 or edge % 64 for edge in edges):
+        raise OptionError(f"--sizes: found {sizes!r}, expected multiples of 64 from 256")
+    return edges

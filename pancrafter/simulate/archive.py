@@ -176,13 +176,14 @@ def simulate_archive(
         SinkError: The folder holds something else, or cannot be written.
     """
     target = Path(directory).absolute()
-    if _holds_archive(target, seed):
+    scenes = sample_scenes() if scenes is None else scenes
+    if _holds_archive(target, seed, scenes):
         return target / "catalog.json"
     attempt = None
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         attempt = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-        _write_archive(attempt, seed, sample_scenes() if scenes is None else scenes, on_scene)
+        _write_archive(attempt, seed, scenes, on_scene)
         attempt.chmod(0o755)
         attempt.replace(target)
     except OSError as err:
@@ -195,7 +196,7 @@ def simulate_archive(
     return target / "catalog.json"
 
 
-def _holds_archive(target: Path, seed: int) -> bool:
+def _holds_archive(target: Path, seed: int, scenes: Sequence[SceneRecipe]) -> bool:
     """Whether the archive is already there, complete; False for a free place.
 
     Raises:
@@ -213,6 +214,12 @@ def _holds_archive(target: Path, seed: int) -> bool:
             f"{target}: found a simulated archive of seed {mark.get('seed')}, format {mark.get('format')}, expected "
             f"seed {seed}, format {ARCHIVE_FORMAT}; choose another folder or delete this one"
         )
+    if mark.get("sound", False) != _are_sound(scenes):
+        found, wanted = ("no file", "a file") if mark.get("sound", False) else ("a file", "no file")
+        raise SinkError(
+            f"{target}: found a simulated archive with {found} damaged on purpose, expected one with {wanted} damaged; "
+            "choose another folder or delete this one"
+        )
     for name, size in mark["files"].items():
         path = target / name
         found_size = path.stat().st_size if path.is_file() else None
@@ -221,6 +228,10 @@ def _holds_archive(target: Path, seed: int) -> bool:
                 f"{path}: found {found_size or 'no'} bytes, expected {size}; delete the archive and simulate again"
             )
     return True
+
+
+def _are_sound(scenes: Sequence[SceneRecipe]) -> bool:
+    return not any(recipe.truncated_asset for recipe in scenes)
 
 
 def _read_mark(catalog: Path) -> dict[str, Any] | None:
@@ -250,7 +261,7 @@ def _write_archive(
     catalog.normalize_hrefs(str(root))
     rasters = [path for path in sorted(root.rglob("*")) if path.suffix.lower() == ".tif"]
     files = {path.relative_to(root).as_posix(): path.stat().st_size for path in rasters}
-    catalog.extra_fields[MARK] = {"seed": seed, "format": ARCHIVE_FORMAT, "files": files}
+    catalog.extra_fields[MARK] = {"seed": seed, "format": ARCHIVE_FORMAT, "sound": _are_sound(scenes), "files": files}
     catalog.save(catalog_type=pystac.CatalogType.SELF_CONTAINED)
 
 
@@ -588,6 +599,11 @@ def sample_scenes() -> tuple[SceneRecipe, ...]:
             truncated_asset="ms",
         ),
     )
+
+
+def sound_scenes() -> tuple[SceneRecipe, ...]:
+    """The same items with all their files whole, for a run that must end well."""
+    return tuple(replace(scene, truncated_asset=None) for scene in sample_scenes())
 
 
 def damaged_scenes() -> frozenset[str]:

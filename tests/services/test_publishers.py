@@ -57,7 +57,7 @@ def test_large_files_arrive_in_parts(urls: dict[str, str], tmp_path: Path) -> No
     head = s3fs.S3FileSystem().call_s3("head_object", Bucket="pancrafter", Key="parts/large.bin")
     assert "-" in head["ETag"], "an ETag of a multipart upload counts its parts"
     assert store.size("large.bin") == source.stat().st_size
-    assert store.multihash("large.bin") == multihash_of(source)
+    assert store.multihash("large.bin", 110 * 2**20) == multihash_of(source)
     store.delete("large.bin")
 
 
