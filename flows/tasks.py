@@ -13,6 +13,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import GlobalConcurrencyLimitUpdate
 from prefect.client.schemas.objects import State, TaskRun
+from prefect.concurrency.asyncio import ConcurrencySlotAcquisitionError
 from prefect.concurrency.sync import concurrency
 from prefect.tasks import Task
 
@@ -43,8 +44,10 @@ def create_gpu_limit() -> None:
 
 
 async def is_transient(_task: Task[Any, Any], _run: TaskRun, state: State[Any]) -> bool:
-    """Whether a failed attempt may go better next time."""
+    """Whether a failed attempt may go better next time; the slot on the GPU is not given while the server restarts."""
     error = await state.aresult(raise_on_failure=False)
+    if isinstance(error, ConcurrencySlotAcquisitionError):
+        return True
     return isinstance(error, PancrafterError) and error.kind == "transient"
 
 

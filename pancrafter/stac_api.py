@@ -111,7 +111,10 @@ class StacApi:
         if code in {httpx.codes.BAD_REQUEST, httpx.codes.UNPROCESSABLE_ENTITY}:
             raise InvalidSceneError(f"{where}: the STAC API refuses it ({code}): {words}; mend the item's metadata")
         if answer.is_server_error or code in {httpx.codes.REQUEST_TIMEOUT, httpx.codes.TOO_MANY_REQUESTS}:
-            raise CatalogUnavailableError(f"{where}: the STAC API fails ({code}): {words}; it is tried again")
+            raise CatalogUnavailableError(
+                f"{where}: the STAC API fails ({code}): {words}; it is tried again; if it stays so, look at its log "
+                "and at the free space of its database"
+            )
         raise SinkError(f"{where}: {code} {words}; expected a STAC API with Transactions and the right to write")
 
     def _collection(self, sink: StaticSink, collection_id: str) -> Json:

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import psutil
 import pytest
 import s3fs
+from real_stack import is_of, need_servers
 from small_archive import add_scene
 
 from infra.stack import postgres_programs
@@ -32,12 +37,17 @@ PROJECT = Path(__file__).resolve().parents[2]
 COLLECTION = "geoeye-1-sharpened"
 ADVICE = ("check ", "is the STAC API up", "run again", "try again", "tried again", "look at", "free some space")
 MOST_RUNS = 12
+OVER = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
 MOMENTS = {
     "postgres": "staging",
     "dask-scheduler": "staging",
     "dask-worker-gpu": "staging",
+    "dask-worker-cpu": "staging",
     "archive": "staging",
     "s3": "publishing",
+    "ceph-osd": "publishing",
+    "ceph-mon": "publishing",
+    "ceph-mgr": "publishing",
     "stac-api": "publishing",
 }
 """When each server is killed: at the report after which the run needs it next."""
@@ -77,6 +87,31 @@ def offer(archive: Path, settings: Settings, item_id: str, seed: int) -> str:
             pass
         time.sleep(0.3)
     return pytest.fail(f"{address} does not appear")
+
+
+def wait(condition: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + 300
+    while not condition():
+        assert time.monotonic() < deadline, f"not in time: {what}"
+        time.sleep(0.2)
+
+
+def ask_prefect(urls: dict[str, str], method: str, path: str, body: object = None) -> dict[str, Any]:
+    """The answer of Prefect's API, once its server is there."""
+    deadline = time.monotonic() + 120
+    while True:
+        try:
+            answer = httpx.request(method, urls["PREFECT_API_URL"] + path, json=body, timeout=30)
+            return dict(answer.raise_for_status().json())
+        except httpx.TransportError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.3)
+
+
+def state_of(settings: Settings, key: str) -> State | None:
+    with steps.open_ledger(settings) as ledger:
+        return next((row.state for row in ledger.rows(sink=settings.sink) if str(row.key) == key), None)
 
 
 def run_until_done(settings: Settings, key: str, report: steps.Report) -> list[str]:
@@ -121,6 +156,22 @@ def test_a_run_outlives_the_death_of(
         assert urls["AWS_SECRET_ACCESS_KEY"] not in message
 
 
+@pytest.mark.parametrize("server", ["prefect", "prefect-worker"])
+def test_a_deployment_run_outlives_the_death_of(
+    server: str, urls: dict[str, str], settings: Settings, archive: Path, outcomes: list[steps.Outcome]
+) -> None:
+    """The run waits for Prefect's server; with its worker it ends and frees its scene, and the next one finishes."""
+    key = offer(archive, settings, f"while-{server}", 20 + len(server) % 7)
+    deployment = ask_prefect(urls, "GET", "/deployments/name/nightly/nightly")
+    parameters = {"parameters": {"lookback_days": None}}
+    run = ask_prefect(urls, "POST", f"/deployments/{deployment['id']}/create_flow_run", parameters)
+    wait(lambda: state_of(settings, key) in {State.CLAIMED, State.STAGED}, f"{key} is in work")
+    killed = kill(urls, server)
+    wait_until_back(urls, server, killed)
+    wait(lambda: ask_prefect(urls, "GET", f"/flow_runs/{run['id']}")["state_type"] in OVER, "the run is over")
+    run_until_done(settings, key, lambda _: None)
+
+
 def test_after_all_deaths_nothing_is_lost_or_twice(settings: Settings, urls: dict[str, str]) -> None:
     taken = take_census(settings, checksums=True)
     assert taken.differences == ()
@@ -152,6 +203,90 @@ def test_full_disk_stops_with_advice_and_loses_nothing(archive: Path, tmp_path: 
     )
     assert [outcome.failed for outcome in steps.run(settings, lambda _: None)] == [False]
     assert take_census(settings, checksums=True).clean
+
+
+SMALL_SERVERS = """
+import json, sys, time
+from pathlib import Path
+from infra.stack import Family, Stack
+
+folder = Path(sys.argv[1])
+family = Family(folder)
+stack = Stack(family, folder)
+stack.start_catalog()
+print(json.dumps({"pid": family.janitor.pid} | stack.urls), flush=True)
+while True:
+    family.mend()
+    time.sleep(0.5)
+"""
+
+
+@contextlib.contextmanager
+def servers_on_a_small_disk(folder: Path, size: str) -> Iterator[tuple[Path, dict[str, str]]]:
+    """PostgreSQL and a STAC API whose folder is a disk of its own; where it can be seen from here."""
+    folder.mkdir()
+    for place in (folder, *folder.parents[:3]):
+        place.chmod(place.stat().st_mode | 0o011)  # PostgreSQL's own user passes through
+    mounted = f'mount -t tmpfs -o size={size},mode=711 tmpfs {folder} && exec {sys.executable} -c "$0" {folder}'
+    command = ["unshare", "--mount", "sh", "-c", mounted, SMALL_SERVERS]
+    main = subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.PIPE, text=True)
+    assert main.stdout is not None
+    try:
+        found = json.loads(main.stdout.readline())
+        yield Path(f"/proc/{found.pop('pid')}/root{folder}"), found
+    finally:
+        main.kill()
+        main.wait(60)
+        wait(lambda: not any(is_of(process, folder) for process in psutil.process_iter()), "the servers end")
+
+
+def fill(disk: Path) -> Path:
+    """Take all the space there is."""
+    filler = disk / "filler"
+    with contextlib.suppress(OSError), filler.open("ab", buffering=0) as file:
+        while True:
+            file.write(bytes(4096))
+    assert os.statvfs(disk).f_bavail == 0
+    return filler
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="PostgreSQL's disk is mounted as root")
+def test_full_disk_of_a_server_stops_with_advice_and_loses_nothing(archive: Path, tmp_path: Path) -> None:
+    """The disk of PostgreSQL is full before the ledger is made, then again when the first item is to be published."""
+    need_servers()
+    local = tmp_path / "archive"
+    add_scene(local, "scene", side_px=128)
+    with servers_on_a_small_disk(tmp_path / "servers", "400m") as (disk, urls):
+        settings = Settings(
+            source=str(local),
+            sink=str(tmp_path / "out"),
+            state_dir=str(tmp_path / "state"),
+            catalog_url=urls["PANCRAFTER_CATALOG_URL"],
+            ledger_url=urls["PANCRAFTER_LEDGER_URL"],
+            block_px=128,
+            workers=0,
+        )
+        filler = fill(disk)
+        with pytest.raises(PancrafterError, match=r"ledger postgresql.*check .*free space"):
+            steps.run(settings, lambda _: None)
+        filler.unlink()
+        said: list[str] = []
+
+        def report(text: str) -> None:
+            said.append(text)
+            if "publishing" in text:
+                fill(disk)
+
+        try:
+            steps.run(settings, report)
+        except PancrafterError as error:
+            said.append(str(error))
+        assert any("free space" in text for text in said), said
+        filler.unlink()
+        run_until_done(settings, "geoeye-1/scene", lambda _: None)
+        assert take_census(settings, checksums=True).clean
+        (item,) = httpx.get(f"{settings.catalog_url}/collections/{COLLECTION}/items").json()["features"]
+        assert StaticSink(settings.sink).item_ids(COLLECTION) == (item["id"],)
 
 
 def test_backup_wipe_restore(urls: dict[str, str], settings: Settings, outcomes: list[steps.Outcome], tmp_path) -> None:
