@@ -133,6 +133,7 @@ def _ratios(measures: list[Measure]) -> dict[str, float]:
             found[title] = by_name[fast][-1].mpx_per_cpu_s / by_name[slow][-1].mpx_per_cpu_s
     for title, mine, other in (
         ("engine over I/O", "engine", "io"),
+        ("end to end over the network alone", "end-to-end", "model-windows"),
         ("brovey over gdal_pansharpen to COG", "brovey", "gdal-pansharpen-cog"),
         ("brovey over gdal_pansharpen to GeoTIFF", "brovey", "gdal-pansharpen"),
         ("brovey over Orfeo ToolBox", "brovey", "orfeo"),
@@ -189,6 +190,31 @@ def model(setting: Setting, *, reference: bool = False, precision: str = "float3
         assert isinstance(sharpener, NetworkSharpener)
         work = lambda: sharpener(tile, core)  # noqa: E731
     return _timed(setting, work, 512**2 / 1e6, precision=precision)
+
+
+def model_windows(setting: Setting) -> Measure:
+    """The network on as many windows as the scene has, of the size that the memory allows: what cannot be hidden."""
+    from pancrafter.cli.shared import parse_size
+    from pancrafter.engine import NetworkSharpener, SharpenerSpec, build_sharpener
+    from pancrafter.stream import Layout, choose_window_px
+
+    spec = SharpenerSpec(
+        weights=DEFAULT_WEIGHTS, device=setting.device, threads=setting.threads, injection=_INJECTION,
+        relative_mtf=(0.9,) * BANDS,
+    )  # fmt: skip
+    sharpener = build_sharpener(spec)
+    assert isinstance(sharpener, NetworkSharpener)
+    halo_px = sharpener.reach_px(RATIO, [((RATIO - 1) / 2,) * 2] * BANDS)
+    layout = Layout(BANDS, RATIO, setting.size, halo_px)
+    edge = min(choose_window_px(sharpener, layout, parse_size("--memory", setting.memory)), setting.size)
+    tile, core = _tile(edge, halo_px)
+
+    def work() -> None:
+        for _ in range((-(-setting.size // edge)) ** 2):
+            sharpener(tile, core)
+
+    once = setting.model_copy(update={"repeat": 1})
+    return _timed(once, work, setting.size**2 / 1e6, warm_up=False, window_px=float(edge))
 
 
 def _reference(device: str) -> Callable[[Tile], NDArray[np.float32]]:
@@ -444,6 +470,7 @@ MEASURES = {
     "model": _Entry(needs_scene=False, what="the engine's forward pass, float32"),
     "model-bfloat16": _Entry(needs_scene=False, what="the engine's forward pass, bfloat16"),
     "roofline": _Entry(needs_scene=False, what="matrix and copy rate of the device, and the share reached"),
+    "model-windows": _Entry(needs_scene=True, what="the network alone, on the windows of the scene"),
     "io": _Entry(needs_scene=True, what="reading the inputs and writing a COG, nothing else"),
     "engine": _Entry(needs_scene=True, what="pancrafter sharpen with a model that costs nothing"),
     "end-to-end": _Entry(needs_scene=True, what="pancrafter sharpen"),
@@ -462,6 +489,7 @@ def measured(setting: Setting) -> Measure | None:
         "model": lambda: model(setting),
         "model-bfloat16": lambda: model(setting, precision="bfloat16"),
         "roofline": lambda: roofline(setting),
+        "model-windows": lambda: model_windows(setting),
         "io": lambda: io(setting),
         "engine": lambda: engine(setting),
         "end-to-end": lambda: end_to_end(setting),

@@ -41,7 +41,7 @@ from pancrafter.errors import InvalidSceneError, WeightsError
 from pancrafter.model import reprojection
 from pancrafter.model.conditions import Conditions, build_conditions, ms_at, unexplained_pan
 from pancrafter.model.config import CUBIC_REACH_MS_PX
-from pancrafter.model.devices import keep_freed_memory
+from pancrafter.model.devices import DeviceError, keep_freed_memory
 from pancrafter.model.inference import MsNetwork
 from pancrafter.model.weights import Checkpoint, load_checkpoint
 from pancrafter.resample import relative_gain
@@ -195,15 +195,24 @@ class NetworkSharpener:
         at_once = groups if self.device.startswith("cuda") else 1
         try:
             return self._run(tile, conditions, made, at_once, result)[:, *wanted]
-        except torch.OutOfMemoryError:
+        except torch.OutOfMemoryError as err:
             if at_once == 1:
-                raise
+                raise self._no_memory(tile) from err
         torch.cuda.empty_cache()
         warnings.warn(
             f"{self.device} has no memory for {groups} band groups of {tile.pan.shape} px at once: one after the other",
             stacklevel=2,
         )
-        return self._run(tile, conditions, made, 1, result)[:, *wanted]
+        try:
+            return self._run(tile, conditions, made, 1, result)[:, *wanted]
+        except torch.OutOfMemoryError as err:
+            raise self._no_memory(tile) from err
+
+    def _no_memory(self, tile: Tile) -> DeviceError:
+        return DeviceError(
+            f"{self.device} has no memory for a tile of {tile.pan.shape} px, one band group at a time; choose a "
+            "smaller --block-px or --memory, or a device with more"
+        )
 
     def _run(self, tile: Tile, conditions: Conditions, made: Window, at_once: int, result: Floats) -> Floats:
         """Fill ``result`` with the part ``made`` of the tile, so many band groups at a time."""
@@ -459,7 +468,8 @@ def scene_injection_sums(store: ScenePixels, gains: tuple[float, ...]) -> Inject
     total: InjectionSums | None = None
     for index in chosen:
         plan = plan_tile(store, blocks[index], glp_halo_px(ratio, phases))
-        tile, counted = read_tile(store, plan), np.zeros(plan.shape_yx, np.bool_)
+        # A scene smaller than an MS pixel may lie beside the centre of its only one; around it there is nothing else.
+        tile, counted = read_tile(store, plan), np.full(plan.shape_yx, min(store.pan_shape_yx) < ratio)
         counted[plan.core] = valid_window(store, plan.window)
         sums = injection_sums(tile.pan, tile.ms, ratio, phases, float(np.mean(gains)), counted)
         total = sums if total is None else total + sums

@@ -340,10 +340,12 @@ def _check_memory(pan: FileHeader, ratio: int, bands: int, settings: Settings, m
     from pancrafter.model.weights import load_checkpoint
     from pancrafter.stream import Layout, choose_window_px
 
-    checkpoint = load_checkpoint(settings.weights)
-    halo_px = checkpoint.network.config.reach_px(ratio) + ratio
-    layout = Layout(bands, ratio, max(pan.shape_yx), halo_px)
-    choose_window_px(NetworkSharpener(checkpoint, "cpu", settings.precision), layout, memory_bytes)
+    # As in the run, but for the scene's own constants, which take no memory.
+    sharpener = NetworkSharpener(
+        load_checkpoint(settings.weights), "cpu", settings.precision, relative_mtf=(1.0,) * bands
+    )
+    halo_px = sharpener.reach_px(ratio, [((ratio - 1) / 2,) * 2]) + ratio
+    choose_window_px(sharpener, Layout(bands, ratio, max(pan.shape_yx), halo_px), memory_bytes)
 
 
 def _read(
