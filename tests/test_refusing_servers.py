@@ -1,0 +1,163 @@
+"""Servers that refuse, fail or are slow during a run: what is said, and that nothing is lost or published twice."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from small_archive import add_scene, classical_contracts
+
+from pancrafter import catalog, steps
+from pancrafter.census import take_census
+from pancrafter.errors import PancrafterError
+from pancrafter.ledger import State
+from pancrafter.publish import StaticSink
+from pancrafter.settings import Settings
+
+
+class CatalogServer(ThreadingHTTPServer):
+    """A catalog with Transactions that keeps what it is sent; ``refusal`` is its answer to items while it is set."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.documents: dict[str, Any] = {}
+        self.refusal = 0
+        self.refused = 0
+        self.wait_s = 0.0
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: CatalogServer
+
+    def do_GET(self) -> None:
+        time.sleep(self.server.wait_s)
+        document = self.server.documents.get(self.path)
+        self._answer(404 if document is None else 200, document or {})
+
+    def do_POST(self) -> None:
+        document = self._sent()
+        place = f"{self.path}/{document['id']}"
+        if self._refuses():
+            self._answer(self.server.refusal, {"detail": "geometry is not to my taste"})
+        elif place in self.server.documents:
+            self._answer(409, {})
+        else:
+            self.server.documents[place] = document
+            self._answer(201, document)
+
+    def do_PUT(self) -> None:
+        self.server.documents[self.path] = self._sent()
+        self._answer(200, {})
+
+    def _refuses(self) -> bool:
+        refuses = bool(self.server.refusal) and self.path.endswith("/items")
+        self.server.refused += refuses
+        return refuses
+
+    def _sent(self) -> Any:
+        return json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+
+    def _answer(self, status: int, document: Any) -> None:
+        body = json.dumps(document).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        with contextlib.suppress(BrokenPipeError):  # who asked has given up
+            self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        """Nothing."""
+
+
+@pytest.fixture
+def server() -> Iterator[CatalogServer]:
+    with CatalogServer() as running:
+        thread = threading.Thread(target=running.serve_forever, daemon=True)
+        thread.start()
+        yield running
+        running.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def settings(tmp_path: Path, server: CatalogServer) -> Settings:
+    add_scene(tmp_path / "source", "one", side_px=128, seed=1)
+    classical_contracts(tmp_path / "contracts")
+    return Settings(
+        source=str(tmp_path / "source"),
+        sink=str(tmp_path / "sink"),
+        state_dir=str(tmp_path / "state"),
+        contracts_dir=str(tmp_path / "contracts"),
+        catalog_url=server.url,
+        block_px=128,
+        workers=0,
+    )
+
+
+@pytest.mark.parametrize(
+    ("status", "state", "words"),
+    [
+        (422, State.DEAD, "mend the item's metadata"),
+        (400, State.DEAD, "geometry"),
+        (503, State.ELIGIBLE, "tried again"),
+    ],
+)
+def test_an_item_that_the_sink_refuses_is_published_once_after_the_fix(
+    settings: Settings, server: CatalogServer, status: int, state: State, words: str
+) -> None:
+    server.refusal = status
+    (outcome,) = steps.run(settings, lambda _: None)
+    assert outcome.failed
+    assert words in outcome.reason
+    assert server.refused >= 1
+    assert not [place for place in server.documents if "/items/" in place]
+    with steps.open_ledger(settings) as ledger:
+        (row,) = ledger.rows(sink=settings.sink)
+        assert row.state is state
+        ledger.redrive(sink=settings.sink, states=[state])
+    server.refusal = 0
+    (outcome,) = steps.run(settings, lambda _: None)
+    assert not outcome.failed
+    (place,) = [place for place in server.documents if "/items/" in place]
+    assert (place.rpartition("/")[2],) == StaticSink(settings.sink).item_ids("geoeye-1-sharpened")
+    assert take_census(settings, checksums=True).clean
+    assert steps.run(settings, lambda _: None) == []
+
+
+def test_an_item_that_is_there_already_is_updated(settings: Settings, server: CatalogServer) -> None:
+    """409, as after a run that died between sending an item and noting it."""
+    (outcome,) = steps.run(settings, lambda _: None)
+    (place,) = [place for place in server.documents if "/items/" in place]
+    server.documents[place]["properties"]["title"] = "from an attempt that died"
+    with steps.open_ledger(settings) as ledger:
+        (row,) = ledger.rows(sink=settings.sink)
+        ledger.redrive([row.key], states=list(State))
+    (outcome,) = steps.run(settings, lambda _: None)
+    assert not outcome.failed
+    assert server.documents[place]["properties"]["title"] != "from an attempt that died"
+    assert take_census(settings, checksums=True).clean
+
+
+def test_a_source_that_does_not_answer_in_time_ends_the_run_with_its_name(
+    settings: Settings, server: CatalogServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.wait_s = 3.0
+    monkeypatch.setattr(catalog, "TIMEOUT_S", (0.2, 0.2))
+    slow = settings.model_copy(update={"source": server.url, "catalog_url": None})
+    with pytest.raises(PancrafterError, match=server.url):
+        steps.run(slow, lambda _: None)
+    server.wait_s = 0.0
+    (outcome,) = steps.run(settings, lambda _: None)
+    assert not outcome.failed
