@@ -38,6 +38,7 @@ from pancrafter.classical import (
     injection_sums,
 )
 from pancrafter.errors import InvalidSceneError, WeightsError
+from pancrafter.metrics import shift_reach_px
 from pancrafter.model import reprojection
 from pancrafter.model.conditions import Conditions, build_conditions, ms_at, unexplained_pan
 from pancrafter.model.config import CUBIC_REACH_MS_PX
@@ -171,9 +172,8 @@ class NetworkSharpener:
 
     def reach_px(self, ratio: int, phases_yx: Sequence[PhaseYX]) -> int:
         """``halo_px`` of a pair in memory."""
-        nominal = (ratio - 1) / 2
-        moved = max(abs(value - nominal) for phase in phases_yx for value in phase)
-        return self.checkpoint.network.config.reach_px(ratio) + math.ceil(moved) + self._margin_px(ratio, phases_yx)
+        network = self.checkpoint.network.config.reach_px(ratio) + shift_reach_px(phases_yx, ratio)
+        return network + self._margin_px(ratio, phases_yx)
 
     def _margin_px(self, ratio: int, phases_yx: Sequence[PhaseYX]) -> int:
         """What of the network's result is needed around the wanted core."""
@@ -388,8 +388,7 @@ class FusionSharpener:
     def halo_px(self, staged: StagedScene) -> int:
         """Reach of the cubic kernel, widened by what band shifts move the MS pixels."""
         ratio = staged.grid.ratio
-        moved = max(abs(value - (ratio - 1) / 2) for phase in band_phases(staged) for value in phase)
-        return CUBIC_REACH_MS_PX * ratio + math.ceil(moved)
+        return CUBIC_REACH_MS_PX * ratio + shift_reach_px(band_phases(staged), ratio)
 
     def working_bytes(self, tile_px: int, core_px: int, bands: int) -> int:
         """The sharpened core, and a few strips of it."""
@@ -560,8 +559,8 @@ def measured_window(store: ScenePixels, window: Window) -> Measured:
         for part, phase, size in zip(window, grid.phase_yx, store.ms_shape_yx, strict=True)
     )
     ms_window = (slice(int(rows[0]), int(rows[-1]) + 1), slice(int(cols[0]), int(cols[-1]) + 1))
-    pan_valid, ms_valid = (found.astype(np.bool_) for found in
-                           (store.read_pan_valid(window), store.read_ms_valid(ms_window)))  # fmt: skip
+    pan_valid = store.read_pan_valid(window).astype(np.bool_)
+    ms_valid = store.read_ms_valid(ms_window).astype(np.bool_)
     if ms_valid.all():
         return Measured(pan_valid, np.ones_like(pan_valid))
     return Measured(pan_valid, ms_valid[np.ix_(rows - rows[0], cols - cols[0])])

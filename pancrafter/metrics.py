@@ -567,7 +567,7 @@ def degraded_pair(
     image, wanted = sharpened.astype(np.float64), ms.astype(np.float64)
     if valid is not None:
         _require_mask(valid, ms.shape[1:], "MS")
-        kept &= _eroded(valid, 5 + _shift_reach(phases_yx, ratio))
+        kept &= _eroded(valid, 5 + -(-shift_reach_px(phases_yx, ratio) // ratio))
         image, wanted = np.nan_to_num(image), np.nan_to_num(wanted)
     bands = zip(image, phases_yx, mtf_gains, strict=True)
     shape_yx = (ms.shape[1], ms.shape[2])
@@ -752,9 +752,9 @@ def _complete_blocks(shape_yx: tuple[int, ...], *masks: Mask | None) -> Mask:
     return np.asarray(whole.all(axis=(1, 3)))
 
 
-def _shift_reach(phases_yx: Sequence[PhaseYX], ratio: int) -> int:
-    """Largest distance of a band's pixels from their nominal place, MS pixels, rounded up."""
-    return int(np.ceil(np.abs(np.array(phases_yx) - (ratio - 1) / 2).max() / ratio))
+def shift_reach_px(phases_yx: Sequence[PhaseYX], ratio: int) -> int:
+    """Largest distance of a band's pixels from their nominal place, PAN pixels, rounded up."""
+    return int(np.ceil(np.abs(np.array(phases_yx) - (ratio - 1) / 2).max()))
 
 
 def _eroded(valid: Mask, reach: int) -> Mask:

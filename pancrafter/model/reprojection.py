@@ -8,12 +8,11 @@ relative to PAN's: docs/decisions/0022-reprojection.md.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 from torch import Tensor
 
-from pancrafter.metrics import PhaseYX
+from pancrafter.metrics import PhaseYX, shift_reach_px
 from pancrafter.model.conditions import Reading, ms_at
 from pancrafter.model.config import CUBIC_REACH_MS_PX
 from pancrafter.resample import gaussian_taps, mtf_sigma
@@ -24,8 +23,7 @@ BLUR_RADIUS_MS_PX = 2
 
 def reach_px(ratio: int, phases_yx: Sequence[PhaseYX]) -> int:
     """Farthest pixel of the result before, per side, that one after depends on; PAN pixels."""
-    moved = max(abs(value - (ratio - 1) / 2) for phase in phases_yx for value in phase)
-    return (BLUR_RADIUS_MS_PX + CUBIC_REACH_MS_PX) * ratio + math.ceil(moved)
+    return (BLUR_RADIUS_MS_PX + CUBIC_REACH_MS_PX) * ratio + shift_reach_px(phases_yx, ratio)
 
 
 def reprojected(sharpened: Tensor, ms: Tensor, ratio: int, phases: Tensor, gains: Tensor) -> Tensor:
