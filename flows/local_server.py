@@ -9,7 +9,6 @@ import contextlib
 import ctypes
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -19,6 +18,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from pancrafter.errors import ErrorKind, PancrafterError
+from pancrafter.ports import free_port
 
 START_S = 180
 _PR_SET_PDEATHSIG = 1
@@ -54,7 +54,7 @@ def prefect_server(home: Path) -> Iterator[bool]:
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     os.environ.setdefault("PREFECT_HOME", str(home))
-    port, log = _free_port(), home / "server.log"
+    port, log = free_port(), home / "server.log"
     os.environ["PREFECT_API_URL"] = f"http://127.0.0.1:{port}/api"
     command = [
         sys.executable,
@@ -98,12 +98,6 @@ def _end_with_parent(parent: int) -> Callable[[], None]:
                 os.kill(os.getpid(), signal.SIGKILL)
 
     return prepare
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _wait_for(url: str, server: subprocess.Popen[bytes], log: Path) -> None:

@@ -19,7 +19,6 @@ import pwd
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -36,6 +35,7 @@ from typing import Any
 import psutil
 
 from infra import rgw
+from pancrafter.ports import HOST, free_port
 
 PROJECT = Path(__file__).resolve().parents[1]
 ARCHIVE = PROJECT / "archive-sound"
@@ -55,7 +55,6 @@ RESTARTS_WITHIN_S = 600.0
 
 BUCKET = "pancrafter"
 POOL = "pancrafter"
-HOST = "127.0.0.1"
 
 
 class StackError(Exception):
@@ -274,12 +273,6 @@ def _has_mark(process: psutil.Process, folder: Path) -> bool:
     return bool(process.environ().get(MARK) == str(folder))
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        return int(probe.getsockname()[1])
-
-
 def _answers(url: str) -> Callable[[], bool]:
     def ask() -> bool:
         try:
@@ -338,7 +331,7 @@ class Stack:
 
     def _name_s3(self) -> dict[str, Any]:
         """Address and keys of the S3 server, for the environment of all others; the server is not started yet."""
-        port, access_key, secret_key = _free_port(), "stack", secrets.token_hex(16)
+        port, access_key, secret_key = free_port(), "stack", secrets.token_hex(16)
         self.urls |= {
             "AWS_ENDPOINT_URL": f"http://{HOST}:{port}",
             "AWS_ACCESS_KEY_ID": access_key,
@@ -351,10 +344,10 @@ class Stack:
         }
         self.family.environment |= self.urls
         keys = {"access_key": access_key, "secret_key": secret_key}
-        return {"host": HOST, "port": port, "mon_port": _free_port(), **keys}
+        return {"host": HOST, "port": port, "mon_port": free_port(), **keys}
 
     def _start_dask(self) -> None:
-        port = _free_port()
+        port = free_port()
         address = f"tcp://{HOST}:{port}"
         scheduler = self._python("dask", "scheduler", "--host", HOST, "--port", str(port))
         self.family.start("dask-scheduler", [*scheduler, "--dashboard-address", f"{HOST}:0"])
@@ -365,7 +358,7 @@ class Stack:
         self.urls["PANCRAFTER_DASK_SCHEDULER"] = address
 
     def _start_archive(self) -> None:
-        port = _free_port()
+        port = free_port()
         self.family.start("archive", self._python("pancrafter.cli", "serve", str(self.archive), "--port", str(port)))
         self.urls["PANCRAFTER_SOURCE"] = f"http://{HOST}:{port}"
 
@@ -384,7 +377,7 @@ class Stack:
         data = home / "data"
         made = ["--username=postgres", "--auth=scram-sha-256", f"--pwfile={secret}", "--encoding=UTF8", "--no-locale"]
         self.family.run("initdb", [str(programs / "initdb"), "-D", str(data), "--no-sync", *made], user=user)
-        port = _free_port()
+        port = free_port()
         options = {
             "listen_addresses": HOST,
             "port": port,
@@ -421,7 +414,7 @@ class Stack:
             connection.execute("CREATE EXTENSION postgis")
 
     def _start_prefect(self) -> None:
-        port = _free_port()
+        port = free_port()
         home = self.family.folder / "prefect"
         home.mkdir()
         self.urls["PREFECT_API_URL"] = f"http://{HOST}:{port}/api"
@@ -446,7 +439,7 @@ class Stack:
             host=HOST, port=environment["PGPORT"], user="postgres", password=self._password, dbname="stac"
         ) as connection:
             connection.execute("UPDATE pgstac.pgstac_settings SET value = 'on' WHERE name = 'context'")
-        port = _free_port()
+        port = free_port()
         command = self._python("uvicorn", "stac_fastapi.pgstac.app:create_app", "--factory")
         self.family.start(
             "stac-api",

@@ -16,7 +16,6 @@ import math
 import os
 import pwd
 import resource
-import socket
 import subprocess
 import sys
 import tempfile
@@ -28,6 +27,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from pancrafter.ledger import Ledger, Work
+from pancrafter.ports import free_port
 from pancrafter.types import AssetRef, Scene
 
 SINK = "/data/sharpened"
@@ -111,10 +111,8 @@ def private_postgres() -> Iterator[str]:
     programs = postgres_programs()
     assert programs is not None, "no PostgreSQL here: `make services`"
     user = "postgres" if os.geteuid() == 0 else None  # PostgreSQL refuses to run as root
-    with socket.socket() as probe, tempfile.TemporaryDirectory(prefix="ledger-") as scratch:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-        probe.close()
+    port = free_port()
+    with tempfile.TemporaryDirectory(prefix="ledger-") as scratch:
         if user is not None:
             owner = pwd.getpwnam(user)
             os.chown(scratch, owner.pw_uid, owner.pw_gid)

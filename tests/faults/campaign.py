@@ -28,7 +28,7 @@ from small_archive import add_scene, classical_contracts
 from faults import places, reader
 from faults.deployment import DeploymentRun, PrefectServer, is_engine, is_worker
 from faults.places import Place
-from faults.processes import MARK, Started, asked, family, fork, free_port, kill, left_behind, spawn
+from faults.processes import MARK, Started, asked, family, fork, kill, left_behind, spawn
 from faults.servers import SERVERS, STORAGE, ServerStack
 from infra import stack
 from pancrafter import cli
@@ -36,6 +36,7 @@ from pancrafter.errors import PancrafterError
 from pancrafter.killpoints import POINTS, VARIABLE
 from pancrafter.ledger import Ledger, SceneKey, State
 from pancrafter.model.weights import save_checkpoint
+from pancrafter.ports import free_port
 from pancrafter.store import SceneStore
 
 Orchestration = Literal["process", "pair", "local dask", "remote dask", "flow", "deployment", "stack"]

@@ -15,7 +15,8 @@ from typing import Any
 
 import psutil
 
-from faults.processes import MARK, PROJECT, Started, family, free_port, spawn
+from faults.processes import MARK, PROJECT, Started, family, spawn
+from pancrafter.ports import free_port
 
 POOL = "pancrafter"
 GONE_AFTER_S = 5

@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -97,13 +96,6 @@ def spawn(command: list[str], log: Path, environment: dict[str, str]) -> Started
         )
     process.returncode = 0  # waited for here, not by subprocess
     return Started(process.pid, log)
-
-
-def free_port() -> int:
-    """A port of this machine that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def family(run: str) -> list[psutil.Process]:

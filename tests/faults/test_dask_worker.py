@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 from small_archive import add_scene, classical_contracts
 
-from faults.processes import PROJECT, free_port, spawn
+from faults.processes import PROJECT, spawn
 from pancrafter.killpoints import VARIABLE
 from pancrafter.ledger import Ledger, State
+from pancrafter.ports import free_port
 
 
 def _finished(state: Path) -> dict[str, int]:
