@@ -315,6 +315,36 @@ def test_loss_is_the_sum_of_both_modes() -> None:
     assert float(found.detach()) == pytest.approx(expected, rel=1e-4)
 
 
+def test_loss_is_that_of_results_in_agreement_with_ms() -> None:
+    """Against the textbook's double sums: blur by the told MTF, sample, up-sample what is missing, add it."""
+    chosen = config(
+        network={**TINY, "mars": False}, reprojection=True, patch_px=32, augmentation=STILL.model_copy(
+            update={"told_mtf_error": 0.3}
+        ),
+    )  # fmt: skip
+    _, samples = draw_batch([image(0)], chosen, 0)
+    assert len({s.gain for s in samples}) == len(samples)  # each is told wrongly in its own way
+    untrained, errors = PanCrafter(chosen.network), []
+    for s in samples:
+        ms, phase = s.ms[0].astype(np.float64), (s.phases[0, 0], s.phases[0, 1])
+        cubic = upsample(ms, s.pan.shape, 4, phase)
+        missing = ms - degrade(cubic, (ms.shape[0], ms.shape[1]), 4, phase, s.gain)
+        result = cubic + upsample(missing, s.pan.shape, 4, phase)
+        errors.append(np.abs(result - s.truth[0])[8:-8, 8:-8].mean())
+    found = float(batch_loss(untrained, 4, samples, chosen, "cpu").detach())
+    assert found == pytest.approx(np.mean(errors), rel=2e-3)  # the engine's blur ends at two MS pixels, this one later
+    bare = chosen.model_copy(update={"reprojection": False})
+    assert found < 0.9 * float(batch_loss(untrained, 4, samples, bare, "cpu").detach())
+
+
+def test_validation_counts_results_in_agreement_with_ms() -> None:
+    """A network that only up-samples gains from the step, and the cubic it is compared with stays what it is."""
+    images, untrained = [image(0)], PanCrafter(NetworkConfig.model_validate(TINY))
+    bare, stepped = (validation_ergas(untrained, images, "cpu", reprojection=step) for step in (False, True))
+    assert stepped["ergas_cubic"] == bare["ergas_cubic"] == pytest.approx(bare["ergas"], rel=1e-4)
+    assert stepped["ergas"] < 0.9 * bare["ergas"]
+
+
 @pytest.mark.parametrize("path", sorted((Path(__file__).parents[1] / "training").glob("*.yaml")), ids=lambda p: p.stem)
 def test_configurations_of_the_repository_are_valid(path: Path) -> None:
     assert PanCrafter(read_config(path).network).config == read_config(path).network
@@ -578,11 +608,17 @@ def test_benchmark_configurations_that_cannot_work(tmp_path: Path, change: dict[
     [
         ({"simulated_scenes": 2}, "not together with pairs_dir or simulated_scenes"),
         ({"network": TINY | {"injected_detail": True}}, "too small to fit injected_detail"),
+        ({"reprojection": True}, "knows no reprojection"),
     ],
 )
 def test_benchmark_does_not_mix_with_what_it_lacks(change: dict[str, Any], problem: str) -> None:
     with pytest.raises(ValueError, match=problem):
         config(pancollection={"train": ["a"], "validation": ["b"]}, **change)
+
+
+def test_patches_too_small_for_reprojection_are_refused() -> None:
+    with pytest.raises(ValueError, match="patch_px is 20, expected 24 or more"):
+        config(reprojection=True, patch_px=20)
 
 
 def test_event_files_hold_what_the_table_holds(tmp_path: Path) -> None:

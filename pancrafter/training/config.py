@@ -25,6 +25,9 @@ class Augmentation(Record):
     range_stretch: tuple[float, float] = (0.7, 1.5)
     range_offset: float = 0.15
     pan_detail_gain: tuple[float, ...] = (0.75, 1.0, 1.0, 1.25)
+    told_mtf_error: float = Field(
+        default=0.08, ge=0, description="Standard deviation by which the MTF told to reprojection is off, as a share."
+    )
 
 
 class PanCollectionData(Record):
@@ -57,6 +60,9 @@ class TrainConfig(Record):
     learning_rate: float = Field(default=1e-4, gt=0)
     weight_decay: float = Field(default=0.01, ge=0)
     pan_weight: float = Field(default=1.0, description="Lambda of the PAN reconstruction loss.")
+    reprojection: bool = Field(
+        default=False, description="Judge results as the engine gives them: after the step that puts MS back."
+    )
     seed: int = 2025
     validate_every: int = Field(default=500, ge=1)
     precision: str = Field(default="bfloat16", pattern="float32|bfloat16")
@@ -70,6 +76,14 @@ class TrainConfig(Record):
             )
         if self.pancollection is not None and self.network.injected_detail:
             raise ValueError("pancollection: its patches are too small to fit injected_detail on; switch that off")
+        if self.pancollection is not None and self.reprojection:
+            raise ValueError("pancollection: the published protocol knows no reprojection; switch that off")
+        return self
+
+    @model_validator(mode="after")
+    def _reprojection_leaves_something(self) -> TrainConfig:
+        if self.reprojection and self.patch_px < 24:
+            raise ValueError(f"patch_px is {self.patch_px}, expected 24 or more: reprojection needs what lies around")
         return self
 
     @field_validator("ratios")

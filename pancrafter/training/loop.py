@@ -20,6 +20,7 @@ from pancrafter.errors import PancrafterError, WeightsError
 from pancrafter.model.conditions import build_conditions
 from pancrafter.model.devices import keep_freed_memory
 from pancrafter.model.network import MS_MODE, PAN_MODE, PanCrafter
+from pancrafter.model.reprojection import BLUR_RADIUS_MS_PX, reprojected
 from pancrafter.model.weights import load_checkpoint, save_checkpoint
 from pancrafter.training.config import TrainConfig, read_config
 from pancrafter.training.images import load_data
@@ -31,7 +32,11 @@ Floats = NDArray[np.float32]
 
 
 def batch_loss(network: PanCrafter, ratio: int, samples: list[Sample], config: TrainConfig, device: str) -> Tensor:
-    """METHOD Eq. 4: mean |F - GT| over the MS half plus lambda mean |P' - P| over the PAN half of the same pairs."""
+    """METHOD Eq. 4: mean |F - GT| over the MS half plus lambda mean |P' - P| over the PAN half of the same pairs.
+
+    With ``config.reprojection`` F is what the engine gives: the network's result brought into agreement with MS. Its
+    outermost MS pixels are not counted, because the step would need what lies beyond the patch.
+    """
 
     def stacked(values: list[Floats]) -> Tensor:
         return torch.from_numpy(np.stack(values)).to(device)
@@ -49,7 +54,12 @@ def batch_loss(network: PanCrafter, ratio: int, samples: list[Sample], config: T
     conditions = build_conditions(pan, ms, ratio, phases, injection)
     with torch.autocast(torch.device(device).type, dtype=torch.bfloat16, enabled=config.precision == "bfloat16"):
         output: Tensor = network(conditions, mode)
-    loss: Tensor = (output[:n] - truth).abs().mean()
+    sharpened, counted = output[:n], slice(None)
+    if config.reprojection:
+        gains = torch.tensor([[s.gain] * config.network.bands for s in samples])
+        sharpened = reprojected(sharpened.float(), ms[:n], ratio, phases[:n], gains)
+        counted = slice(BLUR_RADIUS_MS_PX * ratio, -BLUR_RADIUS_MS_PX * ratio)
+    loss: Tensor = (sharpened - truth)[..., counted, counted].abs().mean()
     if config.network.mars:
         loss = loss + config.pan_weight * (output[n:] - pan[n:]).abs().mean()
     return loss
@@ -175,7 +185,7 @@ def train(config_path: Path, folder: Path, *, device: str = "cpu", loaders: int 
         for loss in _steps(run, batches(images, config, run.step, loaders), config, device):
             progress.update(bar, completed=run.step)
             if run.step % config.validate_every == 0 or run.step == config.steps:
-                scores = validate(network, validation, device)
+                scores = validate(network, validation, device, reprojection=config.reprojection)
                 _require_finite(scores["ergas"], "validation ERGAS", run)
                 log.write(run.step, {"loss": loss, **scores, "learning_rate": learning_rate(run.step - 1, config)})
                 progress.update(bar, note=f"ERGAS {scores['ergas']:.3f} (cubic {scores['ergas_cubic']:.3f})")

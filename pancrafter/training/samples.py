@@ -5,6 +5,7 @@ Everything random about step ``k`` comes from ``(seed, k)``, so a resumed run se
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from pancrafter.classical import InjectionConstants
 from pancrafter.model.conditions import unexplained_pan
 from pancrafter.pancollection import PHASE_PX, RATIO, Patches
-from pancrafter.resample import degrading_matrix
+from pancrafter.resample import GENERIC_MTF_GAIN, degrading_matrix
 from pancrafter.training.config import Augmentation, TrainConfig
 from pancrafter.training.images import TrainingData, TrainingImage
 from pancrafter.types import ValueRange
@@ -36,6 +37,8 @@ class Sample:
     """(B, 2) phases the network is told, PAN pixels."""
     injection: Floats
     """(B, p, p) injected detail."""
+    gain: float
+    """MTF of the bands at the MS Nyquist frequency that reprojection is told."""
 
 
 def normalise(values: Floats, limits: ValueRange) -> Floats:
@@ -97,12 +100,14 @@ def draw_sample(
     )
     ms_dn = np.stack([_with_noise(m, r, augmentation, rng) for m, r in zip(ms_dn, image.truth_ranges, strict=True)])
     limits = [_jittered(image.truth_ranges[b], rng, augmentation) for b in chosen]
+    told_gain = gain * math.exp(rng.normal(0, augmentation.told_mtf_error)) if config.reprojection else gain
     return Sample(
         pan,
         np.stack([normalise(ms_dn[b], limit) for b, limit in zip(chosen, limits, strict=True)]),
         np.stack([normalise(truth_dn[b][inner, inner], limit) for b, limit in zip(chosen, limits, strict=True)]),
         told[chosen],
         injected_detail(pan_dn, ms_dn, ratio, told, image.injection, dict(zip(chosen.tolist(), limits, strict=True))),
+        told_gain,
     )
 
 
@@ -167,6 +172,7 @@ def draw_patch(patches: Patches, config: TrainConfig, rng: np.random.Generator) 
         truth=normalise(oriented(patches.truth[index]), ceiling),
         phases=np.tile(np.array([y, x]) + residual, (patches.ms.shape[1], 1)),
         injection=np.zeros((0, *pan.shape), np.float32),
+        gain=GENERIC_MTF_GAIN,
     )
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import yaml
+from variants import trained
 
 from pancrafter.engine import NetworkSharpener
 from pancrafter.evaluate import evaluate_pair, network_method
@@ -26,7 +26,6 @@ from pancrafter.model.weights import load_checkpoint
 from pancrafter.pairs import Pair, find_pair_files, read_pair
 from pancrafter.sensors import load_contracts
 from pancrafter.training.config import read_config
-from pancrafter.training.loop import train
 
 BUILDS: dict[str, dict[str, object]] = {
     "MARs and CM3A": {},
@@ -48,26 +47,17 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    config = read_config(options.config)
     scores: dict[str, list[Scores]] = {name: [] for name in BUILDS}
     for seed in range(options.seeds):
         for name, changes in BUILDS.items():
             folder = options.runs / f"{name.replace(' ', '-')}-{seed}"
-            weights = _trained(options.config, folder, changes, seed, options.device)
+            network = config.network.model_copy(update=changes)
+            variant = config.model_copy(update={"network": network, "seed": config.seed + seed})
+            weights = trained(variant, options.config.parent, folder, options.device)
             scores[name].append(_scored(weights, folder / "scores.json", options.pairs, options.moved, options.device))
             print(name, seed, scores[name][-1], flush=True)  # noqa: T201
     _print_table(scores)
-
-
-def _trained(config: Path, folder: Path, changes: dict[str, object], seed: int, device: str) -> Path:
-    settings = read_config(config).model_dump(mode="json")
-    settings["network"].update(changes)
-    settings["seed"] += seed
-    if settings["pairs_dir"] is not None:
-        settings["pairs_dir"] = str((config.parent / settings["pairs_dir"]).resolve())
-    folder.mkdir(parents=True, exist_ok=True)
-    written = folder / "build.yaml"
-    written.write_text(yaml.safe_dump(settings))
-    return train(written, folder, device=device)
 
 
 def _scored(weights: Path, kept: Path, folder: Path, moved: Sequence[str], device: str) -> Scores:
