@@ -38,7 +38,7 @@ from pancrafter.errors import GridMismatchError, InvalidSceneError
 from pancrafter.grid import pair_grids, pixel_centres
 from pancrafter.model.names import DEFAULT_WEIGHTS
 from pancrafter.sensors import SensorContract, generic_contract, get_contract
-from pancrafter.store import Block, Mask, Pixels, Window
+from pancrafter.store import BlockGrid, Mask, Pixels, Window
 from pancrafter.types import AssetRef, PairGrid, PixelGrid, Record, Scene, StagedScene
 
 REACH_PX = 192
@@ -164,7 +164,7 @@ class _Image:
         return found.astype(np.uint16), valid.all(axis=0)
 
 
-class _LazyScene:
+class _LazyScene(BlockGrid):
     """Reads like ``pancrafter.store.SceneStore``, from lazy arrays; holes are filled as staging fills them."""
 
     def __init__(
@@ -172,10 +172,9 @@ class _LazyScene:
     ) -> None:
         self._pan = pan
         self._ms = ms
-        self.grid = grid
+        super().__init__(grid, block_px)
         self.contract = contract
         self.dtype = dtype
-        self.block_px = block_px
         self._staged: StagedScene | None = None
         self._token = tokenize(pan.data, ms.data, grid.model_dump_json(), contract.digest, block_px)
         self._cached = lru_cache(maxsize=_KEPT_WINDOWS)(self._filled)
@@ -210,33 +209,9 @@ class _LazyScene:
         return next((value for value in given if value is not None and value in range(limit + 1)), None)
 
     @property
-    def pan_shape_yx(self) -> tuple[int, int]:
-        """Rows and columns of the PAN grid of the overlap."""
-        return self.grid.pan.shape_yx
-
-    @property
-    def ms_shape_yx(self) -> tuple[int, int]:
-        """Rows and columns of the MS grid of the overlap."""
-        return self.grid.ms_shape_yx
-
-    @property
     def band_count(self) -> int:
         """How many MS bands there are."""
         return len(self._ms.data)
-
-    @property
-    def blocks_yx(self) -> tuple[int, int]:
-        """Rows and columns of the block grid."""
-        rows, cols = (-(-size // self.block_px) for size in self.pan_shape_yx)
-        return rows, cols
-
-    def block_window(self, block: Block) -> Window:
-        """PAN pixels of a block."""
-        y, x = (
-            slice(index * self.block_px, min((index + 1) * self.block_px, size))
-            for index, size in zip(block, self.pan_shape_yx, strict=True)
-        )
-        return y, x
 
     def read_pan(self, window: Window) -> Pixels:
         """Filled PAN DN (y, x)."""

@@ -37,7 +37,7 @@ from pancrafter.alignment import NO_SHIFT, BandShift, agree, combine_windows, es
 from pancrafter.errors import GridMismatchError, InvalidSceneError, TransientReadError
 from pancrafter.grid import MAX_RATIO_ERROR, aligned_ms_grid, grid_bounds, needs_resampling, pair_grids
 from pancrafter.sensors import SensorContract
-from pancrafter.store import UNWRITTEN, Block, Mask, Pixels, SceneStore, Window, open_scene
+from pancrafter.store import UNWRITTEN, BlockGrid, Mask, Pixels, SceneStore, Window, open_scene
 from pancrafter.types import FORMAT_VERSION, AssetRef, PairGrid, PixelGrid, Scene, StagedScene, ValueRange
 
 DN_LIMIT = int(np.iinfo(np.uint16).max)
@@ -1009,19 +1009,18 @@ def _mean_gain(scene: Scene, contract: SensorContract) -> float:
 # --- without a store ------------------------------------------------------------------------------------------------
 
 
-class SceneFiles:
+class SceneFiles(BlockGrid):
     """A scene whose pixels are read from its files whenever they are asked for; reads like a ``SceneStore``.
 
     Holes are filled per block, as staging fills them, so the pixels are those of a staged scene.
     """
 
     def __init__(self, pan: _WindowReader, ms: _WindowReader, grid: PairGrid, block_px: int) -> None:
+        super().__init__(grid, block_px)
         self._readers = {"pan": pan, "ms": ms}
         self._edges = {"pan": block_px, "ms": max(1, block_px // grid.ratio)}
         self._whole: set[str] = set()
         self._staged: StagedScene | None = None
-        self.grid = grid
-        self.block_px = block_px
 
     def described(self, staged: StagedScene, whole: set[str]) -> None:
         """What reading everything once has shown; ``whole`` names the grids without a hole."""
@@ -1034,33 +1033,9 @@ class SceneFiles:
         return self._staged
 
     @property
-    def pan_shape_yx(self) -> tuple[int, int]:
-        """Rows and columns of the PAN grid."""
-        return self.grid.pan.shape_yx
-
-    @property
-    def ms_shape_yx(self) -> tuple[int, int]:
-        """Rows and columns of the MS grid."""
-        return self.grid.ms_shape_yx
-
-    @property
     def band_count(self) -> int:
         """How many MS bands there are."""
         return sum(len(source.indexes) for source in self._readers["ms"].sources)
-
-    @property
-    def blocks_yx(self) -> tuple[int, int]:
-        """Rows and columns of the block grid."""
-        rows, cols = (-(-size // self.block_px) for size in self.pan_shape_yx)
-        return rows, cols
-
-    def block_window(self, block: Block) -> Window:
-        """PAN pixels of a block."""
-        y, x = (
-            slice(index * self.block_px, min((index + 1) * self.block_px, size))
-            for index, size in zip(block, self.pan_shape_yx, strict=True)
-        )
-        return y, x
 
     def read_pan(self, window: Window) -> Pixels:
         """Filled PAN DN (y, x)."""

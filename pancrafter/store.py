@@ -62,6 +62,38 @@ UNWRITTEN = 255
 """Value of the validity masks in shards that were not written."""
 
 
+class BlockGrid:
+    """The grids of a scene and its blocks, for what reads like a ``SceneStore`` without being one.
+
+    Attributes:
+        grid: Both grids, cropped to what they share.
+        block_px: Edge of a block, PAN pixels.
+    """
+
+    def __init__(self, grid: PairGrid, block_px: int) -> None:
+        self.grid = grid
+        self.block_px = block_px
+
+    @property
+    def pan_shape_yx(self) -> tuple[int, int]:
+        """Rows and columns of the PAN grid."""
+        return self.grid.pan.shape_yx
+
+    @property
+    def ms_shape_yx(self) -> tuple[int, int]:
+        """Rows and columns of the MS grid."""
+        return self.grid.ms_shape_yx
+
+    @property
+    def blocks_yx(self) -> tuple[int, int]:
+        """Rows and columns of the block grid."""
+        return _blocks(self.pan_shape_yx, self.block_px)
+
+    def block_window(self, block: Block) -> Window:
+        """PAN pixels of a block; blocks of the last row and column may be smaller."""
+        return _shard_window(block, self.pan_shape_yx, self.block_px)
+
+
 class SceneStore:
     """One scene's pixels and progress; cheap to open, safe to open in every worker, picklable by reference.
 
@@ -396,15 +428,6 @@ def open_scene(uri: str) -> xr.Dataset:
     chunks = {"y": store.block_px, "x": store.block_px, "ym": ms_block, "xm": ms_block, "band": -1}
     dataset: xr.Dataset = xr.open_zarr(_zarr_store(uri, "r"), consolidated=False, chunks=None)
     return dataset.chunk({name: size for name, size in chunks.items() if name in dataset.dims})
-
-
-def scene_store_exists(uri: str) -> bool:
-    """Whether a scene store of the present format lies at ``uri``, complete or not."""
-    try:
-        SceneStore.open(uri)
-    except InvalidSceneError:
-        return False
-    return True
 
 
 # --- layout ---------------------------------------------------------------------------------------------------------
