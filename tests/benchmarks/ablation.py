@@ -2,7 +2,10 @@
 
     .venv/bin/python tests/benchmarks/ablation.py training/ablation.yaml RUNS --pairs ../shared/data/pairs --seeds 3
 
-Every build trains on the same samples in the same order for the same number of steps, from scratch. Scores are at
+With ``--builds curve`` instead: what more channels, blocks and steps are worth.
+
+Every build trains on the same samples in the same order from scratch, for the same number of steps unless its name says
+otherwise. Scores are at
 reduced resolution: mean ERGAS and SAM over the pairs as they are, and over some pairs how much ERGAS rises when MS is
 moved by one of its pixels against PAN without telling anybody, and when every other band is moved by 1.5 PAN pixels.
 Builds that are already in RUNS are continued or only scored again.
@@ -27,11 +30,23 @@ from pancrafter.pairs import Pair, find_pair_files, read_pair
 from pancrafter.sensors import load_contracts
 from pancrafter.training.config import read_config
 
-BUILDS: dict[str, dict[str, object]] = {
-    "MARs and CM3A": {},
-    "no MARs": {"mars": False},
-    "no CM3A": {"attention": "none"},
+Changes = dict[str, dict[str, object]]
+BUILDS: dict[str, dict[str, Changes]] = {
+    "parts": {
+        "MARs and CM3A": {},
+        "no MARs": {"network": {"mars": False}},
+        "no CM3A": {"network": {"attention": "none"}},
+    },
+    "curve": {
+        "MARs and CM3A": {},
+        "a quarter of the steps": {"training": {"steps": 100}},
+        "four times the steps": {"training": {"steps": 1600}},
+        "width 16": {"network": {"width": 16}},
+        "width 64": {"network": {"width": 64}},
+        "twice the blocks": {"network": {"depth": (2, 2, 2)}},
+    },
 }
+"""Sets of builds, and how each differs from the configuration."""
 
 Scores = dict[str, float]
 
@@ -43,17 +58,20 @@ def main() -> None:
     parser.add_argument("runs", type=Path, help="folder for the runs")
     parser.add_argument("--pairs", type=Path, required=True)
     parser.add_argument("--moved", nargs="+", default=["S6_vegetation", "QB_town_full", "GE1_grip"])
+    parser.add_argument("--builds", choices=BUILDS, default="parts")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
     torch.set_num_threads(1)
     config = read_config(options.config)
-    scores: dict[str, list[Scores]] = {name: [] for name in BUILDS}
+    builds = BUILDS[options.builds]
+    scores: dict[str, list[Scores]] = {name: [] for name in builds}
     for seed in range(options.seeds):
-        for name, changes in BUILDS.items():
+        for name, changes in builds.items():
             folder = options.runs / f"{name.replace(' ', '-')}-{seed}"
-            network = config.network.model_copy(update=changes)
-            variant = config.model_copy(update={"network": network, "seed": config.seed + seed})
+            network = config.network.model_copy(update=changes.get("network", {}))
+            told = {**changes.get("training", {}), "network": network, "seed": config.seed + seed}
+            variant = config.model_copy(update=told)
             weights = trained(variant, options.config.parent, folder, options.device)
             scores[name].append(_scored(weights, folder / "scores.json", options.pairs, options.moved, options.device))
             print(name, seed, scores[name][-1], flush=True)  # noqa: T201
@@ -93,8 +111,12 @@ def _print_table(scores: dict[str, list[Scores]]) -> None:
     print("|---" * (len(columns) + 1) + "|")  # noqa: T201
     for name, runs in scores.items():
         values = {column: [run[column] for run in runs] for column in columns}
-        cells = (f"{np.mean(values[column]):.3f} ± {np.std(values[column], ddof=1):.3f}" for column in columns)
+        cells = (_with_spread(values[column]) for column in columns)
         print(f"| {name} | " + " | ".join(cells) + " |")  # noqa: T201
+
+
+def _with_spread(values: Sequence[float]) -> str:
+    return f"{np.mean(values):.3f}" + (f" ± {np.std(values, ddof=1):.3f}" if len(values) > 1 else "")
 
 
 if __name__ == "__main__":
