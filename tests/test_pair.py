@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import signal
@@ -19,11 +20,14 @@ import rasterio.shutil
 from numpy.typing import NDArray
 from rio_cogeo.cogeo import cog_validate
 from staged_scenes import observed, overlap
+from typer.testing import CliRunner
 
-from pancrafter import cog
+from pancrafter import pair as pair_module
+from pancrafter.cli import app
 from pancrafter.cli.shared import OptionError, parse_size
 from pancrafter.errors import InvalidSceneError, SinkError
 from pancrafter.pair import sharpen_pair
+from pancrafter.pyramid import Spool
 from pancrafter.settings import Settings
 from pancrafter.stream import MemoryBudgetError
 
@@ -212,25 +216,21 @@ def test_what_is_no_size_is_refused(text: str) -> None:
 
 
 def test_disk_that_fills_half_way_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The second window does not fit any more: an error that names the file, and no scratch or output left behind."""
-    pan, ms = write_pair(tmp_path)
+    """The second tile does not fit any more: an error that names the file, and no scratch or output left behind."""
+    pan, ms = write_pair(tmp_path, (700, 700))
     written: list[int] = []
-    genuine = cog._checked
+    genuine = Spool.add
 
-    def checked(*arguments: Any) -> Any:
+    def add(spool: Spool, content: bytes) -> Any:
         written.append(1)
-        block = genuine(*arguments)
-        return block if len(written) < 2 else _Full(*block)
-
-    class _Full(cog.Block):
-        @property
-        def where(self) -> Any:  # type: ignore[override]
+        if len(written) > 1:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return genuine(spool, content)
 
-    monkeypatch.setattr(cog, "_checked", checked)
+    monkeypatch.setattr(Spool, "add", add)
     with pytest.raises(SinkError, match="No space left on device"):
         sharpened(pan, ms, tmp_path / "out.tif", window_px=128, method="exp")
-    assert len(written) == 2
+    assert len(written) >= 2
     assert sorted(path.name for path in tmp_path.iterdir()) == ["ms.tif", "pan.tif"]
 
 
@@ -262,6 +262,24 @@ def test_interrupt_leaves_no_output(tmp_path: Path, wait_for: str) -> None:
         said = run.stderr.read()
         assert run.wait(500) == 130, said
     assert "interrupted" in said
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["ms.tif", "pan.tif"]
+
+
+def test_swallowed_interrupt_is_raised_again_where_work_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a callback or an import of some library does it: the run goes on as if nobody had pressed Ctrl-C."""
+    pan, ms = write_pair(tmp_path)
+    genuine = pair_module._read
+
+    def read(*arguments: Any) -> Any:
+        with contextlib.suppress(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+        return genuine(*arguments)
+
+    monkeypatch.setattr(pair_module, "_read", read)
+    result = CliRunner().invoke(app, ["sharpen", str(pan), str(ms), str(tmp_path / "out.tif"), "--method", "exp"])
+    assert (result.exit_code, result.stderr.splitlines()[-1]) == (130, "interrupted")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["ms.tif", "pan.tif"]
 
 

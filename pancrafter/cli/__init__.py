@@ -5,6 +5,9 @@ or a scene, 2 nothing could be done (options, source, sink, weights), 130 interr
 by the command that needs them. One module per group of commands; each registers its commands when imported here.
 """
 
+import os
+import sys
+
 # in order of the help
 from pancrafter.cli import (  # noqa: F401
     archive,
@@ -22,6 +25,18 @@ from pancrafter.cli import (  # noqa: F401
     upkeep,
 )
 from pancrafter.cli.app import app
-from pancrafter.cli.shared import parse_bbox, parse_moment
+from pancrafter.cli.shared import INTERRUPTED, parse_bbox, parse_moment
 
-__all__ = ["app", "parse_bbox", "parse_moment"]
+__all__ = ["app", "main", "parse_bbox", "parse_moment"]
+
+
+def main() -> None:
+    """The command. Interrupted, it waits for no thread: one whose start was interrupted would never end."""
+    try:
+        app()
+    except SystemExit as end:
+        if end.code == INTERRUPTED:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(INTERRUPTED)
+        raise

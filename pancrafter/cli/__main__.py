@@ -1,5 +1,5 @@
 """``python -m pancrafter.cli``: the ``pancrafter`` command where its script is not on the path."""
 
-from pancrafter.cli import app
+from pancrafter.cli import main
 
-app()
+main()

@@ -21,6 +21,7 @@ from pancrafter.cli.shared import (
     ThreadsOption,
     WeightsOption,
     console_for_tables,
+    heed_interrupt,
     note,
     on_device,
     parse_size,
@@ -145,6 +146,7 @@ def _pair_progress() -> Iterator[Progress]:
         started: dict[str, float] = {}
 
         def advance(phase: Phase, done: int, total: int) -> None:
+            heed_interrupt()
             if phase not in tasks:
                 tasks[phase], started[phase] = bars.add_task(phase, rate=""), time.perf_counter()
                 if not console.is_terminal:

@@ -7,11 +7,15 @@ import inspect
 import json
 import os
 import re
+import signal
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar
 
 import typer
@@ -47,13 +51,47 @@ class Commands(TyperGroup):
     def invoke(self, ctx: Any) -> Any:  # Any: typer's own signature
         """Run the command that was asked for."""
         try:
-            return super().invoke(ctx)
+            with _noticed_interrupts():
+                return super().invoke(ctx)
         except PancrafterError as error:
             note(f"error: {' '.join(str(error).split())}")
             raise typer.Exit(NOTHING_WORKED if error.kind == "system" else SCENE_FAILED) from None
         except KeyboardInterrupt:
             note("interrupted")
             raise typer.Exit(INTERRUPTED) from None
+
+
+_interrupted = threading.Event()
+
+
+@contextmanager
+def _noticed_interrupts() -> Iterator[None]:
+    """Ctrl-C raises as ever inside, and is remembered: libraries swallow it in callbacks and in imports."""
+    usual = signal.getsignal(signal.SIGINT)
+    if usual is not signal.default_int_handler or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        _interrupted.set()
+        signal.default_int_handler(number, frame)
+
+    _interrupted.clear()
+    signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, usual)
+
+
+def heed_interrupt() -> None:
+    """Raise a Ctrl-C that was swallowed once more; for what is called while work goes on.
+
+    Raises:
+        KeyboardInterrupt: There was one.
+    """
+    if _interrupted.is_set():
+        raise KeyboardInterrupt
 
 
 # Options that several commands share. None means not given: then PANCRAFTER_<NAME> or the default of Settings counts.
