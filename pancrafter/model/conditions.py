@@ -75,7 +75,7 @@ class Reading:
         before = max(0, -min(self.first))
         after = max(0, max(self.first) + taps + reach - image.shape[dim])
         padded = pad(image, (0, 0, before, after) if dim == 2 else (before, after, 0, 0), mode="replicate")
-        n, c = torch.broadcast_shapes(image.shape[:2], self.weights.shape[:2])
+        n, c = np.broadcast_shapes(image.shape[:2], self.weights.shape[:2])  # that of torch imports SymPy
         shape = [n, c, *image.shape[2:]]
         shape[dim : dim + 1] = [runs, period]
         out = image.new_zeros(shape)
