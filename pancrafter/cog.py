@@ -1,8 +1,9 @@
 """Writes rasters as Cloud Optimized GeoTIFFs in bounded memory; nothing else in the package writes a GeoTIFF.
 
-Blocks are streamed into a tiled scratch file beside the target, which gets its overviews; GDAL's COG driver turns it
-into a draft of the result, the only time that anything is compressed. The draft is validated, read back and compared
-with what was handed in. Only then does the final name appear.
+Blocks are compressed, tile by tile and with their overviews, into a scratch file beside the target as they come
+(:mod:`pancrafter.pyramid`); at the end the tiles are copied in the order of a COG into a draft of the result
+(:mod:`pancrafter.tiff`). GDAL validates the draft and reads it back, which is compared with what was handed in. Only
+then does the final name appear.
 """
 
 from __future__ import annotations
@@ -19,32 +20,31 @@ from enum import IntFlag
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import google_crc32c
 import numpy as np
 import rasterio
-import rasterio.shutil
 from affine import Affine
 from numpy.typing import NDArray
 from pydantic import Field
 from rasterio._err import CPLE_BaseError
 from rasterio.crs import CRS
 from rasterio.enums import ColorInterp, MaskFlags
-from rasterio.enums import Resampling as RasterioResampling
 from rasterio.errors import RasterioError
-from rasterio.io import DatasetReader, DatasetWriter
+from rasterio.io import DatasetReader, MemoryFile
 from rasterio.windows import Window
 from rio_cogeo.cogeo import cog_validate
 
 from pancrafter.errors import GridMismatchError, InvalidSceneError, SinkError
+from pancrafter.pyramid import TILE_PX, Coding, Index, Pyramid, Resampling, Spool, Tile
+from pancrafter.tiff import Tag, tags_of, write_tiles
 from pancrafter.types import CONSISTENCY_BLOCK_MS_PX, PairGrid, PixelGrid, Record
 
 Profile = Literal["fast", "archive"]
-Resampling = Literal["average", "mode", "nearest", "bilinear", "cubic"]
 Array = NDArray[Any]
 YXSlices = tuple[slice, slice]
 
-TILE_PX = 512
 _ZSTD_LEVEL: dict[Profile, int] = {"fast": 1, "archive": 9}  # level 9: 16 % smaller for 3x the CPU time (measured)
-_DISK_FACTOR = 2.7  # scratch and result, each 1.33x raw where nothing can be compressed
+_DISK_FACTOR = 2.7  # tiles in the scratch file and in the result, each 1.33x raw where nothing can be compressed
 
 _CACHEFUL = 2**16
 """Values that are counted at a time."""
@@ -130,11 +130,12 @@ def write_cog(
 
     Invalid pixels hold ``nodata`` in every band where there is one; a valid value that happens to equal it is moved
     by one DN, so that data never turns into holes. Without nodata, an internal mask says which pixels are valid.
-    Overviews average valid pixels only.
+    Overviews average valid pixels only. The file is the same whatever the blocks and the threads.
 
     Args:
         path: Final file; it is replaced if it exists. Scratch files lie in the same folder.
-        windows: Blocks (or ``(window, values)`` pairs) that cover the grid exactly once, in any order.
+        windows: Blocks (or ``(window, values)`` pairs) that cover the grid exactly once, in any order; their arrays
+            must not be changed after they were handed over.
         grid: Target grid.
         count: Number of bands.
         dtype: NumPy dtype name of the file; blocks must have it already.
@@ -145,7 +146,7 @@ def write_cog(
         profile: ``fast`` (ZSTD 1) or ``archive`` (ZSTD 9).
         overview_resampling: How overviews summarise; ``mode`` suits bit fields.
         tags: Metadata of the whole file.
-        threads: GDAL threads for compression.
+        threads: That compress while blocks come, and read back.
 
     Raises:
         SinkError: The folder is not writable, the disk is full or what was read back is not what was written.
@@ -153,24 +154,24 @@ def write_cog(
         InvalidSceneError: ``nodata`` does not fit the dtype.
     """
     target = Path(path)
-    header = _Header(grid, count, dtype, nodata, band_names, scale, offset, tags or {})
+    header = _Header(grid, count, np.dtype(dtype), nodata, band_names, scale, offset, tags or {})
     _check_header(target, header)
     _check_room(target, header)
     stem = f".{target.name}.{uuid.uuid4().hex[:12]}"
-    scratch, draft = target.with_name(stem + ".blocks.tif"), target.with_name(stem + ".cog.tif")
-    environment = rasterio.Env(
-        GDAL_CACHEMAX=CACHE_BYTES,
-        GDAL_NUM_THREADS=str(threads),
-        GDAL_TIFF_INTERNAL_MASK=True,
-        GDAL_TIFF_OVR_BLOCKSIZE=str(TILE_PX),
-        GDAL_PAM_ENABLED=False,
-    )
+    scratch, draft = target.with_name(stem + ".tiles"), target.with_name(stem + ".cog.tif")
+    coding = Coding(header.dtype, _ZSTD_LEVEL[profile], differences=overview_resampling != "mode", masks=nodata is None)
+    written = _Written(header)
     try:
-        with environment:
-            written = _stream(scratch, target, windows, header)
-            with _as_sink_error(target):
-                _build_overviews(scratch, overview_resampling)
-                rasterio.shutil.copy(scratch, draft, **_cog_options(dtype, profile, overview_resampling))
+        with rasterio.Env(GDAL_CACHEMAX=CACHE_BYTES, GDAL_NUM_THREADS=str(threads), GDAL_PAM_ENABLED=False):
+            with contextlib.closing(_spool(scratch, target)) as spool:
+                pyramid = Pyramid(
+                    grid.shape_yx, count, coding, spool, overview_resampling, written.prepared, threads, str(target)
+                )
+                _stream(pyramid, target, windows, header)
+                with _as_sink_error(target):
+                    whole_tile = coding.encoded_mask(np.ones((TILE_PX, TILE_PX), bool))
+                    described = _describe(header, coding, overview_resampling, written.statistics())
+                    write_tiles(draft, pyramid.levels, spool, described, whole_tile)
             with _flushed(draft, target):
                 levels = _verify(draft, target, written)
         with _as_sink_error(target):
@@ -186,7 +187,7 @@ def write_cog(
         dtype=dtype,
         nodata=nodata,
         band_names=tuple(band_names),
-        statistics=written.statistics(math.prod(grid.shape_yx)),
+        statistics=written.statistics(),
         valid_share=written.valid_pixels / math.prod(grid.shape_yx),
         nudged_values=written.nudged,
         overview_levels=levels,
@@ -306,7 +307,7 @@ class _Header:
 
     grid: PixelGrid
     count: int
-    dtype: str
+    dtype: np.dtype[Any]
     nodata: float | None
     band_names: Sequence[str]
     scale: Sequence[float] | None
@@ -314,74 +315,105 @@ class _Header:
     tags: dict[str, str]
 
 
-class _Tally:
-    """Running counts over everything written or read back: equal tallies mean nothing was lost on the way."""
+class _BandCounts(NamedTuple):
+    """Valid values of one band of one tile: extremes, sum (exact for whole numbers) and sum of squares."""
 
-    def __init__(self, count: int) -> None:
-        self.pixels = 0
-        self.valid_pixels = 0
-        self.nudged = 0
-        self.n = [0] * count
-        self.low = [math.inf] * count
-        self.high = [-math.inf] * count
-        self.total: list[float | int] = [0] * count
-        self.squares = [0.0] * count
+    minimum: float
+    maximum: float
+    total: float | int
+    squares: float
 
-    def add(self, values: Array, valid: NDArray[np.bool_]) -> None:
-        self.pixels += valid.size
-        inside = int(np.count_nonzero(valid))
-        self.valid_pixels += inside
+
+class _TileCounts(NamedTuple):
+    """What is known about one tile of the full resolution when it is written."""
+
+    valid_pixels: int
+    checksum: int
+    nudged: int
+    bands: tuple[_BandCounts, ...]
+    """Empty where no pixel is valid."""
+
+
+class _Written:
+    """Prepares tiles for the file and counts what goes into it.
+
+    Sums are taken tile by tile in the order of the file, so that neither the blocks nor the threads matter.
+    """
+
+    def __init__(self, header: _Header) -> None:
+        self._header = header
+        self.tiles: dict[Index, _TileCounts] = {}
+
+    def prepared(self, level: int, index: Index, tile: Tile) -> Tile:
+        """The tile as it is written: nodata where nothing is valid, and nowhere else."""
+        values, valid = tile
+        if values.dtype.kind == "f":
+            finite = np.asarray(np.isfinite(values).all(axis=0))
+            valid = finite if valid is None else np.logical_and(valid, finite)
+        if valid is not None and valid.all():
+            valid = None
+        nudged = 0
+        if self._header.nodata is not None:
+            values, nudged = _with_nodata(values, valid, self._header.nodata)
+        if level == 0:
+            inside = values[0].size if valid is None else int(np.count_nonzero(valid))
+            bands = tuple(_counts(plane if valid is None else plane[valid]) for plane in values) if inside else ()
+            self.tiles[index] = _TileCounts(inside, _checksum(values), nudged, bands)
+        return Tile(values, valid)
+
+    @property
+    def valid_pixels(self) -> int:
+        return sum(tile.valid_pixels for tile in self.tiles.values())
+
+    @property
+    def nudged(self) -> int:
+        return sum(tile.nudged for tile in self.tiles.values())
+
+    def statistics(self) -> tuple[BandStatistics | None, ...]:
+        """Per band; None where no pixel is valid."""
+        inside, pixels = self.valid_pixels, math.prod(self._header.grid.shape_yx)
         if not inside:
-            return
-        for band, plane in enumerate(values):
-            chosen = plane.ravel() if inside == valid.size else plane[valid]
-            self.n[band] += inside
-            for start in range(0, inside, _CACHEFUL):
-                self._add(band, chosen[start : start + _CACHEFUL])
+            return (None,) * self._header.count
+        ordered = [self.tiles[index].bands for index in sorted(self.tiles) if self.tiles[index].bands]
+        return tuple(_statistics(counts, inside, pixels) for counts in zip(*ordered, strict=True))
 
-    def _add(self, band: int, part: Array) -> None:
-        """A cacheful of one band; sums of whole numbers are exact, because floats hold those of so few."""
-        self.low[band] = min(self.low[band], float(part.min()))
-        self.high[band] = max(self.high[band], float(part.max()))
+
+def _counts(values: Array) -> _BandCounts:
+    """Of a cacheful at a time: floats hold the sums of so few whole numbers exactly."""
+    flat, whole = values.ravel(), values.dtype.kind != "f"
+    low, high, total, squares = math.inf, -math.inf, 0 if whole else 0.0, 0.0
+    for start in range(0, flat.size, _CACHEFUL):
+        part = flat[start : start + _CACHEFUL]
+        low, high = min(low, float(part.min())), max(high, float(part.max()))
         wide = part.astype(np.float64)
-        total = float(wide.sum())
-        self.total[band] += int(total) if np.issubdtype(part.dtype, np.integer) else total
-        self.squares[band] += float(np.einsum("i,i", wide, wide))  # BLAS would wake its threads for each cacheful
+        total += int(wide.sum()) if whole else float(wide.sum())
+        squares += float(np.einsum("i,i", wide, wide))  # BLAS would wake its threads for each cacheful
+    return _BandCounts(low, high, total, squares)
 
-    def statistics(self, pixels: int) -> tuple[BandStatistics | None, ...]:
-        return tuple(self._band(band, pixels) for band in range(len(self.n)))
 
-    def _band(self, band: int, pixels: int) -> BandStatistics | None:
-        if not self.n[band]:
-            return None
-        mean = self.total[band] / self.n[band]
-        variance = max(self.squares[band] / self.n[band] - mean**2, 0.0)
-        return BandStatistics(
-            minimum=self.low[band],
-            maximum=self.high[band],
-            mean=mean,
-            stddev=math.sqrt(variance),
-            valid_percent=100 * self.n[band] / pixels,
-        )
+def _statistics(counts: Sequence[_BandCounts], inside: int, pixels: int) -> BandStatistics:
+    mean = sum(part.total for part in counts) / inside
+    variance = max(sum(part.squares for part in counts) / inside - mean**2, 0.0)
+    return BandStatistics(
+        minimum=min(part.minimum for part in counts),
+        maximum=max(part.maximum for part in counts),
+        mean=mean,
+        stddev=math.sqrt(variance),
+        valid_percent=100 * inside / pixels,
+    )
 
-    def same_as(self, other: _Tally) -> bool:
-        same_sums = all(
-            math.isclose(a, b, rel_tol=1e-9, abs_tol=1e-9) for a, b in zip(self.total, other.total, strict=True)
-        )
-        mine, theirs = (
-            (self.n, self.low, self.high, self.valid_pixels),
-            (other.n, other.low, other.high, other.valid_pixels),
-        )
-        return same_sums and mine == theirs
+
+def _checksum(values: Array) -> int:
+    """CRC-32C of the pixels of a tile (band, y, x)."""
+    return int(google_crc32c.value(values.tobytes()))
 
 
 def _check_header(target: Path, header: _Header) -> None:
     for name, given in (("band_names", header.band_names), ("scale", header.scale), ("offset", header.offset)):
         if given is not None and len(given) != header.count:
             raise GridMismatchError(f"{target}: {len(given)} {name} for {header.count} bands; give one per band")
-    kind = np.dtype(header.dtype)
-    if header.nodata is not None and np.issubdtype(kind, np.integer):
-        limits = np.iinfo(kind)
+    if header.nodata is not None and header.dtype.kind != "f":
+        limits = np.iinfo(header.dtype)
         if not (float(header.nodata).is_integer() and limits.min <= header.nodata <= limits.max):
             raise InvalidSceneError(
                 f"{target}: nodata {header.nodata} does not fit {header.dtype} ({limits.min} to {limits.max}); "
@@ -395,7 +427,7 @@ def _check_room(target: Path, header: _Header) -> None:
         raise SinkError(f"{folder}: no such folder to write {target.name} into; create it")
     if not os.access(folder, os.W_OK | os.X_OK):
         raise SinkError(f"{folder}: not writable, so {target.name} cannot be made; change its permissions or the sink")
-    need = int(_DISK_FACTOR * math.prod(header.grid.shape_yx) * header.count * np.dtype(header.dtype).itemsize)
+    need = int(_DISK_FACTOR * math.prod(header.grid.shape_yx) * header.count * header.dtype.itemsize)
     free = shutil.disk_usage(folder).free
     if free < need:
         raise SinkError(
@@ -414,100 +446,52 @@ def _as_sink_error(target: Path) -> Iterator[None]:
         ) from err
 
 
-def _stream(
-    scratch: Path,
-    target: Path,
-    windows: Iterable[Block | tuple[Window | YXSlices, Array]],
-    header: _Header,
-) -> _Tally:
-    """Write every block; errors of the block source pass through unchanged."""
-    height, width = header.grid.shape_yx
-    tally, masked = _Tally(header.count), False
+def _spool(scratch: Path, target: Path) -> Spool:
     with _as_sink_error(target):
-        sink = rasterio.open(
-            scratch,
-            "w",
-            height=height,
-            width=width,
-            count=header.count,
-            dtype=header.dtype,
-            nodata=header.nodata,
-            crs=CRS.from_user_input(header.grid.crs),
-            transform=Affine(*header.grid.transform),
-            driver="GTiff",
-            interleave="band",  # as blocks come: pixel by pixel, writing, averaging and reading cost 1.6 times as much
-            tiled=True,
-            blockxsize=TILE_PX,
-            blockysize=TILE_PX,
-            photometric="MINISBLACK",
-            BIGTIFF="IF_SAFER",
-        )
-        # GDAL takes the fourth band of a byte image for transparency unless told otherwise.
-        sink.colorinterp = [ColorInterp.gray] + [ColorInterp.undefined] * (header.count - 1)
-    try:
+        return Spool(scratch)
+
+
+def _stream(
+    pyramid: Pyramid, target: Path, windows: Iterable[Block | tuple[Window | YXSlices, Array]], header: _Header
+) -> None:
+    """Take every block; errors of the block source pass through unchanged."""
+    with pyramid.working():
         for entry in windows:
-            block = _checked(Block(*entry), header, target)
-            values = block.values
-            valid = np.ones(values.shape[1:], bool) if block.valid is None else block.valid
-            valid = valid & _finite(values)
-            if header.nodata is not None:
-                values, nudged = _with_nodata(values, valid, header.nodata)
-                tally.nudged += nudged
-            tally.add(values, valid)
+            top, left, tile = _checked(Block(*entry), header, target)
             with _as_sink_error(target):
-                sink.write(values, window=block.where)
-                # Without nodata the mask starts as all-invalid, so once there is one it must be written everywhere.
-                if header.nodata is None and (masked or not valid.all()):
-                    if not masked and tally.pixels > valid.size:
-                        _mark_all_valid(sink)
-                    masked = True
-                    sink.write_mask(valid, window=block.where)
-        if tally.pixels != height * width:
-            raise GridMismatchError(
-                f"{target}: blocks cover {tally.pixels} pixels, the grid has {height} x {width} = {height * width}; "
-                "cover it exactly once"
-            )
+                pyramid.add(top, left, tile)
         with _as_sink_error(target):
-            _write_header(sink, header, tally)
-    finally:
-        with _as_sink_error(target):
-            sink.close()
-    return tally
+            pyramid.finish()
 
 
-def _mark_all_valid(sink: DatasetWriter) -> None:
-    """Strip by strip: at once, rasterio would hold a mask of the whole scene."""
-    strip = np.ones((TILE_PX, sink.width), bool)
-    for top in range(0, sink.height, TILE_PX):
-        rows = min(TILE_PX, sink.height - top)
-        sink.write_mask(strip[:rows], window=Window(0, top, sink.width, rows))
-
-
-def _checked(block: Block, header: _Header, target: Path) -> Block:
+def _checked(block: Block, header: _Header, target: Path) -> tuple[int, int, Tile]:
+    """Row and column of the block's first pixel, and its pixels."""
     window = block.where if isinstance(block.where, Window) else Window.from_slices(*block.where)
     row, col = round(window.row_off), round(window.col_off)
     size = (round(window.height), round(window.width))
     inside = (
         row >= 0 and col >= 0 and row + size[0] <= header.grid.shape_yx[0] and col + size[1] <= header.grid.shape_yx[1]
     )
-    if not inside or block.values.shape != (header.count, *size) or block.values.dtype != np.dtype(header.dtype):
+    if not inside or block.values.shape != (header.count, *size) or block.values.dtype != header.dtype:
         raise GridMismatchError(
             f"{target}: block at row {row}, column {col} is {block.values.shape} {block.values.dtype}; expected "
             f"({header.count}, {size[0]}, {size[1]}) {header.dtype} inside {header.grid.shape_yx}"
         )
     if block.valid is not None and block.valid.shape != size:
         raise GridMismatchError(f"{target}: valid is {block.valid.shape}, expected {size}")
-    return Block(window, block.values, block.valid)
+    return row, col, Tile(block.values, block.valid)
 
 
-def _with_nodata(values: Array, valid: NDArray[np.bool_], nodata: float) -> tuple[Array, int]:
+def _with_nodata(values: Array, valid: NDArray[np.bool_] | None, nodata: float) -> tuple[Array, int]:
     """Put ``nodata`` into invalid pixels and move valid values off it; returns the number of moved values."""
     marker = values.dtype.type(nodata)
-    clash = (values == marker) & valid
+    clash = values == marker
+    if valid is not None:
+        clash &= valid
     moved = int(np.count_nonzero(clash))
-    if not moved and valid.all():
+    if not moved and valid is None:
         return values, 0
-    out = np.where(valid, values, marker)
+    out = values.copy() if valid is None else np.where(valid, values, marker)
     if moved:
         out[clash] = _neighbour(marker)
     return out, moved
@@ -521,80 +505,87 @@ def _neighbour(marker: Any) -> Any:
     return np.nextafter(marker, marker.dtype.type(np.inf))
 
 
-def _finite(values: Array) -> Any:
-    """True, or ``(y, x)`` flags where every band is finite; NaN and infinity are never data."""
-    return True if np.issubdtype(values.dtype, np.integer) else np.isfinite(values).all(axis=0)
+def _describe(
+    header: _Header, coding: Coding, resampling: Resampling, statistics: Sequence[BandStatistics | None]
+) -> list[Tag]:
+    """The header's tags, as GDAL writes them into a file without pixels."""
+    height, width = header.grid.shape_yx
+    with MemoryFile() as memory:
+        with memory.open(
+            driver="GTiff",
+            height=height,
+            width=width,
+            count=header.count,
+            dtype=header.dtype,
+            nodata=header.nodata,
+            crs=CRS.from_user_input(header.grid.crs),
+            transform=Affine(*header.grid.transform),
+            interleave="pixel",
+            tiled=True,
+            blockxsize=TILE_PX,
+            blockysize=TILE_PX,
+            photometric="MINISBLACK",
+            compress="ZSTD",
+            predictor=coding.predictor,
+            sparse_ok=True,
+            BIGTIFF="YES",
+        ) as sink:
+            # GDAL takes the fourth band of a byte image for transparency unless told otherwise.
+            sink.colorinterp = [ColorInterp.gray] + [ColorInterp.undefined] * (header.count - 1)
+            sink.descriptions = tuple(header.band_names)
+            if header.scale is not None:
+                sink.scales = tuple(header.scale)
+            if header.offset is not None:
+                sink.offsets = tuple(header.offset)
+            sink.update_tags(**header.tags)
+            if max(height, width) > TILE_PX:
+                sink.update_tags(OVERVIEW_RESAMPLING=resampling.upper())
+            for band, found in enumerate(statistics, start=1):
+                if found is not None:
+                    named = {
+                        "MINIMUM": found.minimum,
+                        "MAXIMUM": found.maximum,
+                        "MEAN": found.mean,
+                        "STDDEV": found.stddev,
+                        "VALID_PERCENT": found.valid_percent,
+                    }
+                    sink.update_tags(band, **{f"STATISTICS_{name}": repr(value) for name, value in named.items()})
+        return tags_of(memory.read())
 
 
-def _write_header(sink: DatasetWriter, header: _Header, tally: _Tally) -> None:
-    sink.descriptions = tuple(header.band_names)
-    if header.scale is not None:
-        sink.scales = tuple(header.scale)
-    if header.offset is not None:
-        sink.offsets = tuple(header.offset)
-    sink.update_tags(**header.tags)
-    for band, found in enumerate(tally.statistics(sink.width * sink.height), start=1):
-        if found is not None:
-            named = {
-                "MINIMUM": found.minimum,
-                "MAXIMUM": found.maximum,
-                "MEAN": found.mean,
-                "STDDEV": found.stddev,
-                "VALID_PERCENT": found.valid_percent,
-            }
-            sink.update_tags(band, **{f"STATISTICS_{name}": repr(value) for name, value in named.items()})
-
-
-def _cog_options(dtype: str, profile: Profile, overview_resampling: Resampling) -> dict[str, Any]:
-    """Options of GDAL's COG driver; predictors pay on image data and not on bit fields."""
-    differencing = "FLOATING_POINT" if np.issubdtype(np.dtype(dtype), np.floating) else "STANDARD"
-    return {
-        "driver": "COG",
-        "blocksize": TILE_PX,
-        "compress": "ZSTD",
-        "level": _ZSTD_LEVEL[profile],
-        "predictor": "NO" if overview_resampling == "mode" else differencing,
-        "overviews": "FORCE_USE_EXISTING",
-        "BIGTIFF": "IF_SAFER",
-    }
-
-
-def _build_overviews(scratch: Path, resampling: Resampling) -> None:
-    """Halvings until the longer side fits a tile; on a closed file, because GDAL crashes if its last writes failed."""
-    with rasterio.open(scratch) as source:
-        count = max(0, math.ceil(math.log2(max(source.height, source.width) / TILE_PX)))
-    if count:
-        with rasterio.open(scratch, "r+") as sink:
-            sink.build_overviews([2 ** (level + 1) for level in range(count)], RasterioResampling[resampling])
-            sink.update_tags(OVERVIEW_RESAMPLING=resampling.upper())
-
-
-def _verify(draft: Path, target: Path, written: _Tally) -> tuple[int, ...]:
-    """Validate the structure and compare every pixel's contribution to the tallies; returns the overview levels."""
+def _verify(draft: Path, target: Path, written: _Written) -> tuple[int, ...]:
+    """Validate the structure and compare every tile with what was handed in; returns the overview levels."""
     try:
         validate_cog(draft)
         with rasterio.open(draft) as source:
-            found, levels = _tally_of(source), tuple(source.overviews(1))
+            levels = tuple(source.overviews(1))
+            for index, found in _read_back(source):
+                kept = written.tiles[index].valid_pixels, written.tiles[index].checksum
+                if found != kept:
+                    row, col = (TILE_PX * at for at in index)
+                    raise SinkError(
+                        f"{target}: read back {found} as number of valid pixels and checksum of the tile at row {row}, "
+                        f"column {col}, wrote {kept}; the disk may be full or failing"
+                    )
     except (InvalidSceneError, RasterioError, CPLE_BaseError) as err:
         raise SinkError(f"{target}: the file just written cannot be read back ({err}); check the disk") from err
-    if not found.same_as(written):
-        raise SinkError(
-            f"{target}: read back {found.valid_pixels} valid pixels with sums {found.total}, wrote "
-            f"{written.valid_pixels} with {written.total}; the disk may be full or failing"
-        )
     return levels
 
 
-def _tally_of(source: DatasetReader) -> _Tally:
-    tally, width = _Tally(source.count), _READ_BACK_TILES * TILE_PX
+def _read_back(source: DatasetReader) -> Iterator[tuple[Index, tuple[int, int]]]:
+    """Number of valid pixels and checksum of each tile, read through GDAL."""
+    width = _READ_BACK_TILES * TILE_PX
     whole = all(flags == [MaskFlags.all_valid] for flags in source.mask_flag_enums)
     for top in range(0, source.height, TILE_PX):
         for left in range(0, source.width, width):
             window = Window(left, top, min(width, source.width - left), min(TILE_PX, source.height - top))
             values = source.read(window=window)
-            valid = np.ones(values.shape[1:], bool) if whole else source.dataset_mask(window=window) > 0
-            tally.add(values, valid & _finite(values))
-    return tally
+            valid = None if whole else source.dataset_mask(window=window) > 0
+            for start in range(0, values.shape[2], TILE_PX):
+                cols = slice(start, start + TILE_PX)
+                tile = values[:, :, cols]
+                inside = tile[0].size if valid is None else int(np.count_nonzero(valid[:, cols]))
+                yield (top // TILE_PX, (left + start) // TILE_PX), (inside, _checksum(tile))
 
 
 @contextlib.contextmanager

@@ -831,9 +831,14 @@ def _write_assets(
         scale=staged.scale,
         offset=staged.offset,
         profile=settings.cog_profile,
+        threads=settings.threads,
     )
     mask = write_reason_mask(
-        folder / "mask.tif", _mask_blocks(store), grid=staged.grid.pan, profile=settings.cog_profile
+        folder / "mask.tif",
+        _mask_blocks(store),
+        grid=staged.grid.pan,
+        profile=settings.cog_profile,
+        threads=settings.threads,
     )
     quality = write_quality_raster(
         folder / "quality.tif", store.read_consistency(), scene=staged.grid, profile=settings.cog_profile

@@ -35,8 +35,9 @@ from pancrafter.types import StagedScene
 T = TypeVar("T")
 S = TypeVar("S")
 
-WINDOW_PX = (2048, 1536, 1024, 768, 512, 384, 256, 128)
-"""Edges that are tried, largest first: a larger window wastes less on its halo."""
+WINDOW_PX = (2048, 1536, 1024, 512, 256, 128)
+"""Edges that are tried, largest first: a larger window wastes less on its halo. They are made of tiles of the result or
+fit into one."""
 
 PROGRAM_BYTES = 712 * 2**20
 """What the program takes apart from windows: Python with torch, GDAL and Dask, code and caches of oneDNN, heaps of its
@@ -106,11 +107,21 @@ def choose_window_px(sharpener: Sharpener, layout: Layout, memory_bytes: int) ->
 
 
 def scene_windows(store: ScenePixels, window_px: int) -> Iterator[Window]:
-    """Windows that cover the PAN grid once, row by row."""
+    """Windows that cover the PAN grid once, neighbours after each other in squares of squares (Morton's order).
+
+    So tiles of the result and of its overviews are soon complete, and few wait in memory, however wide the scene is.
+    """
     rows, cols = store.pan_shape_yx
-    for top in range(0, rows, window_px):
-        for left in range(0, cols, window_px):
-            yield slice(top, min(top + window_px, rows)), slice(left, min(left + window_px, cols))
+    count_yx = -(-rows // window_px), -(-cols // window_px)
+    for row, col in sorted(np.ndindex(count_yx), key=_morton):
+        top, left = row * window_px, col * window_px
+        yield slice(top, min(top + window_px, rows)), slice(left, min(left + window_px, cols))
+
+
+def _morton(place: tuple[int, ...]) -> int:
+    """The bits of row and column taken in turn."""
+    row, col = place
+    return sum((row >> bit & 1) << 2 * bit + 1 | (col >> bit & 1) << 2 * bit for bit in range(32))
 
 
 def sharpened_windows(store: ScenePixels, sharpener: Sharpener, window_px: int) -> Generator[SharpenedWindow]:
