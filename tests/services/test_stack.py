@@ -88,6 +88,13 @@ def test_deployment_runs_on_the_worker(urls: dict[str, str], outcomes: list[step
     assert "0 new, 2 known, 0 refused, 0 to do" in log
 
 
+def test_one_step_at_a_time_gets_the_device(urls: dict[str, str]) -> None:
+    command = [sys.executable, "-m", "prefect", "gcl", "inspect", "pancrafter-gpu"]
+    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(r"limit\W+1\b", done.stdout), done.stdout
+
+
 def test_stack_ends_with_its_parent(urls: dict[str, str], tmp_path: Path) -> None:
     """``kill -9`` on the main process: the janitor ends a family that it knows, and one that hid, and cleans up."""
     code = (
