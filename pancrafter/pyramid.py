@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -164,6 +164,19 @@ def levels_of(shape_yx: tuple[int, int]) -> list[Level]:
         rows, cols = levels[-1].shape_yx
         levels.append(Level((-(-rows // 2), -(-cols // 2))))
     return levels
+
+
+def neighbours_together(windows: Iterable[tuple[slice, slice]]) -> list[tuple[slice, slice]]:
+    """Windows (rows, columns) in Morton's order: after each other in squares of squares.
+
+    So tiles of the overviews are soon complete, and few wait in memory, however wide the raster is.
+    """
+    return sorted(windows, key=lambda window: _morton(window[0].start, window[1].start))
+
+
+def _morton(row: int, col: int) -> int:
+    """The bits of row and column taken in turn."""
+    return sum((row >> bit & 1) << 2 * bit + 1 | (col >> bit & 1) << 2 * bit for bit in range(32))
 
 
 class OverlapError(ValueError):

@@ -858,9 +858,10 @@ def image_blocks(store: SceneStore) -> Iterator[CogBlock]:
     """The sharpened scene, block by block, for ``pancrafter.cog.write_cog``."""
     from pancrafter.cog import Block as CogBlock
     from pancrafter.engine import valid_window
+    from pancrafter.pyramid import neighbours_together
 
     dtype = store.staged.dtype
-    for window in store.pan_windows():
+    for window in neighbours_together(store.pan_windows()):
         yield CogBlock(window, store.read_sharpened(window).astype(dtype), valid_window(store, window))
 
 
@@ -869,10 +870,11 @@ def _mask_blocks(store: SceneStore) -> Iterator[CogBlock]:
     from pancrafter.cog import Block as CogBlock
     from pancrafter.cog import reason_bits
     from pancrafter.engine import dn_limits, measured_window
+    from pancrafter.pyramid import neighbours_together
 
     consistency = store.read_consistency()
     limit, reach = dn_limits(store.staged)[1], EDGE_REACH_PX
-    for window in store.pan_windows():
+    for window in neighbours_together(store.pan_windows()):
         wide = tuple(
             slice(max(0, part.start - reach), min(size, part.stop + reach))
             for part, size in zip(window, store.pan_shape_yx, strict=True)

@@ -29,6 +29,7 @@ from pancrafter.engine import (
     valid_window,
 )
 from pancrafter.errors import ErrorKind, PancrafterError
+from pancrafter.pyramid import neighbours_together
 from pancrafter.store import Pixels, Window
 from pancrafter.types import StagedScene
 
@@ -106,22 +107,14 @@ def choose_window_px(sharpener: Sharpener, layout: Layout, memory_bytes: int) ->
     )
 
 
-def scene_windows(store: ScenePixels, window_px: int) -> Iterator[Window]:
-    """Windows that cover the PAN grid once, neighbours after each other in squares of squares (Morton's order).
-
-    So tiles of the result and of its overviews are soon complete, and few wait in memory, however wide the scene is.
-    """
+def scene_windows(store: ScenePixels, window_px: int) -> list[Window]:
+    """Windows that cover the PAN grid once, in the order that suits the writer."""
     rows, cols = store.pan_shape_yx
-    count_yx = -(-rows // window_px), -(-cols // window_px)
-    for row, col in sorted(np.ndindex(count_yx), key=_morton):
-        top, left = row * window_px, col * window_px
-        yield slice(top, min(top + window_px, rows)), slice(left, min(left + window_px, cols))
-
-
-def _morton(place: tuple[int, ...]) -> int:
-    """The bits of row and column taken in turn."""
-    row, col = place
-    return sum((row >> bit & 1) << 2 * bit + 1 | (col >> bit & 1) << 2 * bit for bit in range(32))
+    return neighbours_together(
+        (slice(top, min(top + window_px, rows)), slice(left, min(left + window_px, cols)))
+        for top in range(0, rows, window_px)
+        for left in range(0, cols, window_px)
+    )
 
 
 def sharpened_windows(store: ScenePixels, sharpener: Sharpener, window_px: int) -> Generator[SharpenedWindow]:
@@ -155,7 +148,7 @@ def sharpened_windows(store: ScenePixels, sharpener: Sharpener, window_px: int) 
             values[:, inside] = quantise(floats, part.valid[inside], staged)
         return SharpenedWindow(part.plan.window, values, part.valid)
 
-    return ahead(sharpen, ahead(read, scene_windows(store, window_px)))
+    return ahead(sharpen, ahead(read, iter(scene_windows(store, window_px))))
 
 
 @dataclass(frozen=True, eq=False)

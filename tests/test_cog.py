@@ -14,7 +14,7 @@ from rasterio.enums import ColorInterp, MaskFlags
 from rasterio.windows import Window
 from rio_cogeo.cogeo import cog_validate
 
-from pancrafter import cog, tiff
+from pancrafter import cog, pyramid, tiff
 from pancrafter.cog import Block, Reason, reason_bits, validate_cog, write_cog, write_reason_mask
 from pancrafter.errors import GridMismatchError, InvalidSceneError, SinkError
 from pancrafter.pyramid import Level
@@ -270,6 +270,35 @@ def test_gdal_can_edit_the_file(tmp_path: Path) -> None:
         read = source.read()
     assert (read[:, :64, :64] == 7).all()
     np.testing.assert_array_equal(read[:, 64:], image()[:, 64:])
+
+
+@pytest.mark.parametrize("block_px", [256, 512, 1024])
+def test_few_tiles_of_overviews_wait_however_wide_the_raster(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block_px: int
+) -> None:
+    shape = (2048, 16 * 1024)
+    begun: list[int] = []
+    genuine = pyramid._Canvas.add
+
+    def add(canvas: pyramid._Canvas, *arguments: Any) -> Any:
+        found = genuine(canvas, *arguments)
+        begun.append(sum(len(one._begun) for one in canvases))
+        canvases.add(canvas)
+        return found
+
+    canvases: set[pyramid._Canvas] = set()
+    monkeypatch.setattr(pyramid._Canvas, "add", add)
+    everywhere = [(slice(y, y + block_px), slice(x, x + block_px)) for y in range(0, shape[0], block_px)
+                  for x in range(0, shape[1], block_px)]  # fmt: skip
+    values = np.ones((1, block_px, block_px), np.uint8)
+    ordered = pyramid.neighbours_together(everywhere)
+    assert sorted(map(str, ordered)) == sorted(map(str, everywhere))
+    write_cog(
+        tmp_path / "a.tif",
+        [Block(where, values) for where in ordered],
+        **options(grid=grid(shape), count=1, dtype="uint8", band_names=("a",)),
+    )
+    assert max(begun) <= len(pyramid.levels_of(shape)) + 1
 
 
 def test_overlapping_blocks_are_noticed(tmp_path: Path) -> None:
