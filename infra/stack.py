@@ -35,6 +35,7 @@ from typing import Any
 import psutil
 
 from infra import rgw
+from pancrafter.heap import WORKER_PRELOAD
 from pancrafter.ports import HOST, free_port
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -353,6 +354,7 @@ class Stack:
         self.family.start("dask-scheduler", [*scheduler, "--dashboard-address", f"{HOST}:0"])
         for name, resources in (("dask-worker-gpu", ["--resources", "GPU=1"]), ("dask-worker-cpu", [])):
             worker = self._python("dask", "worker", address, "--host", HOST, "--nthreads", "1", "--name", name)
+            worker += ["--preload", WORKER_PRELOAD]
             place = ["--local-directory", str(self.family.folder), "--dashboard-address", f"{HOST}:0"]
             self.family.start(name, [*worker, *place, *resources])
         self.urls["PANCRAFTER_DASK_SCHEDULER"] = address

@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from pancrafter.classical import InjectionConstants
+from pancrafter.heap import keep_freed_memory
 from pancrafter.model.names import DEFAULT_WEIGHTS
 from pancrafter.types import PixelGrid, Record, StagedScene
 
@@ -666,5 +667,6 @@ def _device_name(device: str) -> str:
 
 
 if __name__ == "__main__":
+    keep_freed_memory()  # as the command does
     result = measured(Setting.model_validate_json(sys.argv[1]))
     print("null" if result is None else result.model_dump_json())  # noqa: T201  # read by ``run``

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
 from pancrafter.errors import WorkerLostError
+from pancrafter.heap import WORKER_PRELOAD
 from pancrafter.settings import Settings
 
 T = TypeVar("T")
@@ -164,7 +165,7 @@ def open_compute(settings: Settings) -> Iterator[Compute]:
             resources={GPU_RESOURCE: 1},
             dashboard_address="127.0.0.1:0",  # None would take port 8787, and warn where another run has it
             silence_logs=logging.CRITICAL,
-            preload=(_IGNORE_INTERRUPTS,),
+            preload=(_IGNORE_INTERRUPTS, WORKER_PRELOAD),
         ) as cluster,
         Client(cluster, set_as_default=False) as client,
     ):

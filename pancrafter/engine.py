@@ -38,11 +38,12 @@ from pancrafter.classical import (
     injection_sums,
 )
 from pancrafter.errors import InvalidSceneError, WeightsError
+from pancrafter.heap import keep_freed_memory
 from pancrafter.metrics import shift_reach_px
 from pancrafter.model import reprojection
 from pancrafter.model.conditions import Conditions, build_conditions, ms_at, unexplained_pan
 from pancrafter.model.config import CUBIC_REACH_MS_PX
-from pancrafter.model.devices import DeviceError, keep_freed_memory
+from pancrafter.model.devices import DeviceError
 from pancrafter.model.inference import MsNetwork
 from pancrafter.model.weights import Checkpoint, load_checkpoint
 from pancrafter.resample import relative_gain

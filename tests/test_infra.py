@@ -13,6 +13,7 @@ import yaml
 
 from infra.audit import NOT_DONE, VULNERABLE, judge
 from pancrafter.compute import GPU_RESOURCE
+from pancrafter.heap import WORKER_PRELOAD
 from pancrafter.ledger import State
 from pancrafter.settings import Settings
 
@@ -113,6 +114,14 @@ def test_job_templates_fill_what_they_name(name: str) -> None:
     template = json.loads((INFRA / "prefect" / f"{name}-job-template.json").read_text())
     used = set(re.findall(r"\{\{ (\w+) \}\}", json.dumps(template["job_configuration"])))
     assert used == set(template["variables"]["properties"])
+
+
+@pytest.mark.parametrize("name", ["cpu", "cuda"])
+def test_workers_of_the_images_keep_freed_memory(name: str) -> None:
+    assert (
+        f"DASK_DISTRIBUTED__WORKER__PRELOAD='{json.dumps([WORKER_PRELOAD])}'"
+        in (INFRA / "images" / f"Dockerfile.{name}").read_text()
+    )
 
 
 def test_kubernetes_gpu_workers_declare_what_the_code_asks_for() -> None:

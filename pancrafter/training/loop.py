@@ -17,8 +17,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, nn
 
 from pancrafter.errors import PancrafterError, WeightsError
+from pancrafter.heap import keep_freed_memory
 from pancrafter.model.conditions import build_conditions
-from pancrafter.model.devices import keep_freed_memory
 from pancrafter.model.network import MS_MODE, PAN_MODE, PanCrafter
 from pancrafter.model.reprojection import BLUR_RADIUS_MS_PX, reprojected
 from pancrafter.model.weights import load_checkpoint, save_checkpoint
