@@ -212,5 +212,5 @@ def _put(head: bytearray, at: int, offset: int, *, big: bool) -> None:
 
 
 def _pad(head: bytearray) -> None:
-    """To a multiple of eight, where values of every kind may begin."""
-    head += bytes(-len(head) % 8)
+    """To an even length, as directories and values must begin; GDAL's own check accepts no larger gap."""
+    head += bytes(-len(head) % 2)

@@ -250,6 +250,11 @@ def test_layout_is_gdals_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *,
         validate_cog(path)
         content = path.read_bytes()
         assert content[2] == {"classic": 42, "big": 43}[name]
+        first = int.from_bytes(content[4:8] if name == "classic" else content[8:16], "little")
+        described = 8 if name == "classic" else 16
+        size = int(content[described:].split(b"=", 1)[1].split(b" ", 1)[0])
+        end = content.index(b"\n", described) + 1 + size
+        assert first == end + end % 2, "GDAL's own check takes the first directory nowhere else"
         with rasterio.open(path) as source:
             assert source.tags(ns="IMAGE_STRUCTURE")["LAYOUT"] == "COG"
             for row, col in ((0, 0), (2, 2)):
