@@ -11,7 +11,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -71,8 +71,9 @@ class Spool:
             return self._file.read(place.size)
 
     def close(self) -> None:
-        """The file itself is the caller's to remove."""
-        self._file.close()
+        """The file itself is the caller's to remove; what a full disk did not take is not missed any more."""
+        with suppress(OSError):
+            self._file.close()
 
 
 @dataclass(frozen=True)
