@@ -97,9 +97,11 @@ def write_tiles(path: Path, levels: Sequence[Level], spool: Spool, described: li
         OSError: The file cannot be written.
     """
     masked = bool(levels[0].mask)
-    whole = spool.add(full_mask)
     images = [_image(level, described, overview=number > 0) for number, level in enumerate(levels)]
-    masks = [_mask(level, whole, overview=number > 0) for number, level in enumerate(levels)] if masked else []
+    masks = []
+    if masked:
+        whole = spool.add(full_mask)
+        masks = [_mask(level, whole, overview=number > 0) for number, level in enumerate(levels)]
     directories = [one for pair in zip(images, masks, strict=True) for one in pair] if masked else images
     tiles = [
         together

@@ -230,7 +230,7 @@ def test_disk_that_fills_half_way_leaves_nothing(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(Spool, "add", add)
     with pytest.raises(SinkError, match="No space left on device"):
         sharpened(pan, ms, tmp_path / "out.tif", window_px=128, method="exp")
-    assert len(written) >= 2
+    assert 2 <= len(written) <= 4, "what was not begun is given up; the whole scene would be five"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["ms.tif", "pan.tif"]
 
 
