@@ -26,7 +26,11 @@ class WorkSettings(Record):
         default=None, description="STAC API with Transactions that is told of every item of the sink."
     )
     state_dir: str = Field(default="state", description="Folder of the ledger, staged scenes and unfinished files.")
-    ledger_url: str | None = Field(default=None, description="SQLAlchemy URL; default: SQLite in the state folder.")
+    ledger_url: str | None = Field(
+        default=None,
+        description="SQLAlchemy URL; default: SQLite in the state folder. One with a password is never a parameter of a "
+        "flow: set PANCRAFTER_LEDGER_URL where the worker runs.",
+    )
     contracts_dir: str | None = Field(default=None, description="Folder with further sensor contracts.")
     access: Access = Field(
         default=Access(), description="Hosts and folders that may be read, and credentials for them."

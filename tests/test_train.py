@@ -166,6 +166,22 @@ def test_unknown_residual_moves_ms_but_not_what_the_network_is_told() -> None:
     assert 0.3 < math.hypot(*found.shift_yx) < 3 * math.sqrt(2) + 0.2
 
 
+def test_some_patches_are_cut_from_every_other_pixel() -> None:
+    """Same sample of an image that was subsampled by hand: as sharp as it, over twice the ground."""
+    full, still = image(3, 208), STILL.model_copy(update={"subsampled_share": 1.0})
+    chosen = config(augmentation=still, patch_px=64)
+    assert 2 * chosen.outer_px(4) - 1 == 207  # one pixel of choice each way
+    found = [draw_sample(full, 4, chosen, np.random.default_rng(seed), bands=1) for seed in range(12)]
+    inner = slice(chosen.margin_px(4), chosen.margin_px(4) + 64)
+    expected = [band[y::2, x::2][inner, inner] for band in full.truth for y in range(2) for x in range(2)]
+    turned = [np.rot90(e, k)[:: 1 if flip else -1] for e in expected for k in range(4) for flip in (True, False)]
+    for sample in found:
+        closest = max(np.corrcoef(sample.truth[0].ravel(), one.ravel())[0, 1] for one in turned)
+        assert closest > 0.999999
+    small = draw_sample(image(3, 206), 4, chosen, np.random.default_rng(0), bands=1)  # too small for every other pixel
+    assert small.truth.shape == (1, 64, 64)
+
+
 def test_pan_detail_and_noise_are_varied_on_pan_alone() -> None:
     vivid, plain = (
         draw_sample(

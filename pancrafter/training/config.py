@@ -25,6 +25,12 @@ class Augmentation(Record):
     range_stretch: tuple[float, float] = (0.7, 1.5)
     range_offset: float = 0.15
     pan_detail_gain: tuple[float, ...] = (0.75, 1.0, 1.0, 1.25)
+    subsampled_share: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="Share of patches cut from every other row and column: as sharp, and as aliased, as imagery gets.",
+    )
     told_mtf_error: float = Field(
         default=0.08, ge=0, description="Standard deviation by which the MTF told to reprojection is off, as a share."
     )

@@ -70,13 +70,15 @@ def draw_sample(
     """Cut a patch, turn it at random, and take MS from its truth with a random MTF, shift and noise."""
     augmentation = config.augmentation
     side, margin, outer = config.side_px(ratio), config.margin_px(ratio), config.outer_px(ratio)
-    height, width = image.pan.shape
-    y, x = rng.integers(0, height - outer + 1), rng.integers(0, width - outer + 1)
+    step = _step_px(min(image.pan.shape), outer, augmentation, rng)
+    height, width = (n - step * (outer - 1) for n in image.pan.shape)
+    y, x = rng.integers(0, height), rng.integers(0, width)
+    rows, cols = (slice(start, start + step * outer, step) for start in (y, x))
     chosen = rng.choice(len(image.truth), size=bands, replace=False)
     turn, flip_y, flip_x = int(rng.integers(4)), bool(rng.integers(2)), bool(rng.integers(2))
 
     def oriented(values: Floats) -> Floats:
-        values = np.rot90(values[..., y : y + outer, x : x + outer], turn, axes=(-2, -1))
+        values = np.rot90(values[..., rows, cols], turn, axes=(-2, -1))
         values = values[..., ::-1, :] if flip_y else values
         return np.ascontiguousarray(values[..., ::-1] if flip_x else values)
 
@@ -127,6 +129,12 @@ def injected_detail(
         torch.from_numpy(pan)[None, None], torch.from_numpy(ms)[None], ratio, torch.from_numpy(phases)[None], constants
     )[0, 0].numpy()
     return np.stack([2 * constants.gains[b] / (limit.high - limit.low) * detail for b, limit in limits.items()])
+
+
+def _step_px(side_px: int, outer_px: int, augmentation: Augmentation, rng: np.random.Generator) -> int:
+    """Every how manieth pixel of an image of this side makes the patch: 2 for ``subsampled_share`` of those it fits."""
+    wanted = augmentation.subsampled_share > 0 and rng.uniform() < augmentation.subsampled_share
+    return 2 if wanted and side_px > 2 * (outer_px - 1) else 1
 
 
 def _with_noise(
