@@ -28,7 +28,7 @@ class WorkSettings(Record):
     state_dir: str = Field(default="state", description="Folder of the ledger, staged scenes and unfinished files.")
     ledger_url: str | None = Field(
         default=None,
-        description="SQLAlchemy URL; default: SQLite in the state folder. One with a password is never a parameter of a "
+        description="SQLAlchemy URL; default: SQLite in the state folder. A password in it makes it no parameter of a "
         "flow: set PANCRAFTER_LEDGER_URL where the worker runs.",
     )
     contracts_dir: str | None = Field(default=None, description="Folder with further sensor contracts.")
