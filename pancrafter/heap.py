@@ -1,6 +1,8 @@
-"""How this process's allocator treats memory that was freed."""
+"""How a process of ours looks after its memory: what is freed is kept, and cycles are looked for less often."""
 
 from __future__ import annotations
+
+import gc
 
 WORKER_PRELOAD = "from pancrafter.heap import keep_freed_memory; keep_freed_memory()"
 """For ``dask worker --preload``: as text, which runs before a worker has threads; the setup of a module runs later."""
@@ -20,3 +22,12 @@ def keep_freed_memory() -> None:
         trim_threshold, mmap_threshold, arena_max, most = -1, -3, -8, 2**31 - 1
         for option, value in ((arena_max, 1), (mmap_threshold, 2**30), (trim_threshold, most)):
             mallopt(option, value)
+
+
+def collect_less_often() -> None:
+    """Let Python look for cycles after every 5,000 new objects instead of 700.
+
+    Importing torch, xarray and GDAL makes several hundred thousand that stay, and every look at the young ones leads to
+    looks at all of them: a command ends 9 % sooner (2.53 s, now 2.30 s, same peak memory). For entry points only.
+    """
+    gc.set_threshold(5_000, *gc.get_threshold()[1:])

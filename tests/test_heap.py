@@ -1,4 +1,4 @@
-"""Dask workers take feature maps from a heap that they keep: threads with an arena of their own could not."""
+"""Processes keep the heap that feature maps lie on (threads with an arena of their own could not), and collect seldom."""
 
 from __future__ import annotations
 
@@ -60,14 +60,15 @@ def test_workers_that_preload_it(tmp_path: Path) -> None:
     assert said == {"[]": "False", json.dumps([WORKER_PRELOAD]): "True"}
 
 
-def test_command_has_one_heap_before_it_does_anything() -> None:
+def test_command_has_one_heap_and_collects_seldom_before_it_does_anything() -> None:
     script = (
-        "import threading\nimport pancrafter.cli as cli\nfrom test_heap import lies_on_the_heap\n"
+        "import gc, threading\nimport pancrafter.cli as cli\nfrom test_heap import lies_on_the_heap\n"
         "found = []\n"
         "def app():\n    work = threading.Thread(target=lambda: found.append(lies_on_the_heap()))\n"
         "    work.start()\n    work.join()\n"
+        "    found.append(gc.get_threshold()[0])\n"
         "cli.app = app\ncli.main()\nprint(found)\n"
     )
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(PROJECT / "tests"), str(PROJECT)])}
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[True]"
+    assert done.stdout.strip() == "[True, 5000]"
