@@ -40,9 +40,10 @@ body{font:15px/1.45 system-ui,sans-serif;margin:0;background:#f4f5f6;color:#1d23
 padding:20px}h1{font-size:24px;margin:0}h2{font-size:18px;margin:28px 0 8px}.counts b{font-size:22px;margin-right:4px}
 .counts span{display:inline-block;margin:10px 26px 10px 0}svg{width:100%;background:#e8eef2;border:1px solid #cdd6dc}
 table{border-collapse:collapse;width:100%;background:#fff}td,th{padding:5px 8px;border-bottom:1px solid #e2e6e9;
-text-align:left;vertical-align:top}th{font-weight:600;background:#eef1f3}td.n{text-align:right;white-space:nowrap}
+text-align:left;vertical-align:top}th{font-weight:600;background:#eef1f3}.n{text-align:right}td.n{white-space:nowrap}
+td{overflow-wrap:anywhere;min-width:7em}td:first-child{min-width:18em}td.n{min-width:0}
 .v{display:inline-block;padding:0 8px;border-radius:9px;color:#fff;font-size:13px}code{background:#e9edf0;
-padding:1px 4px;font-size:13px;overflow-wrap:anywhere}
+padding:1px 4px;font-size:13px}
 .scene{display:inline-block;margin:0 18px 20px 0;vertical-align:top;width:420px}
 .cut{position:relative;width:420px;aspect-ratio:1;overflow:hidden;background:#181818}.cut div{position:absolute;inset:0;
 background-repeat:no-repeat}.cut .after{clip-path:inset(0 0 0 var(--at,50%))}.cut i{position:absolute;top:0;bottom:0;
@@ -156,7 +157,6 @@ def _map(items: Sequence[Json]) -> str:
 
 
 def _table(items: Sequence[Json]) -> str:
-    head = ("scene", "sensor", "verdict", "consistency ERGAS", "HQNR", "gain", "Mpx", "s")
     rows = []
     for item in items:
         p, verdict = item["properties"], _verdict(item)
@@ -174,7 +174,7 @@ def _table(items: Sequence[Json]) -> str:
             f'<tr><td><a href="{escape(_place(item))}">{escape(p["pancrafter:source"]["item_id"])}</a>{why}</td>'
             f"<td>{escape(p['pancrafter:sensor'])}</td><td>{_badge(verdict)}</td>{numbers}</tr>"
         )
-    return _as_table(head, rows)
+    return _as_table(("scene", "sensor", "verdict"), rows, ("consistency ERGAS", "HQNR", "gain", "Mpx", "s"))
 
 
 def _stuck_table(rows: Sequence[LedgerRow]) -> str:
@@ -182,14 +182,16 @@ def _stuck_table(rows: Sequence[LedgerRow]) -> str:
     for row in rows:
         name, command = _GOES_ON[row.state]
         lines.append(
-            f"<tr><td>{escape(str(row.key))}</td><td>{escape(name)}</td><td>{escape(row.reason or '')}</td>"
-            f"<td><code>{escape(command.format(key=row.key))}</code></td></tr>"
+            f"<tr><td>{escape(str(row.key))}</td><td>{escape(name)}</td><td>{escape(row.reason or '')}"
+            f"<br><code>{escape(command.format(key=row.key))}</code></td></tr>"
         )
-    return _as_table(("scene", "state", "reason", "to go on"), lines)
+    return _as_table(("scene", "state", "reason, and how to go on"), lines)
 
 
-def _as_table(head: Sequence[str], rows: Sequence[str]) -> str:
-    return f"<table><tr>{''.join(f'<th>{escape(name)}</th>' for name in head)}</tr>{''.join(rows)}</table>"
+def _as_table(words: Sequence[str], rows: Sequence[str], numbers: Sequence[str] = ()) -> str:
+    """Rows under the headings of columns of words and, to the right, of numbers."""
+    head = "".join([*(f"<th>{escape(name)}" for name in words), *(f'<th class="n">{escape(name)}' for name in numbers)])
+    return f"<table><tr>{head}</tr>{''.join(rows)}</table>"
 
 
 def _slider(item: Json) -> str:

@@ -1,4 +1,4 @@
-"""Processes keep the heap that feature maps lie on (threads with an arena of their own could not), and collect seldom."""
+"""Processes keep the heap of feature maps, which threads with an arena of their own could not, and collect seldom."""
 
 from __future__ import annotations
 
