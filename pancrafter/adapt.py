@@ -275,13 +275,14 @@ def _full_terms(sharpener: NetworkSharpener, tile: Tile, gains: Sequence[float])
     """Distance of the degraded result from MS, and the local correlation with PAN that is missing."""
     sharpened = _forward(sharpener, tile)
     device, ratio, margin = sharpened.device, tile.ratio, MARGIN_MS_PX
+    between = sharpener.relative_mtf or gains  # the result is to be as sharp as PAN
     ms = _normalised(tile.ms, tile.ms_ranges).to(device)
     degraded = torch.stack(
         [
             _matrix(ms.shape[1], tile.pan.shape[0], ratio, phase[0], gain).to(device)
             @ band
             @ _matrix(ms.shape[2], tile.pan.shape[1], ratio, phase[1], gain).to(device).T
-            for band, phase, gain in zip(sharpened, tile.phases_yx, gains, strict=True)
+            for band, phase, gain in zip(sharpened, tile.phases_yx, between, strict=True)
         ]
     )
     reprojection = (degraded - ms)[:, margin:-margin, margin:-margin].abs().mean()
