@@ -61,7 +61,10 @@ def sharpen(
     memory: Annotated[str, typer.Option("--memory", metavar="SIZE", help="What the program may take.")] = "2GiB",
     contracts_dir: ContractsOption = None,
     adapt: Annotated[
-        bool, typer.Option("--adapt", help="First adapt the network to the scene, a minute; for sensors unlike its training's.")
+        bool,
+        typer.Option(
+            "--adapt", help="First adapt the network to the scene, a minute; for sensors unlike its training's."
+        ),
     ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT if it exists.")] = False,
     as_json: JsonOption = False,
