@@ -272,10 +272,13 @@ def _reduced_term(sharpener: NetworkSharpener, patch: Tile, gains: Sequence[floa
 
 
 def _full_terms(sharpener: NetworkSharpener, tile: Tile, gains: Sequence[float]) -> tuple[Tensor, Tensor]:
-    """Distance of the degraded result from MS, and the local correlation with PAN that is missing."""
+    """Distance of the degraded result from MS, and the local correlation with PAN that is missing.
+
+    Degraded by the MTF relative to PAN's where the sharpener is told it, otherwise by ``gains``.
+    """
     sharpened = _forward(sharpener, tile)
     device, ratio, margin = sharpened.device, tile.ratio, MARGIN_MS_PX
-    between = sharpener.relative_mtf or gains  # the result is to be as sharp as PAN
+    between = sharpener.relative_mtf or gains
     ms = _normalised(tile.ms, tile.ms_ranges).to(device)
     degraded = torch.stack(
         [

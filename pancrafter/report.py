@@ -190,7 +190,8 @@ def _stuck_table(rows: Sequence[LedgerRow]) -> str:
 
 def _as_table(words: Sequence[str], rows: Sequence[str], numbers: Sequence[str] = ()) -> str:
     """Rows under the headings of columns of words and, to the right, of numbers."""
-    head = "".join([*(f"<th>{escape(name)}" for name in words), *(f'<th class="n">{escape(name)}' for name in numbers)])
+    head = "".join(f"<th>{escape(name)}</th>" for name in words)
+    head += "".join(f'<th class="n">{escape(name)}</th>' for name in numbers)
     return f"<table><tr>{head}</tr>{''.join(rows)}</table>"
 
 

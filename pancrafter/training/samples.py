@@ -132,7 +132,7 @@ def injected_detail(
 
 
 def _step_px(side_px: int, outer_px: int, augmentation: Augmentation, rng: np.random.Generator) -> int:
-    """Every how manieth pixel of an image of this side makes the patch: 2 for ``subsampled_share`` of those it fits."""
+    """Step between the pixels of a patch: 2 for ``subsampled_share`` of those for which the image is large enough."""
     wanted = augmentation.subsampled_share > 0 and rng.uniform() < augmentation.subsampled_share
     return 2 if wanted and side_px > 2 * (outer_px - 1) else 1
 
