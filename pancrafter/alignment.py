@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import ndimage
+from scipy import fft, ndimage
 
 from pancrafter.resample import GENERIC_MTF_GAIN, mtf_sigma
 from pancrafter.types import Record
@@ -56,6 +56,8 @@ _COARSE_SAMPLES = 16_384
 _PARTS = 3
 _MIN_PARTS = 4
 _MIN_PART_SAMPLES = 30
+_NEIGHBOURS = 2
+_ONE_THREAD_PRODUCTS = 2**18
 _NEWTON_STEPS = 10
 _CONVERGED_PX = 0.002
 
@@ -117,12 +119,14 @@ def estimate_band_shifts(
     """
     pan_image, ms_image = np.asarray(pan, np.float32), np.asarray(ms, np.float32)
     usable = _usable(ms_image.shape[1:], valid, ratio, max_shift_px)
-    matcher = _prepare(pan_image, ms_image, ratio, phase_yx=phase_yx, usable=usable, gain=gain)
+    matcher = _prepare(
+        pan_image, ms_image, ratio, phase_yx=phase_yx, usable=usable, gain=gain, max_shift_px=max_shift_px
+    )
     if matcher is None:
         return (NO_SHIFT,) * len(ms_image)
-    mix_start, starts = matcher.coarse(max_shift_px)
-    mix = matcher.measure(None, mix_start, max_shift_px)
-    bands = [matcher.measure(band, start, max_shift_px) for band, start in enumerate(starts)]
+    mix_start, starts = matcher.coarse()
+    mix = matcher.measure(None, mix_start)
+    bands = [matcher.measure(band, start) for band, start in enumerate(starts)]
     if _contradict(bands):
         return tuple(_doubted(band) for band in bands)
     return tuple(_choose(band, mix) for band in bands)
@@ -200,117 +204,157 @@ def _band_shift(shift_yx: Vector, ncc: float, *, certain: bool, spread_px: float
     )
 
 
-class _Samples(NamedTuple):
-    """High-passed PAN at the usable MS pixels under one displacement, mean removed, and its slopes per PAN pixel."""
+class _Moments(NamedTuple):
+    """Sums of products of centred rows over the samples: the neighbours of `_Matcher.moments`, then the bands."""
 
-    value: Vector
-    slope_y: Vector
-    slope_x: Vector
+    whole: Vector
+    """(row, row), of all samples."""
+    parts: Vector
+    """(part, row, row), of those in one part of the image each."""
+
+
+class _Fit(NamedTuple):
+    """What least squares needs to fit value and slopes to a target: sums of products, (3, 3) and (3,), and target's."""
+
+    normal: Vector
+    wanted: Vector
+    energy: float
+
+    @property
+    def step(self) -> Vector:
+        """Displacement (dy, dx) that makes the samples fit better: target = g (value + dy slope_y + dx slope_x)."""
+        gain, along_y, along_x = np.linalg.lstsq(self.normal, self.wanted, rcond=1e-10)[0]
+        if gain <= 0:
+            return np.full(2, np.inf)
+        return np.asarray(np.array([along_y, along_x]) / gain, np.float64)
+
+    @property
+    def ncc(self) -> float:
+        """Of value and target."""
+        return float(self.wanted[0] / (np.sqrt(self.normal[0, 0] * self.energy) + np.finfo(float).tiny))
 
 
 class _Matcher:
-    """High-passed PAN that can be sampled at any displacement, and the high-passed bands to compare it with."""
+    """High-passed PAN that can be sampled at any displacement, and the high-passed bands to compare it with.
+
+    Between whole pixels PAN is interpolated by a cubic of four by four neighbours, with the same weights at every
+    sample. So sums of products over all samples follow from those of the neighbours, which are taken once for every
+    whole pixel that the search comes by.
+    """
 
     def __init__(
-        self, detail: Image, bands: Vector, usable: NDArray[np.bool_], ratio: int, phase_yx: tuple[float, float]
+        self,
+        detail: Image,
+        bands: Image,
+        usable: NDArray[np.bool_],
+        ratio: int,
+        *,
+        phase_yx: tuple[float, float],
+        max_shift_px: float,
     ) -> None:
-        self._detail = detail
-        self._bands = bands
-        self._usable = usable
-        self._ratio = ratio
-        self._phase_yx = phase_yx
-        gram = np.einsum("bn,cn->bc", bands, bands)
+        cell = _cells(usable)
+        order = np.argsort(cell, kind="stable")
+        self._bands = bands[:, order]
+        self._ends = np.cumsum(np.bincount(cell, minlength=_PARTS**2))
+        gram = _products(bands, bands)
         # A little ridge keeps the mix defined when bands are copies of each other.
         self._inverse = np.linalg.inv(gram + (1e-6 * np.trace(gram) / len(gram)) * np.eye(len(gram)))
-        self._parts = _parts(usable)
+        self._max_shift_px = max_shift_px
+        margin = math.ceil(max_shift_px) + 1 + _NEIGHBOURS
+        padded = np.pad(detail, margin, mode="edge")
+        self._detail, self._row = padded.ravel(), padded.shape[1]
+        # nearest PAN pixel to the nominal place of each sample, and how far beyond that place it is
+        whole_yx = [round(phase) for phase in phase_yx]
+        self._rounded_yx = np.subtract(whole_yx, phase_yx)
+        y, x = (
+            (ratio * index[order] + whole).clip(0, size - 1) + margin
+            for index, whole, size in zip(np.nonzero(usable), whole_yx, detail.shape, strict=True)
+        )
+        self._under = y * self._row + x
+        self._known: dict[tuple[int, int], _Moments] = {}
 
-    def coarse(self, max_shift_px: float) -> tuple[Vector, list[Vector]]:
+    def coarse(self) -> tuple[Vector, list[Vector]]:
         """Best displacement of the mix of all bands, and of each band, to the nearest pixel of PAN.
 
         A part of the samples is enough for that; PAN is read at whole pixels, so that nothing is interpolated.
         """
-        reach = int(max_shift_px)
-        rows, cols = np.nonzero(self._usable)
-        part = slice(None, None, -(-len(rows) // _COARSE_SAMPLES))
-        (nearest_y, rounded_y), (nearest_x, rounded_x) = (
-            self._nearest(index[part], axis) for axis, index in enumerate((rows, cols))
-        )
-        padded = np.pad(self._detail, reach, mode="edge")
-        under = (nearest_y + reach) * padded.shape[1] + nearest_x + reach
-        bands = self._bands[:, part].astype(np.float32)
-        bands -= bands.mean(axis=1, keepdims=True)
+        reach = int(self._max_shift_px)
+        part = slice(None, None, -(-len(self._under) // _COARSE_SAMPLES))
+        under, bands = self._under[part], self._bands[:, part]
+        bands = bands - bands.mean(axis=1, keepdims=True)
 
         trials = np.arange(-reach, reach + 1)
         mix = np.empty((len(trials), len(trials)))
         each = np.empty((len(bands), len(trials), len(trials)))
         for row, shift_y in enumerate(trials):
-            values = padded.ravel()[under + (shift_y * padded.shape[1] + trials)[:, None]]
+            values = self._detail[under + (shift_y * self._row + trials)[:, None]]
             values -= values.mean(axis=1, keepdims=True)
-            products = np.einsum("bn,kn->bk", bands, values).astype(np.float64)
+            products = _products(bands, values)
             energy = np.einsum("kn,kn->k", values, values).astype(np.float64) + np.finfo(float).tiny
             each[:, row] = products / np.sqrt(energy)
             mix[row] = np.einsum("bk,bc,ck->k", products, self._inverse, products) / energy
-        rounded = np.array([rounded_y, rounded_x])
-        return _argmax_yx(mix, reach) + rounded, [_argmax_yx(surface, reach) + rounded for surface in each]
+        return (
+            _argmax_yx(mix, reach) + self._rounded_yx,
+            [_argmax_yx(surface, reach) + self._rounded_yx for surface in each],
+        )
 
-    def _nearest(self, index: NDArray[np.int64], axis: int) -> tuple[NDArray[np.int64], float]:
-        """PAN pixel nearest to the nominal place of MS pixels along an axis, and how far beyond that place it is."""
-        phase = self._phase_yx[axis]
-        whole = round(phase)
-        return (self._ratio * index + whole).clip(0, self._detail.shape[axis] - 1), whole - phase
-
-    def measure(self, band: int | None, start_yx: Vector, max_shift_px: float) -> BandShift:
+    def measure(self, band: int | None, start_yx: Vector) -> BandShift:
         """Sub-pixel shift of a band (None: of the best mix), beginning at a whole-pixel one.
 
         The least-squares fit of value and slopes to the band is stationary exactly where the NCC is.
         """
+        limit = self._max_shift_px + 1
         shift = start_yx.astype(np.float64)
-        samples = self._sample(shift)
         for _ in range(_NEWTON_STEPS):
-            step = np.clip(_step(samples, self._target(band, samples)), -1, 1)
-            shift = np.clip(shift + step, -max_shift_px - 1, max_shift_px + 1)
-            samples = self._sample(shift)
+            step = np.clip(self._fits(band, shift)[0].step, -1, 1)
+            shift = np.clip(shift + step, -limit, limit)
             if np.abs(step).max() < _CONVERGED_PX:
                 break
-        target = self._target(band, samples)
-        ncc = _ncc(samples.value, target)
-        spread = self._spread(samples, target)
-        inside = bool(np.all(np.abs(shift) <= max_shift_px + 0.5))
-        certain = inside and ncc > MIN_BAND_NCC and spread is not None and spread <= MAX_PART_SPREAD_PX
-        return _band_shift(shift, ncc, certain=certain, spread_px=spread)
+        whole, *parts = self._fits(band, shift)
+        # how far each part of the image alone would still go
+        spread = float(np.median([np.hypot(*part.step) for part in parts])) if len(parts) >= _MIN_PARTS else None
+        inside = bool(np.all(np.abs(shift) <= self._max_shift_px + 0.5))
+        certain = inside and whole.ncc > MIN_BAND_NCC and spread is not None and spread <= MAX_PART_SPREAD_PX
+        return _band_shift(shift, whole.ncc, certain=certain, spread_px=spread)
 
-    def _target(self, band: int | None, samples: _Samples) -> Vector:
-        if band is not None:
-            return np.asarray(self._bands[band])
-        weights = self._inverse @ np.einsum("bn,n->b", self._bands, samples.value)
-        return np.asarray(np.einsum("b,bn->n", weights, self._bands))
+    def _fits(self, band: int | None, shift_yx: Vector) -> list[_Fit]:
+        """Of all samples, then of each part, PAN displaced by ``shift_yx``."""
+        offset = shift_yx - self._rounded_yx
+        centre = np.rint(offset).astype(int)
+        moments = self._moments(int(centre[0]), int(centre[1]))
+        (at_y, slope_y), (at_x, slope_x) = (_taps(float(t)) for t in offset - centre)
+        taps = np.stack([np.outer(at_y, at_x), np.outer(slope_y, at_x), np.outer(at_y, slope_x)]).reshape(3, -1)
+        count = taps.shape[1]
+        if band is None:
+            target = self._inverse @ (moments.whole[count:, :count] @ taps[0])
+        else:
+            target = np.eye(len(self._bands))[band]
+        return [
+            _Fit(
+                normal=taps @ sums[:count, :count] @ taps.T,
+                wanted=taps @ sums[:count, count:] @ target,
+                energy=float(target @ sums[count:, count:] @ target),
+            )
+            for sums in (moments.whole, *moments.parts)
+        ]
 
-    def _spread(self, samples: _Samples, target: Vector) -> float | None:
-        """Median length of the step that each part of the image alone would still take."""
-        if len(self._parts) < _MIN_PARTS:
-            return None
-        steps = [_step(_Samples(*(part_of[part] for part_of in samples)), target[part]) for part in self._parts]
-        return float(np.median([np.hypot(*step) for step in steps]))
-
-    def _sample(self, shift_yx: Vector) -> _Samples:
-        y, x = float(shift_yx[0]), float(shift_yx[1])
-        here = self._rows(y, _CUBIC)
-        images = (
-            self._columns(here, x, _CUBIC),
-            self._columns(self._rows(y, _CUBIC_SLOPE), x, _CUBIC),
-            self._columns(here, x, _CUBIC_SLOPE),
-        )
-        return _Samples(*(self._centred(image) for image in images))
-
-    def _centred(self, image: Image) -> Vector:
-        values = image[self._usable].astype(np.float64)
-        return np.asarray(values - values.mean())
-
-    def _rows(self, shift_y: float, weights: Vector) -> Image:
-        return _take(self._detail, 0, self._usable.shape[0], self._ratio, self._phase_yx[0] + shift_y, weights)
-
-    def _columns(self, strip: Image, shift_x: float, weights: Vector) -> Image:
-        return _take(strip, 1, self._usable.shape[1], self._ratio, self._phase_yx[1] + shift_x, weights)
+    def _moments(self, centre_y: int, centre_x: int) -> _Moments:
+        """Of the five by five pixels of PAN around each sample displaced by whole pixels, row by row, and the bands."""
+        if (centre_y, centre_x) not in self._known:
+            near = np.arange(-_NEIGHBOURS, _NEIGHBOURS + 1)
+            offsets = ((centre_y + near[:, None]) * self._row + centre_x + near).ravel()
+            neighbours = self._detail[self._under + offsets[:, None]]
+            rows = np.concatenate([neighbours, self._bands, np.ones((1, len(self._under)), np.float32)])
+            starts = [0, *self._ends[:-1]]
+            parts = [rows[:, start:end] for start, end in zip(starts, self._ends, strict=True)]
+            sums = np.stack([_products(part, part) for part in parts])
+            # each row less its mean over all samples: the last row holds sums, and its own last entry how many
+            centring = np.eye(len(rows))[:-1]
+            centring[:, -1] = -sums.sum(axis=0)[:-1, -1] / len(self._under)
+            centred = centring @ sums @ centring.T
+            large = sums[:, -1, -1] >= _MIN_PART_SAMPLES
+            self._known[centre_y, centre_x] = _Moments(centred.sum(axis=0), centred[large])
+        return self._known[centre_y, centre_x]
 
 
 def _prepare(
@@ -321,21 +365,37 @@ def _prepare(
     phase_yx: tuple[float, float],
     usable: NDArray[np.bool_],
     gain: float,
+    max_shift_px: float,
 ) -> _Matcher | None:
     """Blur PAN to MS sharpness and high-pass both; None without enough usable pixels or without any texture."""
     if np.count_nonzero(usable) < _MIN_SAMPLES:
         return None
-    bands = np.stack([_high_pass(band, _HIGH_PASS_SIGMA_MS)[usable] for band in ms]).astype(np.float64)
+    bands = np.stack([band[usable] for band in _detail(ms, 0.0, _HIGH_PASS_SIGMA_MS)])
     bands -= bands.mean(axis=1, keepdims=True)
-    blurred = ndimage.gaussian_filter(pan, mtf_sigma(gain, ratio), mode="nearest")
-    detail = _high_pass(blurred, _HIGH_PASS_SIGMA_MS * ratio)
+    detail = _detail(pan, mtf_sigma(gain, ratio), _HIGH_PASS_SIGMA_MS * ratio)
     if not detail.any() or not bands.any():
         return None
-    return _Matcher(detail, bands, usable, ratio, phase_yx)
+    return _Matcher(detail, bands, usable, ratio, phase_yx=phase_yx, max_shift_px=max_shift_px)
 
 
-def _high_pass(image: Image, sigma: float) -> Image:
-    return np.asarray(image - ndimage.gaussian_filter(image, sigma, mode="nearest", truncate=3.0), np.float32)
+def _detail(image: Image, blur_sigma: float, sigma: float) -> Image:
+    """``(..., y, x)`` blurred by one Gaussian, less the same blurred by another; borders repeat, deviations in pixels.
+
+    By the Fourier transform, where a Gaussian of deviation s is exp(-2 pi^2 s^2 f^2): its time does not depend on s.
+    A constant does not matter, so one is taken away first, and an image without any texture gives exact zeros.
+    """
+    reach = math.ceil(4 * math.hypot(blur_sigma, sigma))
+    sizes = image.shape[-2:]
+    padded_sizes = [fft.next_fast_len(size + 2 * reach, real=True) for size in sizes]
+    beyond = [(reach, padded - size - reach) for size, padded in zip(sizes, padded_sizes, strict=True)]
+    padded = np.pad(image - image[..., :1, :1], [(0, 0)] * (image.ndim - 2) + beyond, mode="edge")
+    frequencies = fft.fftfreq(padded_sizes[0]), fft.rfftfreq(padded_sizes[1])
+    sharp_y, sharp_x = (np.exp(-2 * (np.pi * blur_sigma * f) ** 2).astype(np.float32) for f in frequencies)
+    smooth_y, smooth_x = (np.exp(-2 * (np.pi * sigma * f) ** 2).astype(np.float32) for f in frequencies)
+    spectrum = fft.rfft2(padded)
+    spectrum *= np.outer(sharp_y, sharp_x) - np.outer(sharp_y * smooth_y, sharp_x * smooth_x)
+    detail = fft.irfft2(spectrum, padded_sizes, overwrite_x=True)
+    return np.ascontiguousarray(detail[..., reach : reach + sizes[0], reach : reach + sizes[1]], np.float32)
 
 
 def _usable(shape_yx: tuple[int, int], valid: ArrayLike | None, ratio: int, max_shift_px: float) -> NDArray[np.bool_]:
@@ -345,46 +405,32 @@ def _usable(shape_yx: tuple[int, int], valid: ArrayLike | None, ratio: int, max_
     return np.asarray(ndimage.minimum_filter(mask, 2 * margin + 1, mode="constant", cval=False))
 
 
-def _parts(usable: NDArray[np.bool_]) -> list[NDArray[np.bool_]]:
-    """Selections of the usable samples by part of the image: a ``_PARTS`` x ``_PARTS`` split."""
-    rows, cols = np.nonzero(usable)
-    cell = (rows * _PARTS // usable.shape[0]) * _PARTS + cols * _PARTS // usable.shape[1]
-    parts = [cell == index for index in range(_PARTS**2)]
-    return [part for part in parts if np.count_nonzero(part) >= _MIN_PART_SAMPLES]
+def _cells(usable: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Which part of the image each usable sample lies in: a ``_PARTS`` x ``_PARTS`` split."""
+    (rows, cols), (height, width) = np.nonzero(usable), usable.shape
+    return np.asarray((rows * _PARTS // height) * _PARTS + cols * _PARTS // width, np.int64)
 
 
-def _take(image: Image, axis: int, count: int, ratio: int, offset: float, weights: Vector) -> Image:
-    """Read ``image``, or its slope, along an axis at ``ratio * i + offset``; borders repeat.
+def _taps(offset: float) -> tuple[Vector, Vector]:
+    """Weights of the pixels from -2 to 2 for the value and the slope at an offset of -1 to 1."""
+    first = -1 if offset < 0 else 0
+    powers = (offset - first) ** np.arange(4)
+    value, slope = np.zeros((2, 2 * _NEIGHBOURS + 1))
+    taps = slice(_NEIGHBOURS - 1 + first, _NEIGHBOURS + 3 + first)
+    value[taps], slope[taps] = _CUBIC @ powers, _CUBIC_SLOPE @ powers
+    return value, slope
 
-    All positions share one fraction, so four slices and four weights do it. ``weights`` are `_CUBIC` or `_CUBIC_SLOPE`.
+
+def _products(first: Image, second: Image) -> Vector:
+    """Sums of products of the rows of two arrays of samples, (row of the first, row of the second).
+
+    Few samples at a time: OpenBLAS does so little work in this thread, and its others are not woken to spin beside it.
     """
-    first = math.floor(offset)
-    t = offset - first
-    index = ratio * np.arange(count) + first
-    limit = image.shape[axis] - 1
-    taps = (
-        weight * np.take(image, np.clip(index + tap, 0, limit), axis=axis)
-        for tap, weight in zip(range(-1, 3), (weights @ (1, t, t**2, t**3)).astype(np.float32), strict=True)
-        if weight
-    )
-    return np.asarray(sum(taps), np.float32)
-
-
-def _step(samples: _Samples, target: Vector) -> Vector:
-    """Displacement (dy, dx) that makes the samples fit the target better: target = g (value + dy slope_y + ...)."""
-    columns = np.stack(samples)
-    # einsum, as BLAS would wake a thread per core for these few products and let them spin
-    normal, wanted = np.einsum("kn,ln->kl", columns, columns), np.einsum("kn,n->k", columns, target)
-    gain, along_y, along_x = np.linalg.lstsq(normal, wanted, rcond=1e-10)[0]
-    if gain <= 0:
-        return np.full(2, np.inf)
-    return np.asarray(np.array([along_y, along_x]) / gain, np.float64)
-
-
-def _ncc(first: Vector, second: Vector) -> float:
-    both = np.stack([first, second])
-    (own, shared), (_, other) = np.einsum("kn,ln->kl", both, both)
-    return float(shared / (np.sqrt(own * other) + np.finfo(float).tiny))
+    step = max(1, _ONE_THREAD_PRODUCTS // (len(first) * len(second)))
+    total = np.zeros((len(first), len(second)))
+    for start in range(0, first.shape[1], step):
+        total += first[:, start : start + step] @ second[:, start : start + step].T
+    return total
 
 
 def _argmax_yx(surface: Vector, reach: int) -> Vector:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from pancrafter.alignment import BandShift, combine_windows, estimate_band_shifts
-from pancrafter.resample import degrade
+from pancrafter.resample import degrade, mtf_sigma
 
 Image = NDArray[np.float64]
 
@@ -67,6 +67,29 @@ def test_band_unlike_pan_follows_the_mix() -> None:
     visible, swir = estimate_band_shifts(pan, np.stack(bands), 4, (1.5, 1.5))
     assert visible.shift_yx == pytest.approx((1.2, -0.8), abs=0.05)
     assert swir.shift_yx == pytest.approx((1.2, -0.8), abs=0.1)
+
+
+def test_band_without_texture_follows_the_mix() -> None:
+    pan = ground((384, 384))
+    visible = sampled(pan, 4, 1.5, (1.2, -0.8))
+    _, saturated = estimate_band_shifts(pan, np.stack([visible, np.full_like(visible, 2047)]), 4, (1.5, 1.5))
+    assert saturated.shift_yx == pytest.approx((1.2, -0.8), abs=0.05)
+    assert saturated.certain
+
+
+def test_correlation_is_that_of_the_images_at_the_shift_that_was_found() -> None:
+    """Blurred, high-passed and resampled here by other means: Gaussians as sums, splines instead of Keys' cubic."""
+    pan = ground((384, 448))
+    ms = sampled(pan, 4, 1.5, (0.7, -1.6)) + np.random.default_rng(1).normal(size=(96, 112)) * 20
+    (found,) = estimate_band_shifts(pan, ms[None], 4, (1.5, 1.5))
+
+    blurred = ndimage.gaussian_filter(pan, mtf_sigma(0.3, 4), mode="nearest")
+    detail = blurred - ndimage.gaussian_filter(blurred, 8, mode="nearest")
+    y, x = (4 * np.arange(size) + 1.5 + by for size, by in zip(ms.shape, found.shift_yx, strict=True))
+    beneath = ndimage.map_coordinates(detail, np.meshgrid(y, x, indexing="ij"), mode="nearest")
+    inside = (slice(3, -3), slice(3, -3))
+    compared = (ms - ndimage.gaussian_filter(ms, 2, mode="nearest"))[inside], beneath[inside]
+    assert found.ncc == pytest.approx(np.corrcoef(*(image.ravel() for image in compared))[0, 1], abs=2e-4)
 
 
 def test_invalid_pixels_do_not_count() -> None:
