@@ -536,6 +536,21 @@ def _has_alpha(dataset: Any) -> bool:  # Any: rasterio is untyped
 _OPEN_FILES = _OpenFiles()
 
 
+@dataclass(frozen=True, eq=False)
+class _Held:
+    """All pixels of one grid in memory, as ``_WindowReader.read_raw`` gives them."""
+
+    pixels: Pixels
+    """(band, y, x) DN."""
+    valid: NDArray[np.bool_]
+    """(y, x)."""
+
+    @classmethod
+    def room_for(cls, reader: _WindowReader) -> _Held:
+        """Arrays of the right size, to be filled."""
+        return cls(np.empty((reader.band_count, *reader.shape_yx), np.uint16), np.empty(reader.shape_yx, np.bool_))
+
+
 @dataclass(frozen=True)
 class _WindowReader:
     """Reads windows of the cropped grid from one or more files of the same grid, with holes filled.
@@ -550,6 +565,13 @@ class _WindowReader:
     reach: int
     token: str
     """Distinguishes this staging's open files from those of an earlier one that read the same names."""
+    held: _Held | None = None
+    """What the files hold, if it is in memory already."""
+
+    @property
+    def band_count(self) -> int:
+        """How many bands the files hold together."""
+        return sum(len(source.indexes) for source in self.sources)
 
     def read(self, window: Window) -> tuple[Pixels, Mask, int]:
         """DN ``(band, y, x)`` with holes filled, validity ``(y, x)`` 0/1, and the number of bytes read."""
@@ -570,10 +592,11 @@ class _WindowReader:
         return filled[:, y, x], valid.astype(np.uint8), bytes_read
 
     def read_raw(self, window: Window) -> tuple[Pixels, NDArray[np.bool_], int]:
-        """As ``read``, but holes hold whatever the file does; validity is boolean."""
+        """As ``read``, but holes hold whatever the file does; validity is boolean. Not to be written to."""
+        if self.held is not None:
+            return self.held.pixels[:, *window], self.held.valid[window], 0
         rows, cols = (part.stop - part.start for part in window)
-        count = sum(len(source.indexes) for source in self.sources)
-        pixels = np.zeros((count, rows, cols), np.uint16)
+        pixels = np.zeros((self.band_count, rows, cols), np.uint16)
         valid = np.ones((rows, cols), bool)
         bytes_read = 0
         for source in self.sources:
@@ -1035,7 +1058,16 @@ class SceneFiles(BlockGrid):
     @property
     def band_count(self) -> int:
         """How many MS bands there are."""
-        return sum(len(source.indexes) for source in self._readers["ms"].sources)
+        return self._readers["ms"].band_count
+
+    @property
+    def held_bytes(self) -> int:
+        """Memory that its pixels take, once they have been read."""
+        return sum(_bytes(reader) for reader in self._readers.values() if reader.held is not None)
+
+    def let_go(self) -> None:
+        """Hold no pixels any more: they are read again when they are needed."""
+        self._readers = {name: replace(reader, held=None) for name, reader in self._readers.items()}
 
     def read_pan(self, window: Window) -> Pixels:
         """Filled PAN DN (y, x)."""
@@ -1073,21 +1105,29 @@ class SceneFiles(BlockGrid):
 
 
 def read_in_place(
-    scene: Scene, contract: SensorContract, *, block_px: int, reach_px: int, access: Access = OPEN_TO_ALL
+    scene: Scene,
+    contract: SensorContract,
+    *,
+    block_px: int,
+    reach_px: int,
+    hold_bytes: int = 0,
+    access: Access = OPEN_TO_ALL,
 ) -> SceneFiles | None:
     """The scene read from its files, without a store; None where reading a file twice would cost much more than once.
 
-    Reads every pixel once, to know value ranges and holes. Arguments, constants, pixels and errors as in
-    ``stage_scene``; runs under whatever Dask scheduler is active, in this process.
+    Reads every pixel once, to know value ranges and holes, and holds them if they take at most ``hold_bytes``. Other
+    arguments, constants, pixels and errors as in ``stage_scene``; runs under whatever Dask scheduler is active, in this
+    process.
     """
     sources = _on_common_grid(scene, _read_headers(scene, contract, access), contract)
     if not all(source.at_hand and not source.warped for source in (sources.pan, *sources.ms)):
         return None
     pair = _pair(scene, sources, contract.ratio)
-    pan, ms = _readers(sources, pair, reach_px)
-    files = SceneFiles(pan, ms, pair, block_px)
-    count_pan, count_ms = (delayed(partial(count, reader), traverse=False) for count, reader in
-                           ((_count_pan, pan), (_count_ms, ms)))  # fmt: skip
+    readers = _readers(sources, pair, reach_px)
+    hold = sum(_bytes(reader) for reader in readers) <= hold_bytes
+    held = [_Held.room_for(reader) if hold else None for reader in readers]
+    count_pan, count_ms = (delayed(partial(count, reader, into), traverse=False) for count, reader, into in
+                           zip((_count_pan, _count_ms), readers, held, strict=True))  # fmt: skip
     tally = _compute(
         [
             *(count_pan(window) for window in _pieces(_all_of(pair.pan.shape_yx), _COUNTING_PX)),
@@ -1095,6 +1135,8 @@ def read_in_place(
         ],
         _merge_tallies,
     )
+    pan, ms = (replace(reader, held=into) for reader, into in zip(readers, held, strict=True))
+    files = SceneFiles(pan, ms, pair, block_px)
     _check_pixels(scene, sources, tally, contract)
     counted = {"pan": int(tally.pan.sum()), "ms": int(tally.ms[0].sum())}
     sizes = {"pan": math.prod(pair.pan.shape_yx), "ms": math.prod(pair.ms_shape_yx)}
@@ -1107,14 +1149,26 @@ def read_in_place(
     return files
 
 
-def _count_pan(reader: _WindowReader, window: Window) -> _Tally:
-    pixels, valid, bytes_read = reader.read_raw(window)
+def _count_pan(reader: _WindowReader, into: _Held | None, window: Window) -> _Tally:
+    pixels, valid, bytes_read = _read_into(reader, into, window)
     return _Tally(pan=_histogram(pixels[0], valid.astype(np.uint8)), bytes_read=bytes_read)
 
 
-def _count_ms(reader: _WindowReader, window: Window) -> _Tally:
-    pixels, valid, bytes_read = reader.read_raw(window)
+def _count_ms(reader: _WindowReader, into: _Held | None, window: Window) -> _Tally:
+    pixels, valid, bytes_read = _read_into(reader, into, window)
     return _ms_tally(pixels, valid.astype(np.uint8), bytes_read)
+
+
+def _read_into(reader: _WindowReader, into: _Held | None, window: Window) -> tuple[Pixels, NDArray[np.bool_], int]:
+    pixels, valid, bytes_read = reader.read_raw(window)
+    if into is not None:
+        into.pixels[:, *window], into.valid[window] = pixels, valid
+    return pixels, valid, bytes_read
+
+
+def _bytes(reader: _WindowReader) -> int:
+    """Memory that all pixels of a reader take, and which of them are valid."""
+    return math.prod(reader.shape_yx) * (2 * reader.band_count + 1)
 
 
 def _measured_share(files: SceneFiles) -> float:

@@ -8,11 +8,13 @@ the whole scene would, whatever their size and order.
 from __future__ import annotations
 
 import math
+import operator
 import time
 import warnings
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, reduce
 from typing import Protocol
 
 import numpy as np
@@ -436,26 +438,29 @@ INJECTION_BLOCKS = 16
 """Blocks of a scene, spread evenly, that its injection constants are fitted on."""
 
 
-def fit_scene_injection(store: ScenePixels, gains: tuple[float, ...]) -> InjectionConstants:
+def fit_scene_injection(store: ScenePixels, gains: tuple[float, ...], threads: int = 1) -> InjectionConstants:
     """How the bands of a staged scene explain its PAN; arguments and errors as in ``scene_injection_sums``."""
-    return fit_injection(scene_injection_sums(store, gains))
+    return fit_injection(scene_injection_sums(store, gains, threads))
 
 
-def fit_scene_fusion(store: ScenePixels, gains: tuple[float, ...], method: FusionMethod) -> FusionConstants:
+def fit_scene_fusion(
+    store: ScenePixels, gains: tuple[float, ...], method: FusionMethod, threads: int = 1
+) -> FusionConstants:
     """The scene-wide numbers of a textbook method; arguments and errors as in ``scene_injection_sums``."""
     if method == "exp":
         nothing = InjectionConstants(weights=(0.0,) * len(gains), offset=0.0, gains=(0.0,) * len(gains))
         return FusionConstants(method=method, match=BroveyMatch(scale=0.0, offset=0.0), injection=nothing)
-    sums = scene_injection_sums(store, gains)
+    sums = scene_injection_sums(store, gains, threads)
     return FusionConstants(method=method, match=fit_brovey_match(sums), injection=fit_injection(sums))
 
 
-def scene_injection_sums(store: ScenePixels, gains: tuple[float, ...]) -> InjectionSums:
+def scene_injection_sums(store: ScenePixels, gains: tuple[float, ...], threads: int = 1) -> InjectionSums:
     """Moments of bands and PAN at MS scale, from blocks spread over the scene.
 
     Args:
         store: The staged scene.
         gains: MTF gain of each band at the MS Nyquist frequency.
+        threads: That look at blocks side by side; the result does not depend on them.
 
     Raises:
         InvalidSceneError: None of the chosen blocks holds a valid pixel.
@@ -465,15 +470,16 @@ def scene_injection_sums(store: ScenePixels, gains: tuple[float, ...]) -> Inject
     rows, cols = store.blocks_yx
     blocks = [(row, col) for row in range(rows) for col in range(cols)]
     chosen = np.unique(np.linspace(0, len(blocks) - 1, min(len(blocks), INJECTION_BLOCKS)).round().astype(int))
-    total: InjectionSums | None = None
-    for index in chosen:
-        plan = plan_tile(store, blocks[index], glp_halo_px(ratio, phases))
+
+    def sums_of(block: Block) -> InjectionSums:
+        plan = plan_tile(store, block, glp_halo_px(ratio, phases))
         # A scene smaller than an MS pixel may lie beside the centre of its only one; around it there is nothing else.
         tile, counted = read_tile(store, plan), np.full(plan.shape_yx, min(store.pan_shape_yx) < ratio)
         counted[plan.core] = valid_window(store, plan.window)
-        sums = injection_sums(tile.pan, tile.ms, ratio, phases, float(np.mean(gains)), counted)
-        total = sums if total is None else total + sums
-    assert total is not None
+        return injection_sums(tile.pan, tile.ms, ratio, phases, float(np.mean(gains)), counted)
+
+    with ThreadPoolExecutor(threads) as pool:
+        total = reduce(operator.add, pool.map(sums_of, [blocks[index] for index in chosen]))
     if total.pixels == 0:
         raise InvalidSceneError(
             f"none of the {len(chosen)} blocks looked at holds a valid pixel; check nodata and masks"

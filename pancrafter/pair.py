@@ -58,6 +58,9 @@ STAGING_BLOCK_PX = 512
 _STAGING_THREAD_BYTES = 160 * 2**20
 """What a thread of staging takes: a shard with its surroundings while nodata is filled."""
 
+_HELD_SHARE = 1 / 8
+"""Of the memory, for the pixels of a small scene: it is read several times, for ranges, shifts, fits and sharpening."""
+
 _REMOTE = {"s3": "/vsis3/", "gs": "/vsigs/", "az": "/vsiaz/"}
 _CATALOG_SUFFIXES = frozenset((".tif", ".tiff", ".jp2", ".j2k", ".img", ".ntf"))
 """Files that a catalog takes for rasters by their names."""
@@ -244,7 +247,7 @@ def sharpen_pair(
         adapted = None
         if adapt and chosen == "pan-crafter":
             spec, adapted = _adapt(spec, pixels, contract, scratch, on_progress)
-        engine = _prepare(staged, spec, memory_bytes, window_px)
+        engine = _prepare(pixels, spec, memory_bytes, window_px)
         streamed = _Streamed(pixels, on_progress)
         tags = _tags(contract, settings, chosen)
         if spec.weights != settings.weights:
@@ -358,7 +361,13 @@ def _read(
 
     fitting = max(1, (memory_bytes - PROGRAM_BYTES) // _STAGING_THREAD_BYTES)
     with Compute(threads=min(settings.threads, fitting)).active():
-        found = read_in_place(scene, contract, block_px=STAGING_BLOCK_PX, reach_px=STAGING_REACH_PX)
+        found = read_in_place(
+            scene,
+            contract,
+            block_px=STAGING_BLOCK_PX,
+            reach_px=STAGING_REACH_PX,
+            hold_bytes=int(_HELD_SHARE * memory_bytes),
+        )
         if found is not None:
             return found
         stage_scene(scene, contract, str(store), block_px=STAGING_BLOCK_PX, reach_px=STAGING_REACH_PX)
@@ -393,12 +402,16 @@ class _Engine:
     window_px: int
 
 
-def _prepare(staged: StagedScene, spec: SharpenerSpec, memory_bytes: int, window_px: int | None) -> _Engine:
+def _prepare(pixels: SceneFiles | SceneStore, spec: SharpenerSpec, memory_bytes: int, window_px: int | None) -> _Engine:
+    from pancrafter.cube import SceneFiles
     from pancrafter.engine import build_sharpener
-    from pancrafter.stream import Layout, choose_window_px
+    from pancrafter.stream import Layout, choose_window_px, needed_bytes
 
     sharpener = build_sharpener(spec)
-    chosen = window_px or choose_window_px(sharpener, Layout.of(staged, sharpener), memory_bytes)
+    layout = Layout.of(pixels.staged, sharpener)
+    chosen = window_px or choose_window_px(sharpener, layout, memory_bytes)
+    if isinstance(pixels, SceneFiles) and needed_bytes(sharpener, layout, chosen) + pixels.held_bytes > memory_bytes:
+        pixels.let_go()  # large windows gain more
     return _Engine(sharpener, chosen)
 
 

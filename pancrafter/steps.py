@@ -396,9 +396,9 @@ def sharpener_spec(
         relative_mtf=relative_mtf(staged, contract),
     )
     if fusion is not None:
-        return spec.model_copy(update={"fusion": fit_scene_fusion(store, gains, fusion)})
+        return spec.model_copy(update={"fusion": fit_scene_fusion(store, gains, fusion, settings.threads)})
     if not fallback:
-        return spec.model_copy(update={"injection": fit_scene_injection(store, gains)})
+        return spec.model_copy(update={"injection": fit_scene_injection(store, gains, settings.threads)})
     return spec.model_copy(update={"glp": (GlpSharpener.fit(store, gains).constants, gains)})
 
 

@@ -90,17 +90,21 @@ def window_bytes(sharpener: Sharpener, layout: Layout, window_px: int) -> int:
     return int(read + written) + sharpener.working_bytes(tile, core, layout.bands)
 
 
+def needed_bytes(sharpener: Sharpener, layout: Layout, window_px: int) -> int:
+    """Memory that the program takes with windows of an edge."""
+    return PROGRAM_BYTES + CACHE_BYTES + window_bytes(sharpener, layout, window_px)
+
+
 def choose_window_px(sharpener: Sharpener, layout: Layout, memory_bytes: int) -> int:
     """The largest edge whose windows fit into a memory budget beside the program.
 
     Raises:
         MemoryBudgetError: Not even the smallest fits.
     """
-    fixed = PROGRAM_BYTES + CACHE_BYTES
     for window_px in WINDOW_PX:
-        if fixed + window_bytes(sharpener, layout, window_px) <= memory_bytes:
+        if needed_bytes(sharpener, layout, window_px) <= memory_bytes:
             return window_px
-    least = fixed + window_bytes(sharpener, layout, WINDOW_PX[-1])
+    least = needed_bytes(sharpener, layout, WINDOW_PX[-1])
     raise MemoryBudgetError(
         f"memory of {memory_bytes / 2**20:.0f} MiB is too small: a window of {WINDOW_PX[-1]} px with its halo, "
         f"{layout.bands} bands, needs {math.ceil(least / 2**20)} MiB with the program; allow at least that"
