@@ -1,7 +1,7 @@
 """Writes rasters as Cloud Optimized GeoTIFFs in bounded memory; nothing else in the package writes a GeoTIFF.
 
-Blocks are compressed, tile by tile and with their overviews, into a scratch file beside the target as they come
-(:mod:`pancrafter.pyramid`); at the end the tiles are copied in the order of a COG into a draft of the result
+Blocks are compressed, tile by tile and with their overviews, into a nameless scratch file on the disk of the target as
+they come (:mod:`pancrafter.pyramid`); at the end the tiles are copied in the order of a COG into a draft of the result
 (:mod:`pancrafter.tiff`). GDAL validates the draft and reads it back, which is compared with what was handed in. Only
 then does the final name appear.
 """
@@ -133,7 +133,7 @@ def write_cog(
     Overviews average valid pixels only. The file is the same whatever the blocks and the threads.
 
     Args:
-        path: Final file; it is replaced if it exists. Scratch files lie in the same folder.
+        path: Final file; it is replaced if it exists. Its draft lies in the same folder.
         windows: Blocks (or ``(window, values)`` pairs) that cover the grid exactly once, in any order; their arrays
             must not be changed after they were handed over.
         grid: Target grid.
@@ -157,13 +157,12 @@ def write_cog(
     header = _Header(grid, count, np.dtype(dtype), nodata, band_names, scale, offset, tags or {})
     _check_header(target, header)
     _check_room(target, header)
-    stem = f".{target.name}.{uuid.uuid4().hex[:12]}"
-    scratch, draft = target.with_name(stem + ".tiles"), target.with_name(stem + ".cog.tif")
+    draft = target.with_name(f".{target.name}.{uuid.uuid4().hex[:12]}.cog.tif")
     coding = Coding(header.dtype, _ZSTD_LEVEL[profile], differences=overview_resampling != "mode", masks=nodata is None)
     written = _Written(header)
     try:
         with rasterio.Env(GDAL_CACHEMAX=CACHE_BYTES, GDAL_NUM_THREADS=str(threads), GDAL_PAM_ENABLED=False):
-            with contextlib.closing(_spool(scratch, target)) as spool:
+            with contextlib.closing(_spool(target)) as spool:
                 pyramid = Pyramid(
                     grid.shape_yx, count, coding, spool, overview_resampling, written.prepared, threads, str(target)
                 )
@@ -177,8 +176,7 @@ def write_cog(
         with _as_sink_error(target):
             _settle(draft, target)
     finally:
-        for leftover in (scratch, draft):
-            leftover.unlink(missing_ok=True)
+        draft.unlink(missing_ok=True)
     return CogInfo(
         path=str(target),
         size_bytes=target.stat().st_size,
@@ -446,9 +444,9 @@ def _as_sink_error(target: Path) -> Iterator[None]:
         ) from err
 
 
-def _spool(scratch: Path, target: Path) -> Spool:
+def _spool(target: Path) -> Spool:
     with _as_sink_error(target):
-        return Spool(scratch)
+        return Spool(target.parent)
 
 
 def _stream(

@@ -542,13 +542,13 @@ class _Held:
 
     pixels: Pixels
     """(band, y, x) DN."""
-    valid: NDArray[np.bool_]
-    """(y, x)."""
+    invalid: NDArray[np.bool_]
+    """(y, x); takes memory only where there are holes."""
 
     @classmethod
     def room_for(cls, reader: _WindowReader) -> _Held:
         """Arrays of the right size, to be filled."""
-        return cls(np.empty((reader.band_count, *reader.shape_yx), np.uint16), np.empty(reader.shape_yx, np.bool_))
+        return cls(np.empty((reader.band_count, *reader.shape_yx), np.uint16), np.zeros(reader.shape_yx, np.bool_))
 
 
 @dataclass(frozen=True)
@@ -594,7 +594,7 @@ class _WindowReader:
     def read_raw(self, window: Window) -> tuple[Pixels, NDArray[np.bool_], int]:
         """As ``read``, but holes hold whatever the file does; validity is boolean. Not to be written to."""
         if self.held is not None:
-            return self.held.pixels[:, *window], self.held.valid[window], 0
+            return self.held.pixels[:, *window], ~self.held.invalid[window], 0
         rows, cols = (part.stop - part.start for part in window)
         pixels = np.zeros((self.band_count, rows, cols), np.uint16)
         valid = np.ones((rows, cols), bool)
@@ -1162,7 +1162,9 @@ def _count_ms(reader: _WindowReader, into: _Held | None, window: Window) -> _Tal
 def _read_into(reader: _WindowReader, into: _Held | None, window: Window) -> tuple[Pixels, NDArray[np.bool_], int]:
     pixels, valid, bytes_read = reader.read_raw(window)
     if into is not None:
-        into.pixels[:, *window], into.valid[window] = pixels, valid
+        into.pixels[:, *window] = pixels
+        if not valid.all():
+            into.invalid[window] = ~valid
     return pixels, valid, bytes_read
 
 

@@ -150,6 +150,7 @@ def add_pair(
     georeference: Georeference | None = None,
     properties: Mapping[str, Any] | None = None,
     contracts: Mapping[str, SensorContract] | None = None,
+    checksums: bool = True,
 ) -> AddedScene:
     """Describe one PAN file and its MS file(s) as an item of a static catalog; adding it again changes nothing.
 
@@ -168,6 +169,7 @@ def add_pair(
         georeference: Frame for files that have none.
         properties: Further properties of the item.
         contracts: Sensor contracts; by default the bundled ones.
+        checksums: Read the files for their checksums. Without them it is not noticed when they change.
 
     Raises:
         InvalidSceneError: A file is missing, no raster, has no CRS, other bands than the sensor's, does not pair with
@@ -195,6 +197,9 @@ def add_pair(
             **(properties or {}),
         }
         item = _item(name, members, moment, facts, catalog)
+        if checksums:
+            for member in members:
+                item.assets[member.key].extra_fields["file:checksum"] = _checksum(member.raster.path)
         change = catalog.put(item, known)
     return AddedScene(
         collection=contract.name,
@@ -597,7 +602,6 @@ def _asset(member: _Member, item_folder: Path, root: Path) -> pystac.Asset:
         "proj:transform": list(grid.transform),
         "data_type": raster.dtype,
         "file:size": raster.path.stat().st_size,
-        "file:checksum": _checksum(raster.path),
     }
     if fields["proj:code"] is None:
         fields["proj:wkt2"] = raster.wkt
@@ -755,7 +759,7 @@ def _check_same_pair(item: pystac.Item, old: _Json, path: Path) -> None:
     """An id may be reused for the same files, changed or moved; not for a different pair."""
     pairs = [(asset, old["assets"].get(key, {})) for key, asset in item.assets.items()]
     moved = [new.href != before.get("href") for new, before in pairs]
-    altered = [new.extra_fields["file:checksum"] != before.get("file:checksum") for new, before in pairs]
+    altered = [new.extra_fields.get("file:checksum") != before.get("file:checksum") for new, before in pairs]
     if all(moved) and all(altered):
         raise InvalidSceneError(
             f"{path}: item {item.id} exists already for other files ({pairs[0][1].get('href')}); "
@@ -766,7 +770,7 @@ def _check_same_pair(item: pystac.Item, old: _Json, path: Path) -> None:
 def _keep_file_time(item: pystac.Item, old: _Json) -> None:
     """A file time is only a guess: touching a file must not turn the same pixels into a new acquisition."""
     same = all(
-        asset.extra_fields["file:checksum"] == old["assets"].get(key, {}).get("file:checksum")
+        asset.extra_fields.get("file:checksum") == old["assets"].get(key, {}).get("file:checksum")
         for key, asset in item.assets.items()
     )
     guessed = "file time"

@@ -231,7 +231,14 @@ def sharpen_pair(
         pan_path, ms_paths = _at_hand(pan, scratch), [_at_hand(path, scratch) for path in ms]
         name, contracts = _contract(sensor, pan_path, ms_paths, settings)
         added = add_pair(
-            scratch / "catalog", name, pan_path, ms_paths, bands=bands, georeference=georeference, contracts=contracts
+            scratch / "catalog",
+            name,
+            pan_path,
+            ms_paths,
+            bands=bands,
+            georeference=georeference,
+            contracts=contracts,
+            checksums=False,
         )
         body = json.loads(Path(added.item_path).read_text(encoding="utf-8"))
         scene = judge_document(body, added.item_path, contracts)

@@ -7,6 +7,7 @@ memory, whatever the order of the blocks, and the result does not depend on that
 
 from __future__ import annotations
 
+import tempfile
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -45,10 +46,14 @@ class Place(NamedTuple):
 
 
 class Spool:
-    """A scratch file that compressed tiles are added to, by any thread, in the order in which they are ready."""
+    """A scratch file that compressed tiles are added to, by any thread, in the order in which they are ready.
 
-    def __init__(self, path: Path) -> None:
-        self._file = path.open("w+b")
+    It has no name, so that it is gone with the process however that ends, and what the disk has not taken by then is
+    never written.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115  # closed by ``close``
         self._lock = threading.Lock()
         self._end = 0
 
@@ -71,7 +76,7 @@ class Spool:
             return self._file.read(place.size)
 
     def close(self) -> None:
-        """The file itself is the caller's to remove; what a full disk did not take is not missed any more."""
+        """The file is gone; what a full disk did not take is not missed any more."""
         with suppress(OSError):
             self._file.close()
 
