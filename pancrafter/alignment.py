@@ -52,7 +52,7 @@ _HIGH_PASS_SIGMA_MS = 2.0
 """Detail that decides: structures larger than about this many MS pixels are removed before correlating."""
 
 _MIN_SAMPLES = 150
-_COARSE_SAMPLES = 16_384
+_COARSE_SAMPLES = 8_192
 _PARTS = 3
 _MIN_PARTS = 4
 _MIN_PART_SAMPLES = 30
