@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import lru_cache
-from typing import Any
+from typing import Any, get_args
 
 import dask
 import dask.array as da
@@ -20,29 +20,22 @@ from dask.base import tokenize
 from dask.delayed import delayed
 from numpy.typing import NDArray
 
-from pancrafter.classical import FusionMethod
-from pancrafter.cube import DN_LIMIT, fill_invalid, measure_shifts, value_range
+from pancrafter.cube import DN_LIMIT, REACH_PX, fill_invalid, measure_shifts, value_range
 from pancrafter.engine import (
-    GlpSharpener,
     SharpenerSpec,
     build_sharpener,
-    fit_scene_fusion,
-    fit_scene_injection,
+    fit_sharpener,
     plan_window,
     quantise,
     read_tile,
-    relative_mtf,
     valid_window,
 )
 from pancrafter.errors import GridMismatchError, InvalidSceneError
 from pancrafter.grid import pair_grids, pixel_centres
-from pancrafter.model.names import DEFAULT_WEIGHTS
+from pancrafter.model.names import DEFAULT_WEIGHTS, SharpeningMethod
 from pancrafter.sensors import SensorContract, generic_contract, get_contract
 from pancrafter.store import BlockGrid, Mask, Pixels, Window
 from pancrafter.types import AssetRef, PairGrid, PixelGrid, Record, Scene, StagedScene
-
-REACH_PX = 192
-"""How far valid pixels are repeated into nodata, as in staging: more than any halo."""
 
 _KEPT_WINDOWS = 4
 """Windows remembered per scene: pixels and validity of one are asked for one after the other."""
@@ -53,7 +46,7 @@ def sharpen(
     ms: xr.DataArray,
     *,
     sensor: str | None = None,
-    method: str = "pan-crafter",
+    method: SharpeningMethod = "pan-crafter",
     weights: str = DEFAULT_WEIGHTS,
     device: str = "cpu",
     precision: str = "float32",
@@ -83,8 +76,8 @@ def sharpen(
         InvalidSceneError: The number of bands is not the sensor's, or there is no such method.
         ContractError: There is no such sensor.
     """
-    if method not in ("pan-crafter", "mtf-glp-fs", "gsa", "brovey", "exp"):
-        raise InvalidSceneError(f"no method {method!r}; choose pan-crafter, mtf-glp-fs, gsa, brovey or exp")
+    if method not in (methods := get_args(SharpeningMethod)):
+        raise InvalidSceneError(f"no method {method!r}; choose one of {', '.join(methods)}")
     fine, coarse = _Image.of(pan, "pan"), _Image.of(ms, "ms")
     if len(fine.data) != 1:
         raise GridMismatchError(f"pan has {len(fine.data)} bands, expected one")
@@ -102,7 +95,7 @@ def sharpen(
 class _Request(Record):
     """What was asked for, apart from the pixels."""
 
-    method: str
+    method: SharpeningMethod
     weights: str
     device: str
     precision: str
@@ -319,23 +312,15 @@ def _describe(scene: _LazyScene, request: _Request) -> _Known:
         shift_confidence=tuple(min(max(shift.ncc, -1.0), 1.0) for shift in shifts),
         valid_share=float(pan.sum() / np.prod(scene.pan_shape_yx)),
     )
-    return _Known(staged=staged, spec=_spec(scene.told(staged), request))
-
-
-def _spec(scene: _LazyScene, request: _Request) -> SharpenerSpec:
-    gains = tuple(band.mtf for band in scene.contract.bands)
-    spec = SharpenerSpec(
+    spec = fit_sharpener(
+        scene.told(staged),
+        scene.contract,
+        request.method,
         weights=request.weights,
         device=request.device,
         precision=request.precision,
-        relative_mtf=relative_mtf(scene.staged, scene.contract),
     )
-    if request.method == "mtf-glp-fs":
-        return spec.model_copy(update={"glp": (GlpSharpener.fit(scene, gains).constants, gains)})
-    if request.method == "pan-crafter":
-        return spec.model_copy(update={"injection": fit_scene_injection(scene, gains)})
-    fusion: FusionMethod = request.method  # type: ignore[assignment]  # checked by sharpen
-    return spec.model_copy(update={"fusion": fit_scene_fusion(scene, gains, fusion)})
+    return _Known(staged=staged, spec=spec)
 
 
 def _histograms(scene: _LazyScene) -> tuple[NDArray[np.int64], list[NDArray[np.int64]]]:

@@ -54,8 +54,10 @@ class Compute:
         """Dask graphs computed inside run here."""
         if self._client is None:
             import dask
+            from dask.threaded import get
 
-            with dask.config.set(scheduler="threads", num_workers=self._threads):
+            # by its name Dask would import distributed first, to see whether a cluster is meant
+            with dask.config.set(scheduler=get, num_workers=self._threads):
                 yield
         else:
             with self._client.as_current(), _losses_are_named():

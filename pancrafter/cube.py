@@ -86,6 +86,9 @@ _AT_HAND_BLOCK_PX = 2048
 
 _COUNTING_PX = 1024
 
+REACH_PX = 192
+"""How far valid pixels are repeated into nodata, PAN pixels: more than any halo."""
+
 _FAN_IN = 8
 _NEAR_PX = 8
 """Holes are first filled from this near: most are specks, and reaching far costs several times as much."""

@@ -47,6 +47,7 @@ from pancrafter.model.conditions import Conditions, build_conditions, ms_at, une
 from pancrafter.model.config import CUBIC_REACH_MS_PX
 from pancrafter.model.devices import DeviceError
 from pancrafter.model.inference import MsNetwork
+from pancrafter.model.names import SharpeningMethod
 from pancrafter.model.weights import Checkpoint, load_checkpoint
 from pancrafter.resample import relative_gain
 from pancrafter.sensors import SensorContract
@@ -649,6 +650,45 @@ class SharpenerSpec(Record):
     fusion: FusionConstants | None = Field(
         default=None, description="Of the scene, for a textbook method in place of the network."
     )
+
+
+def fit_sharpener(
+    store: ScenePixels,
+    contract: SensorContract,
+    method: SharpeningMethod,
+    *,
+    weights: str,
+    device: str,
+    precision: str,
+    threads: int = 1,
+) -> SharpenerSpec:
+    """How to build the sharpener of a staged scene, with the constants that the method needs of it.
+
+    Args:
+        store: The staged scene.
+        contract: Of its sensor.
+        method: The network, or a classical method in its place.
+        weights: Of the network; as ``device`` and ``precision`` not used by the others.
+        device: Where it runs.
+        precision: In what.
+        threads: Of the sharpener, and of the fit where it looks at some blocks only.
+
+    Raises:
+        InvalidSceneError: None of the blocks that are looked at holds a valid pixel.
+    """
+    gains = band_mtf_gains(store.staged, contract)
+    spec = SharpenerSpec(
+        weights=weights,
+        device=device,
+        precision=precision,
+        threads=threads,
+        relative_mtf=relative_mtf(store.staged, contract),
+    )
+    if method == "pan-crafter":
+        return spec.model_copy(update={"injection": fit_scene_injection(store, gains, threads)})
+    if method == "mtf-glp-fs":
+        return spec.model_copy(update={"glp": (GlpSharpener.fit(store, gains).constants, gains)})
+    return spec.model_copy(update={"fusion": fit_scene_fusion(store, gains, method, threads)})
 
 
 def build_sharpener(spec: SharpenerSpec) -> Sharpener:

@@ -28,15 +28,13 @@ from pancrafter.catalog import judge_document
 from pancrafter.compute import Compute
 from pancrafter.errors import InvalidSceneError, SinkError
 from pancrafter.ingest import Georeference, add_pair
-from pancrafter.model.names import weights_sha256
+from pancrafter.model.names import SharpeningMethod, weights_sha256
 from pancrafter.scratch import remove_folder
 from pancrafter.sensors import GENERIC, SensorContract, contract_for_platform, generic_contract, load_contracts
 from pancrafter.settings import Settings
-from pancrafter.steps import STAGING_REACH_PX, sharpener_spec
 from pancrafter.types import Record, Scene, StagedScene
 
 if TYPE_CHECKING:
-    from pancrafter.classical import FusionMethod
     from pancrafter.cog import Block as CogBlock
     from pancrafter.cube import SceneFiles
     from pancrafter.engine import ScenePixels, Sharpener, SharpenerSpec
@@ -45,7 +43,6 @@ if TYPE_CHECKING:
 UNKNOWN_SENSOR = "unknown-sensor"
 """Name under which the generic contract is used for files of an unknown sensor."""
 
-Method = Literal["pan-crafter", "mtf-glp-fs", "gsa", "brovey", "exp"]
 Phase = Literal["reading", "adapting", "sharpening", "writing"]
 Progress = Callable[[Phase, int, int], None]
 """Takes what is being done, and how many of how many PAN pixels of it are finished."""
@@ -87,7 +84,7 @@ class SharpenedPair(Record):
     path: str
     size_bytes: int
     sensor: str
-    method: Method
+    method: SharpeningMethod
     adapted: str | None
     """Whether the network was adapted to the scene and why (not); None where it was not asked for."""
     bands: tuple[str, ...]
@@ -188,7 +185,7 @@ def sharpen_pair(
     settings: Settings,
     *,
     sensor: str | None = None,
-    method: Method | None = None,
+    method: SharpeningMethod | None = None,
     bands: Sequence[str] | None = None,
     georeference: Georeference | None = None,
     overwrite: bool = False,
@@ -244,13 +241,13 @@ def sharpen_pair(
         scene = judge_document(body, added.item_path, contracts)
         assert isinstance(scene, Scene), scene
         contract = contracts[scene.sensor]
-        chosen: Method = method or ("mtf-glp-fs" if contract.weights == "none" else "pan-crafter")
+        chosen: SharpeningMethod = method or ("mtf-glp-fs" if contract.weights == "none" else "pan-crafter")
         if window_px is None and chosen == "pan-crafter":
             _check_memory(read_file_header(pan_path), contract.ratio, len(scene.bands), settings, memory_bytes)
         pixels = _read(scene, contract, scratch / "scene.zarr", settings, memory_bytes)
         staged = pixels.staged
         on_progress("reading", 1, 1)
-        spec = _spec(pixels, settings, contract, chosen)
+        spec = _fitted(pixels, contract, chosen, settings)
         adapted = None
         if adapt and chosen == "pan-crafter":
             spec, adapted = _adapt(spec, pixels, contract, scratch, on_progress)
@@ -362,7 +359,7 @@ def _read(
     scene: Scene, contract: SensorContract, store: Path, settings: Settings, memory_bytes: int
 ) -> SceneFiles | SceneStore:
     """The scene's pixels where they lie, or staged: what lies elsewhere, or is slow to decode, is read only once."""
-    from pancrafter.cube import read_in_place, stage_scene
+    from pancrafter.cube import REACH_PX, read_in_place, stage_scene
     from pancrafter.store import SceneStore
     from pancrafter.stream import PROGRAM_BYTES
 
@@ -372,19 +369,28 @@ def _read(
             scene,
             contract,
             block_px=STAGING_BLOCK_PX,
-            reach_px=STAGING_REACH_PX,
+            reach_px=REACH_PX,
             hold_bytes=int(_HELD_SHARE * memory_bytes),
         )
         if found is not None:
             return found
-        stage_scene(scene, contract, str(store), block_px=STAGING_BLOCK_PX, reach_px=STAGING_REACH_PX)
+        stage_scene(scene, contract, str(store), block_px=STAGING_BLOCK_PX, reach_px=REACH_PX)
     return SceneStore.open(str(store))
 
 
-def _spec(pixels: ScenePixels, settings: Settings, contract: SensorContract, method: Method) -> SharpenerSpec:
-    fusion: FusionMethod | None = method if method in ("gsa", "brovey", "exp") else None
-    return sharpener_spec(
-        pixels.staged, settings, contract, fallback=method == "mtf-glp-fs", fusion=fusion, pixels=pixels
+def _fitted(
+    pixels: ScenePixels, contract: SensorContract, method: SharpeningMethod, settings: Settings
+) -> SharpenerSpec:
+    from pancrafter.engine import fit_sharpener
+
+    return fit_sharpener(
+        pixels,
+        contract,
+        method,
+        weights=settings.weights,
+        device=settings.device,
+        precision=settings.precision,
+        threads=settings.threads,
     )
 
 
@@ -475,7 +481,7 @@ def _write(
     return written.size_bytes
 
 
-def _tags(contract: SensorContract, settings: Settings, method: Method) -> dict[str, str]:
+def _tags(contract: SensorContract, settings: Settings, method: SharpeningMethod) -> dict[str, str]:
     """How the file was made, for its header."""
     tags = {
         "TIFFTAG_SOFTWARE": f"pancrafter {package_version('pancrafter')}",

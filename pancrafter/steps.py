@@ -34,10 +34,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from pancrafter.assess import Sample, WindowSums
-    from pancrafter.classical import FusionMethod
     from pancrafter.cog import Block as CogBlock
     from pancrafter.compute import Compute
-    from pancrafter.engine import BlockReport, ScenePixels, SharpenerSpec
+    from pancrafter.engine import BlockReport, SharpenerSpec
     from pancrafter.item import AssetFile, Gate, Recipe
     from pancrafter.publish import CollectionInfo, Published, StaticSink
     from pancrafter.quality import Verdict
@@ -46,9 +45,6 @@ if TYPE_CHECKING:
 
 Report = Callable[[str], None]
 """Takes a line for people about what is going on."""
-
-STAGING_REACH_PX = 192
-"""How far valid pixels are repeated into nodata: more than any halo."""
 
 EDGE_REACH_PX = 136
 """Pixels closer than this to missing data are marked in the mask: filled values may have reached them."""
@@ -309,7 +305,7 @@ def store_uri(work: Claimed, settings: Settings) -> str:
 
 def stage(work: Claimed, settings: Settings, compute: Compute, ledger: Ledger) -> StagedScene:
     """Read the source files into the scene's Zarr store; a finished store is kept."""
-    from pancrafter.cube import stage_scene
+    from pancrafter.cube import REACH_PX, stage_scene
 
     started = time.perf_counter()
     contract = contracts_of(settings)[work.scene.sensor]
@@ -319,7 +315,7 @@ def stage(work: Claimed, settings: Settings, compute: Compute, ledger: Ledger) -
             contract,
             store_uri(work, settings),
             block_px=settings.block_px,
-            reach_px=STAGING_REACH_PX,
+            reach_px=REACH_PX,
             access=settings.access.trusting(settings.source),
         )
     killpoints.at("stage-written")
@@ -344,7 +340,7 @@ def sharpen(
     given_up = work.fallback_reason is not None
     if given_up:
         report(f"{work.scene.key}: {work.fallback_reason}; going on with the classical result")
-    spec = sharpener_spec(staged, settings, contract, fallback=given_up or contract.weights == "none")
+    spec = _sharpener(staged, settings, contract, classical=given_up or contract.weights == "none")
     recipe = _fallback_recipe(work) if given_up else work.recipe
     sharpened = _sharpen_with(staged, spec, recipe, compute, report).model_copy(update={"fallback": given_up})
     killpoints.at("sharpen-computed")
@@ -364,42 +360,20 @@ def _fallback_recipe(work: Claimed) -> str:
     return f"{work.recipe}-fallback"
 
 
-def sharpener_spec(
-    staged: StagedScene,
-    settings: Settings,
-    contract: SensorContract,
-    *,
-    fallback: bool,
-    fusion: FusionMethod | None = None,
-    pixels: ScenePixels | None = None,
-) -> SharpenerSpec:
-    """What workers need to sharpen the scene: the network of the settings, or a classical method fitted to it.
-
-    ``pixels`` are those of the scene where they do not lie in its store.
-    """
-    from pancrafter.engine import (
-        GlpSharpener,
-        SharpenerSpec,
-        band_mtf_gains,
-        fit_scene_fusion,
-        fit_scene_injection,
-        relative_mtf,
-    )
+def _sharpener(staged: StagedScene, settings: Settings, contract: SensorContract, *, classical: bool) -> SharpenerSpec:
+    """What workers need to sharpen the scene: the network of the settings, or the classical method in its place."""
+    from pancrafter.engine import fit_sharpener
     from pancrafter.store import SceneStore
 
-    store, gains = pixels or SceneStore.open(staged.store_uri), band_mtf_gains(staged, contract)
-    spec = SharpenerSpec(
+    return fit_sharpener(
+        SceneStore.open(staged.store_uri),
+        contract,
+        "mtf-glp-fs" if classical else "pan-crafter",
         weights=settings.weights,
         device=settings.device,
         precision=settings.precision,
         threads=settings.threads,
-        relative_mtf=relative_mtf(staged, contract),
     )
-    if fusion is not None:
-        return spec.model_copy(update={"fusion": fit_scene_fusion(store, gains, fusion, settings.threads)})
-    if not fallback:
-        return spec.model_copy(update={"injection": fit_scene_injection(store, gains, settings.threads)})
-    return spec.model_copy(update={"glp": (GlpSharpener.fit(store, gains).constants, gains)})
 
 
 def _sharpen_with(
@@ -485,7 +459,7 @@ def assess(
     contract = contracts_of(settings)[work.scene.sensor]
     rule, ratio = contract.quality, staged.grid.ratio
     network = sharpened.method == "pan-crafter"
-    spec = sharpener_spec(staged, settings, contract, fallback=not network)
+    spec = _sharpener(staged, settings, contract, classical=not network)
     quality, raster = _measure(staged, spec, sharpened.method, contract, compute)
     verdict, reason = rule.verdict(quality, ratio, classical=not network)
     if verdict == "fallback":
@@ -494,7 +468,7 @@ def assess(
         # Noted first: a worker that goes on after a crash keeps the classical blocks that are finished by then.
         ledger.note(work.lease, fallback_reason=reason)
         killpoints.at("fallback-begun")
-        spec = sharpener_spec(staged, settings, contract, fallback=True)
+        spec = _sharpener(staged, settings, contract, classical=True)
         sharpened = _sharpen_with(staged, spec, _fallback_recipe(work), compute, report)
         sharpened = sharpened.model_copy(update={"fallback": True})
         ledger.note(work.lease, fallback_computed_blocks=sharpened.computed_blocks)

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -30,6 +30,7 @@ from pancrafter.cli.shared import (
     split_names,
     usable_cores,
 )
+from pancrafter.model.names import SharpeningMethod
 
 if TYPE_CHECKING:
     from pancrafter.pair import Phase, Progress, SharpenedPair
@@ -45,7 +46,7 @@ def sharpen(
         str | None, typer.Option("--sensor", help="Sensor contract or platform; default: from the files, else generic.")
     ] = None,
     method: Annotated[
-        Literal["pan-crafter", "mtf-glp-fs", "gsa", "brovey", "exp"] | None,
+        SharpeningMethod | None,
         typer.Option("--method", help="Default: what the sensor allows."),
     ] = None,
     bands: Annotated[str | None, typer.Option("--bands", metavar="A,B,...", help="MS bands in file order.")] = None,

@@ -1,4 +1,4 @@
-"""Names of shipped weights, apart from everything that needs torch."""
+"""Names of methods and of shipped weights, apart from everything that needs torch."""
 
 from __future__ import annotations
 
@@ -6,8 +6,12 @@ import hashlib
 import json
 from importlib import resources
 from pathlib import Path
+from typing import Literal
 
 from pancrafter.errors import WeightsError
+
+SharpeningMethod = Literal["pan-crafter", "mtf-glp-fs", "gsa", "brovey", "exp"]
+"""What sharpens a scene: the network, or a classical method."""
 
 DEFAULT_WEIGHTS = "open-compact"
 
