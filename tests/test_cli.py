@@ -675,6 +675,18 @@ def test_help_names_every_command_and_loads_nothing_heavy() -> None:
     assert done.stdout.rstrip().endswith("[]")
 
 
+def test_sharpening_loads_neither_the_ledger_nor_a_cluster(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    """Each would take longer than a small scene."""
+    code = (
+        "import sys\nfrom pancrafter.cli import app\n"
+        "try:\n    app(sys.argv[1:])\nexcept SystemExit as end:\n    assert not end.code\n"
+        "print([name for name in 'sqlalchemy distributed prefect xarray pandas'.split() if name in sys.modules])"
+    )
+    command = [sys.executable, "-c", code, "sharpen", *pair, tmp_path / "o.tif", "--method", "brovey"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=PROJECT)
+    assert done.stdout.rstrip().endswith("[]")
+
+
 def test_unknown_commands_and_missing_arguments_are_usage_errors(pair: tuple[Path, Path]) -> None:
     assert call("sharpn").exit_code == 2
     assert call("sharpen", *pair).exit_code == 2

@@ -134,6 +134,14 @@ def test_a_pair_becomes_a_valid_item_that_discovery_accepts(catalog: Path, pan: 
     assert item.properties["ingest:georeference"] == "file header"
 
 
+def test_files_need_not_be_read_for_their_checksums(catalog: Path, pan: Path, ms: Path) -> None:
+    added = [add_pair(catalog, "worldview-3", pan, [ms], checksums=checksums) for checksums in (False, False, True)]
+    assert [scene.change for scene in added] == ["added", "unchanged", "updated"]
+    fields = json.loads(Path(added[0].item_path).read_text())["assets"]
+    assert fields["pan"]["file:size"] == pan.stat().st_size
+    assert fields["pan"]["file:checksum"].startswith("1220")
+
+
 def test_the_footprint_is_where_the_pixels_are(catalog: Path, pan: Path, ms: Path) -> None:
     add_pair(catalog, "worldview-3", pan, [ms])
     bbox = items(catalog)["scene_pan"].bbox

@@ -29,7 +29,7 @@ from pancrafter.errors import InvalidSceneError, SinkError
 from pancrafter.pair import sharpen_pair
 from pancrafter.pyramid import Spool
 from pancrafter.settings import Settings
-from pancrafter.stream import MemoryBudgetError
+from pancrafter.stream import Layout, MemoryBudgetError, needed_bytes
 
 ONE_THREAD = Settings(threads=1)
 
@@ -97,11 +97,16 @@ def test_floats_with_nan_give_the_pixels_of_integers_with_nodata(tmp_path: Path)
         assert np.array_equal(file.read()[:, ~holes[0]], with_nodata[:, ~holes[0]])
 
 
+@pytest.mark.parametrize("held_share", [1, 0])
 @pytest.mark.parametrize("nodata", [None, 0])
 def test_files_read_in_place_give_the_pixels_of_staged_ones(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nodata: int | None
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nodata: int | None, held_share: float
 ) -> None:
-    """More than one block, MS in three files, and where there is nodata holes of all sizes, across blocks too."""
+    """More than one block, MS in three files, and where there is nodata holes of all sizes, across blocks too.
+
+    Their pixels stay in memory, or are read again from the files whenever they are needed.
+    """
+    monkeypatch.setattr(pair_module, "_HELD_SHARE", held_share)
     pan, ms = observed(overlap((700, 1100), 4), 3, 1)
     if nodata is not None:
         rng = np.random.default_rng(0)
@@ -119,6 +124,27 @@ def test_files_read_in_place_give_the_pixels_of_staged_ones(
     with rasterio.open(tmp_path / "in-place.tif") as a, rasterio.open(tmp_path / "staged.tif") as b:
         np.testing.assert_array_equal(a.dataset_mask(), b.dataset_mask())
         np.testing.assert_array_equal(a.read(), b.read())
+
+
+def test_pixels_stay_in_memory_where_windows_leave_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pan, ms = write_pair(tmp_path, (160, 192), bands=3)
+    size = 160 * 192 * 3 + 40 * 48 * 7  # DN and a mask
+    held: list[tuple[int, int]] = []
+    needed = [0]
+    honest = pair_module._prepare
+
+    def looked_at(pixels: Any, *rest: Any) -> Any:
+        before = pixels.held_bytes
+        engine = honest(pixels, *rest)
+        held.append((before, pixels.held_bytes))
+        needed[0] = needed_bytes(engine.sharpener, Layout.of(pixels.staged, engine.sharpener), engine.window_px)
+        return engine
+
+    monkeypatch.setattr(pair_module, "_prepare", looked_at)
+    plain = sharpened(pan, ms, tmp_path / "a.tif", method="brovey")
+    for out, memory in ((tmp_path / "b.tif", needed[0] + size), (tmp_path / "c.tif", needed[0] + size - 1)):
+        np.testing.assert_array_equal(sharpened(pan, ms, out, method="brovey", memory_bytes=memory), plain)
+    assert held == [(size, size), (size, size), (size, 0)]
 
 
 def test_a_file_of_wide_strips_is_staged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
