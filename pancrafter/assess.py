@@ -57,6 +57,8 @@ DETAIL_SIGMA_MS_PX = 2.0
 """What a Gaussian of this width leaves is the detail in which PAN and MS are compared, MS pixels."""
 
 _TINY = 1e-9
+_SAME = 1e-10
+"""Up to this share of its own square, the squared difference of a band from another is mere rounding."""
 _NO_ERROR_ERGAS = 1e-6
 """Below this an error is what float32 leaves of a flat image."""
 
@@ -123,7 +125,8 @@ class BandSums(Record):
         squared = np.array(self.degraded_squares)[:, None] + np.array(self.ms_squares)[None] - 2 * cross
         own = np.maximum(np.diag(squared), 0)
         other = np.where(np.eye(bands, dtype=bool), np.inf, squared).min(axis=1)
-        return float(np.sqrt(own / np.maximum(other, _TINY)).max())
+        least = np.maximum(_SAME * np.array(self.ms_squares), _TINY)
+        return float(np.sqrt(own / np.maximum(other, least)).max())
 
     def displacement_ms_px(self) -> float | None:
         """Largest displacement of a degraded band against its MS band, MS pixels; None where nothing has an edge.

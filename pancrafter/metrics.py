@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -299,21 +300,46 @@ def uqi_blocks(x: Pixels, y: Pixels, block: int = BLOCK_PX) -> Float64s:
     factor is 1. Sides that are no multiple of ``block`` are mirrored to one. Wang and Bovik (2002), "A universal image
     quality index".
     """
-    a, b = _blocks(x[None].astype(np.float64), block)[0], _blocks(y[None].astype(np.float64), block)[0]
-    mean_a, mean_b = a.mean(axis=2), b.mean(axis=2)
-    a -= mean_a[:, :, None]
-    b -= mean_b[:, :, None]
-    spread = (a * a + b * b).mean(axis=2)
-    level = mean_a**2 + mean_b**2
-    contrast = np.where(spread == 0, 1, 2 * (a * b).mean(axis=2) / np.where(spread == 0, 1, spread))
-    result: Float64s = contrast * np.where(level == 0, 1, 2 * mean_a * mean_b / np.where(level == 0, 1, level))
+    return _uqi(_centred_blocks(x, block), _centred_blocks(y, block))
+
+
+class _CentredBlocks(NamedTuple):
+    """The blocks of a (y, x) image: their means and variances, and the pixels less the mean."""
+
+    mean: Float64s
+    """(block row, block column)."""
+    variance: Float64s
+    """(block row, block column)."""
+    rest: Float64s
+    """(block row, block column, pixel)."""
+
+    def covariance(self, other: _CentredBlocks) -> Float64s:
+        """With the same blocks of another image, (block row, block column)."""
+        return np.asarray(np.einsum("yxp,yxp->yx", self.rest, other.rest) / self.rest.shape[2])
+
+
+def _centred_blocks(image: Pixels, block: int = BLOCK_PX) -> _CentredBlocks:
+    """Of a flat block nothing is left, not what rounding made of it on its way: that would look like structure."""
+    rest = _blocks(image[None].astype(np.float64), block)[0]
+    mean = rest.mean(axis=2)
+    rest -= mean[:, :, None]
+    variance = np.einsum("yxp,yxp->yx", rest, rest) / rest.shape[2]
+    flat = variance <= (_FLAT * mean) ** 2
+    variance[flat] = rest[flat] = 0
+    return _CentredBlocks(mean, variance, rest)
+
+
+def _uqi(a: _CentredBlocks, b: _CentredBlocks) -> Float64s:
+    spread, level = a.variance + b.variance, a.mean**2 + b.mean**2
+    contrast = np.where(spread == 0, 1, 2 * a.covariance(b) / np.where(spread == 0, 1, spread))
+    result: Float64s = contrast * np.where(level == 0, 1, 2 * a.mean * b.mean / np.where(level == 0, 1, level))
     return result
 
 
 def _blocks(image: Float64s, block: int) -> Float64s:
     """(band, y, x) cut into (band, block row, block column, pixel), right and bottom mirrored (edge pixel included)."""
     grow_y, grow_x = (-side % block for side in image.shape[1:])
-    full = np.pad(image, ((0, 0), (0, grow_y), (0, grow_x)), mode="symmetric")
+    full = np.pad(image, ((0, 0), (0, grow_y), (0, grow_x)), mode="symmetric") if grow_y or grow_x else image
     n_bands, n_y, n_x = full.shape
     cut = full.reshape(n_bands, n_y // block, block, n_x // block, block).transpose(0, 1, 3, 2, 4)
     return cut.reshape(n_bands, n_y // block, n_x // block, block * block)
@@ -405,8 +431,11 @@ def reduce_bicubic(image: Pixels, ratio: int) -> Float64s:
 # --- Quality without a reference ------------------------------------------------------------------------------------
 
 
+_FLAT = 1e-10
+"""Deviation, over the mean, up to which a block is flat but for rounding."""
+
 LEAST_WEIGHT = 0.01
-"""Least weight of a block in HQNR by structure."""
+"""Least weight of a block in HQNR by structure, so that a scene without any has figures too."""
 
 
 class HqnrScores(Record):
@@ -649,8 +678,14 @@ def hqnr_production_sums(
     centred = ((ratio - 1) / 2, (ratio - 1) / 2)
     pan_on_ms = resample.degrade(high, (ms.shape[1], ms.shape[2]), ratio, centred, pan_gain)
     pan_low = _upsampled(pan_on_ms, pan.shape, ratio, centred, inner)
-    image, high = image[(slice(None), *inner)], high[inner]
-    weights = kept * (_shared_structure(lms, pan_low) if by_structure else 1.0)
+    # one band at a time: cut into blocks, a band takes as much memory as it does whole
+    low_pan, high_pan = _centred_blocks(pan_low), _centred_blocks(high[inner])
+    shares, uqi_ms = np.full(kept.shape, LEAST_WEIGHT), []
+    for band in lms:
+        blocks = _centred_blocks(band)
+        np.maximum(shares, _shared_structure(blocks, low_pan), out=shares)
+        uqi_ms.append(_uqi(blocks, low_pan))
+    weights = kept * (shares if by_structure else 1.0)
 
     def weighted(index: Float64s) -> float:
         return float((weights * index).sum())
@@ -659,8 +694,8 @@ def hqnr_production_sums(
         blocks=int(kept.sum()),
         weight=float(weights.sum()),
         q2n=weighted(q2n_blocks(lms, blurred)),
-        uqi_sharpened=tuple(weighted(uqi_blocks(b, high)) for b in image),
-        uqi_ms=tuple(weighted(uqi_blocks(b, pan_low)) for b in lms),
+        uqi_sharpened=tuple(weighted(_uqi(_centred_blocks(b[inner]), high_pan)) for b in image),
+        uqi_ms=tuple(map(weighted, uqi_ms)),
     )
 
 
@@ -683,22 +718,14 @@ def _upsampled(
     return resample.apply_yx(matrix_y, matrix_x, band).astype(np.float64, copy=False)
 
 
-def _shared_structure(lms: Pixels, pan_low: Pixels) -> Float64s:
-    """Per block, the share of low-pass PAN's variance that one MS band explains, the best one: (block row, column).
+def _shared_structure(ms: _CentredBlocks, pan: _CentredBlocks) -> Float64s:
+    """Share of low-pass PAN's variance that an MS band explains in each block, (block row, column).
 
-    Noise of two sensors shares a few percent by chance. At least ``LEAST_WEIGHT``, so that a scene without any
-    structure still has figures.
+    Noise of two sensors shares a few percent by chance.
     """
-    pan = _blocks(pan_low[None].astype(np.float64), BLOCK_PX)[0]
-    pan = pan - pan.mean(axis=2, keepdims=True)
-    pan_energy = (pan * pan).sum(axis=2)
-    shares = np.full(pan_energy.shape, LEAST_WEIGHT)
-    for band in lms:
-        ms = _blocks(band[None].astype(np.float64), BLOCK_PX)[0]
-        ms = ms - ms.mean(axis=2, keepdims=True)
-        energy = (ms * ms).sum(axis=2) * pan_energy
-        np.maximum(shares, (ms * pan).sum(axis=2) ** 2 / np.where(energy == 0, 1, energy), out=shares)
-    return shares
+    energy = ms.variance * pan.variance
+    share: Float64s = ms.covariance(pan) ** 2 / np.where(energy == 0, 1, energy)
+    return share
 
 
 def fill_invalid(image: Pixels, valid: Mask | None) -> Float64s:
@@ -734,7 +761,7 @@ def fill_ms(ms: Pixels, valid: Mask | None, ratio: int) -> Float64s:
 
 def _gaussian_blur(band: Float64s, ratio: int, gain: float, inner: tuple[slice, slice]) -> Float64s:
     """Part ``inner`` of a band blurred by a sensor's MTF."""
-    sigma, radius = resample.mtf_sigma(gain, ratio), 5 * ratio
+    sigma, radius = resample.mtf_sigma(gain, ratio), resample.mtf_radius(gain, ratio)
     matrix_y, matrix_x = (
         resample.gaussian_matrix(side, side, 1.0, 0.0, sigma, radius)[part]
         for side, part in zip(band.shape, inner, strict=True)

@@ -6,6 +6,7 @@ shift is the same operation, borders replicate by construction, and a tile gets 
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 from typing import overload
 
@@ -37,6 +38,14 @@ def mtf_sigma(gain: float | Floats, ratio: float) -> float | Floats:
     """
     sigma: float | Floats = 2 * ratio / np.pi * np.sqrt(-np.log(gain) / 2)
     return sigma
+
+
+def mtf_radius(gain: float, ratio: int) -> int:
+    """Pixels on each side at which the Gaussian of an MTF is cut off: five deviations, at most five MS pixels.
+
+    Less than 1e-6 of its weight lies beyond, for any gain above 0.01.
+    """
+    return min(math.ceil(5 * mtf_sigma(gain, ratio)), 5 * ratio)
 
 
 def relative_gain(gain: float, pan_gain: float, ratio: int) -> float:
@@ -105,10 +114,9 @@ def upsampling_matrix(n_pan: int, n_ms: int, ratio: int, phase: float) -> csr_ar
 def degrading_matrix(n_ms: int, n_pan: int, ratio: int, phase: float, gain: float) -> csr_array:
     """Weights that blur ``n_pan`` PAN pixels by a sensor's MTF and sample them where the MS pixels are centred.
 
-    ``gain`` is the MTF at the MS Nyquist frequency; the support is five MS pixels on each side, which leaves out less
-    than 1e-6 of the weight for any gain above 0.1.
+    ``gain`` is the MTF at the MS Nyquist frequency; the support is that of ``mtf_radius``.
     """
-    return gaussian_matrix(n_ms, n_pan, float(ratio), phase, mtf_sigma(gain, ratio), 5 * ratio)
+    return gaussian_matrix(n_ms, n_pan, float(ratio), phase, mtf_sigma(gain, ratio), mtf_radius(gain, ratio))
 
 
 def apply_yx(matrix_y: csr_array, matrix_x: csr_array, image: Floats) -> Floats:

@@ -279,6 +279,8 @@ def test_scene_without_any_structure_is_assessed(tmp_path: Path) -> None:
     sharpen_all(store, sharpener)
     found = quality(store, sharpener)
     assert found.consistency_ergas == pytest.approx(0, abs=1e-6)
+    assert (found.d_lambda, found.d_s, found.hqnr) == pytest.approx((0, 0, 1))
+    assert found.band_confusion == pytest.approx(0, abs=0.01)
     assert QualityRule().verdict(found, 4)[0] == "pass"
 
 
