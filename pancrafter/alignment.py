@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import fft, ndimage
 
+from pancrafter.moments import products
 from pancrafter.resample import GENERIC_MTF_GAIN, mtf_sigma
 from pancrafter.types import Record
 
@@ -57,7 +58,6 @@ _PARTS = 3
 _MIN_PARTS = 4
 _MIN_PART_SAMPLES = 30
 _NEIGHBOURS = 2
-_ONE_THREAD_PRODUCTS = 2**18
 _NEWTON_STEPS = 10
 _CONVERGED_PX = 0.002
 
@@ -256,7 +256,7 @@ class _Matcher:
         order = np.argsort(cell, kind="stable")
         self._bands = bands[:, order]
         self._ends = np.cumsum(np.bincount(cell, minlength=_PARTS**2))
-        gram = _products(bands, bands)
+        gram = products(bands, bands)
         # A little ridge keeps the mix defined when bands are copies of each other.
         self._inverse = np.linalg.inv(gram + (1e-6 * np.trace(gram) / len(gram)) * np.eye(len(gram)))
         self._max_shift_px = max_shift_px
@@ -289,10 +289,10 @@ class _Matcher:
         for row, shift_y in enumerate(trials):
             values = self._detail[under + (shift_y * self._row + trials)[:, None]]
             values -= values.mean(axis=1, keepdims=True)
-            products = _products(bands, values)
+            shared = products(bands, values)
             energy = np.einsum("kn,kn->k", values, values).astype(np.float64) + np.finfo(float).tiny
-            each[:, row] = products / np.sqrt(energy)
-            mix[row] = np.einsum("bk,bc,ck->k", products, self._inverse, products) / energy
+            each[:, row] = shared / np.sqrt(energy)
+            mix[row] = np.einsum("bk,bc,ck->k", shared, self._inverse, shared) / energy
         return (
             _argmax_yx(mix, reach) + self._rounded_yx,
             [_argmax_yx(surface, reach) + self._rounded_yx for surface in each],
@@ -347,7 +347,7 @@ class _Matcher:
             rows = np.concatenate([neighbours, self._bands, np.ones((1, len(self._under)), np.float32)])
             starts = [0, *self._ends[:-1]]
             parts = [rows[:, start:end] for start, end in zip(starts, self._ends, strict=True)]
-            sums = np.stack([_products(part, part) for part in parts])
+            sums = np.stack([products(part, part) for part in parts])
             # each row less its mean over all samples: the last row holds sums, and its own last entry how many
             centring = np.eye(len(rows))[:-1]
             centring[:, -1] = -sums.sum(axis=0)[:-1, -1] / len(self._under)
@@ -419,18 +419,6 @@ def _taps(offset: float) -> tuple[Vector, Vector]:
     taps = slice(_NEIGHBOURS - 1 + first, _NEIGHBOURS + 3 + first)
     value[taps], slope[taps] = _CUBIC @ powers, _CUBIC_SLOPE @ powers
     return value, slope
-
-
-def _products(first: Image, second: Image) -> Vector:
-    """Sums of products of the rows of two arrays of samples, (row of the first, row of the second).
-
-    Few samples at a time: OpenBLAS does so little work in this thread, and its others are not woken to spin beside it.
-    """
-    step = max(1, _ONE_THREAD_PRODUCTS // (len(first) * len(second)))
-    total = np.zeros((len(first), len(second)))
-    for start in range(0, first.shape[1], step):
-        total += first[:, start : start + step] @ second[:, start : start + step].T
-    return total
 
 
 def _argmax_yx(surface: Vector, reach: int) -> Vector:

@@ -6,6 +6,7 @@ ranges, band shifts, injection constants) is one more task, on which all of them
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any, get_args
@@ -310,7 +311,11 @@ def _describe(scene: _LazyScene, request: _Request) -> _Known:
         ms_ranges=tuple(value_range(histogram) for histogram in ms),
         band_shift_yx=tuple(shift.applied_yx for shift in shifts),
         shift_confidence=tuple(min(max(shift.ncc, -1.0), 1.0) for shift in shifts),
-        valid_share=float(pan.sum() / np.prod(scene.pan_shape_yx)),
+        # an upper bound, as PAN and MS are counted apart; 1 where neither has a hole
+        valid_share=min(
+            float(counts.sum() / math.prod(shape))
+            for counts, shape in ((pan, scene.pan_shape_yx), (ms[0], scene.ms_shape_yx))
+        ),
     )
     spec = fit_sharpener(
         scene.told(staged),

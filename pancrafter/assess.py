@@ -28,6 +28,7 @@ from pancrafter.metrics import (
     fill_invalid,
     hqnr_production_sums,
 )
+from pancrafter.moments import products
 from pancrafter.resample import GENERIC_MTF_GAIN, degrade
 from pancrafter.store import SceneStore, Window
 from pancrafter.types import CONSISTENCY_BLOCK_MS_PX, Quality, Record, StagedScene
@@ -35,7 +36,7 @@ from pancrafter.types import CONSISTENCY_BLOCK_MS_PX, Quality, Record, StagedSce
 Pixels = NDArray[Any]  # any integer or float dtype
 Float64s = NDArray[np.float64]
 
-WINDOW_PX = 512
+WINDOW_PX = 1024
 HALO_PX = 64
 SAMPLE_PX = 768
 """Side of the windows that are sharpened again at reduced resolution, PAN pixels."""
@@ -149,10 +150,10 @@ class BandSums(Record):
         """Multiple correlation of PAN's fine detail with that of all sharpened bands, 0 to 1; None without any."""
         return self._explained(self.fine)
 
-    def _explained(self, products: tuple[float, ...]) -> float | None:
+    def _explained(self, moments_of: tuple[float, ...]) -> float | None:
         """Multiple correlation of the first image with the others, from the products of each with each."""
         side = len(self.ms) + 1
-        moments = np.array(products).reshape(side, side)
+        moments = np.array(moments_of).reshape(side, side)
         if moments[0, 0] <= _TINY * self.pixels:
             return None
         weights = np.linalg.lstsq(moments[1:, 1:], moments[1:, 0], rcond=1e-8)[0]
@@ -252,7 +253,7 @@ def _fine_products(
     for row, image in zip(images, (pan, *sharpened), strict=True):
         values = image[inner].astype(np.float32)
         row[:] = (values - ndimage.uniform_filter(values, side, mode="nearest"))[counted]
-    return np.asarray(images @ images.T, np.float64)
+    return products(images, images)
 
 
 def _band_sums(
@@ -266,8 +267,8 @@ def _band_sums(
         degraded_squares=tuple((result**2).sum(axis=1).tolist()),
         ms=tuple(wanted.sum(axis=1).tolist()),
         ms_squares=tuple((wanted**2).sum(axis=1).tolist()),
-        products=tuple((result @ wanted.T).ravel().tolist()),
-        detail=tuple((detail @ detail.T).ravel().tolist()),
+        products=tuple(products(result, wanted).ravel().tolist()),
+        detail=tuple(products(detail, detail).ravel().tolist()),
         fine=tuple(fine.ravel().tolist()),
         flow=tuple(_flow(ms, degraded, counted).ravel().tolist()),
     )
@@ -278,9 +279,9 @@ def _flow(ms: Float64s, degraded: Float64s, counted: NDArray[np.bool_]) -> Float
     if min(ms.shape[1:]) < 2:
         return sums
     for band, (wanted, result) in enumerate(zip(ms, degraded, strict=True)):
-        gy, gx = (gradient[counted] for gradient in np.gradient(wanted))
-        d = (result - wanted)[counted]
-        sums[band] = gy @ gy, gy @ gx, gx @ gx, gy @ d, gx @ d
+        rows = np.stack([image[counted] for image in (*np.gradient(wanted), result - wanted)])
+        (yy, yx, yd), (_, xx, xd), _ = products(rows, rows)
+        sums[band] = yy, yx, xx, yd, xd
     return sums
 
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from pancrafter import resample
 from pancrafter.errors import GridMismatchError, InvalidSceneError, PancrafterError
 from pancrafter.metrics import Float64s, Mask, PhaseYX, Pixels, fill_invalid, fill_ms
+from pancrafter.moments import products
 from pancrafter.types import Record
 
 Float32s = NDArray[np.float32]
@@ -239,7 +240,9 @@ def glp_sums(
     for band, phase, gain in zip(ms, phases_yx, mtf_gains, strict=True):
         m = resample.upsample(band.astype(np.float64), shape_yx, ratio, phase)[keep]
         low = _low(pan.astype(np.float64), (ms.shape[1], ms.shape[2]), ratio, phase, gain)[keep]
-        moments.append((m.sum(), low.sum(), m @ p, low @ p, m @ low, low @ low))
+        rows = np.stack([m, low, p])
+        (_, ms_low, ms_pan), (_, low_low, low_pan), _ = products(rows, rows)
+        moments.append((m.sum(), low.sum(), ms_pan, low_pan, ms_low, low_low))
     sum_m, sum_low, ms_pan, low_pan, ms_low, low_low = (tuple(map(float, each)) for each in zip(*moments, strict=True))
     return GlpSums(
         pixels=len(p),
@@ -337,7 +340,7 @@ def injection_sums(
         pan.astype(np.float64), (ms.shape[1], ms.shape[2]), ratio, _common_phase(phases_yx), pan_gain
     )
     values = np.vstack([aligned[:, keep], low[keep][None]])
-    return InjectionSums(int(keep.sum()), values.sum(axis=1), values @ values.T)
+    return InjectionSums(int(keep.sum()), values.sum(axis=1), products(values, values))
 
 
 def fit_injection(sums: InjectionSums) -> InjectionConstants:

@@ -562,6 +562,8 @@ class Measured:
 def measured_window(store: ScenePixels, window: Window) -> Measured:
     """Where PAN was measured and where the MS pixel beneath was, each (y, x) on the PAN grid."""
     grid = store.staged.grid
+    if not store.staged.has_holes:
+        return Measured(*(np.ones([part.stop - part.start for part in window], np.bool_) for _ in range(2)))
     rows, cols = (
         np.clip(np.floor((np.arange(part.start, part.stop) - phase) / grid.ratio + 0.5).astype(int), 0, size - 1)
         for part, phase, size in zip(window, grid.phase_yx, store.ms_shape_yx, strict=True)

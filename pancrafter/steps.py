@@ -855,15 +855,16 @@ def _mask_blocks(store: SceneStore) -> Iterator[CogBlock]:
         )
         core = tuple(slice(p.start - w.start, p.stop - w.start) for p, w in zip(window, wide, strict=True))
         measured = measured_window(store, (wide[0], wide[1]))
-        saturated = (store.read_sharpened((wide[0], wide[1])) >= limit).any(axis=0)
+        valid = (measured.pan & measured.ms)[core]
         bits = reason_bits(
             pan_valid=measured.pan,
             ms_valid=measured.ms,
             reach_px=reach,
-            saturated=saturated & measured.pan & measured.ms,
-            low_consistency=inconsistent_pixels(store, consistency, (wide[0], wide[1])) & measured.pan & measured.ms,
+            saturated=(store.read_sharpened(window) >= limit).any(axis=0) & valid,
+            low_consistency=inconsistent_pixels(store, consistency, window) & valid,
+            core=(core[0], core[1]),
         )
-        yield CogBlock(window, bits[core][None], None)
+        yield CogBlock(window, bits[None], None)
 
 
 def _before_after(store: SceneStore, path: Path, names: list[str | None]) -> tuple[int, int]:

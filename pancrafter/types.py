@@ -152,6 +152,11 @@ class StagedScene(Record):
     scale: tuple[float, ...] | None = Field(default=None, description="Per band scale as in the source header.")
     offset: tuple[float, ...] | None = None
 
+    @property
+    def has_holes(self) -> bool:
+        """Whether any PAN pixel is invalid in PAN or MS; otherwise no mask needs to be read."""
+        return self.valid_share < 1
+
 
 class Quality(Record):
     """What ``assess`` measured on a sharpened scene. Indices are unitless; definitions in ``pancrafter.metrics``."""

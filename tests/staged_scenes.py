@@ -109,6 +109,8 @@ def stage_arrays(
         store.write_pan((y, x), pan[y, x], pan_mask[y, x])
     for y, x in store.ms_windows():
         store.write_ms((y, x), ms[:, y, x], ms_mask[y, x])
+    if not (pan_mask.all() and ms_mask.all()):  # as staging does, which counts exactly
+        changes = {"valid_share": float(pan_mask.mean() * ms_mask.mean())} | changes
     store.finish_staging(make_staged(store, grid, pan, ms, **changes))
     store.begin_sharpening("r")
     return store

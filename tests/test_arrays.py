@@ -99,6 +99,24 @@ def test_masked_floats_are_whole_dn_with_holes(pair: tuple[Path, Path]) -> None:
     assert np.array_equal(plain, masked)
 
 
+@pytest.mark.parametrize("holes_in", ["pan", "ms"])
+def test_holes_of_one_input_are_holes_of_the_result(tmp_path: Path, holes_in: str) -> None:
+    pan, ms = observed(overlap((160, 192), 4), 2, 1)
+    expected = np.zeros(pan.shape, bool)
+    expected[40:80, 100:120] = True
+    if holes_in == "pan":
+        pan[expected] = 0
+    else:
+        ms[:, 10:20, 25:30] = 0
+    files = (
+        write_tif(tmp_path / "pan.tif", pan[None], 0.5, 5e5, 4e6, 0),
+        write_tif(tmp_path / "ms.tif", ms, 2, 5e5, 4e6, 0),
+    )
+    with dask.config.set(scheduler="synchronous"):
+        result = pancrafter.sharpen(*opened(files), method="brovey").compute()
+    np.testing.assert_array_equal((result == 0).any("band"), expected)
+
+
 def test_bad_arrays_say_what_is_wrong(pair: tuple[Path, Path]) -> None:
     pan, ms = opened(pair)
     with pytest.raises(GridMismatchError, match="pan has no CRS or transform"):

@@ -14,7 +14,7 @@ from networks import random_checkpoint
 from numpy.typing import NDArray
 from staged_scenes import Array, observed, overlap, stage_arrays
 
-from pancrafter import classical
+from pancrafter import assess, classical
 from pancrafter.assess import (
     Sample,
     WindowSums,
@@ -104,9 +104,16 @@ class Injection:
 )
 @pytest.mark.parametrize("holes", [False, True])
 def test_windows_add_up_to_the_whole_scene(
-    tmp_path: Path, ratio: int, pan_yx: tuple[int, int], offset_px: tuple[float, float], *, holes: bool
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    ratio: int,
+    pan_yx: tuple[int, int],
+    offset_px: tuple[float, float],
+    *,
+    holes: bool,
 ) -> None:
     """Odd sizes, band shifts and holes across window borders: the same figures as on whole arrays."""
+    monkeypatch.setattr(assess, "WINDOW_PX", 512)
     grid = overlap(pan_yx, ratio, offset_px)
     pan, ms = observed(grid, 3, seed=1, shifts=SHIFTS)
     pan_valid, ms_valid = np.ones(pan.shape, bool), np.ones(ms.shape[1:], bool)

@@ -451,6 +451,12 @@ def test_reason_bits() -> None:
     assert bits[11, 11] == Reason.SATURATED | Reason.LOW_CONSISTENCY
     assert bits[10, 11] == Reason.LOW_CONSISTENCY
     assert bits[11, 8] == 0, "the border of the array is not an edge of the data"
+    core = (slice(3, 10), slice(4, 12))
+    part = reason_bits(
+        pan_valid=pan_valid, ms_valid=ms_valid, reach_px=2, core=core,
+        saturated=saturated[core], low_consistency=low[core],
+    )  # fmt: skip
+    np.testing.assert_array_equal(part, bits[core])
 
 
 def test_reason_mask_file(tmp_path: Path) -> None:
