@@ -58,6 +58,8 @@ DN_DTYPE = "uint16"
 _ARRAY_CONFIG: Any = {"write_empty_chunks": True}  # Any: zarr's own type for it is private
 # Level 1: 2 % larger than level 3 on real PAN, in less than half the time; the store is gone after publishing.
 _CODECS = (zarr.codecs.BloscCodec(cname="zstd", clevel=1, shuffle="shuffle"), zarr.codecs.Crc32cCodec())
+_LEAST_CHUNK_PX = 256
+"""Shards up to this side, as those of MS are, are one chunk a band: smaller ones cost more than they save."""
 UNWRITTEN = 255
 """Value of the validity masks in shards that were not written."""
 
@@ -496,7 +498,7 @@ def _create(
         shape=shape,
         dtype=dtype,
         shards=shards,
-        chunks=(*(1 for _ in shards[:-2]), shards[-2] // 2, shards[-1] // 2),
+        chunks=(*(1 for _ in shards[:-2]), *(side if side <= _LEAST_CHUNK_PX else side // 2 for side in shards[-2:])),
         compressors=_CODECS,
         fill_value=fill_value,
         dimension_names=dimensions,
