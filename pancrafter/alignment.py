@@ -260,7 +260,8 @@ class _Matcher:
         # A little ridge keeps the mix defined when bands are copies of each other.
         self._inverse = np.linalg.inv(gram + (1e-6 * np.trace(gram) / len(gram)) * np.eye(len(gram)))
         self._max_shift_px = max_shift_px
-        margin = math.ceil(max_shift_px) + 1 + _NEIGHBOURS
+        self._limit_px = max_shift_px + 1
+        margin = math.ceil(self._limit_px + 0.5) + _NEIGHBOURS  # a trial lies up to half a pixel from a whole one
         padded = np.pad(detail, margin, mode="edge")
         self._detail, self._row = padded.ravel(), padded.shape[1]
         # nearest PAN pixel to the nominal place of each sample, and how far beyond that place it is
@@ -303,11 +304,10 @@ class _Matcher:
 
         The least-squares fit of value and slopes to the band is stationary exactly where the NCC is.
         """
-        limit = self._max_shift_px + 1
         shift = start_yx.astype(np.float64)
         for _ in range(_NEWTON_STEPS):
             step = np.clip(self._fits(band, shift)[0].step, -1, 1)
-            shift = np.clip(shift + step, -limit, limit)
+            shift = np.clip(shift + step, -self._limit_px, self._limit_px)
             if np.abs(step).max() < _CONVERGED_PX:
                 break
         whole, *parts = self._fits(band, shift)

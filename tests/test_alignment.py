@@ -92,6 +92,19 @@ def test_correlation_is_that_of_the_images_at_the_shift_that_was_found() -> None
     assert found.ncc == pytest.approx(np.corrcoef(*(image.ravel() for image in compared))[0, 1], abs=2e-4)
 
 
+@pytest.mark.parametrize("ratio", [2, 3, 4])
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_shift_beyond_the_limit_is_not_certain(ratio: int, sign: int) -> None:
+    """The search stops at its limit, a pixel beyond what it may answer, on images of all sizes."""
+    phase, shift = (ratio - 1) / 2, (sign * 7.4, sign * 7.4)
+    for side in (18, 24, 96):
+        pan = ndimage.gaussian_filter(ground((side * ratio, side * ratio)), 3)
+        ms = sampled(pan, ratio, phase, shift)
+        (found,) = estimate_band_shifts(pan, ms[None], ratio, (phase, phase))
+        assert not found.certain
+        assert max(map(abs, found.shift_yx)) <= 7
+
+
 def test_invalid_pixels_do_not_count() -> None:
     """Half of MS shows something else; with the mask the other half decides alone."""
     pan = ground((384, 384))
