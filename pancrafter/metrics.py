@@ -248,21 +248,25 @@ def _q2n_of_blocks(x: Float64s, y: Float64s) -> Float64s:
     """Q2n of each block; ``x`` (reference) and ``y`` are (block, component, pixel).
 
     The hypercomplex product is bilinear, so the mean product of centred pixels follows from the components' covariance
-    matrix and the multiplication table: no product per pixel is needed.
+    matrix and the multiplication table: no product per pixel is needed, nor standardised pixels.
     """
     n_pixels = x.shape[2]
-    mean = x.mean(axis=2, keepdims=True)
-    deviation = x.std(axis=2, ddof=1, keepdims=True)
-    deviation[deviation == 0] = np.finfo(np.float64).eps
-    y = np.where(mean == 0, y, (y - mean) / deviation) + 1
-    x = (x - mean) / deviation + 1
-    y[:, 1:] *= -1  # conjugate
-    m1, m2 = x.mean(axis=2), y.mean(axis=2)
-    x -= m1[:, :, None]
-    y -= m2[:, :, None]
+    mean_x, mean_y = x.mean(axis=2), y.mean(axis=2)
+    x = x - mean_x[:, :, None]
+    y = y - mean_y[:, :, None]
     unbias = n_pixels / (n_pixels - 1)
-    variances = unbias * ((x * x).sum(axis=1) + (y * y).sum(axis=1)).mean(axis=1)
-    components = unbias / n_pixels * (x @ y.transpose(0, 2, 1))
+    squares_x, squares_y = (unbias * np.einsum("bcp,bcp->bc", image, image) / n_pixels for image in (x, y))
+    # both standardised by the reference: x - mean over deviation, plus 1; y as it is where the reference's mean is 0
+    deviation = np.sqrt(squares_x)
+    deviation[deviation == 0] = np.finfo(np.float64).eps
+    as_it_is = mean_x == 0
+    scale_y = np.where(as_it_is, 1, 1 / deviation)
+    m1, m2 = np.ones_like(mean_x), np.where(as_it_is, mean_y, (mean_y - mean_x) / deviation) + 1
+    variances = (squares_x / deviation**2 + squares_y * scale_y**2).sum(axis=1)
+    conjugate = np.where(np.arange(x.shape[1]) == 0, 1.0, -1.0)
+    m2 *= conjugate
+    scale_y *= conjugate
+    components = unbias / n_pixels * (x @ y.transpose(0, 2, 1)) / deviation[:, :, None] * scale_y[:, None]
     covariance = np.einsum("kij,bij->bk", hypercomplex_table(x.shape[1]), components, optimize=True)
     norm1, norm2 = np.linalg.norm(m1, axis=1), np.linalg.norm(m2, axis=1)
     bias = 2 * norm1 * norm2 / (norm1**2 + norm2**2)
