@@ -439,6 +439,10 @@ INJECTION_BLOCKS = 16
 """Blocks of a scene, spread evenly, that its injection constants are fitted on."""
 
 
+_BLOCKS_AT_ONCE = 4
+"""Of these, so many are looked at side by side at most: one takes up to 60 MiB while it is."""
+
+
 def fit_scene_injection(store: ScenePixels, gains: tuple[float, ...], threads: int = 1) -> InjectionConstants:
     """How the bands of a staged scene explain its PAN; arguments and errors as in ``scene_injection_sums``."""
     return fit_injection(scene_injection_sums(store, gains, threads))
@@ -479,7 +483,7 @@ def scene_injection_sums(store: ScenePixels, gains: tuple[float, ...], threads: 
         counted[plan.core] = valid_window(store, plan.window)
         return injection_sums(tile.pan, tile.ms, ratio, phases, float(np.mean(gains)), counted)
 
-    with ThreadPoolExecutor(threads) as pool:
+    with ThreadPoolExecutor(min(threads, _BLOCKS_AT_ONCE)) as pool:
         total = reduce(operator.add, pool.map(sums_of, [blocks[index] for index in chosen]))
     if total.pixels == 0:
         raise InvalidSceneError(

@@ -278,6 +278,7 @@ def test_injection_is_fitted_on_the_valid_pixels_of_all_blocks(tmp_path: Path) -
     found = fit_scene_injection(store, (0.3, 0.3))
     assert found.weights == pytest.approx((0.3, 0.6), abs=0.01)
     assert found.offset == pytest.approx(20, abs=5)
+    assert fit_scene_injection(store, (0.3, 0.3), threads=3) == found
     three = found.model_copy(update={"gains": (1.0, 1.0, 1.0)})
     blind = NetworkSharpener(random_checkpoint(1, injected_detail=True), injection=three)
     with pytest.raises(WeightsError, match="injection constants for 2 bands"):
