@@ -24,20 +24,23 @@ def main(report: Path, picture: Path) -> None:
     by_name: dict[str, list[dict[str, float]]] = defaultdict(list)
     for measure in json.loads(report.read_text(encoding="utf-8"))["measures"]:
         by_name[measure["name"]].append(measure)
-    figure, (cost, memory) = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
+    figure, (cost, memory) = plt.subplots(1, 2, figsize=(10, 3.4), layout="constrained")
+    sizes: set[int] = set()
     for name, measures in sorted(by_name.items()):
         if len(measures) < 2:
             continue
         measures.sort(key=lambda measure: measure["mpx"])
         edges = [round((measure["mpx"] * 1e6) ** 0.5) for measure in measures]
+        sizes.update(edges)
         cost.plot(edges, [1e3 * measure["wall_s"] / measure["mpx"] for measure in measures], "o-", label=name)
         memory.plot(edges, [measure["peak_mib"] for measure in measures], "o-", label=name)
     for axes, title in ((cost, "wall time, ns per PAN pixel"), (memory, "peak memory, MiB")):
         axes.set_xscale("log", base=2)
+        axes.set_xticks(sorted(sizes), labels=[str(size) for size in sorted(sizes)])
         axes.set_ylim(bottom=0)
         axes.set_xlabel("edge of the scene, PAN pixels")
         axes.set_title(title)
-    cost.legend()
+    figure.legend(*cost.get_legend_handles_labels(), loc="outside right center")
     figure.savefig(picture, metadata={"Date": None})
 
 
