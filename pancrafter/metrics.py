@@ -599,11 +599,14 @@ def degraded_pair(
     """
     _require_bands(sharpened, ms, phases_yx, mtf_gains)
     kept = _reliable(sharpened.shape[1:], ms.shape[1:], ratio, phases_yx, mtf_gains)
-    image, wanted = sharpened.astype(np.float64), ms.astype(np.float64)
+    image, wanted = (pixels.astype(np.float64, copy=False) for pixels in (sharpened, ms))
     if valid is not None:
         _require_mask(valid, ms.shape[1:], "MS")
         kept &= _eroded(valid, 5 + -(-shift_reach_px(phases_yx, ratio) // ratio))
-        image, wanted = np.nan_to_num(image), np.nan_to_num(wanted)
+        image, wanted = (
+            np.nan_to_num(floats) if pixels.dtype.kind == "f" else floats  # only floats can be NaN
+            for floats, pixels in ((image, sharpened), (wanted, ms))
+        )
     bands = zip(image, phases_yx, mtf_gains, strict=True)
     shape_yx = (ms.shape[1], ms.shape[2])
     degraded: Float64s = np.stack(
