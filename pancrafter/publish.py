@@ -384,8 +384,7 @@ class StaticSink:
         """
         name = f"{collection.id}/collection.json"
         known = self.store.read_tagged(name)
-        links = _links_of(self._parsed(name, known.data), "item")
-        direct = len(links) < ITEMS_IN_COLLECTION or any(_leads_to(link, document["id"]) for link in links)
+        direct = _has_room_for(self._parsed(name, known.data), document)
         day, month = _page_name(document), _month_name(document)
         if not direct:
             self._update(day, lambda old: _with_item_link(old or _new_page(day, document), document, "../"))
@@ -393,10 +392,15 @@ class StaticSink:
             self._update(month, lambda old: _with_page(old or _new_page(month, document), day))
 
         def grow(old: Json | None) -> Json:
+            if direct and not _has_room_for(old, document):
+                raise _FullMeanwhileError
             grown = _with_extent(old or _new_collection(collection, document), document)
             return _with_item_link(grown, document, "./") if direct else _with_page(grown, _month_name(document))
 
-        self._update(name, grow, known)
+        try:
+            self._update(name, grow, known)
+        except _FullMeanwhileError:  # others were faster; one that publishes the same item may link it from its page
+            return self._link(collection, document)
         if collection.id not in self._linked:
             self._update("catalog.json", lambda old: _with_child(old or _new_catalog(self.title), collection))
         return {collection.id} if direct else {collection.id, day}
@@ -894,6 +898,16 @@ def _new_collection(collection: CollectionInfo, first: Json) -> Json:
             {"rel": "parent", "href": "../catalog.json", "type": _MEDIA_JSON},
         ],
     }
+
+
+class _FullMeanwhileError(Exception):
+    """A collection that was to link an item itself links as many as it may by now."""
+
+
+def _has_room_for(collection: Json | None, item: Json) -> bool:
+    """Whether a collection is to link the item itself, or does already."""
+    links = _links_of(collection, "item")
+    return len(links) < ITEMS_IN_COLLECTION or any(_leads_to(link, item["id"]) for link in links)
 
 
 def _with_item_link(parent: Json, item: Json, up: str) -> Json:

@@ -513,6 +513,35 @@ def test_publishing_asks_an_object_store_few_questions(
     assert len(asked) <= 11 + 4 * len(assets), asked
 
 
+@pytest.mark.parametrize("place", ["folder", "bucket"])
+def test_an_item_is_linked_once_where_others_fill_the_collection_meanwhile(
+    tmp_path: Path, s3: dict[str, Any], assets: tuple[AssetFile, ...], monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    """Two publish the same item; between the slower one's look at the collection and its turn it got full."""
+    monkeypatch.setattr(module, "ITEMS_IN_COLLECTION", 1)
+    where = {"folder": (str(tmp_path / "out"), None), "bucket": ("s3://bucket/once", s3)}[place]
+    slow, fast = (StaticSink(where[0], storage_options=where[1]) for _ in range(2))
+    honest = slow.store.read_tagged
+    overtaken: list[str] = []
+
+    def overtake(name: str) -> Any:
+        seen = honest(name)
+        if name.endswith("collection.json") and not overtaken:
+            overtaken.append(name)
+            put(fast, assets, "other")
+            put(fast, assets, "same")
+        return seen
+
+    monkeypatch.setattr(slow.store, "read_tagged", overtake)
+    put(slow, assets, "same")
+    assert overtaken
+    links = [
+        link["href"].rsplit("/", 1)[1]
+        for link in StaticSink(where[0], storage_options=where[1])._item_links(COLLECTION.id)
+    ]
+    assert sorted(links) == ["other.json", "same.json"]
+
+
 def test_catalog_that_was_taken_apart_is_linked_anew(tmp_path: Path, assets: tuple[AssetFile, ...]) -> None:
     """What a publisher knows to be linked is not looked at again, until reading back fails."""
     sink = StaticSink(str(tmp_path))
