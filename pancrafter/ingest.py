@@ -6,7 +6,6 @@ georeference) is taken from options or assumed, and the item says which: its ``i
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
@@ -32,7 +31,7 @@ from rasterio.errors import NotGeoreferencedWarning, RasterioError
 
 from pancrafter.errors import ContractError, GridMismatchError, InvalidSceneError, PancrafterError, SinkError
 from pancrafter.grid import needs_resampling, pair_grids
-from pancrafter.item import footprint
+from pancrafter.item import footprint, multihash_of
 from pancrafter.recognise import recognise
 from pancrafter.sensors import GENERIC, BandSpec, SensorContract, fold, get_contract, load_contracts
 from pancrafter.types import PixelGrid, Record, Refusal
@@ -54,7 +53,6 @@ _DATA_TYPES = frozenset(
     ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float32", "float64")
 )
 _GENERIC_STEMS = frozenset(("pan", "panchromatic", "p", "b8", "image", "img", "data"))
-_CHUNK_BYTES = 1 << 20
 _Json = dict[str, Any]  # parsed JSON
 _Pixels = npt.NDArray[Any]  # whatever type the file has
 
@@ -199,7 +197,7 @@ def add_pair(
         item = _item(name, members, moment, facts, catalog)
         if checksums:
             for member in members:
-                item.assets[member.key].extra_fields["file:checksum"] = _checksum(member.raster.path)
+                item.assets[member.key].extra_fields["file:checksum"] = multihash_of(member.raster.path)
         change = catalog.put(item, known)
     return AddedScene(
         collection=contract.name,
@@ -440,15 +438,6 @@ def _undone_on_error(folder: Path) -> Iterator[None]:
         if not existed:
             shutil.rmtree(folder, ignore_errors=True)
         raise
-
-
-def _checksum(path: Path) -> str:
-    """SHA2-256 multihash, hexadecimal, as ``file:checksum`` wants it."""
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while chunk := stream.read(_CHUNK_BYTES):
-            digest.update(chunk)
-    return f"1220{digest.hexdigest()}"
 
 
 def _projected(frame: Georeference) -> None:
