@@ -262,7 +262,7 @@ def _measured(sharpener: NetworkSharpener, patches: Sequence[Tile], gains: Seque
 
 def _reduced_term(sharpener: NetworkSharpener, patch: Tile, gains: Sequence[float]) -> Tensor | None:
     """Mean absolute error against the patch's own MS, one scale down."""
-    reduced = reduce_tile(patch, gains)
+    reduced = reduce_tile(patch, gains, float(np.mean(sharpener.relative_mtf or gains)))
     if reduced is None:
         return None
     sharpened = _forward(sharpener.one_scale_down(gains), reduced.tile)

@@ -21,7 +21,7 @@ from dask.base import tokenize
 from dask.delayed import delayed
 from numpy.typing import NDArray
 
-from pancrafter.cube import DN_LIMIT, REACH_PX, fill_invalid, measure_shifts, value_range
+from pancrafter.cube import DN_LIMIT, REACH_PX, fill_invalid, measure_bands, value_range
 from pancrafter.engine import (
     SharpenerSpec,
     build_sharpener,
@@ -297,7 +297,7 @@ def _describe(scene: _LazyScene, request: _Request) -> _Known:
     pan, ms = _histograms(scene)
     with dask.config.set(scheduler="synchronous"):
         gain = float(np.mean([band.mtf for band in scene.contract.bands]))
-        shifts = measure_shifts(scene, scene.grid, gain=gain)
+        measured = measure_bands(scene, scene.grid, gain=gain)
     names = tuple(band.name for band in scene.contract.bands)
     limit = min(scene.contract.dn_max, int(np.iinfo(scene.dtype).max))
     staged = StagedScene(
@@ -309,8 +309,7 @@ def _describe(scene: _LazyScene, request: _Request) -> _Known:
         nodata=scene.nodata,
         pan_range=value_range(pan),
         ms_ranges=tuple(value_range(histogram) for histogram in ms),
-        band_shift_yx=tuple(shift.applied_yx for shift in shifts),
-        shift_confidence=tuple(min(max(shift.ncc, -1.0), 1.0) for shift in shifts),
+        **measured.described(),
         # an upper bound, as PAN and MS are counted apart; 1 where neither has a hole
         valid_share=min(
             float(counts.sum() / math.prod(shape))

@@ -373,7 +373,9 @@ def sample_windows(store: SceneStore) -> list[Window]:
     return [candidates[i] for i in dict.fromkeys(picks.tolist())]
 
 
-def reduced_sample(store: SceneStore, window: Window, sharpener: Sharpener, gains: tuple[float, ...]) -> Sample | None:
+def reduced_sample(
+    store: SceneStore, window: Window, sharpener: Sharpener, gains: tuple[float, ...], pan_blur: float
+) -> Sample | None:
     """Sharpen one window a scale down, where its own MS is the truth (Wald), with us and with every classical method.
 
     See ``reduce_tile``. None where the reduced window is too small to mean anything.
@@ -388,7 +390,7 @@ def reduced_sample(store: SceneStore, window: Window, sharpener: Sharpener, gain
         pan_range=staged.pan_range,
         ms_ranges=staged.ms_ranges,
     )
-    reduced = reduce_tile(full, gains)
+    reduced = reduce_tile(full, gains, pan_blur)
     if reduced is None:
         return None
     tile, truth = reduced.tile, reduced.truth
@@ -410,15 +412,17 @@ class Reduced:
     truth: Floats
 
 
-def reduce_tile(full: Tile, gains: Sequence[float], *, ratio: int | None = None) -> Reduced | None:
+def reduce_tile(full: Tile, gains: Sequence[float], pan_blur: float, *, ratio: int | None = None) -> Reduced | None:
     """Wald's protocol: MS becomes the truth, PAN is degraded to the MS grid, MS by ``ratio`` once more.
 
-    PAN is reduced at the bands' common true position, so PAN and truth agree without resampling MS; what single bands
-    deviate from it, all methods have to live with. The reduced MS lies edge-aligned on the reduced PAN.
+    PAN is reduced at the bands' common true position and made as blurred as they are, so PAN and truth agree without
+    resampling MS; what single bands deviate from that, all methods have to live with. The reduced MS lies edge-aligned
+    on the reduced PAN.
 
     Args:
         full: The pair.
         gains: MTF at the MS Nyquist frequency, per band.
+        pan_blur: The same between PAN and the bands (``engine.mean_relative_mtf``).
         ratio: How far MS is degraded; by default as far as its own ratio.
 
     Returns:
@@ -430,7 +434,7 @@ def reduce_tile(full: Tile, gains: Sequence[float], *, ratio: int | None = None)
         return None
     truth = full.ms[:, : side[0], : side[1]]
     common = np.median(np.array(full.phases_yx), axis=0)
-    pan = degrade(full.pan, (side[0], side[1]), full.ratio, (common[0], common[1]), GENERIC_MTF_GAIN)
+    pan = degrade(full.pan, (side[0], side[1]), full.ratio, (common[0], common[1]), pan_blur)
     nominal = ((ratio - 1) / 2, (ratio - 1) / 2)
     small = (side[0] // ratio, side[1] // ratio)
     ms = np.stack([degrade(b, small, ratio, nominal, g) for b, g in zip(truth, gains, strict=True)])

@@ -32,11 +32,13 @@ from rasterio.vrt import WarpedVRT
 from rasterio.warp import calculate_default_transform, transform_bounds
 from rasterio.windows import Window as RasterWindow
 
+from pancrafter import sharpness
 from pancrafter.access import OPEN_TO_ALL, Access, reader_for
 from pancrafter.alignment import NO_SHIFT, BandShift, agree, combine_windows, estimate_band_shifts
 from pancrafter.errors import GridMismatchError, InvalidSceneError, TransientReadError
 from pancrafter.grid import MAX_RATIO_ERROR, aligned_ms_grid, grid_bounds, needs_resampling, pair_grids
 from pancrafter.sensors import SensorContract
+from pancrafter.sharpness import Sharpness
 from pancrafter.store import UNWRITTEN, BlockGrid, Mask, Pixels, SceneStore, Window, open_scene
 from pancrafter.types import FORMAT_VERSION, AssetRef, PairGrid, PixelGrid, Scene, StagedScene, ValueRange
 
@@ -148,8 +150,8 @@ def stage_scene(
     )
     _check_pixels(scene, sources, tally, contract)
     valid_share = _valid_share(store_uri, pair, scene, tally)
-    shifts = measure_shifts(store, pair, gain=_mean_gain(scene, contract))
-    staged = _described(scene, contract, sources, pair, tally, shifts, valid_share=valid_share, store_uri=store_uri)
+    measured = measure_bands(store, pair, gain=_mean_gain(scene, contract))
+    staged = _described(scene, contract, sources, pair, tally, measured, valid_share=valid_share, store_uri=store_uri)
     store.finish_staging(staged)
     return staged
 
@@ -160,7 +162,7 @@ def _described(
     sources: _Sources,
     pair: PairGrid,
     tally: _Tally,
-    shifts: Sequence[BandShift],
+    measured: MeasuredBands,
     *,
     valid_share: float,
     store_uri: str,
@@ -175,8 +177,7 @@ def _described(
         nodata=_output_nodata(sources, dtype),
         pan_range=value_range(tally.pan),
         ms_ranges=tuple(value_range(histogram) for histogram in tally.ms),
-        band_shift_yx=tuple(shift.applied_yx for shift in shifts),
-        shift_confidence=tuple(min(max(shift.ncc, -1.0), 1.0) for shift in shifts),
+        **measured.described(),
         valid_share=valid_share,
         bytes_read=tally.bytes_read,
         ms_resampled=sources.ms[0].warped,
@@ -926,7 +927,7 @@ def _ms_index(part: slice, ratio: int, phase: float, size: int) -> NDArray[np.in
 
 
 class MeasuredPixels(Protocol):
-    """What shifts are measured on: a ``SceneStore``, or something that reads like one."""
+    """What the bands are measured on: a ``SceneStore``, or something that reads like one."""
 
     @property
     def band_count(self) -> int:
@@ -945,8 +946,24 @@ class MeasuredPixels(Protocol):
         """1 where every MS band was measured."""
 
 
-def measure_shifts(store: MeasuredPixels, pair: PairGrid, *, gain: float) -> tuple[BandShift, ...]:
-    """Shift of every MS band from a bounded number of textured windows of the staged pixels.
+@dataclass(frozen=True)
+class MeasuredBands:
+    """Where the bands lie on PAN, and how sharp they are against it (``StagedScene.measured_mtf``)."""
+
+    shifts: tuple[BandShift, ...]
+    mtf: float | None
+
+    def described(self) -> dict[str, Any]:
+        """As fields of a ``StagedScene``."""
+        return {
+            "band_shift_yx": tuple(shift.applied_yx for shift in self.shifts),
+            "shift_confidence": tuple(min(max(shift.ncc, -1.0), 1.0) for shift in self.shifts),
+            "measured_mtf": self.mtf,
+        }
+
+
+def measure_bands(store: MeasuredPixels, pair: PairGrid, *, gain: float) -> MeasuredBands:
+    """Shift and sharpness of the MS bands from a bounded number of textured windows of the staged pixels.
 
     Args:
         store: Holds the staged pixels; need not be complete.
@@ -958,13 +975,15 @@ def measure_shifts(store: MeasuredPixels, pair: PairGrid, *, gain: float) -> tup
     ranked = sorted(zip(textures, range(len(candidates)), strict=True), key=lambda entry: (-entry[0], entry[1]))
     chosen = [candidates[index] for texture, index in ranked[:ALIGNMENT_WINDOWS] if texture > 0]
     if not chosen:
-        return (NO_SHIFT,) * store.band_count
-    measured: tuple[tuple[BandShift, ...], ...] = ()
+        return MeasuredBands((NO_SHIFT,) * store.band_count, None)
+    shifts: tuple[tuple[BandShift, ...], ...] = ()
+    widths: tuple[Sharpness | None, ...] = ()
     for part in (chosen[:ALIGNMENT_FIRST_WINDOWS], chosen[ALIGNMENT_FIRST_WINDOWS:]):
-        if measured and agree(measured):
+        if shifts and agree(shifts):
             break
-        measured += _gather(delayed(_window_shifts)(store, pair, window, gain) for window in part)
-    return combine_windows(measured)
+        found = _gather(delayed(_measure_window)(store, pair, window, gain) for window in part)
+        shifts, widths = shifts + tuple(a for a, _ in found), widths + tuple(b for _, b in found)
+    return MeasuredBands(combine_windows(shifts), sharpness.combine(widths))
 
 
 def _alignment_candidates(ms_shape_yx: tuple[int, int]) -> list[Window]:
@@ -999,7 +1018,9 @@ def _middle(part: slice) -> slice:
     return slice(part.start + quarter, part.stop - quarter)
 
 
-def _window_shifts(store: MeasuredPixels, pair: PairGrid, window: Window, gain: float) -> tuple[BandShift, ...]:
+def _measure_window(
+    store: MeasuredPixels, pair: PairGrid, window: Window, gain: float
+) -> tuple[tuple[BandShift, ...], Sharpness | None]:
     beneath = [
         _pan_beneath(part, pair.ratio, phase, size)
         for part, phase, size in zip(window, pair.phase_yx, pair.pan.shape_yx, strict=True)
@@ -1016,9 +1037,10 @@ def _window_shifts(store: MeasuredPixels, pair: PairGrid, window: Window, gain: 
         for part, phase, pan in zip(window, (phase_y, phase_x), pan_window, strict=True)
     )
     valid = (store.read_ms_valid(window) & store.read_pan_valid(pan_window)[np.ix_(rows, cols)]) != 0
-    return estimate_band_shifts(
-        store.read_pan(pan_window), store.read_ms(window), pair.ratio, (phase_y, phase_x), valid=valid, gain=gain
-    )
+    pan, ms = store.read_pan(pan_window), store.read_ms(window)
+    shifts = estimate_band_shifts(pan, ms, pair.ratio, (phase_y, phase_x), valid=valid, gain=gain)
+    phases = [(phase_y + dy, phase_x + dx) for dy, dx in (shift.applied_yx for shift in shifts)]
+    return shifts, sharpness.sharpness(pan, ms, pair.ratio, phases, valid)
 
 
 def _pan_beneath(part: slice, ratio: int, phase: float, size: int) -> slice:
@@ -1146,8 +1168,8 @@ def read_in_place(
     whole = {name for name in sizes if counted[name] == sizes[name]}
     share = 1.0 if len(whole) == len(sizes) else _measured_share(files)
     _require_common_area(scene, share)
-    shifts = measure_shifts(files, pair, gain=_mean_gain(scene, contract))
-    staged = _described(scene, contract, sources, pair, tally, shifts, valid_share=share, store_uri="")
+    measured = measure_bands(files, pair, gain=_mean_gain(scene, contract))
+    staged = _described(scene, contract, sources, pair, tally, measured, valid_share=share, store_uri="")
     files.described(staged, whole)
     return files
 

@@ -49,8 +49,9 @@ from pancrafter.model.devices import DeviceError
 from pancrafter.model.inference import MsNetwork
 from pancrafter.model.names import SharpeningMethod
 from pancrafter.model.weights import Checkpoint, load_checkpoint
-from pancrafter.resample import relative_gain
+from pancrafter.resample import GENERIC_MTF_GAIN, relative_gain
 from pancrafter.sensors import SensorContract
+from pancrafter.sharpness import band_gains
 from pancrafter.store import Block, Mask, Pixels, SceneStore, Window
 from pancrafter.types import Record, StagedScene, ValueRange
 
@@ -289,9 +290,18 @@ class NetworkSharpener:
         ms = _to_unit(torch.from_numpy(tile.ms).to(self.device), tile.ms_ranges).unflatten(0, (-1, group))
         phases = torch.tensor(tile.phases_yx, dtype=torch.float64).unflatten(0, (-1, group))
         detail = self._injected_detail(tile)
-        return build_conditions(
-            pan, ms, tile.ratio, phases, None if detail is None else detail[0].unflatten(0, (-1, group))
-        )
+        injection = None if detail is None else detail[0].unflatten(0, (-1, group))
+        return build_conditions(pan, ms, tile.ratio, phases, injection, [self._lowpass_gain()])
+
+    def _lowpass_gain(self) -> float:
+        """MTF at the MS Nyquist frequency that low-pass PAN has: what this network is told of the scene's."""
+        if not self.checkpoint.network.config.matched_lowpass:
+            return GENERIC_MTF_GAIN
+        if self.relative_mtf is None:
+            raise WeightsError(
+                f"weights {self.checkpoint.name} need the MTF of the scene's bands relative to PAN's (relative_mtf)"
+            )
+        return float(np.mean(self.relative_mtf))
 
     def _injected_detail(self, tile: Tile) -> torch.Tensor | None:
         """What each band would take from PAN by Gram-Schmidt adaptive, (1, band, y, x) in normalised units."""
@@ -593,14 +603,20 @@ def band_phases(staged: StagedScene) -> tuple[PhaseYX, ...]:
 
 
 def band_mtf_gains(staged: StagedScene, contract: SensorContract) -> tuple[float, ...]:
-    """MTF gains of the scene's bands at the MS Nyquist frequency, from the sensor contract."""
-    return tuple(band.mtf for band in contract.subset(staged.scene.bands))
+    """MTF gains of the scene's bands at the MS Nyquist frequency: the contract's, as sharp as the scene is measured."""
+    nominal = [band.mtf for band in contract.subset(staged.scene.bands)]
+    return band_gains(nominal, staged.measured_mtf, contract.pan_mtf, staged.grid.ratio)
 
 
 def relative_mtf(staged: StagedScene, contract: SensorContract) -> tuple[float, ...]:
     """MTF gains of the scene's bands relative to PAN's, which results are to be as sharp as."""
     gains, ratio = band_mtf_gains(staged, contract), staged.grid.ratio
     return tuple(relative_gain(gain, contract.pan_mtf, ratio) for gain in gains)
+
+
+def mean_relative_mtf(staged: StagedScene, contract: SensorContract) -> float:
+    """What PAN is blurred by to be as sharp as the bands are: the mean of ``relative_mtf``."""
+    return float(np.mean(relative_mtf(staged, contract)))
 
 
 def quantise(sharpened: Floats, valid: Valid, staged: StagedScene) -> Pixels:

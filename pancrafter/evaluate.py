@@ -274,7 +274,7 @@ def _reduced_scores(
         elif pair.protocol == "benchmark":
             return None, "none"
         else:
-            reduced = reduce_tile(tile, pair.mtf_gains, ratio=ratio)
+            reduced = reduce_tile(tile, pair.mtf_gains, pair.pan_blur, ratio=ratio)
             if reduced is None:
                 return None, "none"
             tile, truth = reduced.tile, reduced.truth
@@ -309,7 +309,7 @@ def _full_scores(pair: Pair, methods: Sequence[Method]) -> dict[str, FullScores]
 
 def full_scores(pair: Pair, result: Pixels, phases_yx: Sequence[PhaseYX]) -> FullScores:
     """All indices without a truth of a result (band, y, x) on the PAN grid of ``pair``."""
-    published = None if pair.ratio == 3 else metrics.hqnr(result, pair.pan, pair.ms, pair.ratio, pair.mtf_gains)
+    published = None if pair.ratio == 3 else metrics.hqnr(result, pair.pan, pair.ms, pair.ratio, pair.nominal_gains)
     aligned = metrics.hqnr_production(
         result, pair.pan, pair.ms, pair.ratio, phases_yx, pair.mtf_gains, GENERIC_MTF_GAIN
     )

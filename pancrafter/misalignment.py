@@ -103,7 +103,7 @@ def measure(
 def _scores_of(pair: Pair, methods: Sequence[Method], ratio: int | None) -> dict[tuple[str, Series], list[float]]:
     """Per method and series: ERGAS at every shift, then with the bands apart; nothing for a pair that is too small."""
     found: dict[tuple[str, Series], list[float]] = {}
-    reduced = reduce_tile(tile_of(pair), pair.mtf_gains, ratio=ratio)
+    reduced = reduce_tile(tile_of(pair), pair.mtf_gains, pair.pan_blur, ratio=ratio)
     border = 2 * BORDER_REDUCED_PX  # a shift of 2 MS pixels reaches this far in
     if reduced is None or min(reduced.tile.pan.shape) < 4 * border:
         return found

@@ -21,8 +21,10 @@ from pancrafter import resample
 from pancrafter.alignment import estimate_band_shifts
 from pancrafter.errors import InvalidSceneError, PancrafterError
 from pancrafter.metrics import PhaseYX, Pixels
+from pancrafter.resample import relative_gain
 from pancrafter.scratch import scratch_folder
 from pancrafter.sensors import SensorContract, contract_for_platform, generic_contract
+from pancrafter.sharpness import band_gains, combine, sharpness
 from pancrafter.types import Refusal, Scene, ValueRange
 
 Protocol = Literal["production", "benchmark"]
@@ -49,12 +51,13 @@ class Pair:
         ms: (band, y / ratio, x / ratio) DN.
         ratio: MS over PAN pixel size.
         phases_yx: Per band, where MS pixel 0 really lies on the PAN grid (phase plus band shift), PAN pixels.
-        mtf_gains: MTF at the MS Nyquist frequency, per band.
+        nominal_gains: MTF at the MS Nyquist frequency, per band, from the sensor's contract.
         pan_gain: MTF of PAN at its own Nyquist frequency.
         dn_max: Largest DN; results are clipped to 0..dn_max before they are scored.
         truth: (band, y, x) true MS on the PAN grid, where somebody else degraded the pair; else None.
         grade: Quality grade in the pair's description, if any.
         protocol: ``benchmark`` for PanCollection: phase 2, its crop and its full-resolution indices.
+        measured_mtf: As in ``StagedScene``.
     """
 
     name: str
@@ -64,12 +67,23 @@ class Pair:
     ms: Pixels
     ratio: int
     phases_yx: tuple[PhaseYX, ...]
-    mtf_gains: tuple[float, ...]
+    nominal_gains: tuple[float, ...]
     pan_gain: float
     dn_max: int
     truth: Pixels | None = None
     grade: str | None = None
     protocol: Protocol = "production"
+    measured_mtf: float | None = None
+
+    @property
+    def mtf_gains(self) -> tuple[float, ...]:
+        """MTF at the MS Nyquist frequency, per band: the nominal ones, as sharp as the pair was measured to be."""
+        return band_gains(self.nominal_gains, self.measured_mtf, self.pan_gain, self.ratio)
+
+    @property
+    def pan_blur(self) -> float:
+        """Mean MTF at the MS Nyquist frequency between PAN and the bands."""
+        return float(np.mean([relative_gain(gain, self.pan_gain, self.ratio) for gain in self.mtf_gains]))
 
     @property
     def band_shift_yx(self) -> tuple[tuple[float, float], ...]:
@@ -115,9 +129,9 @@ def find_pair_files(path: Path, pattern: str = "*") -> list[Path]:
 def read_pair(path: Path, contracts: Mapping[str, SensorContract], *, with_truth: bool = True) -> Pair:
     """A pair from ``NAME.npz`` (arrays ``pan``, ``ms``, perhaps ``gt``) and, where there is one, ``NAME.json``.
 
-    Corners of PAN and MS coincide; the shift of each band against PAN is measured as staging measures it. Of a triplet
-    with ``gt``, PAN is moved to where the truth lies, so that truth and PAN agree and no MS or truth value is touched;
-    ``with_truth`` false passes ``gt`` over.
+    Corners of PAN and MS coincide; shift and sharpness of the bands against PAN are measured as staging measures them.
+    Of a triplet with ``gt``, PAN is moved to where the truth lies, so that truth and PAN agree and no MS or truth value
+    is touched; ``with_truth`` false passes ``gt`` over.
 
     Raises:
         InvalidSceneError: The file is damaged, or arrays, types, band count, ratio or DN contradict each other or the
@@ -131,7 +145,7 @@ def read_pair(path: Path, contracts: Mapping[str, SensorContract], *, with_truth
         raise InvalidSceneError(f"{path}: ms has {len(ms)} bands, its description names {len(named)}: {list(named)}")
     contract = _contract_of(path, meta, len(ms), ratio, contracts)
     bands = named or tuple(band.name for band in contract.bands)
-    gains = tuple(band.mtf for band in contract.subset(bands))
+    nominal = tuple(band.mtf for band in contract.subset(bands))
     dn_max = 2 ** int(meta["bit_depth"]) - 1 if "bit_depth" in meta else contract.dn_max
     dn_max = min(dn_max, int(np.iinfo(ms.dtype.name).max))
     for name, values in arrays.items():
@@ -140,6 +154,7 @@ def read_pair(path: Path, contracts: Mapping[str, SensorContract], *, with_truth
         if truth.shape != (len(ms), *pan.shape):
             raise InvalidSceneError(f"{path}: gt is {truth.shape}, expected {(len(ms), *pan.shape)} (ms bands, pan px)")
         pan = _moved_to_truth(pan, truth)
+    phases_yx = measured_phases(pan, ms, ratio, float(np.mean(nominal)))
     return Pair(
         name=path.stem,
         sensor=contract.name,
@@ -147,8 +162,9 @@ def read_pair(path: Path, contracts: Mapping[str, SensorContract], *, with_truth
         pan=pan,
         ms=ms,
         ratio=ratio,
-        phases_yx=measured_phases(pan, ms, ratio, float(np.mean(gains))),
-        mtf_gains=gains,
+        phases_yx=phases_yx,
+        nominal_gains=nominal,
+        measured_mtf=combine([sharpness(pan, ms, ratio, phases_yx)]),
         pan_gain=contract.pan_mtf,
         dn_max=dn_max,
         truth=truth,
@@ -208,7 +224,7 @@ def catalog_pairs(
 
 
 def _staged_pair(store: Any, scene: Scene, window: Any, contract: SensorContract) -> Pair:  # Any: imported late
-    from pancrafter.engine import band_mtf_gains, band_phases
+    from pancrafter.engine import band_phases
 
     staged = store.staged
     ratio = staged.grid.ratio
@@ -221,7 +237,8 @@ def _staged_pair(store: Any, scene: Scene, window: Any, contract: SensorContract
         ms=store.read_ms(ms_window),
         ratio=ratio,
         phases_yx=band_phases(staged),
-        mtf_gains=band_mtf_gains(staged, contract),
+        nominal_gains=tuple(band.mtf for band in contract.subset(scene.bands)),
+        measured_mtf=staged.measured_mtf,
         pan_gain=contract.pan_mtf,
         dn_max=staged.dn_max,
     )

@@ -117,7 +117,7 @@ def _file_pairs(path: Path, sensor: str | None) -> Iterator[Pair]:
             ms=arrays["ms"][index],
             ratio=RATIO,
             phases_yx=((PHASE_PX, PHASE_PX),) * len(constants.bands),
-            mtf_gains=constants.mtf_gains,
+            nominal_gains=constants.mtf_gains,
             pan_gain=1.0,
             dn_max=constants.dn_max,
             truth=None if truth is None else truth[index],

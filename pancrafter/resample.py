@@ -19,6 +19,9 @@ Floats = NDArray[np.floating]
 CUBIC_A = -0.75
 """Keys cubic coefficient of PyTorch's bicubic, which the published network uses as its residual base."""
 
+SHARPEST_GAIN = 0.95
+"""MTF at the MS Nyquist frequency of the sharpest MS there is; Gaussians of more would be narrower than a pixel."""
+
 GENERIC_MTF_GAIN = 0.30
 """Gain at the MS Nyquist frequency of the low-pass PAN; the published low-pass arrays have it."""
 
@@ -52,9 +55,9 @@ def relative_gain(gain: float, pan_gain: float, ratio: int) -> float:
     """MTF at the MS Nyquist frequency of the blur that lies between an image as sharp as PAN and an MS band.
 
     ``gain`` is the band's at that frequency, ``pan_gain`` PAN's at its own Nyquist frequency, which is ``ratio`` times
-    as high; both are Gaussians, so PAN keeps ``pan_gain ** (1 / ratio**2)`` there. At most 0.95: MS is never sharper.
+    as high; both are Gaussians, so PAN keeps ``pan_gain ** (1 / ratio**2)`` there. At most ``SHARPEST_GAIN``.
     """
-    return min(gain / float(pan_gain ** (1 / ratio**2)), 0.95)
+    return min(gain / float(pan_gain ** (1 / ratio**2)), SHARPEST_GAIN)
 
 
 def _matrix(first: NDArray[np.int64], weights: Floats, n_in: int) -> csr_array:

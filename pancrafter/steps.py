@@ -517,12 +517,13 @@ def _measure(
 ) -> tuple[Quality, NDArray[np.float32]]:
     """The scene's quality, and the raster of its local consistency."""
     from pancrafter.assess import assessment_windows, combine, consistency_raster, sample_windows
-    from pancrafter.engine import band_mtf_gains
+    from pancrafter.engine import band_mtf_gains, mean_relative_mtf
     from pancrafter.store import SceneStore
 
     store, gains = SceneStore.open(staged.store_uri), band_mtf_gains(staged, contract)
+    blur = mean_relative_mtf(staged, contract)
     windows = compute.map(_window_task, assessment_windows(store), staged.store_uri, gains)
-    samples = compute.map(_sample_task, sample_windows(store), staged.store_uri, spec, gains, on_gpu=True)
+    samples = compute.map(_sample_task, sample_windows(store), staged.store_uri, spec, gains, blur, on_gpu=True)
     measured = list(windows)
     return combine(staged, method, measured, samples), consistency_raster(staged, measured)
 
@@ -534,12 +535,14 @@ def _window_task(window: Window, uri: str, gains: tuple[float, ...]) -> WindowSu
     return window_sums(SceneStore.open(uri), window, gains)
 
 
-def _sample_task(window: Window, uri: str, spec: SharpenerSpec, gains: tuple[float, ...]) -> Sample | None:
+def _sample_task(
+    window: Window, uri: str, spec: SharpenerSpec, gains: tuple[float, ...], pan_blur: float
+) -> Sample | None:
     from pancrafter.assess import reduced_sample
     from pancrafter.engine import build_sharpener
     from pancrafter.store import SceneStore
 
-    return reduced_sample(SceneStore.open(uri), window, build_sharpener(spec), gains)
+    return reduced_sample(SceneStore.open(uri), window, build_sharpener(spec), gains, pan_blur)
 
 
 def score_against_truth(

@@ -146,6 +146,11 @@ class StagedScene(Record):
         "where no significant, certain shift was measured."
     )
     shift_confidence: tuple[float, ...] = Field(description="Per band: high-pass NCC at the measured shift, -1 to 1.")
+    measured_mtf: float | None = Field(
+        default=None,
+        description="Mean MTF of the bands relative to PAN's, at the MS Nyquist frequency, as measured on the scene; "
+        "None where it could not be, and the contract's counts.",
+    )
     valid_share: float = Field(ge=0, le=1, description="Share of PAN pixels where PAN and MS are both valid.")
     bytes_read: int = 0
     ms_resampled: bool = Field(default=False, description="MS was interpolated once to a grid that fits PAN.")

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from staged_scenes import make_staged, overlap
 
 from pancrafter.assess import assessment_windows, combine, reduced_sample, sample_windows, window_sums
-from pancrafter.cube import measure_shifts
+from pancrafter.cube import measure_bands
 from pancrafter.engine import Sharpener, quantise, sharpen_block, valid_window
 from pancrafter.model.network import PanCrafter
 from pancrafter.model.weights import Checkpoint
@@ -44,7 +44,9 @@ def write_result(store: SceneStore, image: Image) -> None:
 def measure(store: SceneStore, sharpener: Sharpener, gains: tuple[float, ...]) -> Quality:
     """What the assess step does, in this process."""
     windows = [window_sums(store, window, gains) for window in assessment_windows(store)]
-    samples = [reduced_sample(store, window, sharpener, gains) for window in sample_windows(store)]
+    samples = [
+        reduced_sample(store, window, sharpener, gains, float(np.mean(gains))) for window in sample_windows(store)
+    ]
     return combine(store.staged, sharpener.method, windows, samples)
 
 
@@ -59,7 +61,7 @@ def stage_pair(
     for y, x in store.ms_windows():
         store.write_ms((y, x), ms[:, y, x], np.ones(ms[0, y, x].shape, np.uint8))
     gains = [band.mtf for band in contract.subset(bands)]
-    shifts = measure_shifts(store, grid, gain=float(np.mean(gains)))
+    measured = measure_bands(store, grid, gain=float(np.mean(gains)))
     store.finish_staging(
         make_staged(
             store,
@@ -67,8 +69,7 @@ def stage_pair(
             pan,
             ms,
             dn_max=contract.dn_max,
-            band_shift_yx=tuple(shift.applied_yx for shift in shifts),
-            shift_confidence=tuple(min(max(shift.ncc, -1.0), 1.0) for shift in shifts),
+            **measured.described(),
         )
     )
     store.begin_sharpening("r")

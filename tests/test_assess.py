@@ -68,7 +68,7 @@ def sharpen_all(store: SceneStore, sharpener: Sharpener) -> None:
 
 def quality(store: SceneStore, sharpener: Sharpener) -> Quality:
     windows = [window_sums(store, window, GAINS) for window in assessment_windows(store)]
-    samples = [reduced_sample(store, window, sharpener, GAINS) for window in sample_windows(store)]
+    samples = [reduced_sample(store, window, sharpener, GAINS, GENERIC_MTF_GAIN) for window in sample_windows(store)]
     return combine(store.staged, sharpener.method, windows, samples)
 
 
@@ -192,7 +192,7 @@ def test_reduced_sample_compares_us_with_every_classical_method(tmp_path: Path, 
         sharpener = GlpSharpener.fit(store, GAINS)
     sharpen_all(store, GlpSharpener.fit(store, GAINS))
     (window,) = sample_windows(store)
-    sample = reduced_sample(store, window, sharpener, GAINS)
+    sample = reduced_sample(store, window, sharpener, GAINS, GENERIC_MTF_GAIN)
     assert sample is not None
     assert set(sample.errors) == set(classical.METHODS) | {sharpener.method}
     scores = {method: errors.ergas(ratio) for method, errors in sample.errors.items()}
@@ -219,7 +219,7 @@ def test_pan_is_reduced_where_the_bands_really_lie(tmp_path: Path) -> None:
         store = stage_arrays(tmp_path / f"{name}.zarr", grid, pan, ms, block_px=256, band_shift_yx=(known,) * 3)
         sharpener = GlpSharpener.fit(store, GAINS)
         sharpen_all(store, sharpener)
-        sample = reduced_sample(store, sample_windows(store)[0], sharpener, GAINS)
+        sample = reduced_sample(store, sample_windows(store)[0], sharpener, GAINS, GENERIC_MTF_GAIN)
         assert sample is not None
         scores[name] = sample.errors["mtf-glp-fs"].ergas(4)
     assert scores["known"] == pytest.approx(scores["none"], rel=0.1)
@@ -233,7 +233,7 @@ def test_too_small_a_window_gives_no_sample(tmp_path: Path) -> None:
     sharpener = GlpSharpener.fit(store, GAINS)
     sharpen_all(store, sharpener)
     found = quality(store, sharpener)
-    assert reduced_sample(store, sample_windows(store)[0], sharpener, GAINS) is None
+    assert reduced_sample(store, sample_windows(store)[0], sharpener, GAINS, GENERIC_MTF_GAIN) is None
     assert (found.reduced_ergas, found.best_classical, found.gain_over_fallback) == (None, None, None)
     assert QualityRule().verdict(found, 4) == ("pass", "")
 

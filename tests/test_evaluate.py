@@ -53,7 +53,7 @@ def pair_of(ratio: int = 4, side_ms: int = 48, bands: int = 2, **changes: Any) -
         ms=ms.astype(np.uint16),
         ratio=ratio,
         phases_yx=(phase,) * bands,
-        mtf_gains=(0.3,) * bands,
+        nominal_gains=(0.3,) * bands,
         pan_gain=0.2,
         dn_max=8191,
     )

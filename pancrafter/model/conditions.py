@@ -5,6 +5,7 @@ A scale s in {0, 1, 2} is a grid of pitch p = 2**s PAN pixels whose pixel i is c
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
@@ -106,8 +107,9 @@ def _shrinking(pitch: int) -> Reading:
 
 
 @lru_cache(maxsize=64)
-def _lowpass(ratio: int) -> Reading:
-    sigma, centre = mtf_sigma(GENERIC_MTF_GAIN, ratio), np.full((1, 1, 1), (ratio - 1) / 2)
+def _lowpass(ratio: int, gains: tuple[float, ...]) -> Reading:
+    sigma = mtf_sigma(np.array(gains)[:, None, None, None], ratio)
+    centre = np.full((len(gains), 1, 1), (ratio - 1) / 2)
     return Reading.of(gaussian_taps(centre, sigma, LOWPASS_RADIUS_MS_PX * ratio), ratio)
 
 
@@ -146,7 +148,12 @@ def unexplained_pan(pan: Tensor, ms: Tensor, ratio: int, phases: Tensor, constan
 
 
 def build_conditions(
-    pan: Tensor, ms: Tensor, ratio: int, phases: Tensor, injection: Tensor | None = None
+    pan: Tensor,
+    ms: Tensor,
+    ratio: int,
+    phases: Tensor,
+    injection: Tensor | None = None,
+    gains: Sequence[float] = (GENERIC_MTF_GAIN,),
 ) -> Conditions:
     """Bring a tile's PAN and MS onto the network's scales.
 
@@ -157,13 +164,15 @@ def build_conditions(
         phases: (n, B, 2) where MS pixel 0 is centred on the PAN grid, in PAN pixels, rows first; measured band
             shifts included.
         injection: (n, B, H, W) float32, for networks with ``injected_detail``; see ``Conditions``.
+        gains: n or 1, MTF at the MS Nyquist frequency of the low-pass PAN; networks with ``matched_lowpass`` are told
+            that of the scene's MS relative to PAN's.
 
     Returns:
-        Conditions whose low-pass PAN is a Gaussian of the generic MTF sampled at the nominal MS positions (3.3).
+        Conditions whose low-pass PAN is a Gaussian of that MTF sampled at the nominal MS positions (3.3).
     """
     height, width = pan.shape[-2:]
     nominal = (ratio - 1) / 2
-    lowpass = _shrunk(_lowpass(ratio), pan, ratio)
+    lowpass = _shrunk(_lowpass(ratio, tuple(gains)), pan, ratio)
     lp_phase = torch.full((1, 1, 2), nominal)
     return Conditions(
         ms=tuple(ms_at(ms, (height, width), ratio, phases, s) for s in range(SCALES)),

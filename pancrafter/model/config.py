@@ -29,6 +29,9 @@ class NetworkConfig(Record):
     injected_detail: bool = Field(
         default=False, description="Give the stem the detail each band would take from PAN by Gram-Schmidt adaptive."
     )
+    matched_lowpass: bool = Field(
+        default=False, description="Low-pass PAN is as blurred as the scene's MS is, in place of by the generic MTF."
+    )
     mars: bool = Field(default=True, description="Second mode that reconstructs PAN during training.")
     ffn_expansion: int = Field(default=4, ge=1)
 

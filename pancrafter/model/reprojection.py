@@ -17,8 +17,8 @@ from pancrafter.model.conditions import Reading, ms_at
 from pancrafter.model.config import CUBIC_REACH_MS_PX
 from pancrafter.resample import gaussian_taps, mtf_sigma
 
-BLUR_RADIUS_MS_PX = 2
-"""Support of the blur on each side, MS pixels: more than three standard deviations for any gain above 0.15."""
+BLUR_RADIUS_MS_PX = 3
+"""Support of the blur on each side, MS pixels: more than three standard deviations for any gain above 0.01."""
 
 
 def reach_px(ratio: int, phases_yx: Sequence[PhaseYX]) -> int:

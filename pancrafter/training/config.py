@@ -88,8 +88,8 @@ class TrainConfig(Record):
 
     @model_validator(mode="after")
     def _reprojection_leaves_something(self) -> TrainConfig:
-        if self.reprojection and self.patch_px < 24:
-            raise ValueError(f"patch_px is {self.patch_px}, expected 24 or more: reprojection needs what lies around")
+        if self.reprojection and self.patch_px < 32:
+            raise ValueError(f"patch_px is {self.patch_px}, expected 32 or more: reprojection needs what lies around")
         return self
 
     @field_validator("ratios")

@@ -18,6 +18,7 @@ from pancrafter.pairs import value_range
 from pancrafter.pancollection import Patches, joined, read_patches
 from pancrafter.resample import GENERIC_MTF_GAIN, degrade
 from pancrafter.sensors import get_contract
+from pancrafter.sharpness import combine, sharpness
 from pancrafter.simulate import image_scene, make_truth, random_model
 from pancrafter.simulate.archive import pan_only_wavelengths
 from pancrafter.training.config import TrainConfig
@@ -54,8 +55,8 @@ def training_image(name: str, pan: Floats, truth: Floats) -> TrainingImage:
 def load_pair(path: Path) -> TrainingImage:
     """A real pair, brought one scale down (Wald): its MS becomes the truth, its PAN is sampled at the MS pixels.
 
-    PAN is sampled where the MS content really lies (the measured shift in the pair's JSON), so truth and PAN agree
-    without touching a single MS value.
+    PAN is sampled where the MS content really lies (the measured shift in the pair's JSON) and made as blurred as MS is
+    measured to be, so truth and PAN agree without touching a single MS value.
 
     Raises:
         InvalidSceneError: The npz is damaged or lacks ``pan`` or ``ms``, or the JSON beside it lacks ratio or shift.
@@ -72,7 +73,9 @@ def load_pair(path: Path) -> TrainingImage:
             "JSON beside it with ratio and shift.shift_pan_px"
         ) from err
     phase = (ratio - 1) / 2
-    reduced = degrade(pan, ms.shape[1:], ratio, (phase + shift_y, phase + shift_x), gain=0.25)
+    centre = (phase + shift_y, phase + shift_x)
+    gain = combine([sharpness(pan, ms, ratio, (centre,))]) or GENERIC_MTF_GAIN
+    reduced = degrade(pan, ms.shape[1:], ratio, centre, gain)
     margin = 4  # MS pixels at the border may lie outside PAN after the shift
     return training_image(
         path.stem, reduced[margin:-margin, margin:-margin].astype(np.float32), ms[:, margin:-margin, margin:-margin]

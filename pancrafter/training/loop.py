@@ -22,6 +22,7 @@ from pancrafter.model.conditions import build_conditions
 from pancrafter.model.network import MS_MODE, PAN_MODE, PanCrafter
 from pancrafter.model.reprojection import BLUR_RADIUS_MS_PX, reprojected
 from pancrafter.model.weights import load_checkpoint, save_checkpoint
+from pancrafter.resample import GENERIC_MTF_GAIN
 from pancrafter.training.config import TrainConfig, read_config
 from pancrafter.training.images import load_data
 from pancrafter.training.record import MetricsLog, provenance
@@ -51,7 +52,8 @@ def batch_loss(network: PanCrafter, ratio: int, samples: list[Sample], config: T
         pan, ms, phases = pan.repeat(2, 1, 1, 1), ms.repeat(2, 1, 1, 1), phases.repeat(2, 1, 1)
         injection = None if injection is None else injection.repeat(2, 1, 1, 1)
         mode = torch.cat([mode, torch.full((n,), PAN_MODE, device=device)])
-    conditions = build_conditions(pan, ms, ratio, phases, injection)
+    told = [s.gain for s in samples] if config.network.matched_lowpass else [GENERIC_MTF_GAIN]
+    conditions = build_conditions(pan, ms, ratio, phases, injection, told * (len(pan) // len(told)))
     with torch.autocast(torch.device(device).type, dtype=torch.bfloat16, enabled=config.precision == "bfloat16"):
         output: Tensor = network(conditions, mode)
     sharpened, counted = output[:n], slice(None)
@@ -69,13 +71,15 @@ def _starting_network(config: TrainConfig) -> PanCrafter:
     """A fresh network, or the one that fine-tuning starts from.
 
     Raises:
-        WeightsError: ``start`` has another architecture than ``network``; injected detail may be added to it.
+        WeightsError: ``start`` has another architecture than ``network``; injected detail and the matched low-pass PAN
+            may be added to it.
     """
     if config.start is None:
         return PanCrafter(config.network)
     checkpoint = load_checkpoint(config.start)
     trained = checkpoint.network.config
-    if trained not in (config.network, config.network.model_copy(update={"injected_detail": False})):
+    new = {name: False for name in ("injected_detail", "matched_lowpass") if not getattr(trained, name)}
+    if trained != config.network.model_copy(update=new):
         raise WeightsError(
             f"weights {config.start} are of {trained}, expected {config.network}; "
             "give the same network in the configuration, or start afresh"

@@ -38,7 +38,7 @@ class Sample:
     injection: Floats
     """(B, p, p) injected detail."""
     gain: float
-    """MTF of the bands at the MS Nyquist frequency that reprojection is told."""
+    """MTF of the bands at the MS Nyquist frequency that network and reprojection are told."""
 
 
 def normalise(values: Floats, limits: ValueRange) -> Floats:

@@ -76,7 +76,7 @@ def main() -> None:
 
 def _measured(pair: Pair, network: Method) -> _Result | None:
     pair = cropped(pair, 1024)
-    reduced = reduce_tile(tile_of(pair), pair.mtf_gains)
+    reduced = reduce_tile(tile_of(pair), pair.mtf_gains, pair.pan_blur)
     if reduced is None:
         return None
     inner = (slice(None), *(slice(BORDER_REDUCED_PX, -BORDER_REDUCED_PX),) * 2)
