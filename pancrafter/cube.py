@@ -186,9 +186,13 @@ def _described(
     )
 
 
+STAGING_MEASURES = ("shift", "mtf")
+"""What staging measures of a scene; a store that lacks some of it is staged again."""
+
+
 def staging_digest(scene: Scene, contract: SensorContract, *, block_px: int, reach_px: int) -> str:
     """SHA-256 (hex) of everything the staged store depends on."""
-    parts = [scene.model_dump(mode="json"), contract.digest, block_px, reach_px, FORMAT_VERSION]
+    parts = [scene.model_dump(mode="json"), contract.digest, block_px, reach_px, FORMAT_VERSION, STAGING_MEASURES]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 

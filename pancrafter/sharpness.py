@@ -21,8 +21,8 @@ from pancrafter.types import Record
 
 Floats = NDArray[np.float64]
 
-WIDTHS: Floats = np.arange(0.28, 0.861, 0.04)
-"""Deviations of the Gaussians that are tried, in MS pixels: MTF at the MS Nyquist frequency of 0.68 down to 0.03."""
+WIDTHS: Floats = np.arange(0.16, 0.841, 0.04)
+"""Deviations of the Gaussians that are tried, in MS pixels: MTF at the MS Nyquist frequency of 0.88 down to 0.03."""
 
 LEAST_EXPLAINED = 0.9
 """Share of PAN's variance that the bands must explain for a measurement to count."""

@@ -126,7 +126,8 @@ def planned_recipe(scene: Scene, settings: Settings, contracts: Mapping[str, Sen
         weights_sha256=weights_sha256(settings.weights) if network else None,
         contract_digest=contract.digest,
         software_version=package_version("pancrafter"),
-        settings={"precision": settings.precision, "reprojection": "relative-mtf"} if network else {},
+        settings={"mtf": "measured"}
+        | ({"precision": settings.precision, "reprojection": "relative-mtf"} if network else {}),
     )
 
 

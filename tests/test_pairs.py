@@ -44,7 +44,7 @@ def test_description_gives_gains_ceiling_and_grade(tmp_path: Path) -> None:
     pair = read_pair(write(tmp_path, META, **arrays()), CONTRACTS)
     contract = CONTRACTS["worldview-2"]
     assert (pair.sensor, pair.ratio, pair.dn_max, pair.grade) == ("worldview-2", 4, 2047, "A")
-    assert pair.mtf_gains == tuple(band.mtf for band in contract.subset(("blue", "nir1")))
+    assert pair.nominal_gains == tuple(band.mtf for band in contract.subset(("blue", "nir1")))
 
 
 def test_bands_of_an_unknown_sensor_keep_their_names(tmp_path: Path) -> None:
