@@ -7,6 +7,7 @@ what processing has done to a product counts too.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import overload
 
@@ -32,6 +33,9 @@ MARGIN_MS_PX = 5
 
 LEAST_PX = 400
 """MS pixels that must be left."""
+
+SIDE_MS_PX = 256
+"""Of a larger window the middle is looked at: its cost grows with its area, what it says hardly changes."""
 
 
 class Sharpness(Record):
@@ -60,7 +64,7 @@ def gain_of_width(width: Floats) -> Floats: ...
 def gain_of_width(width: float | Floats) -> float | Floats:
     """MTF at the MS Nyquist frequency of a Gaussian whose deviation is ``width`` MS pixels: exp(-(pi width)^2 / 2)."""
     gain: float | Floats = np.exp(-0.5 * (np.pi * width) ** 2)
-    return gain
+    return gain if isinstance(gain, np.ndarray) else float(gain)
 
 
 def sharpness(
@@ -78,41 +82,62 @@ def sharpness(
     Returns:
         None where too few pixels are left or PAN is flat.
     """
-    shape_yx = (ms.shape[1], ms.shape[2])
-    keep = np.ones(shape_yx, np.bool_) if valid is None else np.array(valid, np.bool_)
-    keep = minimum_filter(keep, 2 * MARGIN_MS_PX + 1, mode="constant", cval=0)
+    phase = np.median(np.array(phases_yx), axis=0)
+    on_ms, on_pan = zip(*(_middle(n, ratio, p) for n, p in zip(ms.shape[1:], phase, strict=True)), strict=True)
+    keep = np.ones(ms.shape[1:], np.bool_) if valid is None else np.array(valid, np.bool_)
+    keep = minimum_filter(keep[on_ms], 2 * MARGIN_MS_PX + 1, mode="constant", cval=0)
     if keep.sum() < LEAST_PX:
         return None
-    y, x = np.median(np.array(phases_yx), axis=0)
-    values = np.empty((len(ms) + len(WIDTHS), int(keep.sum())))
-    values[: len(ms)] = ms[:, keep]
-    for row, width in zip(values[len(ms) :], WIDTHS * ratio, strict=True):
-        rows, cols = (
-            gaussian_matrix(n_ms, n_pan, float(ratio), float(phase), float(width), MARGIN_MS_PX * ratio)
-            for n_ms, n_pan, phase in zip(shape_yx, pan.shape, (y, x), strict=True)
-        )
-        row[:] = apply_yx(rows, cols, pan.astype(np.float64))[keep]
-    values -= values.mean(axis=1, keepdims=True)
-    moments = products(values, values)
-    return _fitted(moments[: len(ms), : len(ms)], moments[: len(ms), len(ms) :], np.diag(moments)[len(ms) :])
-
-
-def _fitted(bands: Floats, with_pan: Floats, pan: Floats) -> Sharpness | None:
-    """The blur at which most of PAN's variance is explained: a parabola through the best of ``WIDTHS`` and its two.
-
-    ``bands`` are the moments of the bands with each other, ``with_pan`` with PAN of every width, ``pan`` its own.
-    """
-    if pan.min() <= 0:
+    sought = _Sought(pan[on_pan].astype(np.float64), ms[:, *on_ms][:, keep].astype(np.float64), ratio, phase, keep)
+    if sought.flat:
         return None
-    ridge = 1e-6 * np.trace(bands) / len(bands) + 1e-9
-    weights = np.linalg.solve(bands + ridge * np.eye(len(bands)), with_pan)
-    explained = (with_pan * weights).sum(axis=0) / pan
-    best = int(np.argmax(explained))
-    width = float(WIDTHS[best])
+    coarse = list(range(0, len(WIDTHS), 2))
+    around = max(coarse, key=sought.explained)
+    best = max((i for i in (around - 1, around, around + 1) if 0 <= i < len(WIDTHS)), key=sought.explained)
+    width, at = float(WIDTHS[best]), sought.explained(best)
     if 0 < best < len(WIDTHS) - 1:
-        before, at, after = explained[best - 1 : best + 2]
+        before, after = sought.explained(best - 1), sought.explained(best + 1)
         width += float((WIDTHS[1] - WIDTHS[0]) * 0.5 * (before - after) / (before - 2 * at + after))
-    return Sharpness(gain=float(gain_of_width(width)), explained=float(explained[best]))
+    return Sharpness(gain=gain_of_width(width), explained=at)
+
+
+def _middle(size: int, ratio: int, phase: float) -> tuple[slice, slice]:
+    """At most ``SIDE_MS_PX`` MS pixels of an axis, and the PAN pixels beneath: ``ratio`` times as far along."""
+    count = min(size, SIDE_MS_PX)
+    start = (size - count) // 2
+    return slice(start, start + count), slice(ratio * start, ratio * (start + count + 1) + math.ceil(abs(phase)))
+
+
+class _Sought:
+    """One window: how much of PAN's variance its bands explain, by the number of a width."""
+
+    def __init__(self, pan: Floats, bands: Floats, ratio: int, phase_yx: Floats, keep: NDArray[np.bool_]) -> None:
+        """``bands`` (band, kept pixel); the others as in ``sharpness``."""
+        self._pan, self._ratio, self._phase_yx, self._keep = pan, ratio, phase_yx, keep
+        self._bands = bands - bands.mean(axis=1, keepdims=True)
+        moments = products(self._bands, self._bands)
+        ridge = 1e-6 * np.trace(moments) / len(moments) + 1e-9
+        self._inverse = np.linalg.inv(moments + ridge * np.eye(len(moments)))
+        self._found: dict[int, float] = {}
+
+    @property
+    def flat(self) -> bool:
+        """Whether PAN has no structure at all."""
+        return bool(np.ptp(self._pan) == 0)
+
+    def explained(self, index: int) -> float:
+        """Share of the variance of PAN, blurred by ``WIDTHS[index]``, that the best mix of bands explains."""
+        if index not in self._found:
+            width, radius = float(WIDTHS[index]) * self._ratio, MARGIN_MS_PX * self._ratio
+            rows, cols = (
+                gaussian_matrix(n_ms, n_pan, float(self._ratio), float(phase), width, radius)
+                for n_ms, n_pan, phase in zip(self._keep.shape, self._pan.shape, self._phase_yx, strict=True)
+            )
+            pan = apply_yx(rows, cols, self._pan)[self._keep]
+            pan -= pan.mean()
+            across = products(self._bands, pan[None])[:, 0]
+            self._found[index] = float(across @ self._inverse @ across / max(float(pan @ pan), 1e-9))
+        return self._found[index]
 
 
 def combine(windows: Sequence[Sharpness | None]) -> float | None:
