@@ -121,8 +121,10 @@ def whole_scene(
         phases = torch.tensor([[tile.phases_yx[b] for b in bands]], dtype=torch.float64)
         ms = torch.from_numpy(np.stack(scaled).astype(np.float32))[None]
         detail = None if details is None else details[None, first : first + group]
+        matched = gains is not None and checkpoint.network.config.matched_lowpass
+        blur = [float(np.mean(gains))] if matched else [resample.GENERIC_MTF_GAIN]
         conditions = build_conditions(
-            torch.from_numpy(pan.astype(np.float32))[None, None], ms, tile.ratio, phases, detail
+            torch.from_numpy(pan.astype(np.float32))[None, None], ms, tile.ratio, phases, detail, blur
         )
         with torch.no_grad():
             output = checkpoint.network(conditions, torch.zeros(1, dtype=torch.long))[0].double().numpy()
@@ -196,9 +198,10 @@ SHIFT = st.tuples(st.floats(-4, 4), st.floats(-4, 4))
             {"split_pan": False},
             {"injected_detail": True},
             {"injected_detail": True, "bands": 2},
+            {"injected_detail": True, "matched_lowpass": True},
         ]
     ),
-    gains=st.sampled_from([None, (0.2, 0.34)]),
+    gains=st.sampled_from([None, (0.2, 0.34), (0.06, 0.04)]),
     seed=st.integers(0, 99),
 )
 def test_blocks_equal_the_whole_scene(
@@ -218,6 +221,7 @@ def test_blocks_equal_the_whole_scene(
     pan, ms = (rng.integers(1, 2000, shape).astype(np.uint16) for shape in (grid.pan.shape_yx, (2, *grid.ms_shape_yx)))
     folder = tmp_path_factory.mktemp("scene")
     store = stage_arrays(folder / "s.zarr", grid, pan, ms, block_px=block_px, band_shift_yx=shifts)
+    gains = (0.5, 0.6) if config.get("matched_lowpass") and gains is None else gains
     checkpoint = random_checkpoint(seed, **config)
     order = rng.permutation(store.block_count).tolist()
     constants = INJECTION if checkpoint.network.config.injected_detail else None
@@ -290,6 +294,13 @@ def test_gains_of_another_band_set_are_refused(tmp_path: Path) -> None:
     store = stage_arrays(tmp_path / "s.zarr", overlap((96, 96), 4), pan, ms)
     with pytest.raises(WeightsError, match="3 MTF gains for 2 bands"):
         in_blocks(store, NetworkSharpener(random_checkpoint(1), relative_mtf=(0.3, 0.3, 0.3)))
+
+
+def test_networks_that_need_the_mtf_say_so(tmp_path: Path) -> None:
+    pan, ms = observed(overlap((96, 96), 4), 2, seed=3)
+    store = stage_arrays(tmp_path / "s.zarr", overlap((96, 96), 4), pan, ms)
+    with pytest.raises(WeightsError, match="need the MTF of the scene's bands"):
+        in_blocks(store, NetworkSharpener(random_checkpoint(1, matched_lowpass=True)))
 
 
 @pytest.mark.parametrize("ratio", [2, 3, 4])

@@ -511,17 +511,17 @@ def test_scales_hold_what_the_sparse_matrices_of_resampling_give(ratio: int, sca
     h, w, pitch = 24, 36, 2**scale
     pan, ms = generator.normal(size=(2, 1, h * ratio, w * ratio)), generator.normal(size=(2, 3, h, w))
     phases = generator.uniform(-5, 5, (2, 3, 2)) + (ratio - 1) / 2
+    gains = (GENERIC_MTF_GAIN, 0.07)
     made = build_conditions(
-        torch.from_numpy(pan).float(), torch.from_numpy(ms).float(), ratio, torch.from_numpy(phases)
+        torch.from_numpy(pan).float(), torch.from_numpy(ms).float(), ratio, torch.from_numpy(phases), gains=gains
     )
     for n, band in np.ndindex(2, 3):
         expected = cubic_read(ms[n, band], made.ms[scale].shape[2:], pitch / ratio, phases[n, band], ratio)
         np.testing.assert_allclose(made.ms[scale][n, band], expected, atol=3e-6)
-    sigma, centre = mtf_sigma(GENERIC_MTF_GAIN, ratio), (ratio - 1) / 2
-    rows, cols = (
-        gaussian_matrix(n, n * ratio, float(ratio), centre, sigma, LOWPASS_RADIUS_MS_PX * ratio) for n in (h, w)
-    )
+    centre = (ratio - 1) / 2
     for n in range(2):
+        sigma, radius = mtf_sigma(gains[n], ratio), LOWPASS_RADIUS_MS_PX * ratio
+        rows, cols = (gaussian_matrix(m, m * ratio, float(ratio), centre, sigma, radius) for m in (h, w))
         low = apply_yx(rows, cols, pan[n, 0])
         expected = cubic_read(low, made.lowpass[scale].shape[2:], pitch / ratio, (centre, centre), ratio)
         np.testing.assert_allclose(made.lowpass[scale][n, 0], expected, atol=3e-6)
