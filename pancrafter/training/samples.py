@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from pancrafter.classical import InjectionConstants
 from pancrafter.model.conditions import unexplained_pan
 from pancrafter.pancollection import PHASE_PX, RATIO, Patches
-from pancrafter.resample import GENERIC_MTF_GAIN, degrading_matrix
+from pancrafter.resample import GENERIC_MTF_GAIN, SHARPEST_GAIN, degrading_matrix
 from pancrafter.training.config import Augmentation, TrainConfig
 from pancrafter.training.images import TrainingData, TrainingImage
 from pancrafter.types import ValueRange
@@ -102,14 +102,14 @@ def draw_sample(
     )
     ms_dn = np.stack([_with_noise(m, r, augmentation, rng) for m, r in zip(ms_dn, image.truth_ranges, strict=True)])
     limits = [_jittered(image.truth_ranges[b], rng, augmentation) for b in chosen]
-    told_gain = gain * math.exp(rng.normal(0, augmentation.told_mtf_error)) if config.reprojection else gain
+    error = math.exp(rng.normal(0, augmentation.told_mtf_error)) if config.reprojection else 1.0
     return Sample(
         pan,
         np.stack([normalise(ms_dn[b], limit) for b, limit in zip(chosen, limits, strict=True)]),
         np.stack([normalise(truth_dn[b][inner, inner], limit) for b, limit in zip(chosen, limits, strict=True)]),
         told[chosen],
         injected_detail(pan_dn, ms_dn, ratio, told, image.injection, dict(zip(chosen.tolist(), limits, strict=True))),
-        told_gain,
+        min(gain * error, SHARPEST_GAIN),
     )
 
 
