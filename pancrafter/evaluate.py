@@ -88,6 +88,7 @@ class PairReport(Record):
     dn_max: int
     phase_px: float = Field(description="Nominal PAN index of MS pixel 0.")
     band_shift_yx: tuple[tuple[float, float], ...] = Field(description="Measured and used, PAN pixels.")
+    measured_mtf: float | None = Field(default=None, description="As in StagedScene.")
     truth: str = Field(description="wald: its own MS, one scale down; given: truth that came with the pair; none.")
     reduced: dict[str, ReferenceScores] | None
     full: dict[str, FullScores] | None
@@ -241,6 +242,7 @@ def evaluate_pair(
         dn_max=pair.dn_max,
         phase_px=(pair.ratio - 1) / 2 if pair.protocol == "production" else pair.ratio / 2,
         band_shift_yx=pair.band_shift_yx,
+        measured_mtf=pair.measured_mtf,
         truth=truth_kind,
         reduced=reduced,
         full=scored,

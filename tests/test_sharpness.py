@@ -11,9 +11,13 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
-from pancrafter.pairs import read_pair
+from pancrafter.engine import NetworkSharpener, Tile
+from pancrafter.evaluate import sharpen_tile
+from pancrafter.metrics import ergas
+from pancrafter.model.weights import load_checkpoint
+from pancrafter.pairs import read_pair, value_range
 from pancrafter.resample import degrade, relative_gain
-from pancrafter.sensors import load_contracts
+from pancrafter.sensors import get_contract, load_contracts
 from pancrafter.sharpness import (
     WIDTHS,
     Sharpness,
@@ -22,6 +26,8 @@ from pancrafter.sharpness import (
     gain_of_width,
     sharpness,
 )
+from pancrafter.simulate import image_scene, make_truth, random_model
+from pancrafter.simulate.archive import pan_only_wavelengths
 
 Image = NDArray[np.float64]
 SIDE_MS = 96
@@ -142,3 +148,35 @@ def test_real_pairs_are_as_sharp_as_their_sensors(shared_data: Path, name: str) 
     low, high = REAL[name]
     assert pair.measured_mtf is not None
     assert low < pair.measured_mtf < high
+
+
+@pytest.mark.parametrize("mtf", [0.07, 0.6])
+def test_products_unlike_their_contract_are_sharpened_better(mtf: float) -> None:
+    """A simulated GeoEye-1 far blurrier or sharper than its contract says, against the truth at full resolution."""
+    contract, rng = get_contract("geoeye-1"), np.random.default_rng(17)
+    centers = [band.center_um for band in contract.bands if band.center_um is not None]
+    model = random_model(
+        rng,
+        ratio=4,
+        centers_um=centers,
+        ms_mtf=[mtf] * 4,
+        pan_mtf=contract.pan_mtf,
+        in_pan=[band.in_pan for band in contract.bands],
+        dn_max=contract.dn_max,
+        shift_px=0,
+        band_shift_px=0,
+        field_px=0,
+        pan_only_um=pan_only_wavelengths(contract),
+    )
+    seen_by_it = image_scene(make_truth(rng, (640, 640), (*centers, *pan_only_wavelengths(contract)), 0.5), model, rng)
+    phases = ((1.5, 1.5),) * 4
+    found = combine([sharpness(seen_by_it.pan, seen_by_it.ms, 4, phases)])
+    nominal = [band.mtf for band in contract.bands]
+    network = NetworkSharpener(load_checkpoint())
+    pan, ms = seen_by_it.pan.astype(np.float32), seen_by_it.ms.astype(np.float32)
+    tile = Tile(pan, ms, 4, phases, value_range(pan), tuple(value_range(band) for band in ms))
+    errors = []
+    for gains in (tuple(nominal), band_gains(nominal, found, contract.pan_mtf, 4)):
+        result = sharpen_tile(network.fitted_to(tile, gains, contract.pan_mtf), tile)
+        errors.append(ergas(seen_by_it.truth[:, 32:-32, 32:-32], result[:, 32:-32, 32:-32], 4))
+    assert errors[1] < 0.9 * errors[0]
