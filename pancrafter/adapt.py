@@ -1,14 +1,14 @@
-"""Adapting a network to one scene with nothing but the scene: a few patches, a few parameters, a bounded time.
+"""Adapting a network to one scene with nothing but the scene: one scale down, its own MS is the truth.
 
-Three terms are lowered together: the scene one scale down, where its own MS is the truth (Scarpa, Vitale and Cozzolino
-2018, "Target-adaptive CNN-based pansharpening"); the distance of the degraded result from the MS input; and local
-correlation with PAN as far as the low-pass pair has it already (Ciotola et al. 2022, "Pansharpening by convolutional
-neural networks in the full resolution framework"). Other patches of the scene decide whether the outcome is kept.
+Patches of the scene are degraded as its sensor would have degraded them (``assess.reduce_tile``, by the MTF measured on
+the scene), the network is taught to restore them, and other patches decide whether what it learnt is kept: Scarpa,
+Vitale and Cozzolino (2018), "Target-adaptive CNN-based pansharpening".
 """
 
 from __future__ import annotations
 
 import copy
+import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -18,9 +18,8 @@ import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torch.nn.functional import avg_pool2d
 
-from pancrafter.assess import BORDER_REDUCED_PX, reduce_tile
+from pancrafter.assess import Reduced, reduce_tile
 from pancrafter.engine import (
     Floats,
     NetworkSharpener,
@@ -35,17 +34,13 @@ from pancrafter.errors import WeightsError
 from pancrafter.evaluate import Method, network_method, sharpen_tile
 from pancrafter.model.network import MS_MODE
 from pancrafter.model.weights import save_checkpoint
-from pancrafter.resample import degrading_matrix, upsample
 from pancrafter.types import Record, ValueRange
 
-ADAPTED_PARAMETERS = ("gamma", "beta", "select_ms", "select_pan", "head.weight", "head.bias")
-"""Ends of the names of what is adapted: modulation, attention gates and the last convolution."""
-
 MIN_PATCH_PX = 96
-"""Smaller scenes leave no patch whose core is free of its border."""
+"""Smaller scenes leave no patch that is worth degrading."""
 
-MARGIN_MS_PX = 6
-"""MS pixels at the border of a patch that the full-resolution terms leave out: they have seen the border."""
+EDGE_PX = 4
+"""Pixels at the border of a degraded patch that do not count: beyond it the patch is only repeated."""
 
 
 class AdaptLimits(Record):
@@ -53,32 +48,14 @@ class AdaptLimits(Record):
 
     steps: int = 60
     seconds: float = 60.0
-    patches: int = Field(default=8, description="A third of them validate.")
-    patch_px: int = 256
-    crop_px: int = 128
-    learning_rate: float = 5e-4
-    spatial_weight: float = 0.05
+    patches: int = Field(default=12, description="A third of them validate.")
+    patch_px: int = 512
+    learning_rate: float = 1e-4
     check_every: int = 10
     seed: int = 0
 
 
 DEFAULT_LIMITS = AdaptLimits()
-
-
-class Terms(Record):
-    """The three terms on the validation patches, in normalised units; lower is better."""
-
-    reduced: float | None = Field(description="None where no patch is large enough for it.")
-    reprojection: float
-    spatial: float
-
-    def total(self, spatial_weight: float) -> float:
-        """What is lowered."""
-        return (self.reduced or 0.0) + self.reprojection + spatial_weight * self.spatial
-
-    def no_worse_than(self, other: Terms) -> bool:
-        """Whether neither distance grew."""
-        return self.reprojection <= other.reprojection and (self.reduced or 0.0) <= (other.reduced or 0.0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,8 +67,9 @@ class Adapted:
     reason: str
     steps: int
     seconds: float
-    before: Terms | None = None
-    after: Terms | None = None
+    before: float | None = None
+    """Mean absolute error on the patches that decide, normalised units."""
+    after: float | None = None
 
 
 def adapted_method(name: str, sharpener: NetworkSharpener, limits: AdaptLimits | None = None) -> Method:
@@ -171,31 +149,33 @@ def adapt(
 
     Args:
         sharpener: The network as it is; never changed.
-        patches: Parts of one scene; every third one validates.
+        patches: Parts of one scene; every third one decides.
         gains: MTF at the MS Nyquist frequency, per band.
         limits: What may be spent.
 
     Returns:
-        The adapted sharpener, or the one given where there are fewer than three patches, nothing was gained on the
-        validation patches, or either distance there (reduced scale, reprojection) grew.
+        The adapted sharpener, or the one given where there are fewer than three patches or nothing was gained on those
+        that decide.
 
     Raises:
         WeightsError: The network takes another number of bands than the scene has.
     """
     limits, started = limits or DEFAULT_LIMITS, time.perf_counter()
     _require_bands(sharpener, patches)
-    if len(patches) < 3:
+    blur = float(np.mean(sharpener.relative_mtf or gains))
+    pairs = [pair for pair in (reduce_tile(patch, gains, blur, least_px=0) for patch in patches) if pair is not None]
+    if len(pairs) < 3:
         return Adapted(sharpener, kept=False, reason="too few patches", steps=0, seconds=0)
-    validation, training = list(patches[1::3]), [p for i, p in enumerate(patches) if i % 3 != 1]
+    deciding, training = pairs[1::3], [pair for i, pair in enumerate(pairs) if i % 3 != 1]
     network = copy.deepcopy(sharpener.checkpoint.network).to(sharpener.device)
-    copied = replace(sharpener, checkpoint=replace(sharpener.checkpoint, network=network))
-    before = best = _measured(copied, validation, gains)
+    copied = replace(sharpener, checkpoint=replace(sharpener.checkpoint, network=network)).one_scale_down(gains)
+    before = best = _error_on(copied, deciding)
     best_state: dict[str, Tensor] | None = None
     step = 0
-    for step in _descend(copied, training, gains, limits, started):
+    for step in _descend(copied, training, limits, started):
         if step % limits.check_every == 0 or step == limits.steps:
-            now = _measured(copied, validation, gains)
-            if now.no_worse_than(before) and now.total(limits.spatial_weight) < best.total(limits.spatial_weight):
+            now = _error_on(copied, deciding)
+            if now < best:
                 best, best_state = now, {k: v.detach().clone() for k, v in network.state_dict().items()}
     seconds = time.perf_counter() - started
     if best_state is None:
@@ -204,8 +184,9 @@ def adapt(
         )
     network.load_state_dict(best_state)
     network.eval().requires_grad_(requires_grad=False)
+    adapted = replace(sharpener, checkpoint=replace(sharpener.checkpoint, network=network))
     return Adapted(
-        copied, kept=True, reason="better on other patches", steps=step, seconds=seconds, before=before, after=best
+        adapted, kept=True, reason="better on other patches", steps=step, seconds=seconds, before=before, after=best
     )
 
 
@@ -219,109 +200,47 @@ def _require_bands(sharpener: NetworkSharpener, patches: Sequence[Tile]) -> None
 
 
 def _descend(
-    sharpener: NetworkSharpener, patches: Sequence[Tile], gains: Sequence[float], limits: AdaptLimits, started: float
+    sharpener: NetworkSharpener, pairs: Sequence[Reduced], limits: AdaptLimits, started: float
 ) -> Iterator[int]:
     """Take steps until one of the limits is reached, yielding how many were taken."""
-    chosen = [p for name, p in sharpener.checkpoint.network.named_parameters() if name.endswith(ADAPTED_PARAMETERS)]
-    for parameter in chosen:
-        parameter.requires_grad = True
-    optimiser = torch.optim.Adam(chosen, limits.learning_rate)
+    parameters = list(sharpener.checkpoint.network.requires_grad_().parameters())
+    optimiser = torch.optim.Adam(parameters, limits.learning_rate)
     rng = np.random.default_rng(limits.seed)
     for step in range(1, limits.steps + 1):
         if time.perf_counter() - started > limits.seconds:
             return
-        patch = patches[int(rng.integers(len(patches)))]
-        loss = _loss(sharpener, patch, _random_crop(patch, limits.crop_px, rng), gains, limits.spatial_weight)
+        optimiser.param_groups[0]["lr"] = limits.learning_rate * 0.5 * (1 + math.cos(math.pi * step / limits.steps))
+        loss = _error(sharpener, _turned(pairs[int(rng.integers(len(pairs)))], rng))
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
-        nn.utils.clip_grad_norm_(chosen, 1.0)
+        nn.utils.clip_grad_norm_(parameters, 1.0)
         optimiser.step()
         yield step
 
 
-def _loss(
-    sharpener: NetworkSharpener, patch: Tile, crop: Tile, gains: Sequence[float], spatial_weight: float
-) -> Tensor:
-    reprojection, spatial = _full_terms(sharpener, crop, gains)
-    loss = reprojection + spatial_weight * spatial
-    reduced = _reduced_term(sharpener, patch, gains)
-    return loss if reduced is None else loss + reduced
-
-
 @torch.no_grad()
-def _measured(sharpener: NetworkSharpener, patches: Sequence[Tile], gains: Sequence[float]) -> Terms:
-    full = [[float(term) for term in _full_terms(sharpener, patch, gains)] for patch in patches]
-    reduced = [
-        float(term) for term in (_reduced_term(sharpener, patch, gains) for patch in patches) if term is not None
-    ]
-    reprojection, spatial = np.mean(full, axis=0)
-    return Terms(
-        reduced=float(np.mean(reduced)) if reduced else None, reprojection=float(reprojection), spatial=float(spatial)
-    )
+def _error_on(sharpener: NetworkSharpener, pairs: Sequence[Reduced]) -> float:
+    return float(np.mean([float(_error(sharpener, pair)) for pair in pairs]))
 
 
-def _reduced_term(sharpener: NetworkSharpener, patch: Tile, gains: Sequence[float]) -> Tensor | None:
-    """Mean absolute error against the patch's own MS, one scale down."""
-    reduced = reduce_tile(patch, gains, float(np.mean(sharpener.relative_mtf or gains)))
-    if reduced is None:
-        return None
-    sharpened = _forward(sharpener.one_scale_down(gains), reduced.tile)
-    truth = _normalised(reduced.truth, patch.ms_ranges).to(sharpened.device)
-    inner = slice(BORDER_REDUCED_PX, -BORDER_REDUCED_PX)
+def _error(sharpener: NetworkSharpener, pair: Reduced) -> Tensor:
+    """Mean absolute error against the truth of a degraded patch, in normalised units."""
+    sharpened = _forward(sharpener, pair.tile)
+    truth = _normalised(pair.truth, pair.tile.ms_ranges).to(sharpened.device)
+    inner = slice(EDGE_PX, -EDGE_PX)
     return (sharpened - truth)[:, inner, inner].abs().mean()
 
 
-def _full_terms(sharpener: NetworkSharpener, tile: Tile, gains: Sequence[float]) -> tuple[Tensor, Tensor]:
-    """Distance of the degraded result from MS, and the local correlation with PAN that is missing.
+def _turned(pair: Reduced, rng: np.random.Generator) -> Reduced:
+    """The pair mirrored and transposed at random; degraded MS lies edge-aligned, so phases stay."""
+    flip_y, flip_x, turn = rng.integers(2, size=3).astype(bool)
 
-    Degraded by the MTF relative to PAN's where the sharpener is told it, otherwise by ``gains``.
-    """
-    sharpened = _forward(sharpener, tile)
-    device, ratio, margin = sharpened.device, tile.ratio, MARGIN_MS_PX
-    between = sharpener.relative_mtf or gains
-    ms = _normalised(tile.ms, tile.ms_ranges).to(device)
-    degraded = torch.stack(
-        [
-            _matrix(ms.shape[1], tile.pan.shape[0], ratio, phase[0], gain).to(device)
-            @ band
-            @ _matrix(ms.shape[2], tile.pan.shape[1], ratio, phase[1], gain).to(device).T
-            for band, phase, gain in zip(sharpened, tile.phases_yx, between, strict=True)
-        ]
-    )
-    reprojection = (degraded - ms)[:, margin:-margin, margin:-margin].abs().mean()
-    pan = _normalised(tile.pan[None], [tile.pan_range]).to(device)
-    expanded, low = _low_pass_pair(tile, gains)
-    wanted = _local_correlation(expanded.to(device), low.to(device), ratio)
-    found = _local_correlation(sharpened, pan.expand_as(sharpened), ratio)
-    inner = slice(margin * ratio, -margin * ratio)
-    spatial = (wanted - found).clamp(min=0)[:, inner, inner].mean()
-    return reprojection, spatial
+    def oriented(values: Floats) -> Floats:
+        values = values[..., ::-1, :] if flip_y else values
+        values = values[..., ::-1] if flip_x else values
+        return np.ascontiguousarray(np.swapaxes(values, -1, -2) if turn else values)
 
-
-def _low_pass_pair(tile: Tile, gains: Sequence[float]) -> tuple[Tensor, Tensor]:
-    """Each band, and PAN as the band's optics would have seen it, both up-sampled to the PAN grid."""
-    shape, ratio = (tile.pan.shape[0], tile.pan.shape[1]), tile.ratio
-    expanded, lows = [], []
-    for band, phase, gain in zip(tile.ms, tile.phases_yx, gains, strict=True):
-        rows = degrading_matrix(tile.ms.shape[1], shape[0], ratio, phase[0], gain)
-        cols = degrading_matrix(tile.ms.shape[2], shape[1], ratio, phase[1], gain)
-        expanded.append(upsample(band, shape, ratio, phase))
-        lows.append(upsample((cols @ (rows @ tile.pan).T).T, shape, ratio, phase))
-    return torch.from_numpy(np.stack(expanded)).float(), torch.from_numpy(np.stack(lows)).float()
-
-
-def _local_correlation(a: Tensor, b: Tensor, ratio: int) -> Tensor:
-    """Correlation of two (band, y, x) images in windows of 2 ratio + 1 pixels around every pixel, -1 to 1."""
-    size = 2 * ratio + 1
-
-    def mean(x: Tensor) -> Tensor:
-        return avg_pool2d(x[None], size, stride=1, padding=ratio, count_include_pad=False)[0]
-
-    a, b = a - a.mean(dim=(1, 2), keepdim=True), b - b.mean(dim=(1, 2), keepdim=True)
-    mean_a, mean_b = mean(a), mean(b)
-    covariance = mean(a * b) - mean_a * mean_b
-    var_a, var_b = (mean(a * a) - mean_a**2).clamp(min=0), (mean(b * b) - mean_b**2).clamp(min=0)
-    return covariance / (var_a * var_b + 1e-8).sqrt()
+    return Reduced(replace(pair.tile, pan=oriented(pair.tile.pan), ms=oriented(pair.tile.ms)), oriented(pair.truth))
 
 
 def _forward(sharpener: NetworkSharpener, tile: Tile) -> Tensor:
@@ -337,10 +256,6 @@ def _normalised(values: Floats, ranges: Sequence[ValueRange]) -> Tensor:
     low = np.array([r.low for r in ranges], np.float32)[:, None, None]
     high = np.array([r.high for r in ranges], np.float32)[:, None, None]
     return torch.from_numpy((2 * (values - low) / (high - low) - 1).astype(np.float32))
-
-
-def _matrix(n_ms: int, n_pan: int, ratio: int, phase: float, gain: float) -> Tensor:
-    return torch.from_numpy(degrading_matrix(n_ms, n_pan, ratio, phase, gain).toarray()).float()
 
 
 def _patch_side(shape_yx: Sequence[int], ratio: int, limits: AdaptLimits) -> int:
@@ -362,13 +277,6 @@ def _cut(tile: Tile, start_yx: tuple[int, int], side: int) -> Tile:
         pan=tile.pan[y : y + side, x : x + side],
         ms=tile.ms[:, y // r : (y + side) // r, x // r : (x + side) // r],
     )
-
-
-def _random_crop(patch: Tile, side_px: int, rng: np.random.Generator) -> Tile:
-    step = 4 * patch.ratio
-    side = min(side_px, patch.pan.shape[0]) // step * step
-    y, x = (int(rng.integers(0, (n - side) // patch.ratio + 1)) * patch.ratio for n in patch.pan.shape)
-    return _cut(patch, (y, x), side)
 
 
 def _most_textured(patches: list[Tile], count: int) -> list[Tile]:

@@ -412,7 +412,14 @@ class Reduced:
     truth: Floats
 
 
-def reduce_tile(full: Tile, gains: Sequence[float], pan_blur: float, *, ratio: int | None = None) -> Reduced | None:
+def reduce_tile(
+    full: Tile,
+    gains: Sequence[float],
+    pan_blur: float,
+    *,
+    ratio: int | None = None,
+    least_px: int = 4 * BORDER_REDUCED_PX,
+) -> Reduced | None:
     """Wald's protocol: MS becomes the truth, PAN is degraded to the MS grid, MS by ``ratio`` once more.
 
     PAN is reduced at the bands' common true position and made as blurred as they are, so PAN and truth agree without
@@ -424,13 +431,14 @@ def reduce_tile(full: Tile, gains: Sequence[float], pan_blur: float, *, ratio: i
         gains: MTF at the MS Nyquist frequency, per band.
         pan_blur: The same between PAN and the bands (``engine.mean_relative_mtf``).
         ratio: How far MS is degraded; by default as far as its own ratio.
+        least_px: Least side of the reduced pair, PAN pixels.
 
     Returns:
-        None where the reduced pair is too small to mean anything.
+        None where the reduced pair is smaller.
     """
     ratio = full.ratio if ratio is None else ratio
     side = [n // (4 * ratio) * (4 * ratio) for n in full.ms.shape[1:]]
-    if min(side) < 4 * BORDER_REDUCED_PX:
+    if min(side) < least_px:
         return None
     truth = full.ms[:, : side[0], : side[1]]
     common = np.median(np.array(full.phases_yx), axis=0)

@@ -19,25 +19,17 @@ from typer.testing import CliRunner
 
 from pancrafter import adapt as adapt_module
 from pancrafter import cli
-from pancrafter.adapt import (
-    ADAPTED_PARAMETERS,
-    AdaptLimits,
-    Terms,
-    _full_terms,
-    _local_correlation,
-    _measured,
-    adapt,
-    cut_patches,
-)
+from pancrafter.adapt import AdaptLimits, _turned, adapt, cut_patches
+from pancrafter.assess import reduce_tile
 from pancrafter.engine import NetworkSharpener, Tile
 from pancrafter.errors import WeightsError
 from pancrafter.model.weights import save_checkpoint
-from pancrafter.resample import degrade, upsample
+from pancrafter.resample import degrade
 from pancrafter.types import ValueRange
 
 Array = NDArray[Any]
 GAINS = (0.3, 0.3)
-QUICK = AdaptLimits(steps=6, patch_px=128, crop_px=96, check_every=2, patches=4, learning_rate=1e-3)
+QUICK = AdaptLimits(steps=6, patch_px=128, check_every=2, patches=4, learning_rate=5e-3)
 
 
 def scene(side: int = 256, ratio: int = 4) -> Tile:
@@ -61,27 +53,51 @@ def spoiled() -> NetworkSharpener:
     return NetworkSharpener(checkpoint)
 
 
-def test_adapting_lowers_both_distances_on_patches_it_never_trained_on(spoiled: NetworkSharpener) -> None:
+def test_adapting_lowers_the_error_on_patches_it_never_trained_on(spoiled: NetworkSharpener) -> None:
     patches = cut_patches(scene(), QUICK)
     done = adapt(spoiled, patches, GAINS, QUICK)
     assert done.kept, done.reason
     assert done.before is not None
     assert done.after is not None
-    assert done.after.no_worse_than(done.before)
-    assert done.after.total(0.05) < done.before.total(0.05)
-    again = _measured(done.sharpener, patches[1::3], GAINS)
-    assert again.reprojection == pytest.approx(done.after.reprojection, rel=1e-5)
+    assert done.after < 0.9 * done.before
+    pair = reduce_tile(patches[1], GAINS, GAINS[0], least_px=0)
+    assert pair is not None
+    width = np.array([limits.high - limits.low for limits in pair.tile.ms_ranges])[:, None, None]
+    inner = (slice(None), slice(4, -4), slice(4, -4))
+    for sharpener, said in ((spoiled, done.before), (done.sharpener, done.after)):
+        error = 2 * np.abs(sharpener.one_scale_down(GAINS)(pair.tile) - pair.truth) / width
+        assert error[inner].mean() == pytest.approx(said, rel=1e-4)
 
 
-def test_only_the_named_parameters_move_and_the_original_stays(spoiled: NetworkSharpener) -> None:
+def test_the_network_that_was_given_stays_as_it_is(spoiled: NetworkSharpener) -> None:
     original = {k: v.clone() for k, v in spoiled.checkpoint.network.state_dict().items()}
     done = adapt(spoiled, cut_patches(scene(), QUICK), GAINS, QUICK)
     adapted = done.sharpener.checkpoint.network.state_dict()
-    moved = {name for name, value in adapted.items() if not torch.equal(value, original[name])}
-    assert moved
-    assert all(name.endswith(ADAPTED_PARAMETERS) for name in moved)
+    assert any(not torch.equal(value, original[name]) for name, value in adapted.items())
     assert all(torch.equal(v, original[k]) for k, v in spoiled.checkpoint.network.state_dict().items())
     assert not any(p.requires_grad for p in done.sharpener.checkpoint.network.parameters())
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_turned_pairs_are_what_the_turned_scene_would_give(seed: int) -> None:
+    tile = scene()
+    pair, turned = (reduce_tile(t, GAINS, 0.3, least_px=0) for t in (tile, _turned_scene(tile, seed)))
+    assert pair is not None
+    assert turned is not None
+    found = _turned(pair, np.random.default_rng(seed))
+    for one, other in ((found.tile.pan, turned.tile.pan), (found.tile.ms, turned.tile.ms), (found.truth, turned.truth)):
+        np.testing.assert_allclose(one, other, atol=1e-3)
+
+
+def _turned_scene(tile: Tile, seed: int) -> Tile:
+    flip_y, flip_x, turn = np.random.default_rng(seed).integers(2, size=3)
+
+    def oriented(image: Array) -> Array:
+        image = np.flip(image, -2) if flip_y else image
+        image = np.flip(image, -1) if flip_x else image
+        return image.swapaxes(-1, -2) if turn else image
+
+    return replace(tile, pan=oriented(tile.pan), ms=oriented(tile.ms))
 
 
 def test_same_scene_gives_the_same_parameters(spoiled: NetworkSharpener) -> None:
@@ -95,16 +111,6 @@ def test_harmful_steps_are_dropped(spoiled: NetworkSharpener) -> None:
     assert not done.kept
     assert done.sharpener is spoiled
     assert done.reason == "no gain on other patches"
-
-
-def test_gain_in_one_distance_does_not_buy_loss_in_the_other(
-    spoiled: NetworkSharpener, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    terms = iter(
-        [Terms(reduced=0.5, reprojection=0.1, spatial=0.9), *[Terms(reduced=0.1, reprojection=0.11, spatial=0.1)] * 9]
-    )
-    monkeypatch.setattr(adapt_module, "_measured", lambda *_: next(terms))
-    assert not adapt(spoiled, cut_patches(scene(), QUICK), GAINS, QUICK).kept
 
 
 def test_time_and_steps_are_bounded(spoiled: NetworkSharpener) -> None:
@@ -136,37 +142,6 @@ def test_patches_keep_pan_and_ms_in_step(ratio: int) -> None:
     for patch in patches:
         np.testing.assert_array_equal(patch.pan[::ratio, ::ratio], patch.ms[0])
         assert all(n % (4 * ratio) == 0 for n in patch.pan.shape)
-
-
-def test_reprojection_is_the_distance_of_the_degraded_result_from_ms() -> None:
-    """An untrained network returns cubic MS, so the term follows from resample alone."""
-    from pancrafter.model.config import NetworkConfig
-    from pancrafter.model.network import PanCrafter
-    from pancrafter.model.weights import Checkpoint
-
-    tile = scene(128)
-    network = PanCrafter(NetworkConfig(bands=1, width=16, depth=(1, 1, 1), attention="none")).eval()
-    for told, gain in ((None, 0.3), ((0.45,) * len(tile.ms), 0.45)):  # results are to be as sharp as PAN
-        untrained = NetworkSharpener(Checkpoint("untrained", "0" * 64, network, {}), relative_mtf=told)
-        reprojection, spatial = (float(term.detach()) for term in _full_terms(untrained, tile, GAINS))
-        wanted = []
-        for band, limits, phase in zip(tile.ms, tile.ms_ranges, tile.phases_yx, strict=True):
-            result = upsample(band, (128, 128), 4, phase)
-            if told is not None:  # one step of back-projection
-                result += upsample(band - degrade(result, (32, 32), 4, phase, gain), (128, 128), 4, phase)
-            missing = degrade(result, (32, 32), 4, phase, gain) - band
-            wanted.append(2 * np.abs(missing)[6:-6, 6:-6] / (limits.high - limits.low))
-        assert reprojection == pytest.approx(np.mean(wanted), rel=1e-3 if told is None else 2e-2)
-        assert 0 <= spatial <= 1
-
-
-def test_local_correlation_equals_a_loop_over_windows() -> None:
-    rng = np.random.default_rng(0)
-    a, b = rng.normal(size=(2, 12, 14))
-    found = _local_correlation(torch.from_numpy(a)[None], torch.from_numpy(b)[None], 2)[0].numpy()
-    for y, x in ((2, 2), (5, 7), (9, 11)):
-        window = (slice(y - 2, y + 3), slice(x - 2, x + 3))
-        assert found[y, x] == pytest.approx(np.corrcoef(a[window].ravel(), b[window].ravel())[0, 1], abs=1e-6)
 
 
 # --- the command ----------------------------------------------------------------------------------------------------
