@@ -195,8 +195,8 @@ def assessment_windows(store: SceneStore) -> list[Window]:
     return list(_grid(store.pan_shape_yx, math.ceil(WINDOW_PX / step) * step))
 
 
-def window_sums(store: SceneStore, core: Window, gains: tuple[float, ...]) -> WindowSums:
-    """Consistency and block sums of one core, read with a halo; ``gains`` are the bands' MTF at the MS Nyquist."""
+def window_sums(store: SceneStore, core: Window, gains: tuple[float, ...], pan_blur: float) -> WindowSums:
+    """Consistency and block sums of one core, read with a halo; ``gains`` and ``pan_blur`` as in ``reduce_tile``."""
     staged = store.staged
     ratio = staged.grid.ratio
     halo = math.ceil(HALO_PX / math.lcm(BLOCK_PX, ratio)) * math.lcm(BLOCK_PX, ratio)
@@ -213,7 +213,7 @@ def window_sums(store: SceneStore, core: Window, gains: tuple[float, ...]) -> Wi
     inside = valid & pan_core
     ends = ((sharpened <= low) | (sharpened >= high)) & inside
     filled = fill_invalid(pan[None], valid)[0] if valid.any() else pan
-    detail = _detail(filled, wanted, staged)
+    detail = _detail(filled, wanted, staged, pan_blur)
     fine = _fine_products(pan, sharpened, valid, pan_core, ratio)
     return WindowSums(
         samples=int(inside.sum()) * len(sharpened),
@@ -223,16 +223,16 @@ def window_sums(store: SceneStore, core: Window, gains: tuple[float, ...]) -> Wi
         bands=_band_sums(detail, fine, wanted, degraded, counted),
         local=_local_errors((wanted - degraded) ** 2, detail[1:] ** 2, counted, ms_core, core, ratio),
         blocks=hqnr_production_sums(
-            sharpened, pan, ms, ratio, phases, gains, GENERIC_MTF_GAIN, valid, counted=pan_core, by_structure=True
+            sharpened, pan, ms, ratio, phases, gains, pan_blur, valid, counted=pan_core, by_structure=True
         ),
     )
 
 
-def _detail(pan: Pixels, ms: Float64s, staged: StagedScene) -> Float64s:
+def _detail(pan: Pixels, ms: Float64s, staged: StagedScene, pan_blur: float) -> Float64s:
     """What PAN at MS scale and each MS band show beyond their smoothed selves, (1 + band, y, x), PAN first."""
     common = np.median(np.array(band_phases(staged)), axis=0)
     shape_yx = (ms.shape[1], ms.shape[2])
-    low_pan = degrade(pan.astype(np.float32), shape_yx, staged.grid.ratio, (common[0], common[1]), GENERIC_MTF_GAIN)
+    low_pan = degrade(pan.astype(np.float32), shape_yx, staged.grid.ratio, (common[0], common[1]), pan_blur)
     images = np.concatenate([low_pan[None], ms])
     smooth = ndimage.gaussian_filter(images, (0, DETAIL_SIGMA_MS_PX, DETAIL_SIGMA_MS_PX), mode="nearest")
     return np.asarray(images - smooth)

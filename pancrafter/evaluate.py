@@ -22,7 +22,6 @@ from pancrafter.errors import InvalidSceneError, PancrafterError
 from pancrafter.metrics import PhaseYX, Pixels
 from pancrafter.pairs import Pair, Unreadable, cropped, value_range
 from pancrafter.preview import comparison_picture
-from pancrafter.resample import GENERIC_MTF_GAIN
 from pancrafter.types import Record, ValueRange
 
 NETWORK = "pan-crafter"
@@ -312,9 +311,7 @@ def _full_scores(pair: Pair, methods: Sequence[Method]) -> dict[str, FullScores]
 def full_scores(pair: Pair, result: Pixels, phases_yx: Sequence[PhaseYX]) -> FullScores:
     """All indices without a truth of a result (band, y, x) on the PAN grid of ``pair``."""
     published = None if pair.ratio == 3 else metrics.hqnr(result, pair.pan, pair.ms, pair.ratio, pair.nominal_gains)
-    aligned = metrics.hqnr_production(
-        result, pair.pan, pair.ms, pair.ratio, phases_yx, pair.mtf_gains, GENERIC_MTF_GAIN
-    )
+    aligned = metrics.hqnr_production(result, pair.pan, pair.ms, pair.ratio, phases_yx, pair.mtf_gains, pair.pan_blur)
     ergas, sam = metrics.consistency(result, pair.ms, pair.ratio, phases_yx, pair.mtf_gains)
     return FullScores(
         d_lambda=published.d_lambda if published else None,

@@ -523,17 +523,17 @@ def _measure(
 
     store, gains = SceneStore.open(staged.store_uri), band_mtf_gains(staged, contract)
     blur = mean_relative_mtf(staged, contract)
-    windows = compute.map(_window_task, assessment_windows(store), staged.store_uri, gains)
+    windows = compute.map(_window_task, assessment_windows(store), staged.store_uri, gains, blur)
     samples = compute.map(_sample_task, sample_windows(store), staged.store_uri, spec, gains, blur, on_gpu=True)
     measured = list(windows)
     return combine(staged, method, measured, samples), consistency_raster(staged, measured)
 
 
-def _window_task(window: Window, uri: str, gains: tuple[float, ...]) -> WindowSums:
+def _window_task(window: Window, uri: str, gains: tuple[float, ...], pan_blur: float) -> WindowSums:
     from pancrafter.assess import window_sums
     from pancrafter.store import SceneStore
 
-    return window_sums(SceneStore.open(uri), window, gains)
+    return window_sums(SceneStore.open(uri), window, gains, pan_blur)
 
 
 def _sample_task(

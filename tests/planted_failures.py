@@ -43,10 +43,9 @@ def write_result(store: SceneStore, image: Image) -> None:
 
 def measure(store: SceneStore, sharpener: Sharpener, gains: tuple[float, ...]) -> Quality:
     """What the assess step does, in this process."""
-    windows = [window_sums(store, window, gains) for window in assessment_windows(store)]
-    samples = [
-        reduced_sample(store, window, sharpener, gains, float(np.mean(gains))) for window in sample_windows(store)
-    ]
+    blur = float(np.mean(gains))
+    windows = [window_sums(store, window, gains, blur) for window in assessment_windows(store)]
+    samples = [reduced_sample(store, window, sharpener, gains, blur) for window in sample_windows(store)]
     return combine(store.staged, sharpener.method, windows, samples)
 
 

@@ -67,7 +67,7 @@ def sharpen_all(store: SceneStore, sharpener: Sharpener) -> None:
 
 
 def quality(store: SceneStore, sharpener: Sharpener) -> Quality:
-    windows = [window_sums(store, window, GAINS) for window in assessment_windows(store)]
+    windows = [window_sums(store, window, GAINS, GENERIC_MTF_GAIN) for window in assessment_windows(store)]
     samples = [reduced_sample(store, window, sharpener, GAINS, GENERIC_MTF_GAIN) for window in sample_windows(store)]
     return combine(store.staged, sharpener.method, windows, samples)
 
@@ -133,7 +133,9 @@ def test_windows_add_up_to_the_whole_scene(
         covered[window] += 1
     assert (covered == 1).all()
 
-    found = combine(store.staged, "none", [window_sums(store, window, GAINS) for window in windows[::-1]], [])
+    found = combine(
+        store.staged, "none", [window_sums(store, window, GAINS, GENERIC_MTF_GAIN) for window in windows[::-1]], []
+    )
     centres = [
         np.clip(np.rint(ratio * np.arange(n) + phase).astype(int), 0, size - 1)
         for n, phase, size in zip(ms.shape[1:], grid.phase_yx, pan.shape, strict=True)
@@ -161,7 +163,9 @@ def test_pixels_at_the_ends_of_the_range_are_counted(tmp_path: Path) -> None:
     sharpened[0, :16] = -20
     sharpened[1, 16:24] = 5000
     write_result(store, sharpened)
-    found = combine(store.staged, "none", [window_sums(store, w, GAINS) for w in assessment_windows(store)], [])
+    found = combine(
+        store.staged, "none", [window_sums(store, w, GAINS, GENERIC_MTF_GAIN) for w in assessment_windows(store)], []
+    )
     assert found.clipped_share == pytest.approx((16 + 8) / (3 * 64))
     assert found.invalid_share == 0.5
 
@@ -249,7 +253,7 @@ def test_nothing_measured_is_an_error_that_says_so(tmp_path: Path) -> None:
     store = stage_arrays(tmp_path / "s.zarr", grid, pan, ms, pan_valid=pan_valid)
     with pytest.raises(InvalidSceneError, match="nothing was measured: the scene has no assessment window"):
         combine(store.staged, "none", [], [])
-    windows = [window_sums(store, window, GAINS) for window in assessment_windows(store)]
+    windows = [window_sums(store, window, GAINS, GENERIC_MTF_GAIN) for window in assessment_windows(store)]
     with pytest.raises(InvalidSceneError, match="no complete 32 px block"):
         combine(store.staged, "none", windows, [])
 
@@ -260,7 +264,7 @@ def test_best_classical_is_the_best_real_method_over_all_samples(tmp_path: Path)
     pan, ms = observed(grid, 3, seed=1)
     store = stage_arrays(tmp_path / "s.zarr", grid, pan, ms)
     sharpen_all(store, GlpSharpener.fit(store, GAINS))
-    windows = [window_sums(store, w, GAINS) for w in assessment_windows(store)]
+    windows = [window_sums(store, w, GAINS, GENERIC_MTF_GAIN) for w in assessment_windows(store)]
 
     def sample(ours: float, gsa: float, brovey: float, shift: float) -> Sample:
         flat = np.full((1, 10, 10), 100.0)
@@ -416,5 +420,5 @@ def test_sums_travel_as_json(tmp_path: Path) -> None:
     pan, ms = observed(grid, 3, seed=1)
     store = stage_arrays(tmp_path / "s.zarr", grid, pan, ms)
     sharpen_all(store, GlpSharpener.fit(store, GAINS))
-    sums = window_sums(store, assessment_windows(store)[0], GAINS)
+    sums = window_sums(store, assessment_windows(store)[0], GAINS, GENERIC_MTF_GAIN)
     assert WindowSums.model_validate_json(sums.model_dump_json()) == sums

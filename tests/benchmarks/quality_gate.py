@@ -29,6 +29,7 @@ from pancrafter.errors import ContractError
 from pancrafter.model.weights import load_checkpoint
 from pancrafter.resample import relative_gain
 from pancrafter.sensors import SensorContract, get_contract, load_contracts
+from pancrafter.sharpness import band_gains
 from pancrafter.simulate import STYLES, image_scene, make_truth, random_model, truth_wavelengths
 from pancrafter.store import SceneStore
 from pancrafter.types import Quality
@@ -125,14 +126,15 @@ def trials(pairs: list[Pair], seeds: Sequence[int], folder: Path) -> Iterator[di
             **quality.model_dump(),
         }
 
-    def gains(pair: Pair) -> tuple[float, ...]:
-        return tuple(band.mtf for band in pair.contract.subset(pair.bands))
+    def gains(store: SceneStore, pair: Pair) -> tuple[float, ...]:
+        nominal = [band.mtf for band in pair.contract.subset(pair.bands)]
+        return band_gains(nominal, store.staged.measured_mtf, pair.contract.pan_mtf, pair.ratio)
 
     def fitted(store: SceneStore, pair: Pair) -> NetworkSharpener:
         return NetworkSharpener(
             checkpoint,
-            injection=fit_scene_injection(store, gains(pair)),
-            relative_mtf=tuple(relative_gain(gain, pair.contract.pan_mtf, pair.ratio) for gain in gains(pair)),
+            injection=fit_scene_injection(store, gains(store, pair)),
+            relative_mtf=tuple(relative_gain(gain, pair.contract.pan_mtf, pair.ratio) for gain in gains(store, pair)),
         )
 
     for number, pair in enumerate(pairs):
@@ -141,7 +143,7 @@ def trials(pairs: list[Pair], seeds: Sequence[int], folder: Path) -> Iterator[di
         started = time.perf_counter()
         sharpen_all(store, network)
         sharpened = time.perf_counter()
-        found = record(pair, "none", 0, measure(store, network, gains(pair)))
+        found = record(pair, "none", 0, measure(store, network, gains(store, pair)))
         found["share_of_time"] = (time.perf_counter() - sharpened) / (sharpened - started)
         stores[number], images[number] = store, store.read_sharpened(everything(store)).astype(np.float64)
         yield found
@@ -151,11 +153,11 @@ def trials(pairs: list[Pair], seeds: Sequence[int], folder: Path) -> Iterator[di
         network = fitted(store, pair)
         for kind, plant in ON_RESULT.items():
             write_result(store, plant(good, np.random.default_rng(seed)))
-            yield record(pair, kind, seed, measure(store, network, gains(pair)))
+            yield record(pair, kind, seed, measure(store, network, gains(store, pair)))
         wrong = replace(network, checkpoint=perturbed(network.checkpoint, np.random.default_rng(seed)))
         store.begin_sharpening(f"wrong {seed}")
         sharpen_all(store, wrong)
-        yield record(pair, "wrong weights", seed, measure(store, wrong, gains(pair)))
+        yield record(pair, "wrong weights", seed, measure(store, wrong, gains(store, pair)))
         store.begin_sharpening("r")
         write_result(store, good)
         others = [p for p in pairs if p.ratio == pair.ratio and p.pan.shape == pair.pan.shape and p.name != pair.name]
@@ -164,7 +166,7 @@ def trials(pairs: list[Pair], seeds: Sequence[int], folder: Path) -> Iterator[di
             strange = stage_pair(folder / f"x{seed}.zarr", other.pan, pair.ms, pair.ratio, pair.contract, pair.bands)
             misled = fitted(strange, pair)
             sharpen_all(strange, misled)
-            yield record(pair, "another scene's PAN", seed, measure(strange, misled, gains(pair)))
+            yield record(pair, "another scene's PAN", seed, measure(strange, misled, gains(strange, pair)))
 
 
 def table(records: list[dict[str, Any]]) -> str:
