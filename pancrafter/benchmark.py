@@ -42,6 +42,7 @@ BANDS, RATIO = 4, 4
 _TEXTURE_PX = 512
 _WARM_UP_PX = 512
 _INJECTION = InjectionConstants(weights=(0.25,) * BANDS, offset=0.0, gains=(0.5,) * BANDS)
+_RELATIVE_MTF = (0.33,) * BANDS
 _LIBRARIES = ("torch", "numpy", "rasterio", "zarr", "dask", "rio-cogeo")
 
 
@@ -202,7 +203,7 @@ def model_windows(setting: Setting) -> Measure:
 
     spec = SharpenerSpec(
         weights=DEFAULT_WEIGHTS, device=setting.device, threads=setting.threads, injection=_INJECTION,
-        relative_mtf=(0.9,) * BANDS,
+        relative_mtf=_RELATIVE_MTF,
     )  # fmt: skip
     sharpener = build_sharpener(spec)
     assert isinstance(sharpener, NetworkSharpener)
@@ -231,7 +232,7 @@ def _reference(device: str) -> Callable[[Tile], NDArray[np.float32]]:
     checkpoint = load_checkpoint()
     network = checkpoint.network.to(device, memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     network.stem.register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(),))
-    helper = NetworkSharpener(checkpoint, device, injection=_INJECTION)
+    helper = NetworkSharpener(checkpoint, device, injection=_INJECTION, relative_mtf=_RELATIVE_MTF)
     mode = torch.zeros(1, dtype=torch.long, device=device)
 
     def run(tile: Tile) -> NDArray[np.float32]:
@@ -423,7 +424,7 @@ def roofline(setting: Setting) -> Measure:
     edge = 2048 if device.startswith("cuda") else 512
     checkpoint = load_checkpoint()
     tile, core = _tile(edge, checkpoint.network.config.reach_px(RATIO))
-    sharpener = NetworkSharpener(checkpoint, device, "bfloat16", _INJECTION)
+    sharpener = NetworkSharpener(checkpoint, device, "bfloat16", _INJECTION, _RELATIVE_MTF)
     flops = BANDS * _flops_per_px() * edge**2
     with torch.inference_mode():
         conditions = sharpener._conditions(tile)  # noqa: SLF001  # the stage apart

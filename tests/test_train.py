@@ -647,6 +647,7 @@ def test_benchmark_configurations_that_cannot_work(tmp_path: Path, change: dict[
         ({"simulated_scenes": 2}, "not together with pairs_dir or simulated_scenes"),
         ({"network": TINY | {"injected_detail": True}}, "too small to fit injected_detail"),
         ({"reprojection": True}, "knows no reprojection"),
+        ({"network": TINY | {"matched_lowpass": True}}, "has a fixed MTF"),
     ],
 )
 def test_benchmark_does_not_mix_with_what_it_lacks(change: dict[str, Any], problem: str) -> None:

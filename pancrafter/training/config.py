@@ -82,6 +82,8 @@ class TrainConfig(Record):
             )
         if self.pancollection is not None and self.network.injected_detail:
             raise ValueError("pancollection: its patches are too small to fit injected_detail on; switch that off")
+        if self.pancollection is not None and self.network.matched_lowpass:
+            raise ValueError("pancollection: the published low-pass PAN has a fixed MTF; switch matched_lowpass off")
         if self.pancollection is not None and self.reprojection:
             raise ValueError("pancollection: the published protocol knows no reprojection; switch that off")
         return self

@@ -21,6 +21,7 @@ from quality_gate import simulated_scene
 from pancrafter.engine import NetworkSharpener, band_phases, fit_scene_injection
 from pancrafter.model.weights import load_checkpoint
 from pancrafter.resample import relative_gain, upsample
+from pancrafter.sharpness import band_gains
 
 
 def main() -> None:
@@ -36,8 +37,10 @@ def main() -> None:
             pair, truth = simulated_scene(seed, all_bands=True)
             store = stage_pair(Path(folder) / f"{seed}.zarr", pair.pan, pair.ms, pair.ratio, pair.contract, pair.bands)
             bands = pair.contract.subset(pair.bands)
-            injection = fit_scene_injection(store, tuple(band.mtf for band in bands))
-            told = tuple(relative_gain(band.mtf, pair.contract.pan_mtf, pair.ratio) for band in bands)
+            nominal, pan_gain = [band.mtf for band in bands], pair.contract.pan_mtf
+            gains = band_gains(nominal, store.staged.measured_mtf, pan_gain, pair.ratio)
+            injection = fit_scene_injection(store, gains)
+            told = tuple(relative_gain(gain, pan_gain, pair.ratio) for gain in gains)
             sharpen_all(store, NetworkSharpener(checkpoint, injection=injection, relative_mtf=told))
             result = store.read_sharpened(everything(store)).astype(np.float64)
             inner, block = (slice(16, -16),) * 2, 2 * pair.ratio
