@@ -97,7 +97,8 @@ def sharpness(
     width, at = float(WIDTHS[best]), sought.explained(best)
     if 0 < best < len(WIDTHS) - 1:
         before, after = sought.explained(best - 1), sought.explained(best + 1)
-        width += float((WIDTHS[1] - WIDTHS[0]) * 0.5 * (before - after) / (before - 2 * at + after))
+        curvature = 2 * at - before - after  # 0 where nothing is explained at all
+        width += float((WIDTHS[1] - WIDTHS[0]) * 0.5 * (after - before) / curvature) if curvature > 0 else 0.0
     return Sharpness(gain=gain_of_width(width), explained=at)
 
 

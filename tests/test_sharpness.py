@@ -101,7 +101,7 @@ def test_sharper_than_what_is_tried_is_certain_and_blurrier_is_not() -> None:
     assert not found[1].certain
 
 
-@pytest.mark.parametrize("what", ["unrelated", "flat", "tiny"])
+@pytest.mark.parametrize("what", ["unrelated", "flat", "flat inside", "flat bands", "tiny"])
 def test_what_cannot_be_measured_leaves_the_contract(what: str) -> None:
     rng = np.random.default_rng(11)
     pan, ms, phase = seen(rng, 0.3, 4)
@@ -109,6 +109,10 @@ def test_what_cannot_be_measured_leaves_the_contract(what: str) -> None:
         pan = ground(rng, SIDE_MS * 4)
     elif what == "flat":
         pan = np.full_like(pan, 700.0)
+    elif what == "flat inside":
+        pan[8:-8, 8:-8] = 700.0
+    elif what == "flat bands":
+        ms = np.full_like(ms, 300.0)
     else:
         pan, ms = pan[:80, :80], ms[:, :20, :20]
     assert combine([sharpness(pan, ms, 4, (phase,) * 3)]) is None
