@@ -240,7 +240,8 @@ class NetworkSharpener:
             )
         on_ms = tuple(slice(side.start // tile.ratio, side.stop // tile.ratio) for side in made)
         ms = _to_unit(torch.from_numpy(tile.ms[part, *on_ms]).to(self.device), tile.ms_ranges[part])
-        phases, gains = torch.tensor(tile.phases_yx[part]), torch.tensor(self.relative_mtf[part])
+        phases = torch.tensor(tile.phases_yx[part], dtype=torch.float64)
+        gains = torch.tensor(self.relative_mtf[part], dtype=torch.float64)
         groups = (-1, sharpened.shape[1])
         return reprojection.reprojected(
             sharpened, ms.unflatten(0, groups), tile.ratio, phases.unflatten(0, groups), gains.unflatten(0, groups)
