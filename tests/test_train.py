@@ -38,7 +38,7 @@ from pancrafter.training.config import Augmentation, TrainConfig, read_config
 from pancrafter.training.images import TrainingImage, load_images, load_pair, training_image
 from pancrafter.training.loop import Run, _steps, batch_loss, learning_rate, train
 from pancrafter.training.record import MetricsLog, code_commit
-from pancrafter.training.samples import Sample, batches, draw_batch, draw_patch, draw_sample
+from pancrafter.training.samples import Sample, acquire, batches, draw_batch, draw_patch, draw_sample
 from pancrafter.training.validation import patch_ergas, sharpen_arrays, validation_ergas
 from pancrafter.types import ValueRange
 
@@ -195,6 +195,46 @@ def test_pan_detail_and_noise_are_varied_on_pan_alone() -> None:
     fine = [np.abs(np.diff(sample.pan, axis=0)).mean() for sample in (vivid, plain)]
     assert 1.1 < fine[0] / fine[1] < 1.5
     assert vivid.pan.mean() == pytest.approx(plain.pan.mean(), abs=0.01)
+
+
+@pytest.mark.parametrize(("gain", "least", "most"), [(0.3, 0.4, 0.8), (3.0, 1.5, 2.7)])
+def test_detail_is_varied_on_pan_truth_and_ms_together(gain: float, least: float, most: float) -> None:
+    """A scene that is as smooth or as crisp throughout: MS still is its truth as the sensor samples it."""
+    varied, plain = (
+        draw_sample(
+            image(3), 4, config(augmentation=STILL.model_copy(update={"detail_gain": (g, g)}), patch_px=64),
+            np.random.default_rng(1), bands=1,
+        )
+        for g in (gain, 1.0)
+    )  # fmt: skip
+    for name in ("pan", "truth"):
+        fine = [np.abs(np.diff(getattr(sample, name), axis=-1)).mean() for sample in (varied, plain)]
+        assert least < fine[0] / fine[1] < most
+    phase = varied.phases[0]
+    taken = acquire(varied.truth[0], varied.ms.shape[1:], 4, phase, 0.3)
+    inner = (slice(5, -5), slice(5, -5))
+    assert varied.ms[0][inner] == pytest.approx(taken[inner], abs=1e-4)
+    assert np.abs(varied.ms[0] - plain.ms[0])[inner].max() > 1e-3
+
+
+def test_detail_gains_are_drawn_evenly_by_their_logarithm() -> None:
+    """Of gains between 1/4 and 4 a quarter is above 2, as of the range of their logarithms."""
+    spread = config(augmentation=STILL.model_copy(update={"detail_gain": (0.25, 4.0)}), patch_px=64)
+
+    def finest(sample: Sample) -> float:  # what only a crisper image has more of
+        rows = sample.truth[0]
+        return float(np.abs(rows[1:-1] - 0.5 * (rows[:-2] + rows[2:])).mean())
+
+    fixed = [
+        config(augmentation=STILL.model_copy(update={"detail_gain": (g, g)}), patch_px=64)
+        for g in (0.25, 0.5, 2.0, 4.0)
+    ]
+    one = image(3, 112, 1)
+    lowest, low, high, highest = (finest(draw_sample(one, 4, c, np.random.default_rng(0), bands=1)) for c in fixed)
+    found = np.array([finest(draw_sample(one, 4, spread, np.random.default_rng(k), bands=1)) for k in range(200)])
+    assert lowest * 0.9 < found.min() < low
+    assert high < found.max() < highest * 1.1
+    assert 0.15 < (found > high).mean() < 0.35
 
 
 def test_normalised_truth_and_ms_share_one_scale_and_pan_has_its_own() -> None:

@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 
 import yaml
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, PositiveFloat, field_validator, model_validator
 
 from pancrafter.errors import PancrafterError
 from pancrafter.model.config import NetworkConfig
@@ -25,6 +25,11 @@ class Augmentation(Record):
     range_stretch: tuple[float, float] = (0.7, 1.5)
     range_offset: float = 0.15
     pan_detail_gain: tuple[float, ...] = (0.75, 1.0, 1.0, 1.25)
+    detail_gain: tuple[PositiveFloat, PositiveFloat] = Field(
+        default=(1.0, 1.0),
+        description="Factor on the finest detail of PAN and truth alike, log-uniform: as smooth, and as crisp, as "
+        "products get.",
+    )
     subsampled_share: float = Field(
         default=0.0,
         ge=0,

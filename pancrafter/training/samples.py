@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.ndimage import gaussian_filter
 from torch.utils.data import DataLoader, Dataset
 
 from pancrafter.classical import InjectionConstants
@@ -52,16 +53,12 @@ def _jittered(limits: ValueRange, rng: np.random.Generator, augmentation: Augmen
     return ValueRange(low=low, high=low + width * rng.uniform(*augmentation.range_stretch))
 
 
-def _vary_detail(pan: Floats, gain: float) -> Floats:
-    """PAN with its finest detail scaled: G(P) + gain (P - G(P)), G a Gaussian of one pixel, seven taps."""
+def _vary_detail(image: Floats, gain: float) -> Floats:
+    """An image (..., y, x) with its finest detail scaled: G(I) + gain (I - G(I)), G a Gaussian of one pixel, 7 taps."""
     if gain == 1.0:
-        return pan
-    taps = np.exp(-0.5 * np.arange(-3, 4) ** 2)
-    taps /= taps.sum()
-    smooth = pan
-    for axis in (0, 1):
-        smooth = np.apply_along_axis(lambda row: np.convolve(np.pad(row, 3, mode="edge"), taps, "valid"), axis, smooth)
-    return (smooth + gain * (pan - smooth)).astype(np.float32)
+        return image
+    smooth = np.asarray(gaussian_filter(image, 1.0, mode="nearest", radius=3, axes=(-2, -1)))
+    return np.asarray(smooth + gain * (image - smooth), np.float32)
 
 
 def draw_sample(
@@ -83,7 +80,9 @@ def draw_sample(
         return np.ascontiguousarray(values[..., ::-1] if flip_x else values)
 
     inner = slice(margin, margin + side)
-    pan_dn = _vary_detail(oriented(image.pan), float(rng.choice(augmentation.pan_detail_gain)))[inner, inner]
+    least, most = augmentation.detail_gain
+    crisp = math.exp(rng.uniform(math.log(least), math.log(most))) if least < most else least
+    pan_dn = _vary_detail(oriented(image.pan), crisp * float(rng.choice(augmentation.pan_detail_gain)))[inner, inner]
     pan_dn = _with_noise(pan_dn, image.pan_range, augmentation, rng)
     pan = normalise(pan_dn, _jittered(image.pan_range, rng, augmentation))
 
@@ -96,7 +95,7 @@ def draw_sample(
     else:
         residual = rng.normal(0, augmentation.small_residual_px, (count, 2))
     told = (ratio - 1) / 2 + known
-    n, truth_dn = side // ratio, oriented(image.truth)
+    n, truth_dn = side // ratio, _vary_detail(oriented(image.truth), crisp)
     ms_dn = np.stack(
         [acquire(band, (n, n), ratio, margin + told[b] + residual[b], gain) for b, band in enumerate(truth_dn)]
     )
