@@ -64,7 +64,9 @@ def sharpen(
     adapt: Annotated[
         bool,
         typer.Option(
-            "--adapt", help="First adapt the network to the scene, at most a minute; for sensors unlike its training's."
+            "--adapt",
+            help="First adapt the network to the scene, at most a minute; for sensors unlike its training's, "
+            "others get worse.",
         ),
     ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT if it exists.")] = False,

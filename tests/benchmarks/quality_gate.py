@@ -86,7 +86,7 @@ SIMULATED = ("geoeye-1", "worldview-3", "landsat-8")
 """Sensors whose bands, MTF and band shifts the simulated scenes have, in turn."""
 
 
-def simulated_scene(seed: int, *, all_bands: bool = False) -> tuple[Pair, Image]:
+def simulated_scene(seed: int, *, all_bands: bool = False, side_px: int = SIDE_PX) -> tuple[Pair, Image]:
     """One scene as the simulator draws it, with few or all bands of its sensor, and its truth on the PAN grid."""
     rng, contract = np.random.default_rng(1000 + seed), get_contract(SIMULATED[seed % len(SIMULATED)])
     few = contract.deliveries[0] if contract.name == "geoeye-1" else contract.band_sets[-1]
@@ -103,7 +103,7 @@ def simulated_scene(seed: int, *, all_bands: bool = False) -> tuple[Pair, Image]
         dn_max=min(contract.dn_max, 10_000),
     )
     gsd = 15.0 if contract.name == "landsat-8" else 0.5
-    truth = make_truth(rng, (SIDE_PX, SIDE_PX), truth_wavelengths(centers), gsd, style=STYLES[seed % len(STYLES)])
+    truth = make_truth(rng, (side_px, side_px), truth_wavelengths(centers), gsd, style=STYLES[seed % len(STYLES)])
     made = image_scene(truth, model, rng)
     pair = Pair(f"sim-{contract.name}-{seed}", made.pan, made.ms, contract.ratio, contract, tuple(bands))
     return pair, made.truth
