@@ -540,6 +540,8 @@ def test_sharpening_arrays_takes_bands_in_groups() -> None:
         ("network: {}\nratios: {5: 1.0}", "expected one or more of 2, 3, 4"),
         ("network: {}\nratios: {}", "expected one or more of 2, 3, 4"),
         ("network: {}\nprecision: float16", "precision"),
+        ("network: {}\naugmentation: {detail_gain: [4, 0.2]}", "expected the least first"),
+        ("network: {}\naugmentation: {detail_gain: [0, 2]}", "detail_gain"),
         ("network: {", "while parsing"),
         ("", "should be a valid dictionary"),
     ],

@@ -40,6 +40,13 @@ class Augmentation(Record):
         default=0.08, ge=0, description="Standard deviation by which the MTF told to reprojection is off, as a share."
     )
 
+    @field_validator("detail_gain")
+    @classmethod
+    def _least_first(cls, gains: tuple[float, float]) -> tuple[float, float]:
+        if gains[0] > gains[1]:
+            raise ValueError(f"detail_gain is {list(gains)}, expected the least first")
+        return gains
+
 
 class PanCollectionData(Record):
     """HDF5 files of the PanCollection benchmark; paths are relative to the configuration file.
