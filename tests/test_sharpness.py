@@ -53,7 +53,7 @@ def seen(
 @settings(deadline=None, max_examples=25)
 @given(
     seed=st.integers(0, 99),
-    gain=st.floats(0.05, 0.7),
+    gain=st.floats(0.05, 0.8),
     ratio=st.sampled_from([2, 3, 4]),
     shift=st.tuples(st.floats(-2, 2), st.floats(-2, 2)),
 )
@@ -62,7 +62,8 @@ def test_a_known_blur_is_found_again(seed: int, gain: float, ratio: int, shift: 
     found = sharpness(pan, ms, ratio, (phase,) * 3)
     assert found is not None
     assert found.certain
-    assert found.gain == pytest.approx(gain, rel=0.03)
+    narrow = ratio == 2 and gain > 0.7  # less than a PAN pixel wide
+    assert found.gain == pytest.approx(gain, rel=0.06 if narrow else 0.03)
 
 
 @pytest.mark.parametrize("gain", [0.08, 0.3, 0.5])
