@@ -14,15 +14,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from planted_failures import everything, sharpen_all, stage_pair
-from quality_gate import Pair, simulated_scene
+from quality_gate import sharpness_of, simulated_scene
 
 from pancrafter.adapt import adapt_to_scene
 from pancrafter.assess import assessment_windows, combine, window_sums
 from pancrafter.engine import SharpenerSpec, build_sharpener, fit_scene_injection
 from pancrafter.metrics import ergas, sam_deg
 from pancrafter.model.names import DEFAULT_WEIGHTS
-from pancrafter.resample import relative_gain
-from pancrafter.sharpness import band_gains
 from pancrafter.store import SceneStore
 
 SIDE_PX = 1024
@@ -45,7 +43,7 @@ def main() -> None:
             pair, truth = simulated_scene(seed, all_bands=True, side_px=SIDE_PX)
             place = Path(folder) / f"{seed}.zarr"
             store = stage_pair(place, pair.pan, pair.ms, pair.ratio, pair.contract, pair.bands)
-            gains, told = _sharpness_of(store, pair)
+            gains, told = sharpness_of(store, pair)
             injection = fit_scene_injection(store, gains)
             spec = SharpenerSpec(weights=options.weights, relative_mtf=told, injection=injection)
             adapted, done = adapt_to_scene(spec, store, gains, place.with_suffix(".safetensors"))
@@ -59,13 +57,6 @@ def main() -> None:
     if ratios:
         means = [f"{mean - 1:+.1%}" for mean in np.mean(ratios, axis=0)]
         print(f"| mean change | {' | '.join(means)} |")  # noqa: T201
-
-
-def _sharpness_of(store: SceneStore, pair: Pair) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """MTF of the bands at the MS Nyquist frequency, and the same relative to PAN's."""
-    nominal, pan_gain = [band.mtf for band in pair.contract.subset(pair.bands)], pair.contract.pan_mtf
-    gains = band_gains(nominal, store.staged.measured_mtf, pan_gain, pair.ratio)
-    return gains, tuple(relative_gain(gain, pan_gain, pair.ratio) for gain in gains)
 
 
 def _figures(store: SceneStore, spec: SharpenerSpec, gains: tuple[float, ...], truth: np.ndarray) -> list[float]:

@@ -16,12 +16,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from planted_failures import everything, sharpen_all, stage_pair
-from quality_gate import simulated_scene
+from quality_gate import sharpness_of, simulated_scene
 
 from pancrafter.engine import NetworkSharpener, band_phases, fit_scene_injection
 from pancrafter.model.weights import load_checkpoint
-from pancrafter.resample import relative_gain, upsample
-from pancrafter.sharpness import band_gains
+from pancrafter.resample import upsample
 
 
 def main() -> None:
@@ -37,10 +36,8 @@ def main() -> None:
             pair, truth = simulated_scene(seed, all_bands=True)
             store = stage_pair(Path(folder) / f"{seed}.zarr", pair.pan, pair.ms, pair.ratio, pair.contract, pair.bands)
             bands = pair.contract.subset(pair.bands)
-            nominal, pan_gain = [band.mtf for band in bands], pair.contract.pan_mtf
-            gains = band_gains(nominal, store.staged.measured_mtf, pan_gain, pair.ratio)
+            gains, told = sharpness_of(store, pair)
             injection = fit_scene_injection(store, gains)
-            told = tuple(relative_gain(gain, pan_gain, pair.ratio) for gain in gains)
             sharpen_all(store, NetworkSharpener(checkpoint, injection=injection, relative_mtf=told))
             result = store.read_sharpened(everything(store)).astype(np.float64)
             inner, block = (slice(16, -16),) * 2, 2 * pair.ratio

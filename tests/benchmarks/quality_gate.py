@@ -109,6 +109,13 @@ def simulated_scene(seed: int, *, all_bands: bool = False, side_px: int = SIDE_P
     return pair, made.truth
 
 
+def sharpness_of(store: SceneStore, pair: Pair) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """MTF of the bands at the MS Nyquist frequency, and the same relative to PAN's."""
+    nominal, pan_gain = [band.mtf for band in pair.contract.subset(pair.bands)], pair.contract.pan_mtf
+    gains = band_gains(nominal, store.staged.measured_mtf, pan_gain, pair.ratio)
+    return gains, tuple(relative_gain(gain, pan_gain, pair.ratio) for gain in gains)
+
+
 def trials(pairs: list[Pair], seeds: Sequence[int], folder: Path) -> Iterator[dict[str, Any]]:
     """One record per good scene and per failure and seed."""
     checkpoint = load_checkpoint()
@@ -126,16 +133,9 @@ def trials(pairs: list[Pair], seeds: Sequence[int], folder: Path) -> Iterator[di
             **quality.model_dump(),
         }
 
-    def gains(store: SceneStore, pair: Pair) -> tuple[float, ...]:
-        nominal = [band.mtf for band in pair.contract.subset(pair.bands)]
-        return band_gains(nominal, store.staged.measured_mtf, pair.contract.pan_mtf, pair.ratio)
-
     def fitted(store: SceneStore, pair: Pair) -> NetworkSharpener:
-        return NetworkSharpener(
-            checkpoint,
-            injection=fit_scene_injection(store, gains(store, pair)),
-            relative_mtf=tuple(relative_gain(gain, pair.contract.pan_mtf, pair.ratio) for gain in gains(store, pair)),
-        )
+        gains, told = sharpness_of(store, pair)
+        return NetworkSharpener(checkpoint, injection=fit_scene_injection(store, gains), relative_mtf=told)
 
     for number, pair in enumerate(pairs):
         store = stage_pair(folder / f"{number}.zarr", pair.pan, pair.ms, pair.ratio, pair.contract, pair.bands)
@@ -143,7 +143,7 @@ def trials(pairs: list[Pair], seeds: Sequence[int], folder: Path) -> Iterator[di
         started = time.perf_counter()
         sharpen_all(store, network)
         sharpened = time.perf_counter()
-        found = record(pair, "none", 0, measure(store, network, gains(store, pair)))
+        found = record(pair, "none", 0, measure(store, network, sharpness_of(store, pair)[0]))
         found["share_of_time"] = (time.perf_counter() - sharpened) / (sharpened - started)
         stores[number], images[number] = store, store.read_sharpened(everything(store)).astype(np.float64)
         yield found
@@ -153,11 +153,11 @@ def trials(pairs: list[Pair], seeds: Sequence[int], folder: Path) -> Iterator[di
         network = fitted(store, pair)
         for kind, plant in ON_RESULT.items():
             write_result(store, plant(good, np.random.default_rng(seed)))
-            yield record(pair, kind, seed, measure(store, network, gains(store, pair)))
+            yield record(pair, kind, seed, measure(store, network, sharpness_of(store, pair)[0]))
         wrong = replace(network, checkpoint=perturbed(network.checkpoint, np.random.default_rng(seed)))
         store.begin_sharpening(f"wrong {seed}")
         sharpen_all(store, wrong)
-        yield record(pair, "wrong weights", seed, measure(store, wrong, gains(store, pair)))
+        yield record(pair, "wrong weights", seed, measure(store, wrong, sharpness_of(store, pair)[0]))
         store.begin_sharpening("r")
         write_result(store, good)
         others = [p for p in pairs if p.ratio == pair.ratio and p.pan.shape == pair.pan.shape and p.name != pair.name]
@@ -166,7 +166,7 @@ def trials(pairs: list[Pair], seeds: Sequence[int], folder: Path) -> Iterator[di
             strange = stage_pair(folder / f"x{seed}.zarr", other.pan, pair.ms, pair.ratio, pair.contract, pair.bands)
             misled = fitted(strange, pair)
             sharpen_all(strange, misled)
-            yield record(pair, "another scene's PAN", seed, measure(strange, misled, gains(strange, pair)))
+            yield record(pair, "another scene's PAN", seed, measure(strange, misled, sharpness_of(strange, pair)[0]))
 
 
 def table(records: list[dict[str, Any]]) -> str:
