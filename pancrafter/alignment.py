@@ -1,15 +1,17 @@
 """How far each MS band really lies from its nominal place on the PAN grid, measured from the pixels.
 
-PAN is blurred to MS sharpness, sampled where the MS pixels would be under a trial displacement, high-passed, and
-correlated with the bands: all whole-pixel trials first, then Gauss-Newton steps on the best one, which converge to the
-maximum of the normalised cross-correlation (NCC). Reading files and applying the shifts is left to others.
+PAN is blurred to MS sharpness, high-passed, sampled where the MS pixels would be under a trial displacement, and
+compared with the high-passed bands: by the correlation over the whole image at all whole-pixel trials first, then by
+Gauss-Newton steps on the best one. Those fit PAN to the band with a gain of its own in every small cell of the image,
+because a border that is bright in PAN may be dark in near infrared: over vegetation such borders pull the maximum of
+one correlation over the whole image aside by half a pixel. Reading files and applying the shifts is left to others.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -23,18 +25,14 @@ Image = NDArray[np.float32]
 Vector = NDArray[np.float64]
 
 SIGNIFICANT_PX = 0.1
-"""Shifts below this are left alone: the estimator is good to 0.02 to 0.05 PAN px, and resampling costs sharpness.
-Below an NCC of 0.9 it grows by half of what is missing: bands of Landsat 7 that are known to lie true within 0.1 px
-measured up to 0.2 px at an NCC of 0.76."""
+"""Shifts below this are left alone: the estimator is good to 0.02 to 0.05 PAN px. Below a correlation of 0.9 it
+grows by half of what is missing: bands of Landsat 7, known to lie true within 0.1 px, measured up to 0.2 px."""
 
-MIN_BAND_NCC = 0.5
-"""Up to this NCC with PAN a band's own measurement counts for nothing, and the mix of all bands decides."""
+MIN_BAND_CORRELATION = 0.5
+"""Up to this correlation with PAN a band's own measurement counts for nothing, and the other bands decide."""
 
-TRUSTED_BAND_NCC = 0.8
-"""From this NCC with PAN a band's own measurement is followed entirely."""
-
-MIN_MIX_NCC = 0.7
-"""Below this even the mix of all bands does not resemble PAN: cloud, noise, or unrelated images."""
+TRUSTED_BAND_CORRELATION = 0.7
+"""From this correlation with PAN a band's own measurement is followed entirely."""
 
 MAX_BAND_OFFSET_PX = 2.0
 """Bands of one real scene were measured up to 2 PAN px apart. More than that is not the sensor but what it sees:
@@ -49,8 +47,17 @@ MAX_WINDOW_SPREAD_PX = 0.35
 SETTLED_SPREAD_PX = 0.1
 """Median disagreement of a few windows below which the others need not be asked."""
 
-_HIGH_PASS_SIGMA_MS = 2.0
-"""Detail that decides: structures larger than about this many MS pixels are removed before correlating."""
+_HIGH_PASS_SIGMA_MS = 1.5
+"""Detail that decides: structures larger than about this many MS pixels are removed before comparing."""
+
+_CELL_MS = 5
+"""MS pixels along each side of a cell, in which one gain leads from PAN to a band."""
+
+_NOISE_SHARE = 0.01
+"""Of a band's detail, what no cell is trusted to explain: keeps cells without any detail from deciding."""
+
+_GAIN_RIDGE = 0.001
+"""Of PAN's mean detail in a cell, added to that of every cell, so that no gain is fitted to nothing."""
 
 _MIN_SAMPLES = 150
 _COARSE_SAMPLES = 8_192
@@ -69,13 +76,14 @@ _CUBIC_SLOPE = np.array([[-0.5, 2, -1.5, 0], [0, -5, 4.5, 0], [0.5, 4, -4.5, 0],
 class BandShift(Record):
     """Where the content of one MS band lies on the PAN grid, minus nominal.
 
-    MS pixel ``i`` shows what PAN shows at ``ratio * i + phase + shift``. ``ncc`` is the high-pass NCC there, -1 to 1.
+    MS pixel ``i`` shows what PAN shows at ``ratio * i + phase + shift``. ``correlation``, 0 to 1, is that of the fine
+    detail there with a gain of its own in every cell: its square is the share that PAN explains in a typical cell.
     ``spread_px`` is the median distance of the shifts of the image's parts from ``shift_yx``; None: not measurable.
     ``certain`` says that the shift is trustworthy, ``significant`` that it is also large enough to be worth applying.
     """
 
     shift_yx: tuple[float, float]
-    ncc: float
+    correlation: float
     certain: bool
     significant: bool
     spread_px: float | None = None
@@ -86,7 +94,7 @@ class BandShift(Record):
         return self.shift_yx if self.significant else (0.0, 0.0)
 
 
-NO_SHIFT = BandShift(shift_yx=(0.0, 0.0), ncc=0.0, certain=False, significant=False)
+NO_SHIFT = BandShift(shift_yx=(0.0, 0.0), correlation=0.0, certain=False, significant=False)
 """What is known where nothing could be measured."""
 
 
@@ -102,8 +110,7 @@ def estimate_band_shifts(
 ) -> tuple[BandShift, ...]:
     """Measure the displacement of every MS band against PAN.
 
-    A band that resembles PAN too little for a measurement of its own (NIR over vegetation, SWIR) takes the shift of the
-    linear mix of all bands that resembles PAN best.
+    A band that resembles PAN too little for a measurement of its own takes the mean shift of those that do.
 
     Args:
         pan: ``(y, x)`` PAN DN, without holes.
@@ -125,11 +132,10 @@ def estimate_band_shifts(
     if matcher is None:
         return (NO_SHIFT,) * len(ms_image)
     mix_start, starts = matcher.coarse()
-    mix = matcher.measure(None, mix_start)
-    bands = [matcher.measure(band, start) for band, start in enumerate(starts)]
+    bands = [matcher.measure(band, [start, mix_start]) for band, start in enumerate(starts)]
     if _contradict(bands):
         return tuple(_doubted(band) for band in bands)
-    return tuple(_choose(band, mix) for band in bands)
+    return _with_the_others(bands)
 
 
 def combine_windows(windows: Sequence[Sequence[BandShift]]) -> tuple[BandShift, ...]:
@@ -156,17 +162,19 @@ def agree(windows: Sequence[Sequence[BandShift]]) -> bool:
 def _combine(entries: Sequence[BandShift]) -> BandShift:
     certain = [entry for entry in entries if entry.certain]
     if not certain:
-        return _doubted(max(entries, key=lambda entry: entry.ncc))
+        return _doubted(max(entries, key=lambda entry: entry.correlation))
     shifts = np.array([entry.shift_yx for entry in certain])
     median = np.median(shifts, axis=0)
     spread = float(np.median(np.hypot(*(shifts - median).T)))
     agreed = spread <= MAX_WINDOW_SPREAD_PX and 2 * len(certain) >= len(entries)
-    return _band_shift(median, float(np.median([entry.ncc for entry in certain])), certain=agreed, spread_px=spread)
+    return _band_shift(
+        median, float(np.median([entry.correlation for entry in certain])), certain=agreed, spread_px=spread
+    )
 
 
 def _contradict(bands: Sequence[BandShift]) -> bool:
     """Whether bands that each match PAN well do so at places no sensor's bands are apart."""
-    trusted = np.array([band.shift_yx for band in bands if band.ncc >= TRUSTED_BAND_NCC])
+    trusted = np.array([band.shift_yx for band in bands if _trust(band) == 1])
     if len(trusted) == 0:
         return False
     return bool(np.hypot(*(trusted - np.median(trusted, axis=0)).T).max() > MAX_BAND_OFFSET_PX)
@@ -176,89 +184,90 @@ def _doubted(shift: BandShift) -> BandShift:
     return shift.model_copy(update={"certain": False, "significant": False})
 
 
-def _choose(own: BandShift, mix: BandShift) -> BandShift:
-    """The band's own measurement as far as its NCC earns trust, for the rest that of the mix.
-
-    Where a band resembles PAN only partly (0.5 to 0.8), edges of opposite contrast pull its own maximum aside by
-    some tenths of a pixel, so the two are blended in proportion.
-    """
-    trusted = own.certain and own.ncc >= TRUSTED_BAND_NCC
-    if trusted or not (mix.certain and mix.ncc > MIN_MIX_NCC):
-        return own
-    distance = math.dist(own.shift_yx, mix.shift_yx)
-    if not own.certain or distance > MAX_BAND_OFFSET_PX:
-        return mix
-    trust = min(max((own.ncc - MIN_BAND_NCC) / (TRUSTED_BAND_NCC - MIN_BAND_NCC), 0.0), 1.0)
-    blended = trust * np.array(own.shift_yx) + (1 - trust) * np.array(mix.shift_yx)
-    return _band_shift(blended, own.ncc, certain=True, spread_px=own.spread_px)
+def _trust(band: BandShift) -> float:
+    """How far a band's own measurement is followed, 0 to 1."""
+    if not band.certain:
+        return 0.0
+    span = TRUSTED_BAND_CORRELATION - MIN_BAND_CORRELATION
+    return min(max((band.correlation - MIN_BAND_CORRELATION) / span, 0.0), 1.0)
 
 
-def _band_shift(shift_yx: Vector, ncc: float, *, certain: bool, spread_px: float | None) -> BandShift:
+def _with_the_others(bands: Sequence[BandShift]) -> tuple[BandShift, ...]:
+    """Each band's own measurement as far as it is trusted, for the rest the mean of all, weighted by trust."""
+    trusts = np.array([_trust(band) for band in bands])
+    if not trusts.any():
+        return tuple(bands)
+    own = np.array([band.shift_yx for band in bands])
+    mean = trusts @ own / trusts.sum()
+    followed = np.where(np.hypot(*(own - mean).T) > MAX_BAND_OFFSET_PX, trusts == 1, trusts)[:, None]
+    return tuple(
+        _band_shift(shift, band.correlation, certain=True, spread_px=band.spread_px)
+        for shift, band in zip(followed * own + (1 - followed) * mean, bands, strict=True)
+    )
+
+
+def _band_shift(shift_yx: Vector, correlation: float, *, certain: bool, spread_px: float | None) -> BandShift:
     y, x = float(shift_yx[0]), float(shift_yx[1])
     return BandShift(
         shift_yx=(y, x),
-        ncc=ncc,
+        correlation=correlation,
         certain=certain,
-        significant=certain and math.hypot(y, x) > SIGNIFICANT_PX + 0.5 * max(0.0, 0.9 - ncc),
+        significant=certain and math.hypot(y, x) > SIGNIFICANT_PX + 0.5 * max(0.0, 0.9 - correlation),
         spread_px=spread_px,
     )
 
 
-class _Moments(NamedTuple):
-    """Sums of products of centred rows over the samples: the neighbours of `_Matcher.moments`, then the bands."""
+class _Cells(NamedTuple):
+    """Samples of MS, ``(sample, cell)``: their rows and columns, and 1 where one was measured, 0 where not."""
 
-    whole: Vector
-    """(row, row), of all samples."""
-    parts: Vector
-    """(part, row, row), of those in one part of the image each."""
+    rows: NDArray[np.int64]
+    cols: NDArray[np.int64]
+    counted: Image
 
 
 class _Fit(NamedTuple):
-    """What least squares needs to fit value and slopes to a target: sums of products, (3, 3) and (3,), and target's."""
+    """How PAN displaced by some shift fits a band, with a gain of its own in every cell."""
 
     normal: Vector
+    """(cell, 2, 2): products of the slopes along y and x, less what the gain takes, weighted."""
     wanted: Vector
-    energy: float
+    """(cell, 2): products of the slopes with what is left of the band, weighted."""
+    correlation: float
 
-    @property
-    def step(self) -> Vector:
-        """Displacement (dy, dx) that makes the samples fit better: target = g (value + dy slope_y + dx slope_x)."""
-        gain, along_y, along_x = np.linalg.lstsq(self.normal, self.wanted, rcond=1e-10)[0]
-        if gain <= 0:
-            return np.full(2, np.inf)
-        return np.asarray(np.array([along_y, along_x]) / gain, np.float64)
-
-    @property
-    def ncc(self) -> float:
-        """Of value and target."""
-        return float(self.wanted[0] / (np.sqrt(self.normal[0, 0] * self.energy) + np.finfo(float).tiny))
+    def step(self, chosen: Any = slice(None)) -> Vector:
+        """Displacement (dy, dx) that would make the chosen cells fit better."""
+        normal, wanted = self.normal[chosen].sum(axis=0), self.wanted[chosen].sum(axis=0)
+        return np.asarray(np.linalg.lstsq(normal, wanted, rcond=1e-10)[0], np.float64)
 
 
 class _Matcher:
     """High-passed PAN that can be sampled at any displacement, and the high-passed bands to compare it with.
 
     Between whole pixels PAN is interpolated by a cubic of four by four neighbours, with the same weights at every
-    sample. So sums of products over all samples follow from those of the neighbours, which are taken once for every
-    whole pixel that the search comes by.
+    sample; they are gathered once for every whole pixel that the search comes by.
     """
 
     def __init__(
         self,
         detail: Image,
         bands: Image,
-        usable: NDArray[np.bool_],
+        cells: _Cells,
         ratio: int,
         *,
         phase_yx: tuple[float, float],
         max_shift_px: float,
     ) -> None:
-        cell = _cells(usable)
-        order = np.argsort(cell, kind="stable")
-        self._bands = bands[:, order]
-        self._ends = np.cumsum(np.bincount(cell, minlength=_PARTS**2))
-        gram = products(bands, bands)
-        # A little ridge keeps the mix defined when bands are copies of each other.
-        self._inverse = np.linalg.inv(gram + (1e-6 * np.trace(gram) / len(gram)) * np.eye(len(gram)))
+        rows, cols, self._counted = cells
+        self._per_cell = self._counted.sum(axis=0)
+        self._bands = self._centred(bands[:, rows, cols])
+        self._energy = np.einsum("bnc,bnc->bc", self._bands, self._bands) / self._per_cell
+        down, along = (index[0] * _PARTS // size for index, size in zip((rows, cols), bands.shape[1:], strict=True))
+        part = down * _PARTS + along
+        self._parts = [
+            chosen
+            for chosen in (part == index for index in range(_PARTS**2))
+            if self._per_cell[chosen].sum() >= _MIN_PART_SAMPLES
+        ]
         self._max_shift_px = max_shift_px
         self._limit_px = max_shift_px + 1
         margin = math.ceil(self._limit_px + 0.5) + _NEIGHBOURS  # a trial lies up to half a pixel from a whole one
@@ -268,11 +277,11 @@ class _Matcher:
         whole_yx = [round(phase) for phase in phase_yx]
         self._rounded_yx = np.subtract(whole_yx, phase_yx)
         y, x = (
-            (ratio * index[order] + whole).clip(0, size - 1) + margin
-            for index, whole, size in zip(np.nonzero(usable), whole_yx, detail.shape, strict=True)
+            (ratio * index + whole).clip(0, size - 1) + margin
+            for index, whole, size in zip((rows, cols), whole_yx, detail.shape, strict=True)
         )
         self._under = y * self._row + x
-        self._known: dict[tuple[int, int], _Moments] = {}
+        self._known: dict[tuple[int, int], Image] = {}
 
     def coarse(self) -> tuple[Vector, list[Vector]]:
         """Best displacement of the mix of all bands, and of each band, to the nearest pixel of PAN.
@@ -280,81 +289,101 @@ class _Matcher:
         A part of the samples is enough for that; PAN is read at whole pixels, so that nothing is interpolated.
         """
         reach = int(self._max_shift_px)
-        part = slice(None, None, -(-len(self._under) // _COARSE_SAMPLES))
-        under, bands = self._under[part], self._bands[:, part]
-        bands = bands - bands.mean(axis=1, keepdims=True)
+        counted = np.flatnonzero(self._counted)
+        counted = counted[:: -(-len(counted) // _COARSE_SAMPLES)]
+        under, bands = self._under.ravel()[counted], self._bands.reshape(len(self._bands), -1)[:, counted]
+        gram = products(bands, bands)
+        # A little ridge keeps the mix defined when bands are copies of each other.
+        inverse = np.linalg.inv(gram + (1e-6 * np.trace(gram) / len(gram)) * np.eye(len(gram)))
 
         trials = np.arange(-reach, reach + 1)
         mix = np.empty((len(trials), len(trials)))
         each = np.empty((len(bands), len(trials), len(trials)))
         for row, shift_y in enumerate(trials):
             values = self._detail[under + (shift_y * self._row + trials)[:, None]]
-            values -= values.mean(axis=1, keepdims=True)
             shared = products(bands, values)
             energy = np.einsum("kn,kn->k", values, values).astype(np.float64) + np.finfo(float).tiny
             each[:, row] = shared / np.sqrt(energy)
-            mix[row] = np.einsum("bk,bc,ck->k", shared, self._inverse, shared) / energy
+            mix[row] = np.einsum("bk,bc,ck->k", shared, inverse, shared) / energy
         return (
             _argmax_yx(mix, reach) + self._rounded_yx,
             [_argmax_yx(surface, reach) + self._rounded_yx for surface in each],
         )
 
-    def measure(self, band: int | None, start_yx: Vector) -> BandShift:
-        """Sub-pixel shift of a band (None: of the best mix), beginning at a whole-pixel one.
+    def measure(self, band: int, starts_yx: Sequence[Vector]) -> BandShift:
+        """Sub-pixel shift of a band: the best of those that the search comes to from whole-pixel ones."""
+        found: list[tuple[Vector, _Fit]] = []
+        for start in starts_yx:
+            if all(np.abs(start - shift).max() > 1 for shift, _ in found):
+                found.append(self._climb(band, start))
+        shift, fit = max(found, key=lambda entry: entry[1].correlation)
+        # how far each part of the image alone would still go
+        steps = [float(np.hypot(*fit.step(part))) for part in self._parts]
+        spread = float(np.median(steps)) if len(steps) >= _MIN_PARTS else None
+        inside = bool(np.all(np.abs(shift) <= self._max_shift_px + 0.5))
+        agreed = spread is not None and spread <= MAX_PART_SPREAD_PX
+        certain = inside and agreed and fit.correlation > MIN_BAND_CORRELATION
+        return _band_shift(shift, fit.correlation, certain=certain, spread_px=spread)
 
-        The least-squares fit of value and slopes to the band is stationary exactly where the NCC is.
-        """
+    def _climb(self, band: int, start_yx: Vector) -> tuple[Vector, _Fit]:
+        """Where the search ends, and the fit there or a negligible step before it."""
         shift = start_yx.astype(np.float64)
         for _ in range(_NEWTON_STEPS):
-            step = np.clip(self._fits(band, shift)[0].step, -1, 1)
+            fit = self._fit(band, shift)
+            step = np.clip(fit.step(), -1, 1)
             shift = np.clip(shift + step, -self._limit_px, self._limit_px)
             if np.abs(step).max() < _CONVERGED_PX:
                 break
-        whole, *parts = self._fits(band, shift)
-        # how far each part of the image alone would still go
-        spread = float(np.median([np.hypot(*part.step) for part in parts])) if len(parts) >= _MIN_PARTS else None
-        inside = bool(np.all(np.abs(shift) <= self._max_shift_px + 0.5))
-        certain = inside and whole.ncc > MIN_BAND_NCC and spread is not None and spread <= MAX_PART_SPREAD_PX
-        return _band_shift(shift, whole.ncc, certain=certain, spread_px=spread)
+        return shift, fit
 
-    def _fits(self, band: int | None, shift_yx: Vector) -> list[_Fit]:
-        """Of all samples, then of each part, PAN displaced by ``shift_yx``."""
+    def _fit(self, band: int, shift_yx: Vector) -> _Fit:
+        """Gauss-Newton for what is left of the band, where a cell counts the more the less is left in it.
+
+        With the gain g = <v, t> / <v, v> of a cell and r = t - g v, the sum over cells of n log <r, r> is made small.
+        """
         offset = shift_yx - self._rounded_yx
-        centre = np.rint(offset).astype(int)
-        moments = self._moments(int(centre[0]), int(centre[1]))
-        (at_y, slope_y), (at_x, slope_x) = (_taps(float(t)) for t in offset - centre)
+        whole = np.rint(offset).astype(int)
+        (at_y, slope_y), (at_x, slope_x) = (_taps(float(t)) for t in offset - whole)
         taps = np.stack([np.outer(at_y, at_x), np.outer(slope_y, at_x), np.outer(at_y, slope_x)]).reshape(3, -1)
-        count = taps.shape[1]
-        if band is None:
-            target = self._inverse @ (moments.whole[count:, :count] @ taps[0])
-        else:
-            target = np.eye(len(self._bands))[band]
-        return [
-            _Fit(
-                normal=taps @ sums[:count, :count] @ taps.T,
-                wanted=taps @ sums[:count, count:] @ target,
-                energy=float(target @ sums[count:, count:] @ target),
-            )
-            for sums in (moments.whole, *moments.parts)
-        ]
+        near = self._neighbours(int(whole[0]), int(whole[1]))
+        samples = (taps.astype(np.float32) @ near.reshape(len(near), -1)).reshape(3, *near.shape[1:])
+        target, energy = self._bands[band], self._energy[band]
+        shared = {(i, j): (samples[i] * samples[j]).sum(axis=0) for i in range(3) for j in range(i, 3)}
+        with_band = [(sample * target).sum(axis=0) for sample in samples]
 
-    def _moments(self, centre_y: int, centre_x: int) -> _Moments:
-        """Of the five by five pixels of PAN around each sample displaced by whole pixels, row by row, and the bands."""
-        if (centre_y, centre_x) not in self._known:
+        own = shared[0, 0] + _GAIN_RIDGE * shared[0, 0].mean() + np.finfo(np.float32).tiny
+        gain = with_band[0] / own
+        floor = _NOISE_SHARE * energy.mean() + np.finfo(np.float32).tiny
+        left = np.maximum(energy - gain * with_band[0] / self._per_cell, 0) + floor
+        weight = gain / left
+        normal = np.array(
+            [
+                [weight * gain * (shared[min(i, j), max(i, j)] - shared[0, i] * shared[0, j] / own) for j in (1, 2)]
+                for i in (1, 2)
+            ]
+        )
+        wanted = np.array([weight * (with_band[i] - gain * shared[0, i]) for i in (1, 2)])
+        unexplained = np.exp(np.average(np.log(left / (energy + floor)), weights=self._per_cell))
+        return _Fit(
+            np.moveaxis(normal, -1, 0).astype(np.float64),
+            wanted.T.astype(np.float64),
+            math.sqrt(max(0.0, 1 - float(unexplained))),
+        )
+
+    def _neighbours(self, y: int, x: int) -> Image:
+        """Five by five pixels of PAN around each sample displaced by whole ones, centred: (pixel, sample, cell)."""
+        if (y, x) not in self._known:
             near = np.arange(-_NEIGHBOURS, _NEIGHBOURS + 1)
-            offsets = ((centre_y + near[:, None]) * self._row + centre_x + near).ravel()
-            neighbours = self._detail[self._under + offsets[:, None]]
-            rows = np.concatenate([neighbours, self._bands, np.ones((1, len(self._under)), np.float32)])
-            starts = [0, *self._ends[:-1]]
-            parts = [rows[:, start:end] for start, end in zip(starts, self._ends, strict=True)]
-            sums = np.stack([products(part, part) for part in parts])
-            # each row less its mean over all samples: the last row holds sums, and its own last entry how many
-            centring = np.eye(len(rows))[:-1]
-            centring[:, -1] = -sums.sum(axis=0)[:-1, -1] / len(self._under)
-            centred = centring @ sums @ centring.T
-            large = sums[:, -1, -1] >= _MIN_PART_SAMPLES
-            self._known[centre_y, centre_x] = _Moments(centred.sum(axis=0), centred[large])
-        return self._known[centre_y, centre_x]
+            offsets = ((y + near[:, None]) * self._row + x + near).ravel()
+            self._known[y, x] = self._centred(self._detail[self._under + offsets[:, None, None]])
+        return self._known[y, x]
+
+    def _centred(self, values: Image) -> Image:
+        """``(..., sample, cell)`` less the mean of each cell, 0 where nothing was measured."""
+        values *= self._counted
+        values -= values.sum(axis=-2, keepdims=True) / self._per_cell
+        values *= self._counted
+        return values
 
 
 def _prepare(
@@ -370,12 +399,12 @@ def _prepare(
     """Blur PAN to MS sharpness and high-pass both; None without enough usable pixels or without any texture."""
     if np.count_nonzero(usable) < _MIN_SAMPLES:
         return None
-    bands = np.stack([band[usable] for band in _detail(ms, 0.0, _HIGH_PASS_SIGMA_MS)])
-    bands -= bands.mean(axis=1, keepdims=True)
+    cells = _cells(usable)
+    bands = _detail(ms, 0.0, _HIGH_PASS_SIGMA_MS)
     detail = _detail(pan, mtf_sigma(gain, ratio), _HIGH_PASS_SIGMA_MS * ratio)
-    if not detail.any() or not bands.any():
+    if not detail.any() or not bands[:, usable].any() or not cells.counted.any():
         return None
-    return _Matcher(detail, bands, usable, ratio, phase_yx=phase_yx, max_shift_px=max_shift_px)
+    return _Matcher(detail, bands, cells, ratio, phase_yx=phase_yx, max_shift_px=max_shift_px)
 
 
 def _detail(image: Image, blur_sigma: float, sigma: float) -> Image:
@@ -405,10 +434,23 @@ def _usable(shape_yx: tuple[int, int], valid: ArrayLike | None, ratio: int, max_
     return np.asarray(ndimage.minimum_filter(mask, 2 * margin + 1, mode="constant", cval=False))
 
 
-def _cells(usable: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """Which part of the image each usable sample lies in: a ``_PARTS`` x ``_PARTS`` split."""
-    (rows, cols), (height, width) = np.nonzero(usable), usable.shape
-    return np.asarray((rows * _PARTS // height) * _PARTS + cols * _PARTS // width, np.int64)
+def _cells(usable: NDArray[np.bool_]) -> _Cells:
+    """Cells from the first usable pixel on, row by row; one counts where at least half of its samples do."""
+    first_y, first_x = (int(np.argmax(usable.any(axis=axis))) for axis in (1, 0))
+    inside = usable[first_y:, first_x:]
+    blocks = np.pad(inside, [(0, -size % _CELL_MS) for size in inside.shape])
+
+    def by_cell(values: NDArray[Any]) -> NDArray[Any]:
+        down, along = (size // _CELL_MS for size in values.shape)
+        return values.reshape(down, _CELL_MS, along, _CELL_MS).transpose(1, 3, 0, 2).reshape(_CELL_MS**2, -1)
+
+    counted = by_cell(blocks)
+    kept = 2 * counted.sum(axis=0) >= _CELL_MS**2
+    rows, cols = (
+        np.ascontiguousarray(np.minimum(by_cell(index)[:, kept] + first, size - 1))
+        for index, first, size in zip([*np.indices(blocks.shape)], (first_y, first_x), usable.shape, strict=True)
+    )
+    return _Cells(rows, cols, np.ascontiguousarray(counted[:, kept], np.float32))
 
 
 def _taps(offset: float) -> tuple[Vector, Vector]:

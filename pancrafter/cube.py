@@ -186,7 +186,7 @@ def _described(
     )
 
 
-STAGING_MEASURES = ("shift", "mtf")
+STAGING_MEASURES = ("shift by cells", "mtf")
 """What staging measures of a scene; a store that lacks some of it is staged again."""
 
 
@@ -961,7 +961,7 @@ class MeasuredBands:
         """As fields of a ``StagedScene``."""
         return {
             "band_shift_yx": tuple(shift.applied_yx for shift in self.shifts),
-            "shift_confidence": tuple(min(max(shift.ncc, -1.0), 1.0) for shift in self.shifts),
+            "shift_confidence": tuple(shift.correlation for shift in self.shifts),
             "measured_mtf": self.mtf,
         }
 

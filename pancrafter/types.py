@@ -145,7 +145,9 @@ class StagedScene(Record):
         description="Per band: where MS content really lies on the PAN grid minus nominal, in PAN pixels; (0, 0) "
         "where no significant, certain shift was measured."
     )
-    shift_confidence: tuple[float, ...] = Field(description="Per band: high-pass NCC at the measured shift, -1 to 1.")
+    shift_confidence: tuple[float, ...] = Field(
+        description="Per band: correlation of fine detail with PAN at its own measured shift, 0 to 1."
+    )
     measured_mtf: float | None = Field(
         default=None,
         description="Mean MTF of the bands relative to PAN's, at the MS Nyquist frequency, as measured on the scene; "

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from benchmarks.quality_gate import real_pairs, simulated_scene, trials
+from benchmarks.quality_gate import real_pairs, trials
+from simulated_scenes import simulated_scene
 
 
 @pytest.mark.parametrize("kind", ["simulated", "real"])
@@ -16,7 +17,7 @@ def test_planted_failures_are_caught_and_good_results_pass(
         request.getfixturevalue("shared_data")
         pairs = real_pairs(["PHR_melbourne_arena", "S6_vegetation"])[::-1]
     else:
-        pairs = [simulated_scene(0)[0], simulated_scene(3)[0]]
+        pairs = [simulated_scene(0).pair, simulated_scene(3).pair]
     assert len(pairs) == 2
     found = list(trials(pairs, [0], tmp_path))
     assert {one["kind"] for one in found} == {

@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from planted_failures import everything, sharpen_all, stage_pair
-from quality_gate import sharpness_of, simulated_scene
+from quality_gate import sharpness_of
+from simulated_scenes import simulated_scene
 
 from pancrafter.adapt import adapt_to_scene
 from pancrafter.assess import assessment_windows, combine, window_sums
@@ -40,7 +41,7 @@ def main() -> None:
     ratios = []
     with tempfile.TemporaryDirectory() as folder:
         for seed in range(options.first_seed, options.first_seed + options.scenes):
-            pair, truth = simulated_scene(seed, all_bands=True, side_px=SIDE_PX)
+            pair, truth, _ = simulated_scene(seed, all_bands=True, side_px=SIDE_PX)
             place = Path(folder) / f"{seed}.zarr"
             store = stage_pair(place, pair.pan, pair.ms, pair.ratio, pair.contract, pair.bands)
             gains, told = sharpness_of(store, pair)

@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from planted_failures import everything, sharpen_all, stage_pair
-from quality_gate import sharpness_of, simulated_scene
+from quality_gate import sharpness_of
+from simulated_scenes import simulated_scene
 
 from pancrafter.engine import NetworkSharpener, band_phases, fit_scene_injection
 from pancrafter.model.weights import load_checkpoint
@@ -33,7 +34,7 @@ def main() -> None:
     figures: dict[tuple[str, str, bool], list[tuple[float, float, float, float]]] = defaultdict(list)
     with tempfile.TemporaryDirectory() as folder:
         for seed in range(options.scenes):
-            pair, truth = simulated_scene(seed, all_bands=True)
+            pair, truth, _ = simulated_scene(seed, all_bands=True)
             store = stage_pair(Path(folder) / f"{seed}.zarr", pair.pan, pair.ms, pair.ratio, pair.contract, pair.bands)
             bands = pair.contract.subset(pair.bands)
             gains, told = sharpness_of(store, pair)

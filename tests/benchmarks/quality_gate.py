@@ -16,39 +16,27 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from planted_failures import ON_RESULT, Image, everything, measure, perturbed, sharpen_all, stage_pair, write_result
+from planted_failures import ON_RESULT, everything, measure, perturbed, sharpen_all, stage_pair, write_result
+from simulated_scenes import Pair, simulated_scene
 
 from pancrafter.engine import NetworkSharpener, fit_scene_injection
 from pancrafter.errors import ContractError
 from pancrafter.model.weights import load_checkpoint
 from pancrafter.resample import relative_gain
-from pancrafter.sensors import SensorContract, get_contract, load_contracts
+from pancrafter.sensors import get_contract, load_contracts
 from pancrafter.sharpness import band_gains
-from pancrafter.simulate import STYLES, image_scene, make_truth, random_model, truth_wavelengths
 from pancrafter.store import SceneStore
 from pancrafter.types import Quality
 
 PAIRS = Path(__file__).resolve().parents[3] / "shared" / "data" / "pairs"
 SIDE_PX = 256
 FIRST_SEED = 400
-
-
-@dataclass(frozen=True)
-class Pair:
-    """Pixels of one scene before staging."""
-
-    name: str
-    pan: Image
-    ms: Image
-    ratio: int
-    contract: SensorContract
-    bands: tuple[str, ...]
 
 
 def real_pairs(names: Sequence[str] | None = None, *, place_seed: int | None = None) -> list[Pair]:
@@ -80,33 +68,6 @@ def real_pairs(names: Sequence[str] | None = None, *, place_seed: int | None = N
         small = tuple(slice(part.start // ratio, part.stop // ratio) for part in (rows, cols))
         found.append(Pair(meta["name"], pan[rows, cols], ms[(slice(None), *small)], ratio, contract, bands))
     return found
-
-
-SIMULATED = ("geoeye-1", "worldview-3", "landsat-8")
-"""Sensors whose bands, MTF and band shifts the simulated scenes have, in turn."""
-
-
-def simulated_scene(seed: int, *, all_bands: bool = False, side_px: int = SIDE_PX) -> tuple[Pair, Image]:
-    """One scene as the simulator draws it, with few or all bands of its sensor, and its truth on the PAN grid."""
-    rng, contract = np.random.default_rng(1000 + seed), get_contract(SIMULATED[seed % len(SIMULATED)])
-    few = contract.deliveries[0] if contract.name == "geoeye-1" else contract.band_sets[-1]
-    bands = (contract.band_sets[0] if all_bands else few).bands
-    specs = contract.subset(bands)
-    centers = [band.center_um or 0.5 for band in specs]
-    model = random_model(
-        rng,
-        ratio=contract.ratio,
-        centers_um=centers,
-        ms_mtf=[band.mtf for band in specs],
-        pan_mtf=contract.pan_mtf,
-        in_pan=[band.in_pan for band in specs],
-        dn_max=min(contract.dn_max, 10_000),
-    )
-    gsd = 15.0 if contract.name == "landsat-8" else 0.5
-    truth = make_truth(rng, (side_px, side_px), truth_wavelengths(centers), gsd, style=STYLES[seed % len(STYLES)])
-    made = image_scene(truth, model, rng)
-    pair = Pair(f"sim-{contract.name}-{seed}", made.pan, made.ms, contract.ratio, contract, tuple(bands))
-    return pair, made.truth
 
 
 def sharpness_of(store: SceneStore, pair: Pair) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -224,7 +185,7 @@ def main() -> None:
     torch.set_num_threads(1)
     load_contracts()
     seeds = range(options.first_seed, options.first_seed + options.seeds)
-    sets = {"simulated": [simulated_scene(seed)[0] for seed in seeds]}
+    sets = {"simulated": [simulated_scene(seed).pair for seed in seeds]}
     if PAIRS.is_dir():
         crops = [real_pairs(place_seed=seed) for seed in seeds[: max(1, len(seeds) // 10)]]
         sets = {"real": [pair for crop in crops for pair in crop]} | sets

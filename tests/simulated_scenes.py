@@ -1,0 +1,58 @@
+"""Scenes as the simulator draws them, with what a measurement of them should find."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pancrafter.sensors import SensorContract, get_contract
+from pancrafter.simulate import STYLES, ImagingModel, image_scene, make_truth, random_model, truth_wavelengths
+
+SENSORS = ("geoeye-1", "worldview-3", "landsat-8")
+"""Sensors whose bands, MTF and band shifts the scenes have, in turn."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Pixels of one scene before staging."""
+
+    name: str
+    pan: NDArray[Any]
+    ms: NDArray[Any]
+    ratio: int
+    contract: SensorContract
+    bands: tuple[str, ...]
+
+
+class SimulatedScene(NamedTuple):
+    """A pair, its truth on the PAN grid (band, y, x), and how it was taken."""
+
+    pair: Pair
+    truth: NDArray[Any]
+    model: ImagingModel
+
+
+def simulated_scene(seed: int, *, all_bands: bool = False, side_px: int = 256, **drawn: float) -> SimulatedScene:
+    """One scene with few or all bands of its sensor; ``drawn`` replaces deviations of ``random_model``."""
+    rng, contract = np.random.default_rng(1000 + seed), get_contract(SENSORS[seed % len(SENSORS)])
+    few = contract.deliveries[0] if contract.name == "geoeye-1" else contract.band_sets[-1]
+    bands = (contract.band_sets[0] if all_bands else few).bands
+    specs = contract.subset(bands)
+    centers = [band.center_um or 0.5 for band in specs]
+    settings: dict[str, Any] = {
+        "ratio": contract.ratio,
+        "centers_um": centers,
+        "ms_mtf": [band.mtf for band in specs],
+        "pan_mtf": contract.pan_mtf,
+        "in_pan": [band.in_pan for band in specs],
+        "dn_max": min(contract.dn_max, 10_000),
+    }
+    model = random_model(rng, **settings, **drawn)
+    gsd = 15.0 if contract.name == "landsat-8" else 0.5
+    truth = make_truth(rng, (side_px, side_px), truth_wavelengths(centers), gsd, style=STYLES[seed % len(STYLES)])
+    made = image_scene(truth, model, rng)
+    pair = Pair(f"sim-{contract.name}-{seed}", made.pan, made.ms, contract.ratio, contract, tuple(bands))
+    return SimulatedScene(pair, made.truth, model)
