@@ -2,8 +2,8 @@
 
     PYTHONPATH=tests .venv/bin/python tests/benchmarks/placement.py --scenes 12
 
-*Error* is the largest of any band, PAN pixels, against the shift that the scene was taken with. ERGAS and SAM are against
-the truth, of the network with the bands where they were measured to lie, and of the same with the bands where they do.
+*Error* is the largest of any band, PAN pixels, against the shift that the scene was taken with. ERGAS and SAM are
+against the truth, of the network with the bands where they were measured to lie, and with the bands where they do.
 """
 
 from __future__ import annotations
