@@ -141,6 +141,8 @@ def estimate_band_shifts(
 def combine_windows(windows: Sequence[Sequence[BandShift]]) -> tuple[BandShift, ...]:
     """One shift per band for a scene: the median over its windows, certain where most windows agree.
 
+    Windows in which a band's own measurement is trusted decide for it; where there is none, those in which it is not.
+
     Args:
         windows: Per window, one entry per band; windows of little texture may hold uncertain entries.
     """
@@ -163,13 +165,13 @@ def _combine(entries: Sequence[BandShift]) -> BandShift:
     certain = [entry for entry in entries if entry.certain]
     if not certain:
         return _doubted(max(entries, key=lambda entry: entry.correlation))
-    shifts = np.array([entry.shift_yx for entry in certain])
+    chosen = [entry for entry in certain if _trust(entry) == 1] or certain
+    shifts = np.array([entry.shift_yx for entry in chosen])
     median = np.median(shifts, axis=0)
     spread = float(np.median(np.hypot(*(shifts - median).T)))
     agreed = spread <= MAX_WINDOW_SPREAD_PX and 2 * len(certain) >= len(entries)
-    return _band_shift(
-        median, float(np.median([entry.correlation for entry in certain])), certain=agreed, spread_px=spread
-    )
+    correlation = float(np.median([entry.correlation for entry in chosen]))
+    return _band_shift(median, correlation, certain=agreed, spread_px=spread)
 
 
 def _contradict(bands: Sequence[BandShift]) -> bool:

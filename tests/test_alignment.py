@@ -214,8 +214,8 @@ def test_cloud_parallax_is_not_corrected(shared_data: Path) -> None:
     assert all(shift.applied_yx == (0.0, 0.0) for shift in estimate_band_shifts(pan, ms, 2, (0.5, 0.5)))
 
 
-def _entry(y: float, x: float, *, certain: bool = True) -> BandShift:
-    return BandShift(shift_yx=(y, x), correlation=0.95, certain=certain, significant=certain, spread_px=0.1)
+def _entry(y: float, x: float, *, certain: bool = True, correlation: float = 0.95) -> BandShift:
+    return BandShift(shift_yx=(y, x), correlation=correlation, certain=certain, significant=certain, spread_px=0.1)
 
 
 def test_windows_combine_by_median_of_the_certain() -> None:
@@ -223,6 +223,14 @@ def test_windows_combine_by_median_of_the_certain() -> None:
     (found,) = combine_windows(windows)
     assert found.shift_yx == pytest.approx((1.0, 0.5))
     assert found.significant
+
+
+def test_windows_in_which_a_band_is_like_pan_decide_for_it() -> None:
+    """Elsewhere, over water or closed forest, it has only the shift of the other bands."""
+    weak = [_entry(0.0, 0.0, correlation=0.55)] * 3
+    (found,) = combine_windows([*([one] for one in weak), [_entry(0.8, 0.4)]])
+    assert found.applied_yx == pytest.approx((0.8, 0.4))
+    assert combine_windows([[one] for one in weak])[0].shift_yx == (0.0, 0.0)
 
 
 def test_windows_that_disagree_are_not_applied() -> None:
