@@ -25,13 +25,13 @@ Image = NDArray[np.float32]
 Vector = NDArray[np.float64]
 
 SIGNIFICANT_PX = 0.1
-"""Shifts below this are left alone: the estimator is good to 0.02 to 0.05 PAN px. Below a correlation of 0.9 it
+"""Shifts below this are left alone: the estimator is good to 0.02 to 0.05 PAN px. Below a correlation of 0.95 it
 grows by half of what is missing: bands of Landsat 7, known to lie true within 0.1 px, measured up to 0.2 px."""
 
-MIN_BAND_CORRELATION = 0.5
+MIN_BAND_CORRELATION = 0.6
 """Up to this correlation with PAN a band's own measurement counts for nothing, and the other bands decide."""
 
-TRUSTED_BAND_CORRELATION = 0.7
+TRUSTED_BAND_CORRELATION = 0.75
 """From this correlation with PAN a band's own measurement is followed entirely."""
 
 MAX_BAND_OFFSET_PX = 2.0
@@ -77,7 +77,8 @@ class BandShift(Record):
     """Where the content of one MS band lies on the PAN grid, minus nominal.
 
     MS pixel ``i`` shows what PAN shows at ``ratio * i + phase + shift``. ``correlation``, 0 to 1, is that of the fine
-    detail there with a gain of its own in every cell: its square is the share that PAN explains in a typical cell.
+    detail there with a gain of its own in every cell: its square is the share that PAN explains in a typical cell of
+    the half with the most detail.
     ``spread_px`` is the median distance of the shifts of the image's parts from ``shift_yx``; None: not measurable.
     ``certain`` says that the shift is trustworthy, ``significant`` that it is also large enough to be worth applying.
     """
@@ -214,7 +215,7 @@ def _band_shift(shift_yx: Vector, correlation: float, *, certain: bool, spread_p
         shift_yx=(y, x),
         correlation=correlation,
         certain=certain,
-        significant=certain and math.hypot(y, x) > SIGNIFICANT_PX + 0.5 * max(0.0, 0.9 - correlation),
+        significant=certain and math.hypot(y, x) > SIGNIFICANT_PX + 0.5 * max(0.0, 0.95 - correlation),
         spread_px=spread_px,
     )
 
@@ -365,7 +366,8 @@ class _Matcher:
             ]
         )
         wanted = np.array([weight * (with_band[i] - gain * shared[0, i]) for i in (1, 2)])
-        unexplained = np.exp(np.average(np.log(left / (energy + floor)), weights=self._per_cell))
+        busy = energy >= np.median(energy)
+        unexplained = np.exp(np.average(np.log(left / (energy + floor))[busy], weights=self._per_cell[busy]))
         return _Fit(
             np.moveaxis(normal, -1, 0).astype(np.float64),
             wanted.T.astype(np.float64),
