@@ -153,9 +153,10 @@ def combine_windows(windows: Sequence[Sequence[BandShift]]) -> tuple[BandShift, 
 
 
 def agree(windows: Sequence[Sequence[BandShift]]) -> bool:
-    """Whether every band is certain in every window and no window tells another story: more windows would not help."""
+    """Whether more windows would not help: each band is certain in all and trusted in one, and they say the same."""
     return all(
         all(entry.certain for entry in entries)
+        and any(_trust(entry) == 1 for entry in entries)
         and (spread := _combine(entries).spread_px) is not None
         and spread <= SETTLED_SPREAD_PX
         for entries in zip(*windows, strict=True)

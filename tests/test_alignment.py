@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from simulated_scenes import simulated_scene
 
-from pancrafter.alignment import BandShift, combine_windows, estimate_band_shifts
+from pancrafter.alignment import BandShift, agree, combine_windows, estimate_band_shifts
 from pancrafter.resample import degrade, mtf_sigma
 
 Image = NDArray[np.float64]
@@ -232,6 +232,8 @@ def test_windows_in_which_a_band_is_like_pan_decide_for_it() -> None:
     (found,) = combine_windows([*([one] for one in weak), [_entry(0.8, 0.4)]])
     assert found.applied_yx == pytest.approx((0.8, 0.4))
     assert combine_windows([[one] for one in weak])[0].shift_yx == (0.0, 0.0)
+    assert agree([[_entry(0.8, 0.4)], [_entry(0.8, 0.4)]])
+    assert not agree([[one] for one in weak])  # another window may know better
 
 
 def test_windows_that_disagree_are_not_applied() -> None:
