@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 from benchmarks import bench_coregistration
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import ndimage
 from simulated_scenes import simulated_scene
@@ -149,6 +151,37 @@ def test_no_false_correction(kind: str) -> None:
     for found in estimate_band_shifts(pan, ms, 4, (1.5, 1.5), valid=valid):
         assert not found.certain
         assert found.applied_yx == (0.0, 0.0)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    seed=st.integers(0, 2**16),
+    ratio=st.integers(1, 4),
+    kind=st.sampled_from(
+        ["noise", "one flat band", "flat pan", "half missing", "scattered holes", "copies", "extreme DN"]
+    ),
+)
+def test_whatever_the_pixels_the_answer_is_finite_and_noise_is_never_certain(seed: int, ratio: int, kind: str) -> None:
+    rng = np.random.default_rng(seed)
+    height, width, bands = rng.integers(6, 60), rng.integers(6, 60), rng.integers(1, 5)
+    pan, ms = rng.normal(500, 50, (height * ratio, width * ratio)), rng.normal(300, 30, (bands, height, width))
+    valid = np.ones((height, width), bool)
+    if kind == "one flat band":
+        ms[0] = 7
+    elif kind == "flat pan":
+        pan[:] = 5
+    elif kind == "half missing":
+        pan[: height * ratio // 2], ms[:, : height // 2], valid[: height // 2] = 0, 0, False
+    elif kind == "scattered holes":
+        valid = rng.random((height, width)) > rng.choice([0.001, 0.02, 0.3])
+    elif kind == "copies":
+        ms[:] = ms[:1]
+    elif kind == "extreme DN":
+        pan, ms = pan * 1e-6, ms * 1e9
+    for found in estimate_band_shifts(pan, ms, ratio, ((ratio - 1) / 2,) * 2, valid=valid):
+        assert np.isfinite(found.shift_yx).all()
+        assert 0 <= found.correlation <= 1
+        assert not found.certain
 
 
 def _pair(shared_data: Path, name: str) -> tuple[NDArray[Any], NDArray[Any], dict[str, Any]]:
