@@ -44,6 +44,9 @@ MAX_PART_SPREAD_PX = 0.6
 MAX_WINDOW_SPREAD_PX = 0.35
 """Largest median disagreement of the windows of a scene that still counts as one shift."""
 
+MAX_WINDOW_SPREAD_SHARE = 1 / 3
+"""The same as a share of the shift: where a large one drifts within the scene, its median is better than nothing."""
+
 SETTLED_SPREAD_PX = 0.1
 """Median disagreement of a few windows below which the others need not be asked."""
 
@@ -171,7 +174,8 @@ def _combine(entries: Sequence[BandShift]) -> BandShift:
     shifts = np.array([entry.shift_yx for entry in chosen])
     median = np.median(shifts, axis=0)
     spread = float(np.median(np.hypot(*(shifts - median).T)))
-    agreed = spread <= MAX_WINDOW_SPREAD_PX and 2 * len(certain) >= len(entries)
+    tolerated = max(MAX_WINDOW_SPREAD_PX, MAX_WINDOW_SPREAD_SHARE * math.hypot(*median))
+    agreed = spread <= tolerated and 2 * len(certain) >= len(entries)
     correlation = float(np.median([entry.correlation for entry in chosen]))
     return _band_shift(median, correlation, certain=agreed, spread_px=spread)
 

@@ -272,6 +272,8 @@ def test_windows_in_which_a_band_is_like_pan_decide_for_it() -> None:
 def test_windows_that_disagree_are_not_applied() -> None:
     (scattered,) = combine_windows([[_entry(value, 0.0)] for value in (0.0, 1.5, 3.0, 4.5)])
     assert not scattered.significant
+    (drifting,) = combine_windows([[_entry(value, 0.0)] for value in (3.0, 3.5, 4.5, 5.0)])
+    assert drifting.applied_yx == (4.0, 0.0)
     (mostly_doubtful,) = combine_windows([[_entry(1.0, 0.0, certain=index == 0)] for index in range(4)])
     assert not mostly_doubtful.significant
     (hopeless,) = combine_windows([[_entry(1.0, 0.0, certain=False)] for _ in range(3)])
