@@ -35,22 +35,23 @@ class SimulatedScene(NamedTuple):
     model: ImagingModel
 
 
-def simulated_scene(seed: int, *, all_bands: bool = False, side_px: int = 256, **drawn: float) -> SimulatedScene:
-    """One scene with few or all bands of its sensor; ``drawn`` replaces deviations of ``random_model``."""
+def simulated_scene(seed: int, *, all_bands: bool = False, side_px: int = 256, field_px: float = 0.2) -> SimulatedScene:
+    """One scene with few or all bands of its sensor, whose shift deviates by ``field_px`` PAN pixels within it."""
     rng, contract = np.random.default_rng(1000 + seed), get_contract(SENSORS[seed % len(SENSORS)])
     few = contract.deliveries[0] if contract.name == "geoeye-1" else contract.band_sets[-1]
     bands = (contract.band_sets[0] if all_bands else few).bands
     specs = contract.subset(bands)
     centers = [band.center_um or 0.5 for band in specs]
-    settings: dict[str, Any] = {
-        "ratio": contract.ratio,
-        "centers_um": centers,
-        "ms_mtf": [band.mtf for band in specs],
-        "pan_mtf": contract.pan_mtf,
-        "in_pan": [band.in_pan for band in specs],
-        "dn_max": min(contract.dn_max, 10_000),
-    }
-    model = random_model(rng, **settings, **drawn)
+    model = random_model(
+        rng,
+        ratio=contract.ratio,
+        centers_um=centers,
+        ms_mtf=[band.mtf for band in specs],
+        pan_mtf=contract.pan_mtf,
+        in_pan=[band.in_pan for band in specs],
+        dn_max=min(contract.dn_max, 10_000),
+        field_px=field_px,
+    )
     gsd = 15.0 if contract.name == "landsat-8" else 0.5
     truth = make_truth(rng, (side_px, side_px), truth_wavelengths(centers), gsd, style=STYLES[seed % len(STYLES)])
     made = image_scene(truth, model, rng)
