@@ -168,7 +168,8 @@ def adapt(
         return Adapted(sharpener, kept=False, reason="too few patches", steps=0, seconds=0)
     deciding, training = pairs[1::3], [pair for i, pair in enumerate(pairs) if i % 3 != 1]
     network = copy.deepcopy(sharpener.checkpoint.network).to(sharpener.device)
-    copied = replace(sharpener, checkpoint=replace(sharpener.checkpoint, network=network)).one_scale_down(gains)
+    copied = replace(sharpener, checkpoint=replace(sharpener.checkpoint, network=network))
+    copied = copied.one_scale_down(gains, patches[0].ratio)
     before = best = _error_on(copied, deciding)
     best_state: dict[str, Tensor] | None = None
     step = 0

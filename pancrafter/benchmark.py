@@ -238,7 +238,7 @@ def _reference(device: str) -> Callable[[Tile], NDArray[np.float32]]:
     def run(tile: Tile) -> NDArray[np.float32]:
         with torch.inference_mode():
             conditions = helper._conditions(tile)  # noqa: SLF001  # the same inputs
-            bands = [network(conditions.samples(b, b + 1), mode)[0] for b in range(len(tile.ms))]
+            bands = [network(conditions.samples(b, b + 1), mode)[0, :1] for b in range(len(tile.ms))]
             found: NDArray[np.float32] = torch.cat(bands).cpu().numpy()
         return found
 

@@ -152,7 +152,8 @@ class NetworkSharpener:
 
     ``injection`` belongs to the scene (``fit_scene_injection``); networks with ``injected_detail`` need it.
     ``relative_mtf``, what the bands' MTF at the MS Nyquist frequency is of PAN's there, makes results agree with MS
-    (``model.reprojection``); None leaves them as they come from the network.
+    (``model.reprojection``); None leaves them as they come from the network. ``uncertainty`` is how far shifts and MTF
+    may be off: 1 as at full resolution; one scale down pixels are larger, and MTF is known.
     """
 
     checkpoint: Checkpoint
@@ -160,6 +161,7 @@ class NetworkSharpener:
     precision: str = "float32"
     injection: InjectionConstants | None = None
     relative_mtf: tuple[float, ...] | None = None
+    uncertainty: float = 1.0
 
     @property
     def method(self) -> str:
@@ -225,15 +227,20 @@ class NetworkSharpener:
         region = (made[0].start, made[0].stop), (made[1].start, made[1].stop)
         for first in range(0, len(tile.ms) // group, at_once):
             part = slice(first * group, (first + at_once) * group)
-            sharpened = self._network(conditions.samples(first, first + at_once), region)
-            sharpened = self.reprojected(sharpened, tile, made, part)
+            sharpened = self.reprojected(
+                self._network(conditions.samples(first, first + at_once), region), tile, made, part
+            )
             result[part] = _to_dn(sharpened.flatten(0, 1), tile.ms_ranges[part]).cpu().numpy()
         return result
 
-    def reprojected(self, sharpened: torch.Tensor, tile: Tile, made: Window, part: slice) -> torch.Tensor:
-        """Some bands of a part of the tile, normalised (n, bands at once, y, x), in agreement with their MS."""
+    def reprojected(self, given: torch.Tensor, tile: Tile, made: Window, part: slice) -> torch.Tensor:
+        """Some bands of a part of the tile, normalised (n, bands at once, y, x), in agreement with their MS.
+
+        ``given`` is what the network gives, ``made`` which part of the tile.
+        """
+        bands = self.checkpoint.network.config.bands
         if self.relative_mtf is None:
-            return sharpened
+            return given[:, :bands]
         if len(self.relative_mtf) != len(tile.ms):
             raise WeightsError(
                 f"{len(self.relative_mtf)} MTF gains for {len(tile.ms)} bands; give those of this scene's contract"
@@ -242,9 +249,9 @@ class NetworkSharpener:
         ms = _to_unit(torch.from_numpy(tile.ms[part, *on_ms]).to(self.device), tile.ms_ranges[part])
         phases = torch.tensor(tile.phases_yx[part], dtype=torch.float64)
         gains = torch.tensor(self.relative_mtf[part], dtype=torch.float64)
-        groups = (-1, sharpened.shape[1])
+        groups = (-1, bands)
         return reprojection.reprojected(
-            sharpened, ms.unflatten(0, groups), tile.ratio, phases.unflatten(0, groups), gains.unflatten(0, groups)
+            given, ms.unflatten(0, groups), tile.ratio, phases.unflatten(0, groups), gains.unflatten(0, groups)
         )
 
     def conditions(self, tile: Tile) -> Iterator[tuple[slice, Conditions]]:
@@ -256,17 +263,21 @@ class NetworkSharpener:
     def fitted_to(self, tile: Tile, gains: Sequence[float], pan_gain: float) -> NetworkSharpener:
         """The same network with what it needs to know of a scene that is ``tile`` as a whole.
 
-        ``gains`` are the bands' MTF at the MS Nyquist frequency, ``pan_gain`` is that of PAN at its own.
+        ``gains`` are the bands' MTF at the MS Nyquist frequency, ``pan_gain`` is that of PAN at its own; 1 is PAN one
+        scale down, as sharp as MS.
         """
         told = replace(self, relative_mtf=tuple(relative_gain(gain, pan_gain, tile.ratio) for gain in gains))
+        if pan_gain == 1:
+            told = told.one_scale_down(gains, tile.ratio)
         if not self.checkpoint.network.config.injected_detail:
             return told
         sums = injection_sums(tile.pan, tile.ms, tile.ratio, tile.phases_yx, float(np.mean(gains)))
         return replace(told, injection=fit_injection(sums))
 
-    def one_scale_down(self, gains: Sequence[float]) -> NetworkSharpener:
-        """The same network for the scene degraded by the bands' ``gains``, where MS as it is is the truth."""
-        return self if self.relative_mtf is None else replace(self, relative_mtf=tuple(gains))
+    def one_scale_down(self, gains: Sequence[float], ratio: int) -> NetworkSharpener:
+        """The same network for the scene degraded by ``ratio`` and the bands' ``gains``: MS as it is is the truth."""
+        told = self if self.relative_mtf is None else replace(self, relative_mtf=tuple(gains))
+        return replace(told, uncertainty=self.uncertainty / ratio)
 
     def working_bytes(self, tile_px: int, core_px: int, bands: int) -> int:
         """The network's maps and inputs, and what it makes around the core."""
@@ -292,7 +303,7 @@ class NetworkSharpener:
         phases = torch.tensor(tile.phases_yx, dtype=torch.float64).unflatten(0, (-1, group))
         detail = self._injected_detail(tile)
         injection = None if detail is None else detail[0].unflatten(0, (-1, group))
-        return build_conditions(pan, ms, tile.ratio, phases, injection, [self._lowpass_gain()])
+        return build_conditions(pan, ms, tile.ratio, phases, injection, [self._lowpass_gain()], [self.uncertainty])
 
     def _lowpass_gain(self) -> float:
         """MTF at the MS Nyquist frequency that low-pass PAN has: what this network is told of the scene's."""

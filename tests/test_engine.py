@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import pickle
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 from networks import random_checkpoint, random_network
 from numpy.typing import NDArray
 from rasterio.transform import from_origin
+from scipy import ndimage
 from staged_scenes import Array, landscape, make_staged, observed, overlap, stage_arrays
 
 from pancrafter import classical, metrics, resample
@@ -90,18 +92,42 @@ def injected(tile: Tile, constants: classical.InjectionConstants) -> Array:
     return np.stack([2 * g * detail / (r.high - r.low) for g, r in zip(constants.gains, tile.ms_ranges, strict=True)])
 
 
-def agreeing(tile: Tile, image: Array, gains: tuple[float, ...]) -> Array:
-    """What is missing of MS in an image (band, y, x) on the tile's PAN grid put back, in float64 and here."""
+def agreeing(tile: Tile, image: Array, shares: Array, gains: tuple[float, ...]) -> Array:
+    """What is missing of MS in an image (band, y, x) on the tile's PAN grid put back, in float64 and here.
+
+    ``shares`` (band, y, x) or zeros: of what the sensor would still miss then, so much is added.
+    """
     result = []
-    for band, ms, phase, gain in zip(image, tile.ms.astype(np.float64), tile.phases_yx, gains, strict=True):
+    for band, share, ms, phase, gain in zip(
+        image, shares, tile.ms.astype(np.float64), tile.phases_yx, gains, strict=True
+    ):
         sigma, radius = resample.mtf_sigma(gain, tile.ratio), reprojection.BLUR_RADIUS_MS_PX * tile.ratio
         rows, cols = (
             resample.gaussian_matrix(n, m, float(tile.ratio), p, sigma, radius)
             for n, m, p in zip(ms.shape, band.shape, phase, strict=True)
         )
         missing = ms - resample.apply_yx(rows, cols, band)
-        result.append(band + resample.upsample(missing, (band.shape[0], band.shape[1]), tile.ratio, phase))
+        seen = seen_of_upsampled(gain, tile.ratio)
+        left = missing - ndimage.convolve(missing, np.outer(seen, seen), mode="nearest")
+        shape_yx = (band.shape[0], band.shape[1])
+        once, more = (resample.upsample(image, shape_yx, tile.ratio, phase) for image in (missing, left))
+        result.append(band + once + np.clip(share, -1, 2) * more)
     return np.stack(result)
+
+
+def seen_of_upsampled(gain: float, ratio: int) -> Array:
+    """Five weights: how a sensor sees one MS pixel that cubic convolution (Keys) spread over the PAN grid."""
+
+    def keys(x: float) -> float:
+        x, a = abs(x), resample.CUBIC_A
+        if x <= 1:
+            return (a + 2) * x**3 - (a + 3) * x**2 + 1
+        return a * (x**3 - 5 * x**2 + 8 * x - 4) if x < 2 else 0.0
+
+    places = [p for p in np.arange(-20, 20.5, 0.5) if (p + (ratio - 1) / 2) % 1 == 0]
+    sigma = resample.mtf_sigma(gain, ratio)
+    weights = [sum(math.exp(-0.5 * (p / sigma) ** 2) * keys(k - p / ratio) for p in places) for k in range(-2, 3)]
+    return np.array(weights) / sum(weights)
 
 
 def whole_scene(
@@ -114,7 +140,7 @@ def whole_scene(
     tile, group = whole_tile(store), checkpoint.network.config.bands
     details = None if constants is None else torch.from_numpy(injected(tile, constants).astype(np.float32))
     pan = 2 * (tile.pan - tile.pan_range.low) / (tile.pan_range.high - tile.pan_range.low) - 1
-    results = []
+    results, shares = [], []
     for first in range(0, len(tile.ms), group):
         bands = range(first, first + group)
         scaled = [2 * (tile.ms[b] - r.low) / (r.high - r.low) - 1 for b in bands for r in [tile.ms_ranges[b]]]
@@ -130,11 +156,12 @@ def whole_scene(
             output = checkpoint.network(conditions, torch.zeros(1, dtype=torch.long))[0].double().numpy()
         results += [
             (o + 1) / 2 * (r.high - r.low) + r.low
-            for o, b in zip(output, bands, strict=True)
+            for o, b in zip(output[:group], bands, strict=True)
             for r in [tile.ms_ranges[b]]
         ]
-    whole = np.stack(results)
-    return inner(store, whole if gains is None else agreeing(tile, whole, gains))
+        shares += list(output[group:])
+    whole, shares = np.stack(results), np.zeros((len(tile.ms), *tile.pan.shape)) if not shares else np.stack(shares)
+    return inner(store, whole if gains is None else agreeing(tile, whole, shares, gains))
 
 
 def in_blocks(store: SceneStore, sharpener: Sharpener, order: list[int] | None = None) -> Array:
@@ -201,6 +228,8 @@ SHIFT = st.tuples(*(st.floats(-4, 4).map(lambda px: round(px, 6)),) * 2)
             {"injected_detail": True},
             {"injected_detail": True, "bands": 2},
             {"injected_detail": True, "matched_lowpass": True},
+            {"bands": 2, "weighs_ms": True},
+            {"injected_detail": True, "told_uncertainty": True, "weighs_ms": True},
         ]
     ),
     gains=st.sampled_from([None, (0.2, 0.34), (0.06, 0.04)]),

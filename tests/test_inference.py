@@ -25,6 +25,8 @@ CONFIGS: list[dict[str, Any]] = [
     {"split_pan": False, "bands": 3},
     {"attention": "bottleneck", "mars": False, "depth": (2, 1, 1)},
     {"width": 32, "depth": (2, 2, 2), "injected_detail": True},
+    {"bands": 2, "weighs_ms": True},
+    {"injected_detail": True, "told_uncertainty": True, "weighs_ms": True},
 ]
 
 
@@ -129,7 +131,8 @@ def test_cuda_equals_the_plain_pass_on_the_cpu() -> None:
     conditions = inputs((96, 96), 1, 2)
     expected = plain(network, conditions)
     moved = Conditions(
-        *(tuple(part.cuda() for part in parts) for parts in (conditions.ms, conditions.pan, conditions.lowpass))
+        *(tuple(part.cuda() for part in parts) for parts in (conditions.ms, conditions.pan, conditions.lowpass)),
+        conditions.uncertainty.cuda(),
     )
     found = MsNetwork(network.cuda())(moved).cpu()
     assert (found - expected).abs().max() < 1e-3  # TF32 is off by default for products, on for convolutions

@@ -24,6 +24,7 @@ from pancrafter.model.conditions import SCALES, Conditions, build_conditions
 from pancrafter.model.config import LOWPASS_RADIUS_MS_PX, NetworkConfig
 from pancrafter.model.layers import CrossModalityAttention, ResBlock, channel_norm, local_attention
 from pancrafter.model.network import MS_MODE, PAN_MODE, PanCrafter
+from pancrafter.model.reprojection import reprojected
 from pancrafter.model.weights import load_checkpoint, save_checkpoint
 from pancrafter.resample import GENERIC_MTF_GAIN, apply_yx, cubic_matrix, degrade, gaussian_matrix, mtf_sigma
 
@@ -549,3 +550,24 @@ def test_conditions_made_for_inference_do_not_spoil_later_gradients() -> None:
     build_conditions(pan, ms, 4, nominal(4)).lowpass[2].sum().backward()
     assert pan.grad is not None
     assert pan.grad.sum() > 0
+
+
+@pytest.mark.parametrize("ratio", [2, 3, 4])
+@pytest.mark.parametrize("gain", [0.05, 0.3, 0.8])
+def test_all_of_what_a_step_leaves_is_a_second_step(ratio: int, gain: float) -> None:
+    """As near as five pixels of MS allow; no share is one step, and shares end at 2."""
+    generator = torch.Generator().manual_seed(ratio)
+    image = torch.randn(1, 2, 24 * ratio, 24 * ratio, generator=generator)
+    ms = torch.randn(1, 2, 24, 24, generator=generator)
+    phases, gains = nominal(ratio, 2), torch.full((1, 2), gain, dtype=torch.float64)
+
+    def stepped(given: torch.Tensor, share: float | None = None) -> torch.Tensor:
+        made = given if share is None else torch.cat([given, torch.full_like(given, share)], 1)
+        return reprojected(made, ms, ratio, phases, gains)
+
+    once = stepped(image)
+    twice = stepped(once)
+    inner = (slice(None), slice(None), slice(3 * ratio, -3 * ratio), slice(3 * ratio, -3 * ratio))
+    assert (stepped(image, 1.0) - twice)[inner].norm() < 0.1 * (twice - once)[inner].norm()
+    torch.testing.assert_close(stepped(image, 0.0), once)
+    torch.testing.assert_close(stepped(image, 7.0), stepped(image, 2.0))

@@ -388,21 +388,27 @@ def test_every_sample_sees_pan_as_blurred_as_it_is_told_its_ms_is() -> None:
     assert losses[1] - losses[0] == pytest.approx(np.mean(missing), rel=2e-3)
 
 
-def test_loss_is_that_of_results_in_agreement_with_ms() -> None:
-    """Against the textbook's double sums: blur by the told MTF, sample, up-sample what is missing, add it."""
+@pytest.mark.parametrize("share", [None, 1.0])
+def test_loss_is_that_of_results_in_agreement_with_ms(share: float | None) -> None:
+    """Against the textbook's double sums: blur by the told MTF, sample, up-sample what is missing, add it.
+
+    Where a network says that all counts of what a step leaves, that is nearly a second step.
+    """
     chosen = config(
-        network={**TINY, "mars": False}, reprojection=True, patch_px=48, augmentation=STILL.model_copy(
-            update={"told_mtf_error": 0.3}
-        ),
+        network={**TINY, "mars": False, "weighs_ms": share is not None}, reprojection=True, patch_px=48,
+        augmentation=STILL.model_copy(update={"told_mtf_error": 0.3}),
     )  # fmt: skip
     _, samples = draw_batch([image(0)], chosen, 0)
     assert len({s.gain for s in samples}) == len(samples)  # each is told wrongly in its own way
     untrained, errors = PanCrafter(chosen.network), []
+    if share is not None:
+        untrained.head.bias.data[1:] = share  # type: ignore[union-attr]  # present
     for s in samples:
         ms, phase = s.ms[0].astype(np.float64), (s.phases[0, 0], s.phases[0, 1])
-        cubic = upsample(ms, s.pan.shape, 4, phase)
-        missing = ms - degrade(cubic, (ms.shape[0], ms.shape[1]), 4, phase, s.gain)
-        result = cubic + upsample(missing, s.pan.shape, 4, phase)
+        result = upsample(ms, s.pan.shape, 4, phase)
+        for _ in range(1 if share is None else 2):
+            missing = ms - degrade(result, (ms.shape[0], ms.shape[1]), 4, phase, s.gain)
+            result = result + upsample(missing, s.pan.shape, 4, phase)
         errors.append(np.abs(result - s.truth[0])[12:-12, 12:-12].mean())
     found = float(batch_loss(untrained, 4, samples, chosen, "cpu").detach())
     assert found == pytest.approx(
@@ -410,6 +416,23 @@ def test_loss_is_that_of_results_in_agreement_with_ms() -> None:
     )  # the engine's blur ends at three MS pixels, this one later
     bare = chosen.model_copy(update={"reprojection": False})
     assert found < 0.9 * float(batch_loss(untrained, 4, samples, bare, "cpu").detach())
+
+
+def test_samples_are_as_uncertain_as_they_are_told() -> None:
+    """Shift and told MTF stray by the share that the network is told of what the augmentation says."""
+    still = STILL.model_copy(update={"told_mtf_error": 0.1, "small_residual_px": 0.5, "mtf_gain": (0.3, 0.3)})
+    chosen = config(
+        network={**TINY, "told_uncertainty": True}, reprojection=True, batch=400, patch_px=32, augmentation=still
+    )
+    _, samples = draw_batch([image(0)], chosen, 0)
+    told = np.array([s.uncertainty for s in samples])
+    errors = np.log([s.gain / 0.3 for s in samples])
+    assert told.min() < 0.05
+    assert told.max() > 0.95
+    assert np.std(errors / told) == pytest.approx(0.1, rel=0.15)
+    assert abs(np.corrcoef(np.abs(errors), told)[0, 1]) > 0.3
+    _, untold = draw_batch([image(0)], chosen.model_copy(update={"network": NetworkConfig.model_validate(TINY)}), 0)
+    assert {s.uncertainty for s in untold} == {1.0}
 
 
 def test_validation_counts_results_in_agreement_with_ms() -> None:
@@ -493,6 +516,14 @@ def test_fine_tuning_starts_from_the_given_weights(tmp_path: Path, pairs: Path) 
     matched = {**wider, "matched_lowpass": True}
     train(write_config(tmp_path, **given, network=matched), tmp_path / "matched")
     assert load_checkpoint(str(tmp_path / "matched" / "best.safetensors")).network.config.matched_lowpass
+    weighing = {**TINY, "told_uncertainty": True, "weighs_ms": True}
+    train(write_config(tmp_path, **given, network=weighing), tmp_path / "weighing")
+    weights = torch.load(tmp_path / "weighing" / "state.pt", weights_only=True)["network"]
+    head = weights["head.weight"]
+    assert head.shape[0] == 2
+    assert weights["stem.weight"][:, -1].abs().max() < 1e-6
+    assert (head[:1] - tuned["head.weight"]).abs().max() < 1e-6
+    assert head[1:].abs().max() < 1e-6
     with pytest.raises(WeightsError, match=r"start\.safetensors are of .*give the same network in the configuration"):
         train(write_config(tmp_path, **given, network={**TINY, "width": 32}), tmp_path / "other")
 

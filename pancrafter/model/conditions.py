@@ -29,11 +29,13 @@ class Conditions:
 
     ``ms`` has one channel per band; ``pan`` and ``lowpass`` have one channel. ``injection``, at scale 1 only, has one
     channel per band: the PAN detail the band would take by Gram-Schmidt adaptive, in the band's normalised units.
+    ``uncertainty`` (n or 1, 1, 1, 1) is how far shifts and MTF may be off: 1 as at full resolution, 0 not at all.
     """
 
     ms: tuple[Tensor, ...]
     pan: tuple[Tensor, ...]
     lowpass: tuple[Tensor, ...]
+    uncertainty: Tensor
     injection: Tensor | None = None
 
     def samples(self, first: int, stop: int) -> Conditions:
@@ -43,6 +45,7 @@ class Conditions:
             pan=tuple(part if len(part) == 1 else part[first:stop] for part in self.pan),
             lowpass=tuple(part if len(part) == 1 else part[first:stop] for part in self.lowpass),
             injection=None if self.injection is None else self.injection[first:stop],
+            uncertainty=self.uncertainty if len(self.uncertainty) == 1 else self.uncertainty[first:stop],
         )
 
 
@@ -154,6 +157,7 @@ def build_conditions(
     phases: Tensor,
     injection: Tensor | None = None,
     gains: Sequence[float] = (GENERIC_MTF_GAIN,),
+    uncertainty: Sequence[float] = (1.0,),
 ) -> Conditions:
     """Bring a tile's PAN and MS onto the network's scales.
 
@@ -166,6 +170,7 @@ def build_conditions(
         injection: (n, B, H, W) float32, for networks with ``injected_detail``; see ``Conditions``.
         gains: n or 1, MTF at the MS Nyquist frequency of the low-pass PAN; networks with ``matched_lowpass`` are told
             that of the scene's MS relative to PAN's.
+        uncertainty: n or 1, see ``Conditions``; for networks with ``told_uncertainty``.
 
     Returns:
         Conditions whose low-pass PAN is a Gaussian of that MTF sampled at the nominal MS positions (3.3).
@@ -179,4 +184,5 @@ def build_conditions(
         pan=(pan, *(_shrunk(_shrinking(2**s), pan, 2**s) for s in range(1, SCALES))),
         lowpass=tuple(ms_at(lowpass, (height, width), ratio, lp_phase, s) for s in range(SCALES)),
         injection=injection,
+        uncertainty=torch.tensor(uncertainty, dtype=pan.dtype, device=pan.device)[:, None, None, None],
     )

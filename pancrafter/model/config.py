@@ -32,6 +32,12 @@ class NetworkConfig(Record):
     matched_lowpass: bool = Field(
         default=False, description="Low-pass PAN is as blurred as the scene's MS is, in place of by the generic MTF."
     )
+    told_uncertainty: bool = Field(
+        default=False, description="Tell the stem how uncertain shifts and MTF are: 1 as at full resolution, 0 exact."
+    )
+    weighs_ms: bool = Field(
+        default=False, description="A second output per band: how far the result follows what is missing against MS."
+    )
     mars: bool = Field(default=True, description="Second mode that reconstructs PAN during training.")
     ffn_expansion: int = Field(default=4, ge=1)
 
@@ -53,8 +59,14 @@ class NetworkConfig(Record):
 
     @property
     def stem_channels(self) -> int:
-        """Input channels: MS and PAN, plus low- and high-pass PAN, plus injected detail per band."""
-        return self.bands * (2 if self.injected_detail else 1) + (3 if self.split_pan else 1)
+        """Input channels: MS and PAN, low- and high-pass PAN, injected detail per band, how uncertain all that is."""
+        pan = 3 if self.split_pan else 1
+        return self.bands * (2 if self.injected_detail else 1) + pan + self.told_uncertainty
+
+    @property
+    def head_channels(self) -> int:
+        """Output channels: the bands, then how far each follows MS (``weighs_ms``)."""
+        return self.bands * (2 if self.weighs_ms else 1)
 
     @property
     def pan_condition_channels(self) -> int:

@@ -99,7 +99,7 @@ class MsNetwork:
         self._head = _Convolution.of(network.head, dtype)
 
     def __call__(self, conditions: Conditions, core: Region | None = None) -> Tensor:
-        """Sharpened core of a tile: (n, bands, core rows, core columns) float32, in the inputs' normalised units.
+        """Sharpened core of a tile, as of ``PanCrafter.forward``: (n, head channels, core rows, core columns) float32.
 
         Args:
             conditions: The tile's inputs on three scales; PAN may have one sample for all of MS.
@@ -121,8 +121,9 @@ class MsNetwork:
         del skip1
         x = self._decode1(x, _at(conditions, 1, (rows.decode1, cols.decode1), self._dtype))
         half = _halved(rows.decode0), _halved(cols.decode0)
-        residual = self._decode_full(_cut(x, half, (rows.decode1, cols.decode1)), skip0, rows, cols)
-        return residual.add_(base[..., top:bottom, left:right])
+        made = self._decode_full(_cut(x, half, (rows.decode1, cols.decode1)), skip0, rows, cols)
+        made[:, : self.config.bands].add_(base[..., top:bottom, left:right])
+        return made
 
     def working_bytes(self, tile_px: int, core_px: int, bands: int) -> int:
         """Memory of one pass over one sample, and of the conditions of all bands: an upper estimate.
@@ -133,7 +134,8 @@ class MsNetwork:
         feature = self.config.width * torch.finfo(self._dtype).bits // 8
         half, strip = 7 * tile_px // 4, 7 * min(STRIP_PX, tile_px)
         conditions = 4 * tile_px * (bands * (2 if self.config.injected_detail else 1) + 2) * 1.4
-        return int(feature * (core_px + tile_px // 2 + max(half, strip)) + conditions + 4 * core_px * self.config.bands)
+        made = 4 * core_px * self.config.head_channels
+        return int(feature * (core_px + tile_px // 2 + max(half, strip)) + conditions + made)
 
     def _encode_full(self, conditions: Conditions, rows: Needed, cols: Needed) -> tuple[Tensor, Tensor]:
         """First skip on the spans of ``decode0`` and input of ``encode1``, strip by strip."""
@@ -160,12 +162,14 @@ class MsNetwork:
         if conditions.injection is not None:
             (top, bottom), (left, right) = region
             parts.append(conditions.injection[..., top:bottom, left:right].to(self._dtype))
+        if self.config.told_uncertainty:
+            parts.append(conditions.uncertainty.to(self._dtype).expand(len(ms), 1, *ms.shape[2:]))
         return torch.cat(parts, 1)
 
     def _decode_full(self, x: Tensor, skip: Tensor, rows: Needed, cols: Needed) -> Tensor:
         """Last stage and head on the core, strip by strip; ``x`` is at half resolution on the spans of ``decode0``."""
-        n, bands, halo = len(x), self.config.bands, 2 * self.config.depth[0] + 1
-        out = torch.empty((n, bands, *_shape(rows.core, cols.core)), device=x.device)
+        n, channels, halo = len(x), self.config.head_channels, 2 * self.config.depth[0] + 1
+        out = torch.empty((n, channels, *_shape(rows.core, cols.core)), device=x.device)
         start, size = rows.decode0[0], rows.decode0[1]
         for strip in _strips(rows.core, (cols.decode0[1] - cols.decode0[0]) * n):
             span = _grown(strip, halo, size)
@@ -332,12 +336,12 @@ def _fold_split(weight: Tensor) -> Tensor:
 
 
 def _stem_weight(network: PanCrafter) -> Tensor:
-    """Weights of the stem for MS, low-pass PAN, PAN and injected detail, from those of the network's own order."""
+    """Weights of the stem for MS, low-pass PAN, PAN and the rest, from those of the network's own order."""
     weight, bands = network.stem.weight.detach(), network.config.bands
     if not network.config.split_pan:
         return weight
-    ms, pan, low, high, injection = weight.split([bands, 1, 1, 1, weight.shape[1] - bands - 3], 1)
-    return torch.cat([ms, low - high, pan + high, injection], 1)
+    ms, pan, low, high, rest = weight.split([bands, 1, 1, 1, weight.shape[1] - bands - 3], 1)
+    return torch.cat([ms, low - high, pan + high, rest], 1)
 
 
 # --- regions --------------------------------------------------------------------------------------------------------

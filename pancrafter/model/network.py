@@ -60,7 +60,7 @@ class PanCrafter(nn.Module):
         self.up0 = nn.ConvTranspose2d(width, width, 2, stride=2)
         self.decode0 = Stage(config, 0, 2 * width)
         self.head_norm = ChannelNorm(width)
-        self.head = nn.Conv2d(width, config.bands, 3, padding=1)
+        self.head = nn.Conv2d(width, config.head_channels, 3, padding=1)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)  # type: ignore[arg-type]  # present: bias=True
 
@@ -72,7 +72,8 @@ class PanCrafter(nn.Module):
             mode: (n,) int64, one mode per sample.
 
         Returns:
-            (n, bands, H, W) in the normalised units of the inputs.
+            (n, bands, H, W) in the normalised units of the inputs; with ``weighs_ms`` (n, 2 bands, H, W), where the
+            second half says how far the first follows MS (``model.reprojection``).
         """
         bands = self.config.bands
         reconstruct_pan = (mode == PAN_MODE)[:, None, None, None]
@@ -90,14 +91,14 @@ class PanCrafter(nn.Module):
         ms, pan, lowpass = conditions.ms[0], conditions.pan[0], conditions.lowpass[0]
         stem_pan = [pan, lowpass, pan - lowpass] if self.config.split_pan else [pan]
         injection = [] if conditions.injection is None else [conditions.injection]
-        stem = torch.cat([ms, *(part.expand(n, -1, -1, -1) for part in stem_pan), *injection], 1)
+        told = [conditions.uncertainty.expand(n, 1, *ms.shape[2:])] if self.config.told_uncertainty else []
+        stem = torch.cat([ms, *(part.expand(n, -1, -1, -1) for part in stem_pan), *injection, *told], 1)
         x = self.stem(stem.contiguous(memory_format=torch.channels_last))
         skip0 = self.encode0(x, queries[0], mss[0], pans[0], mode)
         skip1 = self.encode1(self.down1(skip0), queries[1], mss[1], pans[1], mode)
         x = self.bottleneck(self.down2(skip1), queries[2], mss[2], pans[2], mode)
         x = self.decode1(torch.cat([self.up1(x), skip1], 1), queries[1], mss[1], pans[1], mode)
         x = self.decode0(torch.cat([self.up0(x), skip0], 1), queries[0], mss[0], pans[0], mode)
-        residual = self.head(silu(self.head_norm(x)))
+        made: Tensor = self.head(silu(self.head_norm(x))).float()
         base = torch.where(reconstruct_pan, lowpass.expand(n, bands, -1, -1), ms)
-        reconstruction: Tensor = base + residual.float()
-        return reconstruction
+        return torch.cat([base + made[:, :bands], made[:, bands:]], 1)

@@ -2,35 +2,45 @@
 
 A step of iterative back-projection (Irani and Peleg 1991, "Improving resolution by image registration"): the result is
 blurred and sampled as the sensor samples a band, what is missing there against the MS input is brought onto the PAN
-grid and added. What lies beyond the MS resolution stays as the network made it. Why one step, and why the blur is
-relative to PAN's: docs/decisions/0022-reprojection.md.
+grid and added. What lies beyond the MS resolution stays as the network made it. Why the blur is relative to PAN's:
+docs/decisions/0022-reprojection.md. A step leaves some of what is missing, because up-sampling and blur weaken fine
+detail; how much of that is added too the network says, pixel by pixel: docs/decisions/0027-how-far-to-follow-ms.md.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pancrafter.metrics import PhaseYX, shift_reach_px
 from pancrafter.model.conditions import Reading, ms_at
 from pancrafter.model.config import CUBIC_REACH_MS_PX
-from pancrafter.resample import gaussian_taps, mtf_sigma
+from pancrafter.resample import cubic_taps, gaussian_taps, mtf_sigma
+
+SHARES = (-1.0, 2.0)
+"""Least and largest share of what one step leaves that is added."""
 
 BLUR_RADIUS_MS_PX = 3
 """Support of the blur on each side, MS pixels: more than three standard deviations for any gain above 0.01."""
 
+SEEN_RADIUS_MS_PX = 2
+"""Support of what the sensor sees of one up-sampled MS pixel, on each side, MS pixels; less than 1 % lies beyond."""
+
 
 def reach_px(ratio: int, phases_yx: Sequence[PhaseYX]) -> int:
     """Farthest pixel of the result before, per side, that one after depends on; PAN pixels."""
-    return (BLUR_RADIUS_MS_PX + CUBIC_REACH_MS_PX) * ratio + shift_reach_px(phases_yx, ratio)
+    return (BLUR_RADIUS_MS_PX + SEEN_RADIUS_MS_PX + CUBIC_REACH_MS_PX) * ratio + shift_reach_px(phases_yx, ratio)
 
 
-def reprojected(sharpened: Tensor, ms: Tensor, ratio: int, phases: Tensor, gains: Tensor) -> Tensor:
+def reprojected(made: Tensor, ms: Tensor, ratio: int, phases: Tensor, gains: Tensor) -> Tensor:
     """A result in agreement with its MS input.
 
     Args:
-        sharpened: (n, B, H, W), in the units of ``ms``; H and W multiples of ``ratio``.
+        made: What the network gives, (n, B or 2 B, H, W): the result in the units of ``ms``, then the share of what one
+            step leaves that is added, none where there is no more; H and W multiples of ``ratio``.
         ms: (n, B, H / ratio, W / ratio).
         ratio: PAN pixels per MS pixel.
         phases: (n, B, 2) where MS pixel 0 is centred on the PAN grid, in PAN pixels, rows first.
@@ -44,5 +54,26 @@ def reprojected(sharpened: Tensor, ms: Tensor, ratio: int, phases: Tensor, gains
     rows, cols = (
         Reading.of(gaussian_taps(centres[..., axis, None], sigma, BLUR_RADIUS_MS_PX * ratio), ratio) for axis in (0, 1)
     )
+    sharpened, share = made[:, : ms.shape[1]], made[:, ms.shape[1] :]
     seen = cols.along(rows.along(sharpened, 2, ms.shape[2]), 3, ms.shape[3])
-    return sharpened + ms_at(ms - seen, (sharpened.shape[2], sharpened.shape[3]), ratio, phases, 0)
+    missing, shape_yx = ms - seen, (made.shape[2], made.shape[3])
+    once = sharpened + ms_at(missing, shape_yx, ratio, phases, 0)
+    if share.shape[1] == 0:
+        return once
+    seen_again = _seen_again(gains.double().cpu().numpy(), ratio)
+    left = missing - seen_again.along(seen_again.along(missing, 2, ms.shape[2]), 3, ms.shape[3])
+    return once.addcmul(share.clamp(*SHARES), ms_at(left, shape_yx, ratio, phases, 0))
+
+
+def _seen_again(gains: NDArray[np.float64], ratio: int) -> Reading:
+    """What a sensor of these gains (n, B) sees of an image that was up-sampled from its own pixels, along one axis."""
+    radius = BLUR_RADIUS_MS_PX * ratio
+    places = np.arange(-radius, radius + 1) + (ratio - 1) % 2 / 2  # of PAN pixels around an MS pixel
+    blur = np.exp(-0.5 * (places / mtf_sigma(gains, ratio)[..., None]) ** 2)
+    first, weights = cubic_taps(places / ratio)
+    read = np.zeros((len(places), 2 * (BLUR_RADIUS_MS_PX + 3) + 1))
+    np.put_along_axis(read, first[:, None] + np.arange(4) + read.shape[1] // 2, weights, axis=1)
+    around = slice(read.shape[1] // 2 - SEEN_RADIUS_MS_PX, read.shape[1] // 2 + SEEN_RADIUS_MS_PX + 1)
+    seen = (blur @ read)[..., around]
+    seen /= seen.sum(axis=-1, keepdims=True)
+    return Reading((-SEEN_RADIUS_MS_PX,), seen[..., None, :].astype(np.float32), 1)

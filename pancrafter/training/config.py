@@ -18,7 +18,11 @@ class Augmentation(Record):
 
     mtf_gain: tuple[float, float] = (0.15, 0.40)
     known_shift_px: float = Field(default=2.0, description="Shift that the network is told, uniform within +-.")
-    small_residual_px: float = Field(default=0.3, description="Unknown shift of most samples (standard deviation).")
+    small_residual_px: float = Field(
+        default=0.3,
+        description="Unknown shift of most samples (standard deviation); networks with told_uncertainty learn with "
+        "shares of it, of large_residual_share and of told_mtf_error, and are told the share.",
+    )
     large_residual_px: float = Field(default=3.0, description="Unknown shift of the other samples, uniform within +-.")
     large_residual_share: float = 0.3
     noise: float = Field(default=0.01, description="Largest noise deviation, as a share of the value range.")

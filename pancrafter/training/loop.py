@@ -53,17 +53,19 @@ def batch_loss(network: PanCrafter, ratio: int, samples: list[Sample], config: T
         injection = None if injection is None else injection.repeat(2, 1, 1, 1)
         mode = torch.cat([mode, torch.full((n,), PAN_MODE, device=device)])
     told = [s.gain for s in samples] if config.network.matched_lowpass else [GENERIC_MTF_GAIN]
-    conditions = build_conditions(pan, ms, ratio, phases, injection, told * (len(pan) // len(told)))
+    uncertainty = [s.uncertainty for s in samples] * (len(pan) // n)
+    conditions = build_conditions(pan, ms, ratio, phases, injection, told * (len(pan) // len(told)), uncertainty)
     with torch.autocast(torch.device(device).type, dtype=torch.bfloat16, enabled=config.precision == "bfloat16"):
         output: Tensor = network(conditions, mode)
-    sharpened, counted = output[:n], slice(None)
+    bands = config.network.bands
+    sharpened, counted = output[:n, :bands], slice(None)
     if config.reprojection:
-        gains = torch.tensor([[s.gain] * config.network.bands for s in samples])
-        sharpened = reprojected(sharpened.float(), ms[:n], ratio, phases[:n], gains)
+        gains = torch.tensor([[s.gain] * bands for s in samples])
+        sharpened = reprojected(output[:n].float(), ms[:n], ratio, phases[:n], gains)
         counted = slice(BLUR_RADIUS_MS_PX * ratio, -BLUR_RADIUS_MS_PX * ratio)
     loss: Tensor = (sharpened - truth)[..., counted, counted].abs().mean()
     if config.network.mars:
-        loss = loss + config.pan_weight * (output[n:] - pan[n:]).abs().mean()
+        loss = loss + config.pan_weight * (output[n:, :bands] - pan[n:]).abs().mean()
     return loss
 
 
@@ -71,14 +73,17 @@ def _starting_network(config: TrainConfig) -> PanCrafter:
     """A fresh network, or the one that fine-tuning starts from.
 
     Raises:
-        WeightsError: ``start`` has another architecture than ``network``; injected detail and the matched low-pass PAN
-            may be added to it.
+        WeightsError: ``start`` has another architecture than ``network``; ``injected_detail``, ``matched_lowpass``,
+            ``told_uncertainty`` and ``weighs_ms`` may be added to it.
     """
     if config.start is None:
         return PanCrafter(config.network)
     checkpoint = load_checkpoint(config.start)
     trained = checkpoint.network.config
-    new = {name: False for name in ("injected_detail", "matched_lowpass") if not getattr(trained, name)}
+    addable = {"injected_detail", "matched_lowpass", "told_uncertainty", "weighs_ms"}
+    if trained.told_uncertainty:
+        addable.remove("injected_detail")  # whose input would come before
+    new = {name: False for name in addable if not getattr(trained, name)}
     if trained != config.network.model_copy(update=new):
         raise WeightsError(
             f"weights {config.start} are of {trained}, expected {config.network}; "
@@ -87,7 +92,10 @@ def _starting_network(config: TrainConfig) -> PanCrafter:
     network, weights = PanCrafter(config.network), checkpoint.network.state_dict()
     stem = torch.zeros_like(network.stem.weight)  # inputs that are new count for nothing until they are trained
     stem[:, : trained.stem_channels] = weights["stem.weight"]
-    network.load_state_dict({**weights, "stem.weight": stem})
+    head = {name: torch.zeros_like(value) for name, value in network.state_dict().items() if name.startswith("head.")}
+    for name, value in head.items():  # nor do outputs
+        value[: trained.head_channels] = weights[name]
+    network.load_state_dict({**weights, **head, "stem.weight": stem})
     return network
 
 

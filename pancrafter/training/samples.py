@@ -40,6 +40,8 @@ class Sample:
     """(B, p, p) injected detail."""
     gain: float
     """MTF of the bands at the MS Nyquist frequency that network and reprojection are told."""
+    uncertainty: float = 1.0
+    """How far shift and told MTF may be off, as a share of what the augmentation says."""
 
 
 def normalise(values: Floats, limits: ValueRange) -> Floats:
@@ -90,10 +92,11 @@ def draw_sample(
     count = len(image.truth)
     gain = float(rng.uniform(*augmentation.mtf_gain))
     known = rng.uniform(-augmentation.known_shift_px, augmentation.known_shift_px, (count, 2))
-    if rng.uniform() < augmentation.large_residual_share:
+    uncertainty = float(rng.uniform()) if config.network.told_uncertainty else 1.0
+    if rng.uniform() < uncertainty * augmentation.large_residual_share:
         residual = np.tile(rng.uniform(-augmentation.large_residual_px, augmentation.large_residual_px, 2), (count, 1))
     else:
-        residual = rng.normal(0, augmentation.small_residual_px, (count, 2))
+        residual = rng.normal(0, uncertainty * augmentation.small_residual_px, (count, 2))
     told = (ratio - 1) / 2 + known
     n, truth_dn = side // ratio, _vary_detail(oriented(image.truth), crisp)
     ms_dn = np.stack(
@@ -101,7 +104,7 @@ def draw_sample(
     )
     ms_dn = np.stack([_with_noise(m, r, augmentation, rng) for m, r in zip(ms_dn, image.truth_ranges, strict=True)])
     limits = [_jittered(image.truth_ranges[b], rng, augmentation) for b in chosen]
-    error = math.exp(rng.normal(0, augmentation.told_mtf_error)) if config.reprojection else 1.0
+    error = math.exp(rng.normal(0, uncertainty * augmentation.told_mtf_error)) if config.reprojection else 1.0
     return Sample(
         pan,
         np.stack([normalise(ms_dn[b], limit) for b, limit in zip(chosen, limits, strict=True)]),
@@ -109,6 +112,7 @@ def draw_sample(
         told[chosen],
         injected_detail(pan_dn, ms_dn, ratio, told, image.injection, dict(zip(chosen.tolist(), limits, strict=True))),
         min(gain * error, SHARPEST_GAIN),
+        uncertainty,
     )
 
 

@@ -38,7 +38,7 @@ def patch_ergas(network: PanCrafter, patches: Patches, device: str, batch: int =
         pan, ms = (torch.from_numpy(2 * a[part] / ceiling - 1).float() for a in (patches.pan[:, None], patches.ms))
         phases = torch.full((1, 1, 2), PHASE_PX, dtype=torch.float64).expand(*ms.shape[:2], 2)
         conditions = build_conditions(pan.to(device), ms.to(device), RATIO, phases)
-        sharp = network(conditions, torch.zeros(len(part), dtype=torch.long, device=device)).cpu()
+        sharp = network(conditions, torch.zeros(len(part), dtype=torch.long, device=device))[:, : ms.shape[1]].cpu()
         for name, images in (("ergas", sharp), ("ergas_cubic", conditions.ms[0].cpu())):
             dn = ((images + 1) / 2 * ceiling).clamp(0, ceiling).numpy()
             scores[name] += [ergas(t, d, RATIO) for t, d in zip(patches.truth[part], dn, strict=True) if t.any()]
@@ -106,7 +106,7 @@ def sharpen_arrays(
         output = network(conditions, torch.zeros(1, dtype=torch.long, device=device))
         if reprojection:
             output = reprojected(output, ms_input, ratio, group_phases, torch.full(group_phases.shape[:2], gain))
-        dn = output[0].cpu().numpy()
+        dn = output[0].cpu().numpy()[: len(ranges)]
         result += [(o + 1) / 2 * (r.high - r.low) + r.low for o, r in zip(dn, ranges, strict=True)]
     return np.stack(result)
 
