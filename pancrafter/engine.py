@@ -266,9 +266,11 @@ class NetworkSharpener:
         ``gains`` are the bands' MTF at the MS Nyquist frequency, ``pan_gain`` is that of PAN at its own; 1 is PAN one
         scale down, as sharp as MS.
         """
-        told = replace(self, relative_mtf=tuple(relative_gain(gain, pan_gain, tile.ratio) for gain in gains))
-        if pan_gain == 1:
-            told = told.one_scale_down(gains, tile.ratio)
+        told = replace(
+            self,
+            relative_mtf=tuple(relative_gain(gain, pan_gain, tile.ratio) for gain in gains),
+            uncertainty=self.uncertainty / tile.ratio if pan_gain == 1 else self.uncertainty,
+        )
         if not self.checkpoint.network.config.injected_detail:
             return told
         sums = injection_sums(tile.pan, tile.ms, tile.ratio, tile.phases_yx, float(np.mean(gains)))

@@ -79,6 +79,20 @@ def test_blocks_equal_the_whole_pair(ratio: int, *, injected: bool) -> None:
         assert np.corrcoef(inside.ravel(), whole[:, 40:-40, 40:-40].ravel())[0, 1] > 0.9
 
 
+def test_a_network_is_told_that_less_is_uncertain_one_scale_down() -> None:
+    """MS was degraded by a known MTF, and shifts are off by less of a pixel; results follow what is told."""
+    checkpoint = random_checkpoint(attention="none", told_uncertainty=True)
+    tile = tile_of(pair_of(side_ms=22))
+    full, reduced = (
+        NetworkSharpener(checkpoint).fitted_to(tile, (0.3, 0.3), pan_gain) for pan_gain in (0.2, AS_SHARP_AS_MS)
+    )
+    assert (full.uncertainty, reduced.uncertainty) == (1, 1 / 4)
+    again = full.one_scale_down((0.3, 0.3), 4)
+    assert (again.uncertainty, again.relative_mtf) == (reduced.uncertainty, reduced.relative_mtf)
+    result = reduced(tile)
+    assert np.abs(result - replace(reduced, uncertainty=1.0)(tile)).max() > 1e-3 * result.std()
+
+
 def test_scores_are_those_of_metrics_on_the_methods_own_result() -> None:
     pair = pair_of()
     report = evaluate_pair(pair, [classical_method("mtf-glp-fs")])
