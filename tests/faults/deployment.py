@@ -134,9 +134,9 @@ class PrefectServer:
         return DeploymentRun(self, run["id"], mark, log)
 
     def end(self) -> None:
-        if self.living is not None:
-            os.killpg(self.living.pid, 9)
-            self.living.wait(30)
+        if (process := self.living) is not None:
+            os.killpg(process.pid, 9)
+            process.wait(30)
 
 
 @dataclass
