@@ -88,12 +88,12 @@ def sharpness(
     keep = minimum_filter(keep[on_ms], 2 * MARGIN_MS_PX + 1, mode="constant", cval=0)
     if keep.sum() < LEAST_PX:
         return None
-    sought = _Sought(pan[on_pan].astype(np.float64), ms[:, *on_ms][:, keep].astype(np.float64), ratio, phase, keep)
+    sought = _Sought(pan[on_pan].astype(np.float32), ms[:, *on_ms][:, keep].astype(np.float64), ratio, phase, keep)
     if sought.flat:
         return None
-    coarse = list(range(0, len(WIDTHS), 2))
-    around = max(coarse, key=sought.explained)
-    best = max((i for i in (around - 1, around, around + 1) if 0 <= i < len(WIDTHS)), key=sought.explained)
+    best = max(range(0, len(WIDTHS), 4), key=sought.explained)
+    for step in (2, 1):
+        best = max((i for i in (best - step, best, best + step) if 0 <= i < len(WIDTHS)), key=sought.explained)
     width, at = float(WIDTHS[best]), sought.explained(best)
     if 0 < best < len(WIDTHS) - 1:
         before, after = sought.explained(best - 1), sought.explained(best + 1)
@@ -112,7 +112,7 @@ def _middle(size: int, ratio: int, phase: float) -> tuple[slice, slice]:
 class _Sought:
     """One window: how much of PAN's variance its bands explain, by the number of a width."""
 
-    def __init__(self, pan: Floats, bands: Floats, ratio: int, phase_yx: Floats, keep: NDArray[np.bool_]) -> None:
+    def __init__(self, pan: NDArray[np.float32], bands: Floats, ratio: int, phase_yx: Floats, keep: NDArray[np.bool_]) -> None:
         """``bands`` (band, kept pixel); the others as in ``sharpness``."""
         self._pan, self._ratio, self._phase_yx, self._keep = pan, ratio, phase_yx, keep
         self._bands = bands - bands.mean(axis=1, keepdims=True)
@@ -129,12 +129,14 @@ class _Sought:
     def explained(self, index: int) -> float:
         """Share of the variance of PAN, blurred by ``WIDTHS[index]``, that the best mix of bands explains."""
         if index not in self._found:
-            width, radius = float(WIDTHS[index]) * self._ratio, MARGIN_MS_PX * self._ratio
+            width = float(WIDTHS[index]) * self._ratio
             rows, cols = (
-                gaussian_matrix(n_ms, n_pan, float(self._ratio), float(phase), width, radius)
+                gaussian_matrix(n_ms, n_pan, float(self._ratio), float(phase), width, math.ceil(5 * width)).astype(
+                    np.float32
+                )
                 for n_ms, n_pan, phase in zip(self._keep.shape, self._pan.shape, self._phase_yx, strict=True)
             )
-            pan = apply_yx(rows, cols, self._pan)[self._keep]
+            pan = apply_yx(rows, cols, self._pan)[self._keep].astype(np.float64)
             pan -= pan.mean()
             across = products(self._bands, pan[None])[:, 0]
             self._found[index] = float(across @ self._inverse @ across / max(float(pan @ pan), 1e-9))
