@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import fft, ndimage
 
-from pancrafter.moments import products
+from pancrafter.moments import mixtures, products
 from pancrafter.resample import GENERIC_MTF_GAIN, mtf_sigma
 from pancrafter.types import Record
 
@@ -355,7 +355,7 @@ class _Matcher:
         (at_y, slope_y), (at_x, slope_x) = (_taps(float(t)) for t in offset - whole)
         taps = np.stack([np.outer(at_y, at_x), np.outer(slope_y, at_x), np.outer(at_y, slope_x)]).reshape(3, -1)
         near = self._neighbours(int(whole[0]), int(whole[1]))
-        samples = (taps.astype(np.float32) @ near.reshape(len(near), -1)).reshape(3, *near.shape[1:])
+        samples = mixtures(taps.astype(np.float32), near.reshape(len(near), -1)).reshape(3, *near.shape[1:])
         target, energy = self._bands[band], self._energy[band]
         shared = np.einsum("inc,jnc->ijc", samples, samples)
         with_band = np.einsum("inc,nc->ic", samples, target)

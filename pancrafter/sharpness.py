@@ -112,7 +112,9 @@ def _middle(size: int, ratio: int, phase: float) -> tuple[slice, slice]:
 class _Sought:
     """One window: how much of PAN's variance its bands explain, by the number of a width."""
 
-    def __init__(self, pan: NDArray[np.float32], bands: Floats, ratio: int, phase_yx: Floats, keep: NDArray[np.bool_]) -> None:
+    def __init__(
+        self, pan: NDArray[np.float32], bands: Floats, ratio: int, phase_yx: Floats, keep: NDArray[np.bool_]
+    ) -> None:
         """``bands`` (band, kept pixel); the others as in ``sharpness``."""
         self._pan, self._ratio, self._phase_yx, self._keep = pan, ratio, phase_yx, keep
         self._bands = bands - bands.mean(axis=1, keepdims=True)
@@ -138,8 +140,8 @@ class _Sought:
             )
             pan = apply_yx(rows, cols, self._pan)[self._keep].astype(np.float64)
             pan -= pan.mean()
-            across = products(self._bands, pan[None])[:, 0]
-            self._found[index] = float(across @ self._inverse @ across / max(float(pan @ pan), 1e-9))
+            across, energy = products(self._bands, pan[None])[:, 0], float(products(pan[None], pan[None])[0, 0])
+            self._found[index] = float(across @ self._inverse @ across / max(energy, 1e-9))
         return self._found[index]
 
 
