@@ -169,7 +169,7 @@ def adapt(
     deciding, training = pairs[1::3], [pair for i, pair in enumerate(pairs) if i % 3 != 1]
     network = copy.deepcopy(sharpener.checkpoint.network).to(sharpener.device)
     copied = replace(sharpener, checkpoint=replace(sharpener.checkpoint, network=network))
-    copied = copied.one_scale_down(gains, patches[0].ratio)
+    copied = copied.one_scale_down(gains)
     before = best = _error_on(copied, deciding)
     best_state: dict[str, Tensor] | None = None
     step = 0

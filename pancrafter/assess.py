@@ -395,7 +395,7 @@ def reduced_sample(
         return None
     tile, truth = reduced.tile, reduced.truth
     pair = classical.PairInput(tile.pan, tile.ms, tile.ratio, tile.phases_yx, gains)
-    ours = sharpener.one_scale_down(gains, tile.ratio) if isinstance(sharpener, NetworkSharpener) else sharpener
+    ours = sharpener.one_scale_down(gains) if isinstance(sharpener, NetworkSharpener) else sharpener
     results = {ours.method: ours(tile)} | {m: classical.sharpen(m, pair) for m in classical.METHODS}
     inner = (slice(None), *(slice(BORDER_REDUCED_PX, n - BORDER_REDUCED_PX) for n in tile.pan.shape))
     return Sample(
@@ -453,6 +453,7 @@ def reduce_tile(
         phases_yx=(nominal,) * len(ms),
         pan_range=full.pan_range,
         ms_ranges=full.ms_ranges,
+        uncertainty=full.uncertainty / ratio,
     )
     return Reduced(tile, truth)
 

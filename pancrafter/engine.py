@@ -76,6 +76,8 @@ class Tile:
 
     ``pan`` (y, x) and ``ms`` (band, y / ratio, x / ratio) start at the same multiple of ``ratio``; ``phases_yx`` holds,
     per band, where MS pixel 0 of the tile really lies on its PAN grid (nominal phase plus band shift), PAN pixels.
+    ``uncertainty`` is how far these and what is known of MTF may be off, and how noisy pixels may be: 1 as at full
+    resolution; one scale down (``assess.reduce_tile``) pixels are larger, noise is averaged away and MTF is known.
     """
 
     pan: Floats
@@ -84,6 +86,7 @@ class Tile:
     phases_yx: tuple[PhaseYX, ...]
     pan_range: ValueRange
     ms_ranges: tuple[ValueRange, ...]
+    uncertainty: float = 1.0
 
 
 class ScenePixels(Protocol):
@@ -152,8 +155,7 @@ class NetworkSharpener:
 
     ``injection`` belongs to the scene (``fit_scene_injection``); networks with ``injected_detail`` need it.
     ``relative_mtf``, what the bands' MTF at the MS Nyquist frequency is of PAN's there, makes results agree with MS
-    (``model.reprojection``); None leaves them as they come from the network. ``uncertainty`` is how far shifts and MTF
-    may be off: 1 as at full resolution; one scale down pixels are larger, and MTF is known.
+    (``model.reprojection``); None leaves them as they come from the network.
     """
 
     checkpoint: Checkpoint
@@ -161,7 +163,6 @@ class NetworkSharpener:
     precision: str = "float32"
     injection: InjectionConstants | None = None
     relative_mtf: tuple[float, ...] | None = None
-    uncertainty: float = 1.0
 
     @property
     def method(self) -> str:
@@ -263,23 +264,17 @@ class NetworkSharpener:
     def fitted_to(self, tile: Tile, gains: Sequence[float], pan_gain: float) -> NetworkSharpener:
         """The same network with what it needs to know of a scene that is ``tile`` as a whole.
 
-        ``gains`` are the bands' MTF at the MS Nyquist frequency, ``pan_gain`` is that of PAN at its own; 1 is PAN one
-        scale down, as sharp as MS.
+        ``gains`` are the bands' MTF at the MS Nyquist frequency, ``pan_gain`` is that of PAN at its own.
         """
-        told = replace(
-            self,
-            relative_mtf=tuple(relative_gain(gain, pan_gain, tile.ratio) for gain in gains),
-            uncertainty=self.uncertainty / tile.ratio if pan_gain == 1 else self.uncertainty,
-        )
+        told = replace(self, relative_mtf=tuple(relative_gain(gain, pan_gain, tile.ratio) for gain in gains))
         if not self.checkpoint.network.config.injected_detail:
             return told
         sums = injection_sums(tile.pan, tile.ms, tile.ratio, tile.phases_yx, float(np.mean(gains)))
         return replace(told, injection=fit_injection(sums))
 
-    def one_scale_down(self, gains: Sequence[float], ratio: int) -> NetworkSharpener:
-        """The same network for the scene degraded by ``ratio`` and the bands' ``gains``: MS as it is is the truth."""
-        told = self if self.relative_mtf is None else replace(self, relative_mtf=tuple(gains))
-        return replace(told, uncertainty=self.uncertainty / ratio)
+    def one_scale_down(self, gains: Sequence[float]) -> NetworkSharpener:
+        """The same network for the scene degraded by the bands' ``gains``: MS as it is is the truth."""
+        return self if self.relative_mtf is None else replace(self, relative_mtf=tuple(gains))
 
     def working_bytes(self, tile_px: int, core_px: int, bands: int) -> int:
         """The network's maps and inputs, and what it makes around the core."""
@@ -305,7 +300,7 @@ class NetworkSharpener:
         phases = torch.tensor(tile.phases_yx, dtype=torch.float64).unflatten(0, (-1, group))
         detail = self._injected_detail(tile)
         injection = None if detail is None else detail[0].unflatten(0, (-1, group))
-        return build_conditions(pan, ms, tile.ratio, phases, injection, [self._lowpass_gain()], [self.uncertainty])
+        return build_conditions(pan, ms, tile.ratio, phases, injection, [self._lowpass_gain()], [tile.uncertainty])
 
     def _lowpass_gain(self) -> float:
         """MTF at the MS Nyquist frequency that low-pass PAN has: what this network is told of the scene's."""

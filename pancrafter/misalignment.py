@@ -111,7 +111,7 @@ def _scores_of(pair: Pair, methods: Sequence[Method], ratio: int | None) -> dict
     for offsets in _offsets(len(pair.ms), reduced.tile.ratio):
         moved = _moved(reduced.tile, reduced.truth, pair.mtf_gains, offsets)
         for series in SERIES:
-            tile = moved if series == "untold" else _told(moved, pair.mtf_gains)
+            tile = replace(moved, uncertainty=1.0) if series == "untold" else _told(moved, pair.mtf_gains)
             for method in methods:
                 result = method.sharpen(tile, pair.mtf_gains, AS_SHARP_AS_MS)[inner].clip(0, pair.dn_max)
                 found.setdefault((method.name, series), []).append(ergas(reduced.truth[inner], result, tile.ratio))

@@ -65,7 +65,7 @@ def test_adapting_lowers_the_error_on_patches_it_never_trained_on(spoiled: Netwo
     width = np.array([limits.high - limits.low for limits in pair.tile.ms_ranges])[:, None, None]
     inner = (slice(None), slice(4, -4), slice(4, -4))
     for sharpener, said in ((spoiled, done.before), (done.sharpener, done.after)):
-        error = 2 * np.abs(sharpener.one_scale_down(GAINS, pair.tile.ratio)(pair.tile) - pair.truth) / width
+        error = 2 * np.abs(sharpener.one_scale_down(GAINS)(pair.tile) - pair.truth) / width
         assert error[inner].mean() == pytest.approx(said, rel=1e-4)
 
 

@@ -419,7 +419,7 @@ def test_loss_is_that_of_results_in_agreement_with_ms(share: float | None) -> No
 
 
 def test_samples_are_as_uncertain_as_they_are_told() -> None:
-    """Shift and told MTF stray by the share that the network is told of what the augmentation says."""
+    """Shift, told MTF and noise stray by the share that the network is told of what the augmentation says."""
     still = STILL.model_copy(update={"told_mtf_error": 0.1, "small_residual_px": 0.5, "mtf_gain": (0.3, 0.3)})
     chosen = config(
         network={**TINY, "told_uncertainty": True}, reprojection=True, batch=400, patch_px=32, augmentation=still
@@ -431,6 +431,10 @@ def test_samples_are_as_uncertain_as_they_are_told() -> None:
     assert told.max() > 0.95
     assert np.std(errors / told) == pytest.approx(0.1, rel=0.15)
     assert abs(np.corrcoef(np.abs(errors), told)[0, 1]) > 0.3
+    noisy = chosen.model_copy(update={"augmentation": still.model_copy(update={"noise": 0.1})})
+    noise = np.array([np.std(a.pan - b.pan) for a, b in zip(draw_batch([image(0)], noisy, 0)[1], samples, strict=True)])
+    assert np.corrcoef(noise, told)[0, 1] > 0.5
+    assert (noise / told).max() < 1.3 * (noise / told)[told > 0.9].max()
     _, untold = draw_batch([image(0)], chosen.model_copy(update={"network": NetworkConfig.model_validate(TINY)}), 0)
     assert {s.uncertainty for s in untold} == {1.0}
 

@@ -33,7 +33,8 @@ class NetworkConfig(Record):
         default=False, description="Low-pass PAN is as blurred as the scene's MS is, in place of by the generic MTF."
     )
     told_uncertainty: bool = Field(
-        default=False, description="Tell the stem how uncertain shifts and MTF are: 1 as at full resolution, 0 exact."
+        default=False,
+        description="Tell the stem how uncertain shift, MTF and DN are: 1 as at full resolution, 0 exact.",
     )
     weighs_ms: bool = Field(
         default=False, description="A second output per band: how far the result follows what is missing against MS."

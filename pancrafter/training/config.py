@@ -21,7 +21,7 @@ class Augmentation(Record):
     small_residual_px: float = Field(
         default=0.3,
         description="Unknown shift of most samples (standard deviation); networks with told_uncertainty learn with "
-        "shares of it, of large_residual_share and of told_mtf_error, and are told the share.",
+        "shares of it, of large_residual_share, told_mtf_error and noise, and are told the share.",
     )
     large_residual_px: float = Field(default=3.0, description="Unknown shift of the other samples, uniform within +-.")
     large_residual_share: float = 0.3

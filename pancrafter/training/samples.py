@@ -41,7 +41,7 @@ class Sample:
     gain: float
     """MTF of the bands at the MS Nyquist frequency that network and reprojection are told."""
     uncertainty: float = 1.0
-    """How far shift and told MTF may be off, as a share of what the augmentation says."""
+    """How far shift and told MTF may be off, and how noisy pixels may be, as a share of what the augmentation says."""
 
 
 def normalise(values: Floats, limits: ValueRange) -> Floats:
@@ -81,18 +81,19 @@ def draw_sample(
         values = values[..., ::-1, :] if flip_y else values
         return np.ascontiguousarray(values[..., ::-1] if flip_x else values)
 
+    uncertainty = float(rng.uniform()) if config.network.told_uncertainty else 1.0
+    noise = uncertainty * augmentation.noise
     inner = slice(margin, margin + side)
     least, most = augmentation.detail_gain
     crisp = math.exp(rng.uniform(math.log(least), math.log(most))) if least < most else least
     pan_dn = _vary_detail(oriented(image.pan), crisp * float(rng.choice(augmentation.pan_detail_gain)))[inner, inner]
-    pan_dn = _with_noise(pan_dn, image.pan_range, augmentation, rng)
+    pan_dn = _with_noise(pan_dn, image.pan_range, noise, rng)
     pan = normalise(pan_dn, _jittered(image.pan_range, rng, augmentation))
 
     # All bands are acquired, because all of them explain PAN; the network sees the chosen ones.
     count = len(image.truth)
     gain = float(rng.uniform(*augmentation.mtf_gain))
     known = rng.uniform(-augmentation.known_shift_px, augmentation.known_shift_px, (count, 2))
-    uncertainty = float(rng.uniform()) if config.network.told_uncertainty else 1.0
     if rng.uniform() < uncertainty * augmentation.large_residual_share:
         residual = np.tile(rng.uniform(-augmentation.large_residual_px, augmentation.large_residual_px, 2), (count, 1))
     else:
@@ -102,7 +103,7 @@ def draw_sample(
     ms_dn = np.stack(
         [acquire(band, (n, n), ratio, margin + told[b] + residual[b], gain) for b, band in enumerate(truth_dn)]
     )
-    ms_dn = np.stack([_with_noise(m, r, augmentation, rng) for m, r in zip(ms_dn, image.truth_ranges, strict=True)])
+    ms_dn = np.stack([_with_noise(m, r, noise, rng) for m, r in zip(ms_dn, image.truth_ranges, strict=True)])
     limits = [_jittered(image.truth_ranges[b], rng, augmentation) for b in chosen]
     error = math.exp(rng.normal(0, uncertainty * augmentation.told_mtf_error)) if config.reprojection else 1.0
     return Sample(
@@ -140,10 +141,8 @@ def _step_px(side_px: int, outer_px: int, augmentation: Augmentation, rng: np.ra
     return 2 if wanted and side_px > 2 * (outer_px - 1) else 1
 
 
-def _with_noise(
-    values: NDArray[Any], limits: ValueRange, augmentation: Augmentation, rng: np.random.Generator
-) -> Floats:
-    deviation = rng.uniform(0, augmentation.noise) * (limits.high - limits.low) / 2
+def _with_noise(values: NDArray[Any], limits: ValueRange, most: float, rng: np.random.Generator) -> Floats:
+    deviation = rng.uniform(0, most) * (limits.high - limits.low) / 2
     return (values + rng.normal(0, deviation, values.shape)).astype(np.float32)
 
 
