@@ -20,20 +20,12 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from pancrafter.assess import Reduced, reduce_tile
-from pancrafter.engine import (
-    Floats,
-    NetworkSharpener,
-    ScenePixels,
-    SharpenerSpec,
-    Tile,
-    band_phases,
-    build_sharpener,
-    valid_window,
-)
+from pancrafter.engine import NetworkSharpener, SharpenerSpec, build_sharpener
 from pancrafter.errors import WeightsError
 from pancrafter.evaluate import Method, network_method, sharpen_tile
 from pancrafter.model.network import MS_MODE
 from pancrafter.model.weights import save_checkpoint
+from pancrafter.tiles import Floats, ScenePixels, Tile, band_phases, valid_window
 from pancrafter.types import Record, ValueRange
 
 MIN_PATCH_PX = 96

@@ -22,20 +22,13 @@ from dask.delayed import delayed
 from numpy.typing import NDArray
 
 from pancrafter.cube import DN_LIMIT, REACH_PX, fill_invalid, measure_bands, value_range
-from pancrafter.engine import (
-    SharpenerSpec,
-    build_sharpener,
-    fit_sharpener,
-    plan_window,
-    quantise,
-    read_tile,
-    valid_window,
-)
+from pancrafter.engine import SharpenerSpec, build_sharpener, fit_sharpener
 from pancrafter.errors import GridMismatchError, InvalidSceneError
 from pancrafter.grid import pair_grids, pixel_centres
 from pancrafter.model.names import DEFAULT_WEIGHTS, SharpeningMethod
 from pancrafter.sensors import SensorContract, generic_contract, get_contract
 from pancrafter.store import BlockGrid, Mask, Pixels, Window
+from pancrafter.tiles import plan_window, quantise, read_tile, valid_window
 from pancrafter.types import AssetRef, PairGrid, PixelGrid, Record, Scene, StagedScene
 
 _KEPT_WINDOWS = 4

@@ -17,7 +17,7 @@ from scipy import ndimage
 
 from pancrafter import classical
 from pancrafter.alignment import estimate_band_shifts
-from pancrafter.engine import Floats, NetworkSharpener, Sharpener, Tile, band_phases, dn_limits, valid_window
+from pancrafter.engine import NetworkSharpener, Sharpener
 from pancrafter.errors import InvalidSceneError
 from pancrafter.metrics import (
     BLOCK_PX,
@@ -31,6 +31,7 @@ from pancrafter.metrics import (
 from pancrafter.moments import products
 from pancrafter.resample import GENERIC_MTF_GAIN, degrade
 from pancrafter.store import SceneStore, Window
+from pancrafter.tiles import Floats, Tile, band_phases, dn_limits, valid_window
 from pancrafter.types import CONSISTENCY_BLOCK_MS_PX, Quality, Record, StagedScene
 
 Pixels = NDArray[Any]  # any integer or float dtype

@@ -35,8 +35,8 @@ from pancrafter.types import PixelGrid, Record, StagedScene
 if TYPE_CHECKING:
     import torch
 
-    from pancrafter.engine import Tile
     from pancrafter.store import Window
+    from pancrafter.tiles import Tile
 
 BANDS, RATIO = 4, 4
 _TEXTURE_PX = 512
@@ -299,7 +299,7 @@ class Identity:
     @property
     def rows_at_once(self) -> int:
         """As for the textbook methods."""
-        from pancrafter.engine import STRIP_ROWS
+        from pancrafter.tiles import STRIP_ROWS
 
         return STRIP_ROWS
 
@@ -575,7 +575,7 @@ def _peak_mib() -> float:
 
 
 def _tile(core_px: int, halo_px: int) -> tuple[Tile, Window]:
-    from pancrafter.engine import Tile
+    from pancrafter.tiles import Tile
     from pancrafter.types import ValueRange
 
     step = -(-halo_px // 4) * 4

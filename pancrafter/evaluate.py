@@ -17,11 +17,12 @@ from pydantic import Field
 
 from pancrafter import classical, metrics
 from pancrafter.assess import BORDER_REDUCED_PX, reduce_tile
-from pancrafter.engine import NETWORK_STEP_PX, Floats, NetworkSharpener, Tile
+from pancrafter.engine import NetworkSharpener
 from pancrafter.errors import InvalidSceneError, PancrafterError
 from pancrafter.metrics import PhaseYX, Pixels
 from pancrafter.pairs import Pair, Unreadable, cropped, value_range
 from pancrafter.preview import comparison_picture
+from pancrafter.tiles import NETWORK_STEP_PX, Floats, Tile
 from pancrafter.types import Record, ValueRange
 
 NETWORK = "pan-crafter"

@@ -18,12 +18,13 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from pancrafter.assess import BORDER_REDUCED_PX, reduce_tile
-from pancrafter.engine import Floats, NetworkSharpener, Tile
+from pancrafter.engine import NetworkSharpener
 from pancrafter.errors import InvalidSceneError
 from pancrafter.evaluate import AS_SHARP_AS_MS, Method, tile_of
 from pancrafter.metrics import ergas
 from pancrafter.pairs import Pair, measured_phases
 from pancrafter.resample import degrade
+from pancrafter.tiles import Floats, Tile
 from pancrafter.types import Record
 
 SHIFTS_MS_PX = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0)

@@ -37,8 +37,9 @@ from pancrafter.types import Record, Scene, StagedScene
 if TYPE_CHECKING:
     from pancrafter.cog import Block as CogBlock
     from pancrafter.cube import SceneFiles
-    from pancrafter.engine import ScenePixels, Sharpener, SharpenerSpec
+    from pancrafter.engine import Sharpener, SharpenerSpec
     from pancrafter.store import SceneStore
+    from pancrafter.tiles import ScenePixels
 
 UNKNOWN_SENSOR = "unknown-sensor"
 """Name under which the generic contract is used for files of an unknown sensor."""

@@ -224,7 +224,7 @@ def catalog_pairs(
 
 
 def _staged_pair(store: Any, scene: Scene, window: Any, contract: SensorContract) -> Pair:  # Any: imported late
-    from pancrafter.engine import band_phases
+    from pancrafter.tiles import band_phases
 
     staged = store.staged
     ratio = staged.grid.ratio

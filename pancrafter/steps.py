@@ -575,9 +575,9 @@ def _truth_task(
     from pancrafter.classical import PairInput
     from pancrafter.classical import sharpen as sharpen_classically
     from pancrafter.cube import read_raster
-    from pancrafter.engine import band_phases, quantise, valid_window
     from pancrafter.metrics import ergas, fill_invalid, q2n, sam_deg
     from pancrafter.store import SceneStore
+    from pancrafter.tiles import band_phases, quantise, valid_window
 
     store = SceneStore.open(uri)
     staged = store.staged
@@ -835,8 +835,8 @@ def _write_assets(
 def image_blocks(store: SceneStore) -> Iterator[CogBlock]:
     """The sharpened scene, block by block, for ``pancrafter.cog.write_cog``."""
     from pancrafter.cog import Block as CogBlock
-    from pancrafter.engine import valid_window
     from pancrafter.pyramid import neighbours_together
+    from pancrafter.tiles import valid_window
 
     dtype = store.staged.dtype
     for window in neighbours_together(store.pan_windows()):
@@ -847,8 +847,8 @@ def _mask_blocks(store: SceneStore) -> Iterator[CogBlock]:
     from pancrafter.assess import inconsistent_pixels
     from pancrafter.cog import Block as CogBlock
     from pancrafter.cog import reason_bits
-    from pancrafter.engine import dn_limits, measured_window
     from pancrafter.pyramid import neighbours_together
+    from pancrafter.tiles import dn_limits, measured_window
 
     consistency = store.read_consistency()
     limit, reach = dn_limits(store.staged)[1], EDGE_REACH_PX
@@ -876,9 +876,9 @@ def _before_after(store: SceneStore, path: Path, names: list[str | None]) -> tup
     import numpy as np
     from PIL import Image
 
-    from pancrafter.engine import band_phases, valid_window
     from pancrafter.preview import comparison_picture
     from pancrafter.resample import upsample
+    from pancrafter.tiles import band_phases, valid_window
 
     staged = store.staged
     ratio = staged.grid.ratio

@@ -17,20 +17,11 @@ from typing import ClassVar, TypeVar
 import numpy as np
 
 from pancrafter.cog import CACHE_BYTES
-from pancrafter.engine import (
-    ScenePixels,
-    Sharpener,
-    Tile,
-    TilePlan,
-    Valid,
-    plan_window,
-    quantise,
-    read_tile,
-    valid_window,
-)
+from pancrafter.engine import Sharpener
 from pancrafter.errors import ErrorKind, PancrafterError
 from pancrafter.pyramid import neighbours_together
 from pancrafter.store import Pixels, Window
+from pancrafter.tiles import ScenePixels, Tile, TilePlan, Valid, plan_window, quantise, read_tile, valid_window
 from pancrafter.types import StagedScene
 
 T = TypeVar("T")

@@ -14,11 +14,12 @@ from staged_scenes import make_staged, overlap
 
 from pancrafter.assess import assessment_windows, combine, reduced_sample, sample_windows, window_sums
 from pancrafter.cube import measure_bands
-from pancrafter.engine import Sharpener, quantise, sharpen_block, valid_window
+from pancrafter.engine import Sharpener, sharpen_block
 from pancrafter.model.network import PanCrafter
 from pancrafter.model.weights import Checkpoint
 from pancrafter.sensors import SensorContract
 from pancrafter.store import SceneStore
+from pancrafter.tiles import quantise, valid_window
 from pancrafter.types import Quality
 
 Image = NDArray[Any]

@@ -21,10 +21,11 @@ from pancrafter import adapt as adapt_module
 from pancrafter import cli
 from pancrafter.adapt import AdaptLimits, _turned, adapt, cut_patches
 from pancrafter.assess import reduce_tile
-from pancrafter.engine import NetworkSharpener, Tile
+from pancrafter.engine import NetworkSharpener
 from pancrafter.errors import WeightsError
 from pancrafter.model.weights import save_checkpoint
 from pancrafter.resample import degrade
+from pancrafter.tiles import Tile
 from pancrafter.types import ValueRange
 
 Array = NDArray[Any]

@@ -24,21 +24,13 @@ from pancrafter.assess import (
     sample_windows,
     window_sums,
 )
-from pancrafter.engine import (
-    GlpSharpener,
-    NetworkSharpener,
-    Sharpener,
-    Tile,
-    band_phases,
-    quantise,
-    sharpen_block,
-    valid_window,
-)
+from pancrafter.engine import GlpSharpener, NetworkSharpener, Sharpener, sharpen_block
 from pancrafter.errors import InvalidSceneError
 from pancrafter.metrics import consistency, ergas, error_sums, hqnr_production_sums
 from pancrafter.quality import QualityRule
 from pancrafter.resample import GENERIC_MTF_GAIN, degrade, upsample
 from pancrafter.store import SceneStore, Window
+from pancrafter.tiles import Tile, band_phases, quantise, valid_window
 from pancrafter.types import Quality, StagedScene, ValueRange
 
 GAINS = (0.30, 0.28, 0.33)

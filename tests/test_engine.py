@@ -28,17 +28,9 @@ from pancrafter.engine import (
     NetworkSharpener,
     Sharpener,
     SharpenerSpec,
-    Tile,
-    band_phases,
     build_sharpener,
-    dn_limits,
     fit_scene_injection,
-    measured_window,
-    plan_tile,
-    quantise,
-    read_tile,
     sharpen_block,
-    valid_window,
 )
 from pancrafter.errors import WeightsError
 from pancrafter.model import reprojection
@@ -46,6 +38,7 @@ from pancrafter.model.conditions import build_conditions
 from pancrafter.model.weights import Checkpoint, load_checkpoint, save_checkpoint
 from pancrafter.sensors import BandSpec, SensorContract
 from pancrafter.store import SceneStore
+from pancrafter.tiles import Tile, band_phases, dn_limits, measured_window, plan_tile, quantise, read_tile, valid_window
 from pancrafter.types import AssetRef, Scene, StagedScene
 
 EXACT = 1e-5

@@ -12,11 +12,12 @@ from networks import random_checkpoint, random_network
 from PIL import Image
 from test_evaluate import call, pair_of
 
-from pancrafter.engine import NetworkSharpener, Tile
+from pancrafter.engine import NetworkSharpener
 from pancrafter.errors import InvalidSceneError
 from pancrafter.evaluate import Method, classical_method
 from pancrafter.misalignment import SHIFTS_MS_PX, Curve, markdown_table, measure, plot, without_attention
 from pancrafter.model.weights import save_checkpoint
+from pancrafter.tiles import Tile
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
-from pancrafter.engine import NetworkSharpener, Tile
+from pancrafter.engine import NetworkSharpener
 from pancrafter.evaluate import sharpen_tile
 from pancrafter.metrics import ergas
 from pancrafter.model.weights import load_checkpoint
@@ -28,6 +28,7 @@ from pancrafter.sharpness import (
 )
 from pancrafter.simulate import image_scene, make_truth, random_model
 from pancrafter.simulate.archive import pan_only_wavelengths
+from pancrafter.tiles import Tile
 
 Image = NDArray[np.float64]
 SIDE_MS = 96

@@ -18,7 +18,7 @@ from staged_scenes import observed, overlap, stage_arrays
 from pancrafter.classical import PairInput
 from pancrafter.classical import sharpen as sharpen_classically
 from pancrafter.cog import CACHE_BYTES
-from pancrafter.engine import FusionSharpener, NetworkSharpener, band_phases, fit_scene_fusion, sharpen_block
+from pancrafter.engine import FusionSharpener, NetworkSharpener, fit_scene_fusion, sharpen_block
 from pancrafter.model.weights import load_checkpoint
 from pancrafter.store import SceneStore
 from pancrafter.stream import (
@@ -32,6 +32,7 @@ from pancrafter.stream import (
     sharpened_windows,
     window_bytes,
 )
+from pancrafter.tiles import band_phases
 
 GIB = 2**30
 SHIPPED = NetworkSharpener(load_checkpoint())

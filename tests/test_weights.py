@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 
 from pancrafter.classical import METHODS, PairInput, sharpen
-from pancrafter.engine import NetworkSharpener, Tile
+from pancrafter.engine import NetworkSharpener
 from pancrafter.evaluate import AS_SHARP_AS_MS
 from pancrafter.metrics import ergas
 from pancrafter.model.names import shipped_weights, weights_sha256
 from pancrafter.model.weights import load_checkpoint
 from pancrafter.resample import degrade
+from pancrafter.tiles import Tile
 from pancrafter.training.images import simulate_image
 
 UNSEEN_SEED = 77

@@ -29,7 +29,7 @@ class Conditions:
 
     ``ms`` has one channel per band; ``pan`` and ``lowpass`` have one channel. ``injection``, at scale 1 only, has one
     channel per band: the PAN detail the band would take by Gram-Schmidt adaptive, in the band's normalised units.
-    ``uncertainty`` (n or 1, 1, 1, 1) is as in ``engine.Tile``: 1 as at full resolution, 0 where all is exact.
+    ``uncertainty`` (n or 1, 1, 1, 1) is as in ``tiles.Tile``: 1 as at full resolution, 0 where all is exact.
     """
 
     ms: tuple[Tensor, ...]

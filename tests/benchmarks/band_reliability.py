@@ -19,9 +19,10 @@ from planted_failures import everything, sharpen_all, stage_pair
 from quality_gate import sharpness_of
 from simulated_scenes import simulated_scene
 
-from pancrafter.engine import NetworkSharpener, band_phases, fit_scene_injection
+from pancrafter.engine import NetworkSharpener, fit_scene_injection
 from pancrafter.model.weights import load_checkpoint
 from pancrafter.resample import upsample
+from pancrafter.tiles import band_phases
 
 
 def main() -> None:

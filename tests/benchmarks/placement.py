@@ -19,12 +19,13 @@ from simulated_scenes import SimulatedScene, simulated_scene
 
 from pancrafter.alignment import estimate_band_shifts
 from pancrafter.classical import METHODS
-from pancrafter.engine import NetworkSharpener, Tile
+from pancrafter.engine import NetworkSharpener
 from pancrafter.evaluate import Method, classical_method, network_method
 from pancrafter.metrics import ergas, sam_deg
 from pancrafter.model.weights import load_checkpoint
 from pancrafter.pairs import value_range
 from pancrafter.sharpness import band_gains, combine, sharpness
+from pancrafter.tiles import Tile
 
 SIDE_PX = 1024
 BORDER_PX = 32
