@@ -9,12 +9,14 @@ import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache, reduce
+from functools import cached_property, lru_cache, partial, reduce
 from typing import Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import Field
+from scipy.ndimage import maximum_filter
 
 from pancrafter.classical import (
     MODULATION_LIMIT,
@@ -417,6 +419,9 @@ def fit_scene_fusion(
 def scene_injection_sums(store: ScenePixels, gains: tuple[float, ...], threads: int = 1) -> InjectionSums:
     """Moments of bands and PAN at MS scale, from blocks spread over the scene.
 
+    Where DN end at the sensor's ceiling, as over clouds, bands no longer explain PAN: such pixels are left out, unless
+    there are no others.
+
     Args:
         store: The staged scene.
         gains: MTF gain of each band at the MS Nyquist frequency.
@@ -431,20 +436,33 @@ def scene_injection_sums(store: ScenePixels, gains: tuple[float, ...], threads: 
     blocks = [(row, col) for row in range(rows) for col in range(cols)]
     chosen = np.unique(np.linspace(0, len(blocks) - 1, min(len(blocks), INJECTION_BLOCKS)).round().astype(int))
 
-    def sums_of(block: Block) -> InjectionSums:
+    def sums_of(block: Block, ceiling: float) -> InjectionSums:
         plan = plan_tile(store, block, glp_halo_px(ratio, phases))
         # A scene smaller than an MS pixel may lie beside the centre of its only one; around it there is nothing else.
         tile, counted = read_tile(store, plan), np.full(plan.shape_yx, min(store.pan_shape_yx) < ratio)
         counted[plan.core] = valid_window(store, plan.window)
+        counted &= ~_at_ceiling(tile, ceiling)
         return injection_sums(tile.pan, tile.ms, ratio, phases, float(np.mean(gains)), counted)
 
     with ThreadPoolExecutor(min(threads, _BLOCKS_AT_ONCE)) as pool:
-        total = reduce(operator.add, pool.map(sums_of, [blocks[index] for index in chosen]))
+        for ceiling in (staged.dn_max, math.inf):
+            found = pool.map(partial(sums_of, ceiling=ceiling), [blocks[index] for index in chosen])
+            total = reduce(operator.add, found)
+            if total.pixels:
+                break
     if total.pixels == 0:
         raise InvalidSceneError(
             f"none of the {len(chosen)} blocks looked at holds a valid pixel; check nodata and masks"
         )
     return total
+
+
+def _at_ceiling(tile: Tile, ceiling: float) -> NDArray[np.bool_]:
+    """Where PAN or a band has reached the ceiling within one MS pixel: (y, x) on the PAN grid."""
+    near = 2 * tile.ratio + 1
+    on_ms = (tile.ms >= ceiling).any(axis=0).repeat(tile.ratio, axis=0).repeat(tile.ratio, axis=1)
+    reached = np.logical_or(tile.pan >= ceiling, on_ms)
+    return maximum_filter(reached, near, mode="nearest") if reached.any() else reached
 
 
 class BlockReport(Record):

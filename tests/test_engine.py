@@ -313,6 +313,23 @@ def test_injection_is_fitted_on_the_valid_pixels_of_all_blocks(tmp_path: Path) -
         in_blocks(store, blind)
 
 
+def test_pixels_at_the_ceiling_do_not_count_in_the_scenes_fit(tmp_path: Path) -> None:
+    """Clouds end at the ceiling in some channels before others: what bands make of PAN there holds nowhere else."""
+    grid = overlap((256, 192), 4, (0.0, 0.0))
+    truth = np.stack([landscape(grid.pan.shape_yx, seed) for seed in (1, 2)]) / 2
+    truth[1, 40:110, 30:120] *= 8
+    pan = 0.3 * truth[0] + 0.6 * truth[1] + 20
+    ms = np.stack([resample.degrade(band, grid.ms_shape_yx, 4, (1.5, 1.5), 0.3) for band in truth])
+    gains, arrays = (0.3, 0.3), [np.rint(np.minimum(a, 2047)).astype(np.uint16) for a in (pan, ms)]
+    found = fit_scene_injection(stage_arrays(tmp_path / "s.zarr", grid, *arrays), gains)
+    assert found.weights == pytest.approx((0.3, 0.6), abs=0.02)
+    assert found.offset == pytest.approx(20, abs=10)
+    misled = fit_scene_injection(stage_arrays(tmp_path / "m.zarr", grid, *arrays, dn_max=4095), gains)
+    assert misled.weights != pytest.approx((0.3, 0.6), abs=0.1)
+    nothing_else = [np.full_like(array, 2047) for array in arrays]
+    assert fit_scene_injection(stage_arrays(tmp_path / "n.zarr", grid, *nothing_else), gains).gains == (0.0, 0.0)
+
+
 def test_gains_of_another_band_set_are_refused(tmp_path: Path) -> None:
     pan, ms = observed(overlap((96, 96), 4), 2, seed=3)
     store = stage_arrays(tmp_path / "s.zarr", overlap((96, 96), 4), pan, ms)
