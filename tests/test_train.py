@@ -439,6 +439,27 @@ def test_samples_are_as_uncertain_as_they_are_told() -> None:
     assert {s.uncertainty for s in untold} == {1.0}
 
 
+def test_clouds_leave_less_of_the_range_and_errors_count_the_more() -> None:
+    """The same ground, all channels compressed alike towards the dark end, in half of the samples."""
+    chosen = config(network={**TINY, "mars": False}, batch=200, patch_px=32, augmentation=STILL)
+    wide = chosen.model_copy(update={"augmentation": STILL.model_copy(update={"widest_range": 8.0})})
+    _, samples = draw_batch([image(0)], wide, 0)
+    stretches = np.array([s.weight for s in samples])
+    assert np.mean(stretches == 1) == pytest.approx(0.5, abs=0.1)
+    assert 6 < stretches.max() <= 8
+    assert np.median(np.log(stretches[stretches > 1])) == pytest.approx(np.log(8) / 2, rel=0.25)
+    given, limits = image(0).pan, image(0).pan_range
+    for s in samples[:20]:
+        pan_dn = limits.low + (s.pan.astype(np.float64) + 1) / 2 * s.weight * (limits.high - limits.low)
+        assert np.isin(np.rint(pan_dn * 10), np.rint(given * 10)).mean() > 0.99
+        assert max(np.ptp(s.ms), np.ptp(s.truth)) < 4 / s.weight
+    untrained = PanCrafter(wide.network)
+    alike = [replace(s, weight=1.0) for s in samples]
+    each = [float(batch_loss(untrained, 4, [s], wide, "cpu").detach()) for s in alike[:8]]
+    together = float(batch_loss(untrained, 4, samples[:8], wide, "cpu").detach())
+    assert together == pytest.approx(np.mean(np.array(each) * stretches[:8]), rel=1e-4)
+
+
 def test_validation_counts_results_in_agreement_with_ms() -> None:
     """A network that only up-samples gains from the step, and the cubic it is compared with stays what it is."""
     images, untrained = [image(0)], PanCrafter(NetworkConfig.model_validate(TINY))

@@ -28,6 +28,12 @@ class Augmentation(Record):
     noise: float = Field(default=0.01, description="Largest noise deviation, as a share of the value range.")
     range_stretch: tuple[float, float] = (0.7, 1.5)
     range_offset: float = 0.15
+    widest_range: float = Field(
+        default=1.0,
+        ge=1,
+        description="Ranges of half of the samples reach further up, all channels alike, log-uniform up to this "
+        "factor: as where clouds lie in a scene, which leave little of its range to the ground.",
+    )
     pan_detail_gain: tuple[float, ...] = (0.75, 1.0, 1.0, 1.25)
     detail_gain: tuple[PositiveFloat, PositiveFloat] = Field(
         default=(1.0, 1.0),

@@ -35,6 +35,7 @@ Floats = NDArray[np.float32]
 def batch_loss(network: PanCrafter, ratio: int, samples: list[Sample], config: TrainConfig, device: str) -> Tensor:
     """METHOD Eq. 4: mean |F - GT| over the MS half plus lambda mean |P' - P| over the PAN half of the same pairs.
 
+    Every sample counts by its ``weight``.
     With ``config.reprojection`` F is what the engine gives: the network's result brought into agreement with MS. Its
     outermost MS pixels are not counted, because the step would need what lies beyond the patch.
     """
@@ -63,9 +64,10 @@ def batch_loss(network: PanCrafter, ratio: int, samples: list[Sample], config: T
         gains = torch.tensor([[s.gain] * bands for s in samples])
         sharpened = reprojected(output[:n].float(), ms[:n], ratio, phases[:n], gains)
         counted = slice(BLUR_RADIUS_MS_PX * ratio, -BLUR_RADIUS_MS_PX * ratio)
-    loss: Tensor = (sharpened - truth)[..., counted, counted].abs().mean()
+    weights = torch.tensor([s.weight for s in samples], device=device)[:, None, None, None]
+    loss: Tensor = (weights * (sharpened - truth)[..., counted, counted].abs()).mean()
     if config.network.mars:
-        loss = loss + config.pan_weight * (output[n:, :bands] - pan[n:]).abs().mean()
+        loss = loss + config.pan_weight * (weights * (output[n:, :bands] - pan[n:]).abs()).mean()
     return loss
 
 

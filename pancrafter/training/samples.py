@@ -42,6 +42,8 @@ class Sample:
     """MTF of the bands at the MS Nyquist frequency that network and reprojection are told."""
     uncertainty: float = 1.0
     """How far shift and told MTF may be off, and how noisy pixels may be, as a share of what the augmentation says."""
+    weight: float = 1.0
+    """How much an error counts: the more, the wider the range is that values were divided by."""
 
 
 def normalise(values: Floats, limits: ValueRange) -> Floats:
@@ -49,10 +51,10 @@ def normalise(values: Floats, limits: ValueRange) -> Floats:
     return (2 * (values - limits.low) / (limits.high - limits.low) - 1).astype(np.float32)
 
 
-def _jittered(limits: ValueRange, rng: np.random.Generator, augmentation: Augmentation) -> ValueRange:
+def _jittered(limits: ValueRange, rng: np.random.Generator, augmentation: Augmentation, stretch: float) -> ValueRange:
     width = limits.high - limits.low
     low = limits.low + rng.uniform(-1, 1) * augmentation.range_offset * width
-    return ValueRange(low=low, high=low + width * rng.uniform(*augmentation.range_stretch))
+    return ValueRange(low=low, high=low + stretch * width * rng.uniform(*augmentation.range_stretch))
 
 
 def _vary_detail(image: Floats, gain: float) -> Floats:
@@ -88,7 +90,9 @@ def draw_sample(
     crisp = math.exp(rng.uniform(math.log(least), math.log(most))) if least < most else least
     pan_dn = _vary_detail(oriented(image.pan), crisp * float(rng.choice(augmentation.pan_detail_gain)))[inner, inner]
     pan_dn = _with_noise(pan_dn, image.pan_range, noise, rng)
-    pan = normalise(pan_dn, _jittered(image.pan_range, rng, augmentation))
+    widest = augmentation.widest_range
+    stretch = widest ** max(0.0, rng.uniform(-1, 1)) if widest > 1 else 1.0
+    pan = normalise(pan_dn, _jittered(image.pan_range, rng, augmentation, stretch))
 
     # All bands are acquired, because all of them explain PAN; the network sees the chosen ones.
     count = len(image.truth)
@@ -104,7 +108,7 @@ def draw_sample(
         [acquire(band, (n, n), ratio, margin + told[b] + residual[b], gain) for b, band in enumerate(truth_dn)]
     )
     ms_dn = np.stack([_with_noise(m, r, noise, rng) for m, r in zip(ms_dn, image.truth_ranges, strict=True)])
-    limits = [_jittered(image.truth_ranges[b], rng, augmentation) for b in chosen]
+    limits = [_jittered(image.truth_ranges[b], rng, augmentation, stretch) for b in chosen]
     error = math.exp(rng.normal(0, uncertainty * augmentation.told_mtf_error)) if config.reprojection else 1.0
     return Sample(
         pan,
@@ -114,6 +118,7 @@ def draw_sample(
         injected_detail(pan_dn, ms_dn, ratio, told, image.injection, dict(zip(chosen.tolist(), limits, strict=True))),
         min(gain * error, SHARPEST_GAIN),
         uncertainty,
+        stretch,
     )
 
 
