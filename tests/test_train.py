@@ -553,6 +553,26 @@ def test_fine_tuning_starts_from_the_given_weights(tmp_path: Path, pairs: Path) 
         train(write_config(tmp_path, **given, network={**TINY, "width": 32}), tmp_path / "other")
 
 
+def test_the_mean_with_other_weights_is_what_is_validated_and_kept(tmp_path: Path, pairs: Path) -> None:
+    """Training itself goes on from its own weights; those of another network are refused before it begins."""
+    other = tmp_path / "other.safetensors"
+    save_checkpoint(other, random_network(5, attention="bottleneck"), {})
+    given: dict[str, Any] = {"pairs_dir": str(pairs), "train_pairs": ["P_0"], "validation_pairs": ["P_2"], "steps": 3}
+    best = train(write_config(tmp_path, **given, mean_with=str(other)), tmp_path / "run")
+    alone = train(write_config(tmp_path, **given), tmp_path / "alone")
+    trained = torch.load(tmp_path / "run" / "state.pt", weights_only=True)["network"]
+    with_other, untouched = load_checkpoint(str(other)).network.state_dict(), load_checkpoint(str(alone)).network
+    kept = load_checkpoint(str(best))
+    for name, value in kept.network.state_dict().items():
+        assert torch.equal(trained[name], untouched.state_dict()[name]), name
+        torch.testing.assert_close(value, (trained[name] + with_other[name]) / 2)
+    assert kept.training["mean_with_sha256"] == hashlib.sha256(other.read_bytes()).hexdigest()
+    assert kept.training["ergas"] != load_checkpoint(str(alone)).training["ergas"]
+    with pytest.raises(WeightsError, match=r"other\.safetensors are of .*mean_with takes those of the same network"):
+        train(write_config(tmp_path, **given, mean_with=str(other), network={**TINY, "width": 32}), tmp_path / "wide")
+    assert not (tmp_path / "wide").exists()
+
+
 @pytest.mark.parametrize("shape", [(80, 130), (130, 80), (100, 100), (300, 280)])
 def test_validation_score_is_wald_of_the_whole_image(shape: tuple[int, int]) -> None:
     """An untrained network is the cubic baseline, whatever the image's shape; the baseline is computed anew here."""

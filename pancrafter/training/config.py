@@ -74,6 +74,11 @@ class TrainConfig(Record):
 
     network: NetworkConfig
     start: str | None = Field(default=None, description="Weights to fine-tune, by name or path; None starts afresh.")
+    mean_with: str | None = Field(
+        default=None,
+        description="Weights of the same network, by name or path, that the trained ones come from: what is validated "
+        "and kept is the mean of both (Wortsman et al. 2022, Robust fine-tuning of zero-shot models).",
+    )
     pairs_dir: str | None = Field(default=None, description="Folder of npz pairs; relative to the config file.")
     train_pairs: tuple[str, ...] = Field(default=(), description="Glob patterns of pair names to train on.")
     validation_pairs: tuple[str, ...] = ()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import os
@@ -101,6 +102,27 @@ def _starting_network(config: TrainConfig) -> PanCrafter:
     return network
 
 
+def _judged(network: PanCrafter, config: TrainConfig) -> PanCrafter:
+    """What is validated and kept: the network itself, or its mean with the weights that the configuration names.
+
+    Raises:
+        WeightsError: They are of another architecture.
+    """
+    if config.mean_with is None:
+        return network
+    other = load_checkpoint(config.mean_with).network
+    if other.config != network.config:
+        raise WeightsError(
+            f"weights {config.mean_with} are of {other.config}, expected {network.config}; "
+            "mean_with takes those of the same network"
+        )
+    mean, others = copy.deepcopy(network), other.state_dict()
+    mean.load_state_dict(
+        {name: value.lerp(others[name].to(value), 0.5) for name, value in network.state_dict().items()}
+    )
+    return mean
+
+
 def learning_rate(step: int, config: TrainConfig) -> float:
     """Linear warm-up, then a cosine to zero."""
     if step < config.warmup:
@@ -179,6 +201,7 @@ def train(config_path: Path, folder: Path, *, device: str = "cpu", loaders: int 
     images, validation = load_data(config, config_path.parent)
     torch.manual_seed(config.seed)
     network = _starting_network(config).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    _judged(network, config)  # refuses now what it would refuse after hours
     optimiser = torch.optim.AdamW(network.parameters(), config.learning_rate, weight_decay=config.weight_decay)
     folder.mkdir(parents=True, exist_ok=True)
     run = Run(folder, network, optimiser)
@@ -199,13 +222,14 @@ def train(config_path: Path, folder: Path, *, device: str = "cpu", loaders: int 
         for loss in _steps(run, batches(images, config, run.step, loaders), config, device):
             progress.update(bar, completed=run.step)
             if run.step % config.validate_every == 0 or run.step == config.steps:
-                scores = validate(network, validation, device, reprojection=config.reprojection)
+                judged = _judged(network, config)
+                scores = validate(judged, validation, device, reprojection=config.reprojection)
                 _require_finite(scores["ergas"], "validation ERGAS", run)
                 log.write(run.step, {"loss": loss, **scores, "learning_rate": learning_rate(run.step - 1, config)})
                 progress.update(bar, note=f"ERGAS {scores['ergas']:.3f} (cubic {scores['ergas_cubic']:.3f})")
                 if scores["ergas"] < run.best:
                     run.best = scores["ergas"]
-                    save_checkpoint(folder / "best.safetensors", network, {**record, "step": run.step, **scores})
+                    save_checkpoint(folder / "best.safetensors", judged, {**record, "step": run.step, **scores})
                 run.save()
     return folder / "best.safetensors"
 

@@ -30,6 +30,7 @@ def provenance(
         "config": config.model_dump(mode="json"),
         "data_sha256": data_hashes(config, base),
         "start_sha256": weights_sha256(config.start) if config.start is not None else None,
+        "mean_with_sha256": weights_sha256(config.mean_with) if config.mean_with is not None else None,
         "commit": code_commit(),
         "version": package_version("pancrafter"),
         "torch": str(torch.__version__),
