@@ -17,7 +17,7 @@ from scipy.ndimage import minimum_filter
 
 from pancrafter.metrics import PhaseYX, Pixels
 from pancrafter.moments import products
-from pancrafter.resample import SHARPEST_GAIN, apply_yx, gaussian_matrix
+from pancrafter.resample import SHARPEST_GAIN, apply_yx, degrading_matrix
 from pancrafter.types import Record
 
 Floats = NDArray[np.float64]
@@ -131,11 +131,9 @@ class _Sought:
     def explained(self, index: int) -> float:
         """Share of the variance of PAN, blurred by ``WIDTHS[index]``, that the best mix of bands explains."""
         if index not in self._found:
-            width = float(WIDTHS[index]) * self._ratio
+            gain = gain_of_width(float(WIDTHS[index]))
             rows, cols = (
-                gaussian_matrix(n_ms, n_pan, float(self._ratio), float(phase), width, math.ceil(5 * width)).astype(
-                    np.float32
-                )
+                degrading_matrix(n_ms, n_pan, self._ratio, float(phase), gain).astype(np.float32)
                 for n_ms, n_pan, phase in zip(self._keep.shape, self._pan.shape, self._phase_yx, strict=True)
             )
             pan = apply_yx(rows, cols, self._pan)[self._keep].astype(np.float64)

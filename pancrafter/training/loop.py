@@ -102,20 +102,24 @@ def _starting_network(config: TrainConfig) -> PanCrafter:
     return network
 
 
-def _judged(network: PanCrafter, config: TrainConfig) -> PanCrafter:
-    """What is validated and kept: the network itself, or its mean with the weights that the configuration names.
+def _other_network(config: TrainConfig) -> PanCrafter | None:
+    """That whose mean with the trained one is validated and kept, if the configuration names one.
 
     Raises:
-        WeightsError: They are of another architecture.
+        WeightsError: It is of another architecture.
     """
     if config.mean_with is None:
-        return network
+        return None
     other = load_checkpoint(config.mean_with).network
-    if other.config != network.config:
+    if other.config != config.network:
         raise WeightsError(
-            f"weights {config.mean_with} are of {other.config}, expected {network.config}; "
+            f"weights {config.mean_with} are of {other.config}, expected {config.network}; "
             "mean_with takes those of the same network"
         )
+    return other
+
+
+def _mean(network: PanCrafter, other: PanCrafter) -> PanCrafter:
     mean, others = copy.deepcopy(network), other.state_dict()
     mean.load_state_dict(
         {name: value.lerp(others[name].to(value), 0.5) for name, value in network.state_dict().items()}
@@ -201,7 +205,7 @@ def train(config_path: Path, folder: Path, *, device: str = "cpu", loaders: int 
     images, validation = load_data(config, config_path.parent)
     torch.manual_seed(config.seed)
     network = _starting_network(config).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    _judged(network, config)  # refuses now what it would refuse after hours
+    other = _other_network(config)
     optimiser = torch.optim.AdamW(network.parameters(), config.learning_rate, weight_decay=config.weight_decay)
     folder.mkdir(parents=True, exist_ok=True)
     run = Run(folder, network, optimiser)
@@ -222,7 +226,7 @@ def train(config_path: Path, folder: Path, *, device: str = "cpu", loaders: int 
         for loss in _steps(run, batches(images, config, run.step, loaders), config, device):
             progress.update(bar, completed=run.step)
             if run.step % config.validate_every == 0 or run.step == config.steps:
-                judged = _judged(network, config)
+                judged = network if other is None else _mean(network, other)
                 scores = validate(judged, validation, device, reprojection=config.reprojection)
                 _require_finite(scores["ergas"], "validation ERGAS", run)
                 log.write(run.step, {"loss": loss, **scores, "learning_rate": learning_rate(run.step - 1, config)})
