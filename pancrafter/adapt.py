@@ -25,6 +25,7 @@ from pancrafter.errors import WeightsError
 from pancrafter.evaluate import Method, network_method, sharpen_tile
 from pancrafter.model.network import MS_MODE
 from pancrafter.model.weights import save_checkpoint
+from pancrafter.resample import Mtf, mean_mtf
 from pancrafter.tiles import Floats, ScenePixels, Tile, band_phases, valid_window
 from pancrafter.types import Record, ValueRange
 
@@ -68,15 +69,15 @@ def adapted_method(name: str, sharpener: NetworkSharpener, limits: AdaptLimits |
     """A contestant of ``evaluate`` that adapts to each pair it is given; it never sees the truth it is scored with."""
     plain = network_method(name, sharpener)
 
-    def run(tile: Tile, gains: tuple[float, ...], pan_gain: float) -> Floats:
-        fitted = sharpener.fitted_to(tile, gains, pan_gain)
-        return sharpen_tile(adapt(fitted, cut_patches(tile, limits), gains, limits).sharpener, tile)
+    def run(tile: Tile, mtfs: tuple[Mtf | float, ...], pan_gain: float) -> Floats:
+        fitted = sharpener.fitted_to(tile, mtfs, pan_gain)
+        return sharpen_tile(adapt(fitted, cut_patches(tile, limits), mtfs, limits).sharpener, tile)
 
     return replace(plain, sharpen=run)
 
 
 def adapt_to_scene(
-    spec: SharpenerSpec, store: ScenePixels, gains: Sequence[float], path: Path, limits: AdaptLimits | None = None
+    spec: SharpenerSpec, store: ScenePixels, mtfs: Sequence[Mtf | float], path: Path, limits: AdaptLimits | None = None
 ) -> tuple[SharpenerSpec, Adapted]:
     """Adapt the network of ``spec`` to a staged scene and write it to ``path``, where workers find it.
 
@@ -88,7 +89,7 @@ def adapt_to_scene(
     """
     sharpener = build_sharpener(spec)
     assert isinstance(sharpener, NetworkSharpener), "only networks adapt"
-    done = adapt(sharpener, patches_of_store(store, limits), gains, limits)
+    done = adapt(sharpener, patches_of_store(store, limits), mtfs, limits)
     if not done.kept:
         return spec, done
     checkpoint = done.sharpener.checkpoint
@@ -135,14 +136,14 @@ def patches_of_store(store: ScenePixels, limits: AdaptLimits | None = None) -> l
 
 
 def adapt(
-    sharpener: NetworkSharpener, patches: Sequence[Tile], gains: Sequence[float], limits: AdaptLimits | None = None
+    sharpener: NetworkSharpener, patches: Sequence[Tile], mtfs: Sequence[Mtf | float], limits: AdaptLimits | None = None
 ) -> Adapted:
     """Fine-tune a copy of the network on some patches of a scene and keep it only if other patches agree.
 
     Args:
         sharpener: The network as it is; never changed.
         patches: Parts of one scene; every third one decides.
-        gains: MTF at the MS Nyquist frequency, per band.
+        mtfs: MTF per band.
         limits: What may be spent.
 
     Returns:
@@ -154,14 +155,14 @@ def adapt(
     """
     limits, started = limits or DEFAULT_LIMITS, time.perf_counter()
     _require_bands(sharpener, patches)
-    blur = float(np.mean(sharpener.relative_mtf or gains))
-    pairs = [pair for pair in (reduce_tile(patch, gains, blur, least_px=0) for patch in patches) if pair is not None]
+    blur = mean_mtf(sharpener.relative_mtf or mtfs)
+    pairs = [pair for pair in (reduce_tile(patch, mtfs, blur, least_px=0) for patch in patches) if pair is not None]
     if len(pairs) < 3:
         return Adapted(sharpener, kept=False, reason="too few patches", steps=0, seconds=0)
     deciding, training = pairs[1::3], [pair for i, pair in enumerate(pairs) if i % 3 != 1]
     network = copy.deepcopy(sharpener.checkpoint.network).to(sharpener.device)
     copied = replace(sharpener, checkpoint=replace(sharpener.checkpoint, network=network))
-    copied = copied.one_scale_down(gains)
+    copied = copied.one_scale_down(mtfs)
     before = best = _error_on(copied, deciding)
     best_state: dict[str, Tensor] | None = None
     step = 0

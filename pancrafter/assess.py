@@ -29,7 +29,7 @@ from pancrafter.metrics import (
     hqnr_production_sums,
 )
 from pancrafter.moments import products
-from pancrafter.resample import GENERIC_MTF_GAIN, degrade
+from pancrafter.resample import GENERIC_MTF_GAIN, Mtf, degrade
 from pancrafter.store import SceneStore, Window
 from pancrafter.tiles import Floats, Tile, band_phases, dn_limits, valid_window
 from pancrafter.types import CONSISTENCY_BLOCK_MS_PX, Quality, Record, StagedScene
@@ -196,7 +196,7 @@ def assessment_windows(store: SceneStore) -> list[Window]:
     return list(_grid(store.pan_shape_yx, math.ceil(WINDOW_PX / step) * step))
 
 
-def window_sums(store: SceneStore, core: Window, gains: tuple[float, ...], pan_blur: float) -> WindowSums:
+def window_sums(store: SceneStore, core: Window, mtfs: tuple[Mtf | float, ...], pan_blur: Mtf | float) -> WindowSums:
     """Consistency and block sums of one core, read with a halo; ``gains`` and ``pan_blur`` as in ``reduce_tile``."""
     staged = store.staged
     ratio = staged.grid.ratio
@@ -208,7 +208,7 @@ def window_sums(store: SceneStore, core: Window, gains: tuple[float, ...], pan_b
     pan_core = _core_mask(pan_window, core, 1, pan.shape)
     ms_core = _core_mask(pan_window, core, ratio, ms.shape[1:])
     ms_valid = store.read_ms_valid(ms_window).astype(np.bool_) & _on_ms(valid, ms.shape[1:], staged)
-    wanted, degraded, kept = degraded_pair(sharpened, ms, ratio, phases, gains, ms_valid)
+    wanted, degraded, kept = degraded_pair(sharpened, ms, ratio, phases, mtfs, ms_valid)
     counted = kept & ms_core
     low, high = dn_limits(staged)
     inside = valid & pan_core
@@ -224,12 +224,12 @@ def window_sums(store: SceneStore, core: Window, gains: tuple[float, ...], pan_b
         bands=_band_sums(detail, fine, wanted, degraded, counted),
         local=_local_errors((wanted - degraded) ** 2, detail[1:] ** 2, counted, ms_core, core, ratio),
         blocks=hqnr_production_sums(
-            sharpened, pan, ms, ratio, phases, gains, pan_blur, valid, counted=pan_core, by_structure=True
+            sharpened, pan, ms, ratio, phases, mtfs, pan_blur, valid, counted=pan_core, by_structure=True
         ),
     )
 
 
-def _detail(pan: Pixels, ms: Float64s, staged: StagedScene, pan_blur: float) -> Float64s:
+def _detail(pan: Pixels, ms: Float64s, staged: StagedScene, pan_blur: Mtf | float) -> Float64s:
     """What PAN at MS scale and each MS band show beyond their smoothed selves, (1 + band, y, x), PAN first."""
     common = np.median(np.array(band_phases(staged)), axis=0)
     shape_yx = (ms.shape[1], ms.shape[2])
@@ -375,7 +375,7 @@ def sample_windows(store: SceneStore) -> list[Window]:
 
 
 def reduced_sample(
-    store: SceneStore, window: Window, sharpener: Sharpener, gains: tuple[float, ...], pan_blur: float
+    store: SceneStore, window: Window, sharpener: Sharpener, mtfs: tuple[Mtf | float, ...], pan_blur: Mtf | float
 ) -> Sample | None:
     """Sharpen one window a scale down, where its own MS is the truth (Wald), with us and with every classical method.
 
@@ -391,12 +391,12 @@ def reduced_sample(
         pan_range=staged.pan_range,
         ms_ranges=staged.ms_ranges,
     )
-    reduced = reduce_tile(full, gains, pan_blur)
+    reduced = reduce_tile(full, mtfs, pan_blur)
     if reduced is None:
         return None
     tile, truth = reduced.tile, reduced.truth
-    pair = classical.PairInput(tile.pan, tile.ms, tile.ratio, tile.phases_yx, gains)
-    ours = sharpener.one_scale_down(gains) if isinstance(sharpener, NetworkSharpener) else sharpener
+    pair = classical.PairInput(tile.pan, tile.ms, tile.ratio, tile.phases_yx, mtfs)
+    ours = sharpener.one_scale_down(mtfs) if isinstance(sharpener, NetworkSharpener) else sharpener
     results = {ours.method: ours(tile)} | {m: classical.sharpen(m, pair) for m in classical.METHODS}
     inner = (slice(None), *(slice(BORDER_REDUCED_PX, n - BORDER_REDUCED_PX) for n in tile.pan.shape))
     return Sample(
@@ -415,8 +415,8 @@ class Reduced:
 
 def reduce_tile(
     full: Tile,
-    gains: Sequence[float],
-    pan_blur: float,
+    mtfs: Sequence[Mtf | float],
+    pan_blur: Mtf | float,
     *,
     ratio: int | None = None,
     least_px: int = 4 * BORDER_REDUCED_PX,
@@ -429,7 +429,7 @@ def reduce_tile(
 
     Args:
         full: The pair.
-        gains: MTF at the MS Nyquist frequency, per band.
+        mtfs: MTF per band.
         pan_blur: The same between PAN and the bands (``engine.mean_relative_mtf``).
         ratio: How far MS is degraded; by default as far as its own ratio.
         least_px: Least side of the reduced pair, PAN pixels.
@@ -446,7 +446,7 @@ def reduce_tile(
     pan = degrade(full.pan, (side[0], side[1]), full.ratio, (common[0], common[1]), pan_blur)
     nominal = ((ratio - 1) / 2, (ratio - 1) / 2)
     small = (side[0] // ratio, side[1] // ratio)
-    ms = np.stack([degrade(b, small, ratio, nominal, g) for b, g in zip(truth, gains, strict=True)])
+    ms = np.stack([degrade(b, small, ratio, nominal, mtf) for b, mtf in zip(truth, mtfs, strict=True)])
     tile = Tile(
         pan=pan.astype(np.float32),
         ms=ms.astype(np.float32),

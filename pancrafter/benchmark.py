@@ -30,6 +30,7 @@ from pydantic import Field
 from pancrafter.classical import InjectionConstants
 from pancrafter.heap import keep_freed_memory
 from pancrafter.model.names import DEFAULT_WEIGHTS
+from pancrafter.resample import Mtf
 from pancrafter.types import PixelGrid, Record, StagedScene
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ BANDS, RATIO = 4, 4
 _TEXTURE_PX = 512
 _WARM_UP_PX = 512
 _INJECTION = InjectionConstants(weights=(0.25,) * BANDS, offset=0.0, gains=(0.5,) * BANDS)
-_RELATIVE_MTF = (0.33,) * BANDS
+_RELATIVE_MTF = (Mtf(0.33),) * BANDS
 _LIBRARIES = ("torch", "numpy", "rasterio", "zarr", "dask", "rio-cogeo")
 
 

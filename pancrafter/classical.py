@@ -18,6 +18,7 @@ from pancrafter import resample
 from pancrafter.errors import GridMismatchError, InvalidSceneError, PancrafterError
 from pancrafter.metrics import Float64s, Mask, PhaseYX, Pixels, fill_invalid, fill_ms
 from pancrafter.moments import products
+from pancrafter.resample import Mtf, mean_mtf
 from pancrafter.types import Record
 
 Float32s = NDArray[np.float32]
@@ -41,9 +42,9 @@ class PairInput:
         ms: (band, y, x) DN.
         ratio: MS over PAN pixel size.
         phases_yx: Per band, where MS pixel 0 really lies on the PAN grid (nominal phase plus band shift), PAN pixels.
-        mtf_gains: MTF at the MS Nyquist frequency, per band, between 0 and 1.
-        pan_gain: Gain of the low-pass that makes the intensity-like PAN of ``gsa`` and ``bt-h``; None: mean of the
-            bands' gains.
+        mtfs: MTF per band.
+        pan_mtf: MTF of the low-pass that makes the intensity-like PAN of ``gsa`` and ``bt-h``; None: mean of the
+            bands'.
         valid: (y, x) of the PAN grid; invalid pixels may hold anything. None: all valid.
     """
 
@@ -51,12 +52,12 @@ class PairInput:
     ms: Pixels
     ratio: int
     phases_yx: tuple[PhaseYX, ...]
-    mtf_gains: tuple[float, ...]
-    pan_gain: float | None = None
+    mtfs: tuple[Mtf | float, ...]
+    pan_mtf: Mtf | float | None = None
     valid: Mask | None = None
 
     def __post_init__(self) -> None:
-        _require_fit(self.pan, self.ms, self.ratio, self.phases_yx, self.mtf_gains)
+        _require_fit(self.pan, self.ms, self.ratio, self.phases_yx, self.mtfs)
         if self.valid is not None and self.valid.shape != self.pan.shape:
             raise GridMismatchError(f"validity mask is {self.valid.shape} px, expected pan's {self.pan.shape}")
         if self.valid is not None and not self.valid.any():
@@ -145,7 +146,7 @@ def mtf_glp_fs(pair: PairInput) -> Float32s:
     Vivone, Restaino and Chanussot (2018), "Full scale regression-based injection coefficients for panchromatic
     sharpening".
     """
-    return glp_window(_pan(pair), _ms(pair), pair.ratio, pair.phases_yx, pair.mtf_gains, _constants(pair, "fs"))
+    return glp_window(_pan(pair), _ms(pair), pair.ratio, pair.phases_yx, pair.mtfs, _constants(pair, "fs"))
 
 
 def mtf_glp_cbd(pair: PairInput) -> Float32s:
@@ -154,7 +155,7 @@ def mtf_glp_cbd(pair: PairInput) -> Float32s:
     Alparone et al. (2007), "Comparison of pansharpening algorithms: outcome of the 2006 GRS-S data-fusion contest",
     with one context for the whole scene.
     """
-    return glp_window(_pan(pair), _ms(pair), pair.ratio, pair.phases_yx, pair.mtf_gains, _constants(pair, "cbd"))
+    return glp_window(_pan(pair), _ms(pair), pair.ratio, pair.phases_yx, pair.mtfs, _constants(pair, "cbd"))
 
 
 METHODS: dict[str, Callable[[PairInput], Float32s]] = {
@@ -225,21 +226,21 @@ def glp_sums(
     ms: Pixels,
     ratio: int,
     phases_yx: Sequence[PhaseYX],
-    mtf_gains: Sequence[float],
+    mtfs: Sequence[Mtf | float],
     counted: Mask | None = None,
 ) -> GlpSums:
     """Sums of one window (arguments as in ``glp_window``) over the PAN pixels where ``counted`` is true.
 
     To add up windows without counting pixels twice or seeing their borders, mark halo and invalid pixels false.
     """
-    _require_fit(pan, ms, ratio, phases_yx, mtf_gains)
+    _require_fit(pan, ms, ratio, phases_yx, mtfs)
     keep = np.ones(pan.shape, dtype=np.bool_) if counted is None else counted
     p = pan[keep].astype(np.float64)
     shape_yx = (pan.shape[0], pan.shape[1])
     moments = []
-    for band, phase, gain in zip(ms, phases_yx, mtf_gains, strict=True):
+    for band, phase, mtf in zip(ms, phases_yx, mtfs, strict=True):
         m = resample.upsample(band.astype(np.float64), shape_yx, ratio, phase)[keep]
-        low = _low(pan.astype(np.float64), (ms.shape[1], ms.shape[2]), ratio, phase, gain)[keep]
+        low = _low(pan.astype(np.float64), (ms.shape[1], ms.shape[2]), ratio, phase, mtf)[keep]
         rows = np.stack([m, low, p])
         (_, ms_low, ms_pan), (_, low_low, low_pan), _ = products(rows, rows)
         moments.append((m.sum(), low.sum(), ms_pan, low_pan, ms_low, low_low))
@@ -270,7 +271,7 @@ def glp_window(
     ms: Pixels,
     ratio: int,
     phases_yx: Sequence[PhaseYX],
-    mtf_gains: Sequence[float],
+    mtfs: Sequence[Mtf | float],
     constants: GlpConstants,
 ) -> Float32s:
     """MTF-GLP of one window: each band up-sampled plus its gain times PAN minus PAN as the band would have seen it.
@@ -285,14 +286,14 @@ def glp_window(
     Raises:
         GridMismatchError: Numbers of bands or shapes do not fit each other.
     """
-    _require_fit(pan, ms, ratio, phases_yx, mtf_gains)
+    _require_fit(pan, ms, ratio, phases_yx, mtfs)
     if len(constants.gains) != len(ms):
         raise GridMismatchError(f"{len(constants.gains)} injection gains for {len(ms)} bands; fit them on this scene")
     high, ms_shape = pan.astype(np.float64), (ms.shape[1], ms.shape[2])
     sharpened = np.empty((len(ms), *pan.shape), dtype=np.float32)
     for b, band in enumerate(ms):
         expanded = resample.upsample(band.astype(np.float64), (pan.shape[0], pan.shape[1]), ratio, phases_yx[b])
-        detail = high - _low(high, ms_shape, ratio, phases_yx[b], mtf_gains[b])
+        detail = high - _low(high, ms_shape, ratio, phases_yx[b], mtfs[b])
         sharpened[b] = expanded + constants.gains[b] * detail
     return sharpened
 
@@ -326,19 +327,17 @@ class InjectionSums:
 
 
 def injection_sums(
-    pan: Pixels, ms: Pixels, ratio: int, phases_yx: Sequence[PhaseYX], pan_gain: float, counted: Mask | None = None
+    pan: Pixels, ms: Pixels, ratio: int, phases_yx: Sequence[PhaseYX], pan_mtf: Mtf | float, counted: Mask | None = None
 ) -> InjectionSums:
     """Moments of one window over the MS pixels whose centre is counted (arguments as in ``glp_sums``).
 
-    ``pan_gain`` is the MTF gain at the MS Nyquist frequency with which PAN is brought to MS scale. Windows need a halo
-    of seven MS pixels and start at multiples of ``ratio``.
+    ``pan_mtf`` is the MTF with which PAN is brought to MS scale. Windows need a halo of seven MS pixels and start at
+    multiples of ``ratio``.
     """
     aligned = _aligned_ms(ms, ratio, phases_yx)
     everything = np.ones(pan.shape, dtype=np.bool_) if counted is None else counted
     keep = _aligned_counted(everything, aligned.shape[1:], ratio, phases_yx)
-    low = resample.degrade(
-        pan.astype(np.float64), (ms.shape[1], ms.shape[2]), ratio, _common_phase(phases_yx), pan_gain
-    )
+    low = resample.degrade(pan.astype(np.float64), (ms.shape[1], ms.shape[2]), ratio, _common_phase(phases_yx), pan_mtf)
     values = np.vstack([aligned[:, keep], low[keep][None]])
     return InjectionSums(int(keep.sum()), values.sum(axis=1), products(values, values))
 
@@ -408,7 +407,7 @@ def _fit(
 
 
 def _constants(pair: PairInput, kind: str) -> GlpConstants:
-    sums = glp_sums(_pan(pair), _ms(pair), pair.ratio, pair.phases_yx, pair.mtf_gains, pair.valid)
+    sums = glp_sums(_pan(pair), _ms(pair), pair.ratio, pair.phases_yx, pair.mtfs, pair.valid)
     return fit_glp_constants(sums) if kind == "fs" else _fit(sums, sums.ms_low, sums.low_low, sums.low)
 
 
@@ -441,27 +440,27 @@ def _expand(pair: PairInput) -> Float64s:
     return np.stack([resample.upsample(band, shape_yx, pair.ratio, phase) for band, phase in bands])
 
 
-def _low(pan: Float64s, ms_shape_yx: tuple[int, int], ratio: int, phase_yx: PhaseYX, gain: float) -> Float64s:
+def _low(pan: Float64s, ms_shape_yx: tuple[int, int], ratio: int, phase_yx: PhaseYX, mtf: Mtf | float) -> Float64s:
     """PAN as a band with this phase and MTF would have sampled it, brought back onto the PAN grid."""
-    sampled = resample.degrade(pan, ms_shape_yx, ratio, phase_yx, gain)
+    sampled = resample.degrade(pan, ms_shape_yx, ratio, phase_yx, mtf)
     low: Float64s = resample.upsample(sampled, (pan.shape[0], pan.shape[1]), ratio, phase_yx).astype(np.float64)
     return low
 
 
 def _lows(pair: PairInput) -> list[Float64s]:
     pan, ms_shape = _pan(pair), (pair.ms.shape[1], pair.ms.shape[2])
-    return [_low(pan, ms_shape, pair.ratio, *each) for each in zip(pair.phases_yx, pair.mtf_gains, strict=True)]
+    return [_low(pan, ms_shape, pair.ratio, *each) for each in zip(pair.phases_yx, pair.mtfs, strict=True)]
 
 
 def _pan_and_low(pair: PairInput) -> _PanAndLow:
     """PAN and its low-pass version at the bands' common phase, for methods with one intensity."""
     pan = _pan(pair)
     ms_shape = (pair.ms.shape[1], pair.ms.shape[2])
-    return _PanAndLow(pan=pan, low=_low(pan, ms_shape, pair.ratio, _common_phase(pair.phases_yx), _pan_gain(pair)))
+    return _PanAndLow(pan=pan, low=_low(pan, ms_shape, pair.ratio, _common_phase(pair.phases_yx), _pan_mtf(pair)))
 
 
-def _pan_gain(pair: PairInput) -> float:
-    return float(np.mean(pair.mtf_gains)) if pair.pan_gain is None else pair.pan_gain
+def _pan_mtf(pair: PairInput) -> Mtf | float:
+    return mean_mtf(pair.mtfs) if pair.pan_mtf is None else pair.pan_mtf
 
 
 def _common_phase(phases_yx: Sequence[PhaseYX]) -> PhaseYX:
@@ -495,7 +494,7 @@ def _aligned_counted(counted: Mask, ms_shape_yx: tuple[int, ...], ratio: int, ph
 def _intensity_mix(pair: PairInput, aligned: Float64s) -> tuple[Float64s, float]:
     """Weights per band and constant with which the bands explain PAN at MS scale (least squares)."""
     shape_yx = (aligned.shape[1], aligned.shape[2])
-    pan_low = resample.degrade(_pan(pair), shape_yx, pair.ratio, _common_phase(pair.phases_yx), _pan_gain(pair))
+    pan_low = resample.degrade(_pan(pair), shape_yx, pair.ratio, _common_phase(pair.phases_yx), _pan_mtf(pair))
     counted = _aligned_counted(_counted(pair), shape_yx, pair.ratio, pair.phases_yx)
     design = np.vstack([aligned[:, counted], np.ones(int(counted.sum()))]).T
     solution: Float64s = np.linalg.lstsq(design, pan_low[counted], rcond=None)[0].astype(np.float64)
@@ -522,13 +521,15 @@ def _covariance(a: Float64s, b: Float64s, counted: Mask) -> float:
     return float(((x - x.mean()) * (y - y.mean())).mean())
 
 
-def _require_fit(pan: Pixels, ms: Pixels, ratio: int, phases_yx: Sequence[PhaseYX], mtf_gains: Sequence[float]) -> None:
+def _require_fit(
+    pan: Pixels, ms: Pixels, ratio: int, phases_yx: Sequence[PhaseYX], mtfs: Sequence[Mtf | float]
+) -> None:
     """Check that a pair's parts fit: bands of everything, and sizes to within one MS pixel (2N - 1 grids exist)."""
     if pan.ndim != 2 or ms.ndim != 3:
         raise GridMismatchError(f"pan has {pan.ndim} axes and ms {ms.ndim}; expected (y, x) and (band, y, x)")
-    counts = [len(ms), len(phases_yx), len(mtf_gains)]
+    counts = [len(ms), len(phases_yx), len(mtfs)]
     if len(set(counts)) != 1:
-        raise GridMismatchError(f"bands of ms, phases and MTF gains are {counts}; expected equal numbers")
+        raise GridMismatchError(f"bands of ms, phases and MTFs are {counts}; expected equal numbers")
     if any(abs(p - ratio * m) > ratio for p, m in zip(pan.shape, ms.shape[1:], strict=True)):
         raise GridMismatchError(
             f"pan is {pan.shape} px and ms {ms.shape[1:]}; expected pan = {ratio} x ms within one ms px"

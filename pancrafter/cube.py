@@ -37,6 +37,7 @@ from pancrafter.access import OPEN_TO_ALL, Access, reader_for
 from pancrafter.alignment import NO_SHIFT, BandShift, agree, combine_windows, estimate_band_shifts
 from pancrafter.errors import GridMismatchError, InvalidSceneError, TransientReadError
 from pancrafter.grid import MAX_RATIO_ERROR, aligned_ms_grid, grid_bounds, needs_resampling, pair_grids
+from pancrafter.resample import Mtf
 from pancrafter.sensors import SensorContract
 from pancrafter.sharpness import Sharpness
 from pancrafter.store import UNWRITTEN, BlockGrid, Mask, Pixels, SceneStore, Window, open_scene
@@ -186,7 +187,7 @@ def _described(
     )
 
 
-STAGING_MEASURES = ("shift by cells", "mtf")
+STAGING_MEASURES = ("shift by cells", "mtf and its shape")
 """What staging measures of a scene; a store that lacks some of it is staged again."""
 
 
@@ -955,14 +956,14 @@ class MeasuredBands:
     """Where the bands lie on PAN, and how sharp they are against it (``StagedScene.measured_mtf``)."""
 
     shifts: tuple[BandShift, ...]
-    mtf: float | None
+    mtf: Mtf | None
 
     def described(self) -> dict[str, Any]:
         """As fields of a ``StagedScene``."""
         return {
             "band_shift_yx": tuple(shift.applied_yx for shift in self.shifts),
             "shift_confidence": tuple(shift.correlation for shift in self.shifts),
-            "measured_mtf": self.mtf,
+            **({} if self.mtf is None else {"measured_mtf": self.mtf.gain, "mtf_shape": self.mtf.shape}),
         }
 
 

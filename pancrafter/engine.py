@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 from scipy.ndimage import maximum_filter
 
+from pancrafter import resample
 from pancrafter.classical import (
     MODULATION_LIMIT,
     BroveyMatch,
@@ -45,9 +46,9 @@ from pancrafter.model.devices import DeviceError
 from pancrafter.model.inference import MsNetwork
 from pancrafter.model.names import SharpeningMethod
 from pancrafter.model.weights import Checkpoint, load_checkpoint
-from pancrafter.resample import GENERIC_MTF_GAIN, relative_gain
+from pancrafter.resample import GENERIC_MTF_GAIN, Mtf, mean_mtf
 from pancrafter.sensors import SensorContract
-from pancrafter.sharpness import band_gains
+from pancrafter.sharpness import band_mtfs, measured_mtf
 from pancrafter.store import Block, SceneStore, Window
 from pancrafter.tiles import (
     STRIP_ROWS,
@@ -92,15 +93,15 @@ class NetworkSharpener:
     """PAN-Crafter in MS mode, as many bands at a time as its weights take.
 
     ``injection`` belongs to the scene (``fit_scene_injection``); networks with ``injected_detail`` need it.
-    ``relative_mtf``, what the bands' MTF at the MS Nyquist frequency is of PAN's there, makes results agree with MS
-    (``model.reprojection``); None leaves them as they come from the network.
+    ``relative_mtf``, the bands' MTF relative to PAN's, makes results agree with MS (``model.reprojection``); None
+    leaves them as they come from the network.
     """
 
     checkpoint: Checkpoint
     device: str = "cpu"
     precision: str = "float32"
     injection: InjectionConstants | None = None
-    relative_mtf: tuple[float, ...] | None = None
+    relative_mtf: tuple[Mtf, ...] | None = None
 
     @property
     def method(self) -> str:
@@ -182,15 +183,15 @@ class NetworkSharpener:
             return given[:, :bands]
         if len(self.relative_mtf) != len(tile.ms):
             raise WeightsError(
-                f"{len(self.relative_mtf)} MTF gains for {len(tile.ms)} bands; give those of this scene's contract"
+                f"{len(self.relative_mtf)} MTFs for {len(tile.ms)} bands; give those of this scene's contract"
             )
         on_ms = tuple(slice(side.start // tile.ratio, side.stop // tile.ratio) for side in made)
         ms = _to_unit(torch.from_numpy(tile.ms[part, *on_ms]).to(self.device), tile.ms_ranges[part])
         phases = torch.tensor(tile.phases_yx[part], dtype=torch.float64)
-        gains = torch.tensor(self.relative_mtf[part], dtype=torch.float64)
+        mtfs = torch.tensor(self.relative_mtf[part], dtype=torch.float64)
         groups = (-1, bands)
         return reprojection.reprojected(
-            given, ms.unflatten(0, groups), tile.ratio, phases.unflatten(0, groups), gains.unflatten(0, groups)
+            given, ms.unflatten(0, groups), tile.ratio, phases.unflatten(0, groups), mtfs.unflatten(0, groups)
         )
 
     def conditions(self, tile: Tile) -> Iterator[tuple[slice, Conditions]]:
@@ -199,20 +200,20 @@ class NetworkSharpener:
         for number in range(len(conditions.ms[0])):
             yield slice(number * group, (number + 1) * group), conditions.samples(number, number + 1)
 
-    def fitted_to(self, tile: Tile, gains: Sequence[float], pan_gain: float) -> NetworkSharpener:
+    def fitted_to(self, tile: Tile, mtfs: Sequence[Mtf | float], pan_gain: float) -> NetworkSharpener:
         """The same network with what it needs to know of a scene that is ``tile`` as a whole.
 
-        ``gains`` are the bands' MTF at the MS Nyquist frequency, ``pan_gain`` is that of PAN at its own.
+        ``mtfs`` are the bands', ``pan_gain`` is the MTF of PAN at its own Nyquist frequency.
         """
-        told = replace(self, relative_mtf=tuple(relative_gain(gain, pan_gain, tile.ratio) for gain in gains))
+        told = replace(self, relative_mtf=tuple(resample.relative_mtf(mtf, pan_gain, tile.ratio) for mtf in mtfs))
         if not self.checkpoint.network.config.injected_detail:
             return told
-        sums = injection_sums(tile.pan, tile.ms, tile.ratio, tile.phases_yx, float(np.mean(gains)))
+        sums = injection_sums(tile.pan, tile.ms, tile.ratio, tile.phases_yx, mean_mtf(mtfs))
         return replace(told, injection=fit_injection(sums))
 
-    def one_scale_down(self, gains: Sequence[float]) -> NetworkSharpener:
-        """The same network for the scene degraded by the bands' ``gains``: MS as it is is the truth."""
-        return self if self.relative_mtf is None else replace(self, relative_mtf=tuple(gains))
+    def one_scale_down(self, mtfs: Sequence[Mtf | float]) -> NetworkSharpener:
+        """The same network for the scene degraded by the bands' ``mtfs``: MS as it is is the truth."""
+        return self if self.relative_mtf is None else replace(self, relative_mtf=tuple(map(Mtf.of, mtfs)))
 
     def working_bytes(self, tile_px: int, core_px: int, bands: int) -> int:
         """The network's maps and inputs, and what it makes around the core."""
@@ -238,17 +239,17 @@ class NetworkSharpener:
         phases = torch.tensor(tile.phases_yx, dtype=torch.float64).unflatten(0, (-1, group))
         detail = self._injected_detail(tile)
         injection = None if detail is None else detail[0].unflatten(0, (-1, group))
-        return build_conditions(pan, ms, tile.ratio, phases, injection, [self._lowpass_gain()], [tile.uncertainty])
+        return build_conditions(pan, ms, tile.ratio, phases, injection, [self._lowpass_mtf()], [tile.uncertainty])
 
-    def _lowpass_gain(self) -> float:
-        """MTF at the MS Nyquist frequency that low-pass PAN has: what this network is told of the scene's."""
+    def _lowpass_mtf(self) -> Mtf | float:
+        """MTF of the low-pass PAN: what this network is told of the scene's."""
         if not self.checkpoint.network.config.matched_lowpass:
             return GENERIC_MTF_GAIN
         if self.relative_mtf is None:
             raise WeightsError(
                 f"weights {self.checkpoint.name} need the MTF of the scene's bands relative to PAN's (relative_mtf)"
             )
-        return float(np.mean(self.relative_mtf))
+        return mean_mtf(self.relative_mtf)
 
     def _injected_detail(self, tile: Tile) -> torch.Tensor | None:
         """What each band would take from PAN by Gram-Schmidt adaptive, (1, band, y, x) in normalised units."""
@@ -284,7 +285,7 @@ class GlpSharpener:
     """MTF-GLP with gains fitted once per scene: the fallback where the network must not be used."""
 
     constants: GlpConstants
-    mtf_gains: tuple[float, ...]
+    mtfs: tuple[Mtf | float, ...]
 
     @property
     def method(self) -> str:
@@ -302,7 +303,7 @@ class GlpSharpener:
 
     def __call__(self, tile: Tile, core: Window | None = None) -> Floats:
         """Sharpen one tile."""
-        whole = glp_window(tile.pan, tile.ms, tile.ratio, tile.phases_yx, self.mtf_gains, self.constants)
+        whole = glp_window(tile.pan, tile.ms, tile.ratio, tile.phases_yx, self.mtfs, self.constants)
         return whole if core is None else whole[(slice(None), *core)]
 
     def working_bytes(self, tile_px: int, core_px: int, bands: int) -> int:
@@ -310,12 +311,12 @@ class GlpSharpener:
         return tile_px * (8 * 6 + 4 * bands) + 4 * core_px * bands
 
     @classmethod
-    def fit(cls, store: ScenePixels, gains: tuple[float, ...]) -> GlpSharpener:
+    def fit(cls, store: ScenePixels, mtfs: tuple[Mtf | float, ...]) -> GlpSharpener:
         """Fit the injection gains on the valid pixels of a whole staged scene, one block at a time.
 
         Args:
             store: The staged scene.
-            gains: MTF gain of each band at the MS Nyquist frequency.
+            mtfs: MTF per band.
         """
         staged = store.staged
         total: GlpSums | None = None
@@ -324,10 +325,10 @@ class GlpSharpener:
                 plan = plan_tile(store, (row, col), glp_halo_px(staged.grid.ratio, band_phases(staged)))
                 tile, counted = read_tile(store, plan), np.zeros(plan.shape_yx, np.bool_)
                 counted[plan.core] = valid_window(store, plan.window)
-                sums = glp_sums(tile.pan, tile.ms, tile.ratio, tile.phases_yx, gains, counted)
+                sums = glp_sums(tile.pan, tile.ms, tile.ratio, tile.phases_yx, mtfs, counted)
                 total = sums if total is None else total + sums
         assert total is not None
-        return cls(fit_glp_constants(total), gains)
+        return cls(fit_glp_constants(total), mtfs)
 
 
 @dataclass(frozen=True)
@@ -400,23 +401,23 @@ _BLOCKS_AT_ONCE = 4
 """Of these, so many are looked at side by side at most: one takes up to 60 MiB while it is."""
 
 
-def fit_scene_injection(store: ScenePixels, gains: tuple[float, ...], threads: int = 1) -> InjectionConstants:
+def fit_scene_injection(store: ScenePixels, mtfs: tuple[Mtf | float, ...], threads: int = 1) -> InjectionConstants:
     """How the bands of a staged scene explain its PAN; arguments and errors as in ``scene_injection_sums``."""
-    return fit_injection(scene_injection_sums(store, gains, threads))
+    return fit_injection(scene_injection_sums(store, mtfs, threads))
 
 
 def fit_scene_fusion(
-    store: ScenePixels, gains: tuple[float, ...], method: FusionMethod, threads: int = 1
+    store: ScenePixels, mtfs: tuple[Mtf | float, ...], method: FusionMethod, threads: int = 1
 ) -> FusionConstants:
     """The scene-wide numbers of a textbook method; arguments and errors as in ``scene_injection_sums``."""
     if method == "exp":
-        nothing = InjectionConstants(weights=(0.0,) * len(gains), offset=0.0, gains=(0.0,) * len(gains))
+        nothing = InjectionConstants(weights=(0.0,) * len(mtfs), offset=0.0, gains=(0.0,) * len(mtfs))
         return FusionConstants(method=method, match=BroveyMatch(scale=0.0, offset=0.0), injection=nothing)
-    sums = scene_injection_sums(store, gains, threads)
+    sums = scene_injection_sums(store, mtfs, threads)
     return FusionConstants(method=method, match=fit_brovey_match(sums), injection=fit_injection(sums))
 
 
-def scene_injection_sums(store: ScenePixels, gains: tuple[float, ...], threads: int = 1) -> InjectionSums:
+def scene_injection_sums(store: ScenePixels, mtfs: tuple[Mtf | float, ...], threads: int = 1) -> InjectionSums:
     """Moments of bands and PAN at MS scale, from blocks spread over the scene.
 
     Where DN end at the sensor's ceiling, as over clouds, bands no longer explain PAN: such pixels are left out, unless
@@ -424,7 +425,7 @@ def scene_injection_sums(store: ScenePixels, gains: tuple[float, ...], threads: 
 
     Args:
         store: The staged scene.
-        gains: MTF gain of each band at the MS Nyquist frequency.
+        mtfs: MTF per band.
         threads: That look at blocks side by side; the result does not depend on them.
 
     Raises:
@@ -442,7 +443,7 @@ def scene_injection_sums(store: ScenePixels, gains: tuple[float, ...], threads: 
         tile, counted = read_tile(store, plan), np.full(plan.shape_yx, min(store.pan_shape_yx) < ratio)
         counted[plan.core] = valid_window(store, plan.window)
         counted &= ~_at_ceiling(tile, ceiling)
-        return injection_sums(tile.pan, tile.ms, ratio, phases, float(np.mean(gains)), counted)
+        return injection_sums(tile.pan, tile.ms, ratio, phases, mean_mtf(mtfs), counted)
 
     with ThreadPoolExecutor(min(threads, _BLOCKS_AT_ONCE)) as pool:
         for ceiling in (staged.dn_max, math.inf):
@@ -473,21 +474,21 @@ class BlockReport(Record):
     seconds: float
 
 
-def band_mtf_gains(staged: StagedScene, contract: SensorContract) -> tuple[float, ...]:
-    """MTF gains of the scene's bands at the MS Nyquist frequency: the contract's, as sharp as the scene is measured."""
+def scene_mtfs(staged: StagedScene, contract: SensorContract) -> tuple[Mtf, ...]:
+    """MTF of the scene's bands: the contract's, as sharp as the scene is measured."""
     nominal = [band.mtf for band in contract.subset(staged.scene.bands)]
-    return band_gains(nominal, staged.measured_mtf, contract.pan_mtf, staged.grid.ratio)
+    return band_mtfs(nominal, measured_mtf(staged), contract.pan_mtf, staged.grid.ratio)
 
 
-def relative_mtf(staged: StagedScene, contract: SensorContract) -> tuple[float, ...]:
-    """MTF gains of the scene's bands relative to PAN's, which results are to be as sharp as."""
-    gains, ratio = band_mtf_gains(staged, contract), staged.grid.ratio
-    return tuple(relative_gain(gain, contract.pan_mtf, ratio) for gain in gains)
+def relative_mtfs(staged: StagedScene, contract: SensorContract) -> tuple[Mtf, ...]:
+    """MTF of the scene's bands relative to PAN's, which results are to be as sharp as."""
+    ratio = staged.grid.ratio
+    return tuple(resample.relative_mtf(mtf, contract.pan_mtf, ratio) for mtf in scene_mtfs(staged, contract))
 
 
-def mean_relative_mtf(staged: StagedScene, contract: SensorContract) -> float:
-    """What PAN is blurred by to be as sharp as the bands are: the mean of ``relative_mtf``."""
-    return float(np.mean(relative_mtf(staged, contract)))
+def mean_relative_mtf(staged: StagedScene, contract: SensorContract) -> Mtf:
+    """What PAN is blurred by to be as sharp as the bands are: the mean of ``relative_mtfs``."""
+    return mean_mtf(relative_mtfs(staged, contract))
 
 
 def sharpen_block(store: SceneStore, block: Block, sharpener: Sharpener) -> BlockReport:
@@ -512,10 +513,8 @@ class SharpenerSpec(Record):
     device: str = "cpu"
     precision: str = "float32"
     threads: int = 1
-    relative_mtf: tuple[float, ...] | None = Field(
-        default=None, description="MTF of the bands at the MS Nyquist frequency, relative to PAN's there."
-    )
-    glp: tuple[GlpConstants, tuple[float, ...]] | None = Field(
+    relative_mtf: tuple[Mtf, ...] | None = Field(default=None, description="MTF of the bands relative to PAN's.")
+    glp: tuple[GlpConstants, tuple[Mtf, ...]] | None = Field(
         default=None, description="Gains and MTF of the classical fallback, in place of the network."
     )
     injection: InjectionConstants | None = Field(
@@ -550,19 +549,19 @@ def fit_sharpener(
     Raises:
         InvalidSceneError: None of the blocks that are looked at holds a valid pixel.
     """
-    gains = band_mtf_gains(store.staged, contract)
+    mtfs = scene_mtfs(store.staged, contract)
     spec = SharpenerSpec(
         weights=weights,
         device=device,
         precision=precision,
         threads=threads,
-        relative_mtf=relative_mtf(store.staged, contract),
+        relative_mtf=relative_mtfs(store.staged, contract),
     )
     if method == "pan-crafter":
-        return spec.model_copy(update={"injection": fit_scene_injection(store, gains, threads)})
+        return spec.model_copy(update={"injection": fit_scene_injection(store, mtfs, threads)})
     if method == "mtf-glp-fs":
-        return spec.model_copy(update={"glp": (GlpSharpener.fit(store, gains).constants, gains)})
-    return spec.model_copy(update={"fusion": fit_scene_fusion(store, gains, method, threads)})
+        return spec.model_copy(update={"glp": (GlpSharpener.fit(store, mtfs).constants, mtfs)})
+    return spec.model_copy(update={"fusion": fit_scene_fusion(store, mtfs, method, threads)})
 
 
 def build_sharpener(spec: SharpenerSpec) -> Sharpener:

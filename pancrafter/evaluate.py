@@ -22,6 +22,7 @@ from pancrafter.errors import InvalidSceneError, PancrafterError
 from pancrafter.metrics import PhaseYX, Pixels
 from pancrafter.pairs import Pair, Unreadable, cropped, value_range
 from pancrafter.preview import comparison_picture
+from pancrafter.resample import Mtf
 from pancrafter.tiles import NETWORK_STEP_PX, Floats, Tile
 from pancrafter.types import Record, ValueRange
 
@@ -39,8 +40,8 @@ PICTURE_PX = 360
 
 HIGHER_IS_BETTER = frozenset({"q2n", "scc", "psnr_db", "ssim", "hqnr", "aligned_hqnr"})
 
-Sharpen = Callable[[Tile, tuple[float, ...], float], Floats]
-"""Takes a tile, the bands' MTF gains and PAN's; gives (band, y, x) DN on the tile's PAN grid."""
+Sharpen = Callable[[Tile, tuple[Mtf | float, ...], float], Floats]
+"""Takes a tile, the bands' MTFs and PAN's gain at its own Nyquist frequency; gives (band, y, x) DN on its PAN grid."""
 
 AS_SHARP_AS_MS = 1.0
 """PAN's gain one scale down: the truth there is MS as it is, and no blur of PAN's lies between."""
@@ -88,7 +89,7 @@ class PairReport(Record):
     dn_max: int
     phase_px: float = Field(description="Nominal PAN index of MS pixel 0.")
     band_shift_yx: tuple[tuple[float, float], ...] = Field(description="Measured and used, PAN pixels.")
-    measured_mtf: float | None = Field(default=None, description="As in StagedScene.")
+    mtf: Mtf | None = Field(default=None, description="Measured, mean of the bands relative to PAN: gain and shape.")
     truth: str = Field(description="wald: its own MS, one scale down; given: truth that came with the pair; none.")
     reduced: dict[str, ReferenceScores] | None
     full: dict[str, FullScores] | None
@@ -149,8 +150,8 @@ def classical_method(name: str) -> Method:
     if name not in classical.METHODS:
         raise PancrafterError(f"no method {name!r}; choose {NETWORK}, all, or one of {', '.join(classical.METHODS)}")
 
-    def run(tile: Tile, gains: tuple[float, ...], _: float) -> Floats:
-        return classical.sharpen(name, classical.PairInput(tile.pan, tile.ms, tile.ratio, tile.phases_yx, gains))
+    def run(tile: Tile, mtfs: tuple[Mtf | float, ...], _: float) -> Floats:
+        return classical.sharpen(name, classical.PairInput(tile.pan, tile.ms, tile.ratio, tile.phases_yx, mtfs))
 
     return Method(name, run)
 
@@ -159,8 +160,8 @@ def network_method(name: str, sharpener: NetworkSharpener) -> Method:
     """A network under the name that tables give it; one of the published protocol runs as published, bare."""
     published = bool((sharpener.checkpoint.training.get("config") or {}).get("pancollection"))
 
-    def run(tile: Tile, gains: tuple[float, ...], pan_gain: float) -> Floats:
-        fitted = sharpener.fitted_to(tile, gains, pan_gain)
+    def run(tile: Tile, mtfs: tuple[Mtf | float, ...], pan_gain: float) -> Floats:
+        fitted = sharpener.fitted_to(tile, mtfs, pan_gain)
         return sharpen_tile(replace(fitted, relative_mtf=None) if published else fitted, tile)
 
     return Method(name, run, published)
@@ -242,7 +243,7 @@ def evaluate_pair(
         dn_max=pair.dn_max,
         phase_px=(pair.ratio - 1) / 2 if pair.protocol == "production" else pair.ratio / 2,
         band_shift_yx=pair.band_shift_yx,
-        measured_mtf=pair.measured_mtf,
+        mtf=pair.measured_mtf,
         truth=truth_kind,
         reduced=reduced,
         full=scored,
@@ -258,7 +259,7 @@ def draw_pair(path: Path, pair: Pair, methods: Sequence[Method], rival: str | No
     chosen += [method for method in methods if method.name not in classical.METHODS]
     images = {"MS": pair.ms.repeat(pair.ratio, axis=1).repeat(pair.ratio, axis=2)}
     for method in chosen:
-        result = method.sharpen(tile_of(pair, fixed_ranges=method.fixed_ranges), pair.mtf_gains, pair.pan_gain)
+        result = method.sharpen(tile_of(pair, fixed_ranges=method.fixed_ranges), pair.mtfs, pair.pan_gain)
         images[method.name] = result.clip(0, pair.dn_max)
     comparison_picture(path, pan=pair.pan, images=images, common_names=pair.bands, crop_px=PICTURE_PX)
 
@@ -276,11 +277,11 @@ def _reduced_scores(
         elif pair.protocol == "benchmark":
             return None, "none"
         else:
-            reduced = reduce_tile(tile, pair.mtf_gains, pair.pan_blur, ratio=ratio)
+            reduced = reduce_tile(tile, pair.mtfs, pair.pan_blur, ratio=ratio)
             if reduced is None:
                 return None, "none"
             tile, truth = reduced.tile, reduced.truth
-        result = np.clip(method.sharpen(tile, pair.mtf_gains, AS_SHARP_AS_MS), 0, pair.dn_max)
+        result = np.clip(method.sharpen(tile, pair.mtfs, AS_SHARP_AS_MS), 0, pair.dn_max)
         scores[method.name] = reference_scores(
             truth[:, inner, inner], result[:, inner, inner], tile.ratio, float(pair.dn_max)
         )
@@ -304,7 +305,7 @@ def _full_scores(pair: Pair, methods: Sequence[Method]) -> dict[str, FullScores]
         return None  # published full-resolution rows come from other images
     scores = {}
     for method in methods:
-        result = method.sharpen(tile_of(pair, fixed_ranges=method.fixed_ranges), pair.mtf_gains, pair.pan_gain)
+        result = method.sharpen(tile_of(pair, fixed_ranges=method.fixed_ranges), pair.mtfs, pair.pan_gain)
         scores[method.name] = full_scores(pair, np.clip(result, 0, pair.dn_max), pair.phases_yx)
     return scores
 
@@ -312,8 +313,8 @@ def _full_scores(pair: Pair, methods: Sequence[Method]) -> dict[str, FullScores]
 def full_scores(pair: Pair, result: Pixels, phases_yx: Sequence[PhaseYX]) -> FullScores:
     """All indices without a truth of a result (band, y, x) on the PAN grid of ``pair``."""
     published = None if pair.ratio == 3 else metrics.hqnr(result, pair.pan, pair.ms, pair.ratio, pair.nominal_gains)
-    aligned = metrics.hqnr_production(result, pair.pan, pair.ms, pair.ratio, phases_yx, pair.mtf_gains, pair.pan_blur)
-    ergas, sam = metrics.consistency(result, pair.ms, pair.ratio, phases_yx, pair.mtf_gains)
+    aligned = metrics.hqnr_production(result, pair.pan, pair.ms, pair.ratio, phases_yx, pair.mtfs, pair.pan_blur)
+    ergas, sam = metrics.consistency(result, pair.ms, pair.ratio, phases_yx, pair.mtfs)
     return FullScores(
         d_lambda=published.d_lambda if published else None,
         d_s=published.d_s if published else None,

@@ -474,7 +474,7 @@ def _alignment(staged: StagedScene) -> dict[str, Any]:
         "phase_yx": list(staged.grid.phase_yx),
         "band_shift_yx": [list(shift) for shift in staged.band_shift_yx],
         "shift_confidence": list(staged.shift_confidence),
-        **({} if staged.measured_mtf is None else {"measured_mtf": staged.measured_mtf}),
+        **({} if staged.measured_mtf is None else {"measured_mtf": staged.measured_mtf, "mtf_shape": staged.mtf_shape}),
     }
 
 

@@ -23,6 +23,7 @@ from scipy.sparse import csr_array
 
 from pancrafter import resample
 from pancrafter.errors import GridMismatchError, InvalidSceneError
+from pancrafter.resample import Mtf
 from pancrafter.types import Record
 
 Pixels = NDArray[np.integer | np.floating]
@@ -545,14 +546,14 @@ def consistency(
     ms: Pixels,
     ratio: int,
     phases_yx: Sequence[PhaseYX],
-    mtf_gains: Sequence[float],
+    mtfs: Sequence[Mtf | float],
     valid: Mask | None = None,
 ) -> tuple[float, float]:
     """ERGAS and SAM (degrees) of the sharpened image, degraded to the MS grid, against the MS it was made from.
 
     See ``consistency_sums`` for arguments and errors; both are 0 for an image that explains its MS input perfectly.
     """
-    sums = consistency_sums(sharpened, ms, ratio, phases_yx, mtf_gains, valid)
+    sums = consistency_sums(sharpened, ms, ratio, phases_yx, mtfs, valid)
     return sums.ergas(ratio), sums.sam_deg()
 
 
@@ -561,7 +562,7 @@ def consistency_sums(
     ms: Pixels,
     ratio: int,
     phases_yx: Sequence[PhaseYX],
-    mtf_gains: Sequence[float],
+    mtfs: Sequence[Mtf | float],
     valid: Mask | None = None,
     *,
     counted: Mask | None = None,
@@ -573,15 +574,15 @@ def consistency_sums(
         ms: (band, y, x) DN.
         ratio: MS over PAN pixel size.
         phases_yx: Per band, where MS pixel 0 really lies on the PAN grid (phase plus band shift), PAN pixels.
-        mtf_gains: MTF at the MS Nyquist frequency, per band.
+        mtfs: MTF per band.
         valid: (y, x) of the MS grid. A pixel counts where the blur's whole support is valid; invalid pixels may hold
-            anything, NaN too. Pixels whose blur (4 deviations) reaches over the image border do not count either.
+            anything, NaN too. Pixels whose blur reaches over the image border (``resample.mtf_reach``) do not either.
         counted: (y, x) of the MS grid: the window's core, without its halo. None: everything.
 
     Raises:
         GridMismatchError: Numbers of bands or shapes do not fit each other.
     """
-    wanted, degraded, kept = degraded_pair(sharpened, ms, ratio, phases_yx, mtf_gains, valid)
+    wanted, degraded, kept = degraded_pair(sharpened, ms, ratio, phases_yx, mtfs, valid)
     return error_sums(wanted, degraded, kept if counted is None else kept & counted)
 
 
@@ -590,15 +591,15 @@ def degraded_pair(
     ms: Pixels,
     ratio: int,
     phases_yx: Sequence[PhaseYX],
-    mtf_gains: Sequence[float],
+    mtfs: Sequence[Mtf | float],
     valid: Mask | None = None,
 ) -> tuple[Float64s, Float64s, Mask]:
     """MS, the sharpened image degraded to its grid (both (band, y, x) DN), and which pixels (y, x) may be compared.
 
     Arguments and errors as in ``consistency_sums``.
     """
-    _require_bands(sharpened, ms, phases_yx, mtf_gains)
-    kept = _reliable(sharpened.shape[1:], ms.shape[1:], ratio, phases_yx, mtf_gains)
+    _require_bands(sharpened, ms, phases_yx, mtfs)
+    kept = _reliable(sharpened.shape[1:], ms.shape[1:], ratio, phases_yx, mtfs)
     image, wanted = (pixels.astype(np.float64, copy=False) for pixels in (sharpened, ms))
     if valid is not None:
         _require_mask(valid, ms.shape[1:], "MS")
@@ -607,10 +608,10 @@ def degraded_pair(
             np.nan_to_num(floats) if pixels.dtype.kind == "f" else floats  # only floats can be NaN
             for floats, pixels in ((image, sharpened), (wanted, ms))
         )
-    bands = zip(image, phases_yx, mtf_gains, strict=True)
+    bands = zip(image, phases_yx, mtfs, strict=True)
     shape_yx = (ms.shape[1], ms.shape[2])
     degraded: Float64s = np.stack(
-        [resample.degrade(band, shape_yx, ratio, phase, gain).astype(np.float64) for band, phase, gain in bands]
+        [resample.degrade(band, shape_yx, ratio, phase, mtf).astype(np.float64) for band, phase, mtf in bands]
     )
     return wanted, degraded, kept
 
@@ -621,12 +622,12 @@ def hqnr_production(
     ms: Pixels,
     ratio: int,
     phases_yx: Sequence[PhaseYX],
-    mtf_gains: Sequence[float],
-    pan_gain: float,
+    mtfs: Sequence[Mtf | float],
+    pan_mtf: Mtf | float,
     valid: Mask | None = None,
 ) -> HqnrScores:
     """Quality at full resolution of a real scene; see ``hqnr_production_sums`` for arguments and errors."""
-    return hqnr_production_sums(sharpened, pan, ms, ratio, phases_yx, mtf_gains, pan_gain, valid).scores()
+    return hqnr_production_sums(sharpened, pan, ms, ratio, phases_yx, mtfs, pan_mtf, valid).scores()
 
 
 def hqnr_production_sums(
@@ -635,8 +636,8 @@ def hqnr_production_sums(
     ms: Pixels,
     ratio: int,
     phases_yx: Sequence[PhaseYX],
-    mtf_gains: Sequence[float],
-    pan_gain: float,
+    mtfs: Sequence[Mtf | float],
+    pan_mtf: Mtf | float,
     valid: Mask | None = None,
     *,
     counted: Mask | None = None,
@@ -648,8 +649,8 @@ def hqnr_production_sums(
     blocks.
 
     The indices are those of ``hqnr``, but (1) MS is up-sampled cubically at each band's own phase, so a corrected shift
-    is not counted as distortion; (2) the low-resolution PAN is PAN degraded with ``pan_gain`` at the edge-aligned phase
-    and up-sampled again, so it is not displaced; (3) the MTF filter is the exact Gaussian and borders repeat; (4) any
+    is not counted as distortion; (2) the low-resolution PAN is PAN degraded with ``pan_mtf`` at the edge-aligned phase
+    and up-sampled again, so it is not displaced; (3) the MTF filter is exact and borders repeat; (4) any
     ratio works; (5) blocks with an invalid pixel are left out, and so are the incomplete ones at the right and bottom
     border. Hence the figures are not comparable with published ones.
 
@@ -659,8 +660,8 @@ def hqnr_production_sums(
         ms: (band, y, x) DN on the MS grid.
         ratio: MS over PAN pixel size.
         phases_yx: Per band, where MS pixel 0 really lies on the PAN grid (phase plus band shift), PAN pixels.
-        mtf_gains: MTF at the MS Nyquist frequency, per band.
-        pan_gain: Gain at the MS Nyquist frequency of the filter that makes the low-resolution PAN.
+        mtfs: MTF per band.
+        pan_mtf: Of the filter that makes the low-resolution PAN.
         valid: (y, x) of the PAN grid: PAN, MS and result all valid. Invalid pixels may hold anything, NaN too; the
             nearest valid ones stand in for them before filtering.
         counted: (y, x) of the PAN grid: the window's core, without its halo. None: everything.
@@ -671,8 +672,8 @@ def hqnr_production_sums(
     Raises:
         GridMismatchError: Numbers of bands or shapes do not fit each other.
     """
-    _require_pair(sharpened, pan, ms, mtf_gains)
-    _require_bands(sharpened, ms, phases_yx, mtf_gains)
+    _require_pair(sharpened, pan, ms, mtfs)
+    _require_bands(sharpened, ms, phases_yx, mtfs)
     kept = _complete_blocks(pan.shape, valid, counted)
     if not kept.any():
         nothing = (0.0,) * len(ms)
@@ -681,9 +682,9 @@ def hqnr_production_sums(
     inner, kept = _bounds(kept)
     image, high, low = fill_invalid(sharpened, valid), fill_invalid(pan[None], valid)[0], fill_ms(ms, valid, ratio)
     lms = np.stack([_upsampled(b, pan.shape, ratio, phase, inner) for b, phase in zip(low, phases_yx, strict=True)])
-    blurred = np.stack([_gaussian_blur(b, ratio, gain, inner) for b, gain in zip(image, mtf_gains, strict=True)])
+    blurred = np.stack([_blurred(b, ratio, mtf, inner) for b, mtf in zip(image, mtfs, strict=True)])
     centred = ((ratio - 1) / 2, (ratio - 1) / 2)
-    pan_on_ms = resample.degrade(high, (ms.shape[1], ms.shape[2]), ratio, centred, pan_gain)
+    pan_on_ms = resample.degrade(high, (ms.shape[1], ms.shape[2]), ratio, centred, pan_mtf)
     pan_low = _upsampled(pan_on_ms, pan.shape, ratio, centred, inner)
     # one band at a time: cut into blocks, a band takes as much memory as it does whole
     low_pan, high_pan = _centred_blocks(pan_low), _centred_blocks(high[inner])
@@ -766,12 +767,10 @@ def fill_ms(ms: Pixels, valid: Mask | None, ratio: int) -> Float64s:
     return fill_invalid(ms, valid[np.ix_(*centres)])
 
 
-def _gaussian_blur(band: Float64s, ratio: int, gain: float, inner: tuple[slice, slice]) -> Float64s:
+def _blurred(band: Float64s, ratio: int, mtf: Mtf | float, inner: tuple[slice, slice]) -> Float64s:
     """Part ``inner`` of a band blurred by a sensor's MTF."""
-    sigma, radius = resample.mtf_sigma(gain, ratio), resample.mtf_radius(gain, ratio)
     matrix_y, matrix_x = (
-        resample.gaussian_matrix(side, side, 1.0, 0.0, sigma, radius)[part]
-        for side, part in zip(band.shape, inner, strict=True)
+        resample.blurring_matrix(side, ratio, mtf)[part] for side, part in zip(band.shape, inner, strict=True)
     )
     return resample.apply_yx(matrix_y, matrix_x, band).astype(np.float64, copy=False)
 
@@ -804,12 +803,12 @@ def _reliable(
     ms_shape: tuple[int, ...],
     ratio: int,
     phases_yx: Sequence[PhaseYX],
-    mtf_gains: Sequence[float],
+    mtfs: Sequence[Mtf | float],
 ) -> Mask:
-    """MS pixels (y, x) whose blur, out to 4 deviations, lies inside the PAN image for every band."""
+    """MS pixels (y, x) whose blur (``resample.mtf_reach``) lies inside the PAN image for every band."""
     inside = [np.ones(n, dtype=np.bool_) for n in ms_shape]
-    for phase_yx, gain in zip(phases_yx, mtf_gains, strict=True):
-        reach = 4 * resample.mtf_sigma(gain, ratio)
+    for phase_yx, mtf in zip(phases_yx, mtfs, strict=True):
+        reach = resample.mtf_reach(mtf, ratio)
         for axis, phase in enumerate(phase_yx):
             centres = ratio * np.arange(ms_shape[axis]) + phase
             inside[axis] &= (centres - reach >= -0.5) & (centres + reach <= pan_shape[axis] - 0.5)
@@ -830,16 +829,16 @@ def _require_mask(valid: Mask, shape: tuple[int, ...], of: str) -> None:
         raise GridMismatchError(f"validity mask is {valid.shape} px, expected the {of} grid's {shape}")
 
 
-def _require_pair(sharpened: Pixels, pan: Pixels, ms: Pixels, mtf_gains: Sequence[float]) -> None:
+def _require_pair(sharpened: Pixels, pan: Pixels, ms: Pixels, mtfs: Sequence[Mtf | float]) -> None:
     expected = (len(ms), *pan.shape)
-    if sharpened.shape != expected or len(mtf_gains) != len(ms):
+    if sharpened.shape != expected or len(mtfs) != len(ms):
         raise GridMismatchError(
-            f"sharpened is {sharpened.shape} with {len(mtf_gains)} MTF gains, expected {expected} (bands of ms, pixels "
-            "of pan) and one gain per band"
+            f"sharpened is {sharpened.shape} with {len(mtfs)} MTFs, expected {expected} (bands of ms, pixels "
+            "of pan) and one MTF per band"
         )
 
 
-def _require_bands(sharpened: Pixels, ms: Pixels, phases_yx: Sequence[PhaseYX], mtf_gains: Sequence[float]) -> None:
-    counts = [len(sharpened), len(ms), len(phases_yx), len(mtf_gains)]
+def _require_bands(sharpened: Pixels, ms: Pixels, phases_yx: Sequence[PhaseYX], mtfs: Sequence[Mtf | float]) -> None:
+    counts = [len(sharpened), len(ms), len(phases_yx), len(mtfs)]
     if len(set(counts)) != 1:
-        raise GridMismatchError(f"bands of sharpened, ms, phases and MTF gains are {counts}; expected equal numbers")
+        raise GridMismatchError(f"bands of sharpened, ms, phases and MTFs are {counts}; expected equal numbers")

@@ -23,7 +23,7 @@ from pancrafter.errors import InvalidSceneError
 from pancrafter.evaluate import AS_SHARP_AS_MS, Method, tile_of
 from pancrafter.metrics import ergas
 from pancrafter.pairs import Pair, measured_phases
-from pancrafter.resample import degrade
+from pancrafter.resample import Mtf, degrade, mean_mtf
 from pancrafter.tiles import Floats, Tile
 from pancrafter.types import Record
 
@@ -104,17 +104,17 @@ def measure(
 def _scores_of(pair: Pair, methods: Sequence[Method], ratio: int | None) -> dict[tuple[str, Series], list[float]]:
     """Per method and series: ERGAS at every shift, then with the bands apart; nothing for a pair that is too small."""
     found: dict[tuple[str, Series], list[float]] = {}
-    reduced = reduce_tile(tile_of(pair), pair.mtf_gains, pair.pan_blur, ratio=ratio)
+    reduced = reduce_tile(tile_of(pair), pair.mtfs, pair.pan_blur, ratio=ratio)
     border = 2 * BORDER_REDUCED_PX  # a shift of 2 MS pixels reaches this far in
     if reduced is None or min(reduced.tile.pan.shape) < 4 * border:
         return found
     inner = (slice(None), slice(border, -border), slice(border, -border))
     for offsets in _offsets(len(pair.ms), reduced.tile.ratio):
-        moved = _moved(reduced.tile, reduced.truth, pair.mtf_gains, offsets)
+        moved = _moved(reduced.tile, reduced.truth, pair.mtfs, offsets)
         for series in SERIES:
-            tile = replace(moved, uncertainty=1.0) if series == "untold" else _told(moved, pair.mtf_gains)
+            tile = replace(moved, uncertainty=1.0) if series == "untold" else _told(moved, pair.mtfs)
             for method in methods:
-                result = method.sharpen(tile, pair.mtf_gains, AS_SHARP_AS_MS)[inner].clip(0, pair.dn_max)
+                result = method.sharpen(tile, pair.mtfs, AS_SHARP_AS_MS)[inner].clip(0, pair.dn_max)
                 found.setdefault((method.name, series), []).append(ergas(reduced.truth[inner], result, tile.ratio))
     return found
 
@@ -130,19 +130,19 @@ def _offsets(bands: int, ratio: int) -> list[tuple[tuple[float, float], ...]]:
     return [*trials, apart]
 
 
-def _moved(tile: Tile, truth: Floats, gains: Sequence[float], offsets: Sequence[tuple[float, float]]) -> Tile:
+def _moved(tile: Tile, truth: Floats, mtfs: Sequence[Mtf | float], offsets: Sequence[tuple[float, float]]) -> Tile:
     """The tile with MS sampled elsewhere, still told to be edge-aligned."""
     nominal, shape = (tile.ratio - 1) / 2, (tile.ms.shape[1], tile.ms.shape[2])
     ms = [
-        degrade(band, shape, tile.ratio, (nominal + y, nominal + x), gain)
-        for band, (y, x), gain in zip(truth, offsets, gains, strict=True)
+        degrade(band, shape, tile.ratio, (nominal + y, nominal + x), mtf)
+        for band, (y, x), mtf in zip(truth, offsets, mtfs, strict=True)
     ]
     return replace(tile, ms=np.stack(ms).astype(np.float32))
 
 
-def _told(tile: Tile, gains: Sequence[float]) -> Tile:
+def _told(tile: Tile, mtfs: Sequence[Mtf | float]) -> Tile:
     """The tile with the phases that staging would measure."""
-    return replace(tile, phases_yx=measured_phases(tile.pan, tile.ms, tile.ratio, float(np.mean(gains))))
+    return replace(tile, phases_yx=measured_phases(tile.pan, tile.ms, tile.ratio, mean_mtf(mtfs).gain))
 
 
 def markdown_table(curves: Sequence[Curve], series: Series) -> str:

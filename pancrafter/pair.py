@@ -346,11 +346,12 @@ def _check_memory(pan: FileHeader, ratio: int, bands: int, settings: Settings, m
     """Find out before the scene is read that the network does not fit; band shifts of up to an MS pixel included."""
     from pancrafter.engine import NetworkSharpener
     from pancrafter.model.weights import load_checkpoint
+    from pancrafter.resample import GENERIC_MTF_GAIN, Mtf
     from pancrafter.stream import Layout, choose_window_px
 
     # As in the run, but for the scene's own constants, which take no memory.
     sharpener = NetworkSharpener(
-        load_checkpoint(settings.weights), "cpu", settings.precision, relative_mtf=(1.0,) * bands
+        load_checkpoint(settings.weights), "cpu", settings.precision, relative_mtf=(Mtf(GENERIC_MTF_GAIN),) * bands
     )
     halo_px = sharpener.reach_px(ratio, [((ratio - 1) / 2,) * 2]) + ratio
     choose_window_px(sharpener, Layout(bands, ratio, max(pan.shape_yx), halo_px), memory_bytes)
@@ -400,11 +401,11 @@ def _adapt(
 ) -> tuple[SharpenerSpec, str]:
     """The specification with a network adapted to the scene where that helps, and what came of it."""
     from pancrafter.adapt import adapt_to_scene
-    from pancrafter.engine import band_mtf_gains
+    from pancrafter.engine import scene_mtfs
 
     on_progress("adapting", 0, 1)
-    gains = band_mtf_gains(pixels.staged, contract)
-    spec, done = adapt_to_scene(spec, pixels, gains, scratch / "adapted.safetensors")
+    mtfs = scene_mtfs(pixels.staged, contract)
+    spec, done = adapt_to_scene(spec, pixels, mtfs, scratch / "adapted.safetensors")
     on_progress("adapting", 1, 1)
     kept = "adapted" if done.kept else "not adapted"
     return spec, f"{kept}: {done.reason} after {done.steps} steps, {done.seconds:.0f} s"

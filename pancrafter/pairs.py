@@ -21,10 +21,10 @@ from pancrafter import resample
 from pancrafter.alignment import estimate_band_shifts
 from pancrafter.errors import InvalidSceneError, PancrafterError
 from pancrafter.metrics import PhaseYX, Pixels
-from pancrafter.resample import relative_gain
+from pancrafter.resample import Mtf, mean_mtf, relative_mtf
 from pancrafter.scratch import scratch_folder
 from pancrafter.sensors import SensorContract, contract_for_platform, generic_contract
-from pancrafter.sharpness import band_gains, combine, sharpness
+from pancrafter.sharpness import band_mtfs, combine, measured_mtf, sharpness
 from pancrafter.types import Refusal, Scene, ValueRange
 
 Protocol = Literal["production", "benchmark"]
@@ -57,7 +57,7 @@ class Pair:
         truth: (band, y, x) true MS on the PAN grid, where somebody else degraded the pair; else None.
         grade: Quality grade in the pair's description, if any.
         protocol: ``benchmark`` for PanCollection: phase 2, its crop and its full-resolution indices.
-        measured_mtf: As in ``StagedScene``.
+        measured_mtf: Mean of the bands relative to PAN; None where it could not be measured.
     """
 
     name: str
@@ -73,17 +73,17 @@ class Pair:
     truth: Pixels | None = None
     grade: str | None = None
     protocol: Protocol = "production"
-    measured_mtf: float | None = None
+    measured_mtf: Mtf | None = None
 
     @property
-    def mtf_gains(self) -> tuple[float, ...]:
-        """MTF at the MS Nyquist frequency, per band: the nominal ones, as sharp as the pair was measured to be."""
-        return band_gains(self.nominal_gains, self.measured_mtf, self.pan_gain, self.ratio)
+    def mtfs(self) -> tuple[Mtf, ...]:
+        """MTF per band: the nominal ones, as sharp as the pair was measured to be."""
+        return band_mtfs(self.nominal_gains, self.measured_mtf, self.pan_gain, self.ratio)
 
     @property
-    def pan_blur(self) -> float:
-        """Mean MTF at the MS Nyquist frequency between PAN and the bands."""
-        return float(np.mean([relative_gain(gain, self.pan_gain, self.ratio) for gain in self.mtf_gains]))
+    def pan_blur(self) -> Mtf:
+        """Mean MTF between PAN and the bands."""
+        return mean_mtf([relative_mtf(mtf, self.pan_gain, self.ratio) for mtf in self.mtfs])
 
     @property
     def band_shift_yx(self) -> tuple[tuple[float, float], ...]:
@@ -238,7 +238,7 @@ def _staged_pair(store: Any, scene: Scene, window: Any, contract: SensorContract
         ratio=ratio,
         phases_yx=band_phases(staged),
         nominal_gains=tuple(band.mtf for band in contract.subset(scene.bands)),
-        measured_mtf=staged.measured_mtf,
+        measured_mtf=measured_mtf(staged),
         pan_gain=contract.pan_mtf,
         dn_max=staged.dn_max,
     )

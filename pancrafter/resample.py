@@ -7,8 +7,9 @@ shift is the same operation, borders replicate by construction, and a tile gets 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import lru_cache
-from typing import overload
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,39 +26,88 @@ SHARPEST_GAIN = 0.95
 GENERIC_MTF_GAIN = 0.30
 """Gain at the MS Nyquist frequency of the low-pass PAN; the published low-pass arrays have it."""
 
+GAUSSIAN = 2.0
+"""Shape of an MTF that falls as a Gaussian does: what sensors have by their contracts."""
 
-@overload
-def mtf_sigma(gain: float, ratio: float) -> float: ...
+SHAPED_RADIUS_MS_PX = 3
+"""Support on each side, MS pixels, of the blur of an MTF that falls more steeply."""
+
+_TAPER_FROM = 0.6
+"""Share of that support within which such a blur is as its MTF says; farther out it is led to zero."""
+
+_LEAST_GAIN = 1e-300
+"""Of an MTF that leaves nothing at the MS Nyquist frequency; a logarithm of it must exist."""
+
+_LEAST_RESPONSE = math.log(1e-6)
+"""Where the response of an MTF counts as none, logarithm."""
 
 
-@overload
-def mtf_sigma(gain: Floats, ratio: float) -> Floats: ...
+class Mtf(NamedTuple):
+    """How much of detail MS keeps along an axis: ``gain ** ((f / f_N) ** shape)`` at frequency f, f_N its Nyquist's.
+
+    ``shape`` 2 is a Gaussian. What resampling and sharpening of a product leave keeps more of what is below the Nyquist
+    frequency and falls more steeply there: 3 to 8. Wherever one is asked for, a number is the gain of a Gaussian.
+    """
+
+    gain: float
+    shape: float = GAUSSIAN
+
+    @classmethod
+    def of(cls, value: Mtf | float) -> Mtf:
+        """The value itself, or a Gaussian."""
+        return value if isinstance(value, Mtf) else cls(float(value))
+
+    @classmethod
+    def of_half(cls, half: float, shape: float = GAUSSIAN) -> Mtf:
+        """The one that has fallen to a half at ``half`` times the MS Nyquist frequency."""
+        return cls(max(0.5 ** (half**-shape), _LEAST_GAIN), shape)
+
+    @property
+    def half(self) -> float:
+        """Where it has fallen to a half, as a share of the MS Nyquist frequency."""
+        return float((math.log(0.5) / math.log(self.gain)) ** (1 / self.shape))
 
 
-def mtf_sigma(gain: float | Floats, ratio: float) -> float | Floats:
+def mean_mtf(mtfs: Sequence[Mtf | float]) -> Mtf:
+    """Mean gain and mean shape."""
+    gain, shape = np.mean([Mtf.of(mtf) for mtf in mtfs], axis=0)
+    return Mtf(float(gain), float(shape))
+
+
+def mtf_sigma(gain: float, ratio: float) -> float:
     """Standard deviation, in PAN pixels, of the Gaussian whose frequency response is ``gain`` at the MS Nyquist.
 
     A Gaussian of deviation s has the response exp(-2 pi^2 s^2 f^2); at f = 1 / (2 ratio) it equals ``gain``.
     """
-    sigma: float | Floats = 2 * ratio / np.pi * np.sqrt(-np.log(gain) / 2)
-    return sigma
+    return 2 * ratio / math.pi * math.sqrt(-math.log(gain) / 2)
 
 
-def mtf_radius(gain: float, ratio: int) -> int:
-    """Pixels on each side at which the Gaussian of an MTF is cut off: five deviations, at most five MS pixels.
+def mtf_radius(mtf: Mtf | float, ratio: int) -> int:
+    """Pixels on each side at which the blur of an MTF is cut off.
 
-    Less than 1e-6 of its weight lies beyond, for any gain above 0.01.
+    That of a Gaussian after five deviations, at most five MS pixels: less than 1e-6 of its weight lies beyond, for any
+    gain above 0.01. That of another after ``SHAPED_RADIUS_MS_PX``.
     """
+    gain, shape = Mtf.of(mtf)
+    if shape != GAUSSIAN:
+        return SHAPED_RADIUS_MS_PX * ratio
     return min(math.ceil(5 * mtf_sigma(gain, ratio)), 5 * ratio)
 
 
-def relative_gain(gain: float, pan_gain: float, ratio: int) -> float:
-    """MTF at the MS Nyquist frequency of the blur that lies between an image as sharp as PAN and an MS band.
+def mtf_reach(mtf: Mtf | float, ratio: int) -> float:
+    """PAN pixels within which nearly all of the blur of an MTF lies: four deviations of a Gaussian."""
+    gain, shape = Mtf.of(mtf)
+    return 4 * mtf_sigma(gain, ratio) if shape == GAUSSIAN else float(mtf_radius(mtf, ratio))
 
-    ``gain`` is the band's at that frequency, ``pan_gain`` PAN's at its own Nyquist frequency, which is ``ratio`` times
-    as high; both are Gaussians, so PAN keeps ``pan_gain ** (1 / ratio**2)`` there. At most ``SHARPEST_GAIN``.
+
+def relative_mtf(mtf: Mtf | float, pan_gain: float, ratio: int) -> Mtf:
+    """MTF of the blur that lies between an image as sharp as PAN and an MS band.
+
+    ``mtf`` is the band's, ``pan_gain`` PAN's at its own Nyquist frequency, which is ``ratio`` times as high; PAN's is a
+    Gaussian and keeps ``pan_gain ** (1 / ratio**2)`` at that of MS. The gain is at most ``SHARPEST_GAIN``.
     """
-    return min(gain / float(pan_gain ** (1 / ratio**2)), SHARPEST_GAIN)
+    gain, shape = Mtf.of(mtf)
+    return Mtf(min(gain / float(pan_gain ** (1 / ratio**2)), SHARPEST_GAIN), shape)
 
 
 def _matrix(first: NDArray[np.int64], weights: Floats, n_in: int) -> csr_array:
@@ -80,15 +130,60 @@ def cubic_taps(positions: Floats, a: float = CUBIC_A) -> tuple[NDArray[np.int64]
     return below.astype(np.int64) - 1, np.where(x <= 1, near, far)
 
 
-def gaussian_taps(positions: Floats, sigma: float | Floats, radius: int) -> tuple[NDArray[np.int64], Floats]:
+def gaussian_taps(positions: Floats, sigma: float, radius: int) -> tuple[NDArray[np.int64], Floats]:
     """Index of the first pixel that a Gaussian reads at each position, and the normalised weights (..., 2 ``radius``).
 
-    ``sigma`` and ``radius`` are in input pixels; an array of ``sigma`` has one axis more than ``positions``.
+    ``sigma`` and ``radius`` are in input pixels.
     """
     below = np.floor(positions)
     distances = np.arange(-radius + 1, radius + 1) - (positions - below)[..., None]
     weights = np.exp(-0.5 * (distances / sigma) ** 2)
     return below.astype(np.int64) - radius + 1, weights / weights.sum(axis=-1, keepdims=True)
+
+
+def blur_taps(
+    positions: Floats, ratio: int, gain: float | Floats, shape: float | Floats, radius: int
+) -> tuple[NDArray[np.int64], Floats]:
+    """Index of the first pixel that the blur of an MTF reads at each position, and the normalised weights.
+
+    Args:
+        positions: Where on the PAN grid, PAN pixels.
+        ratio: PAN pixels per MS pixel.
+        gain: Of the ``Mtf``; broadcasts against ``positions``.
+        shape: Of the ``Mtf``; broadcasts against ``positions``.
+        radius: PAN pixels read on each side.
+
+    Returns:
+        As ``positions``, and with an axis of 2 ``radius`` more.
+    """
+    below = np.floor(positions)
+    distances = np.arange(-radius + 1, radius + 1) - (positions - below)[..., None]
+    weights = spread(distances / ratio, np.asarray(gain)[..., None], np.asarray(shape)[..., None])
+    return below.astype(np.int64) - radius + 1, weights / weights.sum(axis=-1, keepdims=True)
+
+
+def spread(places: Floats, gain: Floats, shape: Floats) -> Floats:
+    """How an MTF spreads a line: its Fourier transform at ``places``, MS pixels from the line, up to a factor.
+
+    ``gain`` and ``shape`` broadcast against ``places``. A Gaussian's is a Gaussian. Any other's is summed up over
+    frequencies at which there is a response, and led to zero at ``SHAPED_RADIUS_MS_PX`` by a cosine.
+    """
+    gaussian: Floats = np.exp((np.pi * places) ** 2 / (4 * np.log(gain)))
+    if (shape == GAUSSIAN).all():
+        return gaussian
+    nodes, steps = _frequencies()
+    last = 0.5 * (_LEAST_RESPONSE / np.log(gain)) ** (1 / shape)  # cycles per MS pixel
+    response = np.exp(_LEAST_RESPONSE * nodes ** shape[..., None]) * steps
+    summed = (response * np.cos(2 * np.pi * (last * places)[..., None] * nodes)).sum(axis=-1)
+    outside = np.clip((np.abs(places) / SHAPED_RADIUS_MS_PX - _TAPER_FROM) / (1 - _TAPER_FROM), 0, 1)
+    return np.where(shape == GAUSSIAN, gaussian, summed * np.cos(np.pi / 2 * outside) ** 2)
+
+
+@lru_cache(maxsize=1)
+def _frequencies() -> tuple[Floats, Floats]:
+    """Places and weights of Gauss and Legendre's quadrature between 0 and 1."""
+    nodes, weights = np.polynomial.legendre.leggauss(64)
+    return (nodes + 1) / 2, weights / 2
 
 
 @lru_cache(maxsize=512)
@@ -114,12 +209,23 @@ def upsampling_matrix(n_pan: int, n_ms: int, ratio: int, phase: float) -> csr_ar
     return cubic_matrix(n_pan, n_ms, 1 / ratio, -phase / ratio)
 
 
-def degrading_matrix(n_ms: int, n_pan: int, ratio: int, phase: float, gain: float) -> csr_array:
+@lru_cache(maxsize=512)
+def degrading_matrix(n_ms: int, n_pan: int, ratio: int, phase: float, mtf: Mtf | float) -> csr_array:
     """Weights that blur ``n_pan`` PAN pixels by a sensor's MTF and sample them where the MS pixels are centred.
 
-    ``gain`` is the MTF at the MS Nyquist frequency; the support is that of ``mtf_radius``.
+    The support is that of ``mtf_radius``; beyond the border pixels repeat.
     """
-    return gaussian_matrix(n_ms, n_pan, float(ratio), phase, mtf_sigma(gain, ratio), mtf_radius(gain, ratio))
+    gain, shape = Mtf.of(mtf)
+    first, weights = blur_taps(np.array(phase), ratio, gain, shape, mtf_radius(mtf, ratio))
+    return _matrix(first + ratio * np.arange(n_ms), np.broadcast_to(weights, (n_ms, len(weights))), n_pan)
+
+
+@lru_cache(maxsize=64)
+def blurring_matrix(n: int, ratio: int, mtf: Mtf | float) -> csr_array:
+    """Weights that blur ``n`` PAN pixels by a sensor's MTF; support and border as in ``degrading_matrix``."""
+    gain, shape = Mtf.of(mtf)
+    first, weights = blur_taps(np.array(0.0), ratio, gain, shape, mtf_radius(mtf, ratio))
+    return _matrix(first + np.arange(n), np.broadcast_to(weights, (n, len(weights))), n)
 
 
 def apply_yx(matrix_y: csr_array, matrix_x: csr_array, image: Floats) -> Floats:
@@ -135,9 +241,9 @@ def upsample(ms_band: Floats, shape_yx: tuple[int, int], ratio: int, phase_yx: t
 
 
 def degrade(
-    image: Floats, ms_shape_yx: tuple[int, int], ratio: int, phase_yx: tuple[float, float], gain: float
+    image: Floats, ms_shape_yx: tuple[int, int], ratio: int, phase_yx: tuple[float, float], mtf: Mtf | float
 ) -> Floats:
-    """One PAN-grid image (y, x) as a sensor with MTF ``gain`` would have sampled it on the MS grid."""
-    matrix_y = degrading_matrix(ms_shape_yx[0], image.shape[0], ratio, phase_yx[0], gain)
-    matrix_x = degrading_matrix(ms_shape_yx[1], image.shape[1], ratio, phase_yx[1], gain)
+    """One PAN-grid image (y, x) as a sensor with this MTF would have sampled it on the MS grid."""
+    matrix_y = degrading_matrix(ms_shape_yx[0], image.shape[0], ratio, phase_yx[0], mtf)
+    matrix_x = degrading_matrix(ms_shape_yx[1], image.shape[1], ratio, phase_yx[1], mtf)
     return apply_yx(matrix_y, matrix_x, image)

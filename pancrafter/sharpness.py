@@ -1,15 +1,14 @@
 """How sharp a scene's bands are against its PAN, measured from the scene itself.
 
-PAN, blurred by a Gaussian and sampled at the MS pixels, resembles the mix of bands that explains it best when it is as
-blurred as they are. So the blur is sought where their correlation is highest: no MTF of the sensor has to be known, and
-what processing has done to a product counts too.
+PAN, blurred and sampled at the MS pixels, resembles the mix of bands that explains it best when it is as blurred as
+they are. So the blur is sought where their correlation is highest: no MTF of the sensor has to be known, and what
+processing has done to a product counts too. Gaussians are tried first, then what falls more steeply.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import overload
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -17,8 +16,8 @@ from scipy.ndimage import minimum_filter
 
 from pancrafter.metrics import PhaseYX, Pixels
 from pancrafter.moments import products
-from pancrafter.resample import SHARPEST_GAIN, apply_yx, degrading_matrix
-from pancrafter.types import Record
+from pancrafter.resample import SHARPEST_GAIN, Mtf, apply_yx, degrading_matrix
+from pancrafter.types import Record, StagedScene
 
 Floats = NDArray[np.float64]
 
@@ -38,10 +37,20 @@ SIDE_MS_PX = 256
 """Of a larger window the middle is looked at: its cost grows with its area, what it says hardly changes."""
 
 
-class Sharpness(Record):
-    """MTF at the MS Nyquist frequency between PAN and the bands, and the share of PAN's variance they explain."""
+SHAPES = (2.5, 3.0, 3.5, 4.0, 5.0, 6.0, 8.0)
+"""Shapes of MTF that are tried beside that of a Gaussian, until one explains less than the one before."""
 
-    gain: float
+HALF_STEP = 1.03
+"""Factor between the frequencies of half response that are tried for these."""
+
+WORTH_A_SHAPE = 0.98
+"""Of what the best Gaussian leaves unexplained, a steeper MTF must leave at most this share, or it is not believed."""
+
+
+class Sharpness(Record):
+    """MTF between PAN and the bands, and the share of PAN's variance they explain."""
+
+    mtf: Mtf
     explained: float
 
     @property
@@ -50,21 +59,13 @@ class Sharpness(Record):
 
         As sharp as what was tried can be is a result: no misplacement of the bands looks like that.
         """
-        return self.explained >= LEAST_EXPLAINED and self.gain > gain_of_width(float(WIDTHS[-1]))
+        widest = Mtf(gain_of_width(float(WIDTHS[-1])))
+        return self.explained >= LEAST_EXPLAINED and self.mtf.half > widest.half
 
 
-@overload
-def gain_of_width(width: float) -> float: ...
-
-
-@overload
-def gain_of_width(width: Floats) -> Floats: ...
-
-
-def gain_of_width(width: float | Floats) -> float | Floats:
+def gain_of_width(width: float) -> float:
     """MTF at the MS Nyquist frequency of a Gaussian whose deviation is ``width`` MS pixels: exp(-(pi width)^2 / 2)."""
-    gain: float | Floats = np.exp(-0.5 * (np.pi * width) ** 2)
-    return gain if isinstance(gain, np.ndarray) else float(gain)
+    return math.exp(-0.5 * (math.pi * width) ** 2)
 
 
 def sharpness(
@@ -91,15 +92,49 @@ def sharpness(
     sought = _Sought(pan[on_pan].astype(np.float32), ms[:, *on_ms][:, keep].astype(np.float64), ratio, phase, keep)
     if sought.flat:
         return None
-    best = max(range(0, len(WIDTHS), 4), key=sought.explained)
+    gaussian = _best_gaussian(sought)
+    steeper = _best_steeper(sought, gaussian.mtf.half)
+    left, still_left = 1 - gaussian.explained, 1 - steeper.explained
+    return steeper if still_left < WORTH_A_SHAPE * left else gaussian
+
+
+def _best_gaussian(sought: _Sought) -> Sharpness:
+    """The Gaussian, between those that are tried, with which the bands explain most."""
+
+    def explained(index: int) -> float:
+        return sought.explained(Mtf(gain_of_width(float(WIDTHS[index]))))
+
+    best = max(range(0, len(WIDTHS), 4), key=explained)
     for step in (2, 1):
-        best = max((i for i in (best - step, best, best + step) if 0 <= i < len(WIDTHS)), key=sought.explained)
-    width, at = float(WIDTHS[best]), sought.explained(best)
+        best = max((i for i in (best - step, best, best + step) if 0 <= i < len(WIDTHS)), key=explained)
+    width, at = float(WIDTHS[best]), explained(best)
     if 0 < best < len(WIDTHS) - 1:
-        before, after = sought.explained(best - 1), sought.explained(best + 1)
-        curvature = 2 * at - before - after  # 0 where nothing is explained at all
-        width += float((WIDTHS[1] - WIDTHS[0]) * 0.5 * (after - before) / curvature) if curvature > 0 else 0.0
-    return Sharpness(gain=gain_of_width(width), explained=at)
+        width += float(WIDTHS[1] - WIDTHS[0]) * _top(explained(best - 1), at, explained(best + 1))
+    return Sharpness(mtf=Mtf(gain_of_width(width)), explained=at)
+
+
+def _best_steeper(sought: _Sought, half: float) -> Sharpness:
+    """The best MTF of the shapes that are tried, each climbed up to from where the one before was best."""
+    found, step = None, 0
+    for shape in SHAPES:
+
+        def explained(step: int, shape: float = shape) -> float:
+            return sought.explained(Mtf.of_half(half * HALF_STEP**step, shape))
+
+        while (nearby := max((step, step - 1, step + 1), key=explained)) != step:
+            step = nearby
+        if found is not None and explained(step) <= found.explained:
+            break
+        top = step + _top(explained(step - 1), explained(step), explained(step + 1))
+        found = Sharpness(mtf=Mtf.of_half(half * HALF_STEP**top, shape), explained=explained(step))
+    assert found is not None
+    return found
+
+
+def _top(before: float, at: float, after: float) -> float:
+    """Where the parabola through three neighbours is highest, in steps from the middle one."""
+    curvature = 2 * at - before - after  # 0 where nothing is explained at all
+    return 0.5 * (after - before) / curvature if curvature > 0 else 0.0
 
 
 def _middle(size: int, ratio: int, phase: float) -> tuple[slice, slice]:
@@ -110,7 +145,7 @@ def _middle(size: int, ratio: int, phase: float) -> tuple[slice, slice]:
 
 
 class _Sought:
-    """One window: how much of PAN's variance its bands explain, by the number of a width."""
+    """One window: how much of PAN's variance its bands explain, by the blur between them."""
 
     def __init__(
         self, pan: NDArray[np.float32], bands: Floats, ratio: int, phase_yx: Floats, keep: NDArray[np.bool_]
@@ -121,44 +156,52 @@ class _Sought:
         moments = products(self._bands, self._bands)
         ridge = 1e-6 * np.trace(moments) / len(moments) + 1e-9
         self._inverse = np.linalg.inv(moments + ridge * np.eye(len(moments)))
-        self._found: dict[int, float] = {}
+        self._found: dict[Mtf, float] = {}
 
     @property
     def flat(self) -> bool:
         """Whether PAN has no structure at all."""
         return bool(np.ptp(self._pan) == 0)
 
-    def explained(self, index: int) -> float:
-        """Share of the variance of PAN, blurred by ``WIDTHS[index]``, that the best mix of bands explains."""
-        if index not in self._found:
-            gain = gain_of_width(float(WIDTHS[index]))
+    def explained(self, mtf: Mtf) -> float:
+        """Share of the variance of PAN, blurred by ``mtf``, that the best mix of bands explains."""
+        if mtf not in self._found:
             rows, cols = (
-                degrading_matrix(n_ms, n_pan, self._ratio, float(phase), gain).astype(np.float32)
+                degrading_matrix(n_ms, n_pan, self._ratio, float(phase), mtf).astype(np.float32)
                 for n_ms, n_pan, phase in zip(self._keep.shape, self._pan.shape, self._phase_yx, strict=True)
             )
             pan = apply_yx(rows, cols, self._pan)[self._keep].astype(np.float64)
             pan -= pan.mean()
             across, energy = products(self._bands, pan[None])[:, 0], float(products(pan[None], pan[None])[0, 0])
-            self._found[index] = float(across @ self._inverse @ across / max(energy, 1e-9))
-        return self._found[index]
+            self._found[mtf] = float(across @ self._inverse @ across / max(energy, 1e-9))
+        return self._found[mtf]
 
 
-def combine(windows: Sequence[Sharpness | None]) -> float | None:
-    """The median gain of the windows where it is certain; None where it is in none."""
-    gains = [window.gain for window in windows if window is not None and window.certain]
-    return float(np.median(gains)) if gains else None
+def combine(windows: Sequence[Sharpness | None]) -> Mtf | None:
+    """The MTF of the median half response and shape of the windows where it is certain; None where it is in none."""
+    certain = [window.mtf for window in windows if window is not None and window.certain]
+    if not certain:
+        return None
+    return Mtf.of_half(
+        float(np.median([mtf.half for mtf in certain])), float(np.median([mtf.shape for mtf in certain]))
+    )
 
 
-def band_gains(nominal: Sequence[float], measured: float | None, pan_gain: float, ratio: int) -> tuple[float, ...]:
-    """MTF of the bands at the MS Nyquist frequency: as a sensor's contract has it, brought to the mean measured.
+def measured_mtf(staged: StagedScene) -> Mtf | None:
+    """What was measured of a staged scene, if anything."""
+    return None if staged.measured_mtf is None else Mtf(staged.measured_mtf, staged.mtf_shape)
+
+
+def band_mtfs(nominal: Sequence[float], measured: Mtf | None, pan_gain: float, ratio: int) -> tuple[Mtf, ...]:
+    """MTF of the bands: as a sensor's contract has it, brought to the mean measured.
 
     Args:
-        nominal: Per band, from the contract.
+        nominal: Per band, gain of the contract's Gaussian at the MS Nyquist frequency.
         measured: Mean of the bands relative to PAN, from ``sharpness``; None leaves the nominal ones.
         pan_gain: MTF of PAN at its own Nyquist frequency, where it keeps ``pan_gain ** (1 / ratio**2)`` at that of MS.
         ratio: PAN pixels per MS pixel.
     """
     if measured is None:
-        return tuple(nominal)
-    scale = measured * pan_gain ** (1 / ratio**2) / float(np.mean(nominal))
-    return tuple(min(gain * scale, SHARPEST_GAIN) for gain in nominal)
+        return tuple(map(Mtf, nominal))
+    scale = measured.gain * pan_gain ** (1 / ratio**2) / float(np.mean(nominal))
+    return tuple(Mtf(min(gain * scale, SHARPEST_GAIN), measured.shape) for gain in nominal)

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from pancrafter.item import AssetFile, Gate, Recipe
     from pancrafter.publish import CollectionInfo, Published, StaticSink
     from pancrafter.quality import Verdict
+    from pancrafter.resample import Mtf
     from pancrafter.sensors import BandSpec
     from pancrafter.store import SceneStore, Window
 
@@ -518,32 +519,30 @@ def _measure(
 ) -> tuple[Quality, NDArray[np.float32]]:
     """The scene's quality, and the raster of its local consistency."""
     from pancrafter.assess import assessment_windows, combine, consistency_raster, sample_windows
-    from pancrafter.engine import band_mtf_gains, mean_relative_mtf
+    from pancrafter.engine import mean_relative_mtf, scene_mtfs
     from pancrafter.store import SceneStore
 
-    store, gains = SceneStore.open(staged.store_uri), band_mtf_gains(staged, contract)
+    store, mtfs = SceneStore.open(staged.store_uri), scene_mtfs(staged, contract)
     blur = mean_relative_mtf(staged, contract)
-    windows = compute.map(_window_task, assessment_windows(store), staged.store_uri, gains, blur)
-    samples = compute.map(_sample_task, sample_windows(store), staged.store_uri, spec, gains, blur, on_gpu=True)
+    windows = compute.map(_window_task, assessment_windows(store), staged.store_uri, mtfs, blur)
+    samples = compute.map(_sample_task, sample_windows(store), staged.store_uri, spec, mtfs, blur, on_gpu=True)
     measured = list(windows)
     return combine(staged, method, measured, samples), consistency_raster(staged, measured)
 
 
-def _window_task(window: Window, uri: str, gains: tuple[float, ...], pan_blur: float) -> WindowSums:
+def _window_task(window: Window, uri: str, mtfs: tuple[Mtf, ...], pan_blur: Mtf) -> WindowSums:
     from pancrafter.assess import window_sums
     from pancrafter.store import SceneStore
 
-    return window_sums(SceneStore.open(uri), window, gains, pan_blur)
+    return window_sums(SceneStore.open(uri), window, mtfs, pan_blur)
 
 
-def _sample_task(
-    window: Window, uri: str, spec: SharpenerSpec, gains: tuple[float, ...], pan_blur: float
-) -> Sample | None:
+def _sample_task(window: Window, uri: str, spec: SharpenerSpec, mtfs: tuple[Mtf, ...], pan_blur: Mtf) -> Sample | None:
     from pancrafter.assess import reduced_sample
     from pancrafter.engine import build_sharpener
     from pancrafter.store import SceneStore
 
-    return reduced_sample(SceneStore.open(uri), window, build_sharpener(spec), gains, pan_blur)
+    return reduced_sample(SceneStore.open(uri), window, build_sharpener(spec), mtfs, pan_blur)
 
 
 def score_against_truth(
@@ -554,22 +553,22 @@ def score_against_truth(
     The first entry is the published result; the others are sorted from best to worst ERGAS.
     """
     from pancrafter.classical import METHODS
-    from pancrafter.engine import band_mtf_gains
+    from pancrafter.engine import scene_mtfs
 
     path = Path(settings.source)
     folder = path if path.is_dir() else path.parent
     truth = folder / "truth" / f"{staged.scene.item_id}.tif"
     if "://" in settings.source or not truth.is_file():
         return ()
-    gains = band_mtf_gains(staged, contract)
+    mtfs = scene_mtfs(staged, contract)
     methods = [None, *(name for name in METHODS if name != method)]
-    scores = list(compute.map(_truth_task, methods, staged.store_uri, str(truth), gains, method))
+    scores = list(compute.map(_truth_task, methods, staged.store_uri, str(truth), mtfs, method))
     ours = next(score for score in scores if score.method == method)
     return (ours, *sorted((s for s in scores if s is not ours), key=lambda score: score.ergas))
 
 
 def _truth_task(
-    classical_method: str | None, uri: str, truth: str, gains: tuple[float, ...], published_method: str
+    classical_method: str | None, uri: str, truth: str, mtfs: tuple[Mtf, ...], published_method: str
 ) -> TruthScores:
     """On a worker: compare the stored result, or one classical method run on the staged pair, with the truth."""
     from pancrafter.classical import PairInput
@@ -592,7 +591,7 @@ def _truth_task(
             store.read_ms(ms_everything),
             staged.grid.ratio,
             band_phases(staged),
-            gains,
+            mtfs,
             valid=valid,
         )
         image = quantise(sharpen_classically(classical_method, pair), valid, staged)

@@ -153,6 +153,9 @@ class StagedScene(Record):
         description="Mean MTF of the bands relative to PAN's, at the MS Nyquist frequency, as measured on the scene; "
         "None where it could not be, and the contract's counts.",
     )
+    mtf_shape: float = Field(
+        default=2.0, ge=2, description="How steeply it falls there: 2 as a Gaussian (``resample.Mtf``)."
+    )
     valid_share: float = Field(ge=0, le=1, description="Share of PAN pixels where PAN and MS are both valid.")
     bytes_read: int = 0
     ms_resampled: bool = Field(default=False, description="MS was interpolated once to a grid that fits PAN.")

@@ -84,6 +84,8 @@ def staged(**changed: Any) -> StagedScene:
         ms_ranges=tuple(ValueRange(low=0, high=2047) for _ in BANDS),
         band_shift_yx=((0.0, 0.0),) * 4,
         shift_confidence=(0.9, 0.8, 0.9, 0.5),
+        measured_mtf=0.2,
+        mtf_shape=3.5,
         valid_share=0.9,
     )
 

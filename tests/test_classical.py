@@ -91,7 +91,7 @@ def test_band_shifts_are_corrected_by_the_phase(method: str, truth: Array, pair:
 def test_glp_explains_its_ms_better_than_upsampling(method: str, share: float, pair: PairInput) -> None:
     def error(name: str) -> float:
         sharpened = classical.sharpen(name, pair)
-        return metrics.consistency(sharpened, pair.ms, 4, pair.phases_yx, pair.mtf_gains)[0]
+        return metrics.consistency(sharpened, pair.ms, 4, pair.phases_yx, pair.mtfs)[0]
 
     assert error(method) < share * error("exp")
 
@@ -130,9 +130,9 @@ def test_injection_is_that_of_gsa(pair: PairInput) -> None:
     arguments = (pair.ratio, pair.phases_yx, 0.3)
     whole = classical.injection_sums(pair.pan, pair.ms, *arguments)
     found = classical.fit_injection(whole)
-    same_pan_gain = replace(pair, pan_gain=0.3)
+    same_pan_mtf = replace(pair, pan_mtf=0.3)
     aligned = classical._aligned_ms(pair.ms, pair.ratio, pair.phases_yx)
-    weights, constant = classical._intensity_mix(same_pan_gain, aligned)
+    weights, constant = classical._intensity_mix(same_pan_mtf, aligned)
     assert found.weights == pytest.approx(weights, abs=1e-4)
     assert found.offset == pytest.approx(constant, abs=0.05)
     intensity = np.tensordot(weights, aligned, axes=1)
@@ -175,7 +175,7 @@ def test_order_of_bands_does_not_matter(method: str, pair: PairInput) -> None:
         pair,
         ms=pair.ms[order],
         phases_yx=tuple(pair.phases_yx[b] for b in order),
-        mtf_gains=tuple(pair.mtf_gains[b] for b in order),
+        mtfs=tuple(pair.mtfs[b] for b in order),
     )
     np.testing.assert_allclose(classical.sharpen(method, other), classical.sharpen(method, pair)[order], rtol=1e-6)
 
@@ -219,8 +219,8 @@ def test_dark_intensities_do_not_explode() -> None:
 def test_pairs_that_do_not_fit_are_refused(pair: PairInput) -> None:
     with pytest.raises(PancrafterError, match="choose one of exp, brovey"):
         classical.sharpen("magic", pair)
-    with pytest.raises(GridMismatchError, match="phases and MTF gains are"):
-        replace(pair, mtf_gains=(0.3,))
+    with pytest.raises(GridMismatchError, match="phases and MTFs are"):
+        replace(pair, mtfs=(0.3,))
     with pytest.raises(GridMismatchError, match="expected pan = 4 x ms"):
         replace(pair, ms=pair.ms[:, :40])
     with pytest.raises(GridMismatchError, match="validity mask"):
@@ -239,7 +239,7 @@ def scene_of(ratio: int, shifts: tuple[tuple[float, float], ...]) -> PairInput:
 
 
 def glp(pair: PairInput, constants: GlpConstants) -> NDArray[np.float32]:
-    return classical.glp_window(pair.pan, pair.ms, pair.ratio, pair.phases_yx, pair.mtf_gains, constants)
+    return classical.glp_window(pair.pan, pair.ms, pair.ratio, pair.phases_yx, pair.mtfs, constants)
 
 
 def window_of(pair: PairInput, y: slice, x: slice) -> PairInput:
@@ -285,7 +285,7 @@ def test_stated_halo_is_needed_and_enough(ratio: int) -> None:
 
 
 def test_gains_follow_from_sums_over_blocks(pair: PairInput) -> None:
-    arguments = (pair.pan, pair.ms, 4, pair.phases_yx, pair.mtf_gains)
+    arguments = (pair.pan, pair.ms, 4, pair.phases_yx, pair.mtfs)
     whole = classical.fit_glp_constants(classical.glp_sums(*arguments))
     left = np.zeros(pair.pan.shape, dtype=bool)
     left[:, :77] = True
@@ -311,8 +311,8 @@ def test_gains_of_windows_with_a_halo_are_those_of_the_scene() -> None:
         part = window_of(pair, slice(0, 80), x)
         core = np.zeros(part.pan.shape, dtype=bool)
         core[:, (left - x.start) * 4 : (right - x.start) * 4] = True
-        sums.append(classical.glp_sums(part.pan, part.ms, 4, part.phases_yx, part.mtf_gains, core))
-    whole = classical.glp_sums(pair.pan, pair.ms, 4, pair.phases_yx, pair.mtf_gains)
+        sums.append(classical.glp_sums(part.pan, part.ms, 4, part.phases_yx, part.mtfs, core))
+    whole = classical.glp_sums(pair.pan, pair.ms, 4, pair.phases_yx, pair.mtfs)
     expected = classical.fit_glp_constants(whole)
     assert classical.fit_glp_constants(sums[0] + sums[1]).gains == pytest.approx(expected.gains, rel=1e-9)
 
@@ -322,9 +322,7 @@ def test_constants_survive_json_and_are_checked(pair: PairInput) -> None:
     assert GlpConstants.model_validate_json(constants.model_dump_json()) == constants
     with pytest.raises(GridMismatchError, match="1 injection gains for 4 bands"):
         glp(pair, GlpConstants(gains=(1.0,)))
-    nothing = classical.glp_sums(
-        pair.pan, pair.ms, 4, pair.phases_yx, pair.mtf_gains, np.zeros(pair.pan.shape, dtype=bool)
-    )
+    nothing = classical.glp_sums(pair.pan, pair.ms, 4, pair.phases_yx, pair.mtfs, np.zeros(pair.pan.shape, dtype=bool))
     with pytest.raises(InvalidSceneError, match="0 valid pixels"):
         classical.fit_glp_constants(nothing)
 

@@ -33,9 +33,9 @@ from pancrafter.engine import (
     sharpen_block,
 )
 from pancrafter.errors import WeightsError
-from pancrafter.model import reprojection
 from pancrafter.model.conditions import build_conditions
 from pancrafter.model.weights import Checkpoint, load_checkpoint, save_checkpoint
+from pancrafter.resample import Mtf
 from pancrafter.sensors import BandSpec, SensorContract
 from pancrafter.store import SceneStore
 from pancrafter.tiles import Tile, band_phases, dn_limits, measured_window, plan_tile, quantise, read_tile, valid_window
@@ -85,22 +85,20 @@ def injected(tile: Tile, constants: classical.InjectionConstants) -> Array:
     return np.stack([2 * g * detail / (r.high - r.low) for g, r in zip(constants.gains, tile.ms_ranges, strict=True)])
 
 
-def agreeing(tile: Tile, image: Array, shares: Array, gains: tuple[float, ...]) -> Array:
+def agreeing(tile: Tile, image: Array, shares: Array, mtfs: tuple[Mtf, ...]) -> Array:
     """What is missing of MS in an image (band, y, x) on the tile's PAN grid put back, in float64 and here.
 
     ``shares`` (band, y, x) or zeros: of what the sensor would still miss then, so much is added.
     """
     result = []
-    for band, share, ms, phase, gain in zip(
-        image, shares, tile.ms.astype(np.float64), tile.phases_yx, gains, strict=True
+    for band, share, ms, phase, mtf in zip(
+        image, shares, tile.ms.astype(np.float64), tile.phases_yx, mtfs, strict=True
     ):
-        sigma, radius = resample.mtf_sigma(gain, tile.ratio), reprojection.BLUR_RADIUS_MS_PX * tile.ratio
         rows, cols = (
-            resample.gaussian_matrix(n, m, float(tile.ratio), p, sigma, radius)
-            for n, m, p in zip(ms.shape, band.shape, phase, strict=True)
+            seen_by_sensor(mtf, n, m, tile.ratio, p) for n, m, p in zip(ms.shape, band.shape, phase, strict=True)
         )
-        missing = ms - resample.apply_yx(rows, cols, band)
-        seen = seen_of_upsampled(gain, tile.ratio)
+        missing = ms - rows @ band @ cols.T
+        seen = seen_of_upsampled(mtf, tile.ratio)
         left = missing - ndimage.convolve(missing, np.outer(seen, seen), mode="nearest")
         shape_yx = (band.shape[0], band.shape[1])
         once, more = (resample.upsample(image, shape_yx, tile.ratio, phase) for image in (missing, left))
@@ -108,7 +106,25 @@ def agreeing(tile: Tile, image: Array, shares: Array, gains: tuple[float, ...]) 
     return np.stack(result)
 
 
-def seen_of_upsampled(gain: float, ratio: int) -> Array:
+def line_spread(mtf: Mtf, place: float) -> float:
+    """The Fourier transform of an MTF at a place in MS pixels; one that is no Gaussian's is led to zero at three."""
+    cycles = np.linspace(0, 12, 24001)
+    response = mtf.gain ** ((2 * cycles) ** mtf.shape)
+    taper = 1.0 if mtf.shape == 2 else math.cos(math.pi / 2 * min(max(abs(place) / 3 - 0.6, 0) / 0.4, 1)) ** 2
+    return taper * float(np.trapezoid(response * np.cos(2 * np.pi * cycles * place), cycles))
+
+
+def seen_by_sensor(mtf: Mtf, n_ms: int, n_pan: int, ratio: int, phase: float) -> Array:
+    """(n_ms, n_pan) weights with which a sensor sees PAN pixels; beyond the border pixels repeat."""
+    weights, below = np.zeros((n_ms, n_pan)), math.floor(phase)
+    around = np.arange(below - 3 * ratio + 1, below + 3 * ratio + 1)
+    line = np.array([line_spread(mtf, (k - phase) / ratio) for k in around])
+    for i in range(n_ms):
+        np.add.at(weights[i], np.clip(around + ratio * i, 0, n_pan - 1), line / line.sum())
+    return weights
+
+
+def seen_of_upsampled(mtf: Mtf, ratio: int) -> Array:
     """Five weights: how a sensor sees one MS pixel that cubic convolution (Keys) spread over the PAN grid."""
 
     def keys(x: float) -> float:
@@ -118,8 +134,9 @@ def seen_of_upsampled(gain: float, ratio: int) -> Array:
         return a * (x**3 - 5 * x**2 + 8 * x - 4) if x < 2 else 0.0
 
     places = [p for p in np.arange(-20, 20.5, 0.5) if (p + (ratio - 1) / 2) % 1 == 0]
-    sigma = resample.mtf_sigma(gain, ratio)
-    weights = [sum(math.exp(-0.5 * (p / sigma) ** 2) * keys(k - p / ratio) for p in places) for k in range(-2, 3)]
+    places = [p for p in places if abs(p) <= 3 * ratio + 0.5]
+    line = [line_spread(mtf, p / ratio) for p in places]
+    weights = [sum(w * keys(k - p / ratio) for w, p in zip(line, places, strict=True)) for k in range(-2, 3)]
     return np.array(weights) / sum(weights)
 
 
@@ -127,7 +144,7 @@ def whole_scene(
     store: SceneStore,
     checkpoint: Checkpoint,
     constants: classical.InjectionConstants | None = None,
-    gains: tuple[float, ...] | None = None,
+    mtfs: tuple[Mtf, ...] | None = None,
 ) -> Array:
     """One forward pass per band group over the whole scene, with its own scaling: (band, y, x) DN."""
     tile, group = whole_tile(store), checkpoint.network.config.bands
@@ -140,8 +157,8 @@ def whole_scene(
         phases = torch.tensor([[tile.phases_yx[b] for b in bands]], dtype=torch.float64)
         ms = torch.from_numpy(np.stack(scaled).astype(np.float32))[None]
         detail = None if details is None else details[None, first : first + group]
-        matched = gains is not None and checkpoint.network.config.matched_lowpass
-        blur = [float(np.mean(gains))] if matched else [resample.GENERIC_MTF_GAIN]
+        matched = mtfs is not None and checkpoint.network.config.matched_lowpass
+        blur = [resample.mean_mtf(mtfs)] if matched else [resample.GENERIC_MTF_GAIN]
         conditions = build_conditions(
             torch.from_numpy(pan.astype(np.float32))[None, None], ms, tile.ratio, phases, detail, blur
         )
@@ -154,7 +171,7 @@ def whole_scene(
         ]
         shares += list(output[group:])
     whole, shares = np.stack(results), np.zeros((len(tile.ms), *tile.pan.shape)) if not shares else np.stack(shares)
-    return inner(store, whole if gains is None else agreeing(tile, whole, shares, gains))
+    return inner(store, whole if mtfs is None else agreeing(tile, whole, shares, mtfs))
 
 
 def in_blocks(store: SceneStore, sharpener: Sharpener, order: list[int] | None = None) -> Array:
@@ -225,7 +242,7 @@ SHIFT = st.tuples(*(st.floats(-4, 4).map(lambda px: round(px, 6)),) * 2)
             {"injected_detail": True, "told_uncertainty": True, "weighs_ms": True},
         ]
     ),
-    gains=st.sampled_from([None, (0.2, 0.34), (0.06, 0.04)]),
+    mtfs=st.sampled_from([None, (Mtf(0.2), Mtf(0.34)), (Mtf(0.06), Mtf(0.04)), (Mtf(0.1, 6.0), Mtf(0.2, 3.0))]),
     seed=st.integers(0, 99),
 )
 def test_blocks_equal_the_whole_scene(
@@ -236,7 +253,7 @@ def test_blocks_equal_the_whole_scene(
     block_px: int,
     shifts: tuple[tuple[float, float], tuple[float, float]],
     config: dict[str, Any],
-    gains: tuple[float, float] | None,
+    mtfs: tuple[Mtf, Mtf] | None,
     seed: int,
 ) -> None:
     """Any ratio, phase, band shift, size and block size, in any order of blocks, with random weights in every layer."""
@@ -245,12 +262,12 @@ def test_blocks_equal_the_whole_scene(
     pan, ms = (rng.integers(1, 2000, shape).astype(np.uint16) for shape in (grid.pan.shape_yx, (2, *grid.ms_shape_yx)))
     folder = tmp_path_factory.mktemp("scene")
     store = stage_arrays(folder / "s.zarr", grid, pan, ms, block_px=block_px, band_shift_yx=shifts)
-    gains = (0.5, 0.6) if config.get("matched_lowpass") and gains is None else gains
+    mtfs = (Mtf(0.5), Mtf(0.6)) if config.get("matched_lowpass") and mtfs is None else mtfs
     checkpoint = random_checkpoint(seed, **config)
     order = rng.permutation(store.block_count).tolist()
     constants = INJECTION if checkpoint.network.config.injected_detail else None
-    found = in_blocks(store, NetworkSharpener(checkpoint, injection=constants, relative_mtf=gains), order)
-    expected = whole_scene(store, checkpoint, constants, gains)
+    found = in_blocks(store, NetworkSharpener(checkpoint, injection=constants, relative_mtf=mtfs), order)
+    expected = whole_scene(store, checkpoint, constants, mtfs)
     assert (np.abs(found - expected) / ranges(store.staged)).max() < EXACT
 
 
@@ -333,8 +350,8 @@ def test_pixels_at_the_ceiling_do_not_count_in_the_scenes_fit(tmp_path: Path) ->
 def test_gains_of_another_band_set_are_refused(tmp_path: Path) -> None:
     pan, ms = observed(overlap((96, 96), 4), 2, seed=3)
     store = stage_arrays(tmp_path / "s.zarr", overlap((96, 96), 4), pan, ms)
-    with pytest.raises(WeightsError, match="3 MTF gains for 2 bands"):
-        in_blocks(store, NetworkSharpener(random_checkpoint(1), relative_mtf=(0.3, 0.3, 0.3)))
+    with pytest.raises(WeightsError, match="3 MTFs for 2 bands"):
+        in_blocks(store, NetworkSharpener(random_checkpoint(1), relative_mtf=(Mtf(0.3),) * 3))
 
 
 def test_networks_that_need_the_mtf_say_so(tmp_path: Path) -> None:
@@ -347,14 +364,14 @@ def test_networks_that_need_the_mtf_say_so(tmp_path: Path) -> None:
 @pytest.mark.parametrize("ratio", [2, 3, 4])
 def test_a_result_agrees_with_ms_once_the_mtf_is_known(tmp_path: Path, ratio: int) -> None:
     """Of a random network's disagreement with MS most goes; the detail beyond the MS resolution stays."""
-    grid, gains = overlap((48 * ratio, 40 * ratio), ratio), (0.25, 0.32)
+    grid, mtfs = overlap((48 * ratio, 40 * ratio), ratio), (Mtf(0.25), Mtf(0.32))
     pan, ms = observed(grid, 2, seed=ratio, shifts=((0.0, 0.0), (0.7, -0.4)))
     store = stage_arrays(tmp_path / "s.zarr", grid, pan, ms, band_shift_yx=((0.0, 0.0), (0.7, -0.4)))
     bare, told = (
-        in_blocks(store, NetworkSharpener(random_checkpoint(ratio), relative_mtf=given)) for given in (None, gains)
+        in_blocks(store, NetworkSharpener(random_checkpoint(ratio), relative_mtf=given)) for given in (None, mtfs)
     )
     phases = band_phases(store.staged)
-    before, after = (metrics.consistency(image, ms, ratio, phases, gains)[0] for image in (bare, told))
+    before, after = (metrics.consistency(image, ms, ratio, phases, mtfs)[0] for image in (bare, told))
     assert after < 0.5 * before
     rough = [np.diff(image, axis=2).std() for image in (bare, told)]
     assert rough[1] > 0.8 * rough[0]

@@ -100,12 +100,12 @@ def test_scores_are_those_of_metrics_on_the_methods_own_result() -> None:
     assert report.reduced is not None
     assert report.full is not None
     pan, ms = pair.pan.astype(np.float32), pair.ms.astype(np.float32)
-    given = classical.PairInput(pan, ms, 4, pair.phases_yx, pair.mtf_gains)
+    given = classical.PairInput(pan, ms, 4, pair.phases_yx, pair.mtfs)
     result = classical.sharpen("mtf-glp-fs", given).clip(0, pair.dn_max)
     full = report.full["mtf-glp-fs"]
-    published = metrics.hqnr(result, pair.pan, pair.ms, 4, pair.mtf_gains)
+    published = metrics.hqnr(result, pair.pan, pair.ms, 4, pair.nominal_gains)
     assert (full.d_lambda, full.d_s, full.hqnr) == (published.d_lambda, published.d_s, published.hqnr)
-    ergas, sam = metrics.consistency(result, pair.ms, 4, pair.phases_yx, pair.mtf_gains)
+    ergas, sam = metrics.consistency(result, pair.ms, 4, pair.phases_yx, pair.mtfs)
     assert (full.consistency_ergas, full.consistency_sam_deg) == (ergas, sam)
     assert full.aligned_hqnr > full.hqnr  # the published index calls a corrected shift distortion
 

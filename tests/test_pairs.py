@@ -17,7 +17,7 @@ from staged_scenes import landscape
 
 from pancrafter.errors import ContractError, InvalidSceneError
 from pancrafter.pairs import Pair, Unreadable, catalog_pairs, cropped, find_pair_files, is_catalog, read_pair
-from pancrafter.resample import degrade
+from pancrafter.resample import Mtf, degrade
 from pancrafter.scratch import remove_folder, scratch_folder
 from pancrafter.sensors import load_contracts
 
@@ -52,7 +52,7 @@ def test_bands_of_an_unknown_sensor_keep_their_names(tmp_path: Path) -> None:
     np.savez(tmp_path / "p.npz", pan=pan, ms=np.stack([pan[::4, ::4], pan[1::4, 1::4]]))
     (tmp_path / "p.json").write_text(json.dumps({"sensor": "nobody knows", "bands": ["nir", "red"], "ratio": 4}))
     pair = read_pair(tmp_path / "p.npz", load_contracts())
-    assert (pair.sensor, pair.bands, pair.mtf_gains) == ("generic", ("nir", "red"), (0.3, 0.3))
+    assert (pair.sensor, pair.bands, pair.mtfs) == ("generic", ("nir", "red"), (Mtf(0.3), Mtf(0.3)))
     (tmp_path / "p.json").write_text(json.dumps({"sensor": "nobody knows", "bands": ["red", "Red"], "ratio": 4}))
     with pytest.raises(ContractError, match="its own name"):
         read_pair(tmp_path / "p.npz", load_contracts())

@@ -259,7 +259,7 @@ def _scene_table(reports: Sequence[PairReport], networks: Sequence[str]) -> Tabl
     from rich.table import Table
 
     table = Table(title="reduced resolution, by pair", box=box.SIMPLE_HEAD)
-    for header in ("pair", "ratio", "shift px", "MTF"):
+    for header in ("pair", "ratio", "shift px", "MTF half, shape"):
         table.add_column(header)
     for network in networks:
         table.add_column(f"{network}\nERGAS / SAM", justify="right")
@@ -267,7 +267,7 @@ def _scene_table(reports: Sequence[PairReport], networks: Sequence[str]) -> Tabl
     table.add_column("gain", justify="right")
     for report in reports:
         shift = max(max(abs(y), abs(x)) for y, x in report.band_shift_yx)
-        mtf = "-" if report.measured_mtf is None else f"{report.measured_mtf:.2f}"
+        mtf = "-" if report.mtf is None else f"{report.mtf.half:.2f}, {report.mtf.shape:.1f}"
         table.add_row(report.name, str(report.reduced_ratio), f"{shift:.2f}", mtf, *_scene_cells(report, networks))
     return table
 

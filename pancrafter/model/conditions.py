@@ -18,7 +18,7 @@ from torch.nn.functional import pad
 
 from pancrafter.classical import InjectionConstants
 from pancrafter.model.config import LOWPASS_RADIUS_MS_PX
-from pancrafter.resample import GENERIC_MTF_GAIN, cubic_taps, gaussian_taps, mtf_sigma
+from pancrafter.resample import GENERIC_MTF_GAIN, Mtf, blur_taps, cubic_taps
 
 SCALES = 3
 
@@ -110,10 +110,10 @@ def _shrinking(pitch: int) -> Reading:
 
 
 @lru_cache(maxsize=64)
-def _lowpass(ratio: int, gains: tuple[float, ...]) -> Reading:
-    sigma = mtf_sigma(np.array(gains)[:, None, None, None], ratio)
-    centre = np.full((len(gains), 1, 1), (ratio - 1) / 2)
-    return Reading.of(gaussian_taps(centre, sigma, LOWPASS_RADIUS_MS_PX * ratio), ratio)
+def _lowpass(ratio: int, mtfs: tuple[Mtf | float, ...]) -> Reading:
+    gain, shape = np.array([Mtf.of(mtf) for mtf in mtfs]).T[..., None, None]
+    centre = np.full((len(mtfs), 1, 1), (ratio - 1) / 2)
+    return Reading.of(blur_taps(centre, ratio, gain, shape, LOWPASS_RADIUS_MS_PX * ratio), ratio)
 
 
 def _shrunk(reading: Reading, image: Tensor, factor: int) -> Tensor:
@@ -156,7 +156,7 @@ def build_conditions(
     ratio: int,
     phases: Tensor,
     injection: Tensor | None = None,
-    gains: Sequence[float] = (GENERIC_MTF_GAIN,),
+    mtfs: Sequence[Mtf | float] = (GENERIC_MTF_GAIN,),
     uncertainty: Sequence[float] = (1.0,),
 ) -> Conditions:
     """Bring a tile's PAN and MS onto the network's scales.
@@ -168,16 +168,16 @@ def build_conditions(
         phases: (n, B, 2) where MS pixel 0 is centred on the PAN grid, in PAN pixels, rows first; measured band
             shifts included.
         injection: (n, B, H, W) float32, for networks with ``injected_detail``; see ``Conditions``.
-        gains: n or 1, MTF at the MS Nyquist frequency of the low-pass PAN; networks with ``matched_lowpass`` are told
-            that of the scene's MS relative to PAN's.
+        mtfs: n or 1, MTF of the low-pass PAN; networks with ``matched_lowpass`` are told that of the scene's MS
+            relative to PAN's.
         uncertainty: n or 1, see ``Conditions``; for networks with ``told_uncertainty``.
 
     Returns:
-        Conditions whose low-pass PAN is a Gaussian of that MTF sampled at the nominal MS positions (3.3).
+        Conditions whose low-pass PAN is blurred by that MTF and sampled at the nominal MS positions (3.3).
     """
     height, width = pan.shape[-2:]
     nominal = (ratio - 1) / 2
-    lowpass = _shrunk(_lowpass(ratio, tuple(gains)), pan, ratio)
+    lowpass = _shrunk(_lowpass(ratio, tuple(mtfs)), pan, ratio)
     lp_phase = torch.full((1, 1, 2), nominal)
     return Conditions(
         ms=tuple(ms_at(ms, (height, width), ratio, phases, s) for s in range(SCALES)),

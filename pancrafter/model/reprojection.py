@@ -18,7 +18,7 @@ from torch import Tensor
 from pancrafter.metrics import PhaseYX, shift_reach_px
 from pancrafter.model.conditions import Reading, ms_at
 from pancrafter.model.config import CUBIC_REACH_MS_PX
-from pancrafter.resample import cubic_taps, gaussian_taps, mtf_sigma
+from pancrafter.resample import blur_taps, cubic_taps, spread
 
 SHARES = (-1.0, 2.0)
 """Least and largest share of what one step leaves that is added."""
@@ -35,7 +35,7 @@ def reach_px(ratio: int, phases_yx: Sequence[PhaseYX]) -> int:
     return (BLUR_RADIUS_MS_PX + SEEN_RADIUS_MS_PX + CUBIC_REACH_MS_PX) * ratio + shift_reach_px(phases_yx, ratio)
 
 
-def reprojected(made: Tensor, ms: Tensor, ratio: int, phases: Tensor, gains: Tensor) -> Tensor:
+def reprojected(made: Tensor, ms: Tensor, ratio: int, phases: Tensor, mtfs: Tensor) -> Tensor:
     """A result in agreement with its MS input.
 
     Args:
@@ -44,15 +44,16 @@ def reprojected(made: Tensor, ms: Tensor, ratio: int, phases: Tensor, gains: Ten
         ms: (n, B, H / ratio, W / ratio).
         ratio: PAN pixels per MS pixel.
         phases: (n, B, 2) where MS pixel 0 is centred on the PAN grid, in PAN pixels, rows first.
-        gains: (n, B) MTF between the result and MS at the MS Nyquist frequency, 0 to 1 (``resample.relative_gain``).
+        mtfs: (n, B, 2) MTF between the result and MS (``resample.relative_mtf``), gain and shape.
 
     Returns:
         (n, B, H, W); at less than ``reach_px`` from the border it has seen the border, which repeats.
     """
     centres = phases.double().cpu().numpy()
-    sigma = mtf_sigma(gains.double().cpu().numpy(), ratio)[..., None, None]
+    gain, shape = (mtfs[..., [i]].double().cpu().numpy() for i in (0, 1))
     rows, cols = (
-        Reading.of(gaussian_taps(centres[..., axis, None], sigma, BLUR_RADIUS_MS_PX * ratio), ratio) for axis in (0, 1)
+        Reading.of(blur_taps(centres[..., [axis]], ratio, gain, shape, BLUR_RADIUS_MS_PX * ratio), ratio)
+        for axis in (0, 1)
     )
     sharpened, share = made[:, : ms.shape[1]], made[:, ms.shape[1] :]
     seen = cols.along(rows.along(sharpened, 2, ms.shape[2]), 3, ms.shape[3])
@@ -60,16 +61,19 @@ def reprojected(made: Tensor, ms: Tensor, ratio: int, phases: Tensor, gains: Ten
     once = sharpened + ms_at(missing, shape_yx, ratio, phases, 0)
     if share.shape[1] == 0:
         return once
-    seen_again = _seen_again(gains.double().cpu().numpy(), ratio)
+    seen_again = _seen_again(gain, shape, ratio)
     left = missing - seen_again.along(seen_again.along(missing, 2, ms.shape[2]), 3, ms.shape[3])
     return once.addcmul(share.clamp(*SHARES), ms_at(left, shape_yx, ratio, phases, 0))
 
 
-def _seen_again(gains: NDArray[np.float64], ratio: int) -> Reading:
-    """What a sensor of these gains (n, B) sees of an image that was up-sampled from its own pixels, along one axis."""
+def _seen_again(gain: NDArray[np.float64], shape: NDArray[np.float64], ratio: int) -> Reading:
+    """What a sensor of this MTF sees of an image that was up-sampled from its own pixels, along one axis.
+
+    ``gain`` and ``shape`` are (n, B, 1).
+    """
     radius = BLUR_RADIUS_MS_PX * ratio
     places = np.arange(-radius, radius + 1) + (ratio - 1) % 2 / 2  # of PAN pixels around an MS pixel
-    blur = np.exp(-0.5 * (places / mtf_sigma(gains, ratio)[..., None]) ** 2)
+    blur = spread(places / ratio, gain, shape)
     first, weights = cubic_taps(places / ratio)
     read = np.zeros((len(places), 2 * (BLUR_RADIUS_MS_PX + 3) + 1))
     np.put_along_axis(read, first[:, None] + np.arange(4) + read.shape[1] // 2, weights, axis=1)

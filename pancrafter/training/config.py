@@ -17,6 +17,18 @@ class Augmentation(Record):
     """How far the simulated acquisition strays. Pixels are PAN pixels, gains are at the MS Nyquist frequency."""
 
     mtf_gain: tuple[float, float] = (0.15, 0.40)
+    steeper_share: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="Share of samples whose MTF falls more steeply than a Gaussian, as that of processed products.",
+    )
+    steepest: float = Field(
+        default=8.0, ge=2, description="Largest shape of theirs (resample.Mtf), log-uniform from a Gaussian's 2."
+    )
+    steeper_half: tuple[PositiveFloat, PositiveFloat] = Field(
+        default=(0.5, 1.05), description="Where theirs have fallen to a half, as a share of the MS Nyquist frequency."
+    )
     known_shift_px: float = Field(default=2.0, description="Shift that the network is told, uniform within +-.")
     small_residual_px: float = Field(
         default=0.3,

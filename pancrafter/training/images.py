@@ -74,8 +74,8 @@ def load_pair(path: Path) -> TrainingImage:
         ) from err
     phase = (ratio - 1) / 2
     centre = (phase + shift_y, phase + shift_x)
-    gain = combine([sharpness(pan, ms, ratio, (centre,))]) or GENERIC_MTF_GAIN
-    reduced = degrade(pan, ms.shape[1:], ratio, centre, gain)
+    blur = combine([sharpness(pan, ms, ratio, (centre,))]) or GENERIC_MTF_GAIN
+    reduced = degrade(pan, ms.shape[1:], ratio, centre, blur)
     margin = 4  # MS pixels at the border may lie outside PAN after the shift
     return training_image(
         path.stem, reduced[margin:-margin, margin:-margin].astype(np.float32), ms[:, margin:-margin, margin:-margin]

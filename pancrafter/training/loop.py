@@ -54,7 +54,7 @@ def batch_loss(network: PanCrafter, ratio: int, samples: list[Sample], config: T
         pan, ms, phases = pan.repeat(2, 1, 1, 1), ms.repeat(2, 1, 1, 1), phases.repeat(2, 1, 1)
         injection = None if injection is None else injection.repeat(2, 1, 1, 1)
         mode = torch.cat([mode, torch.full((n,), PAN_MODE, device=device)])
-    told = [s.gain for s in samples] if config.network.matched_lowpass else [GENERIC_MTF_GAIN]
+    told = [s.mtf for s in samples] if config.network.matched_lowpass else [GENERIC_MTF_GAIN]
     uncertainty = [s.uncertainty for s in samples] * (len(pan) // n)
     conditions = build_conditions(pan, ms, ratio, phases, injection, told * (len(pan) // len(told)), uncertainty)
     with torch.autocast(torch.device(device).type, dtype=torch.bfloat16, enabled=config.precision == "bfloat16"):
@@ -62,8 +62,8 @@ def batch_loss(network: PanCrafter, ratio: int, samples: list[Sample], config: T
     bands = config.network.bands
     sharpened, counted = output[:n, :bands], slice(None)
     if config.reprojection:
-        gains = torch.tensor([[s.gain] * bands for s in samples])
-        sharpened = reprojected(output[:n].float(), ms[:n], ratio, phases[:n], gains)
+        mtfs = torch.tensor([[s.mtf] * bands for s in samples])
+        sharpened = reprojected(output[:n].float(), ms[:n], ratio, phases[:n], mtfs)
         counted = slice(BLUR_RADIUS_MS_PX * ratio, -BLUR_RADIUS_MS_PX * ratio)
     weights = torch.tensor([s.weight for s in samples], device=device)[:, None, None, None]
     loss: Tensor = (weights * (sharpened - truth)[..., counted, counted].abs()).mean()

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from pancrafter.classical import InjectionConstants
 from pancrafter.model.conditions import unexplained_pan
 from pancrafter.pancollection import PHASE_PX, RATIO, Patches
-from pancrafter.resample import GENERIC_MTF_GAIN, SHARPEST_GAIN, degrading_matrix
+from pancrafter.resample import GAUSSIAN, GENERIC_MTF_GAIN, SHARPEST_GAIN, Mtf, degrading_matrix
 from pancrafter.training.config import Augmentation, TrainConfig
 from pancrafter.training.images import TrainingData, TrainingImage
 from pancrafter.types import ValueRange
@@ -38,8 +38,8 @@ class Sample:
     """(B, 2) phases the network is told, PAN pixels."""
     injection: Floats
     """(B, p, p) injected detail."""
-    gain: float
-    """MTF of the bands at the MS Nyquist frequency that network and reprojection are told."""
+    mtf: Mtf
+    """MTF of the bands that network and reprojection are told."""
     uncertainty: float = 1.0
     """How far shift and told MTF may be off, and how noisy pixels may be, as a share of what the augmentation says."""
     weight: float = 1.0
@@ -96,7 +96,7 @@ def draw_sample(
 
     # All bands are acquired, because all of them explain PAN; the network sees the chosen ones.
     count = len(image.truth)
-    gain = float(rng.uniform(*augmentation.mtf_gain))
+    mtf = _drawn_mtf(augmentation, rng)
     known = rng.uniform(-augmentation.known_shift_px, augmentation.known_shift_px, (count, 2))
     if rng.uniform() < uncertainty * augmentation.large_residual_share:
         residual = np.tile(rng.uniform(-augmentation.large_residual_px, augmentation.large_residual_px, 2), (count, 1))
@@ -105,21 +105,39 @@ def draw_sample(
     told = (ratio - 1) / 2 + known
     n, truth_dn = side // ratio, _vary_detail(oriented(image.truth), crisp)
     ms_dn = np.stack(
-        [acquire(band, (n, n), ratio, margin + told[b] + residual[b], gain) for b, band in enumerate(truth_dn)]
+        [acquire(band, (n, n), ratio, margin + told[b] + residual[b], mtf) for b, band in enumerate(truth_dn)]
     )
     ms_dn = np.stack([_with_noise(m, r, noise, rng) for m, r in zip(ms_dn, image.truth_ranges, strict=True)])
     limits = [_jittered(image.truth_ranges[b], rng, augmentation, stretch) for b in chosen]
-    error = math.exp(rng.normal(0, uncertainty * augmentation.told_mtf_error)) if config.reprojection else 1.0
+    off = uncertainty * augmentation.told_mtf_error if config.reprojection else 0.0
     return Sample(
         pan,
         np.stack([normalise(ms_dn[b], limit) for b, limit in zip(chosen, limits, strict=True)]),
         np.stack([normalise(truth_dn[b][inner, inner], limit) for b, limit in zip(chosen, limits, strict=True)]),
         told[chosen],
         injected_detail(pan_dn, ms_dn, ratio, told, image.injection, dict(zip(chosen.tolist(), limits, strict=True))),
-        min(gain * error, SHARPEST_GAIN),
+        _misjudged(mtf, off, rng),
         uncertainty,
         stretch,
     )
+
+
+def _drawn_mtf(augmentation: Augmentation, rng: np.random.Generator) -> Mtf:
+    gaussian = Mtf(float(rng.uniform(*augmentation.mtf_gain)))
+    if augmentation.steeper_share == 0 or rng.uniform() >= augmentation.steeper_share:
+        return gaussian
+    steepness = math.log(augmentation.steepest / GAUSSIAN) * rng.uniform()
+    return Mtf.of_half(float(rng.uniform(*augmentation.steeper_half)), GAUSSIAN * math.exp(steepness))
+
+
+def _misjudged(mtf: Mtf, off: float, rng: np.random.Generator) -> Mtf:
+    """What is told of an MTF: a Gaussian's gain off by a share of deviation ``off``, else half response and shape."""
+    if off == 0:
+        return mtf
+    if mtf.shape == GAUSSIAN:
+        return Mtf(min(mtf.gain * math.exp(rng.normal(0, off)), SHARPEST_GAIN))
+    half, shape = mtf.half * math.exp(rng.normal(0, off / 4)), mtf.shape * math.exp(rng.normal(0, 2 * off))
+    return Mtf.of_half(half, max(shape, GAUSSIAN))
 
 
 def injected_detail(
@@ -151,10 +169,12 @@ def _with_noise(values: NDArray[Any], limits: ValueRange, most: float, rng: np.r
     return (values + rng.normal(0, deviation, values.shape)).astype(np.float32)
 
 
-def acquire(band: Floats, shape_yx: tuple[int, int], ratio: int, phase_yx: NDArray[np.float64], gain: float) -> Floats:
-    """A band (y, x) as a sensor with this MTF gain would sample it: ``shape_yx`` pixels, pixel 0 at ``phase_yx``."""
-    matrix_y = degrading_matrix(shape_yx[0], band.shape[0], ratio, float(phase_yx[0]), gain).astype(np.float32)
-    matrix_x = degrading_matrix(shape_yx[1], band.shape[1], ratio, float(phase_yx[1]), gain).astype(np.float32)
+def acquire(
+    band: Floats, shape_yx: tuple[int, int], ratio: int, phase_yx: NDArray[np.float64], mtf: Mtf | float
+) -> Floats:
+    """A band (y, x) as a sensor with this MTF would sample it: ``shape_yx`` pixels, pixel 0 at ``phase_yx``."""
+    matrix_y = degrading_matrix(shape_yx[0], band.shape[0], ratio, float(phase_yx[0]), mtf).astype(np.float32)
+    matrix_x = degrading_matrix(shape_yx[1], band.shape[1], ratio, float(phase_yx[1]), mtf).astype(np.float32)
     return np.asarray((matrix_x @ (matrix_y @ band).T).T)
 
 
@@ -187,7 +207,7 @@ def draw_patch(patches: Patches, config: TrainConfig, rng: np.random.Generator) 
         truth=normalise(oriented(patches.truth[index]), ceiling),
         phases=np.tile(np.array([y, x]) + residual, (patches.ms.shape[1], 1)),
         injection=np.zeros((0, *pan.shape), np.float32),
-        gain=GENERIC_MTF_GAIN,
+        mtf=Mtf(GENERIC_MTF_GAIN),
     )
 
 

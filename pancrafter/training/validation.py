@@ -13,15 +13,15 @@ from pancrafter.model.conditions import build_conditions
 from pancrafter.model.network import PanCrafter
 from pancrafter.model.reprojection import reprojected
 from pancrafter.pancollection import PHASE_PX, RATIO, Patches
-from pancrafter.resample import GENERIC_MTF_GAIN, upsample
+from pancrafter.resample import GENERIC_MTF_GAIN, Mtf, upsample
 from pancrafter.training.images import TrainingData, TrainingImage
 from pancrafter.training.samples import acquire, injected_detail, normalise
 
 Floats = NDArray[np.float32]
 
 
-VALIDATION_GAINS = (0.28, 0.1, 0.45)
-"""MTF of the bands at the MS Nyquist frequency, of one validation image after the other."""
+VALIDATION_MTFS = (Mtf(0.28), Mtf(0.1), Mtf(0.45), Mtf(0.15, 4.0))
+"""MTF of the bands, of one validation image after the other."""
 
 VALIDATION_PATCHES = 256
 """Patches of a validation file that are scored, spread over it."""
@@ -51,18 +51,18 @@ def validation_ergas(
 ) -> dict[str, float]:
     """Mean ERGAS, sharpened and cubic, over validation images at ratio 4 and 2, with a known and an unknown shift.
 
-    MS is as sharp as one of ``VALIDATION_GAINS``, image after image, and the network told so if it takes that. With
+    MS is as sharp as one of ``VALIDATION_MTFS``, image after image, and the network told so if it takes that. With
     ``reprojection`` the results count as the engine gives them, told the true MTF.
     """
     known, residual = np.array([0.7, -0.4]), np.array([0.2, 0.15])
     scores: dict[str, list[float]] = {"ergas": [], "ergas_cubic": []}
-    for (image, gain), ratio in product(zip(images, cycle(VALIDATION_GAINS), strict=False), (4, 2)):
+    for (image, mtf), ratio in product(zip(images, cycle(VALIDATION_MTFS), strict=False), (4, 2)):
         side = [min(n, 256) // 4 * 4 for n in image.pan.shape]
         pan, truth = image.pan[: side[0], : side[1]], image.truth[:, : side[0], : side[1]]
         phase = (ratio - 1) / 2 + known
-        ms = np.stack([acquire(b, (side[0] // ratio, side[1] // ratio), ratio, phase + residual, gain) for b in truth])
+        ms = np.stack([acquire(b, (side[0] // ratio, side[1] // ratio), ratio, phase + residual, mtf) for b in truth])
         cubic = np.stack([upsample(b, pan.shape, ratio, (phase[0], phase[1])) for b in ms])
-        sharp = sharpen_arrays(network, pan, ms, ratio, phase, image, device, gain, reprojection=reprojection)
+        sharp = sharpen_arrays(network, pan, ms, ratio, phase, image, device, mtf, reprojection=reprojection)
         core = (slice(None), slice(16, -16), slice(16, -16))
         scores["ergas"].append(ergas(truth[core], sharp[core], ratio))
         scores["ergas_cubic"].append(ergas(truth[core], cubic[core], ratio))
@@ -77,16 +77,15 @@ def sharpen_arrays(
     phase: NDArray[np.float64],
     image: TrainingImage,
     device: str,
-    gain: float = GENERIC_MTF_GAIN,
+    mtf: Mtf | float = GENERIC_MTF_GAIN,
     *,
     reprojection: bool = False,
 ) -> Floats:
     """Sharpen one small pair whole, band groups in turn, in DN; ``image`` gives value ranges and injection.
 
-    ``gain`` is the bands' MTF at the MS Nyquist frequency; with ``reprojection`` results are brought into agreement
-    with MS.
+    ``mtf`` is the bands'; with ``reprojection`` results are brought into agreement with MS.
     """
-    told = gain if network.config.matched_lowpass else GENERIC_MTF_GAIN
+    told = mtf if network.config.matched_lowpass else GENERIC_MTF_GAIN
     bands, result = network.config.bands, []
     pan_input = torch.from_numpy(normalise(pan, image.pan_range))[None, None].to(device)
     phases = np.tile(phase, (len(ms), 1))
@@ -105,7 +104,8 @@ def sharpen_arrays(
         )
         output = network(conditions, torch.zeros(1, dtype=torch.long, device=device))
         if reprojection:
-            output = reprojected(output, ms_input, ratio, group_phases, torch.full(group_phases.shape[:2], gain))
+            mtfs = torch.tensor([[Mtf.of(mtf)] * group_phases.shape[1]])
+            output = reprojected(output, ms_input, ratio, group_phases, mtfs)
         dn = output[0].cpu().numpy()[: len(ranges)]
         result += [(o + 1) / 2 * (r.high - r.low) + r.low for o, r in zip(dn, ranges, strict=True)]
     return np.stack(result)

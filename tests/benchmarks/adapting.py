@@ -22,6 +22,7 @@ from pancrafter.assess import assessment_windows, combine, window_sums
 from pancrafter.engine import SharpenerSpec, build_sharpener, fit_scene_injection
 from pancrafter.metrics import ergas, sam_deg
 from pancrafter.model.names import DEFAULT_WEIGHTS
+from pancrafter.resample import Mtf, mean_mtf
 from pancrafter.store import SceneStore
 
 SIDE_PX = 1024
@@ -44,14 +45,14 @@ def main() -> None:
             pair, truth, _ = simulated_scene(seed, all_bands=True, side_px=SIDE_PX)
             place = Path(folder) / f"{seed}.zarr"
             store = stage_pair(place, pair.pan, pair.ms, pair.ratio, pair.contract, pair.bands)
-            gains, told = sharpness_of(store, pair)
-            injection = fit_scene_injection(store, gains)
+            mtfs, told = sharpness_of(store, pair)
+            injection = fit_scene_injection(store, mtfs)
             spec = SharpenerSpec(weights=options.weights, relative_mtf=told, injection=injection)
-            adapted, done = adapt_to_scene(spec, store, gains, place.with_suffix(".safetensors"))
+            adapted, done = adapt_to_scene(spec, store, mtfs, place.with_suffix(".safetensors"))
             if not done.kept:
                 print(f"| {pair.name} | {done.reason} | | | |")  # noqa: T201
                 continue
-            before, after = (_figures(store, chosen, gains, truth) for chosen in (spec, adapted))
+            before, after = (_figures(store, chosen, mtfs, truth) for chosen in (spec, adapted))
             ratios.append(np.array(after) / np.array(before))
             cells = [f"{a:.3f} → {b:.3f}" for a, b in zip(before, after, strict=True)]
             print(f"| {pair.name} | {' | '.join(cells)} |", flush=True)  # noqa: T201
@@ -60,14 +61,14 @@ def main() -> None:
         print(f"| mean change | {' | '.join(means)} |")  # noqa: T201
 
 
-def _figures(store: SceneStore, spec: SharpenerSpec, gains: tuple[float, ...], truth: np.ndarray) -> list[float]:
+def _figures(store: SceneStore, spec: SharpenerSpec, mtfs: tuple[Mtf, ...], truth: np.ndarray) -> list[float]:
     """ERGAS and SAM (degrees) against the truth, consistency ERGAS and HQNR of what a specification makes."""
     assert spec.relative_mtf is not None
-    blur = float(np.mean(spec.relative_mtf))
+    blur = mean_mtf(spec.relative_mtf)
     store.begin_sharpening(spec.weights)
     sharpen_all(store, build_sharpener(spec))
     quality = combine(
-        store.staged, "pan-crafter", [window_sums(store, w, gains, blur) for w in assessment_windows(store)], []
+        store.staged, "pan-crafter", [window_sums(store, w, mtfs, blur) for w in assessment_windows(store)], []
     )
     inner = (slice(None), slice(BORDER_PX, -BORDER_PX), slice(BORDER_PX, -BORDER_PX))
     wanted, found = truth[inner], store.read_sharpened(everything(store))[inner]

@@ -38,8 +38,8 @@ def main() -> None:
             pair, truth, _ = simulated_scene(seed, all_bands=True)
             store = stage_pair(Path(folder) / f"{seed}.zarr", pair.pan, pair.ms, pair.ratio, pair.contract, pair.bands)
             bands = pair.contract.subset(pair.bands)
-            gains, told = sharpness_of(store, pair)
-            injection = fit_scene_injection(store, gains)
+            mtfs, told = sharpness_of(store, pair)
+            injection = fit_scene_injection(store, mtfs)
             sharpen_all(store, NetworkSharpener(checkpoint, injection=injection, relative_mtf=told))
             result = store.read_sharpened(everything(store)).astype(np.float64)
             inner, block = (slice(16, -16),) * 2, 2 * pair.ratio

@@ -64,7 +64,7 @@ def painted(pair: Pair, seed: int) -> tuple[Pair, Floats]:
 
 def errors(pair: Pair, network: NetworkSharpener, ground: NDArray[np.bool_]) -> dict[str, float] | None:
     """ERGAS of every method on the MS pixels that count, (y, x); None where the pair is too small."""
-    reduced = reduce_tile(tile_of(pair), pair.mtf_gains, pair.pan_blur)
+    reduced = reduce_tile(tile_of(pair), pair.mtfs, pair.pan_blur)
     if reduced is None or min(reduced.tile.pan.shape) < LEAST_PX:
         return None
     methods = [network_method(NETWORK, network), *map(classical_method, classical.METHODS)]
@@ -72,7 +72,7 @@ def errors(pair: Pair, network: NetworkSharpener, ground: NDArray[np.bool_]) -> 
     counted[:BORDER_REDUCED_PX] = counted[-BORDER_REDUCED_PX:] = False
     counted[:, :BORDER_REDUCED_PX] = counted[:, -BORDER_REDUCED_PX:] = False
     truth = reduced.truth[:, counted][..., None]
-    made = {m.name: m.sharpen(reduced.tile, pair.mtf_gains, AS_SHARP_AS_MS)[:, counted][..., None] for m in methods}
+    made = {m.name: m.sharpen(reduced.tile, pair.mtfs, AS_SHARP_AS_MS)[:, counted][..., None] for m in methods}
     return {name: ergas(truth, image.clip(0, pair.dn_max), reduced.tile.ratio) for name, image in made.items()}
 
 

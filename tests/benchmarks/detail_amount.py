@@ -76,12 +76,12 @@ def main() -> None:
 
 def _measured(pair: Pair, network: Method) -> _Result | None:
     pair = cropped(pair, 1024)
-    reduced = reduce_tile(tile_of(pair), pair.mtf_gains, pair.pan_blur)
+    reduced = reduce_tile(tile_of(pair), pair.mtfs, pair.pan_blur)
     if reduced is None:
         return None
     inner = (slice(None), *(slice(BORDER_REDUCED_PX, -BORDER_REDUCED_PX),) * 2)
     made = {
-        name: classical_method(name).sharpen(reduced.tile, pair.mtf_gains, AS_SHARP_AS_MS)[inner].clip(0, pair.dn_max)
+        name: classical_method(name).sharpen(reduced.tile, pair.mtfs, AS_SHARP_AS_MS)[inner].clip(0, pair.dn_max)
         for name in classical.METHODS
     }
     truth = reduced.truth[inner].astype(np.float32)
@@ -90,7 +90,7 @@ def _measured(pair: Pair, network: Method) -> _Result | None:
         pair.ratio,
         pair.dn_max,
         truth,
-        network.sharpen(reduced.tile, pair.mtf_gains, AS_SHARP_AS_MS)[inner],
+        network.sharpen(reduced.tile, pair.mtfs, AS_SHARP_AS_MS)[inner],
         made["gsa"] - made[UPSAMPLING],
         min(ergas(truth, image, pair.ratio) for name, image in made.items() if name != UPSAMPLING),
     )

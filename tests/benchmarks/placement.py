@@ -24,7 +24,7 @@ from pancrafter.evaluate import Method, classical_method, network_method
 from pancrafter.metrics import ergas, sam_deg
 from pancrafter.model.weights import load_checkpoint
 from pancrafter.pairs import value_range
-from pancrafter.sharpness import band_gains, combine, sharpness
+from pancrafter.sharpness import band_mtfs, combine, sharpness
 from pancrafter.tiles import Tile
 
 SIDE_PX = 1024
@@ -79,9 +79,9 @@ def _errors(scene: SimulatedScene, method: Method, shifts: NDArray[np.float64]) 
     pan, ms = pair.pan.astype(np.float32), pair.ms.astype(np.float32)
     phases = tuple((model.phase[0] + float(dy), model.phase[1] + float(dx)) for dy, dx in shifts)
     nominal, pan_gain = [band.mtf for band in pair.contract.subset(pair.bands)], pair.contract.pan_mtf
-    gains = band_gains(nominal, combine([sharpness(pan, ms, pair.ratio, phases)]), pan_gain, pair.ratio)
+    mtfs = band_mtfs(nominal, combine([sharpness(pan, ms, pair.ratio, phases)]), pan_gain, pair.ratio)
     tile = Tile(pan, ms, pair.ratio, phases, value_range(pan), tuple(value_range(band) for band in ms))
-    result = method.sharpen(tile, gains, pan_gain)
+    result = method.sharpen(tile, mtfs, pan_gain)
     inner = (slice(None), slice(BORDER_PX, -BORDER_PX), slice(BORDER_PX, -BORDER_PX))
     return ergas(scene.truth[inner], result[inner], pair.ratio), sam_deg(scene.truth[inner], result[inner])
 

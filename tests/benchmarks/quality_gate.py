@@ -28,9 +28,9 @@ from simulated_scenes import Pair, simulated_scene
 from pancrafter.engine import NetworkSharpener, fit_scene_injection
 from pancrafter.errors import ContractError
 from pancrafter.model.weights import load_checkpoint
-from pancrafter.resample import relative_gain
+from pancrafter.resample import Mtf, relative_mtf
 from pancrafter.sensors import get_contract, load_contracts
-from pancrafter.sharpness import band_gains
+from pancrafter.sharpness import band_mtfs, measured_mtf
 from pancrafter.store import SceneStore
 from pancrafter.types import Quality
 
@@ -70,11 +70,11 @@ def real_pairs(names: Sequence[str] | None = None, *, place_seed: int | None = N
     return found
 
 
-def sharpness_of(store: SceneStore, pair: Pair) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """MTF of the bands at the MS Nyquist frequency, and the same relative to PAN's."""
+def sharpness_of(store: SceneStore, pair: Pair) -> tuple[tuple[Mtf, ...], tuple[Mtf, ...]]:
+    """MTF of the bands, and the same relative to PAN's."""
     nominal, pan_gain = [band.mtf for band in pair.contract.subset(pair.bands)], pair.contract.pan_mtf
-    gains = band_gains(nominal, store.staged.measured_mtf, pan_gain, pair.ratio)
-    return gains, tuple(relative_gain(gain, pan_gain, pair.ratio) for gain in gains)
+    mtfs = band_mtfs(nominal, measured_mtf(store.staged), pan_gain, pair.ratio)
+    return mtfs, tuple(relative_mtf(mtf, pan_gain, pair.ratio) for mtf in mtfs)
 
 
 def trials(pairs: list[Pair], seeds: Sequence[int], folder: Path) -> Iterator[dict[str, Any]]:
@@ -95,8 +95,8 @@ def trials(pairs: list[Pair], seeds: Sequence[int], folder: Path) -> Iterator[di
         }
 
     def fitted(store: SceneStore, pair: Pair) -> NetworkSharpener:
-        gains, told = sharpness_of(store, pair)
-        return NetworkSharpener(checkpoint, injection=fit_scene_injection(store, gains), relative_mtf=told)
+        mtfs, told = sharpness_of(store, pair)
+        return NetworkSharpener(checkpoint, injection=fit_scene_injection(store, mtfs), relative_mtf=told)
 
     for number, pair in enumerate(pairs):
         store = stage_pair(folder / f"{number}.zarr", pair.pan, pair.ms, pair.ratio, pair.contract, pair.bands)
