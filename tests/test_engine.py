@@ -656,7 +656,8 @@ def test_bfloat16_stays_close_to_float32(tmp_path: Path) -> None:
     store = stage_arrays(tmp_path / "s.zarr", grid, pan, ms, block_px=128)
     checkpoint, injection = load_checkpoint("open-compact"), fit_scene_injection(store, (0.3, 0.3))
     full, short = (
-        in_blocks(store, NetworkSharpener(checkpoint, "cpu", p, injection, (0.3, 0.3))) for p in ("float32", "bfloat16")
+        in_blocks(store, NetworkSharpener(checkpoint, "cpu", p, injection, (Mtf(0.3),) * 2))
+        for p in ("float32", "bfloat16")
     )
     difference = np.abs(full - short) / ranges(store.staged)
     detail = np.abs(full - classical.sharpen("exp", classical.PairInput(pan, ms, 4, ((1.5, 1.5),) * 2, (0.3, 0.3))))

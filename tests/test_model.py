@@ -26,7 +26,7 @@ from pancrafter.model.layers import CrossModalityAttention, ResBlock, channel_no
 from pancrafter.model.network import MS_MODE, PAN_MODE, PanCrafter
 from pancrafter.model.reprojection import reprojected
 from pancrafter.model.weights import load_checkpoint, save_checkpoint
-from pancrafter.resample import GENERIC_MTF_GAIN, apply_yx, cubic_matrix, degrade, gaussian_matrix, mtf_sigma
+from pancrafter.resample import GENERIC_MTF_GAIN, Mtf, apply_yx, cubic_matrix, degrade, gaussian_matrix, mtf_sigma
 
 RATIOS = (2, 3, 4)
 
@@ -514,7 +514,7 @@ def test_scales_hold_what_the_sparse_matrices_of_resampling_give(ratio: int, sca
     phases = generator.uniform(-5, 5, (2, 3, 2)) + (ratio - 1) / 2
     gains = (GENERIC_MTF_GAIN, 0.07)
     made = build_conditions(
-        torch.from_numpy(pan).float(), torch.from_numpy(ms).float(), ratio, torch.from_numpy(phases), gains=gains
+        torch.from_numpy(pan).float(), torch.from_numpy(ms).float(), ratio, torch.from_numpy(phases), mtfs=gains
     )
     for n, band in np.ndindex(2, 3):
         expected = cubic_read(ms[n, band], made.ms[scale].shape[2:], pitch / ratio, phases[n, band], ratio)
@@ -553,17 +553,17 @@ def test_conditions_made_for_inference_do_not_spoil_later_gradients() -> None:
 
 
 @pytest.mark.parametrize("ratio", [2, 3, 4])
-@pytest.mark.parametrize("gain", [0.05, 0.3, 0.8])
-def test_all_of_what_a_step_leaves_is_a_second_step(ratio: int, gain: float) -> None:
+@pytest.mark.parametrize("mtf", [Mtf(0.05), Mtf(0.3), Mtf(0.8), Mtf.of_half(0.7, 3.5)])
+def test_all_of_what_a_step_leaves_is_a_second_step(ratio: int, mtf: Mtf) -> None:
     """As near as five pixels of MS allow; no share is one step, and shares end at 2."""
     generator = torch.Generator().manual_seed(ratio)
     image = torch.randn(1, 2, 24 * ratio, 24 * ratio, generator=generator)
     ms = torch.randn(1, 2, 24, 24, generator=generator)
-    phases, gains = nominal(ratio, 2), torch.full((1, 2), gain, dtype=torch.float64)
+    phases, mtfs = nominal(ratio, 2), torch.tensor([[mtf, mtf]], dtype=torch.float64)
 
     def stepped(given: torch.Tensor, share: float | None = None) -> torch.Tensor:
         made = given if share is None else torch.cat([given, torch.full_like(given, share)], 1)
-        return reprojected(made, ms, ratio, phases, gains)
+        return reprojected(made, ms, ratio, phases, mtfs)
 
     once = stepped(image)
     twice = stepped(once)

@@ -376,30 +376,31 @@ def test_every_sample_sees_pan_as_blurred_as_it_is_told_its_ms_is() -> None:
     network = {**TINY, "matched_lowpass": True}
     chosen = config(network=network, patch_px=48, augmentation=STILL.model_copy(update={"mtf_gain": (0.05, 0.8)}))
     _, samples = draw_batch([image(0)], chosen, 0)
-    assert max(s.gain for s in samples) > 2 * min(s.gain for s in samples)
+    assert max(s.mtf.gain for s in samples) > 2 * min(s.mtf.gain for s in samples)
     untrained, losses = PanCrafter(chosen.network), []
     for weight in (0.0, 1.0):
         weighted = chosen.model_copy(update={"pan_weight": weight})
         losses.append(float(batch_loss(untrained, 4, samples, weighted, "cpu").detach()))
     missing = []
     for s in samples:
-        low = upsample(degrade(s.pan, (12, 12), 4, (1.5, 1.5), s.gain), s.pan.shape, 4, (1.5, 1.5))
+        low = upsample(degrade(s.pan, (12, 12), 4, (1.5, 1.5), s.mtf), s.pan.shape, 4, (1.5, 1.5))
         missing.append(np.abs(low - s.pan).mean())
     assert losses[1] - losses[0] == pytest.approx(np.mean(missing), rel=2e-3)
 
 
+@pytest.mark.parametrize(("steeper_share", "off"), [(0.0, 0.3), (1.0, 0.1)])
 @pytest.mark.parametrize("share", [None, 1.0])
-def test_loss_is_that_of_results_in_agreement_with_ms(share: float | None) -> None:
+def test_loss_is_that_of_results_in_agreement_with_ms(share: float | None, steeper_share: float, off: float) -> None:
     """Against the textbook's double sums: blur by the told MTF, sample, up-sample what is missing, add it.
 
     Where a network says that all counts of what a step leaves, that is nearly a second step.
     """
     chosen = config(
         network={**TINY, "mars": False, "weighs_ms": share is not None}, reprojection=True, patch_px=48,
-        augmentation=STILL.model_copy(update={"told_mtf_error": 0.3}),
+        augmentation=STILL.model_copy(update={"told_mtf_error": off, "steeper_share": steeper_share}),
     )  # fmt: skip
     _, samples = draw_batch([image(0)], chosen, 0)
-    assert len({s.gain for s in samples}) == len(samples)  # each is told wrongly in its own way
+    assert len({s.mtf for s in samples}) == len(samples)  # each is told wrongly in its own way
     untrained, errors = PanCrafter(chosen.network), []
     if share is not None:
         untrained.head.bias.data[1:] = share  # type: ignore[union-attr]  # present
@@ -407,7 +408,7 @@ def test_loss_is_that_of_results_in_agreement_with_ms(share: float | None) -> No
         ms, phase = s.ms[0].astype(np.float64), (s.phases[0, 0], s.phases[0, 1])
         result = upsample(ms, s.pan.shape, 4, phase)
         for _ in range(1 if share is None else 2):
-            missing = ms - degrade(result, (ms.shape[0], ms.shape[1]), 4, phase, s.gain)
+            missing = ms - degrade(result, (ms.shape[0], ms.shape[1]), 4, phase, s.mtf)
             result = result + upsample(missing, s.pan.shape, 4, phase)
         errors.append(np.abs(result - s.truth[0])[12:-12, 12:-12].mean())
     found = float(batch_loss(untrained, 4, samples, chosen, "cpu").detach())
@@ -418,6 +419,19 @@ def test_loss_is_that_of_results_in_agreement_with_ms(share: float | None) -> No
     assert found < 0.9 * float(batch_loss(untrained, 4, samples, bare, "cpu").detach())
 
 
+def test_mtfs_of_samples_fall_more_steeply_as_often_as_asked_for() -> None:
+    """Half response and shape within what is asked for; a share that is told wrongly strays little from them."""
+    steep = STILL.model_copy(update={"steeper_share": 0.5, "steepest": 6.0, "steeper_half": (0.6, 0.9)})
+    chosen = config(batch=200, patch_px=32, augmentation=steep)
+    _, samples = draw_batch([image(0)], chosen, 0)
+    steeper = [s.mtf for s in samples if s.mtf.shape > 2]
+    assert len(steeper) == pytest.approx(100, abs=25)
+    assert {s.mtf.gain for s in samples if s.mtf.shape == 2} == {0.3}
+    for values, (low, high) in (([m.half for m in steeper], (0.6, 0.9)), ([m.shape for m in steeper], (2.0, 6.0))):
+        assert low <= min(values) < low + 0.1 * (high - low)
+        assert high - 0.1 * (high - low) < max(values) <= high
+
+
 def test_samples_are_as_uncertain_as_they_are_told() -> None:
     """Shift, told MTF and noise stray by the share that the network is told of what the augmentation says."""
     still = STILL.model_copy(update={"told_mtf_error": 0.1, "small_residual_px": 0.5, "mtf_gain": (0.3, 0.3)})
@@ -426,7 +440,7 @@ def test_samples_are_as_uncertain_as_they_are_told() -> None:
     )
     _, samples = draw_batch([image(0)], chosen, 0)
     told = np.array([s.uncertainty for s in samples])
-    errors = np.log([s.gain / 0.3 for s in samples])
+    errors = np.log([s.mtf.gain / 0.3 for s in samples])
     assert told.min() < 0.05
     assert told.max() > 0.95
     assert np.std(errors / told) == pytest.approx(0.1, rel=0.15)
