@@ -314,20 +314,25 @@ class GlpSharpener:
     def fit(cls, store: ScenePixels, mtfs: tuple[Mtf | float, ...]) -> GlpSharpener:
         """Fit the injection gains on the valid pixels of a whole staged scene, one block at a time.
 
+        Pixels at the sensor's ceiling are left out as in ``scene_injection_sums``.
+
         Args:
             store: The staged scene.
             mtfs: MTF per band.
         """
-        staged = store.staged
-        total: GlpSums | None = None
-        for row in range(store.blocks_yx[0]):
-            for col in range(store.blocks_yx[1]):
-                plan = plan_tile(store, (row, col), glp_halo_px(staged.grid.ratio, band_phases(staged)))
-                tile, counted = read_tile(store, plan), np.zeros(plan.shape_yx, np.bool_)
-                counted[plan.core] = valid_window(store, plan.window)
-                sums = glp_sums(tile.pan, tile.ms, tile.ratio, tile.phases_yx, mtfs, counted)
-                total = sums if total is None else total + sums
-        assert total is not None
+        halo_px = glp_halo_px(store.staged.grid.ratio, band_phases(store.staged))
+
+        def sums_of(block: Block, ceiling: float) -> GlpSums:
+            plan = plan_tile(store, block, halo_px)
+            tile, counted = read_tile(store, plan), np.zeros(plan.shape_yx, np.bool_)
+            counted[plan.core] = valid_window(store, plan.window)
+            counted &= ~_at_ceiling(tile, ceiling)
+            return glp_sums(tile.pan, tile.ms, tile.ratio, tile.phases_yx, mtfs, counted)
+
+        for ceiling in (store.staged.dn_max, math.inf):
+            total = reduce(operator.add, (sums_of(block, ceiling) for block in np.ndindex(store.blocks_yx)))
+            if total.pixels:
+                break
         return cls(fit_glp_constants(total), mtfs)
 
 

@@ -338,13 +338,23 @@ def test_pixels_at_the_ceiling_do_not_count_in_the_scenes_fit(tmp_path: Path) ->
     pan = 0.3 * truth[0] + 0.6 * truth[1] + 20
     ms = np.stack([resample.degrade(band, grid.ms_shape_yx, 4, (1.5, 1.5), 0.3) for band in truth])
     gains, arrays = (0.3, 0.3), [np.rint(np.minimum(a, 2047)).astype(np.uint16) for a in (pan, ms)]
-    found = fit_scene_injection(stage_arrays(tmp_path / "s.zarr", grid, *arrays), gains)
+    store = stage_arrays(tmp_path / "s.zarr", grid, *arrays)
+    found = fit_scene_injection(store, gains)
     assert found.weights == pytest.approx((0.3, 0.6), abs=0.02)
     assert found.offset == pytest.approx(20, abs=10)
-    misled = fit_scene_injection(stage_arrays(tmp_path / "m.zarr", grid, *arrays, dn_max=4095), gains)
-    assert misled.weights != pytest.approx((0.3, 0.6), abs=0.1)
-    nothing_else = [np.full_like(array, 2047) for array in arrays]
-    assert fit_scene_injection(stage_arrays(tmp_path / "n.zarr", grid, *nothing_else), gains).gains == (0.0, 0.0)
+    misleading = stage_arrays(tmp_path / "m.zarr", grid, *arrays, dn_max=4095)
+    assert fit_scene_injection(misleading, gains).weights != pytest.approx((0.3, 0.6), abs=0.1)
+    nothing_else = stage_arrays(tmp_path / "n.zarr", grid, *(np.full_like(array, 2047) for array in arrays))
+    assert fit_scene_injection(nothing_else, gains).gains == (0.0, 0.0)
+    of_ground, misled, flat = (GlpSharpener.fit(s, gains).constants.gains for s in (store, misleading, nothing_else))
+    truth[1, 40:110, 30:120] /= 8
+    clear = [0.3 * truth[0] + 0.6 * truth[1] + 20]
+    clear.append(np.stack([resample.degrade(band, grid.ms_shape_yx, 4, (1.5, 1.5), 0.3) for band in truth]))
+    without = stage_arrays(tmp_path / "c.zarr", grid, *(np.rint(array).astype(np.uint16) for array in clear))
+    expected = GlpSharpener.fit(without, gains).constants.gains
+    assert of_ground == pytest.approx(expected, abs=0.01)
+    assert misled != pytest.approx(expected, abs=0.2)
+    assert flat == (0.0, 0.0)
 
 
 def test_gains_of_another_band_set_are_refused(tmp_path: Path) -> None:
