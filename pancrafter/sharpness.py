@@ -37,7 +37,7 @@ SIDE_MS_PX = 256
 """Of a larger window the middle is looked at: its cost grows with its area, what it says hardly changes."""
 
 
-SHAPES = (2.5, 3.0, 3.5, 4.0, 5.0, 6.0, 8.0)
+SHAPES = (2.5, 3.5, 4.5, 6.0, 8.0)
 """Shapes of MTF that are tried beside that of a Gaussian, until one explains less than the one before."""
 
 HALF_STEP = 1.03
