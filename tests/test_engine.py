@@ -726,15 +726,16 @@ def test_value_range_cancels_out(tmp_path: Path) -> None:
 def test_spec_travels_and_builds_once(tmp_path: Path) -> None:
     path = tmp_path / "small.safetensors"
     save_checkpoint(path, random_network(1), {})
-    spec = SharpenerSpec(weights=str(path), precision="bfloat16")
+    spec = SharpenerSpec(weights=str(path), precision="bfloat16", relative_mtf=(Mtf(0.2), Mtf(0.1, 3.0)))
     travelled = SharpenerSpec.model_validate_json(pickle.loads(pickle.dumps(spec)).model_dump_json())
     sharpener = build_sharpener(travelled)
     assert sharpener is build_sharpener(spec)
     assert isinstance(sharpener, NetworkSharpener)
     assert (sharpener.method, sharpener.precision, sharpener.checkpoint.name) == ("pan-crafter", "bfloat16", "small")
-    fallback = spec.model_copy(update={"glp": (classical.GlpConstants(gains=(0.5,)), (0.3,))})
+    assert sharpener.relative_mtf == (Mtf(0.2), Mtf(0.1, 3.0))
+    fallback = spec.model_copy(update={"glp": (classical.GlpConstants(gains=(0.5,)), (Mtf(0.3, 4.0),))})
     glp = build_sharpener(SharpenerSpec.model_validate_json(fallback.model_dump_json()))
-    assert glp == GlpSharpener(classical.GlpConstants(gains=(0.5,)), (0.3,))
+    assert glp == GlpSharpener(classical.GlpConstants(gains=(0.5,)), (Mtf(0.3, 4.0),))
     with pytest.raises(WeightsError, match="not found"):
         build_sharpener(SharpenerSpec(weights="missing"))
 
