@@ -17,6 +17,7 @@ from pancrafter.cube import measure_bands
 from pancrafter.engine import Sharpener, sharpen_block
 from pancrafter.model.network import PanCrafter
 from pancrafter.model.weights import Checkpoint
+from pancrafter.resample import Mtf, mean_mtf
 from pancrafter.sensors import SensorContract
 from pancrafter.store import SceneStore
 from pancrafter.tiles import quantise, valid_window
@@ -42,11 +43,11 @@ def write_result(store: SceneStore, image: Image) -> None:
             store.write_block((row, col), dn[(slice(None), *store.block_window((row, col)))])
 
 
-def measure(store: SceneStore, sharpener: Sharpener, gains: tuple[float, ...]) -> Quality:
+def measure(store: SceneStore, sharpener: Sharpener, mtfs: tuple[Mtf | float, ...]) -> Quality:
     """What the assess step does, in this process."""
-    blur = float(np.mean(gains))
-    windows = [window_sums(store, window, gains, blur) for window in assessment_windows(store)]
-    samples = [reduced_sample(store, window, sharpener, gains, blur) for window in sample_windows(store)]
+    blur = mean_mtf(mtfs)
+    windows = [window_sums(store, window, mtfs, blur) for window in assessment_windows(store)]
+    samples = [reduced_sample(store, window, sharpener, mtfs, blur) for window in sample_windows(store)]
     return combine(store.staged, sharpener.method, windows, samples)
 
 

@@ -416,7 +416,7 @@ def test_d_lambda_and_hqnr_by_hand() -> None:
 
 def test_hqnr_refuses_shapes_that_do_not_fit() -> None:
     ms, pan = scene((4, 16, 16)), scene((64, 64))
-    with pytest.raises(GridMismatchError, match="one gain per band"):
+    with pytest.raises(GridMismatchError, match="one MTF per band"):
         metrics.hqnr(scene((4, 64, 64)), pan, ms, 4, (0.3, 0.3))
     with pytest.raises(GridMismatchError, match="expected 4 times ms"):
         metrics.hqnr(scene((4, 64, 64)), pan, ms[:, :15], 4, (0.3,) * 4)
