@@ -142,7 +142,8 @@ def _moved(tile: Tile, truth: Floats, mtfs: Sequence[Mtf | float], offsets: Sequ
 
 def _told(tile: Tile, mtfs: Sequence[Mtf | float]) -> Tile:
     """The tile with the phases that staging would measure."""
-    return replace(tile, phases_yx=measured_phases(tile.pan, tile.ms, tile.ratio, mean_mtf(mtfs).gain))
+    as_sharp = Mtf.of_half(mean_mtf(mtfs).half)
+    return replace(tile, phases_yx=measured_phases(tile.pan, tile.ms, tile.ratio, as_sharp.gain))
 
 
 def markdown_table(curves: Sequence[Curve], series: Series) -> str:
