@@ -8,7 +8,7 @@ processing has done to a product counts too. Gaussians are tried first, then wha
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -40,8 +40,11 @@ SIDE_MS_PX = 256
 SHAPES = (2.5, 3.5, 4.5, 6.0, 8.0)
 """Shapes of MTF that are tried beside that of a Gaussian, until one explains less than the one before."""
 
+HALVES = (0.4, 2.4)
+"""Least and largest half response (``resample.Mtf.half``) that is tried for these: about those of the Gaussians."""
+
 HALF_STEP = 1.03
-"""Factor between the frequencies of half response that are tried for these."""
+"""Factor between one and the next."""
 
 WORTH_A_SHAPE = 0.98
 """Of what the best Gaussian leaves unexplained, a steeper MTF must leave at most this share, or it is not believed."""
@@ -118,15 +121,18 @@ def _best_steeper(sought: _Sought, half: float) -> Sharpness:
     found, step = None, 0
     for shape in SHAPES:
 
-        def explained(step: int, shape: float = shape) -> float:
-            return sought.explained(Mtf.of_half(half * HALF_STEP**step, shape))
+        def at(step: float, shape: float = shape) -> Mtf:
+            return Mtf.of_half(float(np.clip(half * HALF_STEP**step, *HALVES)), shape)
+
+        def explained(step: int, at: Callable[[float], Mtf] = at) -> float:
+            return sought.explained(at(step))
 
         while (nearby := max((step, step - 1, step + 1), key=explained)) != step:
             step = nearby
         if found is not None and explained(step) <= found.explained:
             break
         top = step + _top(explained(step - 1), explained(step), explained(step + 1))
-        found = Sharpness(mtf=Mtf.of_half(half * HALF_STEP**top, shape), explained=explained(step))
+        found = Sharpness(mtf=at(top), explained=explained(step))
     assert found is not None
     return found
 
