@@ -6,11 +6,11 @@ import math
 import operator
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache, partial, reduce
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -329,11 +329,10 @@ class GlpSharpener:
             counted &= ~_at_ceiling(tile, ceiling)
             return glp_sums(tile.pan, tile.ms, tile.ratio, tile.phases_yx, mtfs, counted)
 
-        for ceiling in (store.staged.dn_max, math.inf):
-            total = reduce(operator.add, (sums_of(block, ceiling) for block in np.ndindex(store.blocks_yx)))
-            if total.pixels:
-                break
-        return cls(fit_glp_constants(total), mtfs)
+        def sums(ceiling: float) -> GlpSums:
+            return reduce(operator.add, (sums_of(block, ceiling) for block in np.ndindex(store.blocks_yx)))
+
+        return cls(fit_glp_constants(_below_ceiling(store, sums)), mtfs)
 
 
 @dataclass(frozen=True)
@@ -451,16 +450,26 @@ def scene_injection_sums(store: ScenePixels, mtfs: tuple[Mtf | float, ...], thre
         return injection_sums(tile.pan, tile.ms, ratio, phases, mean_mtf(mtfs), counted)
 
     with ThreadPoolExecutor(min(threads, _BLOCKS_AT_ONCE)) as pool:
-        for ceiling in (staged.dn_max, math.inf):
+
+        def sums(ceiling: float) -> InjectionSums:
             found = pool.map(partial(sums_of, ceiling=ceiling), [blocks[index] for index in chosen])
-            total = reduce(operator.add, found)
-            if total.pixels:
-                break
+            return reduce(operator.add, found)
+
+        total = _below_ceiling(store, sums)
     if total.pixels == 0:
         raise InvalidSceneError(
             f"none of the {len(chosen)} blocks looked at holds a valid pixel; check nodata and masks"
         )
     return total
+
+
+_Sums = TypeVar("_Sums", GlpSums, InjectionSums)
+
+
+def _below_ceiling(store: ScenePixels, sums: Callable[[float], _Sums]) -> _Sums:
+    """Sums (a function of the ceiling) without pixels at the sensor's ceiling, or of all where there are no others."""
+    below = sums(store.staged.dn_max)
+    return below if below.pixels else sums(math.inf)
 
 
 def _at_ceiling(tile: Tile, ceiling: float) -> NDArray[np.bool_]:

@@ -24,10 +24,10 @@ SHARES = (-1.0, 2.0)
 """Least and largest share of what one step leaves that is added."""
 
 BLUR_RADIUS_MS_PX = 3
-"""Support of the blur on each side, MS pixels: more than three standard deviations for any gain above 0.01."""
+"""Support of the blur on each side, MS pixels: more than three standard deviations of a Gaussian of gain above 0.01."""
 
 SEEN_RADIUS_MS_PX = 2
-"""Support of what the sensor sees of one up-sampled MS pixel, on each side, MS pixels; less than 1 % lies beyond."""
+"""Support of what the sensor sees of one up-sampled MS pixel, per side, MS pixels; a Gaussian loses less than 1 %."""
 
 
 def reach_px(ratio: int, phases_yx: Sequence[PhaseYX]) -> int:

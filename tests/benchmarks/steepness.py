@@ -2,7 +2,7 @@
 
     PYTHONPATH=tests .venv/bin/python tests/benchmarks/steepness.py --scenes 6 --half 0.87 --shape 8
 
-MS is made from the truth by an MTF of this half response (share of the MS Nyquist frequency) and shape, with the noise
+MS is made from the truth by an MTF of this half response (share of the MS Nyquist frequency) and shape, with noise
 of 0.2 % of the range. ERGAS / SAM of the network told the Gaussian that serves it best, of the network told what is
 measured, and of the best classical method of that scene told what is measured. The network was trained on other scenes
 of the same simulator.
