@@ -19,6 +19,7 @@ from pancrafter.pairs import read_pair, value_range
 from pancrafter.resample import Mtf, degrade, relative_mtf
 from pancrafter.sensors import get_contract, load_contracts
 from pancrafter.sharpness import (
+    SHAPES,
     WIDTHS,
     Sharpness,
     band_mtfs,
@@ -77,7 +78,7 @@ def test_a_known_blur_is_found_again(seed: int, gain: float, ratio: int, shift: 
 @given(
     seed=st.integers(0, 99),
     half=st.floats(0.65, 1.0),
-    shape=st.sampled_from([3.0, 4.0, 6.0, 8.0]),
+    shape=st.sampled_from([3.0, 3.5, 4.0, 6.0, 8.0]),
     ratio=st.sampled_from([2, 3, 4]),
     shift=st.tuples(st.floats(-2, 2), st.floats(-2, 2)),
 )
@@ -88,8 +89,9 @@ def test_a_known_mtf_that_falls_steeply_is_found_again(
     found = sharpness(pan, ms, ratio, (phase,) * 3)
     assert found is not None
     assert found.certain
-    assert found.mtf.half == pytest.approx(half, rel=0.02)
-    assert found.mtf.shape == pytest.approx(shape, rel=0.25)
+    tried = shape in SHAPES
+    assert found.mtf.half == pytest.approx(half, rel=0.005 if tried else 0.025)
+    assert found.mtf.shape == pytest.approx(shape, rel=1e-9 if tried else 0.2)
 
 
 @pytest.mark.parametrize("gain", [0.08, 0.3, 0.5])
