@@ -36,8 +36,12 @@ class NetworkConfig(Record):
         default=False,
         description="Tell the stem how uncertain shift, MTF and DN are: 1 as at full resolution, 0 exact.",
     )
-    weighs_ms: bool = Field(
-        default=False, description="A second output per band: how far the result follows what is missing against MS."
+    weighs_ms: int = Field(
+        default=0,
+        ge=0,
+        le=2,
+        description="Further outputs per band that say how far the result follows what is missing against MS: of what "
+        "one step of reprojection leaves, and of what further steps would add.",
     )
     mars: bool = Field(default=True, description="Second mode that reconstructs PAN during training.")
     ffn_expansion: int = Field(default=4, ge=1)
@@ -67,7 +71,7 @@ class NetworkConfig(Record):
     @property
     def head_channels(self) -> int:
         """Output channels: the bands, then how far each follows MS (``weighs_ms``)."""
-        return self.bands * (2 if self.weighs_ms else 1)
+        return self.bands * (1 + self.weighs_ms)
 
     @property
     def pan_condition_channels(self) -> int:

@@ -72,8 +72,8 @@ class PanCrafter(nn.Module):
             mode: (n,) int64, one mode per sample.
 
         Returns:
-            (n, bands, H, W) in the normalised units of the inputs; with ``weighs_ms`` (n, 2 bands, H, W), where the
-            second half says how far the first follows MS (``model.reprojection``).
+            (n, bands, H, W) in the normalised units of the inputs, and ``weighs_ms`` times as many channels more, which
+            say how far the first follow MS (``model.reprojection``).
         """
         bands = self.config.bands
         reconstruct_pan = (mode == PAN_MODE)[:, None, None, None]

@@ -83,10 +83,11 @@ def _starting_network(config: TrainConfig) -> PanCrafter:
         return PanCrafter(config.network)
     checkpoint = load_checkpoint(config.start)
     trained = checkpoint.network.config
-    addable = {"injected_detail", "matched_lowpass", "told_uncertainty", "weighs_ms"}
+    addable = {"injected_detail", "matched_lowpass", "told_uncertainty"}
     if trained.told_uncertainty:
         addable.remove("injected_detail")  # whose input would come before
-    new = {name: False for name in addable if not getattr(trained, name)}
+    new: dict[str, int] = {name: False for name in addable if not getattr(trained, name)}
+    new["weighs_ms"] = min(trained.weighs_ms, config.network.weighs_ms)
     if trained != config.network.model_copy(update=new):
         raise WeightsError(
             f"weights {config.start} are of {trained}, expected {config.network}; "
