@@ -47,8 +47,9 @@ if TYPE_CHECKING:
 Report = Callable[[str], None]
 """Takes a line for people about what is going on."""
 
-EDGE_REACH_PX = 136
-"""Pixels closer than this to missing data are marked in the mask: filled values may have reached them."""
+EDGE_REACH_PX = 144
+"""Pixels closer than this to missing data are marked in the mask: filled values may have reached them. The halo of the
+largest build is 138 without shifts."""
 
 _PROGRESS_EVERY_S = 5.0
 

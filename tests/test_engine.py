@@ -238,8 +238,8 @@ SHIFT = st.tuples(*(st.floats(-4, 4).map(lambda px: round(px, 6)),) * 2)
             {"injected_detail": True},
             {"injected_detail": True, "bands": 2},
             {"injected_detail": True, "matched_lowpass": True},
-            {"bands": 2, "weighs_ms": True},
-            {"injected_detail": True, "told_uncertainty": True, "weighs_ms": True},
+            {"bands": 2, "weighs_ms": 1},
+            {"injected_detail": True, "told_uncertainty": True, "weighs_ms": 2},
         ]
     ),
     mtfs=st.sampled_from([None, (Mtf(0.2), Mtf(0.34)), (Mtf(0.06), Mtf(0.04)), (Mtf(0.1, 6.0), Mtf(0.2, 3.0))]),

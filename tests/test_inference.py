@@ -25,8 +25,8 @@ CONFIGS: list[dict[str, Any]] = [
     {"split_pan": False, "bands": 3},
     {"attention": "bottleneck", "mars": False, "depth": (2, 1, 1)},
     {"width": 32, "depth": (2, 2, 2), "injected_detail": True},
-    {"bands": 2, "weighs_ms": True},
-    {"injected_detail": True, "told_uncertainty": True, "weighs_ms": True},
+    {"bands": 2, "weighs_ms": 1},
+    {"injected_detail": True, "told_uncertainty": True, "weighs_ms": 2},
 ]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from pancrafter.model.conditions import SCALES, Conditions, build_conditions
 from pancrafter.model.config import LOWPASS_RADIUS_MS_PX, NetworkConfig
 from pancrafter.model.layers import CrossModalityAttention, ResBlock, channel_norm, local_attention
 from pancrafter.model.network import MS_MODE, PAN_MODE, PanCrafter
-from pancrafter.model.reprojection import reprojected
+from pancrafter.model.reprojection import FURTHER_STEPS, reprojected
 from pancrafter.model.weights import load_checkpoint, save_checkpoint
 from pancrafter.resample import GENERIC_MTF_GAIN, Mtf, apply_yx, cubic_matrix, degrade, gaussian_matrix, mtf_sigma
 
@@ -556,18 +557,45 @@ def test_conditions_made_for_inference_do_not_spoil_later_gradients() -> None:
 @pytest.mark.parametrize("mtf", [Mtf(0.05), Mtf(0.3), Mtf(0.8), Mtf.of_half(0.7, 3.5)])
 def test_all_of_what_a_step_leaves_is_a_second_step(ratio: int, mtf: Mtf) -> None:
     """As near as five pixels of MS allow; no share is one step, and shares end at 2."""
-    generator = torch.Generator().manual_seed(ratio)
-    image = torch.randn(1, 2, 24 * ratio, 24 * ratio, generator=generator)
-    ms = torch.randn(1, 2, 24, 24, generator=generator)
-    phases, mtfs = nominal(ratio, 2), torch.tensor([[mtf, mtf]], dtype=torch.float64)
-
-    def stepped(given: torch.Tensor, share: float | None = None) -> torch.Tensor:
-        made = given if share is None else torch.cat([given, torch.full_like(given, share)], 1)
-        return reprojected(made, ms, ratio, phases, mtfs)
-
+    image, stepped = back_projection(ratio, mtf)
     once = stepped(image)
     twice = stepped(once)
     inner = (slice(None), slice(None), slice(3 * ratio, -3 * ratio), slice(3 * ratio, -3 * ratio))
     assert (stepped(image, 1.0) - twice)[inner].norm() < 0.1 * (twice - once)[inner].norm()
     torch.testing.assert_close(stepped(image, 0.0), once)
     torch.testing.assert_close(stepped(image, 7.0), stepped(image, 2.0))
+
+
+@pytest.mark.parametrize("ratio", [2, 3, 4])
+@pytest.mark.parametrize("mtf", [Mtf(0.05), Mtf(0.3), Mtf(0.8), Mtf.of_half(0.7, 3.5)])
+def test_all_of_what_further_steps_would_add_is_those_steps(ratio: int, mtf: Mtf) -> None:
+    """Six steps one after the other; a share is of what each place would get, and what is even needs one step only."""
+    image, stepped = back_projection(ratio, mtf)
+    result = [image]
+    for _ in range(2 + FURTHER_STEPS):
+        result.append(stepped(result[-1]))
+    margin = 4 * ratio
+    inner = (slice(None), slice(None), slice(margin, -margin), slice(margin, -margin))
+    assert (stepped(image, 1.0, 1.0) - result[-1])[inner].norm() < 0.06 * (result[-1] - result[2])[inner].norm()
+    half = (stepped(image, 0.3, 0.0) + stepped(image, 0.3, 1.0)) / 2
+    torch.testing.assert_close(stepped(image, 0.3, 0.5), half, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(stepped(image, 0.3, 0.0), stepped(image, 0.3))
+    torch.testing.assert_close(stepped(image, 0.3, -7.0), stepped(image, 0.3, -1.0))
+    flat, mtfs = torch.ones_like(image), torch.tensor([[mtf, mtf]], dtype=torch.float64)
+    given = torch.cat([0 * flat, flat, flat], 1)
+    levelled = reprojected(given, flat[..., ::ratio, ::ratio], ratio, nominal(ratio, 2), mtfs)
+    torch.testing.assert_close(levelled, flat, atol=1e-5, rtol=0)
+
+
+def back_projection(ratio: int, mtf: Mtf) -> tuple[torch.Tensor, Callable[..., torch.Tensor]]:
+    """An image, MS that it does not agree with, and a step of an image, with the shares that are given."""
+    generator = torch.Generator().manual_seed(ratio)
+    image = torch.randn(1, 2, 24 * ratio, 24 * ratio, generator=generator)
+    ms = torch.randn(1, 2, 24, 24, generator=generator)
+    phases, mtfs = nominal(ratio, 2), torch.tensor([[mtf, mtf]], dtype=torch.float64)
+
+    def stepped(given: torch.Tensor, *shares: float) -> torch.Tensor:
+        made = torch.cat([given, *(torch.full_like(given, share) for share in shares)], 1)
+        return reprojected(made, ms, ratio, phases, mtfs)
+
+    return image, stepped

@@ -557,7 +557,7 @@ def test_fine_tuning_starts_from_the_given_weights(tmp_path: Path, pairs: Path) 
     matched = {**wider, "matched_lowpass": True}
     train(write_config(tmp_path, **given, network=matched), tmp_path / "matched")
     assert load_checkpoint(str(tmp_path / "matched" / "best.safetensors")).network.config.matched_lowpass
-    weighing = {**TINY, "told_uncertainty": True, "weighs_ms": True}
+    weighing = {**TINY, "told_uncertainty": True, "weighs_ms": 1}
     train(write_config(tmp_path, **given, network=weighing), tmp_path / "weighing")
     weights = torch.load(tmp_path / "weighing" / "state.pt", weights_only=True)["network"]
     head = weights["head.weight"]
@@ -565,8 +565,17 @@ def test_fine_tuning_starts_from_the_given_weights(tmp_path: Path, pairs: Path) 
     assert weights["stem.weight"][:, -1].abs().max() < 1e-6
     assert (head[:1] - tuned["head.weight"]).abs().max() < 1e-6
     assert head[1:].abs().max() < 1e-6
-    with pytest.raises(WeightsError, match=r"start\.safetensors are of .*give the same network in the configuration"):
-        train(write_config(tmp_path, **given, network={**TINY, "width": 32}), tmp_path / "other")
+    again = {**given, "start": str(tmp_path / "weighing" / "best.safetensors")}
+    train(write_config(tmp_path, **again, network={**weighing, "weighs_ms": 2}), tmp_path / "twice")
+    twice = torch.load(tmp_path / "twice" / "state.pt", weights_only=True)["network"]["head.weight"]
+    assert (twice[:2] - head).abs().max() < 1e-6
+    assert twice.shape[0] == 3
+    assert twice[2:].abs().max() < 1e-6
+    for fewer, start in (({**TINY, "width": 32}, "start"), ({**weighing, "weighs_ms": 0}, "best")):
+        wrong = again if start == "best" else given
+        expected = rf"{start}\.safetensors are of .*give the same network in the configuration"
+        with pytest.raises(WeightsError, match=expected):
+            train(write_config(tmp_path, **wrong, network=fewer), tmp_path / "other")
 
 
 def test_the_mean_with_other_weights_is_what_is_validated_and_kept(tmp_path: Path, pairs: Path) -> None:

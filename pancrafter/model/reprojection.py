@@ -68,13 +68,10 @@ def reprojected(made: Tensor, ms: Tensor, ratio: int, phases: Tensor, mtfs: Tens
     sharpened, *shares = made.split(ms.shape[1], dim=1)
     seen = cols.along(rows.along(sharpened, 2, ms.shape[2]), 3, ms.shape[3])
     missing, shape_yx = ms - seen, (made.shape[2], made.shape[3])
-    result = sharpened + ms_at(missing, shape_yx, ratio, phases, 0)
-    if not shares:
-        return result
+    result: Tensor = sharpened + ms_at(missing, shape_yx, ratio, phases, 0)
     seen_again = _seen_again(gain, shape, ratio)
-    left = missing - seen_again.along(seen_again.along(missing, 2, ms.shape[2]), 3, ms.shape[3])
-    for share, more in zip(shares, (left, _further(missing, seen_again)), strict=False):
-        result.addcmul_(share.clamp(*SHARES), ms_at(more, shape_yx, ratio, phases, 0))
+    for share, more in zip(shares, (_left, _further), strict=False):
+        result.addcmul_(share.clamp(*SHARES), ms_at(more(missing, seen_again), shape_yx, ratio, phases, 0))
     return result
 
 
@@ -93,6 +90,12 @@ def _seen_again(gain: NDArray[np.float64], shape: NDArray[np.float64], ratio: in
     seen = (blur @ read)[..., around]
     seen /= seen.sum(axis=-1, keepdims=True)
     return Reading((-SEEN_RADIUS_MS_PX,), seen[..., None, :].astype(np.float32), 1)
+
+
+def _left(missing: Tensor, seen_again: Reading) -> Tensor:
+    """What is still missing after one step, on the MS grid."""
+    _, _, rows, cols = missing.shape
+    return missing - seen_again.along(seen_again.along(missing, 2, rows), 3, cols)
 
 
 def _further(missing: Tensor, seen_again: Reading) -> Tensor:
@@ -114,5 +117,4 @@ def _further(missing: Tensor, seen_again: Reading) -> Tensor:
     further[..., radius, radius] -= further.sum(axis=(-2, -1))  # what is missing everywhere is added by one step
     weights = torch.from_numpy(np.broadcast_to(further, (n, bands, *further.shape[2:])).astype(np.float32))
     padded = pad(missing, (radius,) * 4, mode="replicate").flatten(0, 1)[None]
-    added = conv2d(padded, weights.flatten(0, 1)[:, None].to(missing.device), groups=n * bands)
-    return added[0].unflatten(0, (n, bands))
+    return conv2d(padded, weights.flatten(0, 1)[:, None].to(missing.device), groups=n * bands).view_as(missing)
