@@ -33,7 +33,7 @@ from pancrafter.model.network import PanCrafter
 from pancrafter.model.weights import load_checkpoint, save_checkpoint
 from pancrafter.pairs import value_range
 from pancrafter.pancollection import SENSORS, BenchmarkSensor, Patches, rebuild_ms
-from pancrafter.resample import degrade, mtf_sigma, upsample
+from pancrafter.resample import Mtf, degrade, mtf_sigma, upsample
 from pancrafter.training.config import Augmentation, TrainConfig, read_config
 from pancrafter.training.images import TrainingImage, load_images, load_pair, training_image
 from pancrafter.training.loop import Run, _steps, batch_loss, learning_rate, train
@@ -419,6 +419,18 @@ def test_loss_is_that_of_results_in_agreement_with_ms(
     )  # the engine's blur ends at three MS pixels, this one later
     bare = chosen.model_copy(update={"reprojection": False})
     assert found < left * float(batch_loss(untrained, 4, samples, bare, "cpu").detach())
+
+
+def test_an_mtf_that_leaves_nothing_at_the_nyquist_frequency_is_no_special_case() -> None:
+    """Its gain is less than single precision holds; the loss is as with one that is nearly the same."""
+    chosen = config(network={**TINY, "mars": False}, reprojection=True, patch_px=48)
+    _, samples = draw_batch([image(0)], chosen, 0)
+    losses = []
+    for shape in (6.5, 7.5):
+        told = [replace(s, mtf=Mtf.of_half(0.5, shape)) for s in samples]
+        losses.append(float(batch_loss(PanCrafter(chosen.network), 4, told, chosen, "cpu").detach()))
+    assert Mtf.of_half(0.5, 7.5).gain < 1e-45
+    assert losses[1] == pytest.approx(losses[0], rel=0.02)
 
 
 def test_mtfs_of_samples_fall_more_steeply_as_often_as_asked_for() -> None:

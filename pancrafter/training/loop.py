@@ -62,7 +62,7 @@ def batch_loss(network: PanCrafter, ratio: int, samples: list[Sample], config: T
     bands = config.network.bands
     sharpened, counted = output[:n, :bands], slice(None)
     if config.reprojection:
-        mtfs = torch.tensor([[s.mtf] * bands for s in samples])
+        mtfs = torch.tensor([[s.mtf] * bands for s in samples], dtype=torch.float64)
         sharpened = reprojected(output[:n].float(), ms[:n], ratio, phases[:n], mtfs)
         counted = slice(BLUR_RADIUS_MS_PX * ratio, -BLUR_RADIUS_MS_PX * ratio)
     weights = torch.tensor([s.weight for s in samples], device=device)[:, None, None, None]

@@ -104,7 +104,7 @@ def sharpen_arrays(
         )
         output = network(conditions, torch.zeros(1, dtype=torch.long, device=device))
         if reprojection:
-            mtfs = torch.tensor([[Mtf.of(mtf)] * group_phases.shape[1]])
+            mtfs = torch.tensor([[Mtf.of(mtf)] * group_phases.shape[1]], dtype=torch.float64)
             output = reprojected(output, ms_input, ratio, group_phases, mtfs)
         dn = output[0].cpu().numpy()[: len(ranges)]
         result += [(o + 1) / 2 * (r.high - r.low) + r.low for o, r in zip(dn, ranges, strict=True)]
