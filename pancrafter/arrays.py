@@ -21,7 +21,8 @@ from dask.base import tokenize
 from dask.delayed import delayed
 from numpy.typing import NDArray
 
-from pancrafter.cube import DN_LIMIT, REACH_PX, fill_invalid, measure_bands, value_range
+from pancrafter.bands import measure_bands
+from pancrafter.cube import DN_LIMIT, REACH_PX, fill_invalid, value_range
 from pancrafter.engine import SharpenerSpec, build_sharpener, fit_sharpener
 from pancrafter.errors import GridMismatchError, InvalidSceneError
 from pancrafter.grid import pair_grids, pixel_centres

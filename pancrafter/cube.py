@@ -1,7 +1,7 @@
 """Staging: the files of a scene become one Zarr group of matched PAN and MS grids, by a Dask graph of whole shards.
 
 The file header decides what a file is (grid, type, nodata), metadata only where the header is silent. A window that
-cannot be read fails the scene; it never becomes nodata. This is the only door to Dask and to reading with rasterio.
+cannot be read fails the scene; it never becomes nodata. This is the only door to the sources' pixels.
 """
 
 from __future__ import annotations
@@ -17,12 +17,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, TypeVar
 from urllib.parse import unquote, urlsplit
 
 import numpy as np
 import rasterio
-from dask.base import compute
 from dask.delayed import delayed
 from numpy.typing import NDArray
 from rasterio._err import CPLE_BaseError
@@ -32,14 +31,11 @@ from rasterio.vrt import WarpedVRT
 from rasterio.warp import calculate_default_transform, transform_bounds
 from rasterio.windows import Window as RasterWindow
 
-from pancrafter import sharpness
 from pancrafter.access import OPEN_TO_ALL, Access, reader_for
-from pancrafter.alignment import NO_SHIFT, BandShift, agree, combine_windows, estimate_band_shifts
+from pancrafter.bands import MeasuredBands, measure_bands
 from pancrafter.errors import GridMismatchError, InvalidSceneError, TransientReadError
 from pancrafter.grid import MAX_RATIO_ERROR, aligned_ms_grid, grid_bounds, needs_resampling, pair_grids
-from pancrafter.resample import Mtf
 from pancrafter.sensors import SensorContract
-from pancrafter.sharpness import Sharpness
 from pancrafter.store import UNWRITTEN, BlockGrid, Mask, Pixels, SceneStore, Window, open_scene
 from pancrafter.types import FORMAT_VERSION, AssetRef, PairGrid, PixelGrid, Scene, StagedScene, ValueRange
 
@@ -52,14 +48,6 @@ MAX_SHARE_ABOVE_CEILING = 1e-3
 RANGE_PERCENTILES = (1.0, 99.0)
 """Share of the valid pixels, in percent, below the low and the high end of a channel's value range."""
 
-ALIGNMENT_WINDOW_MS_PX = 256
-ALIGNMENT_FIRST_WINDOWS = 4
-ALIGNMENT_WINDOWS = 9
-"""Windows that are asked at most; if the most textured first ones agree, only those."""
-
-_ALIGNMENT_CANDIDATES_PER_AXIS = 5
-_ALIGNMENT_MIN_VALID = 0.3
-_ALIGNMENT_PAD_PX = 16
 _MAX_OPEN_FILES = 16
 # Windows are read once, so a small block cache does (bytes here; the default is 5 % of the machine). Dask's threads
 # already use every core.
@@ -851,11 +839,6 @@ def _compute(tasks: Iterable[Any], merge: Callable[[Sequence[T]], T]) -> T:  # A
     return result
 
 
-def _gather(tasks: Iterable[Any]) -> tuple[Any, ...]:  # Any: dask is untyped
-    """Results of delayed tasks, in order."""
-    return tuple(compute(*tasks))  # type: ignore[no-untyped-call]
-
-
 def _ceiling(
     contract: SensorContract, ms: Sequence[_Source], histograms: Sequence[NDArray[np.int64]], dtype: str
 ) -> int:
@@ -926,133 +909,6 @@ def _ms_index(part: slice, ratio: int, phase: float, size: int) -> NDArray[np.in
     """MS pixel nearest to each PAN pixel of a range, along one axis."""
     nearest = np.floor((np.arange(part.start, part.stop) - phase) / ratio + 0.5).astype(np.int64)
     return nearest.clip(0, size - 1)
-
-
-# --- alignment ------------------------------------------------------------------------------------------------------
-
-
-class MeasuredPixels(Protocol):
-    """What the bands are measured on: a ``SceneStore``, or something that reads like one."""
-
-    @property
-    def band_count(self) -> int:
-        """How many MS bands there are."""
-
-    def read_pan(self, window: Window) -> Pixels:
-        """Filled PAN DN (y, x)."""
-
-    def read_ms(self, window: Window) -> Pixels:
-        """Filled MS DN (band, y, x)."""
-
-    def read_pan_valid(self, window: Window) -> Mask:
-        """1 where PAN was measured."""
-
-    def read_ms_valid(self, window: Window) -> Mask:
-        """1 where every MS band was measured."""
-
-
-@dataclass(frozen=True)
-class MeasuredBands:
-    """Where the bands lie on PAN, and how sharp they are against it (``StagedScene.measured_mtf``)."""
-
-    shifts: tuple[BandShift, ...]
-    mtf: Mtf | None
-
-    def described(self) -> dict[str, Any]:
-        """As fields of a ``StagedScene``."""
-        return {
-            "band_shift_yx": tuple(shift.applied_yx for shift in self.shifts),
-            "shift_confidence": tuple(shift.correlation for shift in self.shifts),
-            **({} if self.mtf is None else {"measured_mtf": self.mtf.gain, "mtf_shape": self.mtf.shape}),
-        }
-
-
-def measure_bands(store: MeasuredPixels, pair: PairGrid, *, gain: float) -> MeasuredBands:
-    """Shift and sharpness of the MS bands from a bounded number of textured windows of the staged pixels.
-
-    Args:
-        store: Holds the staged pixels; need not be complete.
-        pair: Its grids.
-        gain: Mean MTF gain of the bands at the MS Nyquist frequency.
-    """
-    candidates = _alignment_candidates(pair.ms_shape_yx)
-    textures: tuple[float, ...] = _gather(delayed(_texture)(store, window) for window in candidates)
-    ranked = sorted(zip(textures, range(len(candidates)), strict=True), key=lambda entry: (-entry[0], entry[1]))
-    chosen = [candidates[index] for texture, index in ranked[:ALIGNMENT_WINDOWS] if texture > 0]
-    if not chosen:
-        return MeasuredBands((NO_SHIFT,) * store.band_count, None)
-    shifts: tuple[tuple[BandShift, ...], ...] = ()
-    widths: tuple[Sharpness | None, ...] = ()
-    for part in (chosen[:ALIGNMENT_FIRST_WINDOWS], chosen[ALIGNMENT_FIRST_WINDOWS:]):
-        if shifts and agree(shifts):
-            break
-        found = _gather(delayed(_measure_window)(store, pair, window, gain) for window in part)
-        shifts, widths = shifts + tuple(a for a, _ in found), widths + tuple(b for _, b in found)
-    return MeasuredBands(combine_windows(shifts), sharpness.combine(widths))
-
-
-def _alignment_candidates(ms_shape_yx: tuple[int, int]) -> list[Window]:
-    rows, cols = (_starts(size) for size in ms_shape_yx)
-    return [(y, x) for y in rows for x in cols]
-
-
-def _starts(size: int) -> list[slice]:
-    """Evenly spread windows along one axis; the whole axis if it holds less than one and a half."""
-    edge = ALIGNMENT_WINDOW_MS_PX
-    if 2 * size < 3 * edge:
-        return [slice(0, size)]
-    count = min(_ALIGNMENT_CANDIDATES_PER_AXIS, -(-size // edge))
-    return [slice(int(start), int(start) + edge) for start in np.linspace(0, size - edge, count)]
-
-
-def _texture(store: MeasuredPixels, window: Window) -> float:
-    """Mean step of neighbouring MS pixels relative to their mean, in the middle of a window; 0 if little is valid."""
-    window = (_middle(window[0]), _middle(window[1]))
-    valid = store.read_ms_valid(window) != 0
-    if valid.mean() < _ALIGNMENT_MIN_VALID:
-        return 0.0
-    image = store.read_ms(window).mean(axis=0)
-    both = valid[:, 1:] & valid[:, :-1]
-    steps = np.abs(np.diff(image, axis=1))[both]
-    return float(steps.mean() / (image[valid].mean() + 1)) if steps.size else 0.0
-
-
-def _middle(part: slice) -> slice:
-    """The half of a range in its middle."""
-    quarter = (part.stop - part.start) // 4
-    return slice(part.start + quarter, part.stop - quarter)
-
-
-def _measure_window(
-    store: MeasuredPixels, pair: PairGrid, window: Window, gain: float
-) -> tuple[tuple[BandShift, ...], Sharpness | None]:
-    beneath = [
-        _pan_beneath(part, pair.ratio, phase, size)
-        for part, phase, size in zip(window, pair.phase_yx, pair.pan.shape_yx, strict=True)
-    ]
-    pan_window = (beneath[0], beneath[1])
-    phase_y, phase_x = (
-        pair.ratio * part.start + phase - pan.start
-        for part, phase, pan in zip(window, pair.phase_yx, pan_window, strict=True)
-    )
-    rows, cols = (
-        np.clip(np.rint(pair.ratio * np.arange(part.stop - part.start) + phase), 0, pan.stop - pan.start - 1).astype(
-            int
-        )
-        for part, phase, pan in zip(window, (phase_y, phase_x), pan_window, strict=True)
-    )
-    valid = (store.read_ms_valid(window) & store.read_pan_valid(pan_window)[np.ix_(rows, cols)]) != 0
-    pan, ms = store.read_pan(pan_window), store.read_ms(window)
-    shifts = estimate_band_shifts(pan, ms, pair.ratio, (phase_y, phase_x), valid=valid, gain=gain)
-    phases = [(phase_y + dy, phase_x + dx) for dy, dx in (shift.applied_yx for shift in shifts)]
-    return shifts, sharpness.sharpness(pan, ms, pair.ratio, phases, valid)
-
-
-def _pan_beneath(part: slice, ratio: int, phase: float, size: int) -> slice:
-    """PAN pixels under a range of MS pixels, and some around."""
-    start = math.floor(ratio * (part.start - 0.5) + phase) - _ALIGNMENT_PAD_PX
-    stop = math.ceil(ratio * (part.stop - 0.5) + phase) + _ALIGNMENT_PAD_PX
-    return slice(max(0, start), min(size, stop))
 
 
 def _mean_gain(scene: Scene, contract: SensorContract) -> float:

@@ -26,7 +26,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 from urllib.parse import unquote, urlsplit
 
 import numpy as np
@@ -62,6 +62,22 @@ _LEAST_CHUNK_PX = 256
 """Shards up to this side, as those of MS are, are one chunk a band: smaller ones cost more than they save."""
 UNWRITTEN = 255
 """Value of the validity masks in shards that were not written."""
+
+
+class PixelReader(Protocol):
+    """Reads windows of a scene's matched PAN and MS grids: a ``SceneStore``, or something that reads like one."""
+
+    def read_pan(self, window: Window) -> Pixels:
+        """Filled PAN DN (y, x) of a window on the PAN grid."""
+
+    def read_ms(self, window: Window) -> Pixels:
+        """Filled MS DN (band, y, x) of a window on the MS grid."""
+
+    def read_pan_valid(self, window: Window) -> Mask:
+        """1 where PAN was measured, 0 where it was filled; (y, x) on the PAN grid."""
+
+    def read_ms_valid(self, window: Window) -> Mask:
+        """1 where every MS band was measured; (y, x) on the MS grid."""
 
 
 class BlockGrid:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pancrafter.metrics import PhaseYX
-from pancrafter.store import Block, Mask, Pixels, Window
+from pancrafter.store import Block, PixelReader, Pixels, Window
 from pancrafter.types import StagedScene, ValueRange
 
 Floats = NDArray[np.float32]
@@ -49,8 +49,8 @@ class Tile:
     uncertainty: float = 1.0
 
 
-class ScenePixels(Protocol):
-    """What the engine reads a scene through: a ``SceneStore``, or something that reads like one (see there)."""
+class ScenePixels(PixelReader, Protocol):
+    """What the engine reads a scene through."""
 
     @property
     def staged(self) -> StagedScene:
@@ -74,18 +74,6 @@ class ScenePixels(Protocol):
 
     def block_window(self, block: Block) -> Window:
         """PAN pixels of a block."""
-
-    def read_pan(self, window: Window) -> Pixels:
-        """Filled PAN DN (y, x)."""
-
-    def read_ms(self, window: Window) -> Pixels:
-        """Filled MS DN (band, y, x)."""
-
-    def read_pan_valid(self, window: Window) -> Mask:
-        """1 where PAN was measured, (y, x)."""
-
-    def read_ms_valid(self, window: Window) -> Mask:
-        """1 where every MS band was measured, (y, x) on the MS grid."""
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from staged_scenes import make_staged, overlap
 
 from pancrafter.assess import assessment_windows, combine, reduced_sample, sample_windows, window_sums
-from pancrafter.cube import measure_bands
+from pancrafter.bands import measure_bands
 from pancrafter.engine import Sharpener, sharpen_block
 from pancrafter.model.network import PanCrafter
 from pancrafter.model.weights import Checkpoint

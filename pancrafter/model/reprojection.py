@@ -21,12 +21,12 @@ from torch.nn.functional import conv2d, pad
 from pancrafter.metrics import PhaseYX, shift_reach_px
 from pancrafter.model.conditions import Reading, ms_at
 from pancrafter.model.config import CUBIC_REACH_MS_PX
-from pancrafter.resample import blur_taps, cubic_taps, spread
+from pancrafter.resample import SHAPED_RADIUS_MS_PX, blur_taps, cubic_taps, spread
 
 SHARES = (-1.0, 2.0)
 """Least and largest share of what one step leaves, and of what further steps would add, that is added."""
 
-BLUR_RADIUS_MS_PX = 3
+BLUR_RADIUS_MS_PX = SHAPED_RADIUS_MS_PX
 """Support of the blur on each side, MS pixels: more than three standard deviations of a Gaussian of gain above 0.01."""
 
 SEEN_RADIUS_MS_PX = 2
