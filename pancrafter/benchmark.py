@@ -290,7 +290,7 @@ def io(setting: Setting) -> Measure:
 class Identity:
     """A sharpener without a model: every MS pixel repeated, plus a little PAN, or the result would cost no disk."""
 
-    halo: int = 76
+    halo: int = 110
 
     @property
     def method(self) -> str:
