@@ -553,13 +553,18 @@ def test_infinite_loss_stops_and_keeps_the_last_good_state(tmp_path: Path, pairs
 def test_fine_tuning_starts_from_the_given_weights(tmp_path: Path, pairs: Path) -> None:
     """A step of next to no length leaves the weights it started from; other architectures are refused."""
     start = tmp_path / "start.safetensors"
-    save_checkpoint(start, random_network(5, attention="bottleneck"), {})
+    taught = {"images": ["P_9", "P_0"], "data_sha256": {"P_9.npz": "ab", "P_0.npz": "cd"}}
+    save_checkpoint(start, random_network(5, attention="bottleneck"), taught)
     given: dict[str, Any] = {"pairs_dir": str(pairs), "train_pairs": ["P_0"], "validation_pairs": ["P_2"]}
     given |= {"start": str(start), "steps": 1, "learning_rate": 1e-12}
     train(write_config(tmp_path, **given), tmp_path / "run")
     tuned = torch.load(tmp_path / "run" / "state.pt", weights_only=True)["network"]
     for key, value in load_checkpoint(str(start)).network.state_dict().items():
         assert (tuned[key] - value).abs().max() < 1e-6, key
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert record["images"] == ["P_0", "P_9"]  # what the weights were taught before counts as well
+    assert record["data_sha256"]["P_9.npz"] == "ab"
+    assert record["data_sha256"]["P_0.npz"] == hashlib.sha256((pairs / "P_0.npz").read_bytes()).hexdigest()
     wider = {**TINY, "injected_detail": True}
     train(write_config(tmp_path, **given, network=wider), tmp_path / "wider")
     widened = torch.load(tmp_path / "wider" / "state.pt", weights_only=True)["network"]["stem.weight"]

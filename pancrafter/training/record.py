@@ -6,14 +6,17 @@ import csv
 import shutil
 import subprocess
 import time
+from collections import ChainMap
 from collections.abc import Mapping
 from importlib.metadata import version as package_version
+from itertools import chain
 from pathlib import Path
 from typing import Any, Self
 
 import torch
 
 from pancrafter.model.names import weights_sha256
+from pancrafter.model.weights import load_checkpoint
 from pancrafter.pancollection import Patches
 from pancrafter.training.config import TrainConfig
 from pancrafter.training.images import TrainingData, data_hashes
@@ -22,13 +25,14 @@ from pancrafter.training.images import TrainingData, data_hashes
 def provenance(
     config: TrainConfig, base: Path, images: TrainingData, validation: TrainingData
 ) -> dict[str, Any]:  # Any: plain JSON
-    """What a run's weights come from: configuration, seed, data with their hashes, code."""
+    """Where a run's weights come from: configuration, seed, code and data, that of the weights before included."""
+    before = [load_checkpoint(name).training for name in (config.start, config.mean_with) if name is not None]
     names = [[d.name] if isinstance(d, Patches) else [image.name for image in d] for d in (images, validation)]
     return {
-        "images": names[0],
+        "images": list(dict.fromkeys(chain(names[0], *(training.get("images", ()) for training in before)))),
         "validation": names[1],
         "config": config.model_dump(mode="json"),
-        "data_sha256": data_hashes(config, base),
+        "data_sha256": dict(ChainMap(data_hashes(config, base), *(t.get("data_sha256", {}) for t in before))),
         "start_sha256": weights_sha256(config.start) if config.start is not None else None,
         "mean_with_sha256": weights_sha256(config.mean_with) if config.mean_with is not None else None,
         "commit": code_commit(),
