@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
-from dask.base import compute
-from dask.delayed import delayed
 
 from pancrafter import sharpness
 from pancrafter.alignment import NO_SHIFT, BandShift, agree, combine_windows, estimate_band_shifts
+from pancrafter.compute import each
 from pancrafter.resample import Mtf
 from pancrafter.sharpness import Sharpness
 from pancrafter.store import PixelReader, Window
@@ -61,7 +59,7 @@ def measure_bands(store: MeasuredPixels, pair: PairGrid, *, gain: float) -> Meas
         gain: Mean MTF gain of the bands at the MS Nyquist frequency.
     """
     candidates = _candidates(pair.ms_shape_yx)
-    textures: tuple[float, ...] = _gathered(delayed(_texture)(store, window) for window in candidates)
+    textures = each(_texture, ((store, window) for window in candidates))
     ranked = sorted(zip(textures, range(len(candidates)), strict=True), key=lambda entry: (-entry[0], entry[1]))
     chosen = [candidates[index] for texture, index in ranked[:MOST_WINDOWS] if texture > 0]
     if not chosen:
@@ -71,7 +69,7 @@ def measure_bands(store: MeasuredPixels, pair: PairGrid, *, gain: float) -> Meas
     for part in (chosen[:FIRST_WINDOWS], chosen[FIRST_WINDOWS:]):
         if shifts and agree(shifts):
             break
-        found = _gathered(delayed(_measure_window)(store, pair, window, gain) for window in part)
+        found = each(_measure_window, ((store, pair, window, gain) for window in part))
         shifts, widths = shifts + tuple(a for a, _ in found), widths + tuple(b for _, b in found)
     return MeasuredBands(combine_windows(shifts), sharpness.combine(widths))
 
@@ -138,8 +136,3 @@ def _pan_beneath(part: slice, ratio: int, phase: float, size: int) -> slice:
     start = math.floor(ratio * (part.start - 0.5) + phase) - _PAD_PX
     stop = math.ceil(ratio * (part.stop - 0.5) + phase) + _PAD_PX
     return slice(max(0, start), min(size, stop))
-
-
-def _gathered(tasks: Iterable[Any]) -> tuple[Any, ...]:  # Any: dask is untyped
-    """Results of delayed tasks, in order."""
-    return tuple(compute(*tasks))  # type: ignore[no-untyped-call]

@@ -98,6 +98,14 @@ class Compute:
             self._client.cancel(list(futures))
 
 
+def each(function: Callable[..., T], calls: Iterable[tuple[Any, ...]]) -> tuple[T, ...]:
+    """``function(*call)`` for each of ``calls``, in order, as one Dask graph: where ``Compute.active`` says."""
+    from dask.base import compute
+    from dask.delayed import delayed
+
+    return tuple(compute(*(delayed(function)(*call) for call in calls)))  # type: ignore[no-untyped-call]
+
+
 @contextlib.contextmanager
 def _losses_are_named() -> Iterator[None]:
     from concurrent.futures import CancelledError
