@@ -587,6 +587,12 @@ def test_all_of_what_further_steps_would_add_is_those_steps(ratio: int, mtf: Mtf
     torch.testing.assert_close(levelled, flat, atol=1e-5, rtol=0)
 
 
+def test_configurations_of_before_have_one_share() -> None:
+    """It was a choice of yes or no, in configurations and beside weights."""
+    assert NetworkConfig.model_validate_json('{"weighs_ms": true}') == NetworkConfig(weighs_ms=1)
+    assert NetworkConfig.model_validate_json('{"weighs_ms": false}').head_channels == NetworkConfig().bands
+
+
 def back_projection(ratio: int, mtf: Mtf) -> tuple[torch.Tensor, Callable[..., torch.Tensor]]:
     """An image, MS that it does not agree with, and a step of an image, with the shares that are given."""
     generator = torch.Generator().manual_seed(ratio)
