@@ -36,6 +36,7 @@ from pancrafter.types import PixelGrid, Record, StagedScene
 if TYPE_CHECKING:
     import torch
 
+    from pancrafter.engine import NetworkSharpener
     from pancrafter.store import Window
     from pancrafter.tiles import Tile
 
@@ -44,6 +45,7 @@ _TEXTURE_PX = 512
 _WARM_UP_PX = 512
 _INJECTION = InjectionConstants(weights=(0.25,) * BANDS, offset=0.0, gains=(0.5,) * BANDS)
 _RELATIVE_MTF = (Mtf(0.33),) * BANDS
+_PHASES = (((RATIO - 1) / 2,) * 2,) * BANDS
 _LIBRARIES = ("torch", "numpy", "rasterio", "zarr", "dask", "rio-cogeo")
 
 
@@ -173,42 +175,23 @@ class Setting(Record):
 
 
 def model(setting: Setting, *, reference: bool = False, precision: str = "float32") -> Measure:
-    """One 512 px block of four bands with its halo: conditions, network and back to DN."""
+    """One 512 px block of four bands with its halo: conditions, network, MS put back and to DN."""
     import torch
 
-    from pancrafter.engine import NetworkSharpener, build_sharpener
-    from pancrafter.engine import SharpenerSpec as Spec
-    from pancrafter.model.weights import load_checkpoint
-
     torch.set_num_threads(setting.threads)
-    tile, core = _tile(512, load_checkpoint().network.config.reach_px(RATIO))
-    if reference:
-        runner = _reference(setting.device)
-        work: Callable[[], Any] = lambda: runner(tile)  # noqa: E731
-    else:
-        spec = Spec(
-            weights=DEFAULT_WEIGHTS, device=setting.device, precision=precision, threads=setting.threads,
-            injection=_INJECTION,
-        )  # fmt: skip
-        sharpener = build_sharpener(spec)
-        assert isinstance(sharpener, NetworkSharpener)
-        work = lambda: sharpener(tile, core)  # noqa: E731
-    return _timed(setting, work, 512**2 / 1e6, precision=precision)
+    sharpener = _sharpener(setting, precision)
+    tile, core = _tile(512, sharpener.reach_px(RATIO, _PHASES))
+    runner = plainly(sharpener) if reference else sharpener
+    return _timed(setting, lambda: runner(tile, core), 512**2 / 1e6, precision=precision)
 
 
 def model_windows(setting: Setting) -> Measure:
     """The network on as many windows as the scene has, of the size that the memory allows: what cannot be hidden."""
     from pancrafter.cli.shared import parse_size
-    from pancrafter.engine import NetworkSharpener, SharpenerSpec, build_sharpener
     from pancrafter.stream import Layout, choose_window_px
 
-    spec = SharpenerSpec(
-        weights=DEFAULT_WEIGHTS, device=setting.device, threads=setting.threads, injection=_INJECTION,
-        relative_mtf=_RELATIVE_MTF,
-    )  # fmt: skip
-    sharpener = build_sharpener(spec)
-    assert isinstance(sharpener, NetworkSharpener)
-    halo_px = sharpener.reach_px(RATIO, [((RATIO - 1) / 2,) * 2] * BANDS)
+    sharpener = _sharpener(setting)
+    halo_px = sharpener.reach_px(RATIO, _PHASES)
     layout = Layout(BANDS, RATIO, setting.size, halo_px)
     edge = min(choose_window_px(sharpener, layout, parse_size("--memory", setting.memory)), setting.size)
     tile, core = _tile(edge, halo_px)
@@ -221,26 +204,39 @@ def model_windows(setting: Setting) -> Measure:
     return _timed(once, work, setting.size**2 / 1e6, warm_up=False, window_px=float(edge))
 
 
-def _reference(device: str) -> Callable[[Tile], NDArray[np.float32]]:
-    """The plain network: eager, float32, channels first, attention over unfolded neighbourhoods, band by band."""
+def _sharpener(setting: Setting, precision: str = "float32") -> NetworkSharpener:
+    """The shipped network as the engine builds it, told of a scene."""
+    from pancrafter.engine import NetworkSharpener, SharpenerSpec, build_sharpener
+
+    spec = SharpenerSpec(
+        weights=DEFAULT_WEIGHTS, device=setting.device, precision=precision, threads=setting.threads,
+        injection=_INJECTION, relative_mtf=_RELATIVE_MTF,
+    )  # fmt: skip
+    sharpener = build_sharpener(spec)
+    assert isinstance(sharpener, NetworkSharpener)
+    return sharpener
+
+
+def plainly(sharpener: NetworkSharpener) -> Callable[[Tile, Window], NDArray[np.float32]]:
+    """What a sharpener does, by the plain network: eager, float32, channels first, unfolded attention, whole tiles."""
     import torch
 
-    from pancrafter.engine import NetworkSharpener
+    from pancrafter.engine import to_dn
     from pancrafter.model import layers
-    from pancrafter.model.weights import load_checkpoint
 
     layers.local_attention = unfold_attention
-    checkpoint = load_checkpoint()
-    network = checkpoint.network.to(device, memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    network = sharpener.checkpoint.network.to(sharpener.device, memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     network.stem.register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(),))
-    helper = NetworkSharpener(checkpoint, device, injection=_INJECTION, relative_mtf=_RELATIVE_MTF)
-    mode = torch.zeros(1, dtype=torch.long, device=device)
+    mode = torch.zeros(1, dtype=torch.long, device=sharpener.device)
 
-    def run(tile: Tile) -> NDArray[np.float32]:
+    def run(tile: Tile, core: Window) -> NDArray[np.float32]:
+        whole = slice(0, tile.pan.shape[0]), slice(0, tile.pan.shape[1])
         with torch.inference_mode():
-            conditions = helper._conditions(tile)  # noqa: SLF001  # the same inputs
-            bands = [network(conditions.samples(b, b + 1), mode)[0, :1] for b in range(len(tile.ms))]
-            found: NDArray[np.float32] = torch.cat(bands).cpu().numpy()
+            bands = [
+                to_dn(sharpener.reprojected(network(conditions, mode), tile, whole, part)[0], tile.ms_ranges[part])
+                for part, conditions in sharpener.conditions(tile)
+            ]
+            found: NDArray[np.float32] = torch.cat(bands)[:, *core].cpu().numpy()
         return found
 
     return run
@@ -413,9 +409,6 @@ def roofline(setting: Setting) -> Measure:
     """Matrix product and copy rate of the device, and what share of them the model reaches."""
     import torch
 
-    from pancrafter.engine import NetworkSharpener
-    from pancrafter.model.weights import load_checkpoint
-
     device, n = setting.device, 8192 if setting.device.startswith("cuda") else 1024
     torch.set_num_threads(setting.threads)
     a = torch.randn(n, n, device=device, dtype=torch.bfloat16)
@@ -423,9 +416,8 @@ def roofline(setting: Setting) -> Measure:
     big = torch.empty(2**28 if device.startswith("cuda") else 2**26, device=device)
     copy_s = _seconds(big.clone, setting)
     edge = 2048 if device.startswith("cuda") else 512
-    checkpoint = load_checkpoint()
-    tile, core = _tile(edge, checkpoint.network.config.reach_px(RATIO))
-    sharpener = NetworkSharpener(checkpoint, device, "bfloat16", _INJECTION, _RELATIVE_MTF)
+    sharpener = _sharpener(setting, "bfloat16")
+    tile, core = _tile(edge, sharpener.reach_px(RATIO, _PHASES))
     flops = BANDS * _flops_per_px() * edge**2
     with torch.inference_mode():
         conditions = sharpener._conditions(tile)  # noqa: SLF001  # the stage apart
@@ -585,7 +577,7 @@ def _tile(core_px: int, halo_px: int) -> tuple[Tile, Window]:
         pan=generator.uniform(100, 2000, (edge, edge)).astype(np.float32),
         ms=generator.uniform(100, 2000, (BANDS, edge // RATIO, edge // RATIO)).astype(np.float32),
         ratio=RATIO,
-        phases_yx=((1.5, 1.5),) * BANDS,
+        phases_yx=_PHASES,
         pan_range=ValueRange(low=100, high=2000),
         ms_ranges=(ValueRange(low=100, high=2000),) * BANDS,
     )

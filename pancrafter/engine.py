@@ -170,7 +170,7 @@ class NetworkSharpener:
             sharpened = self.reprojected(
                 self._network(conditions.samples(first, first + at_once), region), tile, made, part
             )
-            result[part] = _to_dn(sharpened.flatten(0, 1), tile.ms_ranges[part]).cpu().numpy()
+            result[part] = to_dn(sharpened.flatten(0, 1), tile.ms_ranges[part]).cpu().numpy()
         return result
 
     def reprojected(self, given: torch.Tensor, tile: Tile, made: Window, part: slice) -> torch.Tensor:
@@ -610,7 +610,8 @@ def _to_unit(values: torch.Tensor, ranges: Sequence[ValueRange]) -> torch.Tensor
     return 2 * (values - low) / (high - low) - 1
 
 
-def _to_dn(values: torch.Tensor, ranges: Sequence[ValueRange]) -> torch.Tensor:
+def to_dn(values: torch.Tensor, ranges: Sequence[ValueRange]) -> torch.Tensor:
+    """Values (band, y, x) of which [-1, 1] is each band's range, in DN."""
     low = torch.tensor([r.low for r in ranges], device=values.device)[:, None, None]
     high = torch.tensor([r.high for r in ranges], device=values.device)[:, None, None]
     return (values + 1) / 2 * (high - low) + low

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from typer.testing import CliRunner
 
 from pancrafter import benchmark
 from pancrafter.cli import app
+from pancrafter.model import layers
 from pancrafter.model.layers import local_attention
 
 
@@ -18,6 +20,29 @@ def test_unfolded_attention_is_the_same_attention() -> None:
     query, key, value = (torch.randn(2, 32, 9, 7, generator=generator) for _ in range(3))
     found = benchmark.unfold_attention(query, key, value, heads=2)
     assert torch.allclose(found, local_attention(query, key, value, heads=2), atol=1e-5)
+
+
+def test_the_reference_gives_what_the_engine_gives(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        layers, "local_attention", layers.local_attention
+    )  # put back after the reference took its place
+    setting = benchmark.Setting(name="model", size=0, device="cpu", threads=1, repeat=1, folder="", memory="2GiB")
+    sharpener = benchmark._sharpener(setting)
+    tile, core = benchmark._tile(32, sharpener.reach_px(benchmark.RATIO, benchmark._PHASES))
+    engine = sharpener(tile, core)
+    reference = benchmark.plainly(sharpener)(tile, core)
+    dn_range = tile.pan_range.high - tile.pan_range.low
+    assert engine.shape == (benchmark.BANDS, 32, 32)
+    np.testing.assert_allclose(engine, reference, rtol=0, atol=1e-4 * dn_range)
+    assert np.ptp(reference) > 0.1 * dn_range
+
+
+@pytest.mark.parametrize("name", [name for name in benchmark.MEASURES if "gdal" not in name and name != "orfeo"])
+def test_every_measure_of_our_own_can_be_taken(name: str) -> None:
+    words = ["bench", "--only", name, "--sizes", "256", "--repeat", "1", "--json"]
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 0, result.output
+    assert [measure["name"] for measure in json.loads(result.stdout)["measures"]] == [name]
 
 
 def test_report_names_commit_machine_and_versions() -> None:
