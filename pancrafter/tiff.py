@@ -117,10 +117,9 @@ def write_tiles(path: Path, levels: Sequence[Level], spool: Spool, described: li
     with path.open("xb") as sink:
         sink.write(_header(directories, big=big, masked=masked))
         for _, place in tiles:
-            content = spool.read(place)
-            sink.write(struct.pack("<I", len(content)))
-            sink.write(content)
-            sink.write(content[-4:])
+            sink.write(struct.pack("<I", place.size))
+            spool.copy(place, sink)
+            sink.write(spool.last_bytes(place))
 
 
 def _image(level: Level, described: list[Tag], *, overview: bool) -> _Directory:
