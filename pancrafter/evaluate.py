@@ -23,7 +23,7 @@ from pancrafter.metrics import PhaseYX, Pixels
 from pancrafter.pairs import Pair, Unreadable, cropped, value_range
 from pancrafter.preview import comparison_picture
 from pancrafter.resample import Mtf
-from pancrafter.tiles import NETWORK_STEP_PX, Floats, Tile
+from pancrafter.tiles import NETWORK_STEP_PX, Floats, Tile, mirrored
 from pancrafter.types import Record, ValueRange
 
 NETWORK = "pan-crafter"
@@ -170,15 +170,15 @@ def network_method(name: str, sharpener: NetworkSharpener) -> Method:
 def sharpen_tile(sharpener: NetworkSharpener, tile: Tile, block_px: int = BLOCK_PX) -> Floats:
     """A whole pair through a network, in blocks with the halo that makes them independent of each other.
 
-    Beyond the pair its border repeats, as in the pipeline.
+    Beyond its border the pair is mirrored, as in the pipeline.
     """
     step = math.lcm(NETWORK_STEP_PX, tile.ratio)
     halo = -(-sharpener.reach_px(tile.ratio, tile.phases_yx) // step) * step
     block = -(-block_px // step) * step
     height, width = tile.pan.shape
     pads = [(halo, halo + -n % step) for n in (height, width)]
-    pan = np.pad(tile.pan, pads, mode="edge")
-    ms = np.pad(tile.ms, ((0, 0), *((a // tile.ratio, b // tile.ratio) for a, b in pads)), mode="edge")
+    pan = mirrored(tile.pan, pads)
+    ms = mirrored(tile.ms, [(a // tile.ratio, b // tile.ratio) for a, b in pads])
     result = np.empty((len(ms), pan.shape[0] - 2 * halo, pan.shape[1] - 2 * halo), np.float32)
     for y in range(0, result.shape[1], block):
         for x in range(0, result.shape[2], block):

@@ -114,7 +114,7 @@ def plan_window(store: ScenePixels, window: Window, halo_px: int, block_px: int)
 
 
 def read_tile(store: ScenePixels, plan: TilePlan) -> Tile:
-    """Read a tile's filled DN from a staged scene, repeating the border beyond the scene."""
+    """Read a tile's filled DN from a staged scene, mirrored at its border beyond the scene."""
     staged = store.staged
     ratio = staged.grid.ratio
     ms_start = (plan.start_yx[0] // ratio, plan.start_yx[1] // ratio)
@@ -122,8 +122,8 @@ def read_tile(store: ScenePixels, plan: TilePlan) -> Tile:
     pan_window, pan_pad = _inside(plan.start_yx, plan.shape_yx, store.pan_shape_yx)
     ms_window, ms_pad = _inside(ms_start, ms_shape, store.ms_shape_yx)
     return Tile(
-        pan=_padded(store.read_pan(pan_window).astype(np.float32), pan_pad),
-        ms=_padded(store.read_ms(ms_window).astype(np.float32), ((0, 0), *ms_pad)),
+        pan=mirrored(store.read_pan(pan_window).astype(np.float32), pan_pad),
+        ms=mirrored(store.read_ms(ms_window).astype(np.float32), ms_pad),
         ratio=ratio,
         phases_yx=band_phases(staged),
         pan_range=staged.pan_range,
@@ -200,6 +200,12 @@ def _inside(
     return (windows[0], windows[1]), (pads[0], pads[1])
 
 
-def _padded(image: Floats, pads: Sequence[tuple[int, int]]) -> Floats:
-    """The image with its border repeated beyond it; itself where nothing is added."""
-    return np.pad(image, pads, mode="edge") if any(map(any, pads)) else image
+def mirrored(image: Floats, pads_yx: Sequence[tuple[int, int]]) -> Floats:
+    """The image (..., y, x) continued beyond its border by its mirror image; itself where nothing is added.
+
+    What lies beyond a scene is unknown, but likely as textured as what lies inside. PAN and MS are mirrored each at its
+    own border, so shifts point the wrong way there; that costs less than the stripes of a repeated border.
+    """
+    if not any(map(any, pads_yx)):
+        return image
+    return np.pad(image, [(0, 0)] * (image.ndim - 2) + list(pads_yx), mode="symmetric")

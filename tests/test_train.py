@@ -366,9 +366,14 @@ def test_loss_is_the_sum_of_both_modes() -> None:
     centre = (1.5, 1.5)
     coarse = [degrade(s.pan, (6, 6), 4, centre, 0.3) for s in samples]
     low = [upsample(c, s.pan.shape, 4, centre) for c, s in zip(coarse, samples, strict=True)]
-    expected += np.mean([np.abs(c - s.pan).mean() for c, s in zip(low, samples, strict=True)])
+    missing = [np.abs(c - s.pan).mean() for c, s in zip(low, samples, strict=True)]
     found = batch_loss(PanCrafter(both.network), 4, samples, both, "cpu")
-    assert float(found.detach()) == pytest.approx(expected, rel=1e-4)
+    assert float(found.detach()) == pytest.approx(expected + np.mean(missing), rel=1e-4)
+    # Of a share of the batch it is that of the first samples.
+    for share, count in ((0.5, len(samples) // 2), (0.01, 1)):
+        some = both.model_copy(update={"pan_share": share})
+        found = batch_loss(PanCrafter(both.network), 4, samples, some, "cpu")
+        assert float(found.detach()) == pytest.approx(expected + np.mean(missing[:count]), rel=1e-4)
 
 
 def test_every_sample_sees_pan_as_blurred_as_it_is_told_its_ms_is() -> None:

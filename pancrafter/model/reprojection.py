@@ -81,7 +81,7 @@ def _seen_again(gain: NDArray[np.float64], shape: NDArray[np.float64], ratio: in
     ``gain`` and ``shape`` are (n, B, 1).
     """
     radius = BLUR_RADIUS_MS_PX * ratio
-    places = np.arange(-radius, radius + 1) + (ratio - 1) % 2 / 2  # of PAN pixels around an MS pixel
+    places = np.arange(-radius, radius + 1) if ratio % 2 else np.arange(-radius, radius) + 0.5  # around an MS pixel
     blur = spread(places / ratio, gain, shape)
     first, weights = cubic_taps(places / ratio)
     read = np.zeros((len(places), 2 * (BLUR_RADIUS_MS_PX + 3) + 1))

@@ -105,6 +105,12 @@ class TrainConfig(Record):
     learning_rate: float = Field(default=1e-4, gt=0)
     weight_decay: float = Field(default=0.01, ge=0)
     pan_weight: float = Field(default=1.0, description="Lambda of the PAN reconstruction loss.")
+    pan_share: float = Field(
+        default=1.0,
+        gt=0,
+        le=1,
+        description="Share of a batch whose PAN is reconstructed too, one sample at least; the published method: all.",
+    )
     reprojection: bool = Field(
         default=False, description="Judge results as the engine gives them: after the step that puts MS back."
     )

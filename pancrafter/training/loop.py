@@ -36,7 +36,7 @@ Floats = NDArray[np.float32]
 def batch_loss(network: PanCrafter, ratio: int, samples: list[Sample], config: TrainConfig, device: str) -> Tensor:
     """METHOD Eq. 4: mean |F - GT| over the MS half plus lambda mean |P' - P| over the PAN half of the same pairs.
 
-    Every sample counts by its ``weight``.
+    Every sample counts by its ``weight``; with ``config.pan_share`` below 1 the PAN half is that of the first samples.
     With ``config.reprojection`` F is what the engine gives: the network's result brought into agreement with MS. Its
     outermost MS pixels are not counted, because the step would need what lies beyond the patch.
     """
@@ -49,26 +49,31 @@ def batch_loss(network: PanCrafter, ratio: int, samples: list[Sample], config: T
     phases = torch.from_numpy(np.stack([s.phases for s in samples]))
     injection = stacked([s.injection for s in samples]) if config.network.injected_detail else None
     n = len(samples)
-    mode = torch.full((n,), MS_MODE, device=device)
-    if config.network.mars:
-        pan, ms, phases = pan.repeat(2, 1, 1, 1), ms.repeat(2, 1, 1, 1), phases.repeat(2, 1, 1)
-        injection = None if injection is None else injection.repeat(2, 1, 1, 1)
-        mode = torch.cat([mode, torch.full((n,), PAN_MODE, device=device)])
-    told = [s.mtf for s in samples] if config.network.matched_lowpass else [GENERIC_MTF_GAIN]
-    uncertainty = [s.uncertainty for s in samples] * (len(pan) // n)
-    conditions = build_conditions(pan, ms, ratio, phases, injection, told * (len(pan) // len(told)), uncertainty)
+    again = max(1, round(config.pan_share * n)) if config.network.mars else 0
+    mode = torch.tensor([MS_MODE] * n + [PAN_MODE] * again, device=device)
+    twice = [*range(n), *range(again)]
+    told = [samples[i].mtf for i in twice] if config.network.matched_lowpass else [GENERIC_MTF_GAIN]
+    conditions = build_conditions(
+        pan[twice],
+        ms[twice],
+        ratio,
+        phases[twice],
+        None if injection is None else injection[twice],
+        told,
+        [samples[i].uncertainty for i in twice],
+    )
     with torch.autocast(torch.device(device).type, dtype=torch.bfloat16, enabled=config.precision == "bfloat16"):
         output: Tensor = network(conditions, mode)
     bands = config.network.bands
     sharpened, counted = output[:n, :bands], slice(None)
     if config.reprojection:
         mtfs = torch.tensor([[s.mtf] * bands for s in samples], dtype=torch.float64)
-        sharpened = reprojected(output[:n].float(), ms[:n], ratio, phases[:n], mtfs)
+        sharpened = reprojected(output[:n].float(), ms, ratio, phases, mtfs)
         counted = slice(BLUR_RADIUS_MS_PX * ratio, -BLUR_RADIUS_MS_PX * ratio)
     weights = torch.tensor([s.weight for s in samples], device=device)[:, None, None, None]
     loss: Tensor = (weights * (sharpened - truth)[..., counted, counted].abs()).mean()
-    if config.network.mars:
-        loss = loss + config.pan_weight * (weights * (output[n:, :bands] - pan[n:]).abs()).mean()
+    if again:
+        loss = loss + config.pan_weight * (weights[:again] * (output[n:, :bands] - pan[:again]).abs()).mean()
     return loss
 
 
