@@ -87,9 +87,12 @@ class Spool:
                 sink.write(self._file.read(place.size))
                 return
             sink.flush()
-            left = place.size
-            while left:
-                left -= os.sendfile(sink.fileno(), self._file.fileno(), place.offset + place.size - left, left)
+            at, end = place.offset, place.offset + place.size
+            while at < end:
+                copied = os.sendfile(sink.fileno(), self._file.fileno(), at, end - at)
+                if not copied:
+                    raise OSError(f"the scratch file of tiles ends at byte {at}, expected {end}")
+                at += copied
 
     def last_bytes(self, place: Place) -> bytes:
         """The last four of a tile."""

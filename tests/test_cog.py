@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -478,3 +481,26 @@ def test_long_strip_gets_overviews_by_its_longer_side(tmp_path: Path) -> None:
     info = write_cog(tmp_path / "strip.tif", blocks(values), **options(grid=grid(shape)))
     assert info.overview_levels == (2, 4)
     validate_cog(tmp_path / "strip.tif")
+
+
+@pytest.mark.parametrize("platform", ["linux", "elsewhere"])
+def test_tiles_are_copied_from_the_spool_in_any_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, platform: str
+) -> None:
+    if platform == "linux" and sys.platform != "linux":
+        pytest.skip("only Linux copies from file to file")
+    monkeypatch.setattr(pyramid, "sys", SimpleNamespace(platform=platform))
+    tiles = [np.random.default_rng(n).bytes(size) for n, size in enumerate((4, 100_000, 7, 300_000))]
+    with contextlib.closing(pyramid.Spool(tmp_path)) as spool:
+        places = [spool.add(tile) for tile in tiles]
+        with (tmp_path / "copied").open("xb") as sink:
+            for number in (2, 0, 3, 1):
+                sink.write(b"before")
+                spool.copy(places[number], sink)
+                sink.write(spool.last_bytes(places[number]))
+        expected = b"".join(b"before" + tiles[n] + tiles[n][-4:] for n in (2, 0, 3, 1))
+        assert (tmp_path / "copied").read_bytes() == expected
+        if platform == "linux":
+            beyond = pyramid.Place(places[3].offset, 300_001)
+            with (tmp_path / "more").open("xb") as sink, pytest.raises(OSError, match="scratch file of tiles ends"):
+                spool.copy(beyond, sink)
