@@ -21,8 +21,8 @@ from rasterio.transform import from_origin
 from scipy import ndimage, signal
 from staged_scenes import Array, landscape, make_staged, observed, overlap, stage_arrays
 
-from pancrafter import classical, metrics, resample
-from pancrafter.cube import stage_scene
+from pancrafter import classical, metrics, resample, steps
+from pancrafter.cube import REACH_PX, stage_scene
 from pancrafter.engine import (
     GlpSharpener,
     NetworkSharpener,
@@ -33,17 +33,21 @@ from pancrafter.engine import (
     sharpen_block,
 )
 from pancrafter.errors import WeightsError
+from pancrafter.model import reprojection
 from pancrafter.model.conditions import build_conditions
 from pancrafter.model.weights import Checkpoint, load_checkpoint, save_checkpoint
 from pancrafter.resample import Mtf
 from pancrafter.sensors import BandSpec, SensorContract
 from pancrafter.store import SceneStore
 from pancrafter.tiles import Tile, band_phases, dn_limits, measured_window, plan_tile, quantise, read_tile, valid_window
+from pancrafter.training.config import read_config
 from pancrafter.types import AssetRef, Scene, StagedScene
 
 EXACT = 1e-5
 """Largest difference between tiles and the whole scene, as a share of a band's value range (float32 arithmetic)."""
 
+
+RECIPES = Path(__file__).parents[1] / "training"
 
 INJECTION = classical.InjectionConstants(weights=(0.4, 0.5), offset=30.0, gains=(0.8, 1.3))
 
@@ -441,6 +445,14 @@ def test_band_shifts_move_the_result(tmp_path: Path) -> None:
     inside = slice(12, -12)  # the textbook's cubic repeats the border
     assert np.abs(found - classical.sharpen("exp", pair))[:, inside, inside].max() < 0.01
     assert NetworkSharpener(checkpoint).halo_px(store.staged) == network.config.reach_px(4) + 3
+
+
+@pytest.mark.parametrize("recipe", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_masks_margin_beside_missing_data_covers_the_halo_of_every_build(recipe: Path) -> None:
+    network = read_config(recipe).network
+    for ratio in (2, 3, 4):
+        halo_px = network.reach_px(ratio) + reprojection.reach_px(ratio, [((ratio - 1) / 2,) * 2])
+        assert halo_px <= steps.EDGE_REACH_PX < REACH_PX
 
 
 # --- tiles ----------------------------------------------------------------------------------------------------------
