@@ -383,13 +383,21 @@ class FusionConstants(Record):
     injection: InjectionConstants
 
 
+LEAST_MATCHED_PX = 16
+"""MS pixels below which a spread says nothing: PAN is then brought to the level of the bands by a factor alone."""
+
+
 def fit_brovey_match(sums: InjectionSums) -> BroveyMatch:
     """Level and spread of the bands' mean over those of PAN, both at MS scale."""
     mean = sums.first / sums.pixels
-    covariance = sums.second / sums.pixels - np.outer(mean, mean)
-    spread, level = float(np.sqrt(max(covariance[-1, -1], 0.0))), float(mean[:-1].mean())
-    scale = float(np.sqrt(max(covariance[:-1, :-1].mean(), 0.0))) / spread if spread > FLAT * abs(mean[-1]) else 0.0
-    return BroveyMatch(scale=scale, offset=level - scale * float(mean[-1]))
+    level, pan = float(mean[:-1].mean()), float(mean[-1])
+    if sums.pixels < LEAST_MATCHED_PX:
+        scale = level / pan if pan > 0 else 0.0
+    else:
+        covariance = sums.second / sums.pixels - np.outer(mean, mean)
+        spread = float(np.sqrt(max(covariance[-1, -1], 0.0)))
+        scale = float(np.sqrt(max(covariance[:-1, :-1].mean(), 0.0))) / spread if spread > FLAT * abs(pan) else 0.0
+    return BroveyMatch(scale=scale, offset=level - scale * pan)
 
 
 def _fit(

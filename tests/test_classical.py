@@ -366,3 +366,16 @@ def test_real_scene_reduced_by_wald_protocol(method: str, name: str, ratio: int,
     pair = PairInput(reduced_pan, reduced, ratio, ((nominal, nominal),) * n_bands, gains)
     with_pan = metrics.ergas(ms, classical.sharpen(method, pair), ratio)
     assert with_pan < metrics.ergas(ms, classical.sharpen("exp", pair), ratio)
+
+
+def test_a_few_pixels_bring_pan_to_the_level_of_the_bands_only() -> None:
+    """Of two by two MS pixels a spread is chance: brought to that of the bands, PAN would count a hundredfold."""
+    pan, ms = np.full((8, 8), 400.0), np.full((2, 2, 2), 300.0)
+    pan[:4, :4], ms[0, 0, 0] = 402, 500
+    few = classical.injection_sums(pan, ms, 4, ((1.5, 1.5),) * 2, 0.3)
+    assert few.pixels == 4
+    match, mean = classical.fit_brovey_match(few), few.first / few.pixels
+    assert match.scale == pytest.approx(mean[:2].mean() / mean[2])
+    assert match.offset == pytest.approx(0, abs=1e-9)
+    many = replace(few, pixels=16, first=4 * few.first, second=4 * few.second)
+    assert classical.fit_brovey_match(many).scale > 20 * match.scale
