@@ -39,7 +39,7 @@ from pancrafter.classical import (
 from pancrafter.errors import InvalidSceneError, WeightsError
 from pancrafter.heap import keep_freed_memory
 from pancrafter.metrics import PhaseYX, shift_reach_px
-from pancrafter.model import reprojection
+from pancrafter.model import pan_detail, reprojection
 from pancrafter.model.conditions import Conditions, build_conditions, ms_at, unexplained_pan
 from pancrafter.model.config import CUBIC_REACH_MS_PX
 from pancrafter.model.devices import DeviceError
@@ -93,8 +93,8 @@ class NetworkSharpener:
     """PAN-Crafter in MS mode, as many bands at a time as its weights take.
 
     ``injection`` belongs to the scene (``fit_scene_injection``); networks with ``injected_detail`` need it.
-    ``relative_mtf``, the bands' MTF relative to PAN's, makes results agree with MS (``model.reprojection``); None
-    leaves them as they come from the network.
+    ``relative_mtf``, the bands' MTF relative to PAN's, makes results agree with PAN, where the scene's injection is
+    known, and with MS (``model.pan_detail``, ``model.reprojection``); None leaves them as they come from the network.
     """
 
     checkpoint: Checkpoint
@@ -124,7 +124,10 @@ class NetworkSharpener:
 
     def _margin_px(self, ratio: int, phases_yx: Sequence[PhaseYX]) -> int:
         """What of the network's result is needed around the wanted core."""
-        return 0 if self.relative_mtf is None else reprojection.reach_px(ratio, phases_yx)
+        if self.relative_mtf is None:
+            return 0
+        pan = pan_detail.reach_px(ratio) if self.checkpoint.network.config.injected_detail else 0
+        return reprojection.reach_px(ratio, phases_yx) + pan
 
     @torch.inference_mode()
     def __call__(self, tile: Tile, core: Window | None = None) -> Floats:
@@ -163,20 +166,46 @@ class NetworkSharpener:
 
     def _run(self, tile: Tile, conditions: Conditions, made: Window, at_once: int, result: Floats) -> Floats:
         """Fill ``result`` with the part ``made`` of the tile, so many band groups at a time."""
-        group = self.checkpoint.network.config.bands
+        config = self.checkpoint.network.config
         region = (made[0].start, made[0].stop), (made[1].start, made[1].stop)
-        for first in range(0, len(tile.ms) // group, at_once):
-            part = slice(first * group, (first + at_once) * group)
-            sharpened = self.reprojected(
-                self._network(conditions.samples(first, first + at_once), region), tile, made, part
-            )
+        groups = range(0, len(tile.ms) // config.bands, at_once)
+        given = conditions.ms[0].new_empty((len(conditions.ms[0]), config.head_channels, *result.shape[1:]))
+        for first in groups:
+            given[first : first + at_once] = self._network(conditions.samples(first, first + at_once), region)
+        self.put_pan_back(given, tile, made)
+        for first in groups:
+            part = slice(first * config.bands, (first + at_once) * config.bands)
+            sharpened = self.reprojected(given[first : first + at_once], tile, made, part)
             result[part] = to_dn(sharpened.flatten(0, 1), tile.ms_ranges[part]).cpu().numpy()
         return result
+
+    def put_pan_back(self, given: torch.Tensor, tile: Tile, made: Window) -> None:
+        """Correct all bands of what the network gives, in place, by what their mix misses of PAN's fine detail.
+
+        ``given`` is (band groups, head channels, y, x), normalised, ``made`` which part of the tile. Without MTFs, and
+        for networks that know no mix of the scene's bands, it stays as it is.
+        """
+        config = self.checkpoint.network.config
+        if self.relative_mtf is None or not config.injected_detail:
+            return
+        pan = _to_unit(torch.from_numpy(tile.pan[made]).to(self.device)[None], [tile.pan_range])[0]
+        bands = given[:, : config.bands]
+        mixed = pan_detail.pan_put_back(bands.flatten(0, 1), pan, tile.ratio, self._mix(tile))
+        bands.copy_(mixed.unflatten(0, (-1, config.bands)))
+
+    def _mix(self, tile: Tile) -> pan_detail.Mix:
+        """The scene's injection in the tile's normalised units."""
+        injection = self._scene_injection(tile)
+        per_pan = [(r.high - r.low) / (tile.pan_range.high - tile.pan_range.low) for r in tile.ms_ranges]
+        return pan_detail.Mix(
+            weights=tuple(w * range_ for w, range_ in zip(injection.weights, per_pan, strict=True)),
+            gains=tuple(g / range_ for g, range_ in zip(injection.gains, per_pan, strict=True)),
+        )
 
     def reprojected(self, given: torch.Tensor, tile: Tile, made: Window, part: slice) -> torch.Tensor:
         """Some bands of a part of the tile, normalised (n, bands at once, y, x), in agreement with their MS.
 
-        ``given`` is what the network gives, ``made`` which part of the tile.
+        ``given`` is what the network gives, corrected by ``put_pan_back``, ``made`` which part of the tile.
         """
         bands = self.checkpoint.network.config.bands
         if self.relative_mtf is None:
@@ -216,10 +245,11 @@ class NetworkSharpener:
         return self if self.relative_mtf is None else replace(self, relative_mtf=tuple(map(Mtf.of, mtfs)))
 
     def working_bytes(self, tile_px: int, core_px: int, bands: int) -> int:
-        """The network's maps and inputs, and what it makes around the core."""
+        """The network's maps and inputs, what it gives of all bands, and what is made of that around the core."""
         margin = self._margin_px(_WIDEST_RATIO, [((_WIDEST_RATIO - 1) / 2,) * 2])
-        made_px = min(tile_px, (math.isqrt(core_px) + 2 * margin) ** 2)
-        return self._network.working_bytes(tile_px, made_px, bands) + 4 * bands * (made_px - core_px)
+        made_px, config = min(tile_px, (math.isqrt(core_px) + 2 * margin) ** 2), self.checkpoint.network.config
+        given = 4 * made_px * bands * config.head_channels // config.bands
+        return self._network.working_bytes(tile_px, made_px, bands) + given + 4 * bands * (made_px - core_px)
 
     @cached_property
     def _network(self) -> MsNetwork:
@@ -255,17 +285,21 @@ class NetworkSharpener:
         """What each band would take from PAN by Gram-Schmidt adaptive, (1, band, y, x) in normalised units."""
         if not self.checkpoint.network.config.injected_detail:
             return None
+        injection = self._scene_injection(tile)
+        pan = torch.from_numpy(tile.pan).to(self.device)[None, None]
+        ms = torch.from_numpy(tile.ms).to(self.device)[None]
+        phases = torch.tensor([tile.phases_yx], dtype=torch.float64)
+        detail = unexplained_pan(pan, ms, tile.ratio, phases, injection)
+        to_units = [2 * g / (r.high - r.low) for g, r in zip(injection.gains, tile.ms_ranges, strict=True)]
+        return detail * torch.tensor(to_units, device=self.device)[:, None, None]
+
+    def _scene_injection(self, tile: Tile) -> InjectionConstants:
         if self.injection is None or len(self.injection.gains) != len(tile.ms):
             raise WeightsError(
                 f"weights {self.checkpoint.name} need the scene's injection constants for {len(tile.ms)} bands; "
                 "fit them with fit_scene_injection"
             )
-        pan = torch.from_numpy(tile.pan).to(self.device)[None, None]
-        ms = torch.from_numpy(tile.ms).to(self.device)[None]
-        phases = torch.tensor([tile.phases_yx], dtype=torch.float64)
-        detail = unexplained_pan(pan, ms, tile.ratio, phases, self.injection)
-        to_units = [2 * g / (r.high - r.low) for g, r in zip(self.injection.gains, tile.ms_ranges, strict=True)]
-        return detail * torch.tensor(to_units, device=self.device)[:, None, None]
+        return self.injection
 
 
 _WIDEST_RATIO = 4

@@ -49,7 +49,7 @@ Report = Callable[[str], None]
 
 EDGE_REACH_PX = 144
 """Pixels closer than this to missing data are marked in the mask: filled values may have reached them. The halo of the
-largest build is 138 without shifts."""
+largest build is 143 without shifts."""
 
 _PROGRESS_EVERY_S = 5.0
 
@@ -105,6 +105,10 @@ class Outcome(Record):
 # --- discover -------------------------------------------------------------------------------------------------------
 
 
+NETWORK_STEPS = {"pan_detail": "put-back", "reprojection": "relative-mtf"}
+"""What the engine makes of a network's result, in recipes: scenes made otherwise are made again once."""
+
+
 def contracts_of(settings: Settings) -> dict[str, SensorContract]:
     """Bundled sensor contracts and those of the user's folder."""
     return load_contracts(Path(settings.contracts_dir) if settings.contracts_dir else None)
@@ -128,8 +132,7 @@ def planned_recipe(scene: Scene, settings: Settings, contracts: Mapping[str, Sen
         weights_sha256=weights_sha256(settings.weights) if network else None,
         contract_digest=contract.digest,
         software_version=package_version("pancrafter"),
-        settings={"mtf": "measured"}
-        | ({"precision": settings.precision, "reprojection": "relative-mtf"} if network else {}),
+        settings={"mtf": "measured"} | (NETWORK_STEPS | {"precision": settings.precision} if network else {}),
     )
 
 

@@ -193,6 +193,10 @@ def whole_scene(
         ]
         shares += list(output.reshape(len(output) // group, group, *tile.pan.shape)[1:].swapaxes(0, 1))
     whole = np.stack(results)
+    if mtfs is not None and constants is not None:
+        missing = tile.pan - np.tensordot(constants.weights, whole, 1)
+        blurred = ndimage.gaussian_filter(missing, 0.4 * tile.ratio, mode="nearest", truncate=3)
+        whole += 0.75 * np.array(constants.gains)[:, None, None] * (missing - blurred)
     return inner(store, whole if mtfs is None else agreeing(tile, whole, np.stack(shares), mtfs))
 
 
