@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 BANDS, RATIO = 4, 4
 _TEXTURE_PX = 512
 _WARM_UP_PX = 512
-_INJECTION = InjectionConstants(weights=(0.25,) * BANDS, offset=0.0, gains=(0.5,) * BANDS)
+_INJECTION = InjectionConstants(weights=(0.25,) * BANDS, offset=0.0, gains=(0.5,) * BANDS, explained=0.9)
 _RELATIVE_MTF = (Mtf(0.33),) * BANDS
 _PHASES = (((RATIO - 1) / 2,) * 2,) * BANDS
 _LIBRARIES = ("torch", "numpy", "rasterio", "zarr", "dask", "rio-cogeo")

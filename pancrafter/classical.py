@@ -13,6 +13,7 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
 from pancrafter import resample
 from pancrafter.errors import GridMismatchError, InvalidSceneError, PancrafterError
@@ -310,6 +311,9 @@ class InjectionConstants(Record):
     weights: tuple[float, ...]
     offset: float
     gains: tuple[float, ...]
+    explained: float = Field(
+        ge=0, le=1, description="Share of the variance of low-pass PAN that the intensity explains, adjusted R2."
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -346,7 +350,8 @@ def fit_injection(sums: InjectionSums) -> InjectionConstants:
     """Least-squares weights of the bands, and regression gains on the intensity they make.
 
     Aiazzi, Baronti and Selva (2007), see ``gsa``. A scene without any structure gets gains of zero. A trace of ridge
-    keeps bands that are copies of each other apart.
+    keeps bands that are copies of each other apart. What is explained allows for the bands explaining something by
+    chance (Ezekiel 1930, "Methods of correlation analysis").
 
     Raises:
         InvalidSceneError: No pixel was counted.
@@ -360,8 +365,13 @@ def fit_injection(sums: InjectionSums) -> InjectionConstants:
     weights = np.linalg.solve(bands + ridge * np.eye(len(bands)), with_pan)
     variance = float(weights @ bands @ weights)
     gains = bands @ weights / variance if variance > (FLAT * mean[-1]) ** 2 + 1e-9 else np.zeros(len(bands))
+    free, total = sums.pixels - len(bands) - 1, covariance[-1, -1]
+    unexplained = (1 - weights @ with_pan / total) * (sums.pixels - 1) / free if free > 0 and total > 0 else 1.0
     return InjectionConstants(
-        weights=tuple(weights.tolist()), offset=float(mean[-1] - weights @ mean[:-1]), gains=tuple(gains.tolist())
+        weights=tuple(weights.tolist()),
+        offset=float(mean[-1] - weights @ mean[:-1]),
+        gains=tuple(gains.tolist()),
+        explained=float(np.clip(1 - unexplained, 0, 1)),
     )
 
 

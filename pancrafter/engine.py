@@ -194,12 +194,12 @@ class NetworkSharpener:
         bands.copy_(mixed.unflatten(0, (-1, config.bands)))
 
     def _mix(self, tile: Tile) -> pan_detail.Mix:
-        """The scene's injection in the tile's normalised units."""
+        """The scene's injection in the tile's normalised units; of a mix that says little of PAN bands take little."""
         injection = self._scene_injection(tile)
         per_pan = [(r.high - r.low) / (tile.pan_range.high - tile.pan_range.low) for r in tile.ms_ranges]
         return pan_detail.Mix(
-            weights=tuple(w * range_ for w, range_ in zip(injection.weights, per_pan, strict=True)),
-            gains=tuple(g / range_ for g, range_ in zip(injection.gains, per_pan, strict=True)),
+            weights=tuple(w * r for w, r in zip(injection.weights, per_pan, strict=True)),
+            gains=tuple(injection.explained * g / r for g, r in zip(injection.gains, per_pan, strict=True)),
         )
 
     def reprojected(self, given: torch.Tensor, tile: Tile, made: Window, part: slice) -> torch.Tensor:
@@ -449,7 +449,7 @@ def fit_scene_fusion(
 ) -> FusionConstants:
     """The scene-wide numbers of a textbook method; arguments and errors as in ``scene_injection_sums``."""
     if method == "exp":
-        nothing = InjectionConstants(weights=(0.0,) * len(mtfs), offset=0.0, gains=(0.0,) * len(mtfs))
+        nothing = InjectionConstants(weights=(0.0,) * len(mtfs), offset=0.0, gains=(0.0,) * len(mtfs), explained=0.0)
         return FusionConstants(method=method, match=BroveyMatch(scale=0.0, offset=0.0), injection=nothing)
     sums = scene_injection_sums(store, mtfs, threads)
     return FusionConstants(method=method, match=fit_brovey_match(sums), injection=fit_injection(sums))

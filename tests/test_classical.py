@@ -146,9 +146,26 @@ def test_injection_is_that_of_gsa(pair: PairInput) -> None:
     np.testing.assert_allclose(together.second, whole.second, rtol=1e-12)
 
 
+def test_what_bands_explain_of_pan_is_what_they_explain_beyond_chance() -> None:
+    """Adjusted R2 of a regression done by hand; nothing where there are no more pixels than unknowns."""
+    rng = np.random.default_rng(4)
+    bands = rng.normal(500, 100, (3, 4000))
+    for share, expected in ((0.0, 0.0), (0.8, 0.64), (1.0, 1.0)):
+        pan = share * bands.mean(0) * np.sqrt(3) + np.sqrt(1 - share**2) * rng.normal(0, 100, 4000)
+        values = np.vstack([bands, pan])
+        found = classical.fit_injection(classical.InjectionSums(4000, values.sum(1), values @ values.T)).explained
+        design = np.vstack([bands, np.ones(4000)]).T
+        residual = pan - design @ np.linalg.lstsq(design, pan)[0]
+        assert found == pytest.approx(max(0, 1 - residual.var() / pan.var() * 3999 / 3996), abs=1e-6)
+        assert found == pytest.approx(expected, abs=0.06)
+    few = np.vstack([bands, bands.mean(0)])[:, :4]
+    assert classical.fit_injection(classical.InjectionSums(4, few.sum(1), few @ few.T)).explained == 0
+
+
 def test_injection_of_a_flat_or_empty_scene() -> None:
     flat = classical.injection_sums(np.full((64, 64), 500.0), np.full((2, 16, 16), 300.0), 4, ((1.5, 1.5),) * 2, 0.3)
     assert classical.fit_injection(flat).gains == (0.0, 0.0)
+    assert classical.fit_injection(flat).explained == 0
     nothing = np.zeros((64, 64), np.bool_)
     empty = classical.injection_sums(np.ones((64, 64)), np.ones((2, 16, 16)), 4, ((1.5, 1.5),) * 2, 0.3, nothing)
     with pytest.raises(InvalidSceneError, match="0 valid pixels, expected 1 or more"):

@@ -49,7 +49,7 @@ EXACT = 1e-5
 
 RECIPES = Path(__file__).parents[1] / "training"
 
-INJECTION = classical.InjectionConstants(weights=(0.4, 0.5), offset=30.0, gains=(0.8, 1.3))
+INJECTION = classical.InjectionConstants(weights=(0.4, 0.5), offset=30.0, gains=(0.8, 1.3), explained=0.8)
 
 
 def whole_window(store: SceneStore) -> tuple[slice, slice]:
@@ -196,7 +196,7 @@ def whole_scene(
     if mtfs is not None and constants is not None:
         missing = tile.pan - np.tensordot(constants.weights, whole, 1)
         blurred = ndimage.gaussian_filter(missing, 0.4 * tile.ratio, mode="nearest", truncate=3)
-        whole += 0.75 * np.array(constants.gains)[:, None, None] * (missing - blurred)
+        whole += 0.75 * constants.explained * np.array(constants.gains)[:, None, None] * (missing - blurred)
     return inner(store, whole if mtfs is None else agreeing(tile, whole, np.stack(shares), mtfs))
 
 

@@ -128,7 +128,7 @@ def test_ms_lies_where_the_told_phase_says(ratio: int) -> None:
     y, x = np.mgrid[:130, :130].astype(np.float32)
     plane = np.stack([3 * y + 7 * x, -5 * y + 2 * x])
     limits = ValueRange(low=0, high=1000)
-    constants = InjectionConstants(weights=(1.0, 0.0), offset=0.0, gains=(1.0, 0.5))
+    constants = InjectionConstants(weights=(1.0, 0.0), offset=0.0, gains=(1.0, 0.5), explained=1.0)
     tilted = TrainingImage("plane", plane[0], plane, limits, (limits,) * 2, constants)
     for seed in range(4):
         sample = draw_sample(
