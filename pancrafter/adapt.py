@@ -242,12 +242,8 @@ def _forward(sharpener: NetworkSharpener, tile: Tile) -> Tensor:
     network = sharpener.checkpoint.network
     mode = torch.full((1,), MS_MODE, device=sharpener.device)
     whole = slice(0, tile.pan.shape[0]), slice(0, tile.pan.shape[1])
-    groups, inputs = zip(*sharpener.conditions(tile), strict=True)
-    given = torch.cat([network(conditions, mode) for conditions in inputs])
-    sharpener.put_pan_back(given, tile, whole)
-    return torch.cat(
-        [sharpener.reprojected(made[None], tile, whole, bands)[0] for made, bands in zip(given, groups, strict=True)]
-    )
+    given = torch.cat([network(conditions, mode) for conditions in sharpener.conditions(tile)])
+    return torch.cat([made for _, made in sharpener.finished(given, tile, whole)])
 
 
 def _normalised(values: Floats, ranges: Sequence[ValueRange]) -> Tensor:

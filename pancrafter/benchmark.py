@@ -232,13 +232,8 @@ def plainly(sharpener: NetworkSharpener) -> Callable[[Tile, Window], NDArray[np.
     def run(tile: Tile, core: Window) -> NDArray[np.float32]:
         whole = slice(0, tile.pan.shape[0]), slice(0, tile.pan.shape[1])
         with torch.inference_mode():
-            parts, inputs = zip(*sharpener.conditions(tile), strict=True)
-            given = torch.cat([network(conditions, mode) for conditions in inputs])
-            sharpener.put_pan_back(given, tile, whole)
-            bands = [
-                to_dn(sharpener.reprojected(one[None], tile, whole, part)[0], tile.ms_ranges[part])
-                for one, part in zip(given, parts, strict=True)
-            ]
+            given = torch.cat([network(conditions, mode) for conditions in sharpener.conditions(tile)])
+            bands = [to_dn(made, tile.ms_ranges[part]) for part, made in sharpener.finished(given, tile, whole)]
             found: NDArray[np.float32] = torch.cat(bands)[:, *core].cpu().numpy()
         return found
 

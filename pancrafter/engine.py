@@ -168,22 +168,31 @@ class NetworkSharpener:
         """Fill ``result`` with the part ``made`` of the tile, so many band groups at a time."""
         config = self.checkpoint.network.config
         region = (made[0].start, made[0].stop), (made[1].start, made[1].stop)
-        groups = range(0, len(tile.ms) // config.bands, at_once)
         given = conditions.ms[0].new_empty((len(conditions.ms[0]), config.head_channels, *result.shape[1:]))
-        for first in groups:
+        for first in range(0, len(given), at_once):
             given[first : first + at_once] = self._network(conditions.samples(first, first + at_once), region)
-        self.put_pan_back(given, tile, made)
-        for first in groups:
-            part = slice(first * config.bands, (first + at_once) * config.bands)
-            sharpened = self.reprojected(given[first : first + at_once], tile, made, part)
-            result[part] = to_dn(sharpened.flatten(0, 1), tile.ms_ranges[part]).cpu().numpy()
+        for part, sharpened in self.finished(given, tile, made, at_once):
+            result[part] = to_dn(sharpened, tile.ms_ranges[part]).cpu().numpy()
         return result
 
-    def put_pan_back(self, given: torch.Tensor, tile: Tile, made: Window) -> None:
-        """Correct all bands of what the network gives, in place, by what their mix misses of PAN's fine detail.
+    def finished(
+        self, given: torch.Tensor, tile: Tile, made: Window, at_once: int = 1
+    ) -> Iterator[tuple[slice, torch.Tensor]]:
+        """What is made of what the network gives: PAN is put back, then MS; which bands, and they (band, y, x).
 
-        ``given`` is (band groups, head channels, y, x), normalised, ``made`` which part of the tile. Without MTFs, and
-        for networks that know no mix of the scene's bands, it stays as it is.
+        ``given`` is (band groups, head channels, y, x), all of the scene, normalised, and is changed; ``made`` is which
+        part of the tile it covers.
+        """
+        bands = self.checkpoint.network.config.bands
+        self._put_pan_back(given, tile, made)
+        for first in range(0, len(given), at_once):
+            part = slice(first * bands, (first + at_once) * bands)
+            yield part, self._reprojected(given[first : first + at_once], tile, made, part).flatten(0, 1)
+
+    def _put_pan_back(self, given: torch.Tensor, tile: Tile, made: Window) -> None:
+        """Correct all bands, in place, by what their mix misses of PAN's fine detail.
+
+        Without MTFs, and for networks that know no mix of the scene's bands, they stay as they are.
         """
         config = self.checkpoint.network.config
         if self.relative_mtf is None or not config.injected_detail:
@@ -202,11 +211,8 @@ class NetworkSharpener:
             gains=tuple(injection.explained * g / r for g, r in zip(injection.gains, per_pan, strict=True)),
         )
 
-    def reprojected(self, given: torch.Tensor, tile: Tile, made: Window, part: slice) -> torch.Tensor:
-        """Some bands of a part of the tile, normalised (n, bands at once, y, x), in agreement with their MS.
-
-        ``given`` is what the network gives, corrected by ``put_pan_back``, ``made`` which part of the tile.
-        """
+    def _reprojected(self, given: torch.Tensor, tile: Tile, made: Window, part: slice) -> torch.Tensor:
+        """Some bands of a part of the tile, normalised (n, bands at once, y, x), in agreement with their MS."""
         bands = self.checkpoint.network.config.bands
         if self.relative_mtf is None:
             return given[:, :bands]
@@ -223,11 +229,11 @@ class NetworkSharpener:
             given, ms.unflatten(0, groups), tile.ratio, phases.unflatten(0, groups), mtfs.unflatten(0, groups)
         )
 
-    def conditions(self, tile: Tile) -> Iterator[tuple[slice, Conditions]]:
-        """The network's inputs for a tile, and which bands each is for."""
-        group, conditions = self.checkpoint.network.config.bands, self._conditions(tile)
+    def conditions(self, tile: Tile) -> Iterator[Conditions]:
+        """The network's inputs for a tile, one band group after the other."""
+        conditions = self._conditions(tile)
         for number in range(len(conditions.ms[0])):
-            yield slice(number * group, (number + 1) * group), conditions.samples(number, number + 1)
+            yield conditions.samples(number, number + 1)
 
     def fitted_to(self, tile: Tile, mtfs: Sequence[Mtf | float], pan_gain: float) -> NetworkSharpener:
         """The same network with what it needs to know of a scene that is ``tile`` as a whole.
