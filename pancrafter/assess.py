@@ -390,12 +390,13 @@ def reduced_sample(
         phases_yx=band_phases(staged),
         pan_range=staged.pan_range,
         ms_ranges=staged.ms_ranges,
+        dn_max=staged.dn_max,
     )
     reduced = reduce_tile(full, mtfs, pan_blur)
     if reduced is None:
         return None
     tile, truth = reduced.tile, reduced.truth
-    pair = classical.PairInput(tile.pan, tile.ms, tile.ratio, tile.phases_yx, mtfs)
+    pair = classical.PairInput(tile.pan, tile.ms, tile.ratio, tile.phases_yx, mtfs, dn_max=tile.dn_max)
     ours = sharpener.one_scale_down(mtfs) if isinstance(sharpener, NetworkSharpener) else sharpener
     results = {ours.method: ours(tile)} | {m: classical.sharpen(m, pair) for m in classical.METHODS}
     inner = (slice(None), *(slice(BORDER_REDUCED_PX, n - BORDER_REDUCED_PX) for n in tile.pan.shape))
@@ -455,6 +456,7 @@ def reduce_tile(
         pan_range=full.pan_range,
         ms_ranges=full.ms_ranges,
         uncertainty=full.uncertainty / ratio,
+        dn_max=full.dn_max,
     )
     return Reduced(tile, truth)
 

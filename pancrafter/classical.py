@@ -7,6 +7,7 @@ phase; a measured PAN-MS shift is corrected by adding it to the phase, nothing e
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -14,6 +15,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
+from scipy.ndimage import maximum_filter
 
 from pancrafter import resample
 from pancrafter.errors import GridMismatchError, InvalidSceneError, PancrafterError
@@ -47,6 +49,7 @@ class PairInput:
         pan_mtf: MTF of the low-pass that makes the intensity-like PAN of ``gsa`` and ``bt-h``; None: mean of the
             bands'.
         valid: (y, x) of the PAN grid; invalid pixels may hold anything. None: all valid.
+        dn_max: Largest DN of the sensor; pixels that reach it count in no fit.
     """
 
     pan: Pixels
@@ -56,6 +59,7 @@ class PairInput:
     mtfs: tuple[Mtf | float, ...]
     pan_mtf: Mtf | float | None = None
     valid: Mask | None = None
+    dn_max: float = math.inf
 
     def __post_init__(self) -> None:
         _require_fit(self.pan, self.ms, self.ratio, self.phases_yx, self.mtfs)
@@ -425,7 +429,7 @@ def _fit(
 
 
 def _constants(pair: PairInput, kind: str) -> GlpConstants:
-    sums = glp_sums(_pan(pair), _ms(pair), pair.ratio, pair.phases_yx, pair.mtfs, pair.valid)
+    sums = glp_sums(_pan(pair), _ms(pair), pair.ratio, pair.phases_yx, pair.mtfs, _counted(pair))
     return fit_glp_constants(sums) if kind == "fs" else _fit(sums, sums.ms_low, sums.low_low, sums.low)
 
 
@@ -448,7 +452,24 @@ def _ms(pair: PairInput) -> Float64s:
 
 
 def _counted(pair: PairInput) -> Mask:
-    return np.ones(pair.pan.shape, dtype=np.bool_) if pair.valid is None else pair.valid
+    """Pixels that constants are fitted to, (y, x): valid ones below the ceiling, or all valid ones if none is."""
+    valid = np.ones(pair.pan.shape, dtype=np.bool_) if pair.valid is None else pair.valid
+    below: Mask = valid & ~at_ceiling(_pan(pair), _ms(pair), pair.ratio, pair.dn_max)
+    return below if below.any() else valid
+
+
+def at_ceiling(pan: Pixels, ms: Pixels, ratio: int, dn_max: float) -> Mask:
+    """Where PAN (y, x) or a band (band, y, x) has reached the sensor's largest DN within one MS pixel.
+
+    There, as over clouds, bands no longer explain PAN. (y, x) on the PAN grid; DN of degraded images are not rounded.
+    """
+    reached: Mask = pan >= dn_max - 0.5
+    on_ms: Mask = np.logical_or.reduce(ms >= dn_max - 0.5)
+    if not (reached.any() or on_ms.any()):
+        return reached
+    rows, cols = (np.minimum(np.arange(n) // ratio, m - 1) for n, m in zip(pan.shape, on_ms.shape, strict=True))
+    near: Mask = maximum_filter(reached | on_ms[np.ix_(rows, cols)], 2 * ratio + 1, mode="nearest")
+    return near
 
 
 def _expand(pair: PairInput) -> Float64s:

@@ -14,9 +14,7 @@ from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from pydantic import Field
-from scipy.ndimage import maximum_filter
 
 from pancrafter import resample
 from pancrafter.classical import (
@@ -28,6 +26,7 @@ from pancrafter.classical import (
     GlpSums,
     InjectionConstants,
     InjectionSums,
+    at_ceiling,
     fit_brovey_match,
     fit_glp_constants,
     fit_injection,
@@ -238,13 +237,18 @@ class NetworkSharpener:
     def fitted_to(self, tile: Tile, mtfs: Sequence[Mtf | float], pan_gain: float) -> NetworkSharpener:
         """The same network with what it needs to know of a scene that is ``tile`` as a whole.
 
-        ``mtfs`` are the bands', ``pan_gain`` is the MTF of PAN at its own Nyquist frequency.
+        ``mtfs`` are the bands', ``pan_gain`` is the MTF of PAN at its own Nyquist frequency. Pixels at the sensor's
+        ceiling are left out of the fit as in ``scene_injection_sums``.
         """
         told = replace(self, relative_mtf=tuple(resample.relative_mtf(mtf, pan_gain, tile.ratio) for mtf in mtfs))
         if not self.checkpoint.network.config.injected_detail:
             return told
-        sums = injection_sums(tile.pan, tile.ms, tile.ratio, tile.phases_yx, mean_mtf(mtfs))
-        return replace(told, injection=fit_injection(sums))
+
+        def sums(ceiling: float) -> InjectionSums:
+            counted = ~at_ceiling(tile.pan, tile.ms, tile.ratio, ceiling)
+            return injection_sums(tile.pan, tile.ms, tile.ratio, tile.phases_yx, mean_mtf(mtfs), counted)
+
+        return replace(told, injection=fit_injection(_below_ceiling(tile.dn_max, sums)))
 
     def one_scale_down(self, mtfs: Sequence[Mtf | float]) -> NetworkSharpener:
         """The same network for the scene degraded by the bands' ``mtfs``: MS as it is is the truth."""
@@ -366,13 +370,13 @@ class GlpSharpener:
             plan = plan_tile(store, block, halo_px)
             tile, counted = read_tile(store, plan), np.zeros(plan.shape_yx, np.bool_)
             counted[plan.core] = valid_window(store, plan.window)
-            counted &= ~_at_ceiling(tile, ceiling)
+            counted &= ~at_ceiling(tile.pan, tile.ms, tile.ratio, ceiling)
             return glp_sums(tile.pan, tile.ms, tile.ratio, tile.phases_yx, mtfs, counted)
 
         def sums(ceiling: float) -> GlpSums:
             return reduce(operator.add, (sums_of(block, ceiling) for block in np.ndindex(store.blocks_yx)))
 
-        return cls(fit_glp_constants(_below_ceiling(store, sums)), mtfs)
+        return cls(fit_glp_constants(_below_ceiling(store.staged.dn_max, sums)), mtfs)
 
 
 @dataclass(frozen=True)
@@ -486,7 +490,7 @@ def scene_injection_sums(store: ScenePixels, mtfs: tuple[Mtf | float, ...], thre
         # A scene smaller than an MS pixel may lie beside the centre of its only one; around it there is nothing else.
         tile, counted = read_tile(store, plan), np.full(plan.shape_yx, min(store.pan_shape_yx) < ratio)
         counted[plan.core] = valid_window(store, plan.window)
-        counted &= ~_at_ceiling(tile, ceiling)
+        counted &= ~at_ceiling(tile.pan, tile.ms, tile.ratio, ceiling)
         return injection_sums(tile.pan, tile.ms, ratio, phases, mean_mtf(mtfs), counted)
 
     with ThreadPoolExecutor(min(threads, _BLOCKS_AT_ONCE)) as pool:
@@ -495,7 +499,7 @@ def scene_injection_sums(store: ScenePixels, mtfs: tuple[Mtf | float, ...], thre
             found = pool.map(partial(sums_of, ceiling=ceiling), [blocks[index] for index in chosen])
             return reduce(operator.add, found)
 
-        total = _below_ceiling(store, sums)
+        total = _below_ceiling(store.staged.dn_max, sums)
     if total.pixels == 0:
         raise InvalidSceneError(
             f"none of the {len(chosen)} blocks looked at holds a valid pixel; check nodata and masks"
@@ -506,18 +510,10 @@ def scene_injection_sums(store: ScenePixels, mtfs: tuple[Mtf | float, ...], thre
 _Sums = TypeVar("_Sums", GlpSums, InjectionSums)
 
 
-def _below_ceiling(store: ScenePixels, sums: Callable[[float], _Sums]) -> _Sums:
+def _below_ceiling(dn_max: float, sums: Callable[[float], _Sums]) -> _Sums:
     """Sums (a function of the ceiling) without pixels at the sensor's ceiling, or of all where there are no others."""
-    below = sums(store.staged.dn_max)
+    below = sums(dn_max)
     return below if below.pixels else sums(math.inf)
-
-
-def _at_ceiling(tile: Tile, ceiling: float) -> NDArray[np.bool_]:
-    """Where PAN or a band has reached the ceiling within one MS pixel: (y, x) on the PAN grid."""
-    near = 2 * tile.ratio + 1
-    on_ms = (tile.ms >= ceiling).any(axis=0).repeat(tile.ratio, axis=0).repeat(tile.ratio, axis=1)
-    reached = np.logical_or(tile.pan >= ceiling, on_ms)
-    return maximum_filter(reached, near, mode="nearest") if reached.any() else reached
 
 
 class BlockReport(Record):

@@ -151,7 +151,8 @@ def classical_method(name: str) -> Method:
         raise PancrafterError(f"no method {name!r}; choose {NETWORK}, all, or one of {', '.join(classical.METHODS)}")
 
     def run(tile: Tile, mtfs: tuple[Mtf | float, ...], _: float) -> Floats:
-        return classical.sharpen(name, classical.PairInput(tile.pan, tile.ms, tile.ratio, tile.phases_yx, mtfs))
+        pair = classical.PairInput(tile.pan, tile.ms, tile.ratio, tile.phases_yx, mtfs, dn_max=tile.dn_max)
+        return classical.sharpen(name, pair)
 
     return Method(name, run)
 
@@ -201,6 +202,7 @@ def tile_of(pair: Pair, *, fixed_ranges: bool = False) -> Tile:
         phases_yx=pair.phases_yx,
         pan_range=ceiling if fixed_ranges else value_range(pair.pan),
         ms_ranges=tuple(ceiling if fixed_ranges else value_range(band) for band in pair.ms),
+        dn_max=pair.dn_max,
     )
 
 

@@ -597,6 +597,7 @@ def _truth_task(
             band_phases(staged),
             mtfs,
             valid=valid,
+            dn_max=staged.dn_max,
         )
         image = quantise(sharpen_classically(classical_method, pair), valid, staged)
     y, x = staged.grid.pan_offset_yx

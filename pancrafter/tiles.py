@@ -38,6 +38,7 @@ class Tile:
     per band, where MS pixel 0 of the tile really lies on its PAN grid (nominal phase plus band shift), PAN pixels.
     ``uncertainty`` is how far these and what is known of MTF may be off, and how noisy pixels may be: 1 as at full
     resolution; one scale down (``assess.reduce_tile``) pixels are larger, noise is averaged away and MTF is known.
+    ``dn_max`` is the sensor's largest DN, if it is known.
     """
 
     pan: Floats
@@ -47,6 +48,7 @@ class Tile:
     pan_range: ValueRange
     ms_ranges: tuple[ValueRange, ...]
     uncertainty: float = 1.0
+    dn_max: float = math.inf
 
 
 class ScenePixels(PixelReader, Protocol):
@@ -128,6 +130,7 @@ def read_tile(store: ScenePixels, plan: TilePlan) -> Tile:
         phases_yx=band_phases(staged),
         pan_range=staged.pan_range,
         ms_ranges=staged.ms_ranges,
+        dn_max=staged.dn_max,
     )
 
 

@@ -396,3 +396,32 @@ def test_a_few_pixels_bring_pan_to_the_level_of_the_bands_only() -> None:
     assert match.offset == pytest.approx(0, abs=1e-9)
     many = replace(few, pixels=16, first=4 * few.first, second=4 * few.second)
     assert classical.fit_brovey_match(many).scale > 20 * match.scale
+
+
+@pytest.mark.parametrize("method", INJECTING)
+def test_clouds_at_the_ceiling_do_not_bend_what_the_ground_gets(method: str, truth: Array) -> None:
+    """PAN ends at the ceiling long before the bands do; the ground stays as without clouds, or nearly."""
+    cloudy = truth.copy()
+    cloudy[:, 20:60, 100:150] *= 5
+    clear, seen = (observe(t, 4, phases_of(4), GAINS) for t in (truth, cloudy))
+    limit = 2 * float(clear.pan.max())
+    clipped = replace(seen, pan=np.minimum(seen.pan, limit), ms=np.minimum(seen.ms, 1.3 * limit))
+    ground = (slice(None), slice(100, 184), slice(8, 172))
+    expected = classical.sharpen(method, clear)[ground]
+    misled, told = (
+        float(np.abs(classical.sharpen(method, p)[ground] - expected).mean())
+        for p in (clipped, replace(clipped, dn_max=limit))
+    )
+    assert told < 0.02 * expected.std()
+    assert told < 0.3 * misled
+
+
+def test_pixels_near_the_ceiling_are_within_one_ms_pixel_of_it() -> None:
+    pan, ms = np.zeros((22, 24)), np.zeros((2, 5, 6))
+    pan[9, 13], ms[1, 0, 5] = 2047, 2046.7  # as degrading leaves it
+    expected = np.zeros((22, 24), dtype=bool)
+    expected[5:14, 9:18] = expected[:8, 16:] = True
+    assert np.array_equal(classical.at_ceiling(pan, ms, 4, 2047), expected)
+    assert not classical.at_ceiling(pan, ms, 4, 2048).any()
+    everything = PairInput(np.full((16, 16), 255.0), np.full((1, 4, 4), 255.0), 4, ((1.5, 1.5),), (0.3,), dn_max=255)
+    assert classical.sharpen("gsa", everything) == pytest.approx(255, abs=1e-3)

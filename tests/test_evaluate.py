@@ -80,6 +80,23 @@ def test_blocks_equal_the_whole_pair(ratio: int, *, injected: bool) -> None:
         assert np.corrcoef(inside.ravel(), whole[:, 40:-40, 40:-40].ravel())[0, 1] > 0.9
 
 
+def test_pixels_at_the_ceiling_do_not_count_in_a_pairs_fit() -> None:
+    """As in the pipeline: what clouds at the ceiling of PAN make of the bands' mix holds nowhere else."""
+    clear = pair_of(side_ms=64)
+    pan, ms = clear.pan.astype(np.float64), clear.ms.astype(np.float64)
+    pan[64:128, 64:128], ms[:, 16:32, 16:32] = clear.dn_max, 2 * ms[:, 16:32, 16:32] + 50 * np.arange(2)[:, None, None]
+    cloudy = replace(clear, pan=np.rint(pan).astype(np.uint16), ms=np.rint(ms).astype(np.uint16))
+    network = NetworkSharpener(random_checkpoint(attention="none", injected_detail=True))
+    tiles = tile_of(clear), tile_of(cloudy), replace(tile_of(cloudy), dn_max=2 * clear.dn_max)
+    fits = [network.fitted_to(tile, (0.3, 0.3), 0.2).injection for tile in tiles]
+    expected, found, misled = (fit.weights for fit in fits if fit is not None)
+    assert found == pytest.approx(expected, abs=0.05)
+    assert misled != pytest.approx(expected, abs=0.2)
+    reduced = reduce_tile(tiles[1], (0.3, 0.3), 0.3)
+    assert reduced is not None
+    assert reduced.tile.dn_max == clear.dn_max
+
+
 def test_a_network_is_told_that_less_is_uncertain_one_scale_down() -> None:
     """MS was degraded by a known MTF, and shifts are off by less of a pixel; results follow what is told."""
     checkpoint = random_checkpoint(attention="none", told_uncertainty=True)
