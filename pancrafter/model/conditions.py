@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import numpy as np
 import torch
@@ -21,6 +21,9 @@ from pancrafter.model.config import LOWPASS_RADIUS_MS_PX
 from pancrafter.resample import GENERIC_MTF_GAIN, Mtf, blur_taps, cubic_taps
 
 SCALES = 3
+
+BLOCK_OUTPUTS = 16
+"""Outputs of a reading that one small matrix product makes: fewer cost calls, more are mostly products with zero."""
 
 
 @dataclass(frozen=True)
@@ -73,28 +76,26 @@ class Reading:
 
     def along(self, image: Tensor, dim: int, count: int) -> Tensor:
         """``count`` outputs along axis 2 or 3 of (n, c, H, W); beyond the border pixels repeat."""
-        period, taps = self.weights.shape[-2:]
-        runs = -(-count // period)
-        reach = self.advance * (runs - 1)
-        before = max(0, -min(self.first))
-        after = max(0, max(self.first) + taps + reach - image.shape[dim])
+        matrix = torch.from_numpy(self._matrix).to(image.device)[:, :, None]
+        block, seen = matrix.shape[-2:]
+        step, start = self.advance * block // len(self.first), min(self.first)
+        read = step * (-(-count // block) - 1) + seen
+        before, after = max(0, -start), max(0, start + read - image.shape[dim])
         padded = pad(image, (0, 0, before, after) if dim == 2 else (before, after, 0, 0), mode="replicate")
-        n, c = np.broadcast_shapes(image.shape[:2], self.weights.shape[:2])  # that of torch imports SymPy
-        shape = [n, c, *image.shape[2:]]
-        shape[dim : dim + 1] = [runs, period]
-        out = image.new_zeros(shape)
-        weights = torch.from_numpy(self.weights).to(image.device)[..., None, None]
-        for phase, first in enumerate(self.first):
-            part = out.select(dim + 1, phase)
-            # Every tap on pixels that lie apart would cost four times as much as on a copy that lies together.
-            total = part if dim == 2 else torch.zeros_like(part, memory_format=torch.contiguous_format)
-            for tap in range(taps):
-                read = padded.narrow(dim, first + before + tap, reach + 1)
-                read = read[:, :, :: self.advance] if dim == 2 else read[..., :: self.advance]
-                total.addcmul_(read, weights[:, :, phase, tap])
-            if total is not part:
-                part.copy_(total)
+        blocks = padded.narrow(dim, start + before, read).unfold(dim, seen, step)
+        out = matrix @ blocks.transpose(-2, -1) if dim == 2 else blocks @ matrix.transpose(-2, -1)
         return out.flatten(dim, dim + 1).narrow(dim, 0, count)
+
+    @cached_property
+    def _matrix(self) -> NDArray[np.float32]:
+        """Weights of about ``BLOCK_OUTPUTS`` outputs, some periods of them: (n or 1, c or 1, outputs, pixels read)."""
+        period, taps = self.weights.shape[-2:]
+        periods = max(1, BLOCK_OUTPUTS // period)
+        first = [f - min(self.first) + self.advance * run for run in range(periods) for f in self.first]
+        matrix = np.zeros((*self.weights.shape[:2], len(first), max(first) + taps), np.float32)
+        for output, start in enumerate(first):
+            matrix[..., output, start : start + taps] = self.weights[..., output % period, :]
+        return matrix
 
 
 def _cubic(pitch: int, ratio: int, starts: NDArray[np.floating]) -> Reading:
