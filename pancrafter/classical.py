@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -68,6 +69,16 @@ class PairInput:
         if self.valid is not None and not self.valid.any():
             raise InvalidSceneError("no pixel of the pair is valid; there is nothing to sharpen")
 
+    @cached_property
+    def counted(self) -> Mask:
+        """Pixels that constants are fitted to, (y, x): valid ones below the ceiling, or all valid ones.
+
+        All of them where otherwise no MS pixel would be left, as in a window full of clouds.
+        """
+        valid = np.ones(self.pan.shape, dtype=np.bool_) if self.valid is None else self.valid
+        below: Mask = valid & ~at_ceiling(_pan(self), _ms(self), self.ratio, self.dn_max)
+        return below if _aligned_counted(below, self.ms.shape[1:], self.ratio, self.phases_yx).any() else valid
+
 
 def sharpen(method: str, pair: PairInput) -> Float32s:
     """The pair sharpened by one of ``METHODS``: (band, y, x) DN on the PAN grid, neither rounded nor clipped.
@@ -95,7 +106,7 @@ def brovey(pair: PairInput) -> Float32s:
     """
     low, expanded = _pan_and_low(pair), _expand(pair)
     intensity = expanded.mean(axis=0)
-    matched = _match(low.pan, low.low, intensity, _counted(pair))
+    matched = _match(low.pan, low.low, intensity, pair.counted)
     return (expanded * _modulation(matched, intensity)).astype(np.float32)
 
 
@@ -108,7 +119,7 @@ def gsa(pair: PairInput) -> Float32s:
     weights, constant = _intensity_mix(pair, _aligned_ms(_ms(pair), pair.ratio, pair.phases_yx))
     expanded = _expand(pair)
     intensity = np.tensordot(weights, expanded, axes=1) + constant
-    counted = _counted(pair)
+    counted = pair.counted
     variance = float(intensity[counted].var())
     varies = variance > (FLAT * float(intensity[counted].mean())) ** 2
     gains = [_covariance(band, intensity, counted) / variance if varies else 0.0 for band in expanded]
@@ -122,12 +133,12 @@ def bt_h(pair: PairInput) -> Float32s:
     pixel of each band, and the intensity regresses the hazeless bands on low-pass PAN.
     """
     aligned = _aligned_ms(_ms(pair), pair.ratio, pair.phases_yx)
-    ok = _aligned_counted(_counted(pair), aligned.shape[1:], pair.ratio, pair.phases_yx)
+    ok = _aligned_counted(pair.counted, aligned.shape[1:], pair.ratio, pair.phases_yx)
     haze = np.percentile(aligned[:, ok], HAZE_PERCENTILE, axis=1)[:, None, None]
     weights, _ = _intensity_mix(pair, aligned - haze)
     low, hazeless = _pan_and_low(pair), _expand(pair) - haze
     intensity = np.tensordot(weights, hazeless, axes=1)
-    matched = _match(low.pan, low.low, intensity, _counted(pair))
+    matched = _match(low.pan, low.low, intensity, pair.counted)
     return (hazeless * _modulation(matched, intensity) + haze).astype(np.float32)
 
 
@@ -137,7 +148,7 @@ def mtf_glp_hpm(pair: PairInput) -> Float32s:
     Aiazzi et al. (2006), "MTF-tailored multiscale fusion of high-resolution MS and Pan imagery"; PAN is first brought
     to each band's level and spread.
     """
-    counted, pan = _counted(pair), _pan(pair)
+    counted, pan = pair.counted, _pan(pair)
     bands = []
     for band, low in zip(_expand(pair), _lows(pair), strict=True):
         matched, matched_low = _match(pan, low, band, counted), _match(low, low, band, counted)
@@ -429,7 +440,7 @@ def _fit(
 
 
 def _constants(pair: PairInput, kind: str) -> GlpConstants:
-    sums = glp_sums(_pan(pair), _ms(pair), pair.ratio, pair.phases_yx, pair.mtfs, _counted(pair))
+    sums = glp_sums(_pan(pair), _ms(pair), pair.ratio, pair.phases_yx, pair.mtfs, pair.counted)
     return fit_glp_constants(sums) if kind == "fs" else _fit(sums, sums.ms_low, sums.low_low, sums.low)
 
 
@@ -449,13 +460,6 @@ def _pan(pair: PairInput) -> Float64s:
 
 def _ms(pair: PairInput) -> Float64s:
     return fill_ms(pair.ms, pair.valid, pair.ratio)
-
-
-def _counted(pair: PairInput) -> Mask:
-    """Pixels that constants are fitted to, (y, x): valid ones below the ceiling, or all valid ones if none is."""
-    valid = np.ones(pair.pan.shape, dtype=np.bool_) if pair.valid is None else pair.valid
-    below: Mask = valid & ~at_ceiling(_pan(pair), _ms(pair), pair.ratio, pair.dn_max)
-    return below if below.any() else valid
 
 
 def at_ceiling(pan: Pixels, ms: Pixels, ratio: int, dn_max: float) -> Mask:
@@ -534,7 +538,7 @@ def _intensity_mix(pair: PairInput, aligned: Float64s) -> tuple[Float64s, float]
     """Weights per band and constant with which the bands explain PAN at MS scale (least squares)."""
     shape_yx = (aligned.shape[1], aligned.shape[2])
     pan_low = resample.degrade(_pan(pair), shape_yx, pair.ratio, _common_phase(pair.phases_yx), _pan_mtf(pair))
-    counted = _aligned_counted(_counted(pair), shape_yx, pair.ratio, pair.phases_yx)
+    counted = _aligned_counted(pair.counted, shape_yx, pair.ratio, pair.phases_yx)
     design = np.vstack([aligned[:, counted], np.ones(int(counted.sum()))]).T
     solution: Float64s = np.linalg.lstsq(design, pan_low[counted], rcond=None)[0].astype(np.float64)
     return solution[:-1], float(solution[-1])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -425,3 +426,15 @@ def test_pixels_near_the_ceiling_are_within_one_ms_pixel_of_it() -> None:
     assert not classical.at_ceiling(pan, ms, 4, 2048).any()
     everything = PairInput(np.full((16, 16), 255.0), np.full((1, 4, 4), 255.0), 4, ((1.5, 1.5),), (0.3,), dn_max=255)
     assert classical.sharpen("gsa", everything) == pytest.approx(255, abs=1e-3)
+
+
+@pytest.mark.parametrize("method", classical.METHODS)
+def test_a_window_whose_ground_holds_no_ms_centre_is_sharpened_by_what_there_is(method: str) -> None:
+    """A window full of clouds: beside them lies less than an MS pixel of ground, so all pixels count again."""
+    pan, ms = np.full((64, 64), 255.0), np.full((3, 16, 16), 255.0)
+    pan[:5, :5], ms[:, :3, :3] = 100, 90
+    pair = PairInput(pan, ms, 4, ((1.5, 1.5),) * 3, (0.3,) * 3, dn_max=255)
+    assert pair.counted.all()
+    result = classical.sharpen(method, pair)
+    assert np.array_equal(result, classical.sharpen(method, replace(pair, dn_max=math.inf)))
+    assert np.isfinite(result).all()
