@@ -12,7 +12,6 @@ from flows.parameters import with_ledger
 from flows.runs import sign_run
 from pancrafter import steps
 from pancrafter.compute import Compute, open_compute
-from pancrafter.errors import InvalidSceneError
 from pancrafter.ledger import SceneKey, State
 from pancrafter.settings import Settings
 from pancrafter.steps import Outcome
@@ -35,13 +34,12 @@ def sharpen_scene(key: str, settings: Settings) -> Outcome | None:
     """
     sign_run()
     settings = with_ledger(settings)
-    collection, _, item_id = key.rpartition("/")
-    if not collection:
-        raise InvalidSceneError(f"key {key!r}: expected collection/item_id, as `pancrafter ledger list` has it")
+    scene = SceneKey.parse(key, settings.sink)
     with steps.open_ledger(settings) as ledger:
-        row = ledger.show(SceneKey(sink=settings.sink, collection=collection, item_id=item_id))
+        row = ledger.show(scene)
         if row is None or row.state is not State.ELIGIBLE:
-            steps.discover(settings.model_copy(update={"collections": (collection,), "ids": (item_id,)}), ledger)
+            only = {"collections": (scene.collection,), "ids": (scene.item_id,)}
+            steps.discover(settings.model_copy(update=only), ledger)
         with open_compute(settings) as compute:
             return process(key, settings, compute, ledger)
 

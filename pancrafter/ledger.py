@@ -26,7 +26,7 @@ from pydantic import Field
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Connection, Dialect, Engine
 
-from pancrafter.errors import ErrorKind, LeaseLostError, PancrafterError
+from pancrafter.errors import ErrorKind, InvalidSceneError, LeaseLostError, PancrafterError
 from pancrafter.types import Record, Refusal, Scene
 
 SCHEMA_VERSION = 2
@@ -128,6 +128,18 @@ class SceneKey(Record):
 
     def __str__(self) -> str:
         return f"{self.collection}/{self.item_id}"
+
+    @classmethod
+    def parse(cls, text: str, sink: str) -> SceneKey:
+        """The key whose ``str`` this is; item ids may hold slashes, ids of collections may not.
+
+        Raises:
+            InvalidSceneError: There is no slash, or nothing on one side of it.
+        """
+        collection, _, item_id = text.partition("/")
+        if not (collection and item_id):
+            raise InvalidSceneError(f"key {text!r}: expected collection/item_id, as `pancrafter ledger list` has it")
+        return cls(sink=sink, collection=collection, item_id=item_id)
 
 
 class Work(Record):

@@ -101,7 +101,9 @@ class Area:
 
 
 def read_ids(path: str) -> tuple[str, ...]:
-    """Item ids, one per line; empty lines and those that start with # are left out, ``collection/`` in front too.
+    """Item ids, one per line, with ``collection/`` in front or without; empty lines and comments (#) are left out.
+
+    Ids may hold slashes themselves, so of a line with one both readings are returned.
 
     Raises:
         SelectionError: The file cannot be read or names nothing.
@@ -110,10 +112,11 @@ def read_ids(path: str) -> tuple[str, ...]:
         lines = [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines()]
     except (OSError, UnicodeDecodeError) as err:
         raise SelectionError(f"ids {path}: {err}; give a text file with one item id per line") from err
-    ids = dict.fromkeys(line.rpartition("/")[2] for line in lines if line and not line.startswith("#"))
-    if not ids:
+    named = [line for line in lines if line and not line.startswith("#")]
+    if not named:
         raise SelectionError(f"ids {path}: names no item; expected one id per line")
-    return tuple(ids)
+    readings = ((line, line.partition("/")[2]) for line in named)
+    return tuple(dict.fromkeys(reading for pair in readings for reading in pair if reading))
 
 
 def made_by(sink: str, weights: str) -> tuple[str, ...]:

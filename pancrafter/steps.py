@@ -257,8 +257,7 @@ def claimed(ledger: Ledger, key: str, settings: Settings) -> Iterator[Claimed | 
 
     An error ends the lease as its kind demands (retry, dead letter, release) and is raised again.
     """
-    collection, item_id = key.split("/", 1)
-    scene_key = SceneKey(sink=settings.sink, collection=collection, item_id=item_id)
+    scene_key = SceneKey.parse(key, settings.sink)
     lease = ledger.claim(scene_key, lease_owner(), settings.lease_s)
     if lease is None:
         yield None
@@ -988,7 +987,7 @@ def withdraw(key: SceneKey, reason: str, settings: Settings, ledger: Ledger) -> 
     from pancrafter.stac_api import StacApi
 
     row, sink = ledger.show(key), StaticSink(settings.sink)
-    collection = f"{key.collection}-sharpened"
+    collection = output_collection_id(key.collection)
     if row is None or row.output_item_id is None or not sink.exists(collection, row.output_item_id):
         raise InvalidSceneError("has no published item in this catalog; see `pancrafter ledger show`", scene=str(key))
     if row.state is State.CONFIRMED:
@@ -1037,7 +1036,7 @@ def plan_remake(model: str, settings: Settings) -> RemakePlan:
     sha256, products, left, seconds = weights_sha256(settings.weights), [], [], 0.0
     with open_ledger(settings) as ledger:
         for product in products_of(StaticSink(settings.sink), model):
-            row = ledger.show(_key_of(product.source, settings))
+            row = ledger.show(SceneKey.parse(product.source, settings.sink))
             if product.weights_sha256 == sha256:
                 left.append((product.source, "made with these weights already"))
             elif row is None or row.scene is None:
@@ -1056,26 +1055,18 @@ def remake(made: RemakePlan, settings: Settings, report: Report) -> list[Outcome
     contracts, outcomes = contracts_of(settings), []
     with open_ledger(settings) as ledger, open_compute(settings) as compute:
         for product in made.products:
-            row = ledger.show(_key_of(product.source, settings))
+            row = ledger.show(SceneKey.parse(product.source, settings.sink))
             assert row is not None
             assert row.scene is not None
-            recipe = planned_recipe(row.scene, settings, contracts)
-            work = Work(scene=row.scene, recipe=recipe.digest, output_item_id=output_item_id(row.scene, recipe))
-            ledger.record_found(settings.sink, [work])
+            ledger.record_found(settings.sink, [work_of(row.scene, settings, contracts)])
             outcome = process_or_report(product.source, settings, compute, ledger, report)
             outcomes += [] if outcome is None else [outcome]
     return outcomes
 
 
-def _key_of(source: str, settings: Settings) -> SceneKey:
-    collection, item_id = source.split("/", 1)
-    return SceneKey(sink=settings.sink, collection=collection, item_id=item_id)
-
-
 def outcome_of_failure(key: str, settings: Settings, ledger: Ledger, error: PancrafterError) -> Outcome:
     """The row of a scene that failed, as the ledger left it."""
-    collection, item_id = key.split("/", 1)
-    row = ledger.show(SceneKey(sink=settings.sink, collection=collection, item_id=item_id))
+    row = ledger.show(SceneKey.parse(key, settings.sink))
     retried = row is not None and row.state is State.ELIGIBLE
     sensor = row.sensor if row is not None and row.sensor else ""
     return Outcome(key=key, sensor=sensor, verdict="retry later" if retried else "failed", reason=str(error))

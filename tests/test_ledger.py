@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
+from pancrafter.cli.ledger import one_row
 from pancrafter.errors import InvalidSceneError, LeaseLostError, SinkError, TransientReadError
 from pancrafter.ledger import (
     IN_WORK,
@@ -119,6 +120,22 @@ def confirm(ledger: Ledger, item_id: str = "a") -> None:
     lease = claim(ledger, item_id)
     for state in ("staged", "sharpened", "assessed", "published", "confirmed"):
         ledger.advance(lease, state)
+
+
+@pytest.mark.parametrize("item_id", ["S1", "30/123/S1"])
+def test_a_key_is_read_back_as_it_was_written(item_id: str) -> None:
+    assert SceneKey.parse(str(key(item_id)), SINK) == key(item_id)
+
+
+@pytest.mark.parametrize("text", ["S1", "c/", "/S1", ""])
+def test_a_key_without_collection_or_item_is_refused(text: str) -> None:
+    with pytest.raises(InvalidSceneError, match="expected collection/item_id"):
+        SceneKey.parse(text, SINK)
+
+
+def test_a_scene_whose_id_holds_slashes_is_found_by_key_and_by_id(ledger: Ledger) -> None:
+    ledger.record_found(SINK, [work("30/123/S1")])
+    assert one_row(ledger, "c/30/123/S1", None).key == one_row(ledger, "30/123/S1", SINK).key == key("30/123/S1")
 
 
 # --- the transition table -----------------------------------------------------------------------------------------

@@ -43,11 +43,16 @@ def _area(path: Path, west: float, south: float) -> str:
 def test_ids_and_area_limit_what_is_looked_at(archive: Settings, tmp_path: Path) -> None:
     ids = tmp_path / "ids.txt"
     ids.write_text("# wanted\ngeoeye-1/day-3\n\nday-1\nday-1\n")
-    assert read_ids(str(ids)) == ("day-3", "day-1")
+    assert read_ids(str(ids)) == ("geoeye-1/day-3", "day-3", "day-1")
     assert _keys(archive.model_copy(update={"ids": read_ids(str(ids))})) == ["day-1", "day-3"]
     here, elsewhere = _area(tmp_path / "here.json", 8.5, 43.5), _area(tmp_path / "there.json", 100, 10)
     assert _keys(archive.model_copy(update={"aoi": here})) == ["day-1", "day-2", "day-3"]
     assert _keys(archive.model_copy(update={"aoi": elsewhere})) == []
+
+
+def test_ids_with_slashes_are_found_with_and_without_their_collection(tmp_path: Path) -> None:
+    (tmp_path / "ids.txt").write_text("maxar/30/123/S1\n30/123/S2\n")
+    assert {"30/123/S1", "30/123/S2"} <= set(read_ids(str(tmp_path / "ids.txt")))
 
 
 @pytest.mark.parametrize(

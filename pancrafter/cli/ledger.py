@@ -151,9 +151,9 @@ def one_scene(scene: str, sink: str | None, state_dir: str | None) -> Iterator[t
 
 def one_row(ledger: Ledger, scene: str, sink: str | None) -> LedgerRow:
     """The scene a person means by ``ITEM`` or ``COLLECTION/ITEM``."""
-    collection, _, item_id = scene.rpartition("/")
     rows = ledger.find(scene, sink=sink)
-    if not rows and collection:
+    collection, _, item_id = scene.partition("/")
+    if not rows and item_id:
         rows = [row for row in ledger.find(item_id, sink=sink) if row.key.collection == collection]
     if not rows:
         raise PancrafterError(f"no scene {scene!r} in ledger {ledger.url}; see `pancrafter ledger list`")
