@@ -49,6 +49,9 @@ _DISK_FACTOR = 2.7  # tiles in the scratch file and in the result, each 1.33x ra
 _CACHEFUL = 2**16
 """Values that are counted at a time."""
 
+_SIDECARS = (".aux.xml", ".msk", ".msk.ovr", ".ovr")
+"""Endings of what GDAL keeps beside a file."""
+
 _READ_BACK_TILES = 4
 """Tiles that are read back at once: several, so that GDAL's threads share them."""
 
@@ -609,6 +612,11 @@ def _flush(path: Path) -> None:
 
 
 def _settle(draft: Path, target: Path) -> None:
-    """Rename what was flushed: a reader sees the old file, or the whole new one."""
+    """Rename what was flushed: a reader sees the old file, or the whole new one.
+
+    What GDAL kept beside the old file (mask, statistics, overviews) goes with it: it would be taken for the new one's.
+    """
+    for suffix in _SIDECARS:
+        target.with_name(target.name + suffix).unlink(missing_ok=True)
     draft.replace(target)
     _flush(target.parent)

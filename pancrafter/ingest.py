@@ -622,7 +622,10 @@ def _item(
     item_id: str, members: Sequence[_Member], acquired: datetime, properties: Mapping[str, Any], catalog: _Catalog
 ) -> pystac.Item:
     pan = members[0].raster
-    geometry, bbox = footprint(pan.grid)
+    try:
+        geometry, bbox = footprint(pan.grid)
+    except GridMismatchError as err:
+        raise GridMismatchError(f"{pan.path}: {err}") from err
     item = pystac.Item(
         id=item_id,
         geometry=geometry,

@@ -17,10 +17,13 @@ from urllib.parse import parse_qsl, urlsplit, urlunsplit
 
 import pystac
 from pydantic import Field
+from rasterio._err import CPLE_BaseError
 from rasterio.crs import CRS
+from rasterio.errors import RasterioError
 from rasterio.warp import transform_geom
 
 from pancrafter.cog import BandStatistics, CogInfo, Reason
+from pancrafter.errors import GridMismatchError
 from pancrafter.types import FORMAT_VERSION, PixelGrid, Quality, Record, StagedScene
 
 SHARPENED, MASK, THUMBNAIL, QUALITY = "sharpened", "mask", "thumbnail", "quality"
@@ -323,6 +326,9 @@ def footprint(grid: PixelGrid) -> tuple[dict[str, Any], list[float]]:
 
     Edges are followed in steps, so that straight map lines stay inside the bounding box. A grid across the
     antimeridian becomes two polygons, and west is then larger than east (RFC 7946).
+
+    Raises:
+        GridMismatchError: The CRS has no way to longitude and latitude, or the grid lies outside where it is defined.
     """
     a, b, c, d, e, f = grid.transform
     rows, cols = grid.shape_yx
@@ -335,13 +341,19 @@ def footprint(grid: PixelGrid) -> tuple[dict[str, Any], list[float]]:
         (0.0, 0.0),
     ]
     outline = [[a * x + b * y + c, d * x + e * y + f] for x, y in ring]
-    shape = transform_geom(
-        grid.crs,
-        "EPSG:4326",
-        {"type": "Polygon", "coordinates": [outline]},
-        antimeridian_cutting=True,
-        precision=7,
-    )
+    try:
+        shape = transform_geom(
+            grid.crs,
+            "EPSG:4326",
+            {"type": "Polygon", "coordinates": [outline]},
+            antimeridian_cutting=True,
+            precision=7,
+        )
+    except (RasterioError, CPLE_BaseError, SystemError) as err:
+        raise GridMismatchError(
+            f"the upper left corner lies at ({c:g}, {f:g}) in {grid.crs}, which cannot be put into longitude and "
+            f"latitude ({err}); expected a CRS of the Earth and coordinates it is defined for; check the georeference"
+        ) from err
     polygons = shape["coordinates"] if shape["type"] == "MultiPolygon" else [shape["coordinates"]]
     points = [point for polygon in polygons for point in polygon[0]]
     lons, lats = [p[0] for p in points], [p[1] for p in points]

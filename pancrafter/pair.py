@@ -243,8 +243,9 @@ def sharpen_pair(
         assert isinstance(scene, Scene), scene
         contract = contracts[scene.sensor]
         chosen: SharpeningMethod = method or ("mtf-glp-fs" if contract.weights == "none" else "pan-crafter")
-        if window_px is None and chosen == "pan-crafter":
-            _check_memory(read_file_header(pan_path), contract.ratio, len(scene.bands), settings, memory_bytes)
+        if chosen == "pan-crafter":
+            longest_px = max(read_file_header(pan_path).shape_yx)
+            _check_memory(contract.ratio, len(scene.bands), longest_px, settings, memory_bytes, window_px)
         pixels = _read(scene, contract, scratch / "scene.zarr", settings, memory_bytes)
         staged = pixels.staged
         on_progress("reading", 1, 1)
@@ -319,8 +320,9 @@ def _contract(
 def _check_output(out: Path, inputs: Sequence[str | Path], *, overwrite: bool) -> None:
     if any(out.exists() and Path(path).exists() and out.samefile(path) for path in inputs):
         raise SinkError(f"{out}: is one of the inputs; give the output a name of its own (it comes last)")
-    if out.is_dir():
-        raise SinkError(f"{out}: is a folder, expected the name of the file to write")
+    if out.exists() and not out.is_file():
+        kind = "a folder" if out.is_dir() else "no regular file"
+        raise SinkError(f"{out}: is {kind}, expected the name of the file to write")
     if out.exists() and not overwrite:
         raise SinkError(f"{out}: exists already; choose another name or give --overwrite")
     if not out.absolute().parent.is_dir():
@@ -342,19 +344,21 @@ def _scratch_beside(out: Path) -> Iterator[Path]:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def _check_memory(pan: FileHeader, ratio: int, bands: int, settings: Settings, memory_bytes: int) -> None:
+def _check_memory(
+    ratio: int, bands: int, longest_px: int, settings: Settings, memory_bytes: int, window_px: int | None
+) -> None:
     """Find out before the scene is read that the network does not fit; band shifts of up to an MS pixel included."""
     from pancrafter.engine import NetworkSharpener
     from pancrafter.model.weights import load_checkpoint
     from pancrafter.resample import GENERIC_MTF_GAIN, Mtf
-    from pancrafter.stream import Layout, choose_window_px
+    from pancrafter.stream import Layout, fitting_window_px
 
     # As in the run, but for the scene's own constants, which take no memory.
     sharpener = NetworkSharpener(
         load_checkpoint(settings.weights), "cpu", settings.precision, relative_mtf=(Mtf(GENERIC_MTF_GAIN),) * bands
     )
     halo_px = sharpener.reach_px(ratio, [((ratio - 1) / 2,) * 2]) + ratio
-    choose_window_px(sharpener, Layout(bands, ratio, max(pan.shape_yx), halo_px), memory_bytes)
+    fitting_window_px(sharpener, Layout(bands, ratio, longest_px, halo_px), memory_bytes, window_px)
 
 
 def _read(
@@ -420,11 +424,11 @@ class _Engine:
 def _prepare(pixels: SceneFiles | SceneStore, spec: SharpenerSpec, memory_bytes: int, window_px: int | None) -> _Engine:
     from pancrafter.cube import SceneFiles
     from pancrafter.engine import build_sharpener
-    from pancrafter.stream import Layout, choose_window_px, needed_bytes
+    from pancrafter.stream import Layout, fitting_window_px, needed_bytes
 
     sharpener = build_sharpener(spec)
     layout = Layout.of(pixels.staged, sharpener)
-    chosen = window_px or choose_window_px(sharpener, layout, memory_bytes)
+    chosen = fitting_window_px(sharpener, layout, memory_bytes, window_px)
     if isinstance(pixels, SceneFiles) and needed_bytes(sharpener, layout, chosen) + pixels.held_bytes > memory_bytes:
         pixels.let_go()  # large windows gain more
     return _Engine(sharpener, chosen)

@@ -102,6 +102,24 @@ def choose_window_px(sharpener: Sharpener, layout: Layout, memory_bytes: int) ->
     )
 
 
+def fitting_window_px(sharpener: Sharpener, layout: Layout, memory_bytes: int, window_px: int | None) -> int:
+    """The edge that was asked for if its windows fit into a memory budget, without one the largest that fits.
+
+    Raises:
+        MemoryBudgetError: It does not fit, or not even the smallest does.
+    """
+    if window_px is None:
+        return choose_window_px(sharpener, layout, memory_bytes)
+    needed = needed_bytes(sharpener, layout, window_px)
+    if needed > memory_bytes:
+        raise MemoryBudgetError(
+            f"memory of {memory_bytes / 2**20:.0f} MiB is too small for windows of {window_px} px: with their halo, "
+            f"{layout.bands} bands, they need {math.ceil(needed / 2**20)} MiB with the program; choose smaller windows "
+            "or allow more memory"
+        )
+    return window_px
+
+
 def scene_windows(store: ScenePixels, window_px: int) -> list[Window]:
     """Windows that cover the PAN grid once, in the order that suits the writer."""
     rows, cols = store.pan_shape_yx

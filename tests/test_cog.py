@@ -361,6 +361,23 @@ def test_an_error_of_the_source_passes_through_and_leaves_the_old_file(tmp_path:
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_what_lay_beside_the_old_file_does_not_change_the_new_one(tmp_path: Path) -> None:
+    path = tmp_path / "a.tif"
+    placed = {"crs": grid().crs, "transform": rasterio.Affine(*grid().transform)}
+    size = {"width": SHAPE[1], "height": SHAPE[0], "count": 3, "dtype": "uint16"}
+    with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=False), rasterio.open(path, "w", **size, **placed) as old:
+        old.write(image())
+        old.write_mask(np.zeros(SHAPE, bool))
+    (tmp_path / "a.tif.aux.xml").write_text("<PAMDataset><Metadata><MDI key='LEFT'>over</MDI></Metadata></PAMDataset>")
+    with rasterio.open(path) as old:
+        assert not old.dataset_mask().any()
+        assert old.tags()["LEFT"] == "over"
+    write_cog(path, blocks(image()), **options())
+    with rasterio.open(path) as new:
+        assert new.dataset_mask().all()
+        assert "LEFT" not in new.tags()
+
+
 def test_too_little_disk_is_said_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(cog.shutil, "disk_usage", lambda _: usage._replace(free=2**20))

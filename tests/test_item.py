@@ -14,6 +14,7 @@ import shapely
 from published_scene import BANDS, GRID, QUALITY, SHAPE, files, item, recipe, staged
 
 from pancrafter import changes, report
+from pancrafter.errors import GridMismatchError
 from pancrafter.item import AssetFile, Cost, build_item, footprint, ground_sample_distance_m, stac_license, unsigned
 from pancrafter.publish import extent_box
 from pancrafter.types import PixelGrid
@@ -187,6 +188,21 @@ def test_footprint_is_counter_clockwise_and_covers_the_grid() -> None:
     assert bbox[0] == pytest.approx(15.0, abs=1e-6)
     assert bbox[3] - bbox[1] == pytest.approx(SHAPE[0] * 0.5 / 111_000, rel=0.01)
     assert len(geometry["coordinates"][0]) == 33
+
+
+@pytest.mark.parametrize(
+    ("crs", "easting"),
+    [
+        ('LOCAL_CS["site plan",UNIT["metre",1]]', 10.0),
+        ("IAU_2015:49910", 10.0),
+        ("EPSG:32633", 1e9),
+        ("EPSG:32633", 5e7),
+    ],
+)
+def test_a_grid_that_lies_nowhere_on_the_earth_is_refused(crs: str, easting: float) -> None:
+    grid = PixelGrid(crs=crs, transform=(0.5, 0, easting, 0, -0.5, 4e6), shape_yx=SHAPE)
+    with pytest.raises(GridMismatchError, match="cannot be put into longitude and latitude"):
+        footprint(grid)
 
 
 def test_a_scene_across_the_antimeridian_is_cut_and_stays_small_everywhere() -> None:

@@ -219,11 +219,14 @@ def test_inputs_on_s3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         server.stop()
 
 
-def test_too_little_memory_is_said_before_anything_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("window_px", [None, 128])
+def test_too_little_memory_is_said_before_anything_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, window_px: int | None
+) -> None:
     pan, ms = write_pair(tmp_path)
-    monkeypatch.setattr("pancrafter.cube.stage_scene", lambda *_, **__: pytest.fail("pixels were read"))
+    monkeypatch.setattr("pancrafter.pair._read", lambda *_, **__: pytest.fail("pixels were read"))
     with pytest.raises(MemoryBudgetError, match="memory of 300 MiB is too small"):
-        sharpened(pan, ms, tmp_path / "out.tif", memory_bytes=300 * 2**20)
+        sharpened(pan, ms, tmp_path / "out.tif", memory_bytes=300 * 2**20, window_px=window_px)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["ms.tif", "pan.tif"]
 
 
@@ -273,8 +276,11 @@ def test_unreadable_block_in_the_middle_fails_with_its_place(tmp_path: Path) -> 
     assert not (tmp_path / "out.tif").exists()
 
 
-@pytest.mark.parametrize("wait_for", ["reading", "sharpening"])
-def test_interrupt_leaves_no_output(tmp_path: Path, wait_for: str) -> None:
+@pytest.mark.parametrize(
+    ("wait_for", "number"),
+    [("reading", signal.SIGINT), ("sharpening", signal.SIGINT), ("sharpening", signal.SIGTERM)],
+)
+def test_interrupt_leaves_no_output(tmp_path: Path, wait_for: str, number: signal.Signals) -> None:
     pan, ms = write_pair(tmp_path, (1200, 1200))
     # The installed command: `python -m` would end by the signal where it came in the middle of an import.
     command = [str(Path(sys.executable).with_name("pancrafter")), "sharpen", str(pan), str(ms)]
@@ -284,9 +290,9 @@ def test_interrupt_leaves_no_output(tmp_path: Path, wait_for: str) -> None:
         assert run.stderr is not None
         _until(run.stderr.readline, wait_for)
         time.sleep(0.3)
-        run.send_signal(signal.SIGINT)
+        run.send_signal(number)
         said = run.stderr.read()
-        assert run.wait(500) == 130, said
+        assert run.wait(500) == 128 + number, said
     assert "interrupted" in said
     assert sorted(path.name for path in tmp_path.iterdir()) == ["ms.tif", "pan.tif"]
 

@@ -28,6 +28,7 @@ from pancrafter.stream import (
     MemoryBudgetError,
     ahead,
     choose_window_px,
+    fitting_window_px,
     scene_windows,
     sharpened_windows,
     window_bytes,
@@ -114,6 +115,14 @@ def test_window_grows_with_the_budget_and_stays_inside_it() -> None:
     assert chosen[-1] == WINDOW_PX[0]
     for memory, window_px in zip((GIB, 2 * GIB, 4 * GIB), chosen, strict=False):
         assert PROGRAM_BYTES + CACHE_BYTES + window_bytes(SHIPPED, LARGE, window_px) <= memory
+
+
+def test_a_window_that_is_asked_for_must_fit() -> None:
+    fitting = choose_window_px(SHIPPED, LARGE, 2 * GIB)
+    assert fitting_window_px(SHIPPED, LARGE, 2 * GIB, None) == fitting
+    assert fitting_window_px(SHIPPED, LARGE, 2 * GIB, 200) == 200
+    with pytest.raises(MemoryBudgetError, match=r"2048 MiB is too small for windows of 8192 px: .* need \d+ MiB"):
+        fitting_window_px(SHIPPED, LARGE, 2 * GIB, 8192)
 
 
 def test_budget_without_room_for_one_window_says_how_much_is_needed() -> None:

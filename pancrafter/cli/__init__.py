@@ -1,8 +1,9 @@
 """The ``pancrafter`` command: options in, records of the library out, as text, tables or JSON.
 
 Results go to stdout, progress and errors to stderr. Exit codes: 0 done or nothing to do, 1 something about the input
-or a scene, 2 nothing could be done (options, source, sink, weights), 130 interrupted. Heavy libraries are imported
-by the command that needs them. One module per group of commands; each registers its commands when imported here.
+or a scene, 2 nothing could be done (options, source, sink, weights), 130 interrupted (143 by SIGTERM, 129 by SIGHUP).
+Heavy libraries are imported by the command that needs them. One module per group of commands; each registers its
+commands when imported here.
 """
 
 import os
@@ -38,8 +39,8 @@ def main() -> None:
     try:
         app()
     except SystemExit as end:
-        if end.code == INTERRUPTED:
+        if isinstance(end.code, int) and end.code in INTERRUPTED:
             sys.stdout.flush()
             sys.stderr.flush()
-            os._exit(INTERRUPTED)
+            os._exit(end.code)
         raise

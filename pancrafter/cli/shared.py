@@ -32,7 +32,10 @@ if TYPE_CHECKING:
 
 SCENE_FAILED = 1
 NOTHING_WORKED = 2
-INTERRUPTED = 130
+_ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""Ctrl-C, what stops containers and services, and a terminal that is closed."""
+INTERRUPTED = frozenset(128 + number for number in _ENDING_SIGNALS)
+"""Exit codes of a program that was asked to end, as shells have them."""
 
 _OPTION_NAMES = {"since": "--from", "until": "--to", "collections": "--collection", "ids_file": "--ids"}
 _LISTS_AS_JSON = "lists are written as JSON, like '[8, 44, 9, 45]'"
@@ -58,39 +61,46 @@ class Commands(TyperGroup):
             raise typer.Exit(NOTHING_WORKED if error.kind == "system" else SCENE_FAILED) from None
         except KeyboardInterrupt:
             note("interrupted")
-            raise typer.Exit(INTERRUPTED) from None
+            raise typer.Exit(128 + (_signals_seen[-1] if _signals_seen else signal.SIGINT)) from None
 
 
-_interrupted = threading.Event()
+_signals_seen: list[int] = []
 
 
 @contextmanager
 def _noticed_interrupts() -> Iterator[None]:
-    """Ctrl-C raises as ever inside, and is remembered: libraries swallow it in callbacks and in imports."""
-    usual = signal.getsignal(signal.SIGINT)
-    if usual is not signal.default_int_handler or threading.current_thread() is not threading.main_thread():
+    """What asks the program to end raises KeyboardInterrupt inside, so that all is left as after Ctrl-C.
+
+    It is remembered too: libraries swallow it in callbacks and in imports. Signals that somebody else handles, or that
+    are ignored as by ``nohup``, stay as they are.
+    """
+    if threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def interrupt(number: int, frame: FrameType | None) -> None:
-        _interrupted.set()
+        _signals_seen.append(number)
         signal.default_int_handler(number, frame)
 
-    _interrupted.clear()
-    signal.signal(signal.SIGINT, interrupt)
+    _signals_seen.clear()
+    usual = {number: signal.getsignal(number) for number in _ENDING_SIGNALS}
+    ours = [number for number, handler in usual.items() if handler in (signal.default_int_handler, signal.SIG_DFL)]
+    for number in ours:
+        signal.signal(number, interrupt)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, usual)
+        for number in ours:
+            signal.signal(number, usual[number])
 
 
 def heed_interrupt() -> None:
-    """Raise a Ctrl-C that was swallowed once more; for what is called while work goes on.
+    """Raise an interrupt that was swallowed once more; for what is called while work goes on.
 
     Raises:
         KeyboardInterrupt: There was one.
     """
-    if _interrupted.is_set():
+    if _signals_seen:
         raise KeyboardInterrupt
 
 
