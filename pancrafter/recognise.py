@@ -62,7 +62,8 @@ _RASTER_SUFFIXES = frozenset({".tif", ".tiff", ".jp2", ".j2k", ".img", ".ntf"})
 _RASTER_TYPES = ("image/tiff", "image/jp2", "image/vnd.stac.geotiff")
 _MARKED_PROPERTIES = ("processing:level", "processing:lineage", "product_type")
 _SIGNATURE = re.compile(
-    r"(?i)^(x-amz-.*|x-goog-.*|awsaccesskeyid|googleaccessid|signature|expires|key-pair-id|policy|token|access_token"
+    r"(?i)^(x-(amz|goog|oss|cos)-.*|q-sign-.*|q-ak|q-key-time|q-header-list|q-url-param-list|q-signature|ossaccesskeyid"
+    r"|awsaccesskeyid|googleaccessid|signature|expires|key-pair-id|policy|token|access_token"
     r"|sig|se|sp|sv|sr|st|spr|skoid|sktid|skt|ske|sks|skv)$"
 )
 
@@ -190,7 +191,10 @@ def _is_camera(item: pystac.Item, contract: SensorContract) -> bool:
 
 
 def unsigned(href: str) -> str:
-    """``href`` without the query parameters of known signing schemes (AWS, Google, Azure, CloudFront)."""
+    """``href`` without the query parameters of signing schemes (AWS, Google, Azure, CloudFront, Alibaba, Tencent).
+
+    What does not expire, such as an API key or a password, stays: nobody could add it again for reading.
+    """
     parts = urlsplit(href)
     if not parts.query:
         return href

@@ -256,6 +256,9 @@ def test_signatures_never_enter_a_scene() -> None:
     [
         ("https://h/a.tif?X-Amz-Signature=1&X-Amz-Date=2", "https://h/a.tif"),
         ("https://h/a.tif?version=3&Signature=1", "https://h/a.tif?version=3"),
+        ("https://h/a.tif?x-oss-signature=1&OSSAccessKeyId=2&Expires=3", "https://h/a.tif"),
+        ("https://h/a.tif?q-sign-algorithm=sha1&q-ak=2&q-key-time=1;2&q-signature=3", "https://h/a.tif"),
+        ("https://h/a.tif?api_key=mine", "https://h/a.tif?api_key=mine"),
         ("/data/a b.tif", "/data/a b.tif"),
         ("s3://bucket/a.tif", "s3://bucket/a.tif"),
     ],
