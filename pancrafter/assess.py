@@ -197,7 +197,7 @@ def assessment_windows(store: SceneStore) -> list[Window]:
 
 
 def window_sums(store: SceneStore, core: Window, mtfs: tuple[Mtf | float, ...], pan_blur: Mtf | float) -> WindowSums:
-    """Consistency and block sums of one core, read with a halo; ``gains`` and ``pan_blur`` as in ``reduce_tile``."""
+    """Consistency and block sums of one core, read with a halo; ``mtfs`` and ``pan_blur`` as in ``reduce_tile``."""
     staged = store.staged
     ratio = staged.grid.ratio
     halo = math.ceil(HALO_PX / math.lcm(BLOCK_PX, ratio)) * math.lcm(BLOCK_PX, ratio)

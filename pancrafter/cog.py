@@ -1,4 +1,4 @@
-"""Writes rasters as Cloud Optimized GeoTIFFs in bounded memory; nothing else in the package writes a GeoTIFF.
+"""Writes rasters as Cloud Optimized GeoTIFFs in bounded memory; whatever is published comes from here.
 
 Blocks are compressed, tile by tile and with their overviews, into a nameless scratch file on the disk of the target as
 they come (:mod:`pancrafter.pyramid`); at the end the tiles are copied in the order of a COG into a draft of the result

@@ -2,8 +2,7 @@
 
 ``tests/faults`` sets ``PANCRAFTER_KILL_AT=NAME:NTH:TOKEN``: the process that passes ``NAME`` for the ``NTH`` time and
 manages to remove the file ``TOKEN`` dies there, as by ``kill -9``; the token makes it die once, not at every restart.
-This is the only place below the command line that looks at the environment: settings travel into items and ledgers,
-and this must not.
+It is read from the environment and is no setting: settings travel into items and ledgers, and this must not.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The parts of a scene that are sharpened one by one: deciding windows (integers), reading tiles, rounding results.
 
 A tile is a block plus a halo that covers everything its pixels depend on, cut at multiples that keep PAN and MS in
-step and filled beyond the scene by repeating its border. All tiles of a scene have one shape. So blocks come out as
+step and filled beyond the scene by its mirror image. All tiles of a scene have one shape. So blocks come out as
 the whole scene would, whatever their size and order.
 """
 

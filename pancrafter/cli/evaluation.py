@@ -1,4 +1,4 @@
-"""``pancrafter evaluate``: one table of quality over pairs."""
+"""``pancrafter evaluate`` and ``misalignment``: tables of quality over pairs."""
 
 from __future__ import annotations
 

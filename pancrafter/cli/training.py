@@ -1,4 +1,4 @@
-"""``pancrafter train``: weights of one's own."""
+"""``pancrafter train`` and ``reproduce``: weights of one's own, and the published tables; and ``version``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``pancrafter census``, ``sweep`` and ``redrive``: does everything agree, clear up, and another try."""
+"""``pancrafter census`` and ``sweep``: does everything agree, and clear up."""
 
 from __future__ import annotations
 

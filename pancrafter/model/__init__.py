@@ -1,1 +1,1 @@
-"""PAN-Crafter: the network, its inputs and its weights (the only place, beside engine and train, that knows torch)."""
+"""PAN-Crafter: the network, its inputs and its weights (few modules beside it know torch; a test lists them)."""

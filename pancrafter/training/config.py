@@ -112,7 +112,7 @@ class TrainConfig(Record):
         description="Share of a batch whose PAN is reconstructed too, one sample at least; the published method: all.",
     )
     reprojection: bool = Field(
-        default=False, description="Judge results as the engine gives them: after the step that puts MS back."
+        default=False, description="Judge results after the step that puts MS back (PAN is not put back in training)."
     )
     seed: int = 2025
     validate_every: int = Field(default=500, ge=1)

@@ -37,7 +37,7 @@ def batch_loss(network: PanCrafter, ratio: int, samples: list[Sample], config: T
     """METHOD Eq. 4: mean |F - GT| over the MS half plus lambda mean |P' - P| over the PAN half of the same pairs.
 
     Every sample counts by its ``weight``; with ``config.pan_share`` below 1 the PAN half is that of the first samples.
-    With ``config.reprojection`` F is what the engine gives: the network's result brought into agreement with MS. Its
+    With ``config.reprojection`` F is the network's result brought into agreement with MS (PAN is not put back). Its
     outermost MS pixels are not counted, because the step would need what lies beyond the patch.
     """
 

@@ -52,7 +52,7 @@ def validation_ergas(
     """Mean ERGAS, sharpened and cubic, over validation images at ratio 4 and 2, with a known and an unknown shift.
 
     MS is as sharp as one of ``VALIDATION_MTFS``, image after image, and the network told so if it takes that. With
-    ``reprojection`` the results count as the engine gives them, told the true MTF.
+    ``reprojection`` the results count with MS put back, by the true MTF; PAN is not put back as the engine does.
     """
     known, residual = np.array([0.7, -0.4]), np.array([0.2, 0.15])
     scores: dict[str, list[float]] = {"ergas": [], "ergas_cubic": []}
