@@ -28,6 +28,9 @@ SIGNIFICANT_PX = 0.1
 """Shifts below this are left alone: the estimator is good to 0.02 to 0.05 PAN px. Below a correlation of 0.95 it
 grows by half of what is missing: bands of Landsat 7, known to lie true within 0.1 px, measured up to 0.25 px."""
 
+MAX_SHIFT_PX = 6
+"""Largest displacement that is looked for along each axis, PAN pixels."""
+
 MIN_BAND_CORRELATION = 0.6
 """Up to this correlation with PAN a band's own measurement counts for nothing, and the other bands decide."""
 
@@ -111,7 +114,6 @@ def estimate_band_shifts(
     *,
     valid: ArrayLike | None = None,
     gain: float = GENERIC_MTF_GAIN,
-    max_shift_px: float = 6.0,
 ) -> tuple[BandShift, ...]:
     """Measure the displacement of every MS band against PAN.
 
@@ -124,16 +126,13 @@ def estimate_band_shifts(
         phase_yx: MS pixel ``i`` is nominally centred at PAN index ``ratio * i + phase``.
         valid: ``(y, x)`` on the MS grid, true where MS and the PAN beneath it were measured; None: everywhere.
         gain: MTF gain of the bands at the MS Nyquist frequency.
-        max_shift_px: Largest displacement looked for along each axis, PAN pixels.
 
     Returns:
         One entry per band; (0, 0) with ``certain`` false where there is too little to go by.
     """
     pan_image, ms_image = np.asarray(pan, np.float32), np.asarray(ms, np.float32)
-    usable = _usable(ms_image.shape[1:], valid, ratio, max_shift_px)
-    matcher = _prepare(
-        pan_image, ms_image, ratio, phase_yx=phase_yx, usable=usable, gain=gain, max_shift_px=max_shift_px
-    )
+    usable = _usable(ms_image.shape[1:], valid, ratio)
+    matcher = _prepare(pan_image, ms_image, ratio, phase_yx=phase_yx, usable=usable, gain=gain)
     if matcher is None:
         return (NO_SHIFT,) * len(ms_image)
     mix_start, starts = matcher.coarse()
@@ -264,7 +263,6 @@ class _Matcher:
         ratio: int,
         *,
         phase_yx: tuple[float, float],
-        max_shift_px: float,
     ) -> None:
         rows, cols, self._counted = cells
         self._per_cell = self._counted.sum(axis=0)
@@ -277,8 +275,7 @@ class _Matcher:
             for chosen in (part == index for index in range(_PARTS**2))
             if self._per_cell[chosen].sum() >= _MIN_PART_SAMPLES
         ]
-        self._max_shift_px = max_shift_px
-        self._limit_px = max_shift_px + 1
+        self._limit_px = MAX_SHIFT_PX + 1
         margin = math.ceil(self._limit_px + 0.5) + _NEIGHBOURS  # a trial lies up to half a pixel from a whole one
         padded = np.pad(detail, margin, mode="edge")
         self._detail, self._row = padded.ravel(), padded.shape[1]
@@ -297,7 +294,7 @@ class _Matcher:
 
         A part of the samples is enough for that; PAN is read at whole pixels, so that nothing is interpolated.
         """
-        reach = int(self._max_shift_px)
+        reach = MAX_SHIFT_PX
         counted = np.flatnonzero(self._counted)
         counted = counted[:: -(-len(counted) // _COARSE_SAMPLES)]
         under, bands = self._under.ravel()[counted], self._bands.reshape(len(self._bands), -1)[:, counted]
@@ -329,7 +326,7 @@ class _Matcher:
         # how far each part of the image alone would still go
         steps = [float(np.hypot(*fit.step(part))) for part in self._parts]
         spread = float(np.median(steps)) if len(steps) >= _MIN_PARTS else None
-        inside = bool(np.all(np.abs(shift) <= self._max_shift_px + 0.5))
+        inside = bool(np.all(np.abs(shift) <= MAX_SHIFT_PX + 0.5))
         agreed = spread is not None and spread <= MAX_PART_SPREAD_PX
         certain = inside and agreed and fit.correlation > MIN_BAND_CORRELATION
         return _band_shift(shift, fit.correlation, certain=certain, spread_px=spread)
@@ -400,7 +397,6 @@ def _prepare(
     phase_yx: tuple[float, float],
     usable: NDArray[np.bool_],
     gain: float,
-    max_shift_px: float,
 ) -> _Matcher | None:
     """Blur PAN to MS sharpness and high-pass both; None without enough usable pixels or without any texture."""
     if np.count_nonzero(usable) < _MIN_SAMPLES:
@@ -410,7 +406,7 @@ def _prepare(
     detail = _detail(pan, mtf_sigma(gain, ratio), _HIGH_PASS_SIGMA_MS * ratio)
     if not detail.any() or not bands[:, usable].any() or not cells.counted.any():
         return None
-    return _Matcher(detail, bands, cells, ratio, phase_yx=phase_yx, max_shift_px=max_shift_px)
+    return _Matcher(detail, bands, cells, ratio, phase_yx=phase_yx)
 
 
 def _detail(image: Image, blur_sigma: float, sigma: float) -> Image:
@@ -433,9 +429,9 @@ def _detail(image: Image, blur_sigma: float, sigma: float) -> Image:
     return np.ascontiguousarray(detail[..., reach : reach + sizes[0], reach : reach + sizes[1]], np.float32)
 
 
-def _usable(shape_yx: tuple[int, int], valid: ArrayLike | None, ratio: int, max_shift_px: float) -> NDArray[np.bool_]:
+def _usable(shape_yx: tuple[int, int], valid: ArrayLike | None, ratio: int) -> NDArray[np.bool_]:
     """MS pixels whose surroundings, as far as any trial reaches, are inside the image and were measured."""
-    margin = min(math.ceil(max_shift_px / ratio) + 1, min(shape_yx) // 8)
+    margin = min(math.ceil(MAX_SHIFT_PX / ratio) + 1, min(shape_yx) // 8)
     mask = np.ones(shape_yx, bool) if valid is None else np.asarray(valid, bool)
     return np.asarray(ndimage.minimum_filter(mask, 2 * margin + 1, mode="constant", cval=False))
 

@@ -233,5 +233,5 @@ def _no_overlap(pan: PixelGrid, ms: PixelGrid, axis: int) -> str:
     )
 
 
-def _short(crs: str, limit: int = 60) -> str:
-    return crs if len(crs) <= limit else f"{crs[:limit]}..."
+def _short(crs: str) -> str:
+    return crs if len(crs) <= 60 else f"{crs[:60]}..."

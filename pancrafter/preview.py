@@ -19,6 +19,8 @@ from pancrafter.errors import GridMismatchError, InvalidSceneError, SinkError
 
 Array = NDArray[Any]
 _TRUE_COLOUR = ("red", "green", "blue")
+_THUMBNAIL_PX = 512
+_STRETCH_PERCENT = (2.0, 98.0)
 _COMPRESS_LEVEL = 4
 """Of PNG: pictures are up to 6 % larger than at the highest level, 9, and written in an eighth of its time."""
 _LABEL_PX = 26
@@ -41,17 +43,13 @@ def write_thumbnail(
     cog_path: str | Path,
     *,
     common_names: Sequence[str | None],
-    max_px: int = 512,
-    stretch_percent: tuple[float, float] = (2.0, 98.0),
 ) -> tuple[int, int]:
-    """Write an RGBA PNG of a COG, at most ``max_px`` wide and high, transparent where the image has no data.
+    """Write an RGBA PNG of a COG, at most 512 px wide and high, transparent where the image has no data.
 
     Args:
         path: The PNG; its name appears only when it is complete.
         cog_path: Any raster that GDAL opens; overviews are used.
         common_names: STAC common name per band, to find true colour.
-        max_px: Longest side.
-        stretch_percent: Percentiles of the valid values per band that become black and white.
 
     Returns:
         Size of the picture as ``(height, width)``.
@@ -63,14 +61,14 @@ def write_thumbnail(
     shown = [index + 1 for index in true_colour_bands(common_names)]
     try:
         with Reader(str(cog_path)) as source:
-            read = source.preview(indexes=shown, max_size=max_px).array
+            read = source.preview(indexes=shown, max_size=_THUMBNAIL_PX).array
     except (RasterioError, RioTilerError) as err:
         raise InvalidSceneError(
             f"{cog_path}: no preview can be read ({err}); check that it is a whole GeoTIFF"
         ) from err
     values = np.asarray(read.data, np.float64)
     valid = np.asarray(~np.ma.getmaskarray(read).any(axis=0) & np.isfinite(values).all(axis=0))
-    colour = stretch(values, stretch_limits(values, valid, stretch_percent))
+    colour = stretch(values, stretch_limits(values, valid))
     alpha = np.where(valid, np.uint8(255), np.uint8(0))
     _save_png(Image.fromarray(np.dstack([*np.where(valid, colour, 0), alpha])), Path(path))
     return valid.shape[0], valid.shape[1]
@@ -84,7 +82,6 @@ def comparison_picture(
     common_names: Sequence[str | None],
     valid: NDArray[np.bool_] | None = None,
     crop_px: int = 420,
-    stretch_percent: tuple[float, float] = (2.0, 98.0),
 ) -> tuple[slice, slice]:
     """Write one PNG with PAN and other images of the same ground side by side, one picture pixel per PAN pixel.
 
@@ -97,7 +94,6 @@ def comparison_picture(
         common_names: STAC common name per band.
         valid: ``(y, x)``, True where there is data; invalid ground is avoided and shown black.
         crop_px: Longest side of the crop.
-        stretch_percent: Percentiles of the valid values inside the crop that become black and white.
 
     Returns:
         The crop that was chosen, as ``(rows, columns)``.
@@ -117,20 +113,20 @@ def comparison_picture(
     shown = list(true_colour_bands(common_names))
     grey = pan[crop].astype(np.float64)[None]
     colour = [image[(shown, *crop)].astype(np.float64) for image in images.values()]
-    limits = stretch_limits(colour[0], inside, stretch_percent)
+    limits = stretch_limits(colour[0], inside)
     panels = [
-        np.repeat(stretch(grey, stretch_limits(grey, inside, stretch_percent)), 3, axis=0),
+        np.repeat(stretch(grey, stretch_limits(grey, inside)), 3, axis=0),
         *(stretch(image, limits) for image in colour),
     ]
     _save_png(_side_by_side([np.where(inside, panel, 0) for panel in panels], ["PAN", *images]), Path(path))
     return crop
 
 
-def stretch_limits(values: Array, valid: NDArray[np.bool_], percent: tuple[float, float]) -> NDArray[np.float64]:
-    """``(band, 2)``: the values at the two percentiles of each band's valid pixels; (0, 1) where none is valid."""
+def stretch_limits(values: Array, valid: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """``(band, 2)``: values that become black and white, percentiles of valid pixels; (0, 1) where none is valid."""
     if not valid.any():
         return np.tile([0.0, 1.0], (len(values), 1))
-    limits = np.percentile(values[:, valid], percent, axis=1).T
+    limits = np.percentile(values[:, valid], _STRETCH_PERCENT, axis=1).T
     flat = limits[:, 1] <= limits[:, 0]
     limits[flat, 1] = limits[flat, 0] + 1
     return np.asarray(limits, np.float64)

@@ -141,7 +141,7 @@ def _fit(sizes: Sequence[float], seconds: Sequence[float]) -> Rate:
     return Rate(fixed_s=max(0.0, mean_y - slope * mean_x), s_per_mpx=slope)
 
 
-def forecast(archive: Archive, fleet: Fleet, rates: Rates, *, sample: int = 2000, seed: int = 1) -> Forecast:
+def forecast(archive: Archive, fleet: Fleet, rates: Rates, *, sample: int = 2000) -> Forecast:
     """Simulate an archive.
 
     Args:
@@ -150,13 +150,12 @@ def forecast(archive: Archive, fleet: Fleet, rates: Rates, *, sample: int = 2000
         rates: How fast.
         sample: At least so many scenes are simulated, and ``ROUNDS`` of every runner; the rest of a larger archive goes
             on at their pace.
-        seed: Of sizes and interruptions.
     """
     parts = math.gcd(fleet.gpus, fleet.cpus, fleet.runners)
     parts = max(part for part in range(1, parts + 1) if parts % part == 0 and fleet.gpus // part >= min(4, fleet.gpus))
     many = max(1, archive.scenes // parts)
     count = min(many, max(sample, ROUNDS * fleet.runners // parts))
-    run = _Run(archive, _part(fleet, parts), _part_of_rates(rates, parts), count, seed)
+    run = _Run(archive, _part(fleet, parts), _part_of_rates(rates, parts), count)
     end_s = run.end_s + run.pace_s * (many - count)
     return _summary(archive, fleet, end_s, run, rates)
 
@@ -175,10 +174,10 @@ def _part_of_rates(rates: Rates, parts: int) -> Rates:
 class _Run:
     """One simulation to its end: ``end_s``, ``pace_s`` per scene when all is busy, busy seconds of what is shared."""
 
-    def __init__(self, archive: Archive, fleet: Fleet, rates: Rates, count: int, seed: int) -> None:
+    def __init__(self, archive: Archive, fleet: Fleet, rates: Rates, count: int) -> None:
         simpy = _simpy()
         self.fleet, self.rates, self.count = fleet, rates, count
-        self.random = random.Random(seed)  # noqa: S311 - a simulation
+        self.random = random.Random(1)  # noqa: S311 - a simulation
         self.sizes = [self._size(archive) for _ in range(count)]
         self.mpx = sum(self.sizes)
         self.lost_s = 0.0
