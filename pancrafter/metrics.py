@@ -231,11 +231,13 @@ def q2n_blocks(reference: Pixels, test: Pixels, block: int = BLOCK_PX) -> Float6
         GridMismatchError: The images differ in shape.
     """
     _require_same_shape(reference, test)
-    rows = []
-    for top in range(0, reference.shape[1], block):
-        strips = (_dn16_blocks(image[:, top : top + block], block) for image in (reference, test))
-        rows.append(_q2n_of_blocks(*strips))
-    return np.stack(rows)
+    height = reference.shape[1]
+    rows = np.pad(np.arange(height), (0, -height % block), mode="symmetric")
+    block_rows = []
+    for top in range(0, len(rows), block):
+        strips = (_dn16_blocks(image[:, rows[top : top + block]], block) for image in (reference, test))
+        block_rows.append(_q2n_of_blocks(*strips))
+    return np.stack(block_rows)
 
 
 def _dn16_blocks(strip: Pixels, block: int) -> Float64s:

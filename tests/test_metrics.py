@@ -240,6 +240,24 @@ def test_q2n_rounds_saturates_and_mirrors() -> None:
     assert metrics.q2n(x, clipped) == pytest.approx(metrics.q2n(wide_x, wide_y), abs=1e-12)
 
 
+@pytest.mark.parametrize("shape_yx", [(40, 44), (36, 64), (49, 33), (20, 40)])
+def test_q2n_mirrors_the_whole_image_at_right_and_bottom(shape_yx: tuple[int, int]) -> None:
+    """METHOD.md 4.4: first the whole image grows to multiples of 32, then it is cut; rows are treated like columns."""
+    x, y = np.rint(scene((3, *shape_yx))), np.rint(scene((3, *shape_yx), seed=1))
+
+    def mirrored_index(side: int) -> list[int]:
+        there_and_back = [*range(side), *reversed(range(side))]
+        return [there_and_back[i % (2 * side)] for i in range(-(-side // 32) * 32)]
+
+    rows, columns = (mirrored_index(side) for side in shape_yx)
+    grown = [image[:, rows][:, :, columns] for image in (x, y)]
+    pairs = zip(*(tiles(image, 32) for image in grown), strict=True)
+    slow = [naive_q2n_block(a.reshape(3, -1), b.reshape(3, -1)) for a, b in pairs]
+    assert metrics.q2n(x, y) == pytest.approx(np.mean(slow), abs=1e-10)
+    turned = (np.ascontiguousarray(image.transpose(0, 2, 1)) for image in (x, y))
+    assert metrics.q2n(*turned) == pytest.approx(metrics.q2n(x, y), abs=1e-12)
+
+
 def test_q2n_of_flat_blocks_is_finite() -> None:
     flat = np.full((4, 32, 32), 300.0)
     assert metrics.q2n(flat, flat) == 1
