@@ -23,6 +23,7 @@ from pancrafter.assess import Reduced, reduce_tile
 from pancrafter.engine import NetworkSharpener, SharpenerSpec, build_sharpener
 from pancrafter.errors import WeightsError
 from pancrafter.evaluate import Method, network_method, sharpen_tile
+from pancrafter.model.names import file_sha256
 from pancrafter.model.network import MS_MODE
 from pancrafter.model.weights import save_checkpoint
 from pancrafter.resample import Mtf, mean_mtf
@@ -94,7 +95,7 @@ def adapt_to_scene(
         return spec, done
     checkpoint = done.sharpener.checkpoint
     save_checkpoint(path, checkpoint.network, {**checkpoint.training, "adapted_from": checkpoint.sha256})
-    return spec.model_copy(update={"weights": str(path)}), done
+    return spec.model_copy(update={"weights": str(path), "weights_sha256": file_sha256(path)}), done
 
 
 def cut_patches(tile: Tile, limits: AdaptLimits | None = None) -> list[Tile]:

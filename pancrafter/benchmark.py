@@ -29,7 +29,7 @@ from pydantic import Field
 
 from pancrafter.classical import InjectionConstants
 from pancrafter.heap import keep_freed_memory
-from pancrafter.model.names import DEFAULT_WEIGHTS
+from pancrafter.model.names import DEFAULT_WEIGHTS, weights_sha256
 from pancrafter.resample import Mtf
 from pancrafter.types import PixelGrid, Record, StagedScene
 
@@ -209,8 +209,8 @@ def _sharpener(setting: Setting, precision: str = "float32") -> NetworkSharpener
     from pancrafter.engine import NetworkSharpener, SharpenerSpec, build_sharpener
 
     spec = SharpenerSpec(
-        weights=DEFAULT_WEIGHTS, device=setting.device, precision=precision, threads=setting.threads,
-        injection=_INJECTION, relative_mtf=_RELATIVE_MTF,
+        weights=DEFAULT_WEIGHTS, weights_sha256=weights_sha256(DEFAULT_WEIGHTS), device=setting.device,
+        precision=precision, threads=setting.threads, injection=_INJECTION, relative_mtf=_RELATIVE_MTF,
     )  # fmt: skip
     sharpener = build_sharpener(spec)
     assert isinstance(sharpener, NetworkSharpener)

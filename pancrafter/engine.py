@@ -43,7 +43,7 @@ from pancrafter.model.conditions import Conditions, build_conditions, ms_at, une
 from pancrafter.model.config import CUBIC_REACH_MS_PX
 from pancrafter.model.devices import DeviceError
 from pancrafter.model.inference import MsNetwork
-from pancrafter.model.names import SharpeningMethod
+from pancrafter.model.names import SharpeningMethod, weights_sha256
 from pancrafter.model.weights import Checkpoint, load_checkpoint
 from pancrafter.resample import GENERIC_MTF_GAIN, Mtf, mean_mtf
 from pancrafter.sensors import SensorContract
@@ -560,6 +560,7 @@ class SharpenerSpec(Record):
     """How to build a sharpener, small enough to travel to a worker."""
 
     weights: str
+    weights_sha256: str | None = Field(description="Of the network's weights; None for a classical method.")
     device: str = "cpu"
     precision: str = "float32"
     threads: int = 1
@@ -598,10 +599,12 @@ def fit_sharpener(
 
     Raises:
         InvalidSceneError: None of the blocks that are looked at holds a valid pixel.
+        WeightsError: The network's weights are not there, or shipped ones are damaged.
     """
     mtfs = scene_mtfs(store.staged, contract)
     spec = SharpenerSpec(
         weights=weights,
+        weights_sha256=weights_sha256(weights) if method == "pan-crafter" else None,
         device=device,
         precision=precision,
         threads=threads,
@@ -621,7 +624,7 @@ def build_sharpener(spec: SharpenerSpec) -> Sharpener:
     that wait for one another in strips of a window cost more than they give.
 
     Raises:
-        WeightsError: The weights cannot be loaded.
+        WeightsError: The weights cannot be loaded, or are not those that the specification was made with.
     """
     torch.set_num_threads(1 if spec.fusion is not None else spec.threads)
     keep_freed_memory()
@@ -634,9 +637,13 @@ def _built(spec: SharpenerSpec) -> Sharpener:
         return GlpSharpener(*spec.glp)
     if spec.fusion is not None:
         return FusionSharpener(spec.fusion)
-    return NetworkSharpener(
-        load_checkpoint(spec.weights), spec.device, spec.precision, spec.injection, spec.relative_mtf
-    )
+    checkpoint = load_checkpoint(spec.weights)
+    if checkpoint.sha256 != spec.weights_sha256:
+        raise WeightsError(
+            f"{spec.weights} has SHA-256 {checkpoint.sha256} here, expected {spec.weights_sha256}, as when the scene "
+            "was begun: give every worker the same file and run the scene again"
+        )
+    return NetworkSharpener(checkpoint, spec.device, spec.precision, spec.injection, spec.relative_mtf)
 
 
 def _to_unit(values: torch.Tensor, ranges: Sequence[ValueRange]) -> torch.Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import pickle
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,11 +31,13 @@ from pancrafter.engine import (
     SharpenerSpec,
     build_sharpener,
     fit_scene_injection,
+    fit_sharpener,
     sharpen_block,
 )
 from pancrafter.errors import WeightsError
 from pancrafter.model import reprojection
 from pancrafter.model.conditions import build_conditions
+from pancrafter.model.names import weights_sha256
 from pancrafter.model.weights import Checkpoint, load_checkpoint, save_checkpoint
 from pancrafter.resample import Mtf
 from pancrafter.sensors import BandSpec, SensorContract
@@ -50,6 +53,15 @@ EXACT = 1e-5
 RECIPES = Path(__file__).parents[1] / "training"
 
 INJECTION = classical.InjectionConstants(weights=(0.4, 0.5), offset=30.0, gains=(0.8, 1.3), explained=0.8)
+
+
+def contract_of(bands: Sequence[str]) -> SensorContract:
+    """A sensor of the tests."""
+    return SensorContract(
+        name="test-sensor", title="Test", platforms=("test",), ratio=4, dn_max=2047, nodata=None,
+        pan_asset_keys=("pan",), pan_mtf=0.15, weights="default", source="made up",
+        bands=tuple(BandSpec(name=name, mtf=0.3, in_pan=True) for name in bands),
+    )  # fmt: skip
 
 
 def whole_window(store: SceneStore) -> tuple[slice, slice]:
@@ -627,11 +639,7 @@ def test_what_lies_beneath_nodata_changes_no_valid_pixel(tmp_path: Path, method:
     pan_valid = ((y - 66) ** 2 + (x - 120) ** 2 > 35**2) & (x + y > 60)
     ms_hole = np.zeros(ms.shape[1:], bool)
     ms_hole[28:40, 3:17] = True
-    contract = SensorContract(
-        name="test-sensor", title="Test", platforms=("test",), ratio=4, dn_max=2047, nodata=None,
-        pan_asset_keys=("pan",), pan_mtf=0.15, weights="default", source="made up",
-        bands=tuple(BandSpec(name=name, mtf=0.3, in_pan=True) for name in NODATA_BANDS),
-    )  # fmt: skip
+    contract = contract_of(NODATA_BANDS)
     network = NetworkSharpener(random_checkpoint(6))
     results = []
     for name in ("one", "other"):
@@ -775,7 +783,12 @@ def test_value_range_cancels_out(tmp_path: Path) -> None:
 def test_spec_travels_and_builds_once(tmp_path: Path) -> None:
     path = tmp_path / "small.safetensors"
     save_checkpoint(path, random_network(1), {})
-    spec = SharpenerSpec(weights=str(path), precision="bfloat16", relative_mtf=(Mtf(0.2), Mtf(0.1, 3.0)))
+    spec = SharpenerSpec(
+        weights=str(path),
+        weights_sha256=weights_sha256(str(path)),
+        precision="bfloat16",
+        relative_mtf=(Mtf(0.2), Mtf(0.1, 3.0)),
+    )
     travelled = SharpenerSpec.model_validate_json(pickle.loads(pickle.dumps(spec)).model_dump_json())
     sharpener = build_sharpener(travelled)
     assert sharpener is build_sharpener(spec)
@@ -786,7 +799,35 @@ def test_spec_travels_and_builds_once(tmp_path: Path) -> None:
     glp = build_sharpener(SharpenerSpec.model_validate_json(fallback.model_dump_json()))
     assert glp == GlpSharpener(classical.GlpConstants(gains=(0.5,)), (Mtf(0.3, 4.0),))
     with pytest.raises(WeightsError, match="not found"):
-        build_sharpener(SharpenerSpec(weights="missing"))
+        build_sharpener(SharpenerSpec(weights="missing", weights_sha256="0" * 64))
+
+
+def test_weights_trained_anew_at_the_same_path_are_other_weights(tmp_path: Path) -> None:
+    """A scene begun with the new file gets the new network; a worker that finds another file than was meant refuses."""
+    grid = overlap((80, 80), 4)
+    store = stage_arrays(tmp_path / "s.zarr", grid, *observed(grid, 1, seed=1))
+    contract = contract_of(("b1",))
+    path = tmp_path / "mine.safetensors"
+
+    def fitted() -> SharpenerSpec:
+        return fit_sharpener(store, contract, "pan-crafter", weights=str(path), device="cpu", precision="float32")
+
+    def stem(spec: SharpenerSpec) -> torch.Tensor:
+        sharpener = build_sharpener(spec)
+        assert isinstance(sharpener, NetworkSharpener)
+        return sharpener.checkpoint.network.stem.weight
+
+    networks, specs = [random_network(seed) for seed in (1, 2)], []
+    for network in networks:
+        save_checkpoint(path, network, {})
+        specs.append(fitted())
+        assert torch.equal(stem(specs[-1]), network.stem.weight)
+    assert torch.equal(stem(specs[0]), networks[0].stem.weight)
+    travelled = specs[0].model_copy(update={"device": "cpu:0"})
+    with pytest.raises(
+        WeightsError, match=f"SHA-256 {specs[1].weights_sha256} here, expected {specs[0].weights_sha256}"
+    ):
+        build_sharpener(travelled)
 
 
 def test_sharpening_again_writes_the_same_dn(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from pancrafter.adapt import adapt_to_scene
 from pancrafter.assess import assessment_windows, combine, window_sums
 from pancrafter.engine import SharpenerSpec, build_sharpener, fit_scene_injection
 from pancrafter.metrics import ergas, sam_deg
-from pancrafter.model.names import DEFAULT_WEIGHTS
+from pancrafter.model.names import DEFAULT_WEIGHTS, weights_sha256
 from pancrafter.resample import Mtf, mean_mtf
 from pancrafter.store import SceneStore
 
@@ -47,7 +47,12 @@ def main() -> None:
             store = stage_pair(place, pair.pan, pair.ms, pair.ratio, pair.contract, pair.bands)
             mtfs, told = sharpness_of(store, pair)
             injection = fit_scene_injection(store, mtfs)
-            spec = SharpenerSpec(weights=options.weights, relative_mtf=told, injection=injection)
+            spec = SharpenerSpec(
+                weights=options.weights,
+                weights_sha256=weights_sha256(options.weights),
+                relative_mtf=told,
+                injection=injection,
+            )
             adapted, done = adapt_to_scene(spec, store, mtfs, place.with_suffix(".safetensors"))
             if not done.kept:
                 print(f"| {pair.name} | {done.reason} | | | |")  # noqa: T201
