@@ -41,7 +41,7 @@ from pancrafter.metrics import PhaseYX, shift_reach_px
 from pancrafter.model import pan_detail, reprojection
 from pancrafter.model.conditions import Conditions, build_conditions, ms_at, unexplained_pan
 from pancrafter.model.config import CUBIC_REACH_MS_PX
-from pancrafter.model.devices import DeviceError
+from pancrafter.model.devices import DeviceError, use_full_float32
 from pancrafter.model.inference import MsNetwork
 from pancrafter.model.names import SharpeningMethod, weights_sha256
 from pancrafter.model.weights import Checkpoint, load_checkpoint
@@ -101,6 +101,11 @@ class NetworkSharpener:
     precision: str = "float32"
     injection: InjectionConstants | None = None
     relative_mtf: tuple[Mtf, ...] | None = None
+
+    def __post_init__(self) -> None:
+        """Make ``float32`` mean it, on whatever worker this is."""
+        if self.precision == "float32":
+            use_full_float32()
 
     @property
     def method(self) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -35,6 +37,20 @@ def test_the_reference_gives_what_the_engine_gives(monkeypatch: pytest.MonkeyPat
     assert engine.shape == (benchmark.BANDS, 32, 32)
     np.testing.assert_allclose(engine, reference, rtol=0, atol=1e-4 * dn_range)
     assert np.ptp(reference) > 0.1 * dn_range
+
+
+def test_work_shorter_than_a_tick_of_the_system_clock_has_a_rate() -> None:
+    setting = benchmark.Setting(name="model", size=0, device="cpu", threads=1, repeat=5, folder="", memory="2GiB")
+    measure = benchmark._timed(setting, lambda: sum(range(100)), 1.0)
+    assert 0 < measure.cpu_s < 0.01
+    assert measure.mpx_per_cpu_s > 100
+
+
+def test_cpu_time_of_other_programs_counts() -> None:
+    before = benchmark._cpu_s()
+    busy = "import time\nwhile time.process_time() < 0.2: pass"
+    subprocess.run([sys.executable, "-c", busy], check=True)
+    assert benchmark._cpu_s() - before > 0.2
 
 
 @pytest.mark.parametrize("name", [name for name in benchmark.MEASURES if "gdal" not in name and name != "orfeo"])

@@ -8,8 +8,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from networks import random_network
+from networks import random_checkpoint, random_network
 
+from pancrafter.engine import NetworkSharpener
 from pancrafter.model import inference
 from pancrafter.model.conditions import Conditions, build_conditions
 from pancrafter.model.inference import MsNetwork, Needed
@@ -124,15 +125,25 @@ def test_bfloat16_is_close_and_float32_at_its_base() -> None:
     assert torch.equal(MsNetwork(network, torch.bfloat16)(conditions), conditions.ms[0])
 
 
+def test_float32_is_not_rounded_to_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch's default for convolutions on CUDA is TF32, off by up to 1 DN; building one in bfloat16 changes nothing."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    NetworkSharpener(random_checkpoint(1), precision="bfloat16")
+    assert torch.backends.cudnn.allow_tf32
+    NetworkSharpener(random_checkpoint(1))
+    assert not torch.backends.cudnn.allow_tf32
+    assert not torch.backends.cuda.matmul.allow_tf32
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_cuda_equals_the_plain_pass_on_the_cpu() -> None:
-    network = random_network(3)
+    checkpoint = random_checkpoint(3)
     conditions = inputs((96, 96), 1, 2)
-    expected = plain(network, conditions)
+    expected = plain(checkpoint.network, conditions)
     moved = Conditions(
         *(tuple(part.cuda() for part in parts) for parts in (conditions.ms, conditions.pan, conditions.lowpass)),
         conditions.uncertainty.cuda(),
     )
-    found = MsNetwork(network.cuda())(moved).cpu()
-    assert (found - expected).abs().max() < 1e-3  # TF32 is off by default for products, on for convolutions
+    found = NetworkSharpener(checkpoint, "cuda")._network(moved).cpu()
+    assert (found - expected).abs().max() < 1e-3

@@ -1,4 +1,4 @@
-"""Which torch device a name means on this machine, and how many threads torch uses."""
+"""Which torch device a name means on this machine, how many threads torch uses, and how exact float32 is."""
 
 from __future__ import annotations
 
@@ -30,6 +30,11 @@ def resolve_device(name: str) -> str:
         said = (str(err) or type(err).__name__).splitlines()[0]
         raise DeviceError(f"device {name!r} cannot be used here ({said}); expected auto, cpu, cuda or cuda:N") from err
     return name
+
+
+def use_full_float32() -> None:
+    """Let this process convolve float32 in float32 on CUDA too: by default cuDNN rounds factors to TF32's 10 bits."""
+    torch.backends.cudnn.allow_tf32 = False
 
 
 def use_threads(threads: int | None) -> None:
