@@ -43,7 +43,7 @@ from pancrafter.model.conditions import Conditions, build_conditions, ms_at, une
 from pancrafter.model.config import CUBIC_REACH_MS_PX
 from pancrafter.model.devices import DeviceError, use_full_float32
 from pancrafter.model.inference import MsNetwork
-from pancrafter.model.names import SharpeningMethod, weights_sha256
+from pancrafter.model.names import DEFAULT_WEIGHTS, SharpeningMethod, for_benchmark, weights_sha256
 from pancrafter.model.weights import Checkpoint, load_checkpoint
 from pancrafter.resample import GENERIC_MTF_GAIN, Mtf, mean_mtf
 from pancrafter.sensors import SensorContract
@@ -629,7 +629,8 @@ def build_sharpener(spec: SharpenerSpec) -> Sharpener:
     that wait for one another in strips of a window cost more than they give.
 
     Raises:
-        WeightsError: The weights cannot be loaded, or are not those that the specification was made with.
+        WeightsError: The weights cannot be loaded, are not those that the specification was made with, or are for the
+            benchmark.
     """
     torch.set_num_threads(1 if spec.fusion is not None else spec.threads)
     keep_freed_memory()
@@ -647,6 +648,12 @@ def _built(spec: SharpenerSpec) -> Sharpener:
         raise WeightsError(
             f"{spec.weights} has SHA-256 {checkpoint.sha256} here, expected {spec.weights_sha256}, as when the scene "
             "was begun: give every worker the same file and run the scene again"
+        )
+    if for_benchmark(checkpoint.training):
+        raise WeightsError(
+            f"{spec.weights} was trained on PanCollection, whose published tables it is for (pancrafter evaluate, "
+            "pancrafter reproduce): scenes have other DN ranges and another place of MS on PAN; choose "
+            f"{DEFAULT_WEIGHTS}, or weights trained on pairs or simulated scenes"
         )
     return NetworkSharpener(checkpoint, spec.device, spec.precision, spec.injection, spec.relative_mtf)
 

@@ -20,6 +20,7 @@ from pancrafter.assess import BORDER_REDUCED_PX, reduce_tile
 from pancrafter.engine import NetworkSharpener
 from pancrafter.errors import InvalidSceneError, PancrafterError
 from pancrafter.metrics import PhaseYX, Pixels
+from pancrafter.model.names import for_benchmark
 from pancrafter.pairs import Pair, Unreadable, cropped, value_range
 from pancrafter.preview import comparison_picture
 from pancrafter.resample import Mtf
@@ -159,7 +160,7 @@ def classical_method(name: str) -> Method:
 
 def network_method(name: str, sharpener: NetworkSharpener) -> Method:
     """A network under the name that tables give it; one of the published protocol runs as published, bare."""
-    published = bool((sharpener.checkpoint.training.get("config") or {}).get("pancollection"))
+    published = for_benchmark(sharpener.checkpoint.training)
 
     def run(tile: Tile, mtfs: tuple[Mtf | float, ...], pan_gain: float) -> Floats:
         fitted = sharpener.fitted_to(tile, mtfs, pan_gain)

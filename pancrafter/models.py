@@ -10,12 +10,12 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import Field
 
 from pancrafter.errors import WeightsError
-from pancrafter.model.names import shipped_weights, weights_path, weights_sha256
+from pancrafter.model.names import for_benchmark, shipped_weights, weights_path, weights_sha256
 from pancrafter.types import Record
 
 if TYPE_CHECKING:
@@ -210,7 +210,7 @@ def _mlm(name: str, network: Json, training: Json, header: Mapping[str, str]) ->
     bands = int(network.get("bands", 1))
     size = [-1, bands, _TILE_PX, _TILE_PX]
     axes = ["batch", "channel", "height", "width"]
-    scaling = "2 (DN - low) / (high - low) - 1 with low and high the 1st and 99th percentile of the scene"
+    contract = _benchmark_contract(training) if for_benchmark(training) else _scene_contract(bands, training)
     return {
         "mlm:name": name,
         "mlm:architecture": "PAN-Crafter",
@@ -225,16 +225,13 @@ def _mlm(name: str, network: Json, training: Json, header: Mapping[str, str]) ->
             {
                 "name": "pan",
                 "bands": [],
-                "description": f"Panchromatic band on its own grid, {scaling}.",
+                "description": f"Panchromatic band on its own grid, {contract.scaling}.",
                 "input": {"shape": [-1, 1, _TILE_PX, _TILE_PX], "dim_order": axes, "data_type": "float32"},
             },
             {
                 "name": "ms",
                 "bands": [],
-                "description": (
-                    f"{bands} multispectral band(s) of any wavelength, ratio 2, 3 or 4, at a stated phase against PAN; "
-                    f"{scaling}. Further bands follow one after the other."
-                ),
+                "description": f"{contract.ms}; {contract.scaling}.",
                 "input": {"shape": [-1, bands, -1, -1], "dim_order": axes, "data_type": "float32"},
             },
         ],
@@ -242,15 +239,50 @@ def _mlm(name: str, network: Json, training: Json, header: Mapping[str, str]) ->
             {
                 "name": "sharpened",
                 "tasks": ["super-resolution"],
-                "description": (
-                    "The bands on the PAN grid, scaled back to their own DN; what the sensor's MTF would make of them "
-                    "is then brought into agreement with the MS input (one step of back-projection)."
-                ),
+                "description": f"The bands on the PAN grid, scaled back to their own DN{contract.afterwards}.",
                 "result": {"shape": size, "dim_order": axes, "data_type": "float32"},
             }
         ],
         "mlm:hyperparameters": {"network": network, **_training_settings(training)},
     }
+
+
+class _Contract(NamedTuple):
+    """What a network is to be given and what is made of its result, in words."""
+
+    scaling: str
+    ms: str
+    afterwards: str
+
+
+def _scene_contract(bands: int, training: Json) -> _Contract:
+    ratios = sorted(int(ratio) for ratio in (training.get("config") or {}).get("ratios", ()))
+    known = f"trained at ratio {', '.join(map(str, ratios))}" if ratios else "ratio of training not recorded"
+    which = (
+        "One multispectral band of any wavelength, the others follow one after the other"
+        if bands == 1
+        else f"{bands} multispectral bands at once, which and in the order that the weights were trained with"
+    )
+    return _Contract(
+        scaling="2 (DN - low) / (high - low) - 1 with low and high the 1st and 99th percentile of the scene",
+        ms=f"{which}; {known}, at a stated phase against PAN",
+        afterwards="; what the sensor's MTF would make of them is then brought into agreement with the MS input (one "
+        "step of back-projection)",
+    )
+
+
+def _benchmark_contract(training: Json) -> _Contract:
+    from pancrafter.pancollection import PHASE_PX, RATIO, sensor_of
+
+    data = training["config"]["pancollection"]
+    _, sensor = sensor_of(Path(data["train"][0]), data.get("sensor"))
+    return _Contract(
+        scaling=f"2 DN / {sensor.dn_max} - 1",
+        ms=f"The bands of {sensor.contract} in PanCollection ({', '.join(sensor.bands)}), ratio {RATIO}, MS pixel i at "
+        f"PAN index {RATIO} i + {PHASE_PX:g}",
+        afterwards=f" and cut to 0..{sensor.dn_max}; nothing is put back. For the benchmark's tables only: scenes have "
+        "other DN ranges and another phase",
+    )
 
 
 def _training_settings(training: Json) -> Json:

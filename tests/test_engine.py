@@ -830,6 +830,13 @@ def test_weights_trained_anew_at_the_same_path_are_other_weights(tmp_path: Path)
         build_sharpener(travelled)
 
 
+def test_weights_of_the_benchmark_sharpen_no_scene(tmp_path: Path) -> None:
+    path = tmp_path / "gf2.safetensors"
+    save_checkpoint(path, random_network(1), {"config": {"pancollection": {"train": ["train_gf2.h5"]}}})
+    with pytest.raises(WeightsError, match=r"gf2\.safetensors was trained on PanCollection.*choose open-compact, or"):
+        build_sharpener(SharpenerSpec(weights=str(path), weights_sha256=weights_sha256(str(path))))
+
+
 def test_sharpening_again_writes_the_same_dn(tmp_path: Path) -> None:
     grid = overlap((130, 110), 4)
     pan, ms = observed(grid, 1, seed=1)

@@ -477,6 +477,16 @@ def test_tensors_that_do_not_fit_the_description(saved: Path, damage: str) -> No
         load_checkpoint(str(saved))
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_tensors_that_are_not_finite(tmp_path: Path, value: float) -> None:
+    """They would make every pixel of a product 0."""
+    network = random_network(1)
+    network.head.weight.detach()[0, 0, 1, 1] = value
+    save_checkpoint(tmp_path / "broken.safetensors", network, {})
+    with pytest.raises(WeightsError, match=r"1 of \d+ tensors hold values that are not finite \(head\.weight\)"):
+        load_checkpoint(str(tmp_path / "broken.safetensors"))
+
+
 def test_shipped_file_with_another_hash(tmp_path: Path) -> None:
     """In a copy of the package, one changed byte of the weights is noticed before anything is loaded."""
     copy = tmp_path / "pancrafter"

@@ -1,12 +1,13 @@
-"""Names of methods and of shipped weights, apart from everything that needs torch."""
+"""Names of methods and of shipped weights, and what weights are for, apart from everything that needs torch."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pancrafter.errors import WeightsError
 
@@ -52,6 +53,11 @@ def weights_sha256(name_or_path: str) -> str:
     if found != expected:
         raise WeightsError(f"{path.name} has SHA-256 {found}, expected {expected}: the file is damaged; reinstall")
     return found
+
+
+def for_benchmark(training: Mapping[str, Any]) -> bool:  # Any: parsed JSON
+    """Whether weights, by the trainer's record of them, learned PanCollection's protocol, which no scene follows."""
+    return bool((training.get("config") or {}).get("pancollection"))
 
 
 def file_sha256(path: Path) -> str:

@@ -32,8 +32,8 @@ def load_checkpoint(name_or_path: str = DEFAULT_WEIGHTS) -> Checkpoint:
     """Load shipped weights by name or any checkpoint of ours by path.
 
     Raises:
-        WeightsError: Not found, not a checkpoint of ours, a tensor missing, unexpected or of another shape, or a
-            shipped file whose hash is not the recorded one.
+        WeightsError: Not found, not a checkpoint of ours, a tensor missing, unexpected, of another shape or not finite,
+            or a shipped file whose hash is not the recorded one.
     """
     path, sha256 = weights_path(name_or_path), weights_sha256(name_or_path)
     try:
@@ -59,6 +59,12 @@ def load_checkpoint(name_or_path: str = DEFAULT_WEIGHTS) -> Checkpoint:
         network.load_state_dict(tensors, strict=True)
     except RuntimeError as err:
         raise WeightsError(f"{path} does not fit its own description {config}: {err}") from err
+    broken = [key for key, value in tensors.items() if not value.isfinite().all()]
+    if broken:
+        raise WeightsError(
+            f"{path}: {len(broken)} of {len(tensors)} tensors hold values that are not finite ({broken[0]}), so every "
+            "pixel would be lost; the training failed or the file is damaged: train again or choose other weights"
+        )
     network.eval().requires_grad_(requires_grad=False)
     return Checkpoint(
         name=name_or_path if name_or_path in shipped_weights() else path.stem,

@@ -1,0 +1,56 @@
+"""A model item says what its weights are to be given, which for those of the benchmark is something else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from networks import random_network
+
+from pancrafter.model.weights import save_checkpoint
+from pancrafter.models import build_model_item
+
+
+def words_of(weights: str) -> tuple[str, str, str]:
+    """How the item of some weights describes PAN, MS and result."""
+    properties = build_model_item(weights)[0].properties
+    pan, ms = (entry["description"] for entry in properties["mlm:input"])
+    return pan, ms, properties["mlm:output"][0]["description"]
+
+
+def test_shipped_weights_take_any_band_by_percentiles() -> None:
+    pan, ms, result = words_of("open-compact")
+    assert "1st and 99th percentile" in pan
+    assert ms.startswith("One multispectral band of any wavelength")
+    assert "trained at ratio 2, 3, 4" in ms
+    assert "back-projection" in result
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        ({"train": ["sets/train_gf2.h5"], "sensor": None}, ("gaofen-2", 4, "blue, green, red, nir", 1023)),
+        ({"train": ["patches.h5"], "sensor": "qb"}, ("quickbird", 4, "blue, green, red, nir", 2047)),
+    ],
+)
+def test_weights_of_the_benchmark_say_what_they_are_for(
+    data: dict[str, Any], expected: tuple[str, int, str, int], tmp_path: Path
+) -> None:
+    sensor, bands, names, ceiling = expected
+    path = tmp_path / "published.safetensors"
+    save_checkpoint(path, random_network(bands=bands), {"config": {"pancollection": data, "ratios": {"4": 1.0}}})
+    pan, ms, result = words_of(str(path))
+    assert pan == f"Panchromatic band on its own grid, 2 DN / {ceiling} - 1."
+    assert f"The bands of {sensor} in PanCollection ({names}), ratio 4, MS pixel i at PAN index 4 i + 2" in ms
+    assert "nothing is put back. For the benchmark's tables only" in result
+    assert not any("percentile" in words or "any wavelength" in words for words in (pan, ms, result))
+
+
+def test_weights_of_several_bands_take_those_they_learned(tmp_path: Path) -> None:
+    path = tmp_path / "four.safetensors"
+    save_checkpoint(path, random_network(bands=4), {})
+    _, ms, _ = words_of(str(path))
+    assert ms.startswith(
+        "4 multispectral bands at once, which and in the order that the weights were trained with; ratio"
+    )
