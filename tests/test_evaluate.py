@@ -198,6 +198,21 @@ def test_results_are_clipped_before_they_are_scored() -> None:
     assert scores[0] == scores[1]
 
 
+def test_exp_of_the_benchmark_is_its_own_interpolator() -> None:
+    """METHOD.md 4.5: EXP is lms, the 23-tap filter; elsewhere it is cubic."""
+    truth = np.stack([landscape((256, 256), 5 + 10 * band) for band in range(2)]).astype(np.uint16)
+    pair = pair_of(bands=2, side_ms=64, truth=truth, protocol="benchmark", phases_yx=((2.0, 2.0),) * 2)
+    lms = Method("lms", lambda tile, *_: metrics.poly_upsample(tile.ms, 4).astype(np.float32))
+    for one in (pair, replace(pair, truth=None)):
+        report = evaluate_pair(one, [classical_method("exp"), lms])
+        scores = report.reduced or report.full
+        assert scores is not None
+        assert scores["exp"] == scores["lms"]
+    elsewhere = evaluate_pair(pair_of(), [classical_method("exp"), lms], full=False).reduced
+    assert elsewhere is not None
+    assert elsewhere["exp"] != elsewhere["lms"]
+
+
 def test_networks_trained_on_the_benchmark_see_dn_scaled_by_the_ceiling(sharpener: NetworkSharpener) -> None:
     trained = replace(sharpener.checkpoint, training={"config": {"pancollection": {"train": ["x.h5"]}}})
     assert not network_method("n", sharpener).fixed_ranges

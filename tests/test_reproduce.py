@@ -21,7 +21,7 @@ from pancrafter.reproduce import PUBLISHED, TRAINED_ON, find_files, reproduce
 from pancrafter.training.config import read_config
 
 PROJECT = Path(__file__).resolve().parents[1]
-GAINS = SENSORS["qb"].mtf_gains
+GAINS = SENSORS["gf2"].mtf_gains
 
 
 def write_mat(path: Path, arrays: dict[str, NDArray[Any]]) -> None:
@@ -31,18 +31,18 @@ def write_mat(path: Path, arrays: dict[str, NDArray[Any]]) -> None:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny QuickBird set under the usual names, in folders as the benchmark is unpacked."""
+    """A tiny Gaofen-2 set under the usual names, in folders as the benchmark is unpacked."""
     folder = tmp_path_factory.mktemp("pancollection")
     (folder / "training_data").mkdir()
     (folder / "test data").mkdir()
-    write_h5(folder / "training_data" / "train_qb.h5", content(4, 4, 64, GAINS))
-    write_h5(folder / "training_data" / "valid_qb.h5", content(2, 4, 64, GAINS))
+    write_h5(folder / "training_data" / "train_gf2.h5", content(4, 4, 64, GAINS))
+    write_h5(folder / "training_data" / "valid_gf2.h5", content(2, 4, 64, GAINS))
     test = content(2, 4, 128, GAINS)
-    write_h5(folder / "test data" / "test_qb_multiExm1.h5", test)
+    write_h5(folder / "test data" / "test_gf2_multiExm1.h5", test)
     full = {name: values for name, values in content(1, 4, 128, GAINS).items() if name != "gt"}
-    write_h5(folder / "test data" / "test_qb_OrigScale_multiExm1.h5", full)
+    write_h5(folder / "test data" / "test_gf2_OrigScale_multiExm1.h5", full)
     for number in (1, 2):
-        write_mat(folder / "test data" / f"Test(HxWxC)_qb_data_fr{number}.mat", full)
+        write_mat(folder / "test data" / f"Test(HxWxC)_gf2_data_fr{number}.mat", full)
     return folder
 
 
@@ -59,12 +59,12 @@ def configs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_published_full_resolution_scenes_are_the_mat_files(data: Path) -> None:
-    files = find_files(data, "qb")
-    assert [p.name for p in files.train] == ["train_qb.h5"]
-    assert [p.name for p in files.validation] == ["valid_qb.h5"]
-    assert [p.name for p in files.reduced] == ["test_qb_multiExm1.h5"]
+    files = find_files(data, "gf2")
+    assert [p.name for p in files.train] == ["train_gf2.h5"]
+    assert [p.name for p in files.validation] == ["valid_gf2.h5"]
+    assert [p.name for p in files.reduced] == ["test_gf2_multiExm1.h5"]
     assert [p.suffix for p in files.full] == [".mat", ".mat"]
-    assert find_files(data, "wv3") == find_files(data / "nowhere", "qb")
+    assert find_files(data, "wv3") == find_files(data / "nowhere", "gf2")
 
 
 def test_command_trains_scores_and_prints_the_papers_figures(data: Path, configs: Path, tmp_path: Path) -> None:
@@ -72,23 +72,27 @@ def test_command_trains_scores_and_prints_the_papers_figures(data: Path, configs
     result = CliRunner().invoke(cli.app, words)
     assert result.exit_code == 0, result.output
     assert "wv3: left out" in result.stderr
-    written = json.loads((tmp_path / "qb" / "scores.json").read_text())
+    written = json.loads((tmp_path / "gf2" / "scores.json").read_text())
     assert [pair["name"] for pair in written["pairs"]] == [
-        "test_qb_multiExm1[0]", "test_qb_multiExm1[1]", "Test(HxWxC)_qb_data_fr1", "Test(HxWxC)_qb_data_fr2",
+        "test_gf2_multiExm1[0]", "test_gf2_multiExm1[1]", "Test(HxWxC)_gf2_data_fr1", "Test(HxWxC)_gf2_data_fr2",
     ]  # fmt: skip
     assert [pair["reduced"] is None for pair in written["pairs"]] == [False, False, True, True]
     assert [pair["full"] is None for pair in written["pairs"]] == [True, True, False, False]
-    (line,) = [line for line in result.stdout.splitlines() if line.strip().startswith("ergas ")]
+    scores, anchors = result.stdout.split("gf2: the evaluator's anchors, exp")
+    (line,) = [line for line in scores.splitlines() if line.strip().startswith("ergas ")]
     assert f"{written['means']['pan-crafter']['ergas']:.4f} ± " in line
-    assert "3.570" in line
-    assert read_config(tmp_path / "qb" / "paper.yaml").pancollection is not None
+    assert "0.552" in line
+    (line,) = [line for line in anchors.splitlines() if line.strip().startswith("ergas ")]
+    assert f"{written['means']['exp']['ergas']:.4f} ± " in line
+    assert line.endswith("  2.3660 ± 0.5540  CANConv (CVPR 2024), reproduced")
+    assert read_config(tmp_path / "gf2" / "paper.yaml").pancollection is not None
 
 
 def test_a_finished_training_is_not_repeated(data: Path, configs: Path, tmp_path: Path) -> None:
-    first = reproduce(data, tmp_path, configs, sensors=["qb"])
-    weights = (tmp_path / "qb" / "best.safetensors").read_bytes()
-    assert reproduce(data, tmp_path, configs, sensors=["qb"]) == first
-    assert (tmp_path / "qb" / "best.safetensors").read_bytes() == weights
+    first = reproduce(data, tmp_path, configs, sensors=["gf2"])
+    weights = (tmp_path / "gf2" / "best.safetensors").read_bytes()
+    assert reproduce(data, tmp_path, configs, sensors=["gf2"]) == first
+    assert (tmp_path / "gf2" / "best.safetensors").read_bytes() == weights
 
 
 def test_paper_configurations_are_the_published_network() -> None:

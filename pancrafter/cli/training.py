@@ -48,8 +48,9 @@ def reproduce(
     device: DeviceOption = "auto",
 ) -> None:
     """Train the published network on PanCollection and print its tables beside the paper's."""
+    from pancrafter.evaluate import NETWORK, UPSAMPLING
     from pancrafter.model.devices import resolve_device
-    from pancrafter.reproduce import PUBLISHED, deviations
+    from pancrafter.reproduce import ANCHORS, PUBLISHED, deviations
     from pancrafter.reproduce import reproduce as reproduce_tables
 
     if unknown := set(sets or ()) - PUBLISHED.keys():
@@ -57,19 +58,24 @@ def reproduce(
     results = reproduce_tables(data, runs, configs, sensors=sets, device=resolve_device(device or "auto"), report=note)
     for sensor, result in results.items():
         typer.echo(
-            f"{sensor}: score, ours (mean, deviation), paper, "
-            + ", ".join(m for m in result.means if m != "pan-crafter")
+            f"{sensor}: score, ours (mean, deviation), paper, " + ", ".join(m for m in result.means if m != NETWORK)
         )
         for score, published in PUBLISHED[sensor].items():
-            deviation = deviations(result, score)
-            others = "".join(
-                f"  {'-' if v is None else format(v, '.4f')}"
-                for v in (m[score] for m in list(result.means.values())[1:])
+            others = "".join(f"  {_figure(m[score])}" for name, m in result.means.items() if name != NETWORK)
+            ours = _figure(result.means[NETWORK][score], deviations(result, score))
+            typer.echo(f"  {score:10} {ours}  {published:.3f}{others}")
+        if anchors := ANCHORS.get(sensor):
+            typer.echo(
+                f"{sensor}: the evaluator's anchors, {UPSAMPLING}: score, found (mean, deviation), expected, source"
             )
-            ours = result.means["pan-crafter"][score]
-            mean = "-" if ours is None else f"{ours:.4f}"
-            spread = "" if deviation is None else f" ± {deviation:.4f}"
-            typer.echo(f"  {score:10} {mean}{spread}  {published:.3f}{others}")
+        for anchor in anchors or ():
+            found = _figure(result.means[UPSAMPLING][anchor.score], deviations(result, anchor.score, UPSAMPLING))
+            typer.echo(f"  {anchor.score:10} {found}  {_figure(anchor.mean, anchor.deviation)}  {anchor.source}")
+
+
+def _figure(mean: float | None, deviation: float | None = None) -> str:
+    spread = "" if deviation is None else f" ± {deviation:.4f}"
+    return "-" if mean is None else f"{mean:.4f}{spread}"
 
 
 @app.command()
