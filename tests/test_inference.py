@@ -22,7 +22,7 @@ FLOAT32 = 1e-5
 CONFIGS: list[dict[str, Any]] = [
     {},
     {"bands": 2, "injected_detail": True},
-    {"attention": "none", "depth": (1, 2, 1)},
+    {"attention": "none", "depth": (1, 2, 1), "width": 20},
     {"split_pan": False, "bands": 3},
     {"attention": "bottleneck", "mars": False, "depth": (2, 1, 1)},
     {"width": 32, "depth": (2, 2, 2), "injected_detail": True},

@@ -71,6 +71,7 @@ def run(network: PanCrafter, pan: Tensor, ms: Tensor, ratio: int, mode: int = MS
         ({"attention": "bottleneck", "depth": (1, 2, 4)}, 4_709_000),
         ({"attention": "none", "depth": (1, 2, 4)}, 3_771_912),
         ({"attention": "none", "depth": (1, 2, 4), "width": 96}, 2_128_520),
+        ({"attention": "none", "depth": (1, 2, 2), "width": 104}, 2_104_136),
     ],
 )
 def test_parameter_counts_are_those_of_the_method(config: dict[str, Any], expected: int) -> None:

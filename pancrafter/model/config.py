@@ -13,6 +13,9 @@ LOWPASS_RADIUS_MS_PX = 3
 
 CUBIC_REACH_MS_PX = 2
 
+_HEAD_CHANNELS = 16
+"""Channels of an attention head (METHOD 2.3)."""
+
 
 class NetworkConfig(Record):
     """Hyperparameters of one PAN-Crafter network; defaults are the quality build for 8-band sensors.
@@ -22,7 +25,9 @@ class NetworkConfig(Record):
     """
 
     bands: int = Field(default=8, ge=1)
-    width: int = Field(default=128, ge=16, multiple_of=16, description="Channels C at every scale.")
+    width: int = Field(
+        default=128, ge=16, description="Channels C at every scale; where there is attention, a multiple of 16."
+    )
     depth: tuple[int, int, int] = Field(default=(2, 2, 4), description="ResBlocks per stage at scale 1, 1/2, 1/4.")
     attention: Literal["none", "bottleneck", "all"] = Field(default="all", description="Where CM3A blocks stand.")
     split_pan: bool = Field(default=True, description="Give low- and high-pass PAN to the stem and to K, V of PAN.")
@@ -47,6 +52,15 @@ class NetworkConfig(Record):
     ffn_expansion: int = Field(default=4, ge=1)
 
     @model_validator(mode="after")
+    def _heads_share_the_width(self) -> NetworkConfig:
+        if self.attention != "none" and self.width % _HEAD_CHANNELS:
+            raise ValueError(
+                f"width {self.width}: heads of attention have {_HEAD_CHANNELS} channels each; choose a multiple of it, "
+                'or attention "none"'
+            )
+        return self
+
+    @model_validator(mode="after")
     def _depth_is_positive(self) -> NetworkConfig:
         if min(self.depth) < 1:
             raise ValueError(f"depth {self.depth}: each stage needs at least one ResBlock")
@@ -54,8 +68,8 @@ class NetworkConfig(Record):
 
     @property
     def heads(self) -> int:
-        """Attention heads of 16 channels each."""
-        return self.width // 16
+        """Attention heads, where there is attention."""
+        return self.width // _HEAD_CHANNELS
 
     @property
     def modes(self) -> int:
