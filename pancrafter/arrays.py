@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any, get_args
 
-import dask
 import dask.array as da
 import numpy as np
 import rioxarray  # noqa: F401  # gives arrays their .rio
@@ -34,6 +33,9 @@ from pancrafter.types import AssetRef, PairGrid, PixelGrid, Record, Scene, Stage
 
 _KEPT_WINDOWS = 4
 """Windows remembered per scene: pixels and validity of one are asked for one after the other."""
+
+_INSIDE_A_TASK = "synchronous"
+"""Dask scheduler for what a task computes itself. Named at each call: Dask's setting would hold for all threads."""
 
 
 def sharpen(
@@ -136,8 +138,7 @@ class _Image:
 
     def read(self, window: Window) -> tuple[Pixels, NDArray[np.bool_]]:
         """DN (band, y, x) with zeros where missing, and validity (y, x)."""
-        with dask.config.set(scheduler="synchronous"):  # this runs inside a task
-            values = np.asarray(self.data[(slice(None), *window)])
+        values = np.asarray(self.data[(slice(None), *window)].compute(scheduler=_INSIDE_A_TASK))
         valid = np.isfinite(values)
         if self.nodata is not None:
             valid &= values != self.nodata
@@ -289,9 +290,8 @@ def _sharpen_window(scene: _LazyScene, window: Window, known: _Known) -> NDArray
 def _describe(scene: _LazyScene, request: _Request) -> _Known:
     """Read the whole scene once, then a bounded number of windows again."""
     pan, ms = _histograms(scene)
-    with dask.config.set(scheduler="synchronous"):
-        gain = float(np.mean([band.mtf for band in scene.contract.bands]))
-        measured = measure_bands(scene, scene.grid, gain=gain)
+    gain = float(np.mean([band.mtf for band in scene.contract.bands]))
+    measured = measure_bands(scene, scene.grid, gain=gain, scheduler=_INSIDE_A_TASK)
     names = tuple(band.name for band in scene.contract.bands)
     limit = min(scene.contract.dn_max, int(np.iinfo(scene.dtype).max))
     staged = StagedScene(

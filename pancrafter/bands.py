@@ -50,16 +50,18 @@ class MeasuredBands:
         }
 
 
-def measure_bands(store: MeasuredPixels, pair: PairGrid, *, gain: float) -> MeasuredBands:
+def measure_bands(store: MeasuredPixels, pair: PairGrid, *, gain: float, scheduler: str | None = None) -> MeasuredBands:
     """Shift and sharpness of the MS bands from a bounded number of textured windows of the staged pixels.
 
     Args:
         store: Holds the staged pixels; need not be complete.
         pair: Its grids.
         gain: Mean MTF gain of the bands at the MS Nyquist frequency.
+        scheduler: Dask scheduler that looks at the windows, by name; by default the active one. Inside a Dask task
+            ``synchronous``, or it would wait for itself.
     """
     candidates = _candidates(pair.ms_shape_yx)
-    textures = each(_texture, ((store, window) for window in candidates))
+    textures = each(_texture, ((store, window) for window in candidates), scheduler=scheduler)
     ranked = sorted(zip(textures, range(len(candidates)), strict=True), key=lambda entry: (-entry[0], entry[1]))
     chosen = [candidates[index] for texture, index in ranked[:MOST_WINDOWS] if texture > 0]
     if not chosen:
@@ -69,7 +71,7 @@ def measure_bands(store: MeasuredPixels, pair: PairGrid, *, gain: float) -> Meas
     for part in (chosen[:FIRST_WINDOWS], chosen[FIRST_WINDOWS:]):
         if shifts and agree(shifts):
             break
-        found = each(_measure_window, ((store, pair, window, gain) for window in part))
+        found = each(_measure_window, ((store, pair, window, gain) for window in part), scheduler=scheduler)
         shifts, widths = shifts + tuple(a for a, _ in found), widths + tuple(b for _, b in found)
     return MeasuredBands(combine_windows(shifts), sharpness.combine(widths))
 

@@ -98,12 +98,17 @@ class Compute:
             self._client.cancel(list(futures))
 
 
-def each(function: Callable[..., T], calls: Iterable[tuple[Any, ...]]) -> tuple[T, ...]:
-    """``function(*call)`` for each of ``calls``, in order, as one Dask graph: where ``Compute.active`` says."""
+def each(
+    function: Callable[..., T], calls: Iterable[tuple[Any, ...]], *, scheduler: str | None = None
+) -> tuple[T, ...]:
+    """``function(*call)`` for each of ``calls``, in order, as one Dask graph.
+
+    Runs where ``scheduler`` says, by default where ``Compute.active`` does.
+    """
     from dask.base import compute
     from dask.delayed import delayed
 
-    return tuple(compute(*(delayed(function)(*call) for call in calls)))  # type: ignore[no-untyped-call]
+    return tuple(compute(*(delayed(function)(*call) for call in calls), scheduler=scheduler))  # type: ignore[no-untyped-call]
 
 
 @contextlib.contextmanager

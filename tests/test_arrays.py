@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
+from typing import Any
 
 import dask
+import dask.threaded
 import numpy as np
 import pytest
 import rasterio
@@ -88,6 +91,28 @@ def test_nothing_is_read_before_it_is_needed_and_then_only_what_is(pair: tuple[P
         part = lazy[:, 100:130, 70:90].compute()
     assert rows
     assert np.array_equal(part, whole[:, 100:130, 70:90])
+
+
+def test_tasks_leave_the_scheduler_to_others(pair: tuple[Path, Path]) -> None:
+    """Dask's settings are those of all threads, and a task that asks the scheduler for more may wait for itself."""
+    asked: list[int] = []
+    seen: list[object] = []
+
+    def four_threads(graph: Any, keys: Any, **options: Any) -> Any:  # Any: as Dask calls it
+        asked.append(threading.get_ident())
+        return dask.threaded.get(graph, keys, **options, num_workers=4)
+
+    def spy(block: NDArray[np.uint16]) -> NDArray[np.uint16]:
+        seen.append(dask.config.get("scheduler", None))
+        return block
+
+    watched = (image.copy(data=image.data.map_blocks(spy, meta=image.data._meta)) for image in opened(pair))
+    lazy = pancrafter.sharpen(*watched, method="exp", chunk_px=32)
+    with dask.config.set(scheduler=four_threads):
+        lazy.compute()
+        assert dask.config.get("scheduler") is four_threads
+    assert set(seen) == {four_threads}
+    assert asked == [threading.get_ident()]
 
 
 def test_masked_floats_are_whole_dn_with_holes(pair: tuple[Path, Path]) -> None:
