@@ -65,8 +65,8 @@ def sharpen(
         chunk_px: Edge of a chunk of the result, PAN pixels.
 
     Returns:
-        (band, y, x) DN of MS's type (uint8 or uint16) on the PAN pixels of the overlap, with CRS, transform and
-        nodata. Computing a chunk raises InvalidSceneError where pixels are no whole DN from 0 to 65535.
+        (band, y, x) DN on the PAN pixels of the overlap, uint8 where MS is stored so, else uint16, with CRS, transform
+        and nodata. Computing a chunk raises InvalidSceneError where pixels are no whole DN from 0 to 65535.
 
     Raises:
         GridMismatchError: An input has no georeference, or the two do not lie on one another.
@@ -79,7 +79,7 @@ def sharpen(
     if len(fine.data) != 1:
         raise GridMismatchError(f"pan has {len(fine.data)} bands, expected one")
     ratio = round(coarse.grid.transform[0] / fine.grid.transform[0])
-    dtype = ms.dtype.name if ms.dtype.name in ("uint8", "uint16") else "uint16"
+    dtype = _dn_dtype(ms)
     contract = _contract(sensor, len(coarse.data), ratio, 255 if dtype == "uint8" else DN_LIMIT)
     scene = _LazyScene(fine, coarse, pair_grids(fine.grid, coarse.grid, contract.ratio), contract, dtype, chunk_px)
     request = _Request(method=method, weights=weights, device=device, precision=precision)
@@ -244,6 +244,13 @@ class _LazyScene(BlockGrid):
 def _shifted(spans: tuple[tuple[int, int], ...], offset_yx: tuple[int, int]) -> Window:
     y, x = (slice(a + offset, b + offset) for (a, b), offset in zip(spans, offset_yx, strict=True))
     return y, x
+
+
+def _dn_dtype(ms: xr.DataArray) -> str:
+    """Type of the result: that in which MS is stored, though masking made floats of it; uint16 for all but uint8."""
+    told = ms.encoding.get("rasterio_dtype", ms.encoding.get("dtype", ms.dtype))
+    stored = np.dtype(told if ms.dtype.kind == "f" else ms.dtype)
+    return "uint8" if stored == np.uint8 else "uint16"
 
 
 def _contract(sensor: str | None, bands: int, ratio: int, dn_max: int) -> SensorContract:

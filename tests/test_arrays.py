@@ -24,7 +24,7 @@ from pancrafter.settings import Settings
 METHODS = ["pan-crafter", "mtf-glp-fs", "gsa", "brovey", "exp"]
 
 
-def write_tif(path: Path, values: NDArray[np.uint16], pixel: float, x: float, y: float, nodata: float | None) -> Path:
+def write_tif(path: Path, values: NDArray[Any], pixel: float, x: float, y: float, nodata: float | None) -> Path:
     with rasterio.open(
         path, "w", driver="GTiff", dtype=values.dtype, count=len(values), height=values.shape[1],
         width=values.shape[2], crs="EPSG:32633", transform=rasterio.transform.from_origin(x, y, pixel, pixel),
@@ -122,6 +122,32 @@ def test_masked_floats_are_whole_dn_with_holes(pair: tuple[Path, Path]) -> None:
         masked = pancrafter.sharpen(*opened(pair, masked=True), method="brovey").compute()
     assert masked.dtype == np.uint16
     assert np.array_equal(plain, masked)
+
+
+@pytest.mark.parametrize("chunks", [None, 16])
+def test_masked_bytes_stay_bytes(tmp_path: Path, chunks: int | None) -> None:
+    pan, ms = (image // 8 for image in observed(overlap((64, 64), 4), 2, 1))
+    pan[20:40, 20:40] = 255  # sharpened pixels beside the edge go beyond what a byte holds
+    files = (
+        write_tif(tmp_path / "pan.tif", pan[None].astype(np.uint8), 0.5, 5e5, 4e6, 0),
+        write_tif(tmp_path / "ms.tif", ms.astype(np.uint8), 2, 5e5, 4e6, 0),
+    )
+    plain, masked = (
+        pancrafter.sharpen(
+            *(rioxarray.open_rasterio(path, masked=masked, chunks=chunks) for path in files), method="gsa"
+        ).compute(scheduler="synchronous")
+        for masked in (False, True)
+    )
+    assert plain.dtype == masked.dtype == np.uint8
+    assert np.array_equal(plain, masked)
+
+
+def test_bytes_that_xarray_decoded_stay_bytes(pair: tuple[Path, Path]) -> None:
+    pan, ms = opened(pair)
+    decoded = (ms // 8).astype(np.float32)
+    decoded.encoding["dtype"] = np.dtype(np.uint8)  # as xarray.open_zarr and open_dataset note it
+    assert pancrafter.sharpen(pan, decoded).dtype == np.uint8
+    assert pancrafter.sharpen(pan, (ms // 8).astype(np.float32)).dtype == np.uint16
 
 
 @pytest.mark.parametrize("holes_in", ["pan", "ms"])
