@@ -66,7 +66,8 @@ def sharpen(
 
     Returns:
         (band, y, x) DN on the PAN pixels of the overlap, uint8 where MS is stored so, else uint16, with CRS, transform
-        and nodata. Computing a chunk raises InvalidSceneError where pixels are no whole DN from 0 to 65535.
+        and nodata: that of MS or PAN, or 0 where neither fits and pixels can be missing (NaN, -9999); measured pixels
+        are then at least 1. Computing a chunk raises InvalidSceneError where pixels are no whole DN from 0 to 65535.
 
     Raises:
         GridMismatchError: An input has no georeference, or the two do not lie on one another.
@@ -136,6 +137,11 @@ class _Image:
         data = da.asarray(planes.transpose(..., image.rio.y_dim, image.rio.x_dim).data)  # type: ignore[no-untyped-call]
         return cls(data, None if nodata is None or np.isnan(nodata) else float(nodata), grid, name)
 
+    @property
+    def may_have_holes(self) -> bool:
+        """Whether pixels can be missing, as far as is known without reading them: floats may be NaN."""
+        return self.nodata is not None or self.data.dtype.kind == "f"
+
     def read(self, window: Window) -> tuple[Pixels, NDArray[np.bool_]]:
         """DN (band, y, x) with zeros where missing, and validity (y, x)."""
         values = np.asarray(self.data[(slice(None), *window)].compute(scheduler=_INSIDE_A_TASK))
@@ -192,10 +198,12 @@ class _LazyScene(BlockGrid):
 
     @property
     def nodata(self) -> float | None:
-        """Nodata of the result: that of MS, or of PAN, where its type can hold it."""
+        """Nodata of the result: that of MS, or of PAN, where its type can hold it, else 0 if pixels can be missing."""
         limit = int(np.iinfo(self.dtype).max)
-        given = (self._ms.nodata, self._pan.nodata)
-        return next((value for value in given if value is not None and value in range(limit + 1)), None)
+        images = (self._ms, self._pan)
+        instead = 0.0 if any(image.may_have_holes for image in images) else None
+        given = (image.nodata for image in images)
+        return next((value for value in given if value is not None and value in range(limit + 1)), instead)
 
     @property
     def band_count(self) -> int:

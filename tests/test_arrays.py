@@ -168,6 +168,45 @@ def test_holes_of_one_input_are_holes_of_the_result(tmp_path: Path, holes_in: st
     np.testing.assert_array_equal((result == 0).any("band"), expected)
 
 
+@pytest.mark.parametrize("missing", ["-9999", "mask"])
+def test_holes_are_declared_where_no_nodata_of_the_inputs_can_be(tmp_path: Path, missing: str) -> None:
+    pan, ms = observed(overlap((160, 192), 4), 2, 1)
+    ms[:, 25:35, 5:12] = 0  # measured: as dark as can be
+    pan[110:120, 90:100] = 0
+    hole = (slice(10, 20), slice(25, 30))
+    expected = np.zeros(pan.shape, bool)
+    expected[40:80, 100:120] = True
+    pan_path, ms_path = tmp_path / "pan.tif", tmp_path / "ms.tif"
+    write_tif(pan_path, pan[None], 0.5, 5e5, 4e6, None)
+    if missing == "-9999":
+        signed = ms.astype(np.int16)
+        signed[:, *hole] = -9999
+        write_tif(ms_path, signed, 2, 5e5, 4e6, -9999)
+    else:
+        write_tif(ms_path, ms, 2, 5e5, 4e6, None)
+        measured = np.full(ms.shape[1:], 255, np.uint8)
+        measured[hole] = 0
+        with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True), rasterio.open(ms_path, "r+") as file:
+            file.write_mask(measured)
+    masked = missing == "mask"
+    result = pancrafter.sharpen(*opened((pan_path, ms_path), masked=masked), method="brovey")
+    assert result.rio.nodata == 0
+    holes = (result.compute(scheduler="synchronous") == 0).to_numpy()
+    np.testing.assert_array_equal(holes, np.broadcast_to(expected, holes.shape))
+
+
+def test_without_holes_zero_stays_a_value(tmp_path: Path) -> None:
+    pan, ms = observed(overlap((64, 64), 4), 2, 1)
+    ms[:, 2:14, 2:14] = 0
+    files = (
+        write_tif(tmp_path / "pan.tif", pan[None], 0.5, 5e5, 4e6, None),
+        write_tif(tmp_path / "ms.tif", ms, 2, 5e5, 4e6, None),
+    )
+    result = pancrafter.sharpen(*opened(files), method="exp")
+    assert result.rio.nodata is None
+    assert (result.compute(scheduler="synchronous") == 0).any()
+
+
 def test_bad_arrays_say_what_is_wrong(pair: tuple[Path, Path]) -> None:
     pan, ms = opened(pair)
     with pytest.raises(GridMismatchError, match="pan has no CRS or transform"):
