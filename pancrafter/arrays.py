@@ -21,7 +21,7 @@ from dask.delayed import delayed
 from numpy.typing import NDArray
 
 from pancrafter.bands import measure_bands
-from pancrafter.cube import DN_LIMIT, REACH_PX, fill_invalid, value_range
+from pancrafter.cube import DN_LIMIT, REACH_PX, check_dn, fill_invalid, value_range
 from pancrafter.engine import SharpenerSpec, build_sharpener, fit_sharpener
 from pancrafter.errors import GridMismatchError, InvalidSceneError
 from pancrafter.grid import pair_grids, pixel_centres
@@ -67,7 +67,8 @@ def sharpen(
     Returns:
         (band, y, x) DN on the PAN pixels of the overlap, uint8 where MS is stored so, else uint16, with CRS, transform
         and nodata: that of MS or PAN, or 0 where neither fits and pixels can be missing (NaN, -9999); measured pixels
-        are then at least 1. Computing a chunk raises InvalidSceneError where pixels are no whole DN from 0 to 65535.
+        are then at least 1. Computing a chunk raises InvalidSceneError where pixels are no whole DN from 0 to 65535, or
+        more than a few lie above the ceiling of the sensor's contract.
 
     Raises:
         GridMismatchError: An input has no georeference, or the two do not lie on one another.
@@ -305,9 +306,11 @@ def _sharpen_window(scene: _LazyScene, window: Window, known: _Known) -> NDArray
 def _describe(scene: _LazyScene, request: _Request) -> _Known:
     """Read the whole scene once, then a bounded number of windows again."""
     pan, ms = _histograms(scene)
+    names = tuple(band.name for band in scene.contract.bands)
+    for channel, histogram in zip(("PAN", *names), (pan, *ms), strict=True):
+        check_dn(histogram, scene.contract.dn_max, channel=channel, sensor=scene.contract.name)
     gain = float(np.mean([band.mtf for band in scene.contract.bands]))
     measured = measure_bands(scene, scene.grid, gain=gain, scheduler=_INSIDE_A_TASK)
-    names = tuple(band.name for band in scene.contract.bands)
     limit = min(scene.contract.dn_max, int(np.iinfo(scene.dtype).max))
     staged = StagedScene(
         scene=_placeholder(names, scene.contract.name),
@@ -346,9 +349,6 @@ def _histograms(scene: _LazyScene) -> tuple[NDArray[np.int64], list[NDArray[np.i
         valid = scene.read_ms_valid(window) != 0
         for band, pixels in enumerate(scene.read_ms(window)):
             ms[band] += np.bincount(pixels[valid], minlength=DN_LIMIT + 1)
-    for name, histogram in [("pan", pan), *((f"ms band {b + 1}", h) for b, h in enumerate(ms))]:
-        if not histogram.any():
-            raise InvalidSceneError(f"{name} has no valid pixel inside the overlap; check its nodata value")
     return pan, ms
 
 

@@ -853,22 +853,36 @@ def _check_pixels(scene: Scene, sources: _Sources, tally: _Tally, contract: Sens
     channels = [(sources.pan.asset, "PAN", tally.pan)]
     channels += [(ms_assets[band], scene.bands[band], histogram) for band, histogram in enumerate(tally.ms)]
     for asset, name, histogram in channels:
-        count = int(histogram.sum())
-        if count == 0:
-            raise InvalidSceneError(
-                f"{name} has no valid pixel inside the overlap, expected data; check nodata value and mask of the file",
-                scene=scene.key,
-                asset=asset,
-            )
-        dn_max = contract.ceiling(asset)
-        above = int(histogram[dn_max + 1 :].sum())
-        if above > MAX_SHARE_ABOVE_CEILING * count:
-            raise InvalidSceneError(
-                f"{name} holds DN up to {len(histogram) - 1} ({above / count:.2%} above {dn_max}), expected at most "
-                f"{dn_max}; this is not the product of contract {scene.sensor}: use a contract with the right ceiling",
-                scene=scene.key,
-                asset=asset,
-            )
+        try:
+            check_dn(histogram, contract.ceiling(asset), channel=name, sensor=scene.sensor)
+        except InvalidSceneError as err:
+            raise InvalidSceneError(err.message, scene=scene.key, asset=asset) from None
+
+
+def check_dn(histogram: NDArray[np.int64], dn_max: int, *, channel: str, sensor: str) -> None:
+    """Refuse a channel without pixels, or of another product than its contract describes.
+
+    Args:
+        histogram: How often each DN (the index) occurs among the channel's valid pixels.
+        dn_max: The contract's ceiling; up to ``MAX_SHARE_ABOVE_CEILING`` of the pixels may be brighter.
+        channel: Name of the channel, for the message.
+        sensor: Name of the contract.
+
+    Raises:
+        InvalidSceneError: No pixel is valid, or too many are above the ceiling.
+    """
+    count = int(histogram.sum())
+    if count == 0:
+        raise InvalidSceneError(
+            f"{channel} has no valid pixel inside the overlap, expected data; check nodata value and mask"
+        )
+    above = int(histogram[dn_max + 1 :].sum())
+    if above > MAX_SHARE_ABOVE_CEILING * count:
+        largest = int(np.flatnonzero(histogram)[-1])
+        raise InvalidSceneError(
+            f"{channel} holds DN up to {largest} ({above / count:.2%} above {dn_max}), expected at most {dn_max}; this "
+            f"is not the product of contract {sensor}: use a contract with the right ceiling"
+        )
 
 
 def value_range(histogram: NDArray[np.int64]) -> ValueRange:

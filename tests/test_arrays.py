@@ -207,6 +207,33 @@ def test_without_holes_zero_stays_a_value(tmp_path: Path) -> None:
     assert (result.compute(scheduler="synchronous") == 0).any()
 
 
+def test_what_is_not_the_sensors_product_is_refused_as_by_the_command(tmp_path: Path) -> None:
+    pan, ms = (6 * image for image in observed(overlap((64, 64), 4), 4, 1))
+    files = (
+        write_tif(tmp_path / "pan.tif", pan[None], 0.5, 5e5, 4e6, 0),
+        write_tif(tmp_path / "ms.tif", ms, 2, 5e5, 4e6, 0),
+    )
+    with pytest.raises(InvalidSceneError, match="above 2047") as refusal:
+        sharpen_pair(
+            files[0], [files[1]], tmp_path / "out.tif", Settings(threads=1), sensor="worldview-3", method="exp"
+        )
+    lazy = pancrafter.sharpen(*opened(files), sensor="worldview-3", method="exp")
+    with pytest.raises(InvalidSceneError, match="not the product of contract worldview-3") as same:
+        lazy.compute(scheduler="synchronous")
+    assert same.value.message == refusal.value.message
+
+
+def test_a_few_pixels_above_the_ceiling_are_no_other_product(tmp_path: Path) -> None:
+    pan, ms = observed(overlap((64, 64), 4), 4, 1)
+    pan[5, 5:9] = 3000
+    files = (
+        write_tif(tmp_path / "pan.tif", pan[None], 0.5, 5e5, 4e6, 0),
+        write_tif(tmp_path / "ms.tif", ms, 2, 5e5, 4e6, 0),
+    )
+    result = pancrafter.sharpen(*opened(files), sensor="worldview-3", method="gsa").compute(scheduler="synchronous")
+    assert result.max() == 2047
+
+
 def test_bad_arrays_say_what_is_wrong(pair: tuple[Path, Path]) -> None:
     pan, ms = opened(pair)
     with pytest.raises(GridMismatchError, match="pan has no CRS or transform"):
@@ -227,3 +254,6 @@ def test_bad_arrays_say_what_is_wrong(pair: tuple[Path, Path]) -> None:
         pytest.raises(InvalidSceneError, match="expected whole DN from 0 to 65535; scale reflectance"),
     ):
         reflectance.compute()
+    empty = pancrafter.sharpen(pan, (0 * ms).rio.write_crs(ms.rio.crs).rio.write_nodata(0), method="exp")
+    with pytest.raises(InvalidSceneError, match="band-1 has no valid pixel inside the overlap"):
+        empty.compute(scheduler="synchronous")
