@@ -22,9 +22,10 @@ from numpy.typing import NDArray
 
 from pancrafter.bands import measure_bands
 from pancrafter.cube import DN_LIMIT, REACH_PX, check_dn, fill_invalid, value_range
-from pancrafter.engine import SharpenerSpec, build_sharpener, fit_sharpener
+from pancrafter.engine import PRECISIONS, SharpenerSpec, build_sharpener, fit_sharpener
 from pancrafter.errors import GridMismatchError, InvalidSceneError
-from pancrafter.grid import pair_grids, pixel_centres
+from pancrafter.grid import pair_grids, pixel_centres, require_north_up
+from pancrafter.model.devices import resolve_device
 from pancrafter.model.names import DEFAULT_WEIGHTS, SharpeningMethod
 from pancrafter.sensors import SensorContract, generic_contract, get_contract
 from pancrafter.store import BlockGrid, Mask, Pixels, Window
@@ -60,7 +61,8 @@ def sharpen(
         sensor: Sensor contract by name; default: generic MTF gains and band names.
         method: ``pan-crafter``, ``mtf-glp-fs``, ``gsa``, ``brovey`` or ``exp``.
         weights: Shipped weights by name, or a checkpoint file that all workers see.
-        device: torch device of the workers.
+        device: torch device of the workers: ``cpu``, ``cuda``, ``cuda:N``, or ``auto``, which is CUDA where the worker
+            that describes the scene has it.
         precision: ``float32`` or ``bfloat16``.
         chunk_px: Edge of a chunk of the result, PAN pixels.
 
@@ -68,15 +70,15 @@ def sharpen(
         (band, y, x) DN on the PAN pixels of the overlap, uint8 where MS is stored so, else uint16, with CRS, transform
         and nodata: that of MS or PAN, or 0 where neither fits and pixels can be missing (NaN, -9999); measured pixels
         are then at least 1. Computing a chunk raises InvalidSceneError where pixels are no whole DN from 0 to 65535, or
-        more than a few lie above the ceiling of the sensor's contract.
+        more than a few lie above the ceiling of the sensor's contract; DeviceError where a worker lacks the device.
 
     Raises:
-        GridMismatchError: An input has no georeference, or the two do not lie on one another.
-        InvalidSceneError: The number of bands is not the sensor's, or there is no such method.
+        GridMismatchError: An input has no georeference or is not north up, or the two do not lie on one another.
+        InvalidSceneError: An input has other axes or is empty, the number of bands is not the sensor's, or there is no
+            such method, precision or ``chunk_px``.
         ContractError: There is no such sensor.
     """
-    if method not in (methods := get_args(SharpeningMethod)):
-        raise InvalidSceneError(f"no method {method!r}; choose one of {', '.join(methods)}")
+    _check_options(method, precision, chunk_px)
     fine, coarse = _Image.of(pan, "pan"), _Image.of(ms, "ms")
     if len(fine.data) != 1:
         raise GridMismatchError(f"pan has {len(fine.data)} bands, expected one")
@@ -89,6 +91,14 @@ def sharpen(
     known = delayed(_describe, pure=True)(shared, request)
     chunks = [[_chunk(scene, shared, window, known) for window in row] for row in _rows_of(scene)]
     return _georeferenced(da.block(chunks), scene, ms)  # type: ignore[no-untyped-call]
+
+
+def _check_options(method: str, precision: str, chunk_px: int) -> None:
+    for what, given, known in (("method", method, get_args(SharpeningMethod)), ("precision", precision, PRECISIONS)):
+        if given not in known:
+            raise InvalidSceneError(f"no {what} {given!r}; choose one of {', '.join(known)}")
+    if chunk_px < 1:
+        raise InvalidSceneError(f"chunk_px is {chunk_px}, expected at least 1 PAN pixel; leave it out for 512")
 
 
 class _Request(Record):
@@ -121,7 +131,8 @@ class _Image:
 
     @classmethod
     def of(cls, image: xr.DataArray, name: str) -> _Image:
-        """Read off a DataArray with rioxarray's accessor."""
+        """Read off a DataArray with rioxarray's accessor; ``name`` is ``pan`` or ``ms``."""
+        _check_axes(image, name)
         crs, transform = image.rio.crs, image.rio.transform(recalc=True)
         if crs is None or transform.is_identity:
             raise GridMismatchError(
@@ -133,6 +144,7 @@ class _Image:
             transform=tuple(transform)[:6],
             shape_yx=(image.rio.height, image.rio.width),
         )
+        require_north_up(name, grid)
         planes = image.expand_dims("band") if image.ndim == 2 else image
         nodata = image.rio.encoded_nodata if image.rio.encoded_nodata is not None else image.rio.nodata
         data = da.asarray(planes.transpose(..., image.rio.y_dim, image.rio.x_dim).data)  # type: ignore[no-untyped-call]
@@ -158,6 +170,16 @@ class _Image:
                 "uint16, or declare nodata with .rio.write_nodata"
             )
         return found.astype(np.uint16), valid.all(axis=0)
+
+
+def _check_axes(image: xr.DataArray, name: str) -> None:
+    counts, expected = ((2, 3), "(y, x) or (1, y, x)") if name == "pan" else ((3,), "(band, y, x)")
+    if image.ndim not in counts or 0 in image.shape:
+        found = ", ".join(f"{axis}: {size}" for axis, size in image.sizes.items())
+        raise InvalidSceneError(
+            f"{name} has ({found}), expected {expected}, each 1 or more; select one value of any further axis, and a "
+            "single MS band as ms[[0]]"
+        )
 
 
 class _LazyScene(BlockGrid):
@@ -305,6 +327,7 @@ def _sharpen_window(scene: _LazyScene, window: Window, known: _Known) -> NDArray
 
 def _describe(scene: _LazyScene, request: _Request) -> _Known:
     """Read the whole scene once, then a bounded number of windows again."""
+    device = resolve_device(request.device)  # of this worker; before the scene is read for nothing
     pan, ms = _histograms(scene)
     names = tuple(band.name for band in scene.contract.bands)
     for channel, histogram in zip(("PAN", *names), (pan, *ms), strict=True):
@@ -333,7 +356,7 @@ def _describe(scene: _LazyScene, request: _Request) -> _Known:
         scene.contract,
         request.method,
         weights=request.weights,
-        device=request.device,
+        device=device,
         precision=request.precision,
     )
     return _Known(staged=staged, spec=spec)

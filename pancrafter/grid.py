@@ -59,8 +59,8 @@ def pair_grids(pan: PixelGrid, ms: PixelGrid, ratio: int) -> PairGrid:
             f"PAN is in {_short(pan.crs)} and MS in {_short(ms.crs)}, expected one CRS; "
             "warp MS to the CRS of PAN at the MS pixel size, or deliver both in one projection"
         )
-    _require_north_up("PAN", pan)
-    _require_north_up("MS", ms)
+    require_north_up("PAN", pan)
+    require_north_up("MS", ms)
     y = _pair_axis(pan, ms, ratio, axis=0)
     x = _pair_axis(pan, ms, ratio, axis=1)
     return PairGrid(
@@ -96,7 +96,7 @@ def aligned_ms_grid(pan: PixelGrid, bounds: tuple[float, float, float, float], r
     Raises:
         GridMismatchError: PAN is rotated or flipped, or does not overlap the bounds.
     """
-    _require_north_up("PAN", pan)
+    require_north_up("PAN", pan)
     a, _, c, _, e, f = pan.transform
     left, bottom, right, top = bounds
     spans = (((top - f) / e, (bottom - f) / e), ((left - c) / a, (right - c) / a))  # PAN pixels from PAN's corner
@@ -184,13 +184,18 @@ def _step(grid: PixelGrid, axis: int) -> float:
 
 def _north_up(grid: PixelGrid) -> bool:
     try:
-        _require_north_up("", grid)
+        require_north_up("", grid)
     except GridMismatchError:
         return False
     return True
 
 
-def _require_north_up(name: str, grid: PixelGrid) -> None:
+def require_north_up(name: str, grid: PixelGrid) -> None:
+    """Refuse a raster without pixels or with an impossible, rotated or flipped transform, by ``name``.
+
+    Raises:
+        GridMismatchError: It is one of these.
+    """
     a, b, c, d, e, f = grid.transform
     sane = all(_SMALLEST_STEP <= abs(step) <= _FARTHEST for step in (a, e)) and max(abs(c), abs(f)) <= _FARTHEST
     if min(grid.shape_yx) < 1 or not sane:

@@ -13,11 +13,13 @@ import pytest
 import rasterio
 import rioxarray
 import xarray as xr
+from affine import Affine
 from numpy.typing import NDArray
 from staged_scenes import observed, overlap
 
 import pancrafter
 from pancrafter.errors import GridMismatchError, InvalidSceneError
+from pancrafter.model.devices import DeviceError, resolve_device
 from pancrafter.pair import sharpen_pair
 from pancrafter.settings import Settings
 
@@ -207,6 +209,19 @@ def test_without_holes_zero_stays_a_value(tmp_path: Path) -> None:
     assert (result.compute(scheduler="synchronous") == 0).any()
 
 
+def test_auto_is_a_device_that_is_there(tmp_path: Path) -> None:
+    pan, ms = observed(overlap((64, 64), 4), 2, 1)
+    files = (
+        write_tif(tmp_path / "pan.tif", pan[None], 0.5, 5e5, 4e6, 0),
+        write_tif(tmp_path / "ms.tif", ms, 2, 5e5, 4e6, 0),
+    )
+    auto, named = (
+        pancrafter.sharpen(*opened(files), device=device).compute(scheduler="synchronous")
+        for device in ("auto", resolve_device("auto"))
+    )
+    assert np.array_equal(auto, named)
+
+
 def test_what_is_not_the_sensors_product_is_refused_as_by_the_command(tmp_path: Path) -> None:
     pan, ms = (6 * image for image in observed(overlap((64, 64), 4), 4, 1))
     files = (
@@ -244,8 +259,14 @@ def test_bad_arrays_say_what_is_wrong(pair: tuple[Path, Path]) -> None:
         pancrafter.sharpen(ms, ms)
     with pytest.raises(GridMismatchError, match="expected one CRS"):
         pancrafter.sharpen(pan, ms.rio.write_crs("EPSG:32632"))
-    with pytest.raises(InvalidSceneError, match="no method 'magic'"):
-        pancrafter.sharpen(pan, ms, method="magic")
+    with pytest.raises(GridMismatchError, match=r"pan has 188 x 228 pixels of size \(0.5, 0.0\)"):
+        pancrafter.sharpen(pan.drop_vars(["x", "y"]).rio.write_transform(Affine(0, 0, 5e5, 0, -0.5, 4e6)), ms)
+    with pytest.raises(InvalidSceneError, match=r"ms has \(y: 48, x: 58\), expected \(band, y, x\).* ms\[\[0\]\]"):
+        pancrafter.sharpen(pan, ms[0])
+    with pytest.raises(InvalidSceneError, match=r"pan has \(time: 1, band: 1, y: 188, x: 228\), expected \(y, x\) or"):
+        pancrafter.sharpen(pan.expand_dims("time"), ms)
+    with pytest.raises(InvalidSceneError, match=r"ms has \(band: 3, y: 0, x: 58\), expected .* each 1 or more"):
+        pancrafter.sharpen(pan, ms[:, :0])
     with pytest.raises(InvalidSceneError, match="ms has 2 bands, none of the products of worldview-3"):
         pancrafter.sharpen(pan, ms[:2], sensor="worldview-3")
     reflectance = pancrafter.sharpen(pan, (ms / 10000).rio.write_crs(ms.rio.crs), method="exp")
@@ -257,3 +278,15 @@ def test_bad_arrays_say_what_is_wrong(pair: tuple[Path, Path]) -> None:
     empty = pancrafter.sharpen(pan, (0 * ms).rio.write_crs(ms.rio.crs).rio.write_nodata(0), method="exp")
     with pytest.raises(InvalidSceneError, match="band-1 has no valid pixel inside the overlap"):
         empty.compute(scheduler="synchronous")
+
+
+def test_bad_options_say_what_there_is(pair: tuple[Path, Path]) -> None:
+    pan, ms = opened(pair)
+    with pytest.raises(InvalidSceneError, match="no method 'magic'"):
+        pancrafter.sharpen(pan, ms, method="magic")
+    with pytest.raises(InvalidSceneError, match="no precision 'float16'; choose one of float32, bfloat16"):
+        pancrafter.sharpen(pan, ms, precision="float16")
+    with pytest.raises(InvalidSceneError, match="chunk_px is 0, expected at least 1 PAN pixel"):
+        pancrafter.sharpen(pan, ms, chunk_px=0)
+    with pytest.raises(DeviceError, match="expected auto, cpu, cuda or cuda:N"):
+        pancrafter.sharpen(pan, ms, device="gpu").compute(scheduler="synchronous")
