@@ -27,6 +27,7 @@ import numpy.typing as npt
 import pystac
 import rasterio
 from pydantic import Field
+from rasterio.enums import MaskFlags
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 
 from pancrafter.errors import ContractError, GridMismatchError, InvalidSceneError, PancrafterError, SinkError
@@ -92,9 +93,10 @@ class AddedPairs(Record):
 
 
 class _Raster(NamedTuple):
-    """What the header of one file says."""
+    """What the header of one file says; ``path`` may be a copy of the file that was ``given``."""
 
     path: Path
+    given: Path
     grid: PixelGrid
     wkt: str
     metres_per_unit: float
@@ -181,7 +183,7 @@ def add_pair(
     catalog = _Catalog(catalog_dir, contract)
     with _catalog_lock(catalog_dir), _undone_on_error(catalog.item_path(name).parent):
         files = _place_files(catalog.item_path(name).parent, pan, ms, contract, copy=copy, georeference=georeference)
-        pan_raster, *ms_rasters = (_read_header(path) for path in files)
+        pan_raster, *ms_rasters = (_read_header(*paths) for paths in zip(files, (pan, *ms), strict=True))
         specs, bands_from = _assign_bands(contract, ms_rasters, bands)
         _check_pair(contract, pan_raster, ms_rasters)
         moment, datetime_from = _acquisition(acquired, pan_raster)
@@ -272,15 +274,16 @@ def _is_georeferenced(source: Any) -> bool:  # Any: rasterio has no types
     return source.crs is not None and not source.transform.is_identity
 
 
-def _read_header(path: Path) -> _Raster:
+def _read_header(path: Path, given: Path) -> _Raster:
     with _opened(path) as source:
         if not _is_georeferenced(source):
-            raise InvalidSceneError(_no_frame(path, source))
+            raise InvalidSceneError(_no_frame(given, source))
         authority = source.crs.to_authority()
         crs = ":".join(authority) if authority else source.crs.to_wkt(version="WKT2_2019")
         factor = source.crs.linear_units_factor[1] if source.crs.is_projected else METRES_PER_DEGREE
         return _Raster(
             path=path,
+            given=given,
             grid=PixelGrid(crs=crs, transform=tuple(source.transform)[:6], shape_yx=source.shape),
             wkt=source.crs.to_wkt(version="WKT2_2019"),
             metres_per_unit=float(factor),
@@ -343,33 +346,52 @@ def _place_files(
     if len(set(sources)) != len(sources):
         raise InvalidSceneError(f"{pan}: the same file is given twice; expected PAN and MS in files of their own")
     if georeference is not None:
+        targets = _targets(folder, [f"{path.stem}.tif" for path in sources])
         steps = [georeference.gsd, *[georeference.gsd * contract.ratio] * len(ms)]
-        return [_copy_with_frame(path, folder, georeference, step) for path, step in zip(sources, steps, strict=True)]
-    return [_copy(path, folder) for path in sources] if copy else sources
+        for path, target, step in zip(sources, targets, steps, strict=True):
+            _copy_with_frame(path, target, georeference, step)
+        return targets
+    if copy:
+        targets = _targets(folder, [path.name for path in sources])
+        for path, target in zip(sources, targets, strict=True):
+            _copy(path, target)
+        return targets
+    return sources
 
 
-def _copy(path: Path, folder: Path) -> Path:
+def _targets(folder: Path, names: Sequence[str]) -> list[Path]:
+    """Where the copies go: files of the same name (``B1/raw.tif``, ``B2/raw.tif``) into folders by their number."""
+    return [
+        folder / (name if names.count(name) == 1 else f"{number}/{name}") for number, name in enumerate(names, start=1)
+    ]
+
+
+def _copy(path: Path, target: Path) -> None:
     with _opened(path):
-        target = folder / path.name
+        pass
     if target != path:
         _replace(target, lambda temporary: shutil.copyfile(path, temporary), time_of=path)
-    return target
 
 
-def _copy_with_frame(path: Path, folder: Path, frame: Georeference, step: float) -> Path:
-    target = folder / f"{path.stem}.tif"
+def _copy_with_frame(path: Path, target: Path, frame: Georeference, step: float) -> None:
     with _opened(path) as source:
         if _is_georeferenced(source):
             raise InvalidSceneError(
                 f"{path}: has a georeference already ({source.crs}); leave out the assumed one (--assume-origin)"
             )
         transform = rasterio.Affine(step, 0, frame.x, 0, -step, frame.y)
-        profile = _tiff_profile(source.count, source.shape, source.dtypes[0], frame.crs, transform)
+        profile = _tiff_profile(source.count, source.shape, str(np.result_type(*source.dtypes)), frame.crs, transform)
+        flags = source.mask_flag_enums[0]
+        has_mask = MaskFlags.per_dataset in flags and MaskFlags.alpha not in flags
 
         def write(temporary: Path) -> None:
-            with rasterio.open(temporary, "w", **profile | {"nodata": source.nodata}) as out:
+            inside = rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True)
+            with inside, rasterio.open(temporary, "w", **profile | {"nodata": source.nodata}) as out:
+                out.colorinterp = source.colorinterp  # first: what GDAL cannot say in a tag goes into the header
                 for _, window in out.block_windows(1):
-                    out.write(_read_window(path, source, window), window=window)
+                    out.write(_read_window(path, source.read, window), window=window)
+                    if has_mask:
+                        out.write_mask(_read_window(path, source.dataset_mask, window), window=window)
                 for band, text in enumerate(source.descriptions, start=1):
                     out.set_band_description(band, text or "")
                 out.scales, out.offsets = source.scales, source.offsets
@@ -377,12 +399,11 @@ def _copy_with_frame(path: Path, folder: Path, frame: Georeference, step: float)
 
         _projected(frame)
         _replace(target, write, time_of=path)
-    return target
 
 
-def _read_window(path: Path, source: Any, window: Any) -> _Pixels:  # Any: rasterio has no types
+def _read_window(path: Path, read: Callable[..., Any], window: Any) -> _Pixels:  # Any: rasterio has no types
     try:
-        pixels: _Pixels = source.read(window=window)
+        pixels: _Pixels = read(window=window)
     except RasterioError as err:
         raise InvalidSceneError(f"{path}: its pixels cannot be read ({err}); is the file complete?") from err
     return pixels
@@ -481,12 +502,12 @@ def _assign_bands(
     count = sum(raster.band_count for raster in rasters)
     if len(rasters) > 1 and (wide := next((r for r in rasters if r.band_count != 1), None)):
         raise InvalidSceneError(
-            f"{wide.path}: has {wide.band_count} bands among {len(rasters)} MS files, expected one band per file, or "
+            f"{wide.given}: has {wide.band_count} bands among {len(rasters)} MS files, expected one band per file, or "
             "one file with all bands"
         )
     if named is not None and len(named) != count:
         raise InvalidSceneError(
-            f"{rasters[0].path}: has {count} bands, but {len(named)} were named: {', '.join(named)}"
+            f"{rasters[0].given}: has {count} bands, but {len(named)} were named: {', '.join(named)}"
         )
     labels = [text for raster in rasters for text in raster.descriptions]
     proposals: list[tuple[Sequence[BandSpec | None], str]] = []
@@ -494,14 +515,14 @@ def _assign_bands(
         proposals.append((contract.subset(named), "option"))
     proposals.append(([contract.find_band(label) if label else None for label in labels], "band descriptions"))
     if len(rasters) > 1:
-        proposals.append((_bands_in_names(contract, [raster.path.stem for raster in rasters]), "file names"))
+        proposals.append((_bands_in_names(contract, [raster.given.stem for raster in rasters]), "file names"))
     for proposal, origin in proposals:
         specs = tuple(spec for spec in proposal if spec is not None)
         if len({spec.name for spec in specs}) == count:
             _check_delivery(contract, specs, rasters)
             return specs, origin
         if origin == "option":
-            raise InvalidSceneError(f"{rasters[0].path}: a band is named twice: {', '.join(named or ())}")
+            raise InvalidSceneError(f"{rasters[0].given}: a band is named twice: {', '.join(named or ())}")
     delivery = contract.delivery_of(count)
     if delivery is None:
         raise InvalidSceneError(_wrong_bands(contract, rasters, f"{count} bands"))
@@ -517,7 +538,7 @@ def _check_delivery(contract: SensorContract, specs: Sequence[BandSpec], rasters
 
 def _wrong_bands(contract: SensorContract, rasters: Sequence[_Raster], found: str) -> str:
     expected = " or ".join(f"{len(d.bands)} ({', '.join(d.bands)})" for d in contract.band_sets)
-    files = ", ".join(str(raster.path) for raster in rasters)
+    files = ", ".join(str(raster.given) for raster in rasters)
     return f"{files}: found {found}, expected for {contract.name} {expected}; check the files and --sensor"
 
 
@@ -533,22 +554,22 @@ def _bands_in_names(contract: SensorContract, stems: Sequence[str]) -> list[Band
 def _check_pair(contract: SensorContract, pan: _Raster, rasters: Sequence[_Raster]) -> None:
     if pan.band_count != 1:
         raise InvalidSceneError(
-            f"{pan.path}: has {pan.band_count} bands, expected PAN with one; are PAN and MS swapped?"
+            f"{pan.given}: has {pan.band_count} bands, expected PAN with one; are PAN and MS swapped?"
         )
     for raster in (pan, *rasters):
         if raster.dtype not in _DATA_TYPES:
-            raise InvalidSceneError(f"{raster.path}: pixels are {raster.dtype}, expected integers or real numbers")
+            raise InvalidSceneError(f"{raster.given}: pixels are {raster.dtype}, expected integers or real numbers")
     for raster in rasters:
         if raster.grid != rasters[0].grid:
             raise GridMismatchError(
-                f"{raster.path} and {rasters[0].path}: MS bands on different grids, expected one; resample them first"
+                f"{raster.given} and {rasters[0].given}: MS bands on different grids, expected one; resample them first"
             )
         if needs_resampling(pan.grid, raster.grid, contract.ratio):
             continue
         try:
             pair_grids(pan.grid, raster.grid, contract.ratio)
         except GridMismatchError as err:
-            raise GridMismatchError(f"{pan.path} (PAN) and {raster.path} (MS): {err.message}") from err
+            raise GridMismatchError(f"{pan.given} (PAN) and {raster.given} (MS): {err.message}") from err
 
 
 def _gsd(raster: _Raster) -> float:

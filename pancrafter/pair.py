@@ -222,11 +222,12 @@ def sharpen_pair(
     """
     started = time.perf_counter()
     _check_output(out, [pan, *ms], overwrite=overwrite)
+    _check_different([pan, *ms])
     if method in (None, "pan-crafter"):
         weights_sha256(settings.weights)  # a missing file is better known before the scene is read
     with _scratch_beside(out) as scratch:
         on_progress("reading", 0, 1)
-        pan_path, ms_paths = _at_hand(pan, scratch), [_at_hand(path, scratch) for path in ms]
+        pan_path, *ms_paths = (_at_hand(path, scratch / str(n)) for n, path in enumerate((pan, *ms), start=1))
         name, contracts = _contract(sensor, pan_path, ms_paths, settings)
         added = add_pair(
             scratch / "catalog",
@@ -294,6 +295,7 @@ def _at_hand(path: str | Path, folder: Path) -> Path:
             return Path(path)
         source = str(Path(path).absolute())
     local = folder / f"{Path(source.partition('?')[0]).stem}.tif"
+    folder.mkdir()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", NotGeoreferencedWarning)
@@ -327,6 +329,13 @@ def _check_output(out: Path, inputs: Sequence[str | Path], *, overwrite: bool) -
         raise SinkError(f"{out}: exists already; choose another name or give --overwrite")
     if not out.absolute().parent.is_dir():
         raise SinkError(f"{out}: folder {out.absolute().parent} does not exist; make it first")
+
+
+def _check_different(inputs: Sequence[str | Path]) -> None:
+    names = [str(path) for path in inputs]
+    repeated = next((name for name in names if names.count(name) > 1), None)
+    if repeated is not None:
+        raise InvalidSceneError(f"{repeated}: the same file is given twice; expected PAN and MS in files of their own")
 
 
 @contextmanager

@@ -15,6 +15,7 @@ import numpy as np
 import pystac
 import pytest
 import rasterio
+from rasterio.enums import ColorInterp
 from rasterio.transform import Affine
 
 from pancrafter.errors import ContractError, GridMismatchError, InvalidSceneError, SinkError
@@ -455,6 +456,66 @@ def test_a_declared_frame_is_written_into_copies_and_marked(catalog: Path, tmp_p
             np.testing.assert_array_equal(pixels, original.read())
     assert item.assets["ms"].extra_fields["nodata"] == 0
     assert add_pair(catalog, "worldview-3", pan, [ms], georeference=frame).change == "unchanged"
+
+
+def masked_by_file(path: Path, hidden: tuple[slice, slice], *, internal: bool) -> Path:
+    """Give a file a mask that hides some of its pixels, inside it or beside it."""
+    with rasterio.open(path) as source:
+        shown = np.full(source.shape, 255, np.uint8)
+    shown[hidden] = 0
+    with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=internal), rasterio.open(path, "r+") as out:
+        out.write_mask(shown)
+    return path
+
+
+@pytest.mark.parametrize("framed", [True, False])
+def test_files_of_one_name_in_several_folders_are_copied_apart(catalog: Path, tmp_path: Path, *, framed: bool) -> None:
+    crs = None if framed else "EPSG:32633"
+    pan = write(tmp_path / "in" / "pan" / "raw.tif", size=32, step=0.5, crs=crs, seed=9)
+    bands = {name: write(tmp_path / "in" / name / "raw.tif", size=8, step=2.0, crs=crs, seed=i)
+             for i, name in enumerate(("blue", "green", "red", "nir1"))}  # fmt: skip
+    frame = parse_georeference("EPSG:32633 400000 5600000 0.5") if framed else None
+    for change in ("added", "unchanged"):
+        result = add_pair(
+            catalog, "worldview-2", pan, list(bands.values()), item_id="x", bands=list(bands), copy=True,
+            georeference=frame,
+        )  # fmt: skip
+        assert result.change == change
+    assets = items(catalog)["x"].assets
+    for key, source in (bands | {"pan": pan}).items():
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
+            with rasterio.open(assets[key].get_absolute_href()) as copy, rasterio.open(source) as original:
+                np.testing.assert_array_equal(copy.read(), original.read())
+
+
+@pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
+@pytest.mark.parametrize("internal", [True, False])
+def test_masks_and_colour_interpretation_survive_a_declared_frame(
+    catalog: Path, tmp_path: Path, *, internal: bool
+) -> None:
+    pan = write(tmp_path / "in" / "p1.tif", size=300, crs=None)
+    masked_by_file(pan, (slice(0, 290), slice(100, 299)), internal=internal)
+    ms = write(tmp_path / "in" / "m1.tif", count=8, size=75, crs=None)
+    kinds = (ColorInterp.blue, ColorInterp.green, ColorInterp.red, *[ColorInterp.undefined] * 5)
+    with rasterio.open(ms, "r+") as out:
+        out.colorinterp = kinds
+    add_pair(catalog, "worldview-3", pan, [ms], georeference=parse_georeference("EPSG:32633 400000 5600000 0.5"))
+    assets = items(catalog)["p1"].assets
+    with rasterio.open(assets["pan"].get_absolute_href()) as copy, rasterio.open(pan) as original:
+        np.testing.assert_array_equal(copy.dataset_mask(), original.dataset_mask())
+        assert 0 < (copy.dataset_mask() == 0).mean() < 1
+    with rasterio.open(assets["ms"].get_absolute_href()) as copy:
+        assert copy.colorinterp == kinds
+        assert copy.dataset_mask().all()
+    assert sorted(path.name for path in (catalog / "worldview-3" / "p1").iterdir()) == ["m1.tif", "p1.json", "p1.tif"]
+
+
+def test_errors_name_the_file_that_was_given_not_its_copy(catalog: Path, tmp_path: Path) -> None:
+    pan = write(tmp_path / "in" / "p1.tif", count=2, size=32, crs=None)
+    ms = write(tmp_path / "in" / "m1.tif", count=8, size=8, crs=None)
+    with pytest.raises(InvalidSceneError, match=rf"^{re.escape(str(pan))}: has 2 bands"):
+        add_pair(catalog, "worldview-3", pan, [ms], georeference=parse_georeference("EPSG:32633 0 0 0.5"))
 
 
 def test_a_damaged_file_is_blamed_on_the_source(catalog: Path, tmp_path: Path) -> None:

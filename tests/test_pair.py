@@ -26,6 +26,7 @@ from pancrafter import pair as pair_module
 from pancrafter.cli import app
 from pancrafter.cli.shared import OptionError, parse_size
 from pancrafter.errors import InvalidSceneError, SinkError
+from pancrafter.ingest import parse_georeference
 from pancrafter.pair import sharpen_pair
 from pancrafter.pyramid import Spool
 from pancrafter.settings import Settings
@@ -180,6 +181,33 @@ def test_paths_that_only_gdal_knows(tmp_path: Path) -> None:
     with pytest.raises(InvalidSceneError, match=r"none\.tif: cannot be read .*; check the address"):
         sharpened(f"/vsizip/{archive}/none.tif", places[1], tmp_path / "d.tif")
     assert sorted(path.name for path in tmp_path.glob("*.tif")) == ["a.tif", "b.tif", "c.tif", "ms.tif", "pan.tif"]
+
+
+@pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
+@pytest.mark.parametrize("how", ["frame", "vrt"])
+def test_files_of_one_name_in_several_folders_stay_apart(tmp_path: Path, how: str) -> None:
+    """Copies with the assumed frame, and stand-ins of what is no TIFF, are not written over one another."""
+    pan, ms = observed(overlap((64, 64), 4), 3, 1)
+    placed = {} if how == "vrt" else {"crs": None, "transform": None}
+    files = []
+    for name, image, pixel in (("PAN", pan, 0.5), *((f"B{n}", band, 2) for n, band in enumerate(ms, start=1))):
+        (tmp_path / name).mkdir()
+        path = write_tif(tmp_path / name / "img.tif", image[None], pixel, **placed)
+        if how == "vrt":
+            rasterio.shutil.copy(path, path.with_suffix(".vrt"), driver="VRT")
+            path = path.with_suffix(".vrt")
+        files.append(path)
+    options = {} if how == "vrt" else {"georeference": parse_georeference("EPSG:32633 500000 4000000 0.5")}
+    sharpen_pair(files[0], files[1:], tmp_path / "split.tif", ONE_THREAD, method="exp", **options)
+    expected = sharpened(*write_pair(tmp_path, (64, 64)), tmp_path / "whole.tif", method="exp")
+    with rasterio.open(tmp_path / "split.tif") as split:
+        np.testing.assert_array_equal(split.read(), expected)
+
+
+def test_a_remote_file_given_twice_is_refused(tmp_path: Path) -> None:
+    pan, ms = write_pair(tmp_path, bands=1)
+    with pytest.raises(InvalidSceneError, match=r"^s3://b/ms\.tif: the same file is given twice"):
+        sharpen_pair(pan, [ms, "s3://b/ms.tif", "s3://b/ms.tif"], tmp_path / "out.tif", ONE_THREAD, method="exp")
 
 
 def test_other_formats_than_tiff(tmp_path: Path) -> None:
