@@ -211,6 +211,8 @@ class _Source:
     dtype: str
     nodata: tuple[float | None, ...]
     masked: bool
+    alpha: int | None
+    """Number of the band that is 0 where the others were not measured."""
     scale: tuple[float, ...]
     offset: tuple[float, ...]
     access: Access = OPEN_TO_ALL
@@ -327,6 +329,12 @@ def _describe_source(
             scene=scene.key,
             asset=key,
         )
+    if any(dataset.colorinterp[index - 1] == ColorInterp.palette for index in indexes):
+        raise InvalidSceneError(
+            "its pixels are places in a palette, expected DN; expand it: gdal_translate -expand rgb",
+            scene=scene.key,
+            asset=key,
+        )
     authority = dataset.crs.to_authority()
     return _Source(
         scene=scene.key,
@@ -342,13 +350,26 @@ def _describe_source(
         crs_wkt=dataset.crs.to_wkt(),
         dtype=dtypes.pop(),
         nodata=tuple(_or_contract(dataset.nodatavals[index - 1], contract.nodata) for index in indexes),
-        masked=any(MaskFlags.per_dataset in dataset.mask_flag_enums[index - 1] for index in indexes),
+        masked=any(_has_mask(dataset.mask_flag_enums[index - 1]) for index in indexes),
+        alpha=next((index for index in _alpha_bands(dataset) if index not in indexes), None),
         scale=tuple(dataset.scales[index - 1] for index in indexes),
         offset=tuple(dataset.offsets[index - 1] for index in indexes),
         at_hand=dataset.driver == "GTiff"
         and Path(dataset.name).is_file()
         and dataset.block_shapes[0][1] <= _AT_HAND_BLOCK_PX,
     )
+
+
+def _has_mask(flags: Sequence[MaskFlags]) -> bool:
+    """Whether a band has a mask beside its pixels; alpha is read as the band it is, for GDAL sees it only at times."""
+    return MaskFlags.per_dataset in flags and MaskFlags.alpha not in flags
+
+
+def _alpha_bands(dataset: Any) -> list[int]:  # Any: rasterio is untyped
+    """Numbers of the bands that the header calls alpha; those that a scene uses are image all the same."""
+    return [
+        index for index, kind in zip(dataset.indexes, dataset.colorinterp, strict=True) if kind == ColorInterp.alpha
+    ]
 
 
 def _absurd(dataset: Any) -> str | None:  # Any: rasterio is untyped
@@ -511,6 +532,14 @@ class _OpenFiles(threading.local):
 
 def _warped(dataset: Any, source: _Source) -> Any:  # Any: rasterio is untyped
     """The file seen on the source's grid: Keys' cubic, exact positions; an alpha band says what was interpolated."""
+    alpha = _alpha_bands(dataset)
+    if not set(alpha).isdisjoint(source.indexes):
+        raise InvalidSceneError(
+            f"MS must be resampled, but the header calls its band {alpha[0]} alpha, by which the others would be "
+            f"weighted; correct that: gdal_edit.py -colorinterp_{alpha[0]} undefined",
+            scene=source.scene,
+            asset=source.asset,
+        )
     rows, cols = source.grid.shape_yx
     return WarpedVRT(
         dataset,
@@ -522,12 +551,8 @@ def _warped(dataset: Any, source: _Source) -> Any:  # Any: rasterio is untyped
         tolerance=_WARP_TOLERANCE_PX,
         src_nodata=source.nodata[0],
         nodata=source.nodata[0],
-        add_alpha=not _has_alpha(dataset),
+        add_alpha=not alpha,
     )
-
-
-def _has_alpha(dataset: Any) -> bool:  # Any: rasterio is untyped
-    return ColorInterp.alpha in dataset.colorinterp
 
 
 _OPEN_FILES = _OpenFiles()
@@ -641,10 +666,12 @@ def _read_window(source: _Source, window: RasterWindow, token: str) -> tuple[NDA
     with rasterio.Env(**_GDAL_OPTIONS, **options):
         values = dataset.read(source.indexes, window=window)
         measured = np.isfinite(values) if values.dtype.kind == "f" else np.ones(values.shape, bool)
-        if source.warped:
-            measured &= dataset.read(dataset.colorinterp.index(ColorInterp.alpha) + 1, window=window) != 0
-        elif source.masked:
+        if source.warped:  # that alpha knows of the file's mask, alpha and nodata
+            return values, measured & (dataset.read(_alpha_bands(dataset)[0], window=window) != 0)
+        if source.masked:
             measured &= dataset.read_masks(source.indexes, window=window) != 0
+        if source.alpha is not None:
+            measured &= dataset.read(source.alpha, window=window) != 0
     return values, measured
 
 

@@ -27,7 +27,7 @@ import numpy.typing as npt
 import pystac
 import rasterio
 from pydantic import Field
-from rasterio.enums import MaskFlags
+from rasterio.enums import ColorInterp, MaskFlags
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 
 from pancrafter.errors import ContractError, GridMismatchError, InvalidSceneError, PancrafterError, SinkError
@@ -93,7 +93,10 @@ class AddedPairs(Record):
 
 
 class _Raster(NamedTuple):
-    """What the header of one file says; ``path`` may be a copy of the file that was ``given``."""
+    """What the header of one file says; ``path`` may be a copy of the file that was ``given``.
+
+    Of its bands, only those of the image count (``image_bands``).
+    """
 
     path: Path
     given: Path
@@ -101,6 +104,7 @@ class _Raster(NamedTuple):
     wkt: str
     metres_per_unit: float
     band_count: int
+    has_alpha: bool
     dtype: str
     nodata: tuple[float | None, ...]
     scales: tuple[float, ...]
@@ -183,7 +187,9 @@ def add_pair(
     catalog = _Catalog(catalog_dir, contract)
     with _catalog_lock(catalog_dir), _undone_on_error(catalog.item_path(name).parent):
         files = _place_files(catalog.item_path(name).parent, pan, ms, contract, copy=copy, georeference=georeference)
-        pan_raster, *ms_rasters = (_read_header(*paths) for paths in zip(files, (pan, *ms), strict=True))
+        pan_raster = _read_header(files[0], pan)
+        named_count = len(bands) if bands is not None and len(ms) == 1 else None
+        ms_rasters = [_read_header(path, given, named_count) for path, given in zip(files[1:], ms, strict=True)]
         specs, bands_from = _assign_bands(contract, ms_rasters, bands)
         _check_pair(contract, pan_raster, ms_rasters)
         moment, datetime_from = _acquisition(acquired, pan_raster)
@@ -263,6 +269,11 @@ def _opened(path: Path) -> Iterator[Any]:  # Any: rasterio has no types
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", NotGeoreferencedWarning)
             with rasterio.open(path) as source:
+                if ColorInterp.palette in source.colorinterp:
+                    raise InvalidSceneError(
+                        f"{path}: its pixels are places in a palette, expected DN; expand it: "
+                        "gdal_translate -expand rgb"
+                    )
                 yield source
     except RasterioError as err:
         raise InvalidSceneError(
@@ -274,10 +285,35 @@ def _is_georeferenced(source: Any) -> bool:  # Any: rasterio has no types
     return source.crs is not None and not source.transform.is_identity
 
 
-def _read_header(path: Path, given: Path) -> _Raster:
+def image_bands(source: Any, named_count: int | None = None) -> tuple[int, ...]:  # Any: rasterio has no types
+    """Numbers, from 1, of the bands of an open raster that hold its image: all but alpha.
+
+    GDAL calls the last of four bands of bytes alpha unless it is told otherwise, near infrared too. What a description
+    calls something else is image, and all bands are where names are given for so many (``named_count``).
+    """
+    if named_count == source.count:
+        return tuple(source.indexes)
+    bands = zip(source.indexes, source.colorinterp, source.descriptions, strict=True)
+    image = [index for index, kind, text in bands if kind != ColorInterp.alpha or not _may_be_alpha(text)]
+    return tuple(image or source.indexes)
+
+
+def _may_be_alpha(description: str | None) -> bool:
+    return not description or any(word in fold(description) for word in ("alpha", "mask"))
+
+
+def _read_header(path: Path, given: Path, named_count: int | None = None) -> _Raster:
     with _opened(path) as source:
         if not _is_georeferenced(source):
             raise InvalidSceneError(_no_frame(given, source))
+        image = image_bands(source, named_count)
+        if image != tuple(range(1, len(image) + 1)):
+            raise InvalidSceneError(
+                f"{given}: of its {source.count} bands only {image} are image, the others are alpha; expected alpha "
+                "behind them: reorder the bands (gdal_translate -b) or correct what the header calls them "
+                "(gdal_edit.py -colorinterp_N undefined)"
+            )
+        of_image = slice(len(image))
         authority = source.crs.to_authority()
         crs = ":".join(authority) if authority else source.crs.to_wkt(version="WKT2_2019")
         factor = source.crs.linear_units_factor[1] if source.crs.is_projected else METRES_PER_DEGREE
@@ -287,12 +323,13 @@ def _read_header(path: Path, given: Path) -> _Raster:
             grid=PixelGrid(crs=crs, transform=tuple(source.transform)[:6], shape_yx=source.shape),
             wkt=source.crs.to_wkt(version="WKT2_2019"),
             metres_per_unit=float(factor),
-            band_count=source.count,
-            dtype=str(np.result_type(*source.dtypes)),
-            nodata=tuple(source.nodatavals),
-            scales=tuple(source.scales),
-            offsets=tuple(source.offsets),
-            descriptions=tuple(text or "" for text in source.descriptions),
+            band_count=len(image),
+            has_alpha=len(image) < source.count,
+            dtype=str(np.result_type(*source.dtypes[of_image])),
+            nodata=tuple(source.nodatavals[of_image]),
+            scales=tuple(source.scales[of_image]),
+            offsets=tuple(source.offsets[of_image]),
+            descriptions=tuple(text or "" for text in source.descriptions[of_image]),
             media_type="image/tiff; application=geotiff" if source.driver == "GTiff" else None,
             acquired=_header_time(source),
         )
@@ -524,7 +561,8 @@ def _assign_bands(
         if origin == "option":
             raise InvalidSceneError(f"{rasters[0].given}: a band is named twice: {', '.join(named or ())}")
     delivery = contract.delivery_of(count)
-    if delivery is None:
+    alpha_may_be_image = len(rasters) == 1 and rasters[0].has_alpha and contract.delivery_of(count + 1) is not None
+    if delivery is None or alpha_may_be_image:
         raise InvalidSceneError(_wrong_bands(contract, rasters, f"{count} bands"))
     return contract.subset(delivery.bands), "usual order of the sensor"
 
@@ -539,6 +577,10 @@ def _check_delivery(contract: SensorContract, specs: Sequence[BandSpec], rasters
 def _wrong_bands(contract: SensorContract, rasters: Sequence[_Raster], found: str) -> str:
     expected = " or ".join(f"{len(d.bands)} ({', '.join(d.bands)})" for d in contract.band_sets)
     files = ", ".join(str(raster.given) for raster in rasters)
+    if any(raster.has_alpha for raster in rasters):
+        found += (
+            " beside alpha (which may be image: GDAL calls the last of four bytes so; name what is image with --bands)"
+        )
     return f"{files}: found {found}, expected for {contract.name} {expected}; check the files and --sensor"
 
 

@@ -27,7 +27,7 @@ from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from pancrafter.catalog import judge_document
 from pancrafter.compute import Compute
 from pancrafter.errors import InvalidSceneError, SinkError
-from pancrafter.ingest import Georeference, add_pair
+from pancrafter.ingest import Georeference, add_pair, image_bands
 from pancrafter.model.names import SharpeningMethod, weights_sha256
 from pancrafter.scratch import remove_folder
 from pancrafter.sensors import GENERIC, SensorContract, contract_for_platform, generic_contract, load_contracts
@@ -72,6 +72,8 @@ class FileHeader(Record):
 
     shape_yx: tuple[int, int]
     band_count: int
+    """Bands of the image, without alpha."""
+    has_alpha: bool
     dtype: str
     crs: str | None
     pixel_size: float | None
@@ -89,6 +91,8 @@ class SharpenedPair(Record):
     adapted: str | None
     """Whether the network was adapted to the scene and why (not); None where it was not asked for."""
     bands: tuple[str, ...]
+    ms_alpha: bool
+    """Whether a band of MS is alpha by its header: it said which pixels are valid."""
     dtype: str
     shape_yx: tuple[int, int]
     crs: str
@@ -108,8 +112,10 @@ class SharpenedPair(Record):
         return self.mpx / self.sharpen_seconds
 
 
-def read_file_header(path: str | Path) -> FileHeader:
+def read_file_header(path: str | Path, named_count: int | None = None) -> FileHeader:
     """Size, type, pixel size and satellite of a raster file, without its pixels.
+
+    ``named_count`` is for how many bands names are given: as ``image_bands`` takes it.
 
     Raises:
         InvalidSceneError: There is no such file, or it is no raster.
@@ -121,9 +127,11 @@ def read_file_header(path: str | Path) -> FileHeader:
             warnings.simplefilter("ignore", NotGeoreferencedWarning)
             with rasterio.open(path) as source:
                 placed = source.crs is not None and not source.transform.is_identity
+                band_count = len(image_bands(source, named_count))
                 return FileHeader(
                     shape_yx=source.shape,
-                    band_count=source.count,
+                    band_count=band_count,
+                    has_alpha=band_count < source.count,
                     dtype=source.dtypes[0],
                     crs=source.crs.to_string() if placed else None,
                     pixel_size=abs(source.transform.a) if placed else None,
@@ -135,29 +143,40 @@ def read_file_header(path: str | Path) -> FileHeader:
         ) from err
 
 
-def infer_contract(pan: Path, ms: Sequence[Path], contracts: Mapping[str, SensorContract]) -> SensorContract:
+def infer_contract(
+    pan: Path, ms: Sequence[Path], contracts: Mapping[str, SensorContract], bands: Sequence[str] | None = None
+) -> SensorContract:
     """The contract of the satellite that the PAN header or file name names, else a generic one for these files.
+
+    ``bands`` are the names given for the MS bands.
 
     Raises:
         InvalidSceneError: A file cannot be read, or PAN pixels are not smaller than MS pixels.
     """
-    generic, header = contract_for_files(pan, ms), read_file_header(pan)
+    generic, header = contract_for_files(pan, ms, bands), read_file_header(pan)
     named = contract_for_platform(header.satellite, contracts) if header.satellite else None
     known = named or next((c for c in contracts.values() if pan.name.startswith(c.id_prefixes or "\0")), None)
     fits = known is not None and known.ratio == generic.ratio and known.delivery_of(len(generic.bands)) is not None
     return known if known is not None and fits else generic
 
 
-def contract_for_files(pan: Path, ms: Sequence[Path]) -> SensorContract:
+def contract_for_files(pan: Path, ms: Sequence[Path], bands: Sequence[str] | None = None) -> SensorContract:
     """A generic contract with the band count, ratio and DN ceiling of these files.
+
+    ``bands`` are the names given for the MS bands.
 
     Raises:
         InvalidSceneError: A file cannot be read, or PAN pixels are not smaller than MS pixels.
     """
-    headers = [read_file_header(path) for path in ms]
+    headers = _ms_headers(ms, bands)
     dn_max = max(_DN_MAX.get(header.dtype, _DN_MAX_WIDE) for header in headers)
     generic = generic_contract(sum(header.band_count for header in headers), pixel_ratio(pan, ms[0]), dn_max)
     return generic.model_copy(update={"name": UNKNOWN_SENSOR, "platforms": (UNKNOWN_SENSOR,)})
+
+
+def _ms_headers(ms: Sequence[Path], bands: Sequence[str] | None) -> list[FileHeader]:
+    named_count = len(bands) if bands is not None and len(ms) == 1 else None
+    return [read_file_header(path, named_count) for path in ms]
 
 
 def pixel_ratio(pan: Path, ms: Path) -> int:
@@ -228,7 +247,8 @@ def sharpen_pair(
     with _scratch_beside(out) as scratch:
         on_progress("reading", 0, 1)
         pan_path, *ms_paths = (_at_hand(path, scratch / str(n)) for n, path in enumerate((pan, *ms), start=1))
-        name, contracts = _contract(sensor, pan_path, ms_paths, settings)
+        name, contracts = _contract(sensor, pan_path, ms_paths, bands, settings)
+        ms_alpha = any(header.has_alpha for header in _ms_headers(ms_paths, bands))
         added = add_pair(
             scratch / "catalog",
             name,
@@ -269,6 +289,7 @@ def sharpen_pair(
         method=chosen,
         adapted=adapted,
         bands=scene.bands,
+        ms_alpha=ms_alpha,
         dtype=staged.dtype,
         shape_yx=(rows, cols),
         crs=staged.grid.pan.crs,
@@ -308,14 +329,14 @@ def _at_hand(path: str | Path, folder: Path) -> Path:
 
 
 def _contract(
-    sensor: str | None, pan: Path, ms: Sequence[Path], settings: Settings
+    sensor: str | None, pan: Path, ms: Sequence[Path], bands: Sequence[str] | None, settings: Settings
 ) -> tuple[str, dict[str, SensorContract]]:
     """Name of the sensor to use, and the contracts to look it up in."""
     known = load_contracts(Path(settings.contracts_dir) if settings.contracts_dir else None)
     if sensor is not None and sensor != GENERIC:
         pixel_ratio(pan, ms[0])  # swapped files are better named than their wrong band count
         return sensor, known
-    chosen = infer_contract(pan, ms, known) if sensor is None else contract_for_files(pan, ms)
+    chosen = infer_contract(pan, ms, known, bands) if sensor is None else contract_for_files(pan, ms, bands)
     return chosen.name, {chosen.name: chosen} | known
 
 

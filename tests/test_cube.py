@@ -256,6 +256,64 @@ def test_alpha_band_masks(pair: Pair, tmp_path: Path, stage: Stage) -> None:
     assert staged.valid_share == pytest.approx(27 / 37)
 
 
+@pytest.mark.parametrize("resampled", [False, True])
+def test_alpha_masks_wherever_gdal_sees_none(pair: Pair, tmp_path: Path, *, resampled: bool) -> None:
+    """GDAL makes a mask of alpha only in files of two or four bands; here are five, and PAN with two of three."""
+    alpha = np.full((1, *pair.ms.shape[1:]), 65535, np.uint16)
+    alpha[0, :10] = 0
+    pair.ms = np.concatenate([pair.ms, pair.ms[:1], alpha])
+    pair.ms_gsd = 1.995 if resampled else None
+    scene = pair.write(tmp_path)
+    with rasterio.open(scene.ms[0].href, "r+") as dataset:
+        dataset.colorinterp = [ColorInterp.gray, *[ColorInterp.undefined] * 3, ColorInterp.alpha]
+        assert dataset.dataset_mask().all()
+    staged = stage_scene(scene, contract(), str(tmp_path / "a.zarr"), block_px=64)
+    assert staged.ms_resampled == resampled
+    assert staged.valid_share == pytest.approx(27 / 37, abs=0.01 if resampled else 1e-6)
+
+
+def test_alpha_of_pan_masks(pair: Pair, tmp_path: Path) -> None:
+    scene = pair.write(tmp_path)
+    alpha = np.full(pair.pan.shape, 255, np.uint16)
+    alpha[:37] = 0
+    with rasterio.open(scene.pan.href, "w", **(_profile(scene.pan.href) | {"count": 2})) as target:
+        target.colorinterp = [ColorInterp.gray, ColorInterp.alpha]
+        target.write(np.stack([pair.pan, alpha]))
+    staged = stage_scene(scene, contract(), str(tmp_path / "a.zarr"), block_px=64)
+    assert staged.valid_share == pytest.approx(111 / 148)
+
+
+def test_a_band_of_the_scene_is_no_alpha_whatever_its_header_says(pair: Pair, tmp_path: Path) -> None:
+    """As GDAL calls the fourth band of bytes, which is near infrared."""
+    pair.ms = np.concatenate([pair.ms, pair.ms[:1]]).astype(np.uint8)
+    pair.ms[3, :10] = 0
+    scene = pair.write(tmp_path)
+    with rasterio.open(scene.ms[0].href) as dataset:
+        assert dataset.colorinterp[3] == ColorInterp.alpha
+    bands = (*BANDS, "nir")
+    specs = tuple(BandSpec(name=name, mtf=0.3, in_pan=True) for name in bands)
+    refs = tuple(AssetRef(key="ms", href=scene.ms[0].href, band=band) for band in (1, 2, 3, 4))
+    four = scene.model_copy(update={"ms": refs, "bands": bands})
+    staged = stage_scene(four, contract(bands=specs), str(tmp_path / "a.zarr"), block_px=64)
+    assert staged.valid_share == 1.0
+    assert np.array_equal(SceneStore.open(staged.store_uri).read_ms(whole((37, 51))), pair.ms)
+    pair.ms_gsd = 1.995
+    pair.write(tmp_path)
+    with pytest.raises(
+        InvalidSceneError, match=r"asset ms: MS must be resampled, but the header calls its band 4 alpha"
+    ):
+        stage_scene(four, contract(bands=specs), str(tmp_path / "b.zarr"), block_px=64)
+
+
+def test_a_palette_is_refused(pair: Pair, tmp_path: Path) -> None:
+    pair.pan = (pair.pan // 8).astype(np.uint8)
+    scene = pair.write(tmp_path)
+    with rasterio.open(scene.pan.href, "r+") as dataset:
+        dataset.write_colormap(1, {value: (value, 0, 255 - value) for value in range(256)})
+    with pytest.raises(InvalidSceneError, match=r"asset pan: its pixels are places in a palette.*-expand rgb"):
+        stage_scene(scene, contract(), str(tmp_path / "x.zarr"))
+
+
 def test_integral_floats_are_dn_and_nan_is_invalid(pair: Pair, stage: Stage) -> None:
     pair.pan, pair.ms = pair.pan.astype(np.float32), pair.ms.astype(np.float32)
     pair.ms[1, :, :3] = np.nan

@@ -511,6 +511,62 @@ def test_masks_and_colour_interpretation_survive_a_declared_frame(
     assert sorted(path.name for path in (catalog / "worldview-3" / "p1").iterdir()) == ["m1.tif", "p1.json", "p1.tif"]
 
 
+def with_alpha(path: Path, place: int = -1) -> Path:
+    """Have the header call one of the bands alpha."""
+    with rasterio.open(path, "r+") as out:
+        kinds = [ColorInterp.gray] + [ColorInterp.undefined] * (out.count - 1)
+        kinds[place] = ColorInterp.alpha
+        out.colorinterp = kinds
+    return path
+
+
+def test_alpha_is_no_band_of_the_image(catalog: Path, tmp_path: Path) -> None:
+    pan = with_alpha(write(tmp_path / "in" / "p1.tif", count=2, step=0.5))
+    ms = with_alpha(write(tmp_path / "in" / "m1.tif", count=9, size=8, step=2.0))
+    assert add_pair(catalog, "worldview-3", pan, [ms]).bands == WV3
+    scene = recognised(items(catalog)["p1"])
+    assert (scene.pan.band, [ref.band for ref in scene.ms]) == (1, list(range(1, 9)))
+
+
+def test_alpha_before_the_image_is_refused(catalog: Path, tmp_path: Path, pan: Path) -> None:
+    ms = with_alpha(write(tmp_path / "in" / "m1.tif", count=5, size=8, step=2.0), place=0)
+    _fails(
+        catalog, "worldview-2", pan, [ms], InvalidSceneError, r"m1\.tif: of its 5 bands only \(2, 3, 4, 5\) are image"
+    )
+
+
+def test_a_band_that_gdal_merely_calls_alpha_is_taken_for_image_where_it_is_named(
+    catalog: Path, tmp_path: Path, pan: Path
+) -> None:
+    """It calls the last of four bands of bytes that, of whatever colour."""
+    four = ("blue", "green", "red", "nir1")
+    ms = write(tmp_path / "in" / "m1.tif", count=4, size=8, step=2.0, dtype="uint8")
+    _fails(
+        catalog,
+        "worldview-2",
+        pan,
+        [ms],
+        InvalidSceneError,
+        "found 3 bands beside alpha .*name what is image with --bands",
+    )
+    assert add_pair(catalog, "worldview-2", pan, [ms], item_id="a", bands=four).bands == four
+    assert add_pair(catalog, "worldview-2", pan, [ms], item_id="c", bands=four[:3]).bands == four[:3]
+    told = write(tmp_path / "in" / "m2.tif", count=4, size=8, step=2.0, dtype="uint8", descriptions=four)
+    assert add_pair(catalog, "worldview-2", pan, [told], item_id="b").bands == four
+
+
+@pytest.mark.parametrize("crs", [None, "EPSG:32633"])
+@pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
+def test_a_palette_is_refused(catalog: Path, tmp_path: Path, crs: str | None) -> None:
+    pan = write(tmp_path / "in" / "p1.tif", step=0.5, dtype="uint8", crs=crs)
+    ms = write(tmp_path / "in" / "m1.tif", count=8, size=8, step=2.0, crs=crs)
+    with rasterio.open(pan, "r+") as out:
+        out.write_colormap(1, {value: (value, 0, 255 - value) for value in range(256)})
+    frame = None if crs else parse_georeference("EPSG:32633 0 0 0.5")
+    with pytest.raises(InvalidSceneError, match=r"p1\.tif: its pixels are places in a palette.*-expand rgb"):
+        add_pair(catalog, "worldview-3", pan, [ms], georeference=frame)
+
+
 def test_errors_name_the_file_that_was_given_not_its_copy(catalog: Path, tmp_path: Path) -> None:
     pan = write(tmp_path / "in" / "p1.tif", count=2, size=32, crs=None)
     ms = write(tmp_path / "in" / "m1.tif", count=8, size=8, crs=None)

@@ -18,6 +18,7 @@ import pytest
 import rasterio
 import rasterio.shutil
 from numpy.typing import NDArray
+from rasterio.enums import ColorInterp
 from rio_cogeo.cogeo import cog_validate
 from staged_scenes import observed, overlap
 from typer.testing import CliRunner
@@ -181,6 +182,49 @@ def test_paths_that_only_gdal_knows(tmp_path: Path) -> None:
     with pytest.raises(InvalidSceneError, match=r"none\.tif: cannot be read .*; check the address"):
         sharpened(f"/vsizip/{archive}/none.tif", places[1], tmp_path / "d.tif")
     assert sorted(path.name for path in tmp_path.glob("*.tif")) == ["a.tif", "b.tif", "c.tif", "ms.tif", "pan.tif"]
+
+
+@pytest.mark.parametrize("kind", ["bytes", "words"])
+def test_alpha_masks_and_is_not_sharpened(tmp_path: Path, kind: str) -> None:
+    """Of PAN and of MS; in five bands of uint16, too, where GDAL sees no mask."""
+    bands, scale, dtype = (3, 8, np.uint8) if kind == "bytes" else (4, 1, np.uint16)
+    pan, ms = observed(overlap((64, 64), 4), bands, 1)
+    pan, ms = (pan // scale).astype(dtype), (ms // scale).astype(dtype)
+    expected = sharpened(
+        write_tif(tmp_path / "pan.tif", pan[None], 0.5), write_tif(tmp_path / "ms.tif", ms, 2), tmp_path / "a.tif",
+        method="exp",
+    )  # fmt: skip
+    shown, shown_pan = np.full((1, 16, 16), 255, dtype), np.full((1, 64, 64), 1, dtype)
+    shown[:, :5], shown_pan[:, :, 50:] = 0, 0
+    for path, image, pixel in (
+        ("pan_a.tif", np.stack([pan, shown_pan[0]]), 0.5),
+        ("ms_a.tif", np.concatenate([ms, shown]), 2),
+    ):
+        write_tif(tmp_path / path, image, pixel)
+        with rasterio.open(tmp_path / path, "r+") as file:
+            file.colorinterp = [ColorInterp.gray, *[ColorInterp.undefined] * (file.count - 2), ColorInterp.alpha]
+    made = sharpen_pair(tmp_path / "pan_a.tif", [tmp_path / "ms_a.tif"], tmp_path / "b.tif", ONE_THREAD, method="exp")
+    assert made.ms_alpha
+    with rasterio.open(tmp_path / "b.tif") as file:
+        found, valid = file.read(), file.dataset_mask() != 0
+    assert len(found) == bands
+    assert np.array_equal(valid, np.kron(shown[0] != 0, np.ones((4, 4), bool)) & (shown_pan[0] != 0))
+    inner = (slice(None), slice(32, None), slice(0, 40))  # far from what is filled
+    assert np.abs(found[inner].astype(int) - expected[inner]).mean() < 0.02 * expected.mean()
+
+
+def test_near_infrared_that_gdal_calls_alpha_is_sharpened_where_it_is_named(tmp_path: Path) -> None:
+    pan, ms = observed(overlap((64, 64), 4), 4, 1)
+    fine, coarse = tmp_path / "pan.tif", tmp_path / "ms.tif"
+    write_tif(fine, (pan[None] // 8).astype(np.uint8), 0.5)
+    write_tif(coarse, (ms // 8).astype(np.uint8), 2)
+    words = ["sharpen", str(fine), str(coarse), str(tmp_path / "out.tif"), "--method", "exp", "--overwrite"]
+    told = CliRunner().invoke(app, words)
+    assert "3 bands" in told.stdout, told.output
+    assert "calls a band alpha, so it was taken for a mask and not sharpened; if it is image" in told.stderr
+    named = CliRunner().invoke(app, [*words, "--bands", "band-1,band-2,band-3,band-4"])
+    assert "4 bands" in named.stdout, named.output
+    assert "alpha" not in named.stderr
 
 
 @pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")

@@ -120,6 +120,9 @@ def _warn_of_guesses(made: SharpenedPair, sensor: str | None) -> None:
     if made.sensor == UNKNOWN_SENSOR and sensor != GENERIC:
         guessed = "sensor unknown, so generic MTF gains and band names were used"
         note(f"warning: {guessed}; name it with --sensor (see `pancrafter sensors list`)")
+    if made.ms_alpha:
+        taken = "the header of MS calls a band alpha, so it was taken for a mask and not sharpened"
+        note(f"warning: {taken}; if it is image (near infrared?), name all bands with --bands")
 
 
 def _print_pair(made: SharpenedPair) -> None:
