@@ -137,7 +137,7 @@ def stage_scene(
         [*(stage_pan(window) for window in store.pan_windows()), *(stage_ms(window) for window in store.ms_windows())],
         _merge_tallies,
     )
-    _check_pixels(scene, sources, tally, contract)
+    _check_pixels(scene, sources, tally, contract, ms_reader)
     valid_share = _valid_share(store_uri, pair, scene, tally)
     measured = measure_bands(store, pair, gain=_mean_gain(scene, contract))
     staged = _described(scene, contract, sources, pair, tally, measured, valid_share=valid_share, store_uri=store_uri)
@@ -156,7 +156,7 @@ def _described(
     valid_share: float,
     store_uri: str,
 ) -> StagedScene:
-    dtype = _output_dtype(sources.ms)
+    dtype = _output_dtype(sources)
     return StagedScene(
         scene=scene,
         store_uri=store_uri,
@@ -469,9 +469,12 @@ def _pair(scene: Scene, sources: _Sources, ratio: int) -> PairGrid:
         ) from err
 
 
-def _output_dtype(ms: Sequence[_Source]) -> str:
-    """Type of the published DN: the source's where that is uint8 or uint16, uint16 for every other."""
-    dtype = np.result_type(*(source.dtype for source in ms)).name
+def _output_dtype(sources: _Sources) -> str:
+    """Type of the published DN: the sources' where that is uint8 or uint16, uint16 for every other.
+
+    PAN's counts too: the scene's ceiling is at most the type's, and fits leave out what of PAN has reached it.
+    """
+    dtype = np.result_type(*(source.dtype for source in (sources.pan, *sources.ms))).name
     return dtype if dtype in ("uint8", "uint16") else "uint16"
 
 
@@ -627,6 +630,15 @@ class _WindowReader:
             valid &= measured.all(axis=0)
             bytes_read += values.nbytes
         return pixels, valid, bytes_read
+
+    def empty_band(self) -> int | None:
+        """Position of the first band without any valid pixel of its own, None where each has some; reads the files."""
+        empty = set(range(self.band_count))
+        for window in _pieces(_all_of(self.shape_yx), _COUNTING_PX):
+            for source in self.sources:
+                _, measured = _read_source(source, self._in_file(window), self.token)
+                empty -= {place for place, valid in zip(source.positions, measured, strict=True) if valid.any()}
+        return min(empty, default=None)
 
     def _in_file(self, window: Window) -> RasterWindow:
         (row, col), (y, x) = self.offset_yx, window
@@ -875,8 +887,19 @@ def _ceiling(
     return min(top, int(np.iinfo(dtype).max))
 
 
-def _check_pixels(scene: Scene, sources: _Sources, tally: _Tally, contract: SensorContract) -> None:
+def _check_pixels(
+    scene: Scene, sources: _Sources, tally: _Tally, contract: SensorContract, ms_reader: _WindowReader
+) -> None:
     ms_assets = {position: source.asset for source in sources.ms for position in source.positions}
+    if tally.pan.any() and not tally.ms[0].any():  # bands are counted where all of them are valid
+        empty = ms_reader.empty_band()
+        if empty is not None:
+            raise InvalidSceneError(_nothing_valid(scene.bands[empty]), scene=scene.key, asset=ms_assets[empty])
+        raise InvalidSceneError(
+            "no pixel is valid in all bands at once, expected a common area; check nodata values and masks",
+            scene=scene.key,
+            asset=" and ".join(source.asset for source in sources.ms),
+        )
     channels = [(sources.pan.asset, "PAN", tally.pan)]
     channels += [(ms_assets[band], scene.bands[band], histogram) for band, histogram in enumerate(tally.ms)]
     for asset, name, histogram in channels:
@@ -900,9 +923,7 @@ def check_dn(histogram: NDArray[np.int64], dn_max: int, *, channel: str, sensor:
     """
     count = int(histogram.sum())
     if count == 0:
-        raise InvalidSceneError(
-            f"{channel} has no valid pixel inside the overlap, expected data; check nodata value and mask"
-        )
+        raise InvalidSceneError(_nothing_valid(channel))
     above = int(histogram[dn_max + 1 :].sum())
     if above > MAX_SHARE_ABOVE_CEILING * count:
         largest = int(np.flatnonzero(histogram)[-1])
@@ -910,6 +931,10 @@ def check_dn(histogram: NDArray[np.int64], dn_max: int, *, channel: str, sensor:
             f"{channel} holds DN up to {largest} ({above / count:.2%} above {dn_max}), expected at most {dn_max}; this "
             f"is not the product of contract {sensor}: use a contract with the right ceiling"
         )
+
+
+def _nothing_valid(channel: str) -> str:
+    return f"{channel} has no valid pixel inside the overlap, expected data; check nodata value and mask"
 
 
 def value_range(histogram: NDArray[np.int64]) -> ValueRange:
@@ -1064,7 +1089,7 @@ def read_in_place(
     )
     pan, ms = (replace(reader, held=into) for reader, into in zip(readers, held, strict=True))
     files = SceneFiles(pan, ms, pair, block_px)
-    _check_pixels(scene, sources, tally, contract)
+    _check_pixels(scene, sources, tally, contract, ms)
     counted = {"pan": int(tally.pan.sum()), "ms": int(tally.ms[0].sum())}
     sizes = {"pan": math.prod(pair.pan.shape_yx), "ms": math.prod(pair.ms_shape_yx)}
     whole = {name for name in sizes if counted[name] == sizes[name]}

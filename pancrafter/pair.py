@@ -26,8 +26,8 @@ from rasterio.errors import NotGeoreferencedWarning, RasterioError
 
 from pancrafter.catalog import judge_document
 from pancrafter.compute import Compute
-from pancrafter.errors import InvalidSceneError, SinkError
-from pancrafter.ingest import Georeference, add_pair, image_bands
+from pancrafter.errors import InvalidSceneError, PancrafterError, SinkError
+from pancrafter.ingest import MS_KEY, PAN_KEY, Georeference, add_pair, image_bands
 from pancrafter.model.names import SharpeningMethod, weights_sha256
 from pancrafter.scratch import remove_folder
 from pancrafter.sensors import GENERIC, SensorContract, contract_for_platform, generic_contract, load_contracts
@@ -161,7 +161,7 @@ def infer_contract(
 
 
 def contract_for_files(pan: Path, ms: Sequence[Path], bands: Sequence[str] | None = None) -> SensorContract:
-    """A generic contract with the band count, ratio and DN ceiling of these files.
+    """A generic contract with the band count, ratio and DN ceiling of these files: that of the widest type.
 
     ``bands`` are the names given for the MS bands.
 
@@ -169,7 +169,7 @@ def contract_for_files(pan: Path, ms: Sequence[Path], bands: Sequence[str] | Non
         InvalidSceneError: A file cannot be read, or PAN pixels are not smaller than MS pixels.
     """
     headers = _ms_headers(ms, bands)
-    dn_max = max(_DN_MAX.get(header.dtype, _DN_MAX_WIDE) for header in headers)
+    dn_max = max(_DN_MAX.get(header.dtype, _DN_MAX_WIDE) for header in (read_file_header(pan), *headers))
     generic = generic_contract(sum(header.band_count for header in headers), pixel_ratio(pan, ms[0]), dn_max)
     return generic.model_copy(update={"name": UNKNOWN_SENSOR, "platforms": (UNKNOWN_SENSOR,)})
 
@@ -241,12 +241,12 @@ def sharpen_pair(
     """
     started = time.perf_counter()
     _check_output(out, [pan, *ms], overwrite=overwrite)
-    _check_different([pan, *ms])
+    inputs = _Inputs(pan, ms)
     if method in (None, "pan-crafter"):
         weights_sha256(settings.weights)  # a missing file is better known before the scene is read
-    with _scratch_beside(out) as scratch:
+    with _scratch_beside(out) as scratch, inputs.named():
         on_progress("reading", 0, 1)
-        pan_path, *ms_paths = (_at_hand(path, scratch / str(n)) for n, path in enumerate((pan, *ms), start=1))
+        pan_path, *ms_paths = inputs.bring_to_hand(scratch)
         name, contracts = _contract(sensor, pan_path, ms_paths, bands, settings)
         ms_alpha = any(header.has_alpha for header in _ms_headers(ms_paths, bands))
         added = add_pair(
@@ -259,6 +259,7 @@ def sharpen_pair(
             contracts=contracts,
             checksums=False,
         )
+        inputs.become_assets(added.bands)
         body = json.loads(Path(added.item_path).read_text(encoding="utf-8"))
         scene = judge_document(body, added.item_path, contracts)
         assert isinstance(scene, Scene), scene
@@ -301,6 +302,53 @@ def sharpen_pair(
         sharpen_seconds=streamed.seconds,
         seconds=time.perf_counter() - started,
     )
+
+
+class _Inputs:
+    """The files of a pair as the caller names them: errors call them so, whatever stands for them meanwhile.
+
+    Raises:
+        InvalidSceneError: A file is given twice.
+    """
+
+    def __init__(self, pan: str | Path, ms: Sequence[str | Path]) -> None:
+        self._names = [str(pan), *map(str, ms)]
+        self._paths: list[Path] = []
+        self._keys: list[str] = []
+        repeated = next((name for name in self._names if self._names.count(name) > 1), None)
+        if repeated is not None:
+            raise InvalidSceneError(
+                f"{repeated}: the same file is given twice; expected PAN and MS in files of their own"
+            )
+
+    def bring_to_hand(self, folder: Path) -> list[Path]:
+        """What stands for each file, PAN first."""
+        self._paths = [_at_hand(name, folder / str(number)) for number, name in enumerate(self._names, start=1)]
+        return self._paths
+
+    def become_assets(self, bands: Sequence[str]) -> None:
+        """From now on errors call the files by their keys in an item; ``bands`` are in the order of the files."""
+        self._keys = [PAN_KEY, *([MS_KEY] if len(self._names) == 2 else bands)]
+
+    @contextmanager
+    def named(self) -> Iterator[None]:
+        """Have errors say which file it is."""
+        try:
+            yield
+        except PancrafterError as err:
+            told = self._told(err)
+            if told == str(err):
+                raise
+            raise type(err)(told) from err
+
+    def _told(self, err: PancrafterError) -> str:
+        text = err.message
+        for path, name in zip(self._paths, self._names, strict=False):
+            text = text.replace(str(path), name)
+        if err.asset is None:
+            return text
+        known = dict(zip(self._keys, self._names, strict=False))
+        return " and ".join(known.get(key, key) for key in err.asset.split(" and ")) + f": {text}"
 
 
 def _at_hand(path: str | Path, folder: Path) -> Path:
@@ -350,13 +398,6 @@ def _check_output(out: Path, inputs: Sequence[str | Path], *, overwrite: bool) -
         raise SinkError(f"{out}: exists already; choose another name or give --overwrite")
     if not out.absolute().parent.is_dir():
         raise SinkError(f"{out}: folder {out.absolute().parent} does not exist; make it first")
-
-
-def _check_different(inputs: Sequence[str | Path]) -> None:
-    names = [str(path) for path in inputs]
-    repeated = next((name for name in names if names.count(name) > 1), None)
-    if repeated is not None:
-        raise InvalidSceneError(f"{repeated}: the same file is given twice; expected PAN and MS in files of their own")
 
 
 @contextmanager

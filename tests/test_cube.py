@@ -337,6 +337,15 @@ def test_bytes_keep_their_type_and_ceiling(pair: Pair, stage: Stage) -> None:
     assert (staged.dtype, staged.dn_max) == ("uint8", 255)
 
 
+def test_bytes_beside_pan_of_a_wider_type_have_its_ceiling(pair: Pair, tmp_path: Path) -> None:
+    """Or what of PAN is above 255 would count as saturated."""
+    scene = pair.write(tmp_path)
+    with rasterio.open(tmp_path / "ms.tif", "w", **(_profile(scene.ms[0].href) | {"dtype": "uint8"})) as target:
+        target.write((pair.ms // 8).astype(np.uint8))
+    staged = stage_scene(scene, contract(), str(tmp_path / "a.zarr"), block_px=64)
+    assert (staged.dtype, staged.dn_max) == ("uint16", 2047)
+
+
 def test_one_file_per_band_and_scale_of_the_header(pair: Pair, tmp_path: Path) -> None:
     scene = pair.write(tmp_path)
     for band, name in enumerate(BANDS):
@@ -483,6 +492,16 @@ def _all_nodata(pair: Pair) -> None:
     pair.ms[:] = 0
 
 
+def _one_band_nodata(pair: Pair) -> None:
+    pair.nodata = 0
+    pair.ms[2] = 0
+
+
+def _bands_never_together(pair: Pair) -> None:
+    pair.nodata = 0
+    pair.ms[0, :20] = pair.ms[1, 20:] = 0
+
+
 def _disjoint_valid(pair: Pair) -> None:
     pair.nodata = 0
     pair.ms[:, :20] = 0
@@ -511,6 +530,8 @@ def _other_ratio(pair: Pair) -> None:
         (_negative, InvalidSceneError, r"asset ms: rows .* hold DN from -3 .* expected 0 to 65535; declare the nodata"),
         (_fractional, InvalidSceneError, "asset pan: .*fractional float32 values, expected whole DN"),
         (_all_nodata, InvalidSceneError, "asset ms: blue has no valid pixel"),
+        (_one_band_nodata, InvalidSceneError, "asset ms: red has no valid pixel"),
+        (_bands_never_together, InvalidSceneError, "asset ms: no pixel is valid in all bands at once"),
         (_disjoint_valid, InvalidSceneError, "asset pan and ms: no pixel is valid in PAN and MS at once"),
         (_too_bright, InvalidSceneError, r"asset ms: blue holds DN up to 9000 .* expected at most 2047"),
         (_elsewhere, GridMismatchError, "asset pan and ms: PAN covers x .* expected an overlap"),

@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -184,6 +186,60 @@ def test_paths_that_only_gdal_knows(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.glob("*.tif")) == ["a.tif", "b.tif", "c.tif", "ms.tif", "pan.tif"]
 
 
+@pytest.mark.parametrize("method", ["brovey", "gsa", "mtf-glp-fs", "pan-crafter"])
+@pytest.mark.parametrize("divisor", [1, 4])
+def test_pan_of_two_bytes_sharpens_ms_of_one(tmp_path: Path, method: str, divisor: int) -> None:
+    """All of PAN lies above the ceiling of bytes, or a part of it, which must not be left out of the fits."""
+    pan, ms = observed(overlap((160, 192), 4), 3, 1)
+    fine, coarse = tmp_path / "pan.tif", tmp_path / "ms.tif"
+    write_tif(coarse, ms, 2)
+    expected = sharpened(write_tif(fine, pan[None], 0.5), coarse, tmp_path / "wide.tif", method=method) / 8
+    write_tif(coarse, np.rint(ms / 8).astype(np.uint8), 2)
+    write_tif(fine, np.rint(pan[None] / divisor).astype(np.uint16), 0.5)
+    found = sharpened(fine, coarse, tmp_path / "out.tif", method=method)
+    assert found.dtype == np.uint16
+    assert np.sqrt(np.mean((found - expected) ** 2)) < 0.6  # rounding of inputs and result: 0.3 to 0.5
+    assert expected.std() > 10
+
+
+def test_the_empty_file_of_several_is_named(tmp_path: Path) -> None:
+    pan, ms = observed(overlap((64, 64), 4), 3, 1)
+    ms[2] = 0
+    fine = write_tif(tmp_path / "pan.tif", pan[None], 0.5)
+    bands = [write_tif(tmp_path / f"c_B{n}.tif", band[None], 2, nodata=0) for n, band in enumerate(ms, start=1)]
+    for options in ({}, {"georeference": parse_georeference("EPSG:32633 500000 4000000 0.5")}):
+        if options:
+            for path in (fine, *bands):
+                _without_frame(path)
+        with pytest.raises(InvalidSceneError, match=rf"^{re.escape(str(bands[2]))}: band-3 has no valid pixel"):
+            sharpen_pair(fine, bands, tmp_path / "out.tif", ONE_THREAD, method="exp", **options)
+
+
+@pytest.mark.parametrize("name", ["ms.tif", "ms.vrt"])
+def test_bad_pixels_are_blamed_on_the_file_not_on_what_stands_for_it(tmp_path: Path, name: str) -> None:
+    pan, ms = write_pair(tmp_path)
+    with rasterio.open(ms) as file:
+        values = file.read().astype(np.int16)
+    values[1, 3, 3] = -5
+    write_tif(ms, values, 2)
+    given = tmp_path / name
+    if name != ms.name:
+        rasterio.shutil.copy(ms, given, driver="VRT")
+    with pytest.raises(InvalidSceneError, match=rf"^{re.escape(str(given))}: rows .* hold DN from -5"):
+        sharpen_pair(pan, [given], tmp_path / "out.tif", ONE_THREAD, method="exp")
+    with pytest.raises(InvalidSceneError, match=rf"^{re.escape(str(given))}: has 3 bands, but 2 were named"):
+        sharpen_pair(pan, [given], tmp_path / "out.tif", ONE_THREAD, method="exp", bands=["a", "b"])
+
+
+def _without_frame(path: Path) -> None:
+    with rasterio.open(path) as file:
+        values, profile = file.read(), file.profile
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
+        with rasterio.open(path, "w", **(profile | {"crs": None, "transform": None})) as file:
+            file.write(values)
+
+
 @pytest.mark.parametrize("kind", ["bytes", "words"])
 def test_alpha_masks_and_is_not_sharpened(tmp_path: Path, kind: str) -> None:
     """Of PAN and of MS; in five bands of uint16, too, where GDAL sees no mask."""
@@ -215,8 +271,7 @@ def test_alpha_masks_and_is_not_sharpened(tmp_path: Path, kind: str) -> None:
 
 def test_near_infrared_that_gdal_calls_alpha_is_sharpened_where_it_is_named(tmp_path: Path) -> None:
     pan, ms = observed(overlap((64, 64), 4), 4, 1)
-    fine, coarse = tmp_path / "pan.tif", tmp_path / "ms.tif"
-    write_tif(fine, (pan[None] // 8).astype(np.uint8), 0.5)
+    fine, coarse = write_tif(tmp_path / "pan.tif", pan[None], 0.5), tmp_path / "ms.tif"
     write_tif(coarse, (ms // 8).astype(np.uint8), 2)
     words = ["sharpen", str(fine), str(coarse), str(tmp_path / "out.tif"), "--method", "exp", "--overwrite"]
     told = CliRunner().invoke(app, words)
