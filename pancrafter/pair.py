@@ -30,7 +30,7 @@ from pancrafter.errors import InvalidSceneError, PancrafterError, SinkError
 from pancrafter.ingest import MS_KEY, PAN_KEY, Georeference, add_pair, image_bands
 from pancrafter.model.names import SharpeningMethod, weights_sha256
 from pancrafter.scratch import remove_folder
-from pancrafter.sensors import GENERIC, SensorContract, contract_for_platform, generic_contract, load_contracts
+from pancrafter.sensors import GENERIC, SensorContract, contract_for_platform, fold, generic_contract, load_contracts
 from pancrafter.settings import Settings
 from pancrafter.types import Record, Scene, StagedScene
 
@@ -74,6 +74,8 @@ class FileHeader(Record):
     band_count: int
     """Bands of the image, without alpha."""
     has_alpha: bool
+    descriptions: tuple[str, ...]
+    """Of the bands of the image, empty where there is none."""
     dtype: str
     crs: str | None
     pixel_size: float | None
@@ -127,11 +129,12 @@ def read_file_header(path: str | Path, named_count: int | None = None) -> FileHe
             warnings.simplefilter("ignore", NotGeoreferencedWarning)
             with rasterio.open(path) as source:
                 placed = source.crs is not None and not source.transform.is_identity
-                band_count = len(image_bands(source, named_count))
+                image = image_bands(source, named_count)
                 return FileHeader(
                     shape_yx=source.shape,
-                    band_count=band_count,
-                    has_alpha=band_count < source.count,
+                    band_count=len(image),
+                    has_alpha=len(image) < source.count,
+                    descriptions=tuple(source.descriptions[index - 1] or "" for index in image),
                     dtype=source.dtypes[0],
                     crs=source.crs.to_string() if placed else None,
                     pixel_size=abs(source.transform.a) if placed else None,
@@ -163,15 +166,32 @@ def infer_contract(
 def contract_for_files(pan: Path, ms: Sequence[Path], bands: Sequence[str] | None = None) -> SensorContract:
     """A generic contract with the band count, ratio and DN ceiling of these files: that of the widest type.
 
-    ``bands`` are the names given for the MS bands.
+    Bands are called ``bands`` where these names are given, else as the files describe them, else by number.
 
     Raises:
-        InvalidSceneError: A file cannot be read, or PAN pixels are not smaller than MS pixels.
+        InvalidSceneError: A file cannot be read, PAN pixels are not smaller than MS pixels, or names are not different.
     """
     headers = _ms_headers(ms, bands)
     dn_max = max(_DN_MAX.get(header.dtype, _DN_MAX_WIDE) for header in (read_file_header(pan), *headers))
-    generic = generic_contract(sum(header.band_count for header in headers), pixel_ratio(pan, ms[0]), dn_max)
+    count = sum(header.band_count for header in headers)
+    generic = generic_contract(count, pixel_ratio(pan, ms[0]), dn_max, _band_names(headers, bands))
     return generic.model_copy(update={"name": UNKNOWN_SENSOR, "platforms": (UNKNOWN_SENSOR,)})
+
+
+def _band_names(headers: Sequence[FileHeader], given: Sequence[str] | None) -> Sequence[str]:
+    """Names for the bands of an unknown sensor, none where they can only be numbered."""
+    described = [text for header in headers for text in header.descriptions]
+    if given is None:
+        return described if _tell_apart(described) else ()
+    if not _tell_apart(given):
+        raise InvalidSceneError(f"bands {', '.join(given)}: expected different names for MS bands, none of them 'pan'")
+    return given if len(given) == len(described) else ()  # how many there should be is said where bands are assigned
+
+
+def _tell_apart(names: Sequence[str]) -> bool:
+    """Whether these may be names of MS bands: different, in spite of case and punctuation, and not PAN's."""
+    folded = {fold(name) for name in names}
+    return len(folded) == len(names) and folded.isdisjoint({"", fold(PAN_KEY)})
 
 
 def _ms_headers(ms: Sequence[Path], bands: Sequence[str] | None) -> list[FileHeader]:

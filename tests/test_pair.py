@@ -202,6 +202,53 @@ def test_pan_of_two_bytes_sharpens_ms_of_one(tmp_path: Path, method: str, diviso
     assert expected.std() > 10
 
 
+FOUR = ("Blue", "Green", "Red", "NIR 1")
+
+
+def test_bands_of_an_unknown_sensor_are_called_as_the_file_does_or_as_asked(tmp_path: Path) -> None:
+    pan, ms = write_pair(tmp_path, (64, 64), bands=4)
+
+    def names(ms: list[Path], **options: Any) -> tuple[str, ...]:
+        made = sharpen_pair(pan, ms, tmp_path / "out.tif", ONE_THREAD, method="exp", overwrite=True, **options)
+        with rasterio.open(made.path) as file:
+            assert file.descriptions == made.bands
+        return made.bands
+
+    numbered = ("band-1", "band-2", "band-3", "band-4")
+    assert names([ms]) == numbered
+    for wanting in (
+        ("Blue", None, "Red", "NIR 1"),
+        ("Blue", "blue", "Red", "NIR 1"),
+        ("Pan", "Green", "Red", "近红外"),
+    ):
+        _describe(ms, wanting)
+        assert names([ms]) == numbered
+    _describe(ms, FOUR)
+    assert names([ms]) == FOUR
+    assert names([ms], sensor="generic", bands=["a", "b", "c", "d"]) == ("a", "b", "c", "d")
+    assert names([ms], sensor="worldview-2") == ("blue", "green", "red", "nir1")
+    with rasterio.open(ms) as file:
+        files = [write_tif(tmp_path / f"x{n}.tif", band[None], 2) for n, band in enumerate(file.read())]
+    for path, name in zip(files, FOUR, strict=True):
+        _describe(path, (name,))
+    assert names(files) == FOUR
+
+
+@pytest.mark.parametrize("bands", [("a", "b", "c", "A"), ("pan", "b", "c", "d")])
+def test_names_that_tell_no_bands_apart_are_refused(tmp_path: Path, bands: tuple[str, ...]) -> None:
+    pan, ms = write_pair(tmp_path, (64, 64), bands=4)
+    with pytest.raises(
+        InvalidSceneError, match=rf"bands {', '.join(bands)}: expected different names .* none of them 'pan'"
+    ):
+        sharpen_pair(pan, [ms], tmp_path / "out.tif", ONE_THREAD, method="exp", bands=bands)
+
+
+def _describe(path: Path, descriptions: tuple[str | None, ...]) -> None:
+    with rasterio.open(path, "r+") as file:
+        for band, text in enumerate(descriptions, start=1):
+            file.set_band_description(band, text or "")
+
+
 def test_the_empty_file_of_several_is_named(tmp_path: Path) -> None:
     pan, ms = observed(overlap((64, 64), 4), 3, 1)
     ms[2] = 0

@@ -118,7 +118,7 @@ def _warn_of_guesses(made: SharpenedPair, sensor: str | None) -> None:
     from pancrafter.sensors import GENERIC
 
     if made.sensor == UNKNOWN_SENSOR and sensor != GENERIC:
-        guessed = "sensor unknown, so generic MTF gains and band names were used"
+        guessed = "sensor unknown, so generic MTF gains were used"
         note(f"warning: {guessed}; name it with --sensor (see `pancrafter sensors list`)")
     if made.ms_alpha:
         taken = "the header of MS calls a band alpha, so it was taken for a mask and not sharpened"
