@@ -790,6 +790,16 @@ class Ledger:
                 redriven.append(_key(row))
         return RedriveResult(redriven=tuple(redriven), left=tuple(left))
 
+    @contextmanager
+    def unclaimable(self, key: SceneKey) -> Iterator[Standing]:
+        """Where a scene stands. It stays there until the block ends, which must be short: others wait to write.
+
+        Raises:
+            LedgerError: There is no such scene.
+        """
+        with self._transaction(write=True) as connection:
+            yield _standing(self._find(connection, key), self._now(connection))
+
     # reading
 
     def counts(self, sink: str | None = None) -> dict[State, int]:

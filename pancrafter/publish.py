@@ -300,11 +300,15 @@ class StaticSink:
         for name in names:
             parts = name.split("/")
             if len(parts) == 3 and parts[2] == f"{parts[1]}.json":
-                document = self._read(name) or {"assets": {}}
-                hrefs = [asset["href"] for asset in document["assets"].values()]
-                referenced |= {name, *(posixpath.normpath(f"{parts[0]}/{parts[1]}/{href}") for href in hrefs)}
+                referenced |= {name, *self.files_of(collection_id, parts[1])}
         unknown = set(names) - referenced
         return tuple(sorted(name for name in unknown if not name.startswith(f"{collection_id}/{_PAGES}/")))
+
+    def files_of(self, collection_id: str, item_id: str) -> frozenset[str]:
+        """Names of the files that an item's document refers to; none if there is no document."""
+        document = self._read(_item_name(collection_id, item_id)) or {"assets": {}}
+        hrefs = [asset["href"] for asset in document["assets"].values()]
+        return frozenset(posixpath.normpath(f"{collection_id}/{item_id}/{href}") for href in hrefs)
 
     def drafts(self) -> tuple[tuple[str, str], ...]:
         """Files that are being written, with the process (as in ``pancrafter.processes``) that does it."""

@@ -303,9 +303,24 @@ def _kept(ledger: Ledger, lease: Lease) -> Iterator[None]:
         thread.join()
 
 
+def store_name(item_id: str, sink: str) -> str:
+    """Name of the Zarr store in which an output item is made; runs into other sinks may share the state folder."""
+    return f"{item_id}.{sink_mark(sink)}.zarr"
+
+
+def attempt_name(item_id: str, sink: str, fence: int) -> str:
+    """Name of the folder of one attempt at an output item's files."""
+    return f"{item_id}.{sink_mark(sink)}.{fence}"
+
+
+def sink_mark(sink: str) -> str:
+    """Eight characters that tell what belongs to scenes of one sink from what belongs to those of others."""
+    return hashlib.sha256(sink.encode()).hexdigest()[:8]
+
+
 def store_uri(work: Claimed, settings: Settings) -> str:
     """Where the scene's Zarr store lies while it is in work."""
-    return str(Path(settings.state_dir) / "staged" / f"{work.output_item_id}.zarr")
+    return str(Path(settings.state_dir) / "staged" / store_name(work.output_item_id, settings.sink))
 
 
 def stage(work: Claimed, settings: Settings, compute: Compute, ledger: Ledger) -> StagedScene:
@@ -631,7 +646,8 @@ def publish(
     contract = contracts_of(settings)[work.scene.sensor]
     sharpened, started = assessed.sharpened, time.perf_counter()
     recipe = _used_recipe(work, settings, sharpened)
-    folder = Path(settings.state_dir) / "attempts" / f"{work.output_item_id}.{work.lease.fence}"
+    attempt = attempt_name(work.output_item_id, settings.sink, work.lease.fence)
+    folder = Path(settings.state_dir) / "attempts" / attempt
     bands = contract.subset(work.scene.bands)
     row = ledger.show(work.lease.key)
     spent = {} if row is None else row.measures

@@ -1,22 +1,33 @@
 """Clear up after workers that died: expired leases, and files that nobody works on and nothing refers to.
 
-Only what belongs to scenes of this ledger is removed, and never what a living worker holds, so a sweep may run beside
-any number of runs.
+Only what belongs to scenes of this ledger and sink is removed, and never what a living worker holds, so a sweep may run
+beside any number of runs:
+
+- The fence of a scene grows with every claim. If it is at rest with the same fence before and after everything was
+  listed, nobody worked on it in between, and what was read of its item is true.
+- Right before something of a scene is removed this is looked at again, and the scene cannot be claimed until it is
+  gone. A store is only renamed meanwhile, as that is quick.
+- An attempt's name holds its fence, so a scene never comes back to it; a store that is not of its scene's present item
+  comes into use only if its recipe is put back, and found by a discovery.
 """
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
-from pancrafter.ledger import IN_WORK, Ledger, SceneKey, Standing, State
+from pancrafter.ledger import IN_WORK, Ledger, LedgerRow, SceneKey, Standing, State
 from pancrafter.processes import is_gone
 from pancrafter.publish import StaticSink
 from pancrafter.settings import Settings
-from pancrafter.steps import open_ledger, output_collection_id
+from pancrafter.steps import attempt_name, open_ledger, output_collection_id, sink_mark, store_name
 from pancrafter.types import Record
+
+_MARKED = re.compile(r".+\.(?P<mark>[0-9a-f]{8})\.(zarr|\d+)")
+"""Names that ``store_name`` and ``attempt_name`` make; earlier versions left the sink's mark out."""
 
 
 class Leftover(Record):
@@ -35,6 +46,12 @@ class Swept(Record):
     removed: tuple[Leftover, ...]
 
 
+class _Found(NamedTuple):
+    leftover: Leftover
+    scene: Standing | None = None
+    """The scene that must not be claimed while the leftover is removed; None where no claim could make it needed."""
+
+
 def sweep(settings: Settings) -> Swept:
     """Free leases of dead workers, and remove what they left in the state folder and in the output catalog.
 
@@ -45,50 +62,142 @@ def sweep(settings: Settings) -> Swept:
     with open_ledger(settings) as ledger:
         taken_back = ledger.sweep(is_gone=is_gone)
         sink = StaticSink(settings.sink)
-        removed = tuple(find_leftovers(settings, ledger, sink))
-    for leftover in removed:
-        if leftover.place == "sink":
-            sink.store.delete(leftover.name)
-        else:
-            shutil.rmtree(Path(settings.state_dir) / leftover.place / leftover.name, ignore_errors=True)
+        removed = tuple(
+            found.leftover for found in list(_look(settings, ledger, sink)) if _remove(found, settings, ledger, sink)
+        )
     return Swept(freed=taken_back.freed, dead=taken_back.dead, removed=removed)
 
 
 def find_leftovers(settings: Settings, ledger: Ledger, sink: StaticSink) -> Iterator[Leftover]:
     """What a sweep would remove now."""
-    # Listed before the ledger is read: what a worker adds meanwhile is not on these lists.
+    return (found.leftover for found in _look(settings, ledger, sink))
+
+
+def _look(settings: Settings, ledger: Ledger, sink: StaticSink) -> Iterator[_Found]:
+    before = _scenes(settings, ledger)
     attempts, stores = _names(settings, "attempts"), _names(settings, "staged")
     collections = [output_collection_id(name) for name in ledger.collections(settings.sink)]
     orphans = [name for collection in collections for name in sink.orphans(collection)]
     drafts = sink.drafts()
-    rows = {row.output_item_id: row for row in ledger.each(settings.sink) if row.output_item_id}
-    for name in attempts:
-        item_id, _, fence = name.rpartition(".")
-        row = rows.get(item_id)
-        if row is None or row.state not in IN_WORK or str(row.fence) != fence:
-            yield Leftover(place="attempts", name=name, reason="attempt of a worker that is gone")
-    for name in stores:
-        reason = _why_not_needed(rows.get(name.removesuffix(".zarr")), settings)
-        if reason:
-            yield Leftover(place="staged", name=name, reason=reason)
+    scenes = _scenes(settings, ledger)
+    at_rest = {item_id: scene for item_id, scene in scenes.items() if _rests(before.get(item_id), scene)}
+    in_work = ledger.rows(states=IN_WORK)
+    yield from _attempts(settings, attempts, scenes, in_work)
+    yield from _stores(settings, stores, scenes, at_rest, in_work)
     for name in orphans:
-        row = rows.get(name.split("/")[1]) if name.count("/") == 2 else None
-        if row is not None and row.state not in IN_WORK:
-            yield Leftover(place="sink", name=name, reason="no item refers to it")
-    for name, owner in drafts:
-        if is_gone(owner):
-            yield Leftover(place="sink", name=name, reason="half-written by a process that is gone")
+        owner = at_rest.get(_item_of(name))
+        if owner is not None:
+            yield _Found(Leftover(place="sink", name=name, reason="no item refers to it"), owner)
+    for name, process in drafts:
+        if is_gone(process):
+            yield _Found(Leftover(place="sink", name=name, reason="half-written by a process that is gone"))
 
 
-def _why_not_needed(row: Standing | None, settings: Settings) -> str | None:
-    """Why a staged store can go; None while somebody works on it or may go on with its finished blocks."""
-    if row is None:
-        return "no scene of the ledger is made from it"
-    if row.state in IN_WORK | {State.ELIGIBLE, State.HELD} or (row.state is State.CONFIRMED and settings.keep_staged):
+def _attempts(
+    settings: Settings, names: list[str], scenes: dict[str, Standing], in_work: list[LedgerRow]
+) -> Iterator[_Found]:
+    living = {
+        attempt_name(item_id, settings.sink, scene.fence) for item_id, scene in scenes.items() if scene.state in IN_WORK
+    }
+    living |= {_old_name(f"{row.output_item_id}.{row.fence}") for row in in_work}
+    for name in names:
+        if name not in living and not _is_of_other_sink(name, settings):
+            yield _Found(Leftover(place="attempts", name=name, reason="attempt of a worker that is gone"))
+
+
+def _stores(
+    settings: Settings,
+    names: list[str],
+    scenes: dict[str, Standing],
+    at_rest: dict[str, Standing],
+    in_work: list[LedgerRow],
+) -> Iterator[_Found]:
+    made_from = {store_name(item_id, settings.sink): item_id for item_id in scenes}
+    living = {_old_name(f"{row.output_item_id}.zarr") for row in in_work}
+    for name in names:
+        if name in made_from:
+            scene = at_rest.get(made_from[name])
+            if scene is not None and (reason := _why_not_needed(scene, settings)):
+                yield _Found(Leftover(place="staged", name=name, reason=reason), scene)
+        elif name not in living and not _is_of_other_sink(name, settings):
+            reason = "no scene of the ledger is made from it"
+            yield _Found(Leftover(place="staged", name=name, reason=reason))
+
+
+def _why_not_needed(scene: Standing, settings: Settings) -> str | None:
+    """Why the store of a scene at rest can go; None while somebody may go on with its finished blocks."""
+    if scene.state in {State.ELIGIBLE, State.HELD} or (scene.state is State.CONFIRMED and settings.keep_staged):
         return None
-    return f"its scene is {row.state}"
+    return f"its scene is {scene.state}"
+
+
+def _remove(found: _Found, settings: Settings, ledger: Ledger, sink: StaticSink) -> bool:
+    """Remove a leftover unless it came into use again; whether it is gone."""
+    leftover, scene = found
+    if scene is None:
+        taken = _take_away(leftover, settings, sink)
+    else:
+        with ledger.unclaimable(_key(scene, settings)) as now:
+            taken = _rests(scene, now) and not _has_item(leftover, sink) and _take_away(leftover, settings, sink)
+    if taken and leftover.place != "sink":
+        shutil.rmtree(_aside(leftover, settings), ignore_errors=True)
+    return taken
+
+
+def _take_away(leftover: Leftover, settings: Settings, sink: StaticSink) -> bool:
+    if leftover.place == "sink":
+        sink.store.delete(leftover.name)
+        return True
+    aside = _aside(leftover, settings)
+    try:
+        aside.with_name(leftover.name).rename(aside)
+    except OSError:  # its worker, or another sweep, was faster
+        return False
+    return True
+
+
+def _aside(leftover: Leftover, settings: Settings) -> Path:
+    """Where a folder waits for being removed; the next sweep finds it there if this one dies."""
+    return Path(settings.state_dir) / leftover.place / f"{leftover.name}.gone"
+
+
+def _has_item(leftover: Leftover, sink: StaticSink) -> bool:
+    """Whether an item refers to a file of the sink by now: a worker that lost its lease may be that late."""
+    if leftover.place != "sink":
+        return False
+    collection, item_id, _ = leftover.name.split("/")
+    return leftover.name in sink.files_of(collection, item_id)
+
+
+def _rests(before: Standing | None, now: Standing) -> bool:
+    """Whether nobody has worked on a scene since ``before``, and nobody does."""
+    return before is not None and now.state not in IN_WORK and (before.state, before.fence) == (now.state, now.fence)
+
+
+def _scenes(settings: Settings, ledger: Ledger) -> dict[str, Standing]:
+    """Output item id -> scene."""
+    return {scene.output_item_id: scene for scene in ledger.each(settings.sink) if scene.output_item_id}
+
+
+def _item_of(name: str) -> str:
+    """Id of the item in whose folder a file of the sink lies, '' if in none."""
+    parts = name.split("/")
+    return parts[1] if len(parts) == 3 else ""
 
 
 def _names(settings: Settings, place: str) -> list[str]:
-    folder = Path(settings.state_dir) / place
-    return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    return sorted(path.name for path in (Path(settings.state_dir) / place).glob("*") if path.is_dir())
+
+
+def _old_name(name: str) -> str:
+    """What lies in the folder for a store or attempt of an earlier version, which may still run, for any sink."""
+    return name.partition("/")[0]
+
+
+def _is_of_other_sink(name: str, settings: Settings) -> bool:
+    marked = _MARKED.fullmatch(name)
+    return marked is not None and marked["mark"] != sink_mark(settings.sink)
+
+
+def _key(scene: Standing, settings: Settings) -> SceneKey:
+    return SceneKey(sink=settings.sink, collection=scene.collection, item_id=scene.item_id)

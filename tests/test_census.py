@@ -135,9 +135,10 @@ def test_sweep_frees_dead_workers_and_removes_only_what_nobody_holds(settings: S
         ledger.redrive([key])
         lease = ledger.claim(key, f"{host}/999999/1", 900)
         assert lease is not None
-    for name in (f"attempts/{item_id}.{lease.fence}", f"attempts/{other_id}.1", f"staged/{other_id}.zarr", "staged/x"):
+    attempts = [steps.attempt_name(item_id, settings.sink, lease.fence), steps.attempt_name(other_id, settings.sink, 1)]
+    kept, gone = (steps.store_name(name, settings.sink) for name in (item_id, other_id))
+    for name in (*(f"attempts/{name}" for name in attempts), f"staged/{gone}", "staged/x", f"staged/{kept}"):
         (state / name).mkdir(parents=True)
-    (state / f"staged/{item_id}.zarr").mkdir()
     sink = Path(settings.sink)
     orphan = sink / "geoeye-1-sharpened" / other_id / "mask-old-00000000.tif"
     draft = sink / "geoeye-1-sharpened" / f".draft-{host}~999999~1~abc-collection.json"
@@ -151,11 +152,11 @@ def test_sweep_frees_dead_workers_and_removes_only_what_nobody_holds(settings: S
     assert not any("not-ours" in what for what in found)
     swept = sweep(settings)
     assert [str(k) for k in swept.freed] == ["geoeye-1/day-1"]
-    assert sorted(path.name for path in (state / "staged").iterdir()) == [f"{item_id}.zarr"], "its blocks are kept"
+    assert sorted(path.name for path in (state / "staged").iterdir()) == [kept], "its blocks are kept"
     assert not list((state / "attempts").iterdir())
     assert [path.exists() for path in (orphan, draft, living, foreign)] == [False, False, True, True]
     living.unlink()
-    shutil.rmtree(state / f"staged/{item_id}.zarr")
+    shutil.rmtree(state / "staged" / kept)
     steps.run(settings, _silent)
     assert take_census(settings).clean
     assert sweep(settings).removed == ()

@@ -7,6 +7,7 @@ import pickle
 import sqlite3
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta, tzinfo
 from itertools import product
 from pathlib import Path
@@ -488,6 +489,18 @@ def test_rows_filter(ledger: Ledger) -> None:
     assert [str(r.key) for r in ledger.find("x")] == ["c/x"]
     assert ledger.show(key("never")) is None
     assert ledger.why(key("never")) == []
+
+
+def test_nobody_claims_a_scene_while_its_leftovers_are_removed(url: str) -> None:
+    with Ledger(url) as sweeper, Ledger(url) as other:
+        sweeper.record_found(SINK, [work()])
+        with ThreadPoolExecutor(1) as pool:
+            with sweeper.unclaimable(key()) as standing:
+                assert (standing.state, standing.fence) == (State.ELIGIBLE, 0)
+                claiming = pool.submit(claim, other)
+                with pytest.raises(TimeoutError):
+                    claiming.result(timeout=0.5)
+            assert claiming.result(timeout=60).fence == 1
 
 
 # --- clocks that are wrong -----------------------------------------------------------------------------------------

@@ -37,6 +37,7 @@ from pancrafter.killpoints import POINTS, VARIABLE
 from pancrafter.ledger import Ledger, SceneKey, State
 from pancrafter.model.weights import save_checkpoint
 from pancrafter.ports import free_port
+from pancrafter.steps import store_name
 from pancrafter.store import SceneStore
 
 Orchestration = Literal["process", "pair", "local dask", "remote dask", "flow", "deployment", "stack"]
@@ -500,7 +501,7 @@ def _finished_blocks(case: Case) -> dict[str, dict[str, Any]]:
     with _ledger(case) as ledger:
         rows = ledger.rows()
     for row in rows:
-        path = case.folder / "state" / "staged" / f"{row.output_item_id}.zarr"
+        path = case.folder / "state" / "staged" / store_name(row.output_item_id or "", case.place.sink)
         if row.state is State.CONFIRMED or not path.exists():
             continue
         with contextlib.suppress(PancrafterError):

@@ -1,0 +1,150 @@
+"""A sweep beside living workers: it removes what dead ones left, and nothing that is worked on or published."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import pytest
+from small_archive import add_scene, classical_contracts
+
+from pancrafter import steps
+from pancrafter.census import take_census
+from pancrafter.ledger import Lease, Ledger, SceneKey, Standing, State
+from pancrafter.processes import lease_owner
+from pancrafter.publish import StaticSink
+from pancrafter.settings import Settings
+from pancrafter.sweep import sweep
+
+COLLECTION = "geoeye-1-sharpened"
+KEY = "geoeye-1/day-1"
+
+
+def _silent(_: str) -> None:
+    pass
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("sweep")
+    add_scene(root / "source", "day-1", side_px=128)
+    classical_contracts(root / "contracts")
+    return root
+
+
+@pytest.fixture
+def settings(source: Path, tmp_path: Path) -> Settings:
+    return Settings(
+        source=str(source / "source"),
+        contracts_dir=str(source / "contracts"),
+        sink=str(tmp_path / "sink"),
+        state_dir=str(tmp_path / "state"),
+        workers=0,
+        block_px=128,
+    )
+
+
+def _key(settings: Settings) -> SceneKey:
+    return SceneKey.parse(KEY, settings.sink)
+
+
+def _item_id(settings: Settings) -> str:
+    (item_id,) = StaticSink(settings.sink).item_ids(COLLECTION)
+    return item_id
+
+
+def _claim_again(settings: Settings) -> Lease:
+    with steps.open_ledger(settings) as ledger:
+        ledger.redrive([_key(settings)])
+        lease = ledger.claim(_key(settings), lease_owner(), 900)
+    assert lease is not None
+    return lease
+
+
+def _confirm(settings: Settings, lease: Lease) -> None:
+    with steps.open_ledger(settings) as ledger:
+        for state in (State.STAGED, State.SHARPENED, State.ASSESSED, State.PUBLISHED, State.CONFIRMED):
+            ledger.advance(lease, state)
+
+
+def test_item_that_is_published_while_names_are_listed(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The worker's assets are there when the sweep lists; it writes the item and confirms before the ledger is read."""
+    steps.run(settings, _silent)
+    lease, item_id = _claim_again(settings), _item_id(settings)
+    item = Path(settings.sink) / COLLECTION / item_id / f"{item_id}.json"
+    document = item.read_bytes()
+    item.unlink()
+    list_orphans = StaticSink.orphans
+
+    def list_before_the_item_is_written(sink: StaticSink, collection_id: str) -> tuple[str, ...]:
+        orphans = list_orphans(sink, collection_id)
+        assert len(orphans) == 5
+        item.write_bytes(document)
+        _confirm(settings, lease)
+        return orphans
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StaticSink, "orphans", list_before_the_item_is_written)
+        assert sweep(settings).removed == ()
+    assert take_census(settings, checksums=True).clean
+
+
+def test_scene_that_is_claimed_after_its_leftovers_were_found(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps.run(settings, _silent)
+    item_id = _item_id(settings)
+    store = Path(settings.state_dir) / "staged" / steps.store_name(item_id, settings.sink)
+    orphan = Path(settings.sink) / COLLECTION / item_id / "mask-old-00000000.tif"
+    store.mkdir()
+    orphan.write_bytes(b"x")
+    leases: list[Lease] = []
+    unclaimable = Ledger.unclaimable
+
+    def claimed_before(ledger: Ledger, key: SceneKey) -> AbstractContextManager[Standing]:
+        if not leases:
+            leases.append(_claim_again(settings))
+        return unclaimable(ledger, key)
+
+    monkeypatch.setattr(Ledger, "unclaimable", claimed_before)
+    assert sweep(settings).removed == ()
+    assert store.is_dir()
+    assert orphan.is_file()
+    _confirm(settings, leases[0])
+    assert {leftover.place for leftover in sweep(settings).removed} == {"staged", "sink"}
+    assert not store.exists()
+    assert not orphan.exists()
+
+
+def test_store_and_attempt_of_another_sink_in_the_same_state_folder(settings: Settings, tmp_path: Path) -> None:
+    other = settings.model_copy(update={"sink": str(tmp_path / "other-sink")})
+    steps.run(settings, _silent)
+    lease = _claim_again(settings)
+    item_id, state = _item_id(settings), Path(settings.state_dir)
+    work = (
+        state / "staged" / steps.store_name(item_id, settings.sink),
+        state / "attempts" / steps.attempt_name(item_id, settings.sink, lease.fence),
+    )
+    for folder in work:
+        folder.mkdir()
+    assert sweep(other).removed == ()
+    assert [outcome.verdict for outcome in steps.run(other, _silent)] == ["published"]
+    assert sweep(settings).removed == ()
+    assert all(folder.is_dir() for folder in work)
+    _confirm(settings, lease)
+    assert {leftover.place for leftover in sweep(settings).removed} == {"staged", "attempts"}
+    assert not any(folder.exists() for folder in work)
+
+
+def test_names_of_earlier_versions_go_when_nobody_works_on_the_scene(settings: Settings) -> None:
+    steps.run(settings, _silent)
+    lease = _claim_again(settings)
+    item_id, state = _item_id(settings), Path(settings.state_dir)
+    old = (state / "staged" / f"{item_id}.zarr", state / "attempts" / f"{item_id}.{lease.fence}")
+    for folder in old:
+        (folder / "inner").mkdir(parents=True)
+    assert sweep(settings).removed == ()
+    _confirm(settings, lease)
+    assert len(sweep(settings).removed) == 2
+    assert not any(folder.exists() for folder in old)
+    assert not list((state / "staged").iterdir())
