@@ -16,7 +16,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from pancrafter.ledger import IN_WORK, Ledger, LedgerRow, SceneKey, Standing, State, Work, verdict_on_known
+from pancrafter.ledger import COMPARED, IN_WORK, Ledger, LedgerRow, SceneKey, Standing, State, Work, verdict_on_known
 from pancrafter.processes import is_gone
 from pancrafter.publish import StaticSink
 from pancrafter.settings import Settings
@@ -131,7 +131,7 @@ class _Comparison:
         if row is None:
             self._add("source", what, "is not in the ledger", "run")
             return
-        known = {name: getattr(row, name) for name in ("state", "fingerprint", "recipe", "code", "reason")}
+        known = {name: getattr(row, name) for name in COMPARED}
         if verdict_on_known(known, entry) == "changed":
             changed = (
                 "is not taken any more" if isinstance(entry, Refusal) else "changed, or would be made differently now"

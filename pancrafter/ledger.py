@@ -390,6 +390,9 @@ def _columns(*names: str) -> tuple[sa.Column[Any], ...]:
     return tuple(_SCENE.c[name] for name in ("id", "collection", "item_id", "state", "output_item_id", *names))
 
 
+COMPARED = ("state", "output_item_id", "fingerprint", "recipe", "code", "reason")
+"""What decides whether a find is news about a scene."""
+
 _COMPARED = _columns("fingerprint", "recipe", "code", "reason")
 _STANDING = _columns("acquired", "supersedes", "not_before", "lease_owner", "lease_expires", "fence")
 
@@ -1057,7 +1060,7 @@ def verdict_on_known(row: _Values, entry: Work | Refusal) -> Literal["changed", 
     """Decide what a find means for a scene the ledger already has.
 
     Args:
-        row: ``state``, ``fingerprint``, ``recipe``, ``code`` and ``reason`` of the scene.
+        row: The scene's columns of ``COMPARED``.
         entry: What discovery saw now.
     """
     state = State(row["state"])
@@ -1067,7 +1070,8 @@ def verdict_on_known(row: _Values, entry: Work | Refusal) -> Literal["changed", 
         same = state is _state_of(entry) and (row["code"], row["reason"]) == (entry.code, _tidy(entry.reason))
     else:
         same_source = row["fingerprint"] == entry.scene.fingerprint
-        same = same_source and (state is State.REFUSED or row["recipe"] == entry.recipe)
+        same_result = (row["recipe"], row["output_item_id"]) == (entry.recipe, entry.output_item_id)
+        same = same_source and (state is State.REFUSED or same_result)
     if same:
         return "known"
     return "busy" if state in IN_WORK else "changed"
@@ -1123,6 +1127,8 @@ def _change_message(row: _Values, entry: Work | Refusal) -> str:
         parts.append("the source changed")
     if row["recipe"] != entry.recipe:
         parts.append("the recipe changed")
+    if not parts:
+        parts.append(f"it is published as {entry.output_item_id} now")
     replaced = f"; will supersede {row['output_item_id']}" if State(row["state"]) is State.CONFIRMED else ""
     return " and ".join(parts) + replaced
 

@@ -17,7 +17,7 @@ from pydantic import Field
 
 from pancrafter.crawl import is_local, local_path
 from pancrafter.errors import ErrorKind, InvalidSceneError, PancrafterError
-from pancrafter.ledger import IN_WORK, LedgerRow, Rate, State, Work, verdict_on_known
+from pancrafter.ledger import COMPARED, IN_WORK, LedgerRow, Rate, State, Work, verdict_on_known
 from pancrafter.settings import Settings
 from pancrafter.steps import contracts_of, look, open_ledger, output_collection_id, work_of
 from pancrafter.types import Record, Refusal, Scene
@@ -298,7 +298,7 @@ def verdict_on(row: LedgerRow | None, work: Work, *, now: datetime, published: b
         return "new"
     if row.state in IN_WORK:
         return "in work"
-    known = {name: getattr(row, name) for name in ("state", "fingerprint", "recipe", "code", "reason")}
+    known = {name: getattr(row, name) for name in COMPARED}
     if verdict_on_known(known, work) == "changed":
         return "changed"
     if row.state is State.ELIGIBLE:

@@ -946,7 +946,10 @@ def _leads_to(link: Json, item_id: str) -> bool:
 
 
 def _linked_id(link: Json) -> str:
-    return str(link["href"]).rsplit("/", 2)[-2]
+    """Id of a linked item. Those of earlier versions may hold slashes, and lie at ``ID/ID.json`` like all others."""
+    place = str(link["href"]).removeprefix("../").removeprefix("./")
+    folder = place[: (len(place) - len("/.json")) // 2]
+    return folder if place == f"{folder}/{folder}.json" else place.rsplit("/", 2)[-2]
 
 
 def _page_name(item: Json) -> str:

@@ -214,6 +214,8 @@ def _malformed(item: pystac.Item) -> str | None:
     for what, name in (("id", item.id), ("collection", item.collection_id or UNCOLLECTED)):
         if not _is_plain_name(name):
             return f"the {what} {name[:80]!r} cannot name a file; expected printable characters, no \\ and no .. in it"
+    if "/" in (item.collection_id or ""):
+        return f"the collection {item.collection_id!r} holds a slash; scenes are called collection/item, so none may"
     if not isinstance(item.geometry, dict):
         return "the item has no geometry; expected a GeoJSON footprint"
     if _acquired(item) is None:
@@ -224,7 +226,7 @@ def _malformed(item: pystac.Item) -> str | None:
 
 
 def _is_plain_name(name: str) -> bool:
-    """Whether a name may stand in paths of the output without leading out of them; real ids do hold slashes."""
+    """Whether a name may stand in messages and names of files; real ids of items do hold slashes."""
     parts = name.split("/")
     return len(name) <= MAX_ID_LENGTH and name.isprintable() and "\\" not in name and not {"", ".", ".."} & set(parts)
 

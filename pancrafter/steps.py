@@ -137,9 +137,12 @@ def planned_recipe(scene: Scene, settings: Settings, contracts: Mapping[str, Sen
 
 
 def output_item_id(scene: Scene, recipe: Recipe) -> str:
-    """The id that follows from source, fingerprint and recipe: the same pixels always get the same id."""
+    """The id that follows from source, fingerprint and recipe: the same pixels always get the same id.
+
+    It names files and folders, so it has no slash where the source's id has one; the hash tells ids apart all the same.
+    """
     text = f"{scene.key}\n{scene.fingerprint}\n{recipe.digest}"
-    return f"{scene.item_id}_psh-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
+    return f"{scene.item_id.replace('/', '_')}_psh-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
 
 
 def output_collection_id(collection: str) -> str:

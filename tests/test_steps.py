@@ -18,10 +18,13 @@ from rio_cogeo import cog_validate
 from small_archive import GSD_M, RATIO, add_scene, classical_contracts, write_raster
 
 from pancrafter import steps
+from pancrafter.census import take_census
 from pancrafter.errors import SinkError, SourceError
 from pancrafter.ledger import State
 from pancrafter.plan import make_plan
+from pancrafter.publish import StaticSink
 from pancrafter.settings import Settings
+from pancrafter.sweep import sweep
 from pancrafter.validation import validate_item
 
 
@@ -361,3 +364,51 @@ def test_full_disk_stops_the_run_and_loses_nothing(tmp_path: Path) -> None:
         assert steps.discover(settings, ledger).eligible == ("geoeye-1/scene",)
     (outcome,) = steps.run(settings, _silent)
     assert outcome.verdict in {"published", "fallback"}
+
+
+# --- ids that hold slashes ------------------------------------------------------------------------------------------
+
+
+def _slashed_source(root: Path, **changes: str) -> Settings:
+    """An archive of one scene whose item has other ids than its file is called after."""
+    add_scene(root / "source", "S1", side_px=128)
+    classical_contracts(root / "contracts")
+    path = root / "source" / "geoeye-1" / "S1" / "S1.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    return _settings(root, contracts_dir=str(root / "contracts"))
+
+
+def test_item_whose_id_holds_a_slash_is_published_once(tmp_path: Path) -> None:
+    settings = _slashed_source(tmp_path, id="2025/S1")
+    assert [outcome.verdict for outcome in steps.run(settings, _silent)] == ["published"]
+    (item,) = StaticSink(settings.sink).items("geoeye-1-sharpened")
+    assert item["id"].startswith("2025_S1_psh-")
+    assert item["properties"]["pancrafter:source"]["item_id"] == "2025/S1"
+    assert steps.run(settings, _silent) == []
+    assert take_census(settings, checksums=True).clean
+
+
+def test_item_that_was_published_under_an_id_with_a_slash_is_superseded_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings, make_id = _slashed_source(tmp_path, id="2025/S1"), steps.output_item_id
+    with monkeypatch.context() as patch:  # as earlier versions called it
+        patch.setattr(steps, "output_item_id", lambda *given: make_id(*given).replace("2025_S1", "2025/S1"))
+        steps.run(settings, _silent)
+    assert [outcome.verdict for outcome in steps.run(settings, _silent)] == ["published"]
+    states = {item["id"]: "deprecated" in item["properties"] for item in StaticSink(settings.sink).items()}
+    assert sorted((name[:8], old) for name, old in states.items()) == [("2025/S1_", True), ("2025_S1_", False)]
+    assert steps.run(settings, _silent) == []
+    assert {(leftover.place, leftover.name) for leftover in sweep(settings).removed} <= {
+        ("staged", "2025"),
+        ("attempts", "2025"),
+    }
+    assert take_census(settings, checksums=True).clean
+
+
+def test_collection_whose_id_holds_a_slash_is_refused(tmp_path: Path) -> None:
+    settings = _slashed_source(tmp_path, collection="org/geoeye-1")
+    (outcome,) = steps.run(settings, _silent)
+    assert outcome.verdict == "refused"
+    assert "the collection 'org/geoeye-1' holds a slash" in outcome.reason
+    assert take_census(settings).clean
