@@ -62,7 +62,7 @@ def take_census(settings: Settings, *, checksums: bool = False) -> Census:
     """Compare everything with everything.
 
     Args:
-        settings: Source, sink and ledger. A window (period, area, collections) limits the look at the source.
+        settings: Source, sink and ledger. A window (period, area, collections, ids) limits the look at the source.
         checksums: Read every published file and compare its checksum; otherwise sizes are compared.
 
     Raises:
@@ -82,7 +82,7 @@ class _Comparison:
         self.ledger = ledger
         self.checksums = checksums
         self.sink = StaticSink(settings.sink)
-        self.whole = not any((settings.since, settings.until, settings.bbox, settings.collections))
+        self.whole = not _narrows(settings)
         self.differences: list[Difference] = []
         self.notes: Counter[str] = Counter()
         self.counted: Counter[str] = Counter()
@@ -214,6 +214,12 @@ class _Comparison:
         else:
             finding = "is in the catalog, but not in this ledger (another ledger, or a lost one: a run takes it over)"
             self._add("catalog", f"{collection}/{item_id}", finding, "run")
+
+
+def _narrows(settings: Settings) -> bool:
+    """Whether the settings look at a part of the source only."""
+    period = (settings.since, settings.until, settings.changed_since)
+    return any((*period, settings.bbox, settings.aoi, settings.collections, settings.ids))
 
 
 def command(text: str, settings: Settings) -> str:

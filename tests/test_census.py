@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -125,6 +126,26 @@ def test_scene_that_left_the_source(settings: Settings, tmp_path: Path) -> None:
     (difference,) = [d for d in census.differences if d.what == "geoeye-1/day-1"]
     assert "gone from the source" in difference.finding
     assert difference.fix.startswith("pancrafter ledger refuse geoeye-1/day-1 ")
+
+
+@pytest.mark.parametrize("window", ["since", "until", "changed_since", "bbox", "aoi", "collections", "ids"])
+def test_scene_outside_of_the_window_is_not_called_gone(settings: Settings, tmp_path: Path, window: str) -> None:
+    far = tmp_path / "far.json"
+    far.write_text(json.dumps({"type": "Polygon", "coordinates": [[[100, 0], [101, 0], [101, 1], [100, 1], [100, 0]]]}))
+    narrow = {
+        "since": datetime(2090, 1, 1, tzinfo=UTC),
+        "until": datetime(1990, 1, 1, tzinfo=UTC),
+        "changed_since": datetime(2090, 1, 1, tzinfo=UTC),
+        "bbox": (100.0, 0.0, 101.0, 1.0),
+        "aoi": str(far),
+        "collections": ("other",),
+        "ids": ("other",),
+    }
+    with steps.open_ledger(settings) as ledger:
+        ledger.redrive([SceneKey(sink=settings.sink, collection="geoeye-1", item_id="day-1")])
+    census = take_census(settings.model_copy(update={window: narrow[window]}))
+    assert not census.whole_source
+    assert _findings(census)["geoeye-1/day-1"] == "waits to be sharpened"
 
 
 def test_sweep_frees_dead_workers_and_removes_only_what_nobody_holds(settings: Settings) -> None:
