@@ -245,6 +245,13 @@ class Waiting(NamedTuple):
     since: datetime
 
 
+class Stuck(NamedTuple):
+    """Scenes that wait for something: those acquired last, and how many there are of each state."""
+
+    rows: tuple[LedgerRow, ...] = ()
+    counts: Mapping[State, int] = {}
+
+
 class Event(Record):
     """One step in the history of a scene."""
 
@@ -899,6 +906,18 @@ class Ledger:
         )
         with self._transaction() as connection:
             return [Waiting(State(row[0]), *row[1:]) for row in connection.execute(statement)]
+
+    def stuck(self, sink: str, states: Iterable[State], *, since: datetime | None = None, limit: int) -> Stuck:
+        """Scenes of these states for which there is a reason, changed since then; at most ``limit`` of their rows."""
+        c = _SCENE.c
+        chosen = [c.sink == sink, c.state.in_(list(states)), c.reason != ""]
+        if since is not None:
+            chosen.append(c.updated >= since)
+        listed = sa.select(_SCENE).where(*chosen).order_by(*_ORDERS["newest"]).limit(limit)
+        counted = sa.select(c.state, sa.func.count()).where(*chosen).group_by(c.state)
+        with self._transaction() as connection:
+            rows = tuple(_row(values) for values in _fetch(connection, listed))
+            return Stuck(rows, {State(state): int(count) for state, count in connection.execute(counted)})
 
     def rates(self, limit: int = 200) -> list[Rate]:
         """What the scenes finished last took, for plans; into whichever sink they went."""

@@ -7,14 +7,14 @@ that goes on from there. Pictures are the items' own assets, by relative address
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from html import escape
 from typing import TYPE_CHECKING, Any
 
-from pancrafter.changes import ChangeFeed
-from pancrafter.ledger import LedgerRow, State
+from pancrafter.changes import Change, ChangeFeed
+from pancrafter.ledger import Ledger, State, Stuck
 
 if TYPE_CHECKING:
     from pancrafter.publish import StaticSink
@@ -23,7 +23,7 @@ Json = dict[str, Any]  # Any: parsed JSON
 
 REPORT = "report.html"
 MOST_SHOWN = 200
-"""Scenes with a row and a slider; further ones are counted only."""
+"""Scenes with a row and a slider, and as many with a reason; further ones are counted only."""
 
 _PANELS = ("overview", 3, 4, 26)  # asset, panels side by side, gap and label height of pancrafter.preview, pixels
 _COLOURS = {"pass": "#3a9d5d", "fallback": "#d9a21b", "released": "#b565c9"}
@@ -54,42 +54,59 @@ font-style:normal;font-size:12px}input[type=range]{width:420px;margin:4px 0}smal
 
 
 def write_report(
-    sink: StaticSink, *, rows: Sequence[LedgerRow] = (), since: datetime | None = None, title: str = "Sharpened imagery"
+    sink: StaticSink,
+    *,
+    ledger: Ledger | None = None,
+    since: datetime | None = None,
+    stopped: bool = False,
+    title: str = "Sharpened imagery",
 ) -> str:
-    """Write the page of everything announced since a moment, and of ledger rows changed since; returns its address.
+    """Write the page of everything announced since a moment, and of scenes stuck since; returns its address.
 
     Args:
         sink: The output catalog.
-        rows: The ledger's scenes for this sink; without them only published ones are told.
+        ledger: Knows the scenes for this sink; without it only published ones are told.
         since: Earliest moment; None: from the beginning.
+        stopped: The run that the page is about ended before its work was done.
         title: Heading.
 
     Raises:
         SinkError: The catalog cannot be read or the page not written.
+        LedgerError: The ledger cannot be read.
     """
-    announced = [change for change in ChangeFeed(sink.store).events(since) if change.type == "new"]
-    shown = [
-        sink.item(c.collection, c.item_id) for c in announced[-MOST_SHOWN:] if sink.exists(c.collection, c.item_id)
-    ]
-    recent = [row for row in rows if since is None or row.updated >= since]
-    page = report_page(shown, recent, title=title, since=since, left_out=max(0, len(announced) - MOST_SHOWN))
+    announced: deque[Change] = deque(maxlen=MOST_SHOWN)
+    published = 0
+    for change in ChangeFeed(sink.store).events(since):
+        if change.type == "new":
+            announced.append(change)
+            published += 1
+    shown = [sink.item(c.collection, c.item_id) for c in announced if sink.exists(c.collection, c.item_id)]
+    stuck = Stuck() if ledger is None else ledger.stuck(sink.uri, _GOES_ON, since=since, limit=MOST_SHOWN)
+    left_out = published - len(announced)
+    page = report_page(shown, stuck, title=title, since=since, stopped=stopped, left_out=left_out)
     sink.store.write(REPORT, page.encode(), "text/html")
     return sink.store.address(REPORT)
 
 
 def report_page(
-    items: Sequence[Json], rows: Sequence[LedgerRow], *, title: str, since: datetime | None, left_out: int = 0
+    items: Sequence[Json],
+    stuck: Stuck,
+    *,
+    title: str,
+    since: datetime | None,
+    stopped: bool = False,
+    left_out: int = 0,
 ) -> str:
     """The page as text; pure, so that it can be looked at and tested without a catalog."""
-    stuck = [row for row in rows if row.state in _GOES_ON and row.reason]
     period = f"since {since:%Y-%m-%d %H:%M} UTC" if since else "from the beginning"
     parts = [
         f"<h1>{escape(title)}</h1>",
         f'<small>{period}, written {datetime.now(UTC):%Y-%m-%d %H:%M} UTC; <a href="catalog.json">catalog</a></small>',
+        "<p><b>The run stopped before its end</b>; its log says why. Running it again goes on.</p>" if stopped else "",
         _counts(items, stuck, left_out),
         _map(items),
         "<h2>Published</h2>" + _table(items) if items else "",
-        "<h2>Needs a look</h2>" + _stuck_table(stuck) if stuck else "",
+        "<h2>Needs a look</h2>" + _stuck_table(stuck) if stuck.rows else "",
         "<h2>Before and after</h2>" + "".join(_slider(item) for item in items) if items else "",
     ]
     return (
@@ -98,14 +115,13 @@ def report_page(
     )
 
 
-def _counts(items: Sequence[Json], stuck: Sequence[LedgerRow], left_out: int) -> str:
+def _counts(items: Sequence[Json], stuck: Stuck, left_out: int) -> str:
     verdicts = Counter(_verdict(item) for item in items)
-    states = Counter(_GOES_ON[row.state][0] for row in stuck)
     costs = [item["properties"].get("pancrafter:cost", {}) for item in items]
     figures: list[tuple[object, str]] = [
         (len(items) + left_out, "published"),
         *((count, name) for name, count in verdicts.items() if name != "pass"),
-        *((count, name) for name, count in states.items()),
+        *((count, _GOES_ON[state][0]) for state, count in stuck.counts.items()),
         (f"{sum(_mpx(item) for item in items):.1f}", "Mpx"),
         (f"{sum(cost.get('seconds', 0) for cost in costs) / 60:.1f}", "minutes of work"),
         (f"{sum(cost.get('bytes_read') or 0 for cost in costs) / 1e6:.1f}", "MB read"),
@@ -177,15 +193,17 @@ def _table(items: Sequence[Json]) -> str:
     return _as_table(("scene", "sensor", "verdict"), rows, ("consistency ERGAS", "HQNR", "gain", "Mpx", "s"))
 
 
-def _stuck_table(rows: Sequence[LedgerRow]) -> str:
+def _stuck_table(stuck: Stuck) -> str:
     lines = []
-    for row in rows:
+    for row in stuck.rows:
         name, command = _GOES_ON[row.state]
         lines.append(
             f"<tr><td>{escape(str(row.key))}</td><td>{escape(name)}</td><td>{escape(row.reason or '')}"
             f"<br><code>{escape(command.format(key=row.key))}</code></td></tr>"
         )
-    return _as_table(("scene", "state", "reason, and how to go on"), lines)
+    left_out = sum(stuck.counts.values()) - len(stuck.rows)
+    more = f"<p>and {left_out} more: <code>pancrafter ledger list</code></p>" if left_out else ""
+    return _as_table(("scene", "state", "reason, and how to go on"), lines) + more
 
 
 def _as_table(words: Sequence[str], rows: Sequence[str], numbers: Sequence[str] = ()) -> str:

@@ -943,8 +943,13 @@ def process_scene(key: str, settings: Settings, compute: Compute, ledger: Ledger
         return publish(work, staged, assessed, settings, ledger, report)
 
 
-def run(settings: Settings, report: Report) -> list[Outcome]:
+def run(settings: Settings, report: Report, *, since: datetime | None = None) -> list[Outcome]:
     """Discover and process everything, scene after scene; one bad scene does not stop the others.
+
+    Args:
+        settings: The run.
+        report: Told what goes on.
+        since: When the work began that this run is a part of: the report page is about all of it.
 
     Raises:
         RunStoppedError: Nothing else could work either (sink, weights); what was finished before is in it.
@@ -952,7 +957,7 @@ def run(settings: Settings, report: Report) -> list[Outcome]:
     """
     from pancrafter.compute import open_compute
 
-    started = datetime.now(UTC)
+    started = since or datetime.now(UTC)
     with open_ledger(settings) as ledger:
         found = discover(settings, ledger)
         outcomes = [refused_outcome(refusal) for refusal in found.refused]
@@ -963,6 +968,7 @@ def run(settings: Settings, report: Report) -> list[Outcome]:
                 try:
                     outcome = process_or_report(key, settings, compute, ledger, report)
                 except PancrafterError as error:
+                    leave_report(settings, ledger, started, report, stopped=True)
                     raise RunStoppedError(str(error), outcomes) from error
                 outcomes += [] if outcome is None else [outcome]
         leave_report(settings, ledger, started, report)
@@ -1019,15 +1025,13 @@ def withdraw(key: SceneKey, reason: str, settings: Settings, ledger: Ledger) -> 
     return row.output_item_id
 
 
-def leave_report(settings: Settings, ledger: Ledger, since: datetime, report: Report) -> None:
+def leave_report(settings: Settings, ledger: Ledger, since: datetime, report: Report, *, stopped: bool = False) -> None:
     """Write the report page of a run beside the catalog; a run is not worse for a page that could not be written."""
     from pancrafter.publish import StaticSink
     from pancrafter.report import write_report
 
     try:
-        address = write_report(
-            StaticSink(settings.sink), rows=ledger.rows(sink=settings.sink, order="newest"), since=since
-        )
+        address = write_report(StaticSink(settings.sink), ledger=ledger, since=since, stopped=stopped)
         report(f"report page: {address}")
     except PancrafterError as error:
         report(f"the report page was not written: {error}")

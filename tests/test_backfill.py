@@ -55,6 +55,13 @@ def test_windows_newest_first_within_the_limit_and_going_on(root: Path, tmp_path
     assert planned(root, tmp_path, *period)["scenes"] == 0
 
 
+def test_report_page_is_about_all_windows(root: Path, tmp_path: Path) -> None:
+    worked(root, tmp_path, "--from", "2025-05-01", "--to", "2025-05-04", "--window-days", 1)
+    page = (tmp_path / "sink" / "report.html").read_text()
+    assert "<b>3</b>published" in page
+    assert all(f"day-{day}_psh-" in page for day in DAYS)
+
+
 def test_plan_shows_and_touches_nothing(root: Path, tmp_path: Path) -> None:
     result = backfill(root, tmp_path, "--plan")
     assert result.exit_code == 0

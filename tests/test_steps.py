@@ -25,6 +25,7 @@ from pancrafter.plan import make_plan
 from pancrafter.publish import StaticSink
 from pancrafter.settings import Settings
 from pancrafter.sweep import sweep
+from pancrafter.types import Refusal
 from pancrafter.validation import validate_item
 
 
@@ -412,3 +413,42 @@ def test_collection_whose_id_holds_a_slash_is_refused(tmp_path: Path) -> None:
     assert outcome.verdict == "refused"
     assert "the collection 'org/geoeye-1' holds a slash" in outcome.reason
     assert take_census(settings).clean
+
+
+# --- the report page ------------------------------------------------------------------------------------------------
+
+
+def test_report_page_of_a_run_that_stopped(tmp_path: Path) -> None:
+    """The sink takes everything but the second scene: a file lies where its folder is to be."""
+    for day in (1, 2):
+        add_scene(tmp_path / "source", f"day-{day}", side_px=128, seed=day, day=day)
+    classical_contracts(tmp_path / "contracts")
+    settings = _settings(tmp_path, contracts_dir=str(tmp_path / "contracts"))
+    with steps.open_ledger(settings) as ledger:
+        steps.discover(settings, ledger)
+        in_the_way = next(row.output_item_id for row in ledger.rows() if row.key.item_id == "day-2")
+    folder = Path(settings.sink) / "geoeye-1-sharpened"
+    folder.mkdir(parents=True)
+    (folder / str(in_the_way)).touch()
+    with pytest.raises(steps.RunStoppedError, match="day-2"):
+        steps.run(settings, _silent)
+    page = (Path(settings.sink) / "report.html").read_text()
+    assert "<b>1</b>published" in page
+    assert "The run stopped before its end" in page
+
+
+def test_report_page_lists_the_first_of_many_refusals_and_counts_all(tmp_path: Path) -> None:
+    settings, lines = _settings(tmp_path), []
+    refusals = [
+        Refusal(collection="c", item_id=f"item-{number:03}", code="no_pan", reason="no PAN") for number in range(300)
+    ]
+    with steps.open_ledger(settings) as ledger:
+        ledger.record_found(settings.sink, refusals)
+        steps.leave_report(settings, ledger, datetime(2025, 1, 1, tzinfo=UTC), lines.append)
+        page = (Path(settings.sink) / "report.html").read_text()
+        steps.leave_report(settings, ledger, datetime(2125, 1, 1, tzinfo=UTC), lines.append)
+    assert "<b>300</b>refused" in page
+    assert page.count("ledger why c/item-") == 200
+    assert "and 100 more" in page
+    assert "refused" not in (Path(settings.sink) / "report.html").read_text()
+    assert lines == [f"report page: {settings.sink}/report.html"] * 2

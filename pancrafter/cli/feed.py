@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from datetime import UTC
 from pathlib import Path
 from typing import Annotated
@@ -90,14 +91,12 @@ def report(
     from pancrafter.publish import StaticSink
     from pancrafter.report import write_report
 
-    rows = []
-    if settings.ledger_url is not None or (Path(settings.state_dir) / "ledger.db").is_file():
-        with ledger_of(settings) as ledger:
-            rows = ledger.rows(sink=settings.sink, order="newest")
     moment = parse_moment("--since", since)
     if moment is not None and moment.tzinfo is None:
         moment = moment.replace(tzinfo=UTC)
-    typer.echo(write_report(StaticSink(settings.sink), rows=rows, since=moment))
+    known = settings.ledger_url is not None or (Path(settings.state_dir) / "ledger.db").is_file()
+    with ledger_of(settings) if known else nullcontext() as ledger:
+        typer.echo(write_report(StaticSink(settings.sink), ledger=ledger, since=moment))
 
 
 @app.command()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -115,8 +116,12 @@ def backfill(
         return
     from pancrafter import steps
 
-    settings, report = on_device(settings), line_reporter()
-    _work(settings, lambda: work_through(settings, window_days, lambda piece: steps.run(piece, report)), json_file)
+    settings, report, started = on_device(settings), line_reporter(), datetime.now(UTC)
+
+    def work_on(piece: Settings) -> list[Outcome]:
+        return steps.run(piece, report, since=started)
+
+    _work(settings, lambda: work_through(settings, window_days, work_on), json_file)
 
 
 def _work(settings: Settings, work: Callable[[], list[Outcome]], json_file: Path | None) -> NoReturn:
