@@ -9,13 +9,14 @@ from __future__ import annotations
 import json
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import ConfigDict, Field, FiniteFloat, ValidationError
 
 from pancrafter import resample
 from pancrafter.alignment import estimate_band_shifts
@@ -25,7 +26,7 @@ from pancrafter.resample import Mtf, mean_mtf, relative_mtf
 from pancrafter.scratch import scratch_folder
 from pancrafter.sensors import SensorContract, contract_for_platform, generic_contract
 from pancrafter.sharpness import band_mtfs, combine, measured_mtf, sharpness
-from pancrafter.types import Refusal, Scene, ValueRange
+from pancrafter.types import Record, Refusal, Scene, ValueRange
 
 Protocol = Literal["production", "benchmark"]
 
@@ -37,6 +38,53 @@ MAX_SHARE_ABOVE_CEILING = 1e-3
 
 MIN_SIDE_MS_PX = 16
 """Smaller MS images hold too little for any figure."""
+
+
+class StatedShift(Record):
+    """Where somebody measured the MS content to lie, beside its place by the corners: (y, x), PAN pixels."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    shift_pan_px: tuple[FiniteFloat, FiniteFloat] | None = None
+
+
+class Description(Record):
+    """What ``NAME.json`` may say of a pair; what else it holds is not looked at."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    sensor: str | None = None
+    bands: tuple[str, ...] | None = None
+    ratio: int | None = None
+    bit_depth: int | None = Field(default=None, ge=1, le=64)
+    quality: str | None = None
+    shift: StatedShift = StatedShift()
+
+
+@dataclass(frozen=True, eq=False)
+class CheckedPair:
+    """A pair as its files hold it, checked against its description and its sensor; nothing is measured yet.
+
+    Attributes:
+        description: What the files say beside the pixels.
+        contract: Contract of the sensor, or a generic one.
+        truth: As that of ``Pair``; the rest too.
+    """
+
+    name: str
+    description: Description
+    contract: SensorContract
+    bands: tuple[str, ...]
+    pan: Pixels
+    ms: Pixels
+    truth: Pixels | None
+    ratio: int
+    dn_max: int
+
+    @property
+    def nominal_gains(self) -> tuple[float, ...]:
+        """MTF at the MS Nyquist frequency per band, from the contract."""
+        return tuple(band.mtf for band in self.contract.subset(self.bands))
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,48 +175,73 @@ def find_pair_files(path: Path, pattern: str = "*") -> list[Path]:
 
 
 def read_pair(path: Path, contracts: Mapping[str, SensorContract], *, with_truth: bool = True) -> Pair:
-    """A pair from ``NAME.npz`` (arrays ``pan``, ``ms``, perhaps ``gt``) and, where there is one, ``NAME.json``.
+    """A pair that ``read_checked`` reads, with shift and sharpness of its bands measured as staging measures them.
 
-    Corners of PAN and MS coincide; shift and sharpness of the bands against PAN are measured as staging measures them.
     Of a triplet with ``gt``, PAN is moved to where the truth lies, so that truth and PAN agree and no MS or truth value
     is touched; ``with_truth`` false passes ``gt`` over.
 
     Raises:
-        InvalidSceneError: The file is damaged, or arrays, types, band count, ratio or DN contradict each other or the
-            sensor.
+        InvalidSceneError: As ``read_checked``.
     """
-    meta, arrays = _read_meta(path.with_suffix(".json")), _read_arrays(path)
-    pan, ms, truth = arrays["pan"], arrays["ms"], arrays.get("gt") if with_truth else None
-    ratio = _checked_ratio(path, pan, ms, meta.get("ratio"))
-    named = tuple(meta.get("bands") or ())
-    if named and len(named) != len(ms):
-        raise InvalidSceneError(f"{path}: ms has {len(ms)} bands, its description names {len(named)}: {list(named)}")
-    contract = _contract_of(path, meta, len(ms), ratio, contracts)
-    bands = named or tuple(band.name for band in contract.bands)
-    nominal = tuple(band.mtf for band in contract.subset(bands))
-    dn_max = 2 ** int(meta["bit_depth"]) - 1 if "bit_depth" in meta else contract.dn_max
-    dn_max = min(dn_max, int(np.iinfo(ms.dtype.name).max))
-    for name, values in arrays.items():
-        require_within_ceiling(f"{path}: {name}", values, dn_max)
-    if truth is not None:
-        if truth.shape != (len(ms), *pan.shape):
-            raise InvalidSceneError(f"{path}: gt is {truth.shape}, expected {(len(ms), *pan.shape)} (ms bands, pan px)")
-        pan = _moved_to_truth(pan, truth)
-    phases_yx = measured_phases(pan, ms, ratio, float(np.mean(nominal)))
+    found = read_checked(path, contracts, with_truth=with_truth)
+    pan, ms, ratio = found.pan, found.ms, found.ratio
+    if found.truth is not None:
+        pan = _moved_to_truth(pan, found.truth)
+    phases_yx = measured_phases(pan, ms, ratio, float(np.mean(found.nominal_gains)))
     return Pair(
-        name=path.stem,
-        sensor=contract.name,
-        bands=bands,
+        name=found.name,
+        sensor=found.contract.name,
+        bands=found.bands,
         pan=pan,
         ms=ms,
         ratio=ratio,
         phases_yx=phases_yx,
-        nominal_gains=nominal,
+        nominal_gains=found.nominal_gains,
         measured_mtf=combine([sharpness(pan, ms, ratio, phases_yx)]),
-        pan_gain=contract.pan_mtf,
-        dn_max=dn_max,
+        pan_gain=found.contract.pan_mtf,
+        dn_max=found.dn_max,
+        truth=found.truth,
+        grade=found.description.quality,
+    )
+
+
+def read_checked(path: Path, contracts: Mapping[str, SensorContract], *, with_truth: bool = True) -> CheckedPair:
+    """A pair from ``NAME.npz`` (arrays ``pan``, ``ms``, perhaps ``gt``) and, where there is one, ``NAME.json``.
+
+    Corners of PAN and MS coincide.
+
+    Raises:
+        InvalidSceneError: A file is damaged, or arrays, types, band count, ratio or DN contradict each other, the
+            description or the sensor.
+    """
+    said, arrays = _read_description(path.with_suffix(".json")), _read_arrays(path, with_truth=with_truth)
+    pan, ms, truth = arrays["pan"], arrays["ms"], arrays.get("gt")
+    ratio = _checked_ratio(path, pan, ms, said.ratio)
+    if said.bands and len(said.bands) != len(ms):
+        raise InvalidSceneError(
+            f"{path}: ms has {len(ms)} bands, its description names {len(said.bands)}: {list(said.bands)}"
+        )
+    contract = _contract_of(path, said, len(ms), ratio, contracts)
+    if truth is not None and truth.shape != (len(ms), *pan.shape):
+        raise InvalidSceneError(f"{path}: gt is {truth.shape}, expected {(len(ms), *pan.shape)} (ms bands, pan px)")
+    dn_max = contract.dn_max if said.bit_depth is None else 2**said.bit_depth - 1
+    dn_max = min(dn_max, int(np.iinfo(ms.dtype.name).max))
+    for name, values in arrays.items():
+        require_within_ceiling(f"{path}: {name}", values, dn_max)
+        if values.min() == values.max():
+            raise InvalidSceneError(
+                f"{path}: {name} holds nothing but DN {values.max()}; there is nothing to see in it"
+            )
+    return CheckedPair(
+        name=path.stem,
+        description=said,
+        contract=contract,
+        bands=said.bands or tuple(band.name for band in contract.bands),
+        pan=pan,
+        ms=ms,
         truth=truth,
-        grade=meta.get("quality"),
+        ratio=ratio,
+        dn_max=dn_max,
     )
 
 
@@ -259,24 +332,29 @@ def _middle(size: int, wanted: int) -> slice:
     return slice(start, start + min(size, wanted))
 
 
-def _read_meta(path: Path) -> dict[str, Any]:
+def _read_description(path: Path) -> Description:
     """The description beside a pair; empty where there is none."""
     if not path.is_file():
-        return {}
+        return Description()
     try:
-        meta = json.loads(path.read_text(encoding="utf-8"))
+        said = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as err:
         raise InvalidSceneError(f"{path}: not readable as JSON ({err}); mend or remove it") from err
-    if not isinstance(meta, dict):
-        raise InvalidSceneError(f"{path}: found {type(meta).__name__}, expected an object that describes the pair")
-    return meta
+    if not isinstance(said, dict):
+        raise InvalidSceneError(f"{path}: found {type(said).__name__}, expected an object that describes the pair")
+    try:
+        return Description.model_validate(said)
+    except ValidationError as err:
+        faults = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in err.errors())
+        raise InvalidSceneError(f"{path}: {faults}; mend these fields or leave them out") from err
 
 
-def _read_arrays(path: Path) -> dict[str, Pixels]:
+def _read_arrays(path: Path, *, with_truth: bool) -> dict[str, Pixels]:
+    wanted = ("pan", "ms", "gt") if with_truth else ("pan", "ms")
     try:
         with np.load(path) as archive:
-            arrays = {name: archive[name] for name in ("pan", "ms", "gt") if name in archive.files}
-    except (OSError, ValueError, EOFError, zlib.error, zipfile.BadZipFile) as err:
+            arrays = {name: archive[name] for name in wanted if name in archive.files}
+    except (OSError, TypeError, ValueError, EOFError, zlib.error, zipfile.BadZipFile) as err:
         raise InvalidSceneError(f"{path}: not readable ({err}); expected npz with arrays pan and ms") from err
     for name, axes in (("pan", 2), ("ms", 3)):
         if name not in arrays or arrays[name].ndim != axes:
@@ -288,7 +366,7 @@ def _read_arrays(path: Path) -> dict[str, Pixels]:
     return arrays
 
 
-def _checked_ratio(path: Path, pan: Pixels, ms: Pixels, stated: Any) -> int:  # Any: JSON
+def _checked_ratio(path: Path, pan: Pixels, ms: Pixels, stated: int | None) -> int:
     found: int = pan.shape[0] // max(1, ms.shape[1])
     whole = pan.shape == (found * ms.shape[1], found * ms.shape[2])
     if not whole or found not in (2, 3, 4) or (stated is not None and stated != found):
@@ -302,12 +380,11 @@ def _checked_ratio(path: Path, pan: Pixels, ms: Pixels, stated: Any) -> int:  # 
 
 
 def _contract_of(
-    path: Path, meta: Mapping[str, Any], band_count: int, ratio: int, contracts: Mapping[str, SensorContract]
+    path: Path, said: Description, band_count: int, ratio: int, contracts: Mapping[str, SensorContract]
 ) -> SensorContract:
     """The contract of the sensor named in the description, where its bands are known to it; else a generic one."""
-    named = str(meta.get("sensor", ""))
+    named, bands = said.sensor or "", said.bands or ()
     known = contracts.get(named) or contract_for_platform(named, contracts)
-    bands: Sequence[str] = meta.get("bands") or ()
     if known is not None:
         if unknown := [band for band in bands if known.find_band(band) is None]:
             raise InvalidSceneError(

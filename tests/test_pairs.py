@@ -98,6 +98,8 @@ BAD: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     ({"ms": np.zeros((2, 48, 48), np.float32)}, {}, "ms is float32, expected unsigned DN"),
     ({"ms": np.zeros((48, 48), np.uint16)}, {}, "array ms is of 2 axes"),
     ({"ms": np.full((2, 48, 48), 3000, np.uint16)}, {}, "DN up to 3000, 100.0% of them above the ceiling 2047"),
+    ({}, {"bit_depth": "eleven"}, "pair.json: bit_depth: .*valid integer"),
+    ({}, {"bands": 2}, "pair.json: bands: .*valid tuple"),
     ({}, {"bands": ["blue", "swir7"]}, "worldview-2 has no band 'swir7'"),
     ({"gt": np.zeros((2, 48, 48), np.uint16)}, {}, r"gt is \(2, 48, 48\), expected \(2, 192, 192\)"),
 ]

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import zipfile
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,10 +11,10 @@ from numpy.typing import NDArray
 from pancrafter.classical import InjectionConstants, fit_injection, injection_sums
 from pancrafter.errors import InvalidSceneError, PancrafterError
 from pancrafter.model.names import file_sha256
-from pancrafter.pairs import value_range
+from pancrafter.pairs import CheckedPair, measured_phases, read_checked, value_range
 from pancrafter.pancollection import Patches, joined, read_patches
 from pancrafter.resample import GENERIC_MTF_GAIN, degrade
-from pancrafter.sensors import get_contract
+from pancrafter.sensors import get_contract, load_contracts
 from pancrafter.sharpness import combine, sharpness
 from pancrafter.simulate import image_scene, make_truth, random_model
 from pancrafter.simulate.archive import pan_only_wavelengths
@@ -29,6 +26,9 @@ Floats = NDArray[np.float32]
 
 VALIDATION_MIN_PX = 64
 """Least side of a validation image; 16 pixels at each border are not scored."""
+
+MARGIN_MS_PX = 4
+"""Cut off at the border of a real pair: MS pixels there may lie outside PAN, so no shift may be larger."""
 
 
 @dataclass(frozen=True)
@@ -55,31 +55,35 @@ def training_image(name: str, pan: Floats, truth: Floats) -> TrainingImage:
 def load_pair(path: Path) -> TrainingImage:
     """A real pair, brought one scale down (Wald): its MS becomes the truth, its PAN is sampled at the MS pixels.
 
-    PAN is sampled where the MS content really lies (the measured shift in the pair's JSON) and made as blurred as MS is
-    measured to be, so truth and PAN agree without touching a single MS value.
+    PAN is sampled where the MS content really lies (the shift in the pair's JSON; measured where it has none) and made
+    as blurred as MS is measured to be, so truth and PAN agree without touching a single MS value.
 
     Raises:
-        InvalidSceneError: The npz is damaged or lacks ``pan`` or ``ms``, or the JSON beside it lacks ratio or shift.
+        InvalidSceneError: As ``pairs.read_checked``, or the shift is larger than the margin that is cut off.
     """
-    try:
-        meta = json.loads(path.with_suffix(".json").read_text())
-        ratio = int(meta["ratio"])
-        shift_y, shift_x = meta["shift"]["shift_pan_px"]
-        with np.load(path) as arrays:
-            pan, ms = arrays["pan"].astype(np.float32), arrays["ms"].astype(np.float32)
-    except (OSError, EOFError, KeyError, TypeError, ValueError, zlib.error, zipfile.BadZipFile) as err:
-        raise InvalidSceneError(
-            f"training pair {path.name} is unreadable ({type(err).__name__}: {err}); expected npz with pan, ms, and a "
-            "JSON beside it with ratio and shift.shift_pan_px"
-        ) from err
-    phase = (ratio - 1) / 2
-    centre = (phase + shift_y, phase + shift_x)
+    found = read_checked(path, load_contracts(), with_truth=False)
+    centre, ratio = _common_phase(found, path), found.ratio
+    pan, ms = found.pan.astype(np.float32), found.ms.astype(np.float32)
     blur = combine([sharpness(pan, ms, ratio, (centre,))]) or GENERIC_MTF_GAIN
-    reduced = degrade(pan, ms.shape[1:], ratio, centre, blur)
-    margin = 4  # MS pixels at the border may lie outside PAN after the shift
-    return training_image(
-        path.stem, reduced[margin:-margin, margin:-margin].astype(np.float32), ms[:, margin:-margin, margin:-margin]
-    )
+    reduced = degrade(pan, ms.shape[1:], ratio, centre, blur).astype(np.float32)
+    inner = slice(MARGIN_MS_PX, -MARGIN_MS_PX)
+    return training_image(path.stem, reduced[inner, inner], ms[:, inner, inner])
+
+
+def _common_phase(pair: CheckedPair, path: Path) -> tuple[float, float]:
+    """Where MS pixel 0 lies on the PAN grid, all bands together, PAN pixels."""
+    nominal, stated = (pair.ratio - 1) / 2, pair.description.shift.shift_pan_px
+    if stated is None:
+        phases_yx = measured_phases(pair.pan, pair.ms, pair.ratio, float(np.mean(pair.nominal_gains)))
+        y, x = np.median(phases_yx, axis=0)
+        return float(y), float(x)
+    most = MARGIN_MS_PX * pair.ratio
+    if max(map(abs, stated)) > most:
+        raise InvalidSceneError(
+            f"{path}: its description says shift.shift_pan_px {list(stated)}, expected {most} PAN px at most; mend it, "
+            "or leave it out to have it measured"
+        )
+    return nominal + stated[0], nominal + stated[1]
 
 
 SIMULATED_SENSORS = {
@@ -152,7 +156,7 @@ def load_data(config: TrainConfig, base: Path) -> tuple[TrainingData, TrainingDa
 def data_hashes(config: TrainConfig, base: Path) -> dict[str, str]:
     """SHA-256 (hex) of every file that is trained or validated on; simulated scenes follow from the seed."""
     files = [path for paths in _pair_files(config, base) for path in paths]
-    files += [path.with_suffix(".json") for path in files]
+    files += [said for said in (path.with_suffix(".json") for path in files) if said.is_file()]
     if config.pancollection is not None:
         files += [(base / f).resolve() for f in (*config.pancollection.train, *config.pancollection.validation)]
     return {path.name: file_sha256(path) for path in files}
