@@ -40,7 +40,7 @@ from pancrafter.sharpness import combine, sharpness
 from pancrafter.training.config import Augmentation, TrainConfig, read_config
 from pancrafter.training.images import TrainingImage, data_hashes, load_images, load_pair, training_image
 from pancrafter.training.loop import Run, _steps, batch_loss, learning_rate, train
-from pancrafter.training.record import MetricsLog, code_commit
+from pancrafter.training.record import MadeFrom, MetricsLog, code_commit
 from pancrafter.training.samples import Sample, acquire, batches, draw_batch, draw_patch, draw_sample
 from pancrafter.training.validation import patch_ergas, sharpen_arrays, validation_ergas
 from pancrafter.types import ValueRange
@@ -74,6 +74,10 @@ def write_pair(folder: Path, name: str, seed: int, *, ratio: int = 4, side: int 
     ms = np.stack([degrade(surface * weight, (side, side), ratio, phase, 0.3) for weight in (0.6, 0.9)])
     np.savez(folder / f"{name}.npz", pan=surface.astype(np.uint16), ms=ms.astype(np.uint16))
     (folder / f"{name}.json").write_text(json.dumps({"ratio": ratio, "shift": {"shift_pan_px": [1.3, -0.6]}}))
+
+
+def made_from(chosen: TrainConfig) -> MadeFrom:
+    return MadeFrom(config=chosen, data_sha256={}, start_sha256=None, mean_with_sha256=None)
 
 
 def write_config(folder: Path, **changes: Any) -> Path:
@@ -406,7 +410,7 @@ def test_a_few_steps_lower_the_loss(tmp_path: Path) -> None:
             return float(np.mean([float(batch_loss(network, *batch, chosen, "cpu")) for batch in fixed]))
 
     before = loss()
-    run = Run(tmp_path, network, torch.optim.AdamW(network.parameters()))
+    run = Run(tmp_path, network, torch.optim.AdamW(network.parameters()), made_from(chosen))
     for _ in _steps(run, batches(images, chosen, 0, loaders=0), chosen, "cpu"):
         pass
     assert run.step == 40
@@ -585,7 +589,7 @@ def test_resumed_run_equals_the_unbroken_run(tmp_path: Path, pairs: Path) -> Non
     network = PanCrafter(chosen.network).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimiser = torch.optim.AdamW(network.parameters(), chosen.learning_rate, weight_decay=chosen.weight_decay)
     (tmp_path / "resumed").mkdir()
-    stopped = Run(tmp_path / "resumed", network, optimiser)
+    stopped = Run(tmp_path / "resumed", network, optimiser, MadeFrom.of(chosen, tmp_path))
     for _ in islice(_steps(stopped, batches(images, chosen, 0, loaders=0), chosen, "cpu"), 4):
         pass
     stopped.save()
@@ -611,7 +615,7 @@ def test_resumed_run_equals_the_unbroken_run(tmp_path: Path, pairs: Path) -> Non
 
 def test_infinite_loss_stops_and_keeps_the_last_good_state(tmp_path: Path, pairs: Path) -> None:
     chosen = {"pairs_dir": str(pairs), "train_pairs": ["P_0", "P_1"], "validation_pairs": ["P_2"]}
-    train(write_config(tmp_path, steps=2, **chosen), tmp_path / "run")
+    train(write_config(tmp_path, steps=2, validate_every=40, **chosen), tmp_path / "run")
     good = {name: (tmp_path / "run" / name).read_bytes() for name in ("state.pt", "best.safetensors")}
     path = write_config(tmp_path, steps=40, validate_every=40, learning_rate=1e30, **chosen)
     with pytest.raises(
@@ -763,20 +767,79 @@ def test_data_that_cannot_work_are_refused_before_the_first_step(
     assert not (tmp_path / "run" / "state.pt").exists()
 
 
-@pytest.mark.parametrize("state", ["other network", "damaged"])
+@pytest.mark.parametrize("state", ["other network", "damaged", "a list", "empty"])
 def test_folder_of_another_run_is_not_continued(tmp_path: Path, pairs: Path, state: str) -> None:
     (tmp_path / "run").mkdir()
-    network = randomise(PanCrafter(NetworkConfig.model_validate({**TINY, "width": 32})), 0)
-    Run(tmp_path / "run", network, torch.optim.AdamW(network.parameters())).save()
+    other = config(network={**TINY, "width": 32})
+    network = randomise(PanCrafter(other.network), 0)
+    Run(tmp_path / "run", network, torch.optim.AdamW(network.parameters()), made_from(other)).save()
     saved = tmp_path / "run" / "state.pt"
     if state == "damaged":
         saved.write_bytes(saved.read_bytes()[:200])
+    elif state != "other network":
+        torch.save([1, 2] if state == "a list" else {}, saved)
     before = saved.read_bytes()
     path = write_config(tmp_path, pairs_dir=str(pairs), train_pairs=["P_0"], validation_pairs=["P_2"])
     with pytest.raises(PancrafterError, match=r"(?s)state\.pt cannot be continued .*use another folder, or delete"):
         train(path, tmp_path / "run")
     assert saved.read_bytes() == before
     assert not (tmp_path / "run" / "config.yaml").exists()
+
+
+def _content(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_a_run_goes_on_only_with_what_it_is_made_from(tmp_path: Path, pairs: Path) -> None:
+    """What the weights never saw does not get into their record; more steps and another learning rate do."""
+    given: dict[str, Any] = {"pairs_dir": str(pairs), "train_pairs": ["P_0"], "validation_pairs": ["P_2"], "steps": 2}
+    train(write_config(tmp_path, **given), tmp_path / "run")
+    kept, pair = _content(tmp_path / "run"), (pairs / "P_0.npz").read_bytes()
+
+    def refuses(problem: str, **changes: Any) -> None:
+        with pytest.raises(
+            PancrafterError, match=rf"cannot be continued .*{problem}.*only steps and learning_rate may"
+        ):
+            train(write_config(tmp_path, **(given | changes)), tmp_path / "run")
+        assert _content(tmp_path / "run") == kept
+
+    refuses("seed was 2025, is 7", seed=7)
+    refuses("seed was 2025, is 7", seed=7, steps=4)
+    refuses("network.attention was bottleneck, is none", network={**TINY, "attention": "none"})
+    refuses(r"train_pairs was \['P_0'\], is \['P_1'\]; data_sha256.P_0.npz was \w+, is None", train_pairs=["P_1"])
+    _rewritten(pairs / "P_0.npz", lambda a: {"ms": a["ms"] // 2})
+    refuses(r"data_sha256.P_0.npz was \w+, is \w+;")
+    (pairs / "P_0.npz").write_bytes(pair)
+
+    train(write_config(tmp_path, **given | {"learning_rate": 1e-5}), tmp_path / "run")
+    assert _content(tmp_path / "run") == kept  # nothing was left to do
+    moved = pairs.rename(tmp_path / "moved")
+    changed = {"steps": 4, "learning_rate": 1e-5, "pairs_dir": str(moved)}
+    train(write_config(tmp_path, **given | changed), tmp_path / "run")
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert record["config"]["learning_rate"] == 1e-5
+    assert torch.load(tmp_path / "run" / "state.pt", weights_only=True)["step"] == 4
+
+
+def test_states_that_do_not_say_what_they_are_made_from_go_on(
+    tmp_path: Path, pairs: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Runs that an earlier version began end as they would have, and the log says what is not checked."""
+    given: dict[str, Any] = {"pairs_dir": str(pairs), "train_pairs": ["P_0"], "validation_pairs": ["P_2"]}
+    for folder in ("old", "new"):
+        train(write_config(tmp_path, **given, steps=2), tmp_path / folder)
+    path = tmp_path / "old" / "state.pt"
+    state = torch.load(path, weights_only=True)
+    assert state.pop("made_from")["config"]["seed"] == 2025
+    torch.save(state, path)
+    assert not caplog.messages
+    for folder in ("old", "new"):
+        train(write_config(tmp_path, **given, steps=4), tmp_path / folder)
+    assert caplog.messages == [f"{path} was written before runs kept what they are made from: going on unchecked"]
+    old, new = (torch.load(tmp_path / folder / "state.pt", weights_only=True) for folder in ("old", "new"))
+    assert old["made_from"] == new["made_from"]
+    for key, value in old["network"].items():
+        assert torch.equal(value, new["network"][key]), key
 
 
 def test_shipped_configurations_are_valid() -> None:

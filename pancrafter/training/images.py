@@ -154,12 +154,19 @@ def load_data(config: TrainConfig, base: Path) -> tuple[TrainingData, TrainingDa
 
 
 def data_hashes(config: TrainConfig, base: Path) -> dict[str, str]:
-    """SHA-256 (hex) of every file that is trained or validated on; simulated scenes follow from the seed."""
+    """SHA-256 (hex) of every file that is trained or validated on; simulated scenes follow from the seed.
+
+    Raises:
+        InvalidSceneError: No pair is meant by the patterns, or a file cannot be read.
+    """
     files = [path for paths in _pair_files(config, base) for path in paths]
     files += [said for said in (path.with_suffix(".json") for path in files) if said.is_file()]
     if config.pancollection is not None:
         files += [(base / f).resolve() for f in (*config.pancollection.train, *config.pancollection.validation)]
-    return {path.name: file_sha256(path) for path in files}
+    try:
+        return {path.name: file_sha256(path) for path in files}
+    except OSError as err:
+        raise InvalidSceneError(f"{err.filename}: not a readable file ({err.strerror}); mend its path") from err
 
 
 def load_images(config: TrainConfig, base: Path) -> tuple[list[TrainingImage], list[TrainingImage]]:

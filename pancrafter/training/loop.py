@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 import json
+import logging
 import math
 import os
-import pickle
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,11 +28,13 @@ from pancrafter.model.weights import load_checkpoint, save_checkpoint
 from pancrafter.resample import GENERIC_MTF_GAIN
 from pancrafter.training.config import TrainConfig, read_config
 from pancrafter.training.images import load_data
-from pancrafter.training.record import MetricsLog, provenance
+from pancrafter.training.record import MadeFrom, MetricsLog, provenance
 from pancrafter.training.samples import Sample, batches
 from pancrafter.training.validation import validate
 
 Floats = NDArray[np.float32]
+
+_log = logging.getLogger(__name__)
 
 
 def batch_loss(network: PanCrafter, ratio: int, samples: list[Sample], config: TrainConfig, device: str) -> Tensor:
@@ -148,6 +152,7 @@ class Run:
     folder: Path
     network: PanCrafter
     optimiser: torch.optim.Optimizer
+    made_from: MadeFrom
     step: int = 0
     best: float = math.inf
     saved_step: int | None = None
@@ -161,6 +166,7 @@ class Run:
                 "optimiser": self.optimiser.state_dict(),
                 "step": self.step,
                 "best": self.best,
+                "made_from": self.made_from.model_dump(mode="json"),
             },
             partial,
         )
@@ -171,21 +177,32 @@ class Run:
         """Continue from ``state.pt`` where there is one.
 
         Raises:
-            PancrafterError: It is damaged, or the state of another network.
+            PancrafterError: It is damaged, or what it was made from differs in more than length and learning rate.
         """
         path = self.folder / "state.pt"
         if not path.is_file():
             return
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
+            self._require_same_origin(path, state)
             self.network.load_state_dict(state["network"])
             self.optimiser.load_state_dict(state["optimiser"])
             self.step, self.best = state["step"], state["best"]
             self.saved_step = self.step
-        except (RuntimeError, KeyError, ValueError, EOFError, pickle.UnpicklingError) as err:
+        except (AttributeError, EOFError, LookupError, RuntimeError, TypeError, ValueError, UnpicklingError) as err:
             raise PancrafterError(
                 f"{path} cannot be continued with this configuration: {err}; use another folder, or delete the file"
             ) from err
+
+    def _require_same_origin(self, path: Path, state: dict[str, Any]) -> None:  # Any: what torch saves
+        if "network" in state and "made_from" not in state:
+            _log.warning("%s was written before runs kept what they are made from: going on unchecked", path)
+            return
+        if different := MadeFrom.model_validate(state["made_from"]).differences(self.made_from):
+            raise PancrafterError(
+                f"{path} cannot be continued with this configuration: {'; '.join(different)}; only steps and "
+                "learning_rate may change, so restore the others, use another folder, or delete the file"
+            )
 
 
 def train(config_path: Path, folder: Path, *, device: str = "cpu", loaders: int | None = None) -> Path:
@@ -202,22 +219,25 @@ def train(config_path: Path, folder: Path, *, device: str = "cpu", loaders: int 
         The checkpoint with the best validation ERGAS.
 
     Raises:
-        PancrafterError: The configuration or an image is not usable, the folder holds another network's run, or the
-            loss is no longer finite; the last good state stays in the folder.
+        PancrafterError: The configuration or an image is not usable, the folder holds a run made from something else,
+            or the loss is no longer finite; the last good state stays in the folder.
     """
     keep_freed_memory()
     loaders = loaders_for(device) if loaders is None else loaders
-    config = read_config(config_path)
-    images, validation = load_data(config, config_path.parent)
+    config, best = read_config(config_path), folder / "best.safetensors"
+    made_from = MadeFrom.of(config, config_path.parent)
     torch.manual_seed(config.seed)
     network = _starting_network(config).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     other = _other_network(config)
     optimiser = torch.optim.AdamW(network.parameters(), config.learning_rate, weight_decay=config.weight_decay)
-    folder.mkdir(parents=True, exist_ok=True)
-    run = Run(folder, network, optimiser)
+    run = Run(folder, network, optimiser, made_from)
     run.restore()
+    if run.step >= config.steps:
+        return best
+    images, validation = load_data(config, config_path.parent)
+    record = provenance(made_from, images, validation)
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.yaml").write_text(config_path.read_text())
-    record = provenance(config, config_path.parent, images, validation)
     (folder / "run.json").write_text(json.dumps({**record, "device": device}, indent=2) + "\n")
     columns = (
         TextColumn("training"),
@@ -239,9 +259,9 @@ def train(config_path: Path, folder: Path, *, device: str = "cpu", loaders: int 
                 progress.update(bar, note=f"ERGAS {scores['ergas']:.3f} (cubic {scores['ergas_cubic']:.3f})")
                 if scores["ergas"] < run.best:
                     run.best = scores["ergas"]
-                    save_checkpoint(folder / "best.safetensors", judged, {**record, "step": run.step, **scores})
+                    save_checkpoint(best, judged, {**record, "step": run.step, **scores})
                 run.save()
-    return folder / "best.safetensors"
+    return best
 
 
 def loaders_for(device: str) -> int:

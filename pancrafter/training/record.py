@@ -20,21 +20,71 @@ from pancrafter.model.weights import load_checkpoint
 from pancrafter.pancollection import Patches
 from pancrafter.training.config import TrainConfig
 from pancrafter.training.images import TrainingData, data_hashes
+from pancrafter.types import Record
+
+MAY_CHANGE = ("steps", "learning_rate", "pairs_dir", "start", "mean_with")
+"""Fields that may be others when a run goes on: how long, how fast, and where files lie whose content is compared."""
+
+
+class MadeFrom(Record):
+    """What decides the weights of a run: its configuration and, by SHA-256 (hex), the files that this names."""
+
+    config: TrainConfig
+    data_sha256: dict[str, str]
+    start_sha256: str | None
+    mean_with_sha256: str | None
+
+    @classmethod
+    def of(cls, config: TrainConfig, base: Path) -> Self:
+        """What ``config`` says, its paths being relative to ``base``.
+
+        Raises:
+            InvalidSceneError: There is no such pair or file.
+            WeightsError: There are no such weights.
+        """
+        return cls(
+            config=config,
+            data_sha256=data_hashes(config, base),
+            start_sha256=weights_sha256(config.start) if config.start is not None else None,
+            mean_with_sha256=weights_sha256(config.mean_with) if config.mean_with is not None else None,
+        )
+
+    def differences(self, now: MadeFrom) -> list[str]:
+        """Every field that is another one ``now`` and may not be while a run goes on, with both values."""
+        before, after = self._decisive(), now._decisive()
+        fields = [field for field in {**before, **after} if before.get(field) != after.get(field)]
+        return [f"{field} was {before.get(field)!s:.40}, is {after.get(field)!s:.40}" for field in fields]
+
+    def _decisive(self) -> dict[str, Any]:  # Any: plain JSON
+        values = self.model_dump(mode="json")
+        for field in MAY_CHANGE:
+            del values["config"][field]
+        patches = values["config"]["pancollection"] or {}
+        for part in patches.keys() & {"train", "validation"}:
+            patches[part] = [Path(file).name for file in patches[part]]
+        return _leaves(values.pop("config")) | _leaves(values)
+
+
+def _leaves(values: dict[str, Any], above: str = "") -> dict[str, Any]:
+    """Nested fields by their dotted names."""
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        found |= _leaves(value, f"{above}{name}.") if isinstance(value, dict) else {f"{above}{name}": value}
+    return found
 
 
 def provenance(
-    config: TrainConfig, base: Path, images: TrainingData, validation: TrainingData
+    made_from: MadeFrom, images: TrainingData, validation: TrainingData
 ) -> dict[str, Any]:  # Any: plain JSON
     """Where a run's weights come from: configuration, seed, code and data, that of the weights before included."""
+    config = made_from.config
     before = [load_checkpoint(name).training for name in (config.start, config.mean_with) if name is not None]
     names = [[d.name] if isinstance(d, Patches) else [image.name for image in d] for d in (images, validation)]
     return {
         "images": list(dict.fromkeys(chain(names[0], *(training.get("images", ()) for training in before)))),
         "validation": names[1],
-        "config": config.model_dump(mode="json"),
-        "data_sha256": dict(ChainMap(data_hashes(config, base), *(t.get("data_sha256", {}) for t in before))),
-        "start_sha256": weights_sha256(config.start) if config.start is not None else None,
-        "mean_with_sha256": weights_sha256(config.mean_with) if config.mean_with is not None else None,
+        **made_from.model_dump(mode="json"),
+        "data_sha256": dict(ChainMap(made_from.data_sha256, *(t.get("data_sha256", {}) for t in before))),
         "commit": code_commit(),
         "version": package_version("pancrafter"),
         "torch": str(torch.__version__),
