@@ -235,7 +235,7 @@ def test_what_is_not_the_sensors_product_is_refused_as_by_the_command(tmp_path: 
     lazy = pancrafter.sharpen(*opened(files), sensor="worldview-3", method="exp")
     with pytest.raises(InvalidSceneError, match="not the product of contract worldview-3") as same:
         lazy.compute(scheduler="synchronous")
-    assert same.value.message == refusal.value.message
+    assert refusal.value.message == f"{files[0]}: {same.value.message}"
 
 
 def test_a_few_pixels_above_the_ceiling_are_no_other_product(tmp_path: Path) -> None:
