@@ -17,7 +17,7 @@ from pancrafter.settings import Settings
 from pancrafter.steps import Outcome
 
 if TYPE_CHECKING:
-    from pancrafter.ledger import Ledger
+    from pancrafter.ledger import Ledger, LedgerRow
 
 
 @flow(name="sharpen-scene", flow_run_name="{key}")
@@ -25,8 +25,8 @@ def sharpen_scene(key: str, settings: Settings) -> Outcome | None:
     """Stage, sharpen, assess and publish one scene; running it again on a finished scene changes nothing.
 
     Args:
-        key: ``collection/item_id``. A scene that waits in the ledger is not searched for; of others, the source is
-            asked for this one item only.
+        key: ``collection/item_id``. A scene that waits in the ledger for this run's recipe is not searched for; of
+            others, the source is asked for this one item only.
         settings: The run.
 
     Returns:
@@ -36,18 +36,24 @@ def sharpen_scene(key: str, settings: Settings) -> Outcome | None:
     settings = with_ledger(settings)
     scene = SceneKey.parse(key, settings.sink)
     with steps.open_ledger(settings) as ledger:
-        row = ledger.show(scene)
-        if row is None or row.state is not State.ELIGIBLE:
+        if not _is_planned(ledger.show(scene), settings):
             only = {"collections": (scene.collection,), "ids": (scene.item_id,)}
             steps.discover(settings.model_copy(update=only), ledger)
         with open_compute(settings) as compute:
             return process(key, settings, compute, ledger)
 
 
+def _is_planned(row: LedgerRow | None, settings: Settings) -> bool:
+    """Whether a scene waits to be made as these settings would make it."""
+    if row is None or row.scene is None or row.state is not State.ELIGIBLE:
+        return False
+    return row.recipe == steps.work_of(row.scene, settings, steps.contracts_of(settings)).recipe
+
+
 def process(key: str, settings: Settings, compute: Compute, ledger: Ledger) -> Outcome | None:
     """One scene inside a flow, each step a task run that bears its name."""
     report = get_run_logger().info
-    with steps.claimed(ledger, key, settings) as work:
+    with steps.claimed(ledger, key, settings, report) as work:
         if work is None:
             return None
         staged = _named(tasks.stage, key)(work, settings, compute, ledger)

@@ -43,7 +43,7 @@ from pancrafter.model.conditions import Conditions, build_conditions, ms_at, une
 from pancrafter.model.config import CUBIC_REACH_MS_PX
 from pancrafter.model.devices import DeviceError, use_full_float32
 from pancrafter.model.inference import MsNetwork
-from pancrafter.model.names import DEFAULT_WEIGHTS, SharpeningMethod, for_benchmark, weights_sha256
+from pancrafter.model.names import DEFAULT_WEIGHTS, SharpeningMethod, for_benchmark, require_weights, weights_sha256
 from pancrafter.model.weights import Checkpoint, load_checkpoint
 from pancrafter.resample import GENERIC_MTF_GAIN, Mtf, mean_mtf
 from pancrafter.sensors import SensorContract
@@ -587,6 +587,7 @@ def fit_sharpener(
     method: SharpeningMethod,
     *,
     weights: str,
+    sha256: str | None = None,
     device: str,
     precision: str,
     threads: int = 1,
@@ -598,6 +599,7 @@ def fit_sharpener(
         contract: Of its sensor.
         method: The network, or a classical method in its place.
         weights: Of the network; as ``device`` and ``precision`` not used by the others.
+        sha256: Of the weights' file where the scene was planned with it; by default of the file that is there.
         device: Where it runs.
         precision: In what.
         threads: Of the sharpener, and of the fit where it looks at some blocks only.
@@ -609,7 +611,7 @@ def fit_sharpener(
     mtfs = scene_mtfs(store.staged, contract)
     spec = SharpenerSpec(
         weights=weights,
-        weights_sha256=weights_sha256(weights) if method == "pan-crafter" else None,
+        weights_sha256=(sha256 or weights_sha256(weights)) if method == "pan-crafter" else None,
         device=device,
         precision=precision,
         threads=threads,
@@ -629,8 +631,7 @@ def build_sharpener(spec: SharpenerSpec) -> Sharpener:
     that wait for one another in strips of a window cost more than they give.
 
     Raises:
-        WeightsError: The weights cannot be loaded, are not those that the specification was made with, or are for the
-            benchmark.
+        WeightsError: The weights cannot be loaded, are not those of the specification, or are for the benchmark.
     """
     torch.set_num_threads(1 if spec.fusion is not None else spec.threads)
     keep_freed_memory()
@@ -644,11 +645,7 @@ def _built(spec: SharpenerSpec) -> Sharpener:
     if spec.fusion is not None:
         return FusionSharpener(spec.fusion)
     checkpoint = load_checkpoint(spec.weights)
-    if checkpoint.sha256 != spec.weights_sha256:
-        raise WeightsError(
-            f"{spec.weights} has SHA-256 {checkpoint.sha256} here, expected {spec.weights_sha256}, as when the scene "
-            "was begun: give every worker the same file and run the scene again"
-        )
+    require_weights(spec.weights, checkpoint.sha256, spec.weights_sha256)
     if for_benchmark(checkpoint.training):
         raise WeightsError(
             f"{spec.weights} was trained on PanCollection, whose published tables it is for (pancrafter evaluate, "

@@ -550,14 +550,17 @@ class Ledger:
                 statement = statement.where(_SCENE.c.sink == sink)
             return [_row(values) for values in _fetch(connection, statement)]
 
-    def claim(self, key: SceneKey, owner: str, lease_s: float) -> Lease | None:
-        """Take an eligible scene for ``lease_s`` seconds; None when somebody else was first or it is not eligible."""
+    def claim(self, key: SceneKey, owner: str, lease_s: float, *, recipe: str) -> Lease | None:
+        """Take an eligible scene for ``lease_s`` seconds, to make it by ``recipe``.
+
+        None when somebody else was first, it is not eligible, or another discovery planned it with another recipe.
+        """
         with self._transaction(write=True) as connection:
             now = self._now(connection)
             expires = now + timedelta(seconds=lease_s)
             statement = (
                 sa.update(_SCENE)
-                .where(_is(key), _may_start(now))
+                .where(_is(key), _may_start(now), _SCENE.c.recipe == recipe)
                 .values(
                     state=State.CLAIMED,
                     lease_owner=owner,

@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from pydantic import Field
 
 from pancrafter.errors import WeightsError
-from pancrafter.model.names import for_benchmark, shipped_weights, weights_path, weights_sha256
+from pancrafter.model.names import for_benchmark, require_weights, shipped_weights, weights_path, weights_sha256
 from pancrafter.types import Record
 
 if TYPE_CHECKING:
     import pystac
 
-    from pancrafter.item import AssetFile
+    from pancrafter.item import AssetFile, Recipe
     from pancrafter.publish import CollectionInfo, StaticSink
 
 Json = dict[str, Any]  # Any: parsed JSON
@@ -62,17 +62,23 @@ def model_name(name_or_path: str) -> str:
     return name_or_path if name_or_path in shipped_weights() else Path(name_or_path).stem
 
 
-def ensure_model(sink: StaticSink, name_or_path: str) -> Json:
-    """Publish the model item of these weights unless it is there; returns the link for products.
+def ensure_model(sink: StaticSink, recipe: Recipe) -> Json | None:
+    """Publish the model item of a recipe's weights unless it is there.
+
+    Returns:
+        The link for products; None where the recipe has no weights.
 
     Raises:
-        WeightsError: The weights are not ours or damaged.
+        WeightsError: The weights are not ours, or are no longer those of the recipe.
         SinkError: The catalog cannot be written.
     """
-    name, sha256 = model_name(name_or_path), weights_sha256(name_or_path)
-    item_id = model_item_id(name, sha256)
+    if recipe.weights is None or recipe.weights_sha256 is None:
+        return None
+    name = model_name(recipe.weights)
+    item_id = model_item_id(name, recipe.weights_sha256)
     if not sink.exists(MODELS, item_id):
-        item, asset = build_model_item(name_or_path)
+        require_weights(recipe.weights, weights_sha256(recipe.weights), recipe.weights_sha256)
+        item, asset = build_model_item(recipe.weights)
         sink.publish(item, [asset], collection=_collection())
     return model_link(name, item_id)
 

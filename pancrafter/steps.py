@@ -12,6 +12,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version as package_version
 from pathlib import Path
@@ -242,12 +243,14 @@ def _remake_lost_outputs(
 # --- one scene ------------------------------------------------------------------------------------------------------
 
 
-class Claimed(Record):
-    """A scene this process may work on."""
+@dataclass(frozen=True)
+class Claimed:
+    """A scene this process may work on, and by what: the steps look at nothing else that decides pixels."""
 
     lease: Lease
     scene: Scene
-    recipe: str
+    contract: SensorContract
+    recipe: Recipe
     output_item_id: str
     supersedes: str | None
     fallback_reason: str | None = None
@@ -255,14 +258,25 @@ class Claimed(Record):
 
 
 @contextlib.contextmanager
-def claimed(ledger: Ledger, key: str, settings: Settings) -> Iterator[Claimed | None]:
-    """Hold the lease of a scene for the block; None when somebody else has it.
+def claimed(ledger: Ledger, key: str, settings: Settings, report: Report) -> Iterator[Claimed | None]:
+    """Hold the lease of a scene for the block; None when somebody else has it, or planned it with another recipe.
+
+    The recipe is what this process would make of the scene now, not what the ledger says: a run with other weights,
+    contract or settings may have planned the scene anew since this one found it.
 
     An error ends the lease as its kind demands (retry, dead letter, release) and is raised again.
     """
     scene_key = SceneKey.parse(key, settings.sink)
-    lease = ledger.claim(scene_key, lease_owner(), settings.lease_s)
+    row = ledger.show(scene_key)
+    if row is None or row.scene is None:
+        yield None
+        return
+    contracts = contracts_of(settings)
+    recipe = planned_recipe(row.scene, settings, contracts)
+    lease = ledger.claim(scene_key, lease_owner(), settings.lease_s, recipe=recipe.digest)
     if lease is None:
+        if row.state is State.ELIGIBLE and row.recipe != recipe.digest:
+            report(f"{key}: left to another run, which planned it since with other weights, contract or settings")
         yield None
         return
     killpoints.at("claimed")
@@ -274,7 +288,8 @@ def claimed(ledger: Ledger, key: str, settings: Settings) -> Iterator[Claimed | 
             yield Claimed(
                 lease=lease,
                 scene=row.scene,
-                recipe=row.recipe or "",
+                contract=contracts[row.scene.sensor],
+                recipe=recipe,
                 output_item_id=row.output_item_id or "",
                 supersedes=row.supersedes,
                 fallback_reason=row.measures.get("fallback_reason"),
@@ -331,11 +346,10 @@ def stage(work: Claimed, settings: Settings, compute: Compute, ledger: Ledger) -
     from pancrafter.cube import REACH_PX, stage_scene
 
     started = time.perf_counter()
-    contract = contracts_of(settings)[work.scene.sensor]
     with compute.active():
         staged = stage_scene(
             work.scene,
-            contract,
+            work.contract,
             store_uri(work, settings),
             block_px=settings.block_px,
             reach_px=REACH_PX,
@@ -359,12 +373,11 @@ def sharpen(
     work: Claimed, staged: StagedScene, settings: Settings, compute: Compute, ledger: Ledger, report: Report
 ) -> Sharpened:
     """Sharpen every block that is not finished, by the method of the scene's contract."""
-    contract = contracts_of(settings)[work.scene.sensor]
     given_up = work.fallback_reason is not None
     if given_up:
         report(f"{work.scene.key}: {work.fallback_reason}; going on with the classical result")
-    spec = _sharpener(staged, settings, contract, classical=given_up or contract.weights == "none")
-    recipe = _fallback_recipe(work) if given_up else work.recipe
+    spec = _sharpener(work, staged, settings, classical=given_up or work.contract.weights == "none")
+    recipe = _fallback_recipe(work) if given_up else work.recipe.digest
     sharpened = _sharpen_with(staged, spec, recipe, compute, report).model_copy(update={"fallback": given_up})
     killpoints.at("sharpen-computed")
     ledger.advance(
@@ -380,19 +393,20 @@ def sharpen(
 
 def _fallback_recipe(work: Claimed) -> str:
     """What the store calls the classical blocks that replace the network's."""
-    return f"{work.recipe}-fallback"
+    return f"{work.recipe.digest}-fallback"
 
 
-def _sharpener(staged: StagedScene, settings: Settings, contract: SensorContract, *, classical: bool) -> SharpenerSpec:
-    """What workers need to sharpen the scene: the network of the settings, or the classical method in its place."""
+def _sharpener(work: Claimed, staged: StagedScene, settings: Settings, *, classical: bool) -> SharpenerSpec:
+    """What workers need to sharpen the scene: the network of the recipe, or the classical method in its place."""
     from pancrafter.engine import fit_sharpener
     from pancrafter.store import SceneStore
 
     return fit_sharpener(
         SceneStore.open(staged.store_uri),
-        contract,
+        work.contract,
         "mtf-glp-fs" if classical else "pan-crafter",
         weights=settings.weights,
+        sha256=work.recipe.weights_sha256,
         device=settings.device,
         precision=settings.precision,
         threads=settings.threads,
@@ -479,10 +493,10 @@ def assess(
     from pancrafter.store import SceneStore
 
     started = time.perf_counter()
-    contract = contracts_of(settings)[work.scene.sensor]
+    contract = work.contract
     rule, ratio = contract.quality, staged.grid.ratio
     network = sharpened.method == "pan-crafter"
-    spec = _sharpener(staged, settings, contract, classical=not network)
+    spec = _sharpener(work, staged, settings, classical=not network)
     quality, raster = _measure(staged, spec, sharpened.method, contract, compute)
     verdict, reason = rule.verdict(quality, ratio, classical=not network)
     if verdict == "fallback":
@@ -491,7 +505,7 @@ def assess(
         # Noted first: a worker that goes on after a crash keeps the classical blocks that are finished by then.
         ledger.note(work.lease, fallback_reason=reason)
         killpoints.at("fallback-begun")
-        spec = _sharpener(staged, settings, contract, classical=True)
+        spec = _sharpener(work, staged, settings, classical=True)
         sharpened = _sharpen_with(staged, spec, _fallback_recipe(work), compute, report)
         sharpened = sharpened.model_copy(update={"fallback": True})
         ledger.note(work.lease, fallback_computed_blocks=sharpened.computed_blocks)
@@ -646,12 +660,11 @@ def publish(
     if assessed.gate.verdict == "hold":
         return _set_aside(work, assessed, ledger, report)
 
-    contract = contracts_of(settings)[work.scene.sensor]
     sharpened, started = assessed.sharpened, time.perf_counter()
-    recipe = _used_recipe(work, settings, sharpened)
+    recipe = _used_recipe(work, sharpened)
     attempt = attempt_name(work.output_item_id, settings.sink, work.lease.fence)
     folder = Path(settings.state_dir) / "attempts" / attempt
-    bands = contract.subset(work.scene.bands)
+    bands = work.contract.subset(work.scene.bands)
     row = ledger.show(work.lease.key)
     spent = {} if row is None else row.measures
     staging_bytes = _bytes_on_disk(staged.store_uri)
@@ -659,7 +672,7 @@ def publish(
         folder.mkdir(parents=True, exist_ok=True)
         assets, sink = _write_assets(staged, bands, folder, settings), StaticSink(settings.sink)
         killpoints.at("files-written")
-        model_link = None if recipe.weights is None else ensure_model(sink, recipe.weights)
+        model_link = ensure_model(sink, recipe)
         pixels = staged.grid.pan.shape_yx[0] * staged.grid.pan.shape_yx[1]
         seconds = sum(float(spent.get(f"{step}_seconds", 0)) for step in ("stage", "sharpen", "assess"))
         whole = sharpened.computed_blocks == sharpened.blocks
@@ -784,16 +797,10 @@ def _renew(ledger: Ledger, lease: Lease) -> None:
     ledger.renew(lease)
 
 
-def _used_recipe(work: Claimed, settings: Settings, sharpened: Sharpened) -> Recipe:
-    recipe = planned_recipe(work.scene, settings, contracts_of(settings))
-    if recipe.digest != work.recipe:
-        raise InvalidSceneError(
-            "its recipe changed while it was in work (weights, contract or settings); run discover again",
-            scene=work.scene.key,
-        )
+def _used_recipe(work: Claimed, sharpened: Sharpened) -> Recipe:
     if not sharpened.fallback:
-        return recipe
-    return recipe.model_copy(
+        return work.recipe
+    return work.recipe.model_copy(
         update={"method": sharpened.method, "weights": None, "weights_sha256": None, "settings": {}}
     )
 
@@ -928,12 +935,12 @@ def _before_after(store: SceneStore, path: Path, names: list[str | None]) -> tup
 
 
 def process_scene(key: str, settings: Settings, compute: Compute, ledger: Ledger, report: Report) -> Outcome | None:
-    """Take one scene from claim to confirmation; None when somebody else has it.
+    """Take one scene from claim to confirmation; None when it is another run's (``claimed``).
 
     Raises:
         PancrafterError: The scene failed; the ledger knows already.
     """
-    with claimed(ledger, key, settings) as work:
+    with claimed(ledger, key, settings, report) as work:
         if work is None:
             return None
         report(f"{key}: staging")

@@ -154,7 +154,7 @@ def test_sweep_frees_dead_workers_and_removes_only_what_nobody_holds(settings: S
     item_id, other_id = _item_folder(settings, "day-1").name, _item_folder(settings, "day-2").name
     with steps.open_ledger(settings) as ledger:
         ledger.redrive([key])
-        lease = ledger.claim(key, f"{host}/999999/1", 900)
+        lease = ledger.claim(key, f"{host}/999999/1", 900, recipe=ledger.show(key).recipe)
         assert lease is not None
     attempts = [steps.attempt_name(item_id, settings.sink, lease.fence), steps.attempt_name(other_id, settings.sink, 1)]
     kept, gone = (steps.store_name(name, settings.sink) for name in (item_id, other_id))
@@ -189,7 +189,7 @@ def test_scene_that_kills_its_worker_is_given_up(settings: Settings) -> None:
     with steps.open_ledger(settings) as ledger:
         ledger.redrive([key])
         for _ in range(5):
-            assert ledger.claim(key, f"{host}/999999/1", 900) is not None
+            assert ledger.claim(key, f"{host}/999999/1", 900, recipe=ledger.show(key).recipe) is not None
             ledger.sweep(is_gone=is_gone)
         row = ledger.show(key)
     assert row is not None

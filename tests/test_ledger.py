@@ -106,7 +106,7 @@ def key(item_id: str = "a") -> SceneKey:
 
 
 def claim(ledger: Ledger, item_id: str = "a", *, owner: str = "w1", lease_s: float = 100) -> Lease:
-    lease = ledger.claim(key(item_id), owner, lease_s)
+    lease = ledger.claim(key(item_id), owner, lease_s, recipe=row(ledger, item_id).recipe or "")
     assert lease is not None
     return lease
 
@@ -323,15 +323,23 @@ def test_a_scene_goes_all_the_way_and_tells_its_story(ledger: Ledger, clock: Clo
     ]
     assert [e.who for e in story[:2]] == ["tester", "w1"]
     assert story[3].message == "16 blocks"
-    assert ledger.claim(key(), "w2", 10) is None
+    assert ledger.claim(key(), "w2", 10, recipe="r1") is None
 
 
 def test_only_one_gets_the_claim(ledger: Ledger) -> None:
     ledger.record_found(SINK, [work()])
     assert claim(ledger).fence == 1
-    assert ledger.claim(key(), "w2", 100) is None
-    assert ledger.claim(key("nobody knows"), "w2", 100) is None
+    assert ledger.claim(key(), "w2", 100, recipe="r1") is None
+    assert ledger.claim(key("nobody knows"), "w2", 100, recipe="r1") is None
     assert ledger.eligible() == []
+
+
+def test_a_scene_is_claimed_only_by_the_recipe_it_is_planned_with(ledger: Ledger) -> None:
+    ledger.record_found(SINK, [work()])
+    ledger.record_found(SINK, [work(recipe="r2")])
+    assert ledger.claim(key(), "w1", 100, recipe="r1") is None
+    assert (row(ledger).state, row(ledger).attempts) == ("eligible", 0)
+    assert ledger.claim(key(), "w2", 100, recipe="r2") is not None
 
 
 def test_a_late_worker_can_do_nothing(ledger: Ledger, clock: Clock) -> None:
@@ -393,7 +401,7 @@ def test_transient_errors_wait_longer_each_time_then_die(ledger: Ledger, clock: 
         assert ledger.fail(claim(ledger), TransientReadError("timeout", asset="pan")) is State.ELIGIBLE
         clock.wait(pause - 1)
         assert ledger.eligible() == []
-        assert ledger.claim(key(), "w", 10) is None
+        assert ledger.claim(key(), "w", 10, recipe="r1") is None
         clock.wait(1)
         assert len(ledger.eligible()) == 1
     assert ledger.fail(claim(ledger), TransientReadError("timeout", asset="pan")) is State.DEAD
@@ -542,7 +550,7 @@ def test_a_sweeper_that_is_behind_frees_later_and_takes_nothing_from_the_living(
         clock.wait(1000)
         behind.wait(1000)
         assert wrong.sweep().freed == ()
-        assert wrong.claim(key(), "w2", 900) is None
+        assert wrong.claim(key(), "w2", 900, recipe="r1") is None
         assert right.sweep().freed == (key(),)
 
 
@@ -643,7 +651,7 @@ def _work_all(url: str, owner: str, gate: object, done: object) -> None:
         won: list[str] = []
         while rows := ledger.eligible(limit=20):
             for candidate in rows:
-                lease = ledger.claim(candidate.key, owner, 600)
+                lease = ledger.claim(candidate.key, owner, 600, recipe="r1")
                 if lease is not None:
                     won.append(candidate.key.item_id)
                     ledger.advance(lease, "staged", owner=owner)

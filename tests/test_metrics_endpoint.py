@@ -37,7 +37,7 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
         steps.discover(settings, ledger)
     with Ledger(settings.ledger, clock=lambda: datetime.now(UTC) - timedelta(hours=2)) as ledger:
         key = SceneKey(sink=settings.sink, collection="geoeye-1", item_id="claimed")
-        assert ledger.claim(key, owner="somebody", lease_s=900) is not None
+        assert ledger.claim(key, owner="somebody", lease_s=900, recipe=ledger.show(key).recipe) is not None
     return settings
 
 

@@ -60,6 +60,19 @@ def for_benchmark(training: Mapping[str, Any]) -> bool:  # Any: parsed JSON
     return bool((training.get("config") or {}).get("pancollection"))
 
 
+def require_weights(name_or_path: str, found: str, expected: str | None) -> None:
+    """Make sure that weights, by their SHA-256, are still those that a scene is made with.
+
+    Raises:
+        WeightsError: They are others now.
+    """
+    if found != expected:
+        raise WeightsError(
+            f"{name_or_path} has SHA-256 {found}, the scene is made with {expected}: the file was replaced meanwhile, "
+            "or differs between machines; give new weights a new name, and run again"
+        )
+
+
 def file_sha256(path: Path) -> str:
     """SHA-256 of a file, hex."""
     with path.open("rb") as file:

@@ -96,7 +96,7 @@ def _claims(ledger: Ledger) -> list[float]:
     seconds = []
     for row in ledger.eligible(limit=CLAIMS, sink=SINK):
         started = time.perf_counter()
-        lease = ledger.claim(row.key, "bench", 900)
+        lease = ledger.claim(row.key, "bench", 900, recipe=row.recipe or "")
         seconds.append(time.perf_counter() - started)
         assert lease is not None
         ledger.release(lease, "measured")

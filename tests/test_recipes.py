@@ -1,0 +1,160 @@
+"""Runs with different weights or contracts over one ledger and one catalog: every image is of one recipe, its own."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from networks import random_network
+from numpy.typing import NDArray
+from published_scene import recipe
+from small_archive import add_scene
+
+from pancrafter import killpoints, steps
+from pancrafter.compute import Compute
+from pancrafter.errors import WeightsError
+from pancrafter.ledger import Ledger, State
+from pancrafter.model.names import weights_sha256
+from pancrafter.model.weights import save_checkpoint
+from pancrafter.models import ensure_model
+from pancrafter.publish import StaticSink
+from pancrafter.sensors import get_contract
+from pancrafter.settings import Settings
+from pancrafter.store import SceneStore
+
+KEY = "geoeye-1/S1"
+
+
+def _silent(_: str) -> None:
+    pass
+
+
+def write_contract(folder: Path, **changes: object) -> None:
+    folder.mkdir(exist_ok=True)
+    changed = get_contract("geoeye-1").model_dump(mode="json") | changes
+    (folder / "geoeye-1.yaml").write_text(json.dumps(changed))  # JSON is YAML
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A scene of four blocks, and two sets of weights."""
+    root = tmp_path_factory.mktemp("archive")
+    add_scene(root / "source", "S1", side_px=256)
+    for name, seed in (("a", 1), ("b", 2)):
+        save_checkpoint(root / f"{name}.safetensors", random_network(seed, attention="none"), {})
+    return root
+
+
+def settings_of(archive: Path, place: Path, weights: str | Path) -> Settings:
+    return Settings(
+        source=str(archive / "source"),
+        sink=str(place / "sink"),
+        state_dir=str(place / "state"),
+        contracts_dir=str(place / "contracts"),
+        weights=str(archive / weights),
+        workers=0,
+        block_px=128,
+    )
+
+
+def sharpened_pixels(settings: Settings, ledger: Ledger, report: steps.Report) -> NDArray[np.uint16] | None:
+    """The scene as these settings sharpen it; None if it is left to another run."""
+    with steps.claimed(ledger, KEY, settings, report) as work:
+        if work is None:
+            return None
+        staged = steps.stage(work, settings, Compute(), ledger)
+        steps.sharpen(work, staged, settings, Compute(), ledger, report)
+        return SceneStore.open(staged.store_uri).read_sharpened((slice(0, 256), slice(0, 256)))
+
+
+def test_what_another_run_planned_anew_is_left_to_it(archive: Path, tmp_path: Path) -> None:
+    write_contract(tmp_path / "contracts")
+    a, b = (settings_of(archive, tmp_path, f"{name}.safetensors") for name in "ab")
+    said: list[str] = []
+    with steps.open_ledger(a) as ledger:
+        assert steps.discover(a, ledger).eligible == steps.discover(b, ledger).eligible == (KEY,)
+        assert steps.process_scene(KEY, a, Compute(), ledger, said.append) is None
+        (row,) = ledger.rows()
+        assert (row.state, row.attempts, row.fence) == (State.ELIGIBLE, 0, 0), "nothing was done"
+        with steps.claimed(ledger, KEY, b, said.append) as work:
+            assert work is not None
+    assert said == [f"{KEY}: left to another run, which planned it since with other weights, contract or settings"]
+
+
+def test_blocks_of_an_interrupted_run_are_not_taken_for_those_of_another(
+    archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_contract(tmp_path / "contracts")
+    a, b = (settings_of(archive, tmp_path, f"{name}.safetensors") for name in "ab")
+    said: list[str] = []
+    blocks = iter(range(4))
+
+    def stop_at_the_second_block(name: str) -> None:
+        if name == "block-done" and next(blocks) == 1:
+            raise KeyboardInterrupt
+
+    with steps.open_ledger(a) as ledger:
+        steps.discover(a, ledger)
+        monkeypatch.setattr(killpoints, "at", stop_at_the_second_block)
+        with pytest.raises(KeyboardInterrupt):
+            sharpened_pixels(a, ledger, said.append)
+        monkeypatch.undo()
+        steps.discover(b, ledger)
+        assert sharpened_pixels(a, ledger, said.append) is None
+        found = sharpened_pixels(b, ledger, said.append)
+    undisturbed = b.model_copy(update={"state_dir": str(tmp_path / "undisturbed")})
+    with steps.open_ledger(undisturbed) as ledger:
+        steps.discover(undisturbed, ledger)
+        expected = sharpened_pixels(undisturbed, ledger, _silent)
+    assert not any("were finished before" in line for line in said)
+    assert expected is not None
+    assert found is not None
+    assert np.array_equal(found, expected)
+
+
+def test_weights_that_are_replaced_meanwhile_make_no_block(archive: Path, tmp_path: Path) -> None:
+    weights = tmp_path / "own.safetensors"
+    shutil.copy(archive / "a.safetensors", weights)
+    write_contract(tmp_path / "contracts")
+    settings = settings_of(archive, tmp_path, weights)
+    with steps.open_ledger(settings) as ledger:
+        steps.discover(settings, ledger)
+        with steps.claimed(ledger, KEY, settings, _silent) as work:
+            staged = steps.stage(work, settings, Compute(), ledger)
+            shutil.copy(archive / "b.safetensors", weights)
+            with pytest.raises(WeightsError, match="the file was replaced meanwhile"):
+                steps.sharpen(work, staged, settings, Compute(), ledger, _silent)
+    assert not SceneStore.open(staged.store_uri).done_flags().any()
+    assert StaticSink(settings.sink).collection_ids() == ()
+
+
+def test_a_product_is_not_linked_to_the_model_item_of_other_weights(archive: Path, tmp_path: Path) -> None:
+    weights, sink = archive / "a.safetensors", StaticSink(str(tmp_path))
+    used = recipe(weights=str(weights), weights_sha256=weights_sha256(str(archive / "b.safetensors")))
+    with pytest.raises(WeightsError, match="the file was replaced meanwhile"):
+        ensure_model(sink, used)
+    assert sink.collection_ids() == ()
+    link = ensure_model(sink, used.model_copy(update={"weights_sha256": weights_sha256(str(weights))}))
+    assert link is not None
+    assert sink.exists("models", link["href"].split("/")[-2])
+
+
+def test_a_scene_is_finished_by_the_contract_it_was_begun_with(archive: Path, tmp_path: Path) -> None:
+    write_contract(tmp_path / "contracts", weights="none")
+    settings = settings_of(archive, tmp_path, "a.safetensors")
+    begun_with = steps.contracts_of(settings)["geoeye-1"].digest
+    with steps.open_ledger(settings) as ledger:
+        steps.discover(settings, ledger)
+        with steps.claimed(ledger, KEY, settings, _silent) as work:
+            staged = steps.stage(work, settings, Compute(), ledger)
+            write_contract(tmp_path / "contracts")
+            sharpened = steps.sharpen(work, staged, settings, Compute(), ledger, _silent)
+            assessed = steps.assess(work, staged, sharpened, settings, Compute(), ledger, _silent)
+            steps.publish(work, staged, assessed, settings, ledger, _silent)
+        assert steps.discover(settings, ledger).eligible == (KEY,), "the new contract is for the next run"
+    (item,) = StaticSink(settings.sink).items("geoeye-1-sharpened")
+    assert sharpened.method == "mtf-glp-fs"
+    assert item["properties"]["pancrafter:recipe"]["contract_digest"] == begun_with
