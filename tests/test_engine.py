@@ -825,7 +825,7 @@ def test_weights_trained_anew_at_the_same_path_are_other_weights(tmp_path: Path)
     assert torch.equal(stem(specs[0]), networks[0].stem.weight)
     travelled = specs[0].model_copy(update={"device": "cpu:0"})
     with pytest.raises(
-        WeightsError, match=f"SHA-256 {specs[1].weights_sha256} here, expected {specs[0].weights_sha256}"
+        WeightsError, match=f"SHA-256 {specs[1].weights_sha256}, the scene is made with {specs[0].weights_sha256}"
     ):
         build_sharpener(travelled)
 
