@@ -69,8 +69,9 @@ def sharpen(
     Returns:
         (band, y, x) DN on the PAN pixels of the overlap, uint8 where MS is stored so, else uint16, with CRS, transform
         and nodata: that of MS or PAN, or 0 where neither fits and pixels can be missing (NaN, -9999); measured pixels
-        are then at least 1. Computing a chunk raises InvalidSceneError where pixels are no whole DN from 0 to 65535, or
-        more than a few lie above the ceiling of the sensor's contract; DeviceError where a worker lacks the device.
+        are then at least 1. Scale, offset and ``long_name`` (band descriptions) are those of MS. Computing a chunk
+        raises InvalidSceneError where pixels are no whole DN from 0 to 65535, or more than a few lie above the ceiling
+        of the sensor's contract; DeviceError where a worker lacks the device.
 
     Raises:
         GridMismatchError: An input has no georeference or is not north up, or the two do not lie on one another.
@@ -399,10 +400,27 @@ def _placeholder(bands: tuple[str, ...], sensor: str) -> Scene:
 
 def _georeferenced(data: da.Array, scene: _LazyScene, ms: xr.DataArray) -> xr.DataArray:
     y, x = pixel_centres(scene.grid.pan)
-    names = [band.name for band in scene.contract.bands]
-    coords = {"band": ms.coords["band"].to_numpy() if "band" in ms.coords else np.arange(1, len(names) + 1)}
-    result = xr.DataArray(data, dims=("band", "y", "x"), coords={**coords, "y": y, "x": x}, name="sharpened")
-    result.attrs["long_name"] = tuple(names)
+    numbered = "band" in ms.dims and "band" in ms.coords
+    numbers = ms.coords["band"].to_numpy() if numbered else np.arange(1, scene.band_count + 1)
+    result = xr.DataArray(data, dims=("band", "y", "x"), coords={"band": numbers, "y": y, "x": x}, name="sharpened")
+    result.attrs |= _scaling(ms, scene.band_count) | {"long_name": _band_names(ms, scene.contract)}
     result = result.rio.write_crs(ms.rio.crs).rio.write_transform(Affine(*scene.grid.pan.transform))
     placed: xr.DataArray = result if scene.nodata is None else result.rio.write_nodata(scene.nodata)
     return placed
+
+
+def _scaling(ms: xr.DataArray, band_count: int) -> dict[str, Any]:  # Any: a number, or a tuple with one per band
+    """How DN become physical values: the attributes that rioxarray reads from and writes to files."""
+    common = {name: ms.attrs[name] for name in ("scale_factor", "add_offset") if name in ms.attrs}
+    per_band = {name: ms.attrs[name] for name in ("scales", "offsets") if len(ms.attrs.get(name, ())) == band_count}
+    return common | per_band
+
+
+def _band_names(ms: xr.DataArray, contract: SensorContract) -> tuple[str, ...]:
+    """The band descriptions of MS; the contract's names where it has none, or not one per band."""
+    names = tuple(band.name for band in contract.bands)
+    told = ms.attrs.get("long_name", ())
+    descriptions = (told,) if isinstance(told, str) else tuple(told)
+    if len(descriptions) != len(names):
+        return names
+    return tuple(description or name for description, name in zip(descriptions, names, strict=True))

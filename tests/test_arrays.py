@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 from pathlib import Path
 from typing import Any
@@ -207,6 +208,45 @@ def test_without_holes_zero_stays_a_value(tmp_path: Path) -> None:
     result = pancrafter.sharpen(*opened(files), method="exp")
     assert result.rio.nodata is None
     assert (result.compute(scheduler="synchronous") == 0).any()
+
+
+def described(path: Path, descriptions: tuple[str | None, ...], scales: tuple[float, ...]) -> Path:
+    with rasterio.open(path, "r+") as file:
+        file.descriptions, file.scales, file.offsets = descriptions, scales, [scale * 10 for scale in scales]
+    return path
+
+
+@pytest.mark.filterwarnings("ignore:(Scales|Offsets) differ:UserWarning")  # what rioxarray says of such files
+@pytest.mark.parametrize("scales", [(0.01, 0.01, 0.01), (0.01, 0.02, 0.01)], ids=["one scale", "one per band"])
+def test_scale_and_descriptions_of_ms_reach_the_file(
+    pair: tuple[Path, Path], tmp_path: Path, scales: tuple[float, ...]
+) -> None:
+    shutil.copy(pair[1], tmp_path / "ms.tif")
+    ms_path = described(tmp_path / "ms.tif", ("Blue", None, "Near infrared"), scales)
+    result = pancrafter.sharpen(*opened((pair[0], ms_path)), method="exp")
+    result.compute(scheduler="synchronous").rio.to_raster(tmp_path / "out.tif")
+    with rasterio.open(tmp_path / "out.tif") as file, rasterio.open(ms_path) as source:
+        assert (file.scales, file.offsets) == (source.scales, source.offsets)
+        assert file.descriptions == ("Blue", "band-2", "Near infrared")
+
+
+@pytest.mark.filterwarnings("ignore:(Scales|Offsets) differ:UserWarning")
+def test_descriptions_and_scales_of_other_bands_are_not_taken_over(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    """Of bands that were selected xarray does not say which they are."""
+    shutil.copy(pair[1], tmp_path / "ms.tif")
+    ms_path = described(tmp_path / "ms.tif", ("Blue", "Red", "Near infrared"), (0.01, 0.02, 0.03))
+    pan, ms = opened((pair[0], ms_path))
+    result = pancrafter.sharpen(pan, ms[1:])
+    assert result.attrs["long_name"] == ("band-1", "band-2")
+    assert "scales" not in result.attrs
+
+
+def test_bands_may_lie_along_any_axis(pair: tuple[Path, Path]) -> None:
+    pan, ms = opened(pair)
+    stacked = xr.concat([ms[0], ms[1]], "wavelength").assign_coords(band=1).rio.write_crs(ms.rio.crs)
+    last = ms.transpose("y", "x", "band").assign_attrs(scales=(1.0, 2.0, 3.0))
+    assert pancrafter.sharpen(pan, stacked).coords["band"].to_numpy().tolist() == [1, 2]
+    assert pancrafter.sharpen(pan, last).attrs["scales"] == (1.0, 2.0, 3.0)
 
 
 def test_auto_is_a_device_that_is_there(tmp_path: Path) -> None:
