@@ -56,7 +56,8 @@ def sharpen(
     ``rioxarray.open_rasterio``); they are read several times, so persist what is costly to compute.
 
     Args:
-        pan: (y, x) or (1, y, x) whole DN with a CRS and transform (``.rio``); NaN and ``.rio.nodata`` are missing.
+        pan: (y, x) or (1, y, x) whole DN with a CRS and transform (``.rio``). Missing are NaN and ``.rio.nodata``, by
+            default the nodata value of the sensor's contract.
         ms: (band, y, x) of the same CRS, pixels 2 or more times as large, north up.
         sensor: Sensor contract by name; default: generic MTF gains and band names.
         method: ``pan-crafter``, ``mtf-glp-fs``, ``gsa``, ``brovey`` or ``exp``.
@@ -86,6 +87,7 @@ def sharpen(
     ratio = round(coarse.grid.transform[0] / fine.grid.transform[0])
     dtype = _dn_dtype(ms)
     contract = _contract(sensor, len(coarse.data), ratio, 255 if dtype == "uint8" else DN_LIMIT)
+    fine, coarse = (image.or_nodata(contract.nodata) for image in (fine, coarse))
     scene = _LazyScene(fine, coarse, pair_grids(fine.grid, coarse.grid, contract.ratio), contract, dtype, chunk_px)
     request = _Request(method=method, weights=weights, device=device, precision=precision)
     shared = delayed(scene, traverse=False)  # one node, or every chunk's task would carry the inputs' graphs along
@@ -149,7 +151,11 @@ class _Image:
         planes = image.expand_dims("band") if image.ndim == 2 else image
         nodata = image.rio.encoded_nodata if image.rio.encoded_nodata is not None else image.rio.nodata
         data = da.asarray(planes.transpose(..., image.rio.y_dim, image.rio.x_dim).data)  # type: ignore[no-untyped-call]
-        return cls(data, None if nodata is None or np.isnan(nodata) else float(nodata), grid, name)
+        return cls(data, None if nodata is None else float(nodata), grid, name)
+
+    def or_nodata(self, nodata: float | None) -> _Image:
+        """The same image, of which ``nodata`` marks missing pixels unless it declares a value (or NaN) of its own."""
+        return _Image(self.data, nodata if self.nodata is None else self.nodata, self.grid, self.name)
 
     @property
     def may_have_holes(self) -> bool:

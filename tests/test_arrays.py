@@ -198,6 +198,24 @@ def test_holes_are_declared_where_no_nodata_of_the_inputs_can_be(tmp_path: Path,
     np.testing.assert_array_equal(holes, np.broadcast_to(expected, holes.shape))
 
 
+@pytest.mark.parametrize("masked", [False, True])
+def test_nodata_of_the_contract_counts_where_the_files_declare_none(tmp_path: Path, *, masked: bool) -> None:
+    pan, ms = observed(overlap((160, 192), 4), 4, 1)
+    pan[40:80, 100:120] = 0
+    files = (
+        write_tif(tmp_path / "pan.tif", pan[None], 0.5, 5e5, 4e6, None),
+        write_tif(tmp_path / "ms.tif", ms, 2, 5e5, 4e6, None),
+    )
+    out = tmp_path / "out.tif"
+    sharpen_pair(files[0], [files[1]], out, Settings(threads=1), sensor="worldview-3", method="exp")
+    result = pancrafter.sharpen(*opened(files, masked=masked), sensor="worldview-3", method="exp")
+    with rasterio.open(out) as file:
+        assert result.rio.nodata == file.nodata == 0
+        holes = file.read() == 0
+    assert holes.any()
+    np.testing.assert_array_equal(result.compute(scheduler="synchronous") == 0, holes)
+
+
 def test_without_holes_zero_stays_a_value(tmp_path: Path) -> None:
     pan, ms = observed(overlap((64, 64), 4), 2, 1)
     ms[:, 2:14, 2:14] = 0
