@@ -471,6 +471,17 @@ def test_output_folder_must_exist(pair: tuple[Path, Path], tmp_path: Path) -> No
     assert "is a folder" in fails(2, "sharpen", *pair, tmp_path)
 
 
+@pytest.mark.parametrize("out", ["-", "s3://bucket/out.tif", "file:///tmp/out.tif", "/vsis3/bucket/out.tif"])
+def test_output_is_a_local_file(
+    pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, out: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.iterdir())
+    said = fails(2, "sharpen", *pair, "--method", "exp", "--", out)
+    assert f"OUT: found {out!r}, expected a local file" in said
+    assert sorted(tmp_path.iterdir()) == before
+
+
 def test_files_without_georeference_can_be_given_one(pair: tuple[Path, Path], tmp_path: Path) -> None:
     words = _without_frame(*pair)
     frame = ["--assume-origin", "EPSG:32633 400000 5600000 0.5"]

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 def sharpen(
     pan: Annotated[str, typer.Argument(metavar="PAN", help="One-band file: a path, /vsi... or s3://... .")],
     ms: Annotated[list[str], typer.Argument(metavar="MS...", help="One multi-band file, or one file per band.")],
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="COG to write.")],
+    out: Annotated[str, typer.Argument(metavar="OUT", help="COG to write, a local file.")],
     *,
     sensor: Annotated[
         str | None, typer.Option("--sensor", help="Sensor contract or platform; default: from the files, else generic.")
@@ -75,6 +75,7 @@ def sharpen(
     """Sharpen one PAN and MS pair into a COG."""
     if adapt and method not in (None, "pan-crafter"):
         raise OptionError(f"--adapt: {method} has nothing to adapt; leave one of them out")
+    local_out = _local_file(out)
     settings = settings_from(
         weights=weights,
         device=device,
@@ -94,7 +95,7 @@ def sharpen(
         made = sharpen_pair(
             pan,
             ms,
-            out,
+            local_out,
             settings,
             sensor=sensor,
             method=method,
@@ -111,6 +112,12 @@ def sharpen(
         print_json({**made.model_dump(mode="json"), "mpx_per_s": made.mpx_per_s})
     else:
         _print_pair(made)
+
+
+def _local_file(out: str) -> Path:
+    if out == "-" or "://" in out or out.startswith("/vsi"):
+        raise OptionError(f"OUT: found {out!r}, expected a local file; write there and copy it to where it belongs")
+    return Path(out)
 
 
 def _warn_of_guesses(made: SharpenedPair, sensor: str | None) -> None:
