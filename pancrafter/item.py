@@ -149,7 +149,7 @@ class Recipe(Record):
     """Everything besides the source that decides the pixels. Same recipe and fingerprint, same item."""
 
     method: str = Field(description="'pan-crafter' or the name of a classical method.")
-    weights: str | None = Field(description="Name of the weights; None for classical methods.")
+    weights: str | None = Field(description="Name of the weights, without folders; None for classical methods.")
     weights_sha256: str | None
     contract_digest: str = Field(description="sha256 of the sensor contract.")
     software_version: str

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from pydantic import Field
 
 from pancrafter.errors import WeightsError
-from pancrafter.model.names import for_benchmark, require_weights, shipped_weights, weights_path, weights_sha256
+from pancrafter.model.names import for_benchmark, require_weights, weights_path, weights_sha256
 from pancrafter.types import Record
 
 if TYPE_CHECKING:
@@ -58,12 +58,12 @@ def model_item_id(name: str, sha256: str) -> str:
 
 
 def model_name(name_or_path: str) -> str:
-    """What weights are called in items: the shipped name, or the stem of the file."""
-    return name_or_path if name_or_path in shipped_weights() else Path(name_or_path).stem
+    """What weights are called in items: the shipped name, or that of the file, without folders."""
+    return Path(name_or_path).name.removesuffix(".safetensors")
 
 
-def ensure_model(sink: StaticSink, recipe: Recipe) -> Json | None:
-    """Publish the model item of a recipe's weights unless it is there.
+def ensure_model(sink: StaticSink, recipe: Recipe, name_or_path: str) -> Json | None:
+    """Publish the model item of a recipe's weights, which ``name_or_path`` finds, unless it is there.
 
     Returns:
         The link for products; None where the recipe has no weights.
@@ -74,13 +74,12 @@ def ensure_model(sink: StaticSink, recipe: Recipe) -> Json | None:
     """
     if recipe.weights is None or recipe.weights_sha256 is None:
         return None
-    name = model_name(recipe.weights)
-    item_id = model_item_id(name, recipe.weights_sha256)
+    item_id = model_item_id(recipe.weights, recipe.weights_sha256)
     if not sink.exists(MODELS, item_id):
-        require_weights(recipe.weights, weights_sha256(recipe.weights), recipe.weights_sha256)
-        item, asset = build_model_item(recipe.weights)
+        require_weights(name_or_path, weights_sha256(name_or_path), recipe.weights_sha256)
+        item, asset = build_model_item(name_or_path)
         sink.publish(item, [asset], collection=_collection())
-    return model_link(name, item_id)
+    return model_link(recipe.weights, item_id)
 
 
 def model_link(name: str, item_id: str) -> Json:

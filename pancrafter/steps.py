@@ -24,7 +24,7 @@ from pancrafter import killpoints
 from pancrafter.errors import ErrorKind, InvalidSceneError, LeaseLostError, PancrafterError, SourceError
 from pancrafter.ledger import FoundCounts, Lease, Ledger, SceneKey, Standing, State, Work
 from pancrafter.model.names import weights_sha256
-from pancrafter.models import Product
+from pancrafter.models import Product, model_name
 from pancrafter.processes import is_gone, lease_owner
 from pancrafter.sensors import SensorContract, load_contracts
 from pancrafter.settings import Settings
@@ -129,7 +129,7 @@ def planned_recipe(scene: Scene, settings: Settings, contracts: Mapping[str, Sen
     network = contract.weights != "none"
     return Recipe(
         method=NETWORK_METHOD if network else "mtf-glp-fs",
-        weights=settings.weights if network else None,
+        weights=model_name(settings.weights) if network else None,
         weights_sha256=weights_sha256(settings.weights) if network else None,
         contract_digest=contract.digest,
         software_version=package_version("pancrafter"),
@@ -672,7 +672,7 @@ def publish(
         folder.mkdir(parents=True, exist_ok=True)
         assets, sink = _write_assets(staged, bands, folder, settings), StaticSink(settings.sink)
         killpoints.at("files-written")
-        model_link = ensure_model(sink, recipe)
+        model_link = ensure_model(sink, recipe, settings.weights)
         pixels = staged.grid.pan.shape_yx[0] * staged.grid.pan.shape_yx[1]
         seconds = sum(float(spent.get(f"{step}_seconds", 0)) for step in ("stage", "sharpen", "assess"))
         whole = sharpened.computed_blocks == sharpened.blocks

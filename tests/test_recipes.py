@@ -133,11 +133,11 @@ def test_weights_that_are_replaced_meanwhile_make_no_block(archive: Path, tmp_pa
 
 def test_a_product_is_not_linked_to_the_model_item_of_other_weights(archive: Path, tmp_path: Path) -> None:
     weights, sink = archive / "a.safetensors", StaticSink(str(tmp_path))
-    used = recipe(weights=str(weights), weights_sha256=weights_sha256(str(archive / "b.safetensors")))
+    used = recipe(weights="a", weights_sha256=weights_sha256(str(archive / "b.safetensors")))
     with pytest.raises(WeightsError, match="the file was replaced meanwhile"):
-        ensure_model(sink, used)
+        ensure_model(sink, used, str(weights))
     assert sink.collection_ids() == ()
-    link = ensure_model(sink, used.model_copy(update={"weights_sha256": weights_sha256(str(weights))}))
+    link = ensure_model(sink, used.model_copy(update={"weights_sha256": weights_sha256(str(weights))}), str(weights))
     assert link is not None
     assert sink.exists("models", link["href"].split("/")[-2])
 

@@ -21,11 +21,13 @@ from pancrafter import steps
 from pancrafter.census import take_census
 from pancrafter.errors import SinkError, SourceError
 from pancrafter.ledger import State
+from pancrafter.model.names import DEFAULT_WEIGHTS, weights_path
+from pancrafter.models import products_of
 from pancrafter.plan import make_plan
 from pancrafter.publish import StaticSink
 from pancrafter.settings import Settings
 from pancrafter.sweep import sweep
-from pancrafter.types import Refusal
+from pancrafter.types import Refusal, Scene
 from pancrafter.validation import validate_item
 
 
@@ -452,3 +454,32 @@ def test_report_page_lists_the_first_of_many_refusals_and_counts_all(tmp_path: P
     assert "and 100 more" in page
     assert "refused" not in (Path(settings.sink) / "report.html").read_text()
     assert lines == [f"report page: {settings.sink}/report.html"] * 2
+
+
+# --- weights from a file --------------------------------------------------------------------------------------------
+
+
+def test_path_to_weights_is_no_part_of_recipe_and_item(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    add_scene(tmp_path / "source", "S1", side_px=128)
+    home = tmp_path / "somebody's home"
+    home.mkdir()
+    monkeypatch.chdir(home)
+    shutil.copyfile(weights_path(DEFAULT_WEIGHTS), "B.v2.safetensors")
+    spellings = ("B.v2.safetensors", "./B.v2.safetensors", f"{home}/B.v2.safetensors")
+    first, *others = [_settings(tmp_path, weights=weights) for weights in spellings]
+    assert [outcome.verdict for outcome in steps.run(first, _silent)] == ["published"]
+    assert [steps.run(settings, _silent) for settings in others] == [[], []]
+    sink = StaticSink(first.sink)
+    (item,) = sink.items("geoeye-1-sharpened")
+    assert item["properties"]["pancrafter:recipe"]["weights"] == "B.v2"
+    assert [product.weights for product in products_of(sink, "B.v2")] == ["B.v2"]
+    assert not [path for path in Path(first.sink).rglob("*.json") if home.name in path.read_text()]
+
+
+def test_weights_chosen_by_name_keep_it_in_the_recipe(tmp_path: Path) -> None:
+    """Their products would be made again otherwise."""
+    add_scene(tmp_path / "source", "S1", side_px=128)
+    settings = _settings(tmp_path)
+    contracts = steps.contracts_of(settings)
+    (scene,) = [entry for entry in steps.look(settings, contracts) if isinstance(entry, Scene)]
+    assert steps.planned_recipe(scene, settings, contracts).weights == DEFAULT_WEIGHTS
