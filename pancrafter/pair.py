@@ -15,7 +15,6 @@ import warnings
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from importlib.metadata import version as package_version
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -33,6 +32,7 @@ from pancrafter.scratch import remove_folder
 from pancrafter.sensors import GENERIC, SensorContract, contract_for_platform, fold, generic_contract, load_contracts
 from pancrafter.settings import Settings
 from pancrafter.types import Record, Scene, StagedScene
+from pancrafter.version import code_version
 
 if TYPE_CHECKING:
     from pancrafter.cog import Block as CogBlock
@@ -581,7 +581,7 @@ def _write(
 def _tags(contract: SensorContract, settings: Settings, method: SharpeningMethod) -> dict[str, str]:
     """How the file was made, for its header."""
     tags = {
-        "TIFFTAG_SOFTWARE": f"pancrafter {package_version('pancrafter')}",
+        "TIFFTAG_SOFTWARE": f"pancrafter {code_version()}",
         "PANCRAFTER_METHOD": method,
         "PANCRAFTER_SENSOR": contract.name,
     }

@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib.metadata import version as package_version
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -29,6 +28,7 @@ from pancrafter.processes import is_gone, lease_owner
 from pancrafter.sensors import SensorContract, load_contracts
 from pancrafter.settings import Settings
 from pancrafter.types import JOINED, Quality, Record, Refusal, Scene, StagedScene, TruthScores
+from pancrafter.version import code_version
 
 if TYPE_CHECKING:
     import numpy as np
@@ -132,7 +132,7 @@ def planned_recipe(scene: Scene, settings: Settings, contracts: Mapping[str, Sen
         weights=model_name(settings.weights) if network else None,
         weights_sha256=weights_sha256(settings.weights) if network else None,
         contract_digest=contract.digest,
-        software_version=package_version("pancrafter"),
+        software_version=code_version(),
         settings={"mtf": "measured"} | (NETWORK_STEPS | {"precision": settings.precision} if network else {}),
     )
 

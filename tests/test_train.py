@@ -5,9 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import shutil
 import struct
-import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -40,7 +38,7 @@ from pancrafter.sharpness import combine, sharpness
 from pancrafter.training.config import Augmentation, TrainConfig, read_config
 from pancrafter.training.images import TrainingImage, data_hashes, load_images, load_pair, training_image
 from pancrafter.training.loop import Run, _steps, batch_loss, learning_rate, train
-from pancrafter.training.record import MadeFrom, MetricsLog, code_commit
+from pancrafter.training.record import MadeFrom, MetricsLog
 from pancrafter.training.samples import Sample, acquire, batches, draw_batch, draw_patch, draw_sample
 from pancrafter.training.validation import patch_ergas, sharpen_arrays, validation_ergas
 from pancrafter.types import ValueRange
@@ -983,14 +981,3 @@ def test_training_works_without_the_event_writer(tmp_path: Path, monkeypatch: py
     with MetricsLog(tmp_path, 0) as log:
         log.write(1, {"loss": 0.5, "ergas": 2.0, "ergas_cubic": 4.0})
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.csv"]
-
-
-def test_commit_is_that_of_the_checkout() -> None:
-    git = shutil.which("git")
-    head = subprocess.run(
-        [git or "git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False, cwd=Path(__file__).parent
-    )
-    if head.returncode:
-        assert code_commit() is None
-    else:
-        assert (code_commit() or "").removesuffix("+changes") == head.stdout.strip()

@@ -81,6 +81,6 @@ def _figure(mean: float | None, deviation: float | None = None) -> str:
 @app.command()
 def version() -> None:
     """Print the version."""
-    from importlib.metadata import version as package_version
+    from pancrafter.version import code_version
 
-    typer.echo(f"pancrafter {package_version('pancrafter')}")
+    typer.echo(f"pancrafter {code_version()}")

@@ -234,9 +234,9 @@ def train(config_path: Path, folder: Path, *, device: str = "cpu", loaders: int 
     run.restore()
     if run.step >= config.steps:
         return best
+    folder.mkdir(parents=True, exist_ok=True)
     images, validation = load_data(config, config_path.parent)
     record = provenance(made_from, images, validation)
-    folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.yaml").write_text(config_path.read_text())
     (folder / "run.json").write_text(json.dumps({**record, "device": device}, indent=2) + "\n")
     columns = (

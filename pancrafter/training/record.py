@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import csv
-import shutil
-import subprocess
 import time
 from collections import ChainMap
 from collections.abc import Mapping
-from importlib.metadata import version as package_version
 from itertools import chain
 from pathlib import Path
 from typing import Any, Self
@@ -21,6 +18,7 @@ from pancrafter.pancollection import Patches
 from pancrafter.training.config import TrainConfig
 from pancrafter.training.images import TrainingData, data_hashes
 from pancrafter.types import Record
+from pancrafter.version import code_commit, code_version
 
 MAY_CHANGE = ("steps", "learning_rate", "pairs_dir", "start", "mean_with")
 """Fields that may be others when a run goes on: how long, how fast, and where files lie whose content is compared."""
@@ -86,24 +84,9 @@ def provenance(
         **made_from.model_dump(mode="json"),
         "data_sha256": dict(ChainMap(made_from.data_sha256, *(t.get("data_sha256", {}) for t in before))),
         "commit": code_commit(),
-        "version": package_version("pancrafter"),
+        "version": code_version(),
         "torch": str(torch.__version__),
     }
-
-
-def code_commit() -> str | None:
-    """The git commit this code was checked out from, with ``+changes`` where files differ; None outside git."""
-    git = shutil.which("git")
-    if git is None:
-        return None
-
-    def ask(*words: str) -> str | None:
-        asked = [git, "-C", str(Path(__file__).parent), *words]
-        done = subprocess.run(asked, capture_output=True, text=True, check=False)  # noqa: S603  # git, fixed words
-        return done.stdout.strip() if done.returncode == 0 else None
-
-    commit = ask("rev-parse", "HEAD")
-    return commit if commit is None else commit + ("+changes" if ask("status", "--porcelain", ".") else "")
 
 
 class MetricsLog:
