@@ -1,4 +1,4 @@
-"""Pairs in memory, ready to be sharpened and scored: npz files, folders of them, and scenes of a STAC catalog.
+"""Pairs in memory, ready to be sharpened and scored: files, folders of them, and scenes of a STAC catalog.
 
 A pair says where its MS pixels really lie on the PAN grid, so nothing downstream guesses. PanCollection files have a
 reader of their own (``pancrafter.pancollection``), because their phase is another one.
@@ -7,8 +7,6 @@ reader of their own (``pancrafter.pancollection``), because their phase is anoth
 from __future__ import annotations
 
 import json
-import zipfile
-import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,6 +20,7 @@ from pancrafter import resample
 from pancrafter.alignment import estimate_band_shifts
 from pancrafter.errors import InvalidSceneError, PancrafterError
 from pancrafter.metrics import PhaseYX, Pixels
+from pancrafter.pair_files import RATIOS, description_path, find_pairs, pair_name, read_pixels
 from pancrafter.resample import Mtf, mean_mtf, relative_mtf
 from pancrafter.scratch import scratch_folder
 from pancrafter.sensors import SensorContract, contract_for_platform, generic_contract
@@ -69,6 +68,7 @@ class CheckedPair:
         description: What the files say beside the pixels.
         contract: Contract of the sensor, or a generic one.
         truth: As that of ``Pair``; the rest too.
+        phase_yx: Where the files say that MS pixel 0 lies on the PAN grid, PAN pixels.
     """
 
     name: str
@@ -79,6 +79,7 @@ class CheckedPair:
     ms: Pixels
     truth: Pixels | None
     ratio: int
+    phase_yx: PhaseYX
     dn_max: int
 
     @property
@@ -160,17 +161,19 @@ def is_catalog(path: Path) -> bool:
 
 
 def find_pair_files(path: Path, pattern: str = "*") -> list[Path]:
-    """The npz files that ``path`` means: itself, or all in the folder whose name fits ``pattern``.
+    """The pairs that ``path`` means: itself, or all in the folder whose name fits ``pattern``.
 
     Raises:
         InvalidSceneError: There is no such file or folder, or nothing in it.
     """
     if path.is_file():
         return [path]
-    found = sorted(path.glob(f"{pattern}.npz"))
+    found = find_pairs(path, pattern)
     if not found:
-        missing = f"no {pattern}.npz in it" if path.is_dir() else "no such file or folder"
-        raise InvalidSceneError(f"{path}: {missing}; expected pairs as npz, a folder of them, or a STAC catalog")
+        missing = f"no {pattern}.npz or {pattern}_pan.tif in it" if path.is_dir() else "no such file or folder"
+        raise InvalidSceneError(
+            f"{path}: {missing}; expected pairs as npz or GeoTIFFs, a folder of them, or a STAC catalog"
+        )
     return found
 
 
@@ -187,7 +190,7 @@ def read_pair(path: Path, contracts: Mapping[str, SensorContract], *, with_truth
     pan, ms, ratio = found.pan, found.ms, found.ratio
     if found.truth is not None:
         pan = _moved_to_truth(pan, found.truth)
-    phases_yx = measured_phases(pan, ms, ratio, float(np.mean(found.nominal_gains)))
+    phases_yx = measured_phases(pan, ms, ratio, float(np.mean(found.nominal_gains)), found.phase_yx)
     return Pair(
         name=found.name,
         sensor=found.contract.name,
@@ -206,15 +209,18 @@ def read_pair(path: Path, contracts: Mapping[str, SensorContract], *, with_truth
 
 
 def read_checked(path: Path, contracts: Mapping[str, SensorContract], *, with_truth: bool = True) -> CheckedPair:
-    """A pair from ``NAME.npz`` (arrays ``pan``, ``ms``, perhaps ``gt``) and, where there is one, ``NAME.json``.
+    """A pair from ``NAME.npz`` (arrays ``pan``, ``ms``, perhaps ``gt``) or ``NAME_pan.tif`` and ``NAME_ms.tif``.
 
-    Corners of PAN and MS coincide.
+    Where there is ``NAME.json``, it describes the pair. Corners of PAN and MS coincide, but for GeoTIFFs whose
+    georeference says otherwise: those are cut to what both cover.
 
     Raises:
         InvalidSceneError: A file is damaged, or arrays, types, band count, ratio or DN contradict each other, the
             description or the sensor.
     """
-    said, arrays = _read_description(path.with_suffix(".json")), _read_arrays(path, with_truth=with_truth)
+    said, found = _read_description(description_path(path)), read_pixels(path, with_truth=with_truth)
+    arrays = found.arrays
+    _require_pixels(path, arrays)
     pan, ms, truth = arrays["pan"], arrays["ms"], arrays.get("gt")
     ratio = _checked_ratio(path, pan, ms, said.ratio)
     if said.bands and len(said.bands) != len(ms):
@@ -233,7 +239,7 @@ def read_checked(path: Path, contracts: Mapping[str, SensorContract], *, with_tr
                 f"{path}: {name} holds nothing but DN {values.max()}; there is nothing to see in it"
             )
     return CheckedPair(
-        name=path.stem,
+        name=pair_name(path),
         description=said,
         contract=contract,
         bands=said.bands or tuple(band.name for band in contract.bands),
@@ -241,6 +247,7 @@ def read_checked(path: Path, contracts: Mapping[str, SensorContract], *, with_tr
         ms=ms,
         truth=truth,
         ratio=ratio,
+        phase_yx=found.phase_yx or ((ratio - 1) / 2, (ratio - 1) / 2),
         dn_max=dn_max,
     )
 
@@ -259,11 +266,13 @@ def require_within_ceiling(label: str, values: NDArray[Any], dn_max: int) -> Non
         )
 
 
-def measured_phases(pan: Pixels, ms: Pixels, ratio: int, gain: float) -> tuple[PhaseYX, ...]:
-    """Per band, the edge-aligned phase plus the shift that is measured where it is certain and significant."""
-    nominal = (ratio - 1) / 2
-    shifts = estimate_band_shifts(pan, ms, ratio, (nominal, nominal), gain=gain)
-    return tuple((nominal + shift.applied_yx[0], nominal + shift.applied_yx[1]) for shift in shifts)
+def measured_phases(
+    pan: Pixels, ms: Pixels, ratio: int, gain: float, phase_yx: PhaseYX | None = None
+) -> tuple[PhaseYX, ...]:
+    """Per band, the phase (by default the edge-aligned one) plus the shift that is measured where it is significant."""
+    y, x = phase_yx or ((ratio - 1) / 2, (ratio - 1) / 2)
+    shifts = estimate_band_shifts(pan, ms, ratio, (y, x), gain=gain)
+    return tuple((y + shift.applied_yx[0], x + shift.applied_yx[1]) for shift in shifts)
 
 
 def catalog_pairs(
@@ -349,13 +358,7 @@ def _read_description(path: Path) -> Description:
         raise InvalidSceneError(f"{path}: {faults}; mend these fields or leave them out") from err
 
 
-def _read_arrays(path: Path, *, with_truth: bool) -> dict[str, Pixels]:
-    wanted = ("pan", "ms", "gt") if with_truth else ("pan", "ms")
-    try:
-        with np.load(path) as archive:
-            arrays = {name: archive[name] for name in wanted if name in archive.files}
-    except (OSError, TypeError, ValueError, EOFError, zlib.error, zipfile.BadZipFile) as err:
-        raise InvalidSceneError(f"{path}: not readable ({err}); expected npz with arrays pan and ms") from err
+def _require_pixels(path: Path, arrays: Mapping[str, Pixels]) -> None:
     for name, axes in (("pan", 2), ("ms", 3)):
         if name not in arrays or arrays[name].ndim != axes:
             found = f"of {arrays[name].ndim} axes" if name in arrays else "missing"
@@ -363,13 +366,12 @@ def _read_arrays(path: Path, *, with_truth: bool) -> dict[str, Pixels]:
     for name, values in arrays.items():
         if values.dtype.kind != "u":
             raise InvalidSceneError(f"{path}: {name} is {values.dtype}, expected unsigned DN (uint8 or uint16)")
-    return arrays
 
 
 def _checked_ratio(path: Path, pan: Pixels, ms: Pixels, stated: int | None) -> int:
     found: int = pan.shape[0] // max(1, ms.shape[1])
     whole = pan.shape == (found * ms.shape[1], found * ms.shape[2])
-    if not whole or found not in (2, 3, 4) or (stated is not None and stated != found):
+    if not whole or found not in RATIOS or (stated is not None and stated != found):
         said = "" if stated is None else f", the description says ratio {stated}"
         raise InvalidSceneError(
             f"{path}: pan is {pan.shape} px and ms {ms.shape[1:]}{said}; expected pan = ratio x ms, ratio 2, 3 or 4"

@@ -333,7 +333,7 @@ def test_command_takes_catalogs(tmp_path: Path) -> None:
         (("nowhere",), "nowhere: no such file or folder"),
         (("PAIRS", "--method", "magic"), "no method 'magic'"),
         (("PAIRS", "--weights", "absent"), "weights 'absent' not found"),
-        (("PAIRS", "--name", "zzz*"), "no zzz*.npz in it"),
+        (("PAIRS", "--name", "zzz*"), "no zzz*.npz or zzz*_pan.tif in it"),
         (("PAIRS", "--json", "/nowhere/out.json"), "cannot be written"),
     ],
 )

@@ -140,7 +140,7 @@ def test_what_a_path_means(tmp_path: Path) -> None:
     path = write(tmp_path, META, **arrays())
     assert find_pair_files(path) == find_pair_files(tmp_path, "pa*") == [path]
     assert not is_catalog(tmp_path)
-    with pytest.raises(InvalidSceneError, match=r"no q\*\.npz in it"):
+    with pytest.raises(InvalidSceneError, match=r"no q\*\.npz or q\*_pan\.tif in it"):
         find_pair_files(tmp_path, "q*")
     with pytest.raises(InvalidSceneError, match="no such file or folder"):
         find_pair_files(tmp_path / "nowhere")

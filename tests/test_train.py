@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import shutil
 import struct
 import sys
 from collections.abc import Callable
@@ -20,6 +21,7 @@ import yaml
 from networks import random_network, randomise
 from numpy.typing import NDArray
 from staged_scenes import landscape
+from test_pair_files import write_tiff
 
 from pancrafter.alignment import estimate_band_shifts
 from pancrafter.classical import InjectionConstants
@@ -313,6 +315,27 @@ def test_a_shift_that_nobody_states_is_measured(pairs: Path, said: dict[str, Any
     assert np.array_equal(measured.truth, stated.truth)
     moved = estimate_band_shifts(stated.pan, measured.pan[None], 1, (0.0, 0.0))[0]
     assert math.hypot(*moved.shift_yx) * 2 < 0.1
+
+
+def test_geotiffs_are_trained_on_like_npz(tmp_path: Path, pairs: Path) -> None:
+    """The same pixels in either form make the same weights."""
+    tiffs = tmp_path / "tiffs"
+    tiffs.mkdir()
+    for index in range(3):
+        with np.load(pairs / f"P_{index}.npz") as arrays:
+            for part, pixels in (("pan", arrays["pan"][None]), ("ms", arrays["ms"])):
+                write_tiff(tiffs / f"P_{index}_{part}.tif", pixels)
+        shutil.copy(pairs / f"P_{index}.json", tiffs)
+    given: dict[str, Any] = {"train_pairs": ["P_[01]"], "validation_pairs": ["P_2"], "steps": 2}
+    weights = []
+    for folder in (pairs, tiffs):
+        train(write_config(tmp_path, **given, pairs_dir=str(folder)), tmp_path / f"run-{folder.name}")
+        weights.append(torch.load(tmp_path / f"run-{folder.name}" / "state.pt", weights_only=True)["network"])
+    for key, value in weights[0].items():
+        assert torch.equal(value, weights[1][key]), key
+    record = json.loads((tmp_path / "run-tiffs" / "run.json").read_text())
+    assert record["images"] == ["P_0", "P_1"]
+    assert {"P_0_pan.tif", "P_0_ms.tif", "P_0.json"} <= record["data_sha256"].keys()
 
 
 def _rewritten(path: Path, change: Callable[[dict[str, Array]], dict[str, Array]]) -> None:

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 def evaluate(
     pairs: Annotated[
         list[Path],
-        typer.Argument(metavar="PAIRS...", help="npz pairs, folders of them, folders of STAC catalogs, PanCollection."),
+        typer.Argument(metavar="PAIRS...", help="Pairs, folders of them, folders of STAC catalogs, PanCollection."),
     ],
     *,
     method: Annotated[
@@ -197,6 +197,7 @@ def _pairs_of(
     paths: Sequence[Path], names: str, sensor: str | None, contracts: Mapping[str, Any], *, with_truth: bool
 ) -> Iterator[Pair | Unreadable]:
     from pancrafter.errors import PancrafterError
+    from pancrafter.pair_files import pair_name
     from pancrafter.pairs import Unreadable, catalog_pairs, find_pair_files, is_catalog, read_pair
     from pancrafter.pancollection import is_pancollection, read_test_pairs
 
@@ -216,7 +217,7 @@ def _pairs_of(
             try:
                 yield read_pair(file, contracts, with_truth=with_truth)
             except PancrafterError as err:
-                yield Unreadable(file.stem, str(err))
+                yield Unreadable(pair_name(file), str(err))
 
 
 _COLUMNS = {

@@ -91,7 +91,9 @@ class TrainConfig(Record):
         description="Weights of the same network, by name or path, that the trained ones come from: what is validated "
         "and kept is the mean of both (Wortsman et al. 2022, Robust fine-tuning of zero-shot models).",
     )
-    pairs_dir: str | None = Field(default=None, description="Folder of npz pairs; relative to the config file.")
+    pairs_dir: str | None = Field(
+        default=None, description="Folder of pairs, as docs/quality.md lays them out; relative to the config file."
+    )
     train_pairs: tuple[str, ...] = Field(default=(), description="Glob patterns of pair names to train on.")
     validation_pairs: tuple[str, ...] = ()
     pancollection: PanCollectionData | None = Field(default=None, description="Train on these in place of images.")

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from pancrafter.classical import InjectionConstants, fit_injection, injection_sums
 from pancrafter.errors import InvalidSceneError, PancrafterError
 from pancrafter.model.names import file_sha256
+from pancrafter.pair_files import files_of, find_pairs
 from pancrafter.pairs import CheckedPair, measured_phases, read_checked, value_range
 from pancrafter.pancollection import Patches, joined, read_patches
 from pancrafter.resample import GENERIC_MTF_GAIN, degrade
@@ -67,15 +68,15 @@ def load_pair(path: Path) -> TrainingImage:
     blur = combine([sharpness(pan, ms, ratio, (centre,))]) or GENERIC_MTF_GAIN
     reduced = degrade(pan, ms.shape[1:], ratio, centre, blur).astype(np.float32)
     inner = slice(MARGIN_MS_PX, -MARGIN_MS_PX)
-    return training_image(path.stem, reduced[inner, inner], ms[:, inner, inner])
+    return training_image(found.name, reduced[inner, inner], ms[:, inner, inner])
 
 
 def _common_phase(pair: CheckedPair, path: Path) -> tuple[float, float]:
     """Where MS pixel 0 lies on the PAN grid, all bands together, PAN pixels."""
-    nominal, stated = (pair.ratio - 1) / 2, pair.description.shift.shift_pan_px
+    stated = pair.description.shift.shift_pan_px
     if stated is None:
-        phases_yx = measured_phases(pair.pan, pair.ms, pair.ratio, float(np.mean(pair.nominal_gains)))
-        y, x = np.median(phases_yx, axis=0)
+        gain = float(np.mean(pair.nominal_gains))
+        y, x = np.median(measured_phases(pair.pan, pair.ms, pair.ratio, gain, pair.phase_yx), axis=0)
         return float(y), float(x)
     most = MARGIN_MS_PX * pair.ratio
     if max(map(abs, stated)) > most:
@@ -83,7 +84,7 @@ def _common_phase(pair: CheckedPair, path: Path) -> tuple[float, float]:
             f"{path}: its description says shift.shift_pan_px {list(stated)}, expected {most} PAN px at most; mend it, "
             "or leave it out to have it measured"
         )
-    return nominal + stated[0], nominal + stated[1]
+    return pair.phase_yx[0] + stated[0], pair.phase_yx[1] + stated[1]
 
 
 SIMULATED_SENSORS = {
@@ -131,8 +132,8 @@ def _pair_files(config: TrainConfig, base: Path) -> tuple[list[Path], list[Path]
     if config.pairs_dir is None:
         return [], []
     folder = (base / config.pairs_dir).resolve()
-    held_out = {p for pattern in config.validation_pairs for p in folder.glob(f"{pattern}.npz")}
-    chosen = {p for pattern in config.train_pairs for p in folder.glob(f"{pattern}.npz")} - held_out
+    held_out = {p for pattern in config.validation_pairs for p in find_pairs(folder, pattern)}
+    chosen = {p for pattern in config.train_pairs for p in find_pairs(folder, pattern)} - held_out
     if not chosen:
         raise InvalidSceneError(f"no training pair in {folder} matches {config.train_pairs}; check pairs_dir")
     return sorted(chosen), sorted(held_out)
@@ -159,8 +160,7 @@ def data_hashes(config: TrainConfig, base: Path) -> dict[str, str]:
     Raises:
         InvalidSceneError: No pair is meant by the patterns, or a file cannot be read.
     """
-    files = [path for paths in _pair_files(config, base) for path in paths]
-    files += [said for said in (path.with_suffix(".json") for path in files) if said.is_file()]
+    files = [file for paths in _pair_files(config, base) for path in paths for file in files_of(path)]
     if config.pancollection is not None:
         files += [(base / f).resolve() for f in (*config.pancollection.train, *config.pancollection.validation)]
     try:
