@@ -10,7 +10,7 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
-from flows.parameters import with_ledger
+from flows.parameters import with_environment
 from flows.report import HOOKS, Progress, failures_of, leave_artifacts, summary_of
 from flows.runs import crash_gone_runs, sign_run
 from flows.scene import process
@@ -18,6 +18,7 @@ from pancrafter import steps
 from pancrafter.backfill import WINDOW_DAYS
 from pancrafter.backfill import backfill as work_through
 from pancrafter.census import command
+from pancrafter.cli.shared import on_device
 from pancrafter.compute import Compute, open_compute
 from pancrafter.errors import LeaseLostError, PancrafterError
 from pancrafter.ledger import Ledger
@@ -42,7 +43,7 @@ def nightly(
     """Sharpen everything new in the source.
 
     Args:
-        settings: The run.
+        settings: The run; what is left out is `PANCRAFTER_*` of the worker.
         lookback_days: Search only scenes acquired in the last days; longer where the last look was longer ago, so
             that missed nights become one window. None searches the period of the settings.
         notify: Webhook block that is told how the run ended: the morning report, and failures.
@@ -51,7 +52,7 @@ def nightly(
         ScenesFailedError: Some scenes failed; all others are done.
     """
     _start()
-    settings = with_ledger(settings)
+    settings = with_environment(settings)
     settings = settings.model_copy(update={"priority": max(settings.priority, NIGHTLY_PRIORITY)})
     started = None
     if lookback_days is not None:
@@ -80,7 +81,7 @@ def backfill(
     """Sharpen a part of the archive, window after window, newest first; what is done is skipped, so it can be repeated.
 
     Args:
-        settings: The run, whatever it is about.
+        settings: The run, whatever it is about; what is left out is `PANCRAFTER_*` of the worker.
         selection: Which part: period, area, collections, ids, or what certain weights made.
         window_days: Length of a window; without a period there is one window.
         budget: Refuse to start if the plan is above it.
@@ -92,7 +93,7 @@ def backfill(
         OverBudgetError: The plan is above the budget; nothing was started.
     """
     _start()
-    chosen = selection.applied_to(with_ledger(settings))
+    chosen = selection.applied_to(with_environment(settings))
     plan = make_plan(chosen)
     create_markdown_artifact(f"```\n{plan_text(plan)}\n```", key="plan", description="What this backfill is about")
     if plan_only:
@@ -132,6 +133,7 @@ def _look_back(settings: Settings, days: int) -> tuple[datetime, datetime]:
 
 def _sharpen(settings: Settings) -> list[Outcome]:
     log, started = get_run_logger(), datetime.now(UTC)
+    settings = on_device(settings)
     with steps.open_ledger(settings) as ledger:
         found = steps.discover(settings, ledger)
         log.info(

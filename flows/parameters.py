@@ -1,16 +1,16 @@
-"""What parameters of flows must not hold: Prefect keeps them in its database and shows them to everybody."""
+"""From parameters of flows to settings: what they leave out is the worker's; what they must not hold is refused.
+
+Prefect keeps parameters in its database and shows them to everybody.
+"""
 
 from __future__ import annotations
 
-import os
-from typing import ClassVar, TypeVar
+from typing import ClassVar
 from urllib.parse import urlsplit
 
+from pancrafter.cli.shared import settings_from
 from pancrafter.errors import ErrorKind, PancrafterError
 from pancrafter.settings import Settings, WorkSettings
-
-SettingsT = TypeVar("SettingsT", bound=WorkSettings)
-LEDGER_VARIABLE = "PANCRAFTER_LEDGER_URL"
 
 
 class SecretParameterError(PancrafterError):
@@ -19,20 +19,21 @@ class SecretParameterError(PancrafterError):
     kind: ClassVar[ErrorKind] = "system"
 
 
-def with_ledger(settings: SettingsT) -> SettingsT:
-    """The settings with the ledger's address, which may hold a password, from the environment of the worker.
+def with_environment(parameters: WorkSettings) -> Settings:
+    """The settings of a run: its parameters, and for what they leave out ``PANCRAFTER_*`` of the worker.
+
+    As on the command line, None counts as left out.
 
     Raises:
-        SecretParameterError: The address was given as a parameter, with a password.
+        SecretParameterError: The ledger's address was given as a parameter, with a password.
+        OptionError: A value in the environment does not fit.
     """
-    if settings.ledger_url is None:
-        return settings.model_copy(update={"ledger_url": os.environ.get(LEDGER_VARIABLE) or None})
-    if urlsplit(settings.ledger_url).password:
+    if parameters.ledger_url is not None and urlsplit(parameters.ledger_url).password:
         raise SecretParameterError(
-            f"parameter ledger_url holds a password, which Prefect would show; leave it out, and set {LEDGER_VARIABLE} "
-            "where the worker runs"
+            "parameter ledger_url holds a password, which Prefect would show; leave it out, and set "
+            "PANCRAFTER_LEDGER_URL where the worker runs"
         )
-    return settings
+    return settings_from(**{name: getattr(parameters, name) for name in parameters.model_fields_set})
 
 
 def without_ledger(settings: Settings) -> Settings:

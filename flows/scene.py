@@ -8,9 +8,10 @@ from prefect import flow, get_run_logger
 from prefect.tasks import Task
 
 from flows import tasks
-from flows.parameters import with_ledger
+from flows.parameters import with_environment
 from flows.runs import sign_run
 from pancrafter import steps
+from pancrafter.cli.shared import on_device
 from pancrafter.compute import Compute, open_compute
 from pancrafter.ledger import SceneKey, State
 from pancrafter.settings import Settings
@@ -27,13 +28,13 @@ def sharpen_scene(key: str, settings: Settings) -> Outcome | None:
     Args:
         key: ``collection/item_id``. A scene that waits in the ledger for this run's recipe is not searched for; of
             others, the source is asked for this one item only.
-        settings: The run.
+        settings: The run; what is left out is `PANCRAFTER_*` of the worker.
 
     Returns:
         What became of it; None when there is nothing to do or another worker has it.
     """
     sign_run()
-    settings = with_ledger(settings)
+    settings = on_device(with_environment(settings))
     scene = SceneKey.parse(key, settings.sink)
     with steps.open_ledger(settings) as ledger:
         if not _is_planned(ledger.show(scene), settings):

@@ -9,7 +9,7 @@ from prefect.artifacts import create_table_artifact
 from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
-from flows.parameters import with_ledger
+from flows.parameters import with_environment
 from flows.report import HOOKS_ON_TROUBLE
 from flows.runs import crash_gone_runs, sign_run
 from pancrafter import steps
@@ -33,7 +33,7 @@ def census(
         checksums: Read every published file instead of comparing sizes.
     """
     sign_run()
-    taken = take_census(with_ledger(settings), checksums=checksums)
+    taken = take_census(with_environment(settings), checksums=checksums)
     rows = [difference.model_dump() for difference in taken.differences]
     create_table_artifact(rows, key="census", description="What differs, and the command that mends it")
     counted = f"{taken.source_scenes} scenes in the source, {taken.catalog_items} items published"
@@ -48,7 +48,7 @@ def sweep(settings: Settings) -> State[Any]:
     """Free the scenes of dead workers, remove what they left behind, and close flow runs whose process is gone."""
     sign_run()
     crashed = crash_gone_runs()
-    swept = do_sweep(with_ledger(settings))
+    swept = do_sweep(with_environment(settings))
     message = f"{len(swept.freed)} freed, {len(swept.dead)} dead, {len(swept.removed)} leftovers removed"
     closed = f", {len(crashed)} flow runs closed" if crashed else ""
     return Completed(message=message + closed, data=swept.model_dump(mode="json"))
@@ -70,7 +70,7 @@ def redrive(
         reason_contains: Only where the reason contains this text.
     """
     sign_run()
-    with steps.open_ledger(with_ledger(settings)) as ledger:
+    with steps.open_ledger(with_environment(settings)) as ledger:
         result = ledger.redrive(sink=settings.sink, states=states, code=code, reason_contains=reason_contains)
     message = f"{len(result.redriven)} redriven, {len(result.left)} left"
     return Completed(message=message, data=[str(key) for key in result.redriven])

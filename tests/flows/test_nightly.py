@@ -25,6 +25,8 @@ from small_archive import add_scene, classical_contracts
 
 from pancrafter import steps
 from pancrafter.errors import PancrafterError
+from pancrafter.ledger import Ledger
+from pancrafter.publish import StaticSink
 from pancrafter.settings import Settings
 from pancrafter.store import SceneStore
 
@@ -195,6 +197,38 @@ def test_one_scene_by_its_key(tmp_path: Path) -> None:
     assert outcome is not None, "who asks for a scene gets it, whatever another run had planned"
     assert outcome.key == "geoeye-1/day-1"
     assert sharpen_scene("geoeye-1/day-1", settings) is None
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_what_parameters_leave_out_is_the_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parameters as JSON and a run as Prefect's worker starts it."""
+    from prefect.flow_engine import run_flow
+
+    from flows.area import nightly
+
+    add_scene(tmp_path / "source", "scene", side_px=256)
+    classical_contracts(tmp_path / "contracts")
+    for name, value in {
+        "CONTRACTS_DIR": str(tmp_path / "contracts"),
+        "DEVICE": "cpu:0",
+        "SINK": str(tmp_path / "not here"),
+        "LEDGER_URL": f"sqlite:///{tmp_path / 'the-ledger.db'}",
+        "WORKERS": "0",
+        "BLOCK_PX": "256",
+    }.items():
+        monkeypatch.setenv(f"PANCRAFTER_{name}", value)
+    given = {"source": str(tmp_path / "source"), "sink": str(tmp_path / "sink"), "state_dir": str(tmp_path / "state")}
+    parameters = {"settings": given | {"block_px": 128, "catalog_url": ""}}
+    with get_client(sync_client=True) as client:
+        run = client.create_flow_run(nightly, parameters=parameters)
+        (outcome,) = run_flow(nightly, flow_run=client.read_flow_run(run.id))
+    assert outcome.verdict in {"published", "fallback"}
+    (item,) = [item for item in StaticSink(given["sink"]).items() if "pancrafter:source" in item["properties"]]
+    assert item["properties"]["pancrafter:recipe"]["method"] == "mtf-glp-fs", "the contracts of the worker count"
+    with Ledger(f"sqlite:///{tmp_path / 'the-ledger.db'}") as ledger:
+        (row,) = ledger.rows()
+    assert row.measures["device"] == "cpu:0"
+    assert row.measures["blocks"] == 4, "what the parameters name counts"
 
 
 @pytest.mark.usefixtures("prefect_server")

@@ -12,7 +12,8 @@ import pytest
 from small_archive import add_scene, classical_contracts
 from test_access import _serving
 
-from flows.parameters import SecretParameterError, with_ledger
+from flows.parameters import SecretParameterError, with_environment
+from pancrafter.cli.shared import OptionError
 from pancrafter.settings import Settings
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -85,9 +86,13 @@ def test_no_planted_secret_is_found_after_a_run(tmp_path: Path) -> None:
 def test_passwords_are_no_parameters(monkeypatch: pytest.MonkeyPatch) -> None:
     address = "postgresql+psycopg://user:planted@host/db"
     with pytest.raises(SecretParameterError, match="leave it out, and set PANCRAFTER_LEDGER_URL"):
-        with_ledger(Settings(ledger_url=address))
+        with_environment(Settings(ledger_url=address))
     monkeypatch.setenv("PANCRAFTER_LEDGER_URL", address)
-    assert with_ledger(Settings()).ledger_url == address
+    assert with_environment(Settings()).ledger_url == address
+    monkeypatch.setenv("PANCRAFTER_CATALOG_URL", "https://user:planted@host/stac")
+    with pytest.raises(OptionError, match="PANCRAFTER_CATALOG_URL: found a secret") as caught:
+        with_environment(Settings())
+    assert "planted" not in str(caught.value)
     for place in ("source", "sink", "catalog_url"):
         with pytest.raises(ValueError, match=r"holds a password; put it into ~/\.netrc"):
             Settings.model_validate({place: "https://user:planted@host/stac"})
