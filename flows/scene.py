@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import contextlib
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, ClassVar
 
+import httpx
 from prefect import flow, get_run_logger
+from prefect.concurrency.asyncio import ConcurrencySlotAcquisitionError
+from prefect.exceptions import PrefectException
 from prefect.tasks import Task
 
 from flows import tasks
@@ -13,6 +18,7 @@ from flows.runs import sign_run
 from pancrafter import steps
 from pancrafter.cli.shared import on_device
 from pancrafter.compute import Compute, open_compute
+from pancrafter.errors import ErrorKind, PancrafterError
 from pancrafter.ledger import SceneKey, State
 from pancrafter.settings import Settings
 from pancrafter.steps import Outcome
@@ -54,7 +60,7 @@ def _is_planned(row: LedgerRow | None, settings: Settings) -> bool:
 def process(key: str, settings: Settings, compute: Compute, ledger: Ledger) -> Outcome | None:
     """One scene inside a flow, each step a task run that bears its name."""
     report = get_run_logger().info
-    with steps.claimed(ledger, key, settings, report) as work:
+    with steps.claimed(ledger, key, settings, report) as work, _no_fault_of_the_scene():
         if work is None:
             return None
         staged = _named(tasks.stage, key)(work, settings, compute, ledger)
@@ -62,6 +68,22 @@ def process(key: str, settings: Settings, compute: Compute, ledger: Ledger) -> O
         assessed = _named(tasks.assess, key)(work, staged, sharpened, settings, compute, ledger, report)
         outcome: Outcome = _named(tasks.publish, key)(work, staged, assessed, settings, ledger, report)
         return outcome
+
+
+class OrchestratorError(PancrafterError):
+    """Prefect does not answer, or ended a step by itself: no scene's fault."""
+
+    kind: ClassVar[ErrorKind] = "system"
+
+
+@contextlib.contextmanager
+def _no_fault_of_the_scene() -> Iterator[None]:
+    """Tell Prefect's own errors from those of the steps, which count as attempts."""
+    try:
+        yield
+    except (PrefectException, ConcurrencySlotAcquisitionError, httpx.HTTPError) as error:
+        reason = f"Prefect: {type(error).__name__}: {error}; look whether its server answers, then run again"
+        raise OrchestratorError(reason) from error
 
 
 def _named(step: Task[tasks.P, tasks.R], key: str) -> Task[tasks.P, tasks.R]:

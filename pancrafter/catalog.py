@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from pancrafter.access import OPEN_TO_ALL, Access
-from pancrafter.crawl import Document, Fault, absolute, crawl, is_local, kind_of, local_path
+from pancrafter.crawl import Document, Fault, absolute, crawl, is_local, kind_of, local_path, printable
 from pancrafter.errors import SourceError
-from pancrafter.joining import bounds_of, join_parts
+from pancrafter.joining import bounds_of, join_parts, later
 from pancrafter.judge import Judgement, judge, judge_other
 from pancrafter.recognise import UNCOLLECTED, Part, digest_of, part_of, recognise
 from pancrafter.sensors import SensorContract
@@ -178,8 +178,8 @@ def _partner_windows(
         group = wanted[start : start + size]
         west, south, east, north = zip(*(bounds for *_, bounds in group), strict=True)
         yield _Window(
-            since=min(moment - reach for moment, reach, _ in group),
-            until=max(moment + reach for moment, reach, _ in group),
+            since=min(later(moment, -reach) for moment, reach, _ in group),
+            until=max(later(moment, reach) for moment, reach, _ in group),
             bbox=(max(min(west), -180.0), max(min(south), -90.0), min(max(east), 180.0), min(max(north), 90.0)),
             collections=(),
         )
@@ -237,7 +237,7 @@ def _judge(
 def _malformed(item_id: object, collection: object, href: str, reason: str) -> Refusal:
     name = item_id if isinstance(item_id, str) and item_id else PurePosixPath(urlsplit(href).path).name or href
     owner = collection if isinstance(collection, str) and collection else UNCOLLECTED
-    return Refusal(collection=owner, item_id=name, code="malformed", reason=reason)
+    return Refusal(collection=printable(owner), item_id=printable(name), code="malformed", reason=printable(reason))
 
 
 def _pin(scene: Scene) -> Scene:
@@ -454,9 +454,9 @@ def _changed_filter(client: Client, window: _Window) -> dict[str, Any]:
     if name is None:
         return {}
     moment = {"timestamp": _rfc3339(window.changed_since)}
-    later: dict[str, Any] = {"op": ">=", "args": [{"property": name}, moment]}
+    changed: dict[str, Any] = {"op": ">=", "args": [{"property": name}, moment]}
     silent = {"op": "isNull", "args": [{"property": name}]}
-    return {"filter": {"op": "or", "args": [later, silent]}, "filter_lang": "cql2-json"}
+    return {"filter": {"op": "or", "args": [changed, silent]}, "filter_lang": "cql2-json"}
 
 
 def _change_property(client: Client) -> str | None:
@@ -579,7 +579,7 @@ def _in_time(properties: Mapping[str, Any], window: _Window) -> bool:
 def _moment(text: object) -> datetime | None:
     try:
         return _utc(datetime.fromisoformat(text)) if isinstance(text, str) else None
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
 
 

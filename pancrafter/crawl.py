@@ -44,6 +44,11 @@ class _Task:
     collection: dict[str, Any] | None = field(repr=False)
 
 
+def printable(text: str) -> str:
+    """The text with ``?`` for what is no Unicode (half of a character pair), which no file or database takes."""
+    return text.encode(errors="replace").decode()
+
+
 def is_local(href: str) -> bool:
     """Whether ``href`` is a path or a ``file:`` URL."""
     return urlsplit(href).scheme in ("", "file")

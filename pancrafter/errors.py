@@ -60,6 +60,12 @@ class LeaseLostError(PancrafterError):
     kind = "transient"
 
 
+class UnexpectedError(PancrafterError):
+    """Something that nobody foresaw broke the work on one scene: tried again some times, as the cause is not known."""
+
+    kind = "transient"
+
+
 class WorkerLostError(PancrafterError):
     """Workers or their scheduler went away: try again, finished blocks are kept."""
 

@@ -118,6 +118,7 @@ _SIGNING_PARAMETERS = frozenset(
     )
 )
 _SIGNING_PREFIXES = ("x-amz-", "x-goog-", "x-oss-", "q-sign", "q-ak", "x-cos-")
+_PROVIDER_ROLES = ("licensor", "producer", "processor", "host")
 _EDGE_STEPS = 8
 _METRES_PER_DEGREE = 111_320.0  # of latitude, spherical mean (WGS 84: 110.57 to 111.69 km)
 _QUALITY_TITLE = "Consistency with the multispectral input, ERGAS per block of 8 by 8 MS pixels; 0 is best"
@@ -416,11 +417,23 @@ def _carried_properties(source: dict[str, Any]) -> dict[str, Any]:
             kept[name] = value
     if isinstance(source.get("license"), str):
         kept["license"] = stac_license(source["license"])
-    for name, kind in (("instruments", str), ("providers", dict)):
-        entries = source.get(name)
-        if isinstance(entries, list | tuple) and entries and all(isinstance(entry, kind) for entry in entries):
-            kept[name] = _clean(entries)
+    instruments = source.get("instruments")
+    if isinstance(instruments, list | tuple) and instruments and all(isinstance(entry, str) for entry in instruments):
+        kept["instruments"] = _clean(instruments)
+    if providers := stac_providers(source.get("providers")):
+        kept["providers"] = _clean(providers)
     return kept
+
+
+def stac_providers(found: object) -> tuple[dict[str, Any], ...]:
+    """The providers among ``found`` that are objects with a name, without the roles that STAC does not know."""
+    entries = found if isinstance(found, list | tuple) else ()
+    named = (entry for entry in entries if isinstance(entry, dict) and isinstance(entry.get("name"), str))
+    return tuple(entry | {"roles": _known_roles(entry["roles"])} if "roles" in entry else entry for entry in named)
+
+
+def _known_roles(found: object) -> list[str]:
+    return [role for role in found if role in _PROVIDER_ROLES] if isinstance(found, list | tuple) else []
 
 
 def stac_license(found: str) -> str:

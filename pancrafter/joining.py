@@ -60,13 +60,22 @@ def bounds_of(part: Part) -> tuple[float, float, float, float] | None:
     return None if footprint is None else tuple(footprint.bounds)
 
 
+def later(moment: datetime, by: timedelta) -> datetime:
+    """The moment some time later; as it is at the ends of the calendar, which stand for "unknown" in some catalogs."""
+    try:
+        return moment + by
+    except OverflowError:
+        return moment
+
+
 def _join_group(group: Sequence[_Candidate], contract: SensorContract) -> list[tuple[Scene, tuple[Part, ...]]]:
     assert contract.join is not None
     by_time = sorted((entry for entry in group if PAN not in entry.part.pieces), key=lambda entry: entry.moment)
     moments, reach = [entry.moment for entry in by_time], timedelta(seconds=contract.join.max_seconds)
     scenes = []
     for pan in (entry for entry in group if PAN in entry.part.pieces):
-        near = by_time[bisect_left(moments, pan.moment - reach) : bisect_right(moments, pan.moment + reach)]
+        first, last = later(pan.moment, -reach), later(pan.moment, reach)
+        near = by_time[bisect_left(moments, first) : bisect_right(moments, last)]
         chosen = _choose_bands(pan, near, contract.join)
         names = contract.delivered(chosen)
         if names and not ratio_fault(pan.part.pieces[PAN].fields, chosen[names[0]].pieces[names[0]].fields, contract):

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from pancrafter.crawl import Document, Fault, absolute, crawl
+from pancrafter.crawl import Document, Fault, absolute, crawl, printable
 from pancrafter.errors import SourceError
 
 if TYPE_CHECKING:
@@ -146,11 +146,11 @@ class CatalogIndex:
         files: dict[str, tuple[int, int]] = {}
         for found in crawl(str(self.root)):
             files[found.href] = _stamp(found.href)
+            if isinstance(found, Fault) and found.href == str(self.root):
+                raise SourceError(f"{found.reason}; give the folder of a STAC catalog")
             fault = found if isinstance(found, Fault) else self._insert(db, found)
             if fault:
                 faults.append(fault)
-        if isinstance(fault_at_root := next((f for f in faults if f.href == str(self.root)), None), Fault):
-            raise SourceError(f"{fault_at_root.reason}; give the folder of a STAC catalog")
         _add_orphanage(db)
         db.commit()
         with self._lock:
@@ -159,18 +159,16 @@ class CatalogIndex:
 
     def _insert(self, db: sqlite3.Connection, document: Document) -> Fault | None:
         if document.href == str(self.root):
-            self.title = str(document.body.get("title") or document.body["id"])
-            self.description = str(document.body.get("description") or self.title)
-        if document.kind == "Collection":
-            body = _portable(document)
-            db.execute("INSERT OR REPLACE INTO collections VALUES(?,?)", (body["id"], json.dumps(body)))
-        if document.kind != "Item":
-            return None
+            self.title = printable(str(document.body.get("title") or document.body["id"]))
+            self.description = printable(str(document.body.get("description") or self.title))
+        insert = {"Collection": _insert_collection, "Item": _insert_item}.get(document.kind)
         try:
-            _insert_item(db, document)
-        except (ValueError, TypeError, KeyError, AttributeError, sqlite3.IntegrityError) as error:
+            if insert:
+                insert(db, document)
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError, sqlite3.IntegrityError) as error:
             collection_id = document.collection["id"] if document.collection else None
-            return Fault(document.href, f"{document.href}: {error}; expected a valid STAC item", collection_id)
+            reason = f"{document.href}: {error}; expected a valid STAC {document.kind.lower()}"
+            return Fault(document.href, reason, collection_id)
         return None
 
 
@@ -199,16 +197,42 @@ def _kept(link: Mapping[str, Any]) -> bool:
     return link.get("rel") not in _REBUILT_LINKS | {"canonical"}
 
 
+def _insert_collection(db: sqlite3.Connection, document: Document) -> None:
+    body = _portable(document)
+    db.execute("INSERT OR REPLACE INTO collections VALUES(?,?)", (body["id"], _readable_by_all(body)))
+
+
 def _insert_item(db: sqlite3.Connection, document: Document) -> None:
     body = _portable(document)
     body["assets"] = {key: _absolute_asset(asset, document.href) for key, asset in body["assets"].items()}
     body["collection"] = body.get("collection") or (document.collection or {}).get("id") or UNCOLLECTED
+    if not isinstance(body["collection"], str):
+        raise TypeError(f"collection is {body['collection']!r}, not the id of one")
     start, end = _interval(body["properties"])
     boxes = _boxes(body)
-    row = (str(body["collection"]), body["id"], _iso(start), _iso(end), json.dumps(body))
+    row = (body["collection"], body["id"], _iso(start), _iso(end), _readable_by_all(body))
     number = db.execute("INSERT INTO items(collection, id, t0, t1, body) VALUES(?,?,?,?,?)", row).lastrowid
     for west, south, east, north in boxes:
         db.execute("INSERT INTO boxes(x0, x1, y0, y1, item) VALUES(?,?,?,?,?)", (west, east, south, north, number))
+
+
+def _readable_by_all(body: Mapping[str, Any]) -> str:
+    """The document as text. Python reads and writes more than JSON has, and one such value spoils a whole answer.
+
+    Raises:
+        ValueError: A number is not finite, or a text is no Unicode.
+        OverflowError: A number exceeds floating point.
+    """
+    text = json.dumps(body, allow_nan=False, ensure_ascii=False)
+    text.encode()
+    json.loads(text, parse_int=_within_floats)
+    return text
+
+
+def _within_floats(digits: str) -> int:
+    number = int(digits)
+    float(number)
+    return number
 
 
 def _absolute_asset(asset: object, base: str) -> dict[str, Any]:
@@ -234,7 +258,7 @@ def _instant(text: str) -> datetime:
 
 def _iso(moment: datetime) -> str:
     """Fixed-width text in UTC that sorts like the time it says."""
-    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%f")
+    return moment.astimezone(UTC).replace(tzinfo=None).isoformat(timespec="microseconds")
 
 
 def _boxes(body: Mapping[str, Any]) -> list[tuple[float, float, float, float]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import logging
 import shutil
 import threading
 import time
@@ -20,7 +21,14 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field
 
 from pancrafter import killpoints
-from pancrafter.errors import ErrorKind, InvalidSceneError, LeaseLostError, PancrafterError, SourceError
+from pancrafter.errors import (
+    ErrorKind,
+    InvalidSceneError,
+    LeaseLostError,
+    PancrafterError,
+    SourceError,
+    UnexpectedError,
+)
 from pancrafter.ledger import FoundCounts, Lease, Ledger, SceneKey, Standing, State, Work
 from pancrafter.model.names import weights_sha256
 from pancrafter.models import Product, model_name
@@ -264,7 +272,11 @@ def claimed(ledger: Ledger, key: str, settings: Settings, report: Report) -> Ite
     The recipe is what this process would make of the scene now, not what the ledger says: a run with other weights,
     contract or settings may have planned the scene anew since this one found it.
 
-    An error ends the lease as its kind demands (retry, dead letter, release) and is raised again.
+    An error ends the lease as its kind demands (retry, dead letter, release) and is raised again. One that nobody
+    foresaw counts as a failed attempt of this scene: others may have no part in its cause.
+
+    Raises:
+        UnexpectedError: In place of an error that is none of this package.
     """
     scene_key = SceneKey.parse(key, settings.sink)
     row = ledger.show(scene_key)
@@ -297,6 +309,11 @@ def claimed(ledger: Ledger, key: str, settings: Settings, report: Report) -> Ite
     except PancrafterError as error:
         ledger.fail(lease, error)
         raise
+    except Exception as error:
+        logging.getLogger(__name__).exception("%s: a defect; please report it", key)
+        unexpected = UnexpectedError(f"{type(error).__name__}: {error}", scene=key)
+        ledger.fail(lease, unexpected)
+        raise unexpected from error
     except BaseException as error:
         ledger.release(lease, f"interrupted: {type(error).__name__}: {error}")
         raise
@@ -806,6 +823,7 @@ def _used_recipe(work: Claimed, sharpened: Sharpened) -> Recipe:
 
 
 def _collection_info(scene: Scene) -> CollectionInfo:
+    from pancrafter.item import stac_providers
     from pancrafter.publish import CollectionInfo
 
     return CollectionInfo(
@@ -813,7 +831,7 @@ def _collection_info(scene: Scene) -> CollectionInfo:
         title=f"{scene.collection}, sharpened",
         description=f"Scenes of {scene.collection} fused with their panchromatic band by pancrafter.",
         license=str(scene.properties.get("license", "other")),
-        providers=tuple(scene.properties.get("providers", ())),
+        providers=stac_providers(scene.properties.get("providers")),
     )
 
 

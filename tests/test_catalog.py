@@ -229,6 +229,75 @@ def test_broken_items_are_reported_and_the_rest_found(tmp_path: Path, *, over_ht
     assert all(f"scene-{n:02d}" in " ".join(r.item_id for r in refusals) for n in (0, 2, 4, 6, 8))
 
 
+@pytest.mark.parametrize("kind", ["folder", "api"])
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"properties": {"eo:cloud_cover": float("nan")}}, "not JSON compliant"),
+        ({"properties": {"gsd": float("-inf")}}, "not JSON compliant"),
+        ({"properties": {"gsd": 10**400}}, "too large"),
+        ({"properties": {"title": "half a pair: \ud83d"}}, "surrogates"),
+        ({"assets": {"\ud83d": {"href": "./x.tif"}}}, "surrogates"),
+        ({"collection": {"id": "even"}}, "not the id of one"),
+        ({"properties": {"datetime": "0001-01-01T00:00:00+05:00"}}, "out of range"),
+        ({"properties": {"datetime": "9999-12-31T23:59:59-05:00"}}, "out of range"),
+    ],
+)
+def test_one_item_that_is_no_json_does_not_sink_the_search(
+    tmp_path: Path, kind: str, change: dict[str, Any], problem: str
+) -> None:
+    make_catalog(tmp_path, 4)
+    file = tmp_path / "even" / "scene-00" / "scene-00.json"
+    body = json.loads(file.read_text())
+    for name, value in change.items():
+        body[name] = body[name] | value if isinstance(body[name], dict) else value
+    file.write_text(json.dumps(body))
+    if kind == "api":
+        with serving(tmp_path) as url:
+            assert numbers(found(url)) == [1, 2, 3]
+        return
+    verdicts = found(str(tmp_path))
+    (refusal,) = [verdict for verdict in verdicts if isinstance(verdict, Refusal)]
+    assert (refusal.code, refusal.collection) == ("malformed", "even")
+    assert problem in refusal.reason
+    assert numbers([verdict for verdict in verdicts if isinstance(verdict, Scene)]) == [1, 2, 3]
+
+
+def test_collections_and_titles_that_are_no_json_do_not_sink_the_search(tmp_path: Path) -> None:
+    make_catalog(tmp_path, 4)
+    for path, change in (("even/collection.json", {"gsd": float("nan")}), ("catalog.json", {"title": "\ud83d"})):
+        body = json.loads((tmp_path / path).read_text())
+        (tmp_path / path).write_text(json.dumps(body | change))
+    verdicts = found(str(tmp_path))
+    (refusal,) = [verdict for verdict in verdicts if isinstance(verdict, Refusal)]
+    assert "expected a valid STAC collection" in refusal.reason
+    assert numbers([verdict for verdict in verdicts if isinstance(verdict, Scene)]) == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("kind", ["folder", "static"])
+def test_times_of_change_beyond_the_calendar_are_none(tmp_path: Path, kind: str) -> None:
+    make_catalog(tmp_path, 2)
+    file = tmp_path / "even" / "scene-00" / "scene-00.json"
+    body = json.loads(file.read_text())
+    body["properties"]["updated"] = "0001-01-01T00:00:00+05:00"
+    file.write_text(json.dumps(body))
+    with http_server(partial(QuietFiles, directory=str(tmp_path))) as url:
+        source = f"{url}/catalog.json" if kind == "static" else str(tmp_path)
+        assert numbers(found(source, changed_since=START)) == [0, 1]
+
+
+@pytest.mark.parametrize("moment", ["0001-01-01T00:00:00Z", "9999-12-31T23:59:59Z"])
+def test_parts_of_scenes_from_the_ends_of_the_calendar_wait(tmp_path: Path, moment: str) -> None:
+    make_catalog(tmp_path, 2)
+    file = tmp_path / "even" / "scene-00" / "scene-00.json"
+    body = json.loads(file.read_text())
+    body["properties"] |= {"platform": "cbers-4", "datetime": moment}
+    body["assets"] = {"B1": body["assets"]["pan"]}
+    file.write_text(json.dumps(body))
+    (refusal,) = [verdict for verdict in found(str(tmp_path), collections=["even"]) if isinstance(verdict, Refusal)]
+    assert refusal.waits
+
+
 def test_a_catalog_that_links_in_circles(tmp_path: Path) -> None:
     make_catalog(tmp_path, 2)
     file = tmp_path / "odd" / "collection.json"

@@ -19,8 +19,8 @@ from small_archive import GSD_M, RATIO, add_scene, classical_contracts, write_ra
 
 from pancrafter import steps
 from pancrafter.census import take_census
-from pancrafter.errors import SinkError, SourceError
-from pancrafter.ledger import State
+from pancrafter.errors import SinkError, SourceError, UnexpectedError
+from pancrafter.ledger import Ledger, SceneKey, State
 from pancrafter.model.names import DEFAULT_WEIGHTS, weights_path
 from pancrafter.models import products_of
 from pancrafter.plan import make_plan
@@ -234,6 +234,62 @@ def test_what_was_planned_is_measured_in_the_ledger_and_in_the_item(tmp_path: Pa
 def _item_of(settings: Settings, scene: str) -> dict:
     (path,) = Path(settings.sink).glob(f"*/{scene}_psh-*/*.json")
     return json.loads(path.read_text())
+
+
+def test_an_error_nobody_foresaw_counts_and_the_run_goes_on(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for day in (1, 2):
+        add_scene(tmp_path / "source", f"day-{day}", side_px=128, seed=day, day=day)
+    classical_contracts(tmp_path / "contracts")
+    settings = _settings(tmp_path, contracts_dir=str(tmp_path / "contracts"))
+
+    def defect(text: str) -> None:
+        if "day-1: staging" in text:
+            raise TypeError("nobody thought of this")
+
+    first, second = steps.run(settings, defect)
+    assert (first.key, first.verdict) == ("geoeye-1/day-1", "retry later")
+    assert first.reason == "scene geoeye-1/day-1: TypeError: nobody thought of this"
+    assert (second.key, second.failed) == ("geoeye-1/day-2", False)
+    assert "in defect" in caplog.text, "with its traceback"
+    key = SceneKey(sink=settings.sink, collection="geoeye-1", item_id="day-1")
+    with Ledger(settings.ledger, max_attempts=2, backoff_s=0) as ledger:
+        assert ledger.show(key).attempts == 1
+        ledger.redrive([key])
+        for state in (State.ELIGIBLE, State.DEAD):
+            with pytest.raises(UnexpectedError), steps.claimed(ledger, str(key), settings):
+                raise KeyError("bands")
+            assert ledger.show(key).state is state
+        assert ledger.show(key).reason == "scene geoeye-1/day-1: KeyError: 'bands'"
+        ledger.redrive([key])
+        with pytest.raises(KeyboardInterrupt), steps.claimed(ledger, str(key), settings):
+            raise KeyboardInterrupt
+        assert (ledger.show(key).state, ledger.show(key).attempts) == (State.ELIGIBLE, 0)
+
+
+def test_providers_that_are_none_are_left_out(tmp_path: Path) -> None:
+    scene = add_scene(tmp_path / "source", "scene", side_px=128)
+    (path,) = (path for path in (tmp_path / "source").rglob("*.json") if path.stem == scene.item_id)
+    classical_contracts(tmp_path / "contracts")
+    for number, (found, kept) in enumerate(
+        (
+            ({"name": "USGS"}, None),
+            (
+                ["USGS", {"url": "x"}, {"name": "ACME", "roles": ["boss", "host"]}],
+                [{"name": "ACME", "roles": ["host"]}],
+            ),
+        )
+    ):
+        item = json.loads(path.read_text())
+        item["properties"]["providers"] = found
+        path.write_text(json.dumps(item))
+        settings = _settings(tmp_path, sink=str(tmp_path / f"sink-{number}"), contracts_dir=str(tmp_path / "contracts"))
+        (outcome,) = steps.run(settings, _silent)
+        assert not outcome.failed, outcome.reason
+        published = json.loads(Path(outcome.item_href).read_text())
+        collection = json.loads((Path(settings.sink) / "geoeye-1-sharpened" / "collection.json").read_text())
+        validate_item(published)
+        assert published["properties"].get("providers") == kept
+        assert collection.get("providers") == (kept or [])
 
 
 def test_new_content_supersedes_the_old_item(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from small_archive import add_scene, classical_contracts
 
 from pancrafter import steps
 from pancrafter.errors import PancrafterError
-from pancrafter.ledger import Ledger
+from pancrafter.ledger import Ledger, State
 from pancrafter.publish import StaticSink
 from pancrafter.settings import Settings
 from pancrafter.store import SceneStore
@@ -229,6 +229,27 @@ def test_what_parameters_leave_out_is_the_workers(tmp_path: Path, monkeypatch: p
         (row,) = ledger.rows()
     assert row.measures["device"] == "cpu:0"
     assert row.measures["blocks"] == 4, "what the parameters name counts"
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("prefect_server")
+def test_what_prefect_refuses_is_no_attempt_of_the_scene(tmp_path: Path) -> None:
+    """A limit without any slot: the step is asked for three times, then the run stops."""
+    from flows.area import nightly
+    from flows.tasks import GPU_LIMIT
+
+    add_scene(tmp_path / "source", "scene", side_px=128)
+    settings = _settings(tmp_path)
+    with get_client(sync_client=True) as client:
+        client.upsert_global_concurrency_limit_by_name(GPU_LIMIT, limit=0)
+        try:
+            with pytest.raises(PancrafterError, match=r"Prefect: .*look whether its server answers"):
+                nightly(settings)
+        finally:
+            client.delete_global_concurrency_limit_by_name(GPU_LIMIT)
+    with steps.open_ledger(settings) as ledger:
+        (row,) = ledger.rows()
+    assert (row.state, row.attempts) == (State.ELIGIBLE, 0)
 
 
 @pytest.mark.usefixtures("prefect_server")
