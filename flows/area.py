@@ -44,8 +44,9 @@ def nightly(
 
     Args:
         settings: The run; what is left out is `PANCRAFTER_*` of the worker.
-        lookback_days: Search only scenes acquired in the last days; longer where the last look was longer ago, so
-            that missed nights become one window. None searches the period of the settings.
+        lookback_days: Search only scenes that were acquired, updated or created in the last days; longer where the last
+            look was longer ago, so that missed nights become one window. What earlier runs left to do (redriven,
+            released, beyond a limit) is taken too. None searches the period of the settings.
         notify: Webhook block that is told how the run ended: the morning report, and failures.
 
     Raises:
@@ -57,7 +58,8 @@ def nightly(
     started = None
     if lookback_days is not None:
         since, started = _look_back(settings, lookback_days)
-        settings = settings.model_copy(update={"since": since})
+        get_run_logger().info("looking for what was acquired or changed since %s", f"{since:%Y-%m-%d %H:%M} UTC")
+        settings = settings.model_copy(update={"new_since": since})
     try:
         outcomes = _sharpen(settings)
     except steps.RunStoppedError as error:
@@ -137,11 +139,12 @@ def _sharpen(settings: Settings) -> list[Outcome]:
     with steps.open_ledger(settings) as ledger:
         found = steps.discover(settings, ledger)
         log.info(
-            "%d new, %d known, %d refused, %d to do",
+            "%d new, %d known, %d refused, %d to do, %d of them left over from earlier runs",
             found.counts.new,
             found.counts.known,
             len(found.refused),
             len(found.eligible),
+            found.left_over,
         )
         outcomes = [steps.refused_outcome(refusal) for refusal in found.refused]
         if found.eligible:

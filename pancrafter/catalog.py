@@ -68,6 +68,7 @@ class _Window:
     collections: Sequence[str]
     ids: Sequence[str] = ()
     changed_since: datetime | None = None
+    new_since: datetime | None = None
 
 
 def discover(
@@ -80,6 +81,7 @@ def discover(
     collections: Sequence[str] | None = None,
     ids: Sequence[str] | None = None,
     changed_since: datetime | None = None,
+    new_since: datetime | None = None,
     access: Access = Access(),  # noqa: B008 - frozen
 ) -> Iterator[Scene | Refusal]:
     """Every item of ``source`` in the window, as a scene to sharpen or a refusal with its reason; none is dropped.
@@ -99,13 +101,22 @@ def discover(
         ids: Ids of the items to look for; None means all. An API is asked for these only.
         changed_since: Only items whose ``updated`` (else ``created``) is not earlier. Items that say neither are kept,
             as many servers say nothing: whoever asks must know what was done already.
+        new_since: Only items acquired or changed since then, so that late deliveries count. Those that do not say when
+            they changed count by acquisition. Servers that cannot be asked for changes are gone through, within the
+            other limits.
         access: What may be read; items whose assets lie elsewhere are refused, documents that do are not followed.
 
     Raises:
         SourceError: The source cannot be reached, is not STAC, or broke off in the middle.
     """
     window = _Window(
-        _utc(since), _utc(until), _checked(bbox), tuple(collections or ()), tuple(ids or ()), _utc(changed_since)
+        since=_utc(since),
+        until=_utc(until),
+        bbox=_checked(bbox),
+        collections=tuple(collections or ()),
+        ids=tuple(ids or ()),
+        changed_since=_utc(changed_since),
+        new_since=_utc(new_since),
     )
     rules = access.trusting(source)
     with _opened(source, rules) as catalog:
@@ -416,7 +427,7 @@ def _search(client: Client, window: _Window) -> Iterator[_Found | Refusal]:
         name = feature.get("collection")
         if isinstance(name, str) and name not in collections:
             collections[name] = _collection(client, name)
-        if _changed(feature.get("properties"), window):
+        if _recent(feature.get("properties"), window):
             yield _Found(feature, _own_href(feature, origin), collections.get(str(name), {}))
 
 
@@ -426,6 +437,14 @@ def _features(client: Client, window: _Window, origin: str) -> Iterator[Any]:
         for start in range(0, len(window.ids), PAGE_SIZE):
             yield from _features(client, replace(window, ids=window.ids[start : start + PAGE_SIZE]), origin)
         return
+    cql2 = _changed_filter(client, window)
+    if window.new_since and cql2:  # otherwise the one search goes through everything
+        acquired = max(window.since or window.new_since, window.new_since)
+        yield from _found_features(client, replace(window, since=acquired), origin, None)
+    yield from _found_features(client, window, origin, cql2)
+
+
+def _found_features(client: Client, window: _Window, origin: str, cql2: dict[str, Any] | None) -> Iterator[Any]:
     search = client.search(
         method=_search_method(client),
         ids=list(window.ids) or None,
@@ -433,7 +452,8 @@ def _features(client: Client, window: _Window, origin: str) -> Iterator[Any]:
         bbox=_query_box(window.bbox),
         datetime=_query_interval(window),
         limit=PAGE_SIZE,
-        **_changed_filter(client, window),
+        filter=cql2,
+        filter_lang="cql2-json" if cql2 else None,
     )
     count, previous = 0, ""
     for page in _pages(search, origin):
@@ -444,28 +464,30 @@ def _features(client: Client, window: _Window, origin: str) -> Iterator[Any]:
         yield from page["features"]
 
 
-def _changed_filter(client: Client, window: _Window) -> dict[str, Any]:
-    """CQL2 for servers that filter and know when items changed; nothing for others, whose items are looked at here."""
+def _changed_filter(client: Client, window: _Window) -> dict[str, Any] | None:
+    """CQL2 for servers that filter and know when items changed; None for others, whose items are looked at here."""
     from pystac_client import ConformanceClasses
 
-    if window.changed_since is None or not client.conforms_to(ConformanceClasses.FILTER):
-        return {}
-    name = _change_property(client)
-    if name is None:
-        return {}
-    moment = {"timestamp": _rfc3339(window.changed_since)}
-    changed: dict[str, Any] = {"op": ">=", "args": [{"property": name}, moment]}
-    silent = {"op": "isNull", "args": [{"property": name}]}
-    return {"filter": {"op": "or", "args": [changed, silent]}, "filter_lang": "cql2-json"}
-
-
-def _change_property(client: Client) -> str | None:
-    """``updated`` if the server's queryables name it; its ``created`` alone would miss what was replaced."""
-    try:
-        known = client.get_queryables().get("properties", {})
-    except Exception:  # noqa: BLE001 - many servers promise filters and offer no queryables
+    since = window.changed_since or window.new_since
+    if since is None or not client.conforms_to(ConformanceClasses.FILTER):
         return None
-    return "updated" if "updated" in known else None
+    known = _queryables(client)
+    if "updated" not in known:  # `created` alone would miss what was replaced
+        return None
+    silent = {"op": "isNull", "args": [{"property": "updated"}]}
+    created = "created" in known and not window.changed_since
+    return {"op": "or", "args": [_at_least("updated", since), _at_least("created", since) if created else silent]}
+
+
+def _at_least(name: str, moment: datetime) -> dict[str, Any]:
+    return {"op": ">=", "args": [{"property": name}, {"timestamp": _rfc3339(moment)}]}
+
+
+def _queryables(client: Client) -> frozenset[str]:
+    try:
+        return frozenset(client.get_queryables().get("properties", {}))
+    except Exception:  # noqa: BLE001 - many servers promise filters and offer no queryables
+        return frozenset()
 
 
 def _pages(search: ItemSearch, origin: str) -> Iterator[dict[str, Any]]:
@@ -559,21 +581,27 @@ def _inside(document: Document, window: _Window) -> bool:
     if window.ids and document.body.get("id") not in window.ids:
         return False
     properties = document.body["properties"]
-    return _changed(properties, window) and _in_time(properties, window) and _in_space(document.body, window.bbox)
+    recent = _recent(properties, window) and in_time(properties, window.since, window.until)
+    return recent and in_space(document.body.get("geometry"), window.bbox)
 
 
-def _changed(properties: Any, window: _Window) -> bool:  # Any: JSON of a document that may be malformed
+def _recent(properties: Any, window: _Window) -> bool:  # Any: JSON of a document that may be malformed
+    """Whether an item was changed, or is new, since the window says."""
     known = properties if isinstance(properties, dict) else {}
-    moment = _moment(known.get("updated")) or _moment(known.get("created"))
-    return window.changed_since is None or moment is None or moment >= window.changed_since
+    changes = [moment for name in ("updated", "created") if (moment := _moment(known.get(name)))]
+    if window.changed_since and changes and changes[0] < window.changed_since:
+        return False
+    since = window.new_since
+    return since is None or in_time(known, since, None) or any(moment >= since for moment in changes)
 
 
-def _in_time(properties: Mapping[str, Any], window: _Window) -> bool:
+def in_time(properties: Mapping[str, Any], since: datetime | None, until: datetime | None) -> bool:
+    """Whether an item was acquired in the period, which may be open; True when it does not say. Times are in UTC."""
     start = _moment(properties.get("start_datetime") or properties.get("datetime"))
     end = _moment(properties.get("end_datetime") or properties.get("datetime"))
     if start is None or end is None:
         return True
-    return (window.until is None or start <= window.until) and (window.since is None or end >= window.since)
+    return (until is None or start <= until) and (since is None or end >= since)
 
 
 def _moment(text: object) -> datetime | None:
@@ -583,8 +611,8 @@ def _moment(text: object) -> datetime | None:
         return None
 
 
-def _in_space(body: Mapping[str, Any], bbox: Bbox | None) -> bool:
-    """Whether the item's bounding box, else its footprint, touches ``bbox``; True when it has neither."""
+def in_space(geometry: object, bbox: Bbox | None) -> bool:
+    """Whether a GeoJSON geometry touches ``bbox``; True when it cannot be read."""
     if bbox is None:
         return True
     from shapely import box, union_all
@@ -594,6 +622,6 @@ def _in_space(body: Mapping[str, Any], bbox: Bbox | None) -> bool:
     halves = [(west, east)] if west <= east else [(west, 180.0), (-180.0, east)]
     wanted = union_all([box(w, south, e, north) for w, e in halves])
     try:
-        return bool(wanted.intersects(shape(body["geometry"])))
+        return bool(wanted.intersects(shape(geometry)))
     except Exception:  # noqa: BLE001 - a geometry nobody can read is refused as malformed later, not dropped here
         return True

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import Field, field_validator
+from pydantic import AfterValidator, Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from pancrafter.access import Access
@@ -15,6 +15,9 @@ from pancrafter.model.names import DEFAULT_WEIGHTS
 from pancrafter.types import Record
 
 Bbox = tuple[float, float, float, float]
+
+Moment = Annotated[datetime, AfterValidator(lambda moment: moment if moment.tzinfo else moment.replace(tzinfo=UTC))]
+"""A time without zone is UTC."""
 
 
 class WorkSettings(Record):
@@ -81,10 +84,14 @@ class WorkSettings(Record):
 class Settings(WorkSettings):
     """A run: what to sharpen, where to put it, with what. Every field can be set as ``PANCRAFTER_<FIELD>``."""
 
-    since: datetime | None = Field(default=None, description="Earliest acquisition time.")
-    until: datetime | None = Field(default=None, description="Latest acquisition time.")
-    changed_since: datetime | None = Field(
+    since: Moment | None = Field(default=None, description="Earliest acquisition time.")
+    until: Moment | None = Field(default=None, description="Latest acquisition time.")
+    changed_since: Moment | None = Field(
         default=None, description="Only items updated (else created) since then; those that do not say are kept."
+    )
+    new_since: Moment | None = Field(
+        default=None,
+        description="Only items acquired, updated or created since then, and scenes that earlier runs left to do.",
     )
     bbox: Bbox | None = Field(default=None, description="West, south, east, north in degrees.")
     collections: tuple[str, ...] = Field(default=(), description="Source collections; empty: all.")

@@ -12,7 +12,7 @@ import logging
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -29,7 +29,7 @@ from pancrafter.errors import (
     SourceError,
     UnexpectedError,
 )
-from pancrafter.ledger import FoundCounts, Lease, Ledger, SceneKey, Standing, State, Work
+from pancrafter.ledger import BATCH, FoundCounts, Lease, Ledger, SceneKey, Standing, State, Work
 from pancrafter.model.names import weights_sha256
 from pancrafter.models import Product, model_name
 from pancrafter.processes import is_gone, lease_owner
@@ -69,7 +69,9 @@ class Discovery(Record):
     counts: FoundCounts
     refused: tuple[Refusal, ...]
     eligible: tuple[str, ...]
-    """Keys of the scenes that may be claimed."""
+    """Keys of the scenes that may be claimed; those found now come before those left over."""
+    left_over: int = 0
+    """How many of these were found by earlier looks only."""
 
 
 class Sharpened(Record):
@@ -163,6 +165,8 @@ def discover(settings: Settings, ledger: Ledger) -> Discovery:
     """Search the source, record every item in the ledger, and say which scenes are to do.
 
     A scene whose output item vanished from the sink is made again; leases of dead workers of this machine are freed.
+    A look for what is new (``new_since``) also takes what earlier ones left to do: scenes that were redriven, released
+    by a person or retried, and those beyond a limit.
 
     Raises:
         SourceError: The source cannot be searched.
@@ -189,12 +193,63 @@ def discover(settings: Settings, ledger: Ledger) -> Discovery:
     killpoints.at("found")
     ledger.sweep(is_gone=is_gone)
     _remake_lost_outputs(ledger, sink, settings, wanted)
-    free = sorted((row for row in ledger.standing(settings.sink, wanted) if row.claimable), key=_by_acquisition)
+    left_over = _enter_left_overs(ledger, settings, contracts, wanted) if settings.new_since else ()
+    first, then = _claimable(ledger, settings, wanted), _claimable(ledger, settings, left_over)
+    eligible = (*first, *then)[: settings.limit]
     return Discovery(
         counts=counts,
         refused=tuple(refused),
-        eligible=tuple(f"{row.collection}/{row.item_id}" for row in free[: settings.limit]),
+        eligible=eligible,
+        left_over=max(0, len(eligible) - len(first)),
     )
+
+
+def _claimable(ledger: Ledger, settings: Settings, wanted: Iterable[tuple[str, str]]) -> list[str]:
+    """Keys of those that may be claimed, by acquisition."""
+    free = sorted((row for row in ledger.standing(settings.sink, wanted) if row.claimable), key=_by_acquisition)
+    return [f"{row.collection}/{row.item_id}" for row in free]
+
+
+def _enter_left_overs(
+    ledger: Ledger,
+    settings: Settings,
+    contracts: Mapping[str, SensorContract],
+    found: Container[tuple[str, str]],
+) -> list[tuple[str, str]]:
+    """What the ledger has to do beside what was found, within the limits of the settings, by the present recipe."""
+    asked_for = _limits(settings, contracts)
+    claimable = ((row.collection, row.item_id) for row in ledger.each(settings.sink) if row.claimable)
+    keys, entered = [key for key in claimable if key not in found], []
+    for start in range(0, len(keys), BATCH):
+        rows = ledger.rows_of(settings.sink, keys[start : start + BATCH]).values()
+        scenes = [row.scene for row in rows if row.scene]
+        works = [work_of(scene, settings, contracts) for scene in scenes if asked_for(scene)]
+        ledger.record_found(settings.sink, works)
+        entered += [(work.scene.collection, work.scene.item_id) for work in works]
+    return entered
+
+
+def _limits(settings: Settings, contracts: Mapping[str, SensorContract]) -> Callable[[Scene], bool]:
+    """Whether a scene of the ledger is one that a search with these settings may find, whenever it was new."""
+    from pancrafter.catalog import in_space, in_time
+    from pancrafter.selection import Area
+
+    area = Area.from_file(settings.aoi) if settings.aoi else None
+    rules = settings.access.trusting(settings.source)
+
+    def asked_for(scene: Scene) -> bool:
+        return (
+            scene.sensor in contracts
+            and (not settings.collections or scene.collection in settings.collections)
+            and (not settings.ids or scene.item_id in settings.ids)
+            and in_time({"datetime": scene.acquired}, settings.since, settings.until)
+            and in_space(scene.geometry, settings.bbox)
+            and (area is None or area.meets(scene.geometry))
+            # that of another source, whose run may read it
+            and not any(rules.fault(asset.href) for asset in (scene.pan, *scene.ms))
+        )
+
+    return asked_for
 
 
 def look(settings: Settings, contracts: Mapping[str, SensorContract]) -> Iterator[Scene | Refusal]:
@@ -219,6 +274,7 @@ def look(settings: Settings, contracts: Mapping[str, SensorContract]) -> Iterato
         collections=settings.collections or None,
         ids=settings.ids or None,
         changed_since=settings.changed_since,
+        new_since=settings.new_since,
         access=settings.access,
     )
     return (entry for entry in found if area is None or isinstance(entry, Refusal) or area.meets(entry.geometry))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import resources
@@ -76,6 +77,14 @@ def add_scene(
     moment = acquired or datetime(2025, 5, day, tzinfo=UTC)
     add_pair(catalog, "geoeye-1", scene.pan, [scene.ms], item_id=item_id, acquired=moment)
     return scene
+
+
+def backdate(catalog: Path, item_id: str, moment: datetime) -> None:
+    """Let the item of a scene say that it was entered at that moment."""
+    (path,) = (path for path in catalog.rglob("*.json") if path.stem == item_id)
+    item = json.loads(path.read_text())
+    item["properties"] |= dict.fromkeys(("created", "updated"), moment.isoformat())
+    path.write_text(json.dumps(item))
 
 
 def classical_contracts(folder: Path) -> None:

@@ -109,6 +109,57 @@ def test_new_items_of_an_api_that_filters(monkeypatch: pytest.MonkeyPatch, tmp_p
     assert asked[1] is None
 
 
+DELIVERED = (
+    *ARRIVALS,
+    item("acquired", datetime="2025-04-01T12:00:00Z", updated="2025-04-01T13:00:00Z"),
+    item("acquired-silent", datetime="2025-04-02T12:00:00Z"),
+    item("entered", created="2025-04-02T00:00:00Z", updated="2025-03-02T00:00:00Z"),
+)
+DELIVERED_NEW = ["acquired", "acquired-silent", "entered", "late", "replaced"]
+
+
+@pytest.mark.parametrize("kind", ["static", "folder", "api", "geoparquet"])
+def test_what_was_acquired_or_changed_since(tmp_path: Path, kind: str) -> None:
+    """Late deliveries are found; what does not say when it changed counts by acquisition."""
+    root = catalog(tmp_path, *DELIVERED)
+    with serving(tmp_path) as api, _answering(_files(tmp_path)) as files:
+        source = {"static": f"{files}/catalog.json", "folder": str(root), "api": api}.get(kind)
+        if source is None:
+            import rustac
+
+            source = str(tmp_path / "items.parquet")
+            readable = [body for body in DELIVERED if body["id"] != "unreadable"]
+            rustac.write_sync(source, {"type": "FeatureCollection", "features": readable})
+        assert ids(source, new_since=SINCE) == DELIVERED_NEW
+        floor = datetime(2025, 1, 1, tzinfo=UTC)
+        assert ids(source, new_since=SINCE, since=floor) == [name for name in DELIVERED_NEW if name != "late"]
+
+
+@pytest.mark.parametrize("queryables", [("updated",), ("updated", "created")])
+def test_what_was_acquired_or_changed_is_asked_of_an_api_that_filters(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, queryables: tuple[str, ...]
+) -> None:
+    from pystac_client import Client
+
+    catalog(tmp_path, *DELIVERED)
+    asked: list[Any] = []
+    search = Client.search
+
+    def recorded(self: Client, **options: Any) -> Any:
+        asked.append((options.get("datetime"), options.get("filter")))
+        return search(self, **options)
+
+    monkeypatch.setattr(Client, "search", recorded)
+    monkeypatch.setattr(Client, "get_queryables", lambda _: {"properties": {name: {} for name in queryables}})
+    with serving(tmp_path) as url:
+        expected = DELIVERED_NEW if "created" in queryables else [name for name in DELIVERED_NEW if name != "entered"]
+        assert ids(url, new_since=SINCE) == expected
+    (acquired, no_filter), (any_time, changed) = asked
+    assert (acquired, no_filter) == ("2025-04-01T00:00:00Z/..", None)
+    assert any_time is None
+    assert [part["args"][0]["property"] for part in changed["args"]] == [queryables[0], queryables[-1]]
+
+
 # --- servers that misbehave -------------------------------------------------------------------------------------------
 
 

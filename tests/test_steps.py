@@ -6,7 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +15,10 @@ import pytest
 import rasterio
 import rioxarray
 from rio_cogeo import cog_validate
-from small_archive import GSD_M, RATIO, add_scene, classical_contracts, write_raster
+from small_archive import GSD_M, RATIO, add_scene, backdate, classical_contracts, write_raster
 
 from pancrafter import steps
+from pancrafter.access import Access
 from pancrafter.census import take_census
 from pancrafter.errors import SinkError, SourceError, UnexpectedError
 from pancrafter.ledger import Ledger, SceneKey, State
@@ -316,6 +317,39 @@ def test_period_and_area_limit_what_is_done(tmp_path: Path) -> None:
     elsewhere = _settings(tmp_path, bbox=(100.0, 10.0, 101.0, 11.0))
     with steps.open_ledger(elsewhere) as ledger:
         assert steps.discover(elsewhere, ledger).eligible == ()
+
+
+def test_a_look_for_what_is_new_takes_what_was_left_over(tmp_path: Path) -> None:
+    now = datetime.now(UTC)
+    for day in (1, 2):
+        add_scene(tmp_path / "source", f"day-{day}", side_px=128, seed=day, day=day)
+        backdate(tmp_path / "source", f"day-{day}", datetime(2025, 5, day, tzinfo=UTC))
+    classical_contracts(tmp_path / "contracts")
+    settings = _settings(tmp_path)
+    night = settings.model_copy(
+        update={"new_since": now - timedelta(days=10), "contracts_dir": str(tmp_path / "contracts")}
+    )
+    with steps.open_ledger(settings) as ledger:
+
+        def to_do(**limits) -> tuple[str, ...]:
+            return steps.discover(night.model_copy(update=limits), ledger).eligible
+
+        assert to_do() == (), "not found yet, and old"
+        steps.discover(settings, ledger)
+        recipes = {row.recipe for row in ledger.rows()}
+        assert to_do(bbox=(100.0, 10.0, 101.0, 11.0)) == ()
+        assert to_do(collections=("others",)) == ()
+        assert to_do(until=datetime(2025, 5, 1, 12, tzinfo=UTC)) == ("geoeye-1/day-1",)
+        assert to_do(since=datetime(2025, 5, 1, 12, tzinfo=UTC)) == ("geoeye-1/day-2",)
+        assert to_do(access=Access(roots=(str(tmp_path / "elsewhere"),))) == (), "another run may read these"
+        assert to_do() == ("geoeye-1/day-1", "geoeye-1/day-2")
+        assert not recipes & {row.recipe for row in ledger.rows()}, "by the present recipe"
+        add_scene(tmp_path / "source", "new", side_px=128, seed=3, acquired=now)
+        found = steps.discover(night, ledger)
+        assert (found.eligible, found.left_over) == (("geoeye-1/new", "geoeye-1/day-1", "geoeye-1/day-2"), 2)
+        assert to_do(limit=1) == ("geoeye-1/new",)
+        ledger.claim(SceneKey(sink=settings.sink, collection="geoeye-1", item_id="day-1"), steps.lease_owner(), 900)
+        assert to_do() == ("geoeye-1/new", "geoeye-1/day-2")
 
 
 @pytest.mark.parametrize(

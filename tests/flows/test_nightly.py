@@ -21,7 +21,7 @@ import pytest
 import rasterio
 from prefect.client.orchestration import get_client
 from prefect.testing.utilities import prefect_test_harness
-from small_archive import add_scene, classical_contracts
+from small_archive import add_scene, backdate, classical_contracts
 
 from pancrafter import steps
 from pancrafter.errors import PancrafterError
@@ -261,9 +261,9 @@ def test_missed_nights_become_one_window_and_the_webhook_hears_of_it(tmp_path: P
     now = datetime.now(UTC)
     classical_contracts(tmp_path / "contracts")
     settings = _settings(tmp_path).model_copy(update={"contracts_dir": str(tmp_path / "contracts")})
-    add_scene(tmp_path / "source", "yesterday", side_px=128, acquired=now - timedelta(days=1))
-    add_scene(tmp_path / "source", "before-the-gap", side_px=128, seed=2, acquired=now - timedelta(days=21))
-    add_scene(tmp_path / "source", "long-ago", side_px=128, seed=3, acquired=now - timedelta(days=40))
+    for seed, (name, days) in enumerate((("yesterday", 1), ("before-the-gap", 21), ("long-ago", 40))):
+        add_scene(tmp_path / "source", name, side_px=128, seed=seed, acquired=now - timedelta(days=days))
+        backdate(tmp_path / "source", name, now - timedelta(days=days))
     with steps.open_ledger(settings) as ledger:
         ledger.note_look(settings.sink, settings.source, now - timedelta(days=20), "the last night before the gap")
     with _listening() as (url, heard):
@@ -273,8 +273,28 @@ def test_missed_nights_become_one_window_and_the_webhook_hears_of_it(tmp_path: P
     (told,) = heard
     assert (told["flow"], told["state"]) == ("nightly", "Completed")
     assert "2 fallback" in told["text"] or "2 published" in told["text"]
-    add_scene(tmp_path / "source", "late", side_px=128, seed=4, acquired=now - timedelta(days=21))
+    add_scene(tmp_path / "source", "missed", side_px=128, seed=4, acquired=now - timedelta(days=21))
+    backdate(tmp_path / "source", "missed", now - timedelta(days=20))
     assert nightly(settings, lookback_days=2) == [], "the gap is closed, and the window is short again"
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_late_deliveries_and_redriven_scenes_are_done_the_next_night(tmp_path: Path) -> None:
+    from flows.area import nightly
+    from flows.upkeep import redrive
+
+    now = datetime.now(UTC)
+    classical_contracts(tmp_path / "contracts")
+    settings = _settings(tmp_path).model_copy(update={"contracts_dir": str(tmp_path / "contracts")})
+    add_scene(tmp_path / "source", "redriven", side_px=128, acquired=now - timedelta(days=12))
+    backdate(tmp_path / "source", "redriven", now - timedelta(days=12))
+    with steps.open_ledger(settings) as ledger:
+        steps.discover(settings, ledger)
+        ledger.mark_refused(ledger.rows()[0].key, "by hand", "cloudy")
+    assert nightly(settings, lookback_days=10) == []
+    redrive(settings, states=("refused",))
+    add_scene(tmp_path / "source", "late", side_px=128, seed=4, acquired=now - timedelta(days=20))
+    assert [outcome.key for outcome in nightly(settings, lookback_days=10)] == ["geoeye-1/late", "geoeye-1/redriven"]
 
 
 @contextlib.contextmanager
