@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from pancrafter.errors import ErrorKind, PancrafterError
 from pancrafter.publish import StaticSink
-from pancrafter.settings import Bbox, Settings, WorkSettings
+from pancrafter.settings import Bbox, Moment, Settings, WorkSettings
 
 
 class SelectionError(PancrafterError):
@@ -27,8 +27,8 @@ class Selection(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    since: datetime | None = Field(default=None, description="Earliest acquisition time.")
-    until: datetime | None = Field(default=None, description="Latest acquisition time.")
+    since: Moment | None = Field(default=None, description="Earliest acquisition time.")
+    until: Moment | None = Field(default=None, description="Latest acquisition time.")
     bbox: Bbox | None = Field(default=None, description="West, south, east, north in degrees.")
     aoi: str | None = Field(default=None, description="GeoJSON file with the area of interest.")
     collections: tuple[str, ...] = Field(default=(), description="Source collections; empty: all.")
@@ -146,7 +146,7 @@ def windows_of(settings: Settings, days: int) -> list[tuple[datetime | None, dat
     """The period of the settings in pieces; one piece where it has no beginning."""
     if settings.since is None:
         return [(None, settings.until)]
-    until = settings.until or datetime.now(settings.since.tzinfo)
+    until = settings.until or datetime.now(UTC)
     return list(windows(settings.since, until, days))
 
 

@@ -95,6 +95,13 @@ def test_ids_area_and_period_choose(root: Path, tmp_path: Path) -> None:
     assert planned(root, tmp_path, "--bbox", "8.9,44.2,9.1,44.3")["scenes"] == 3
 
 
+def test_times_without_zone_are_utc(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert planned(root, tmp_path, "--from", "2025-05-01", "--to", "2025-05-02T12:00Z")["scenes"] == 2
+    assert planned(root, tmp_path, "--from", "2025-05-02T00:00Z", "--to", "2025-05-02")["scenes"] == 1
+    monkeypatch.setenv("PANCRAFTER_SINCE", "2025-05-02T00:00:00")
+    assert planned(root, tmp_path, "--to", "2025-05-03T12:00Z")["scenes"] == 2
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -15,7 +15,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -200,7 +200,7 @@ def test_dates_choose_scenes(archive: Path, tmp_path: Path) -> None:
 
 
 def test_a_date_as_upper_bound_means_its_whole_day() -> None:
-    assert cli.parse_moment("--to", "2025-05-02", end_of_day=True) == datetime(2025, 5, 2, 23, 59, 59, 999_999)  # noqa: DTZ001
+    assert cli.parse_moment("--to", "2025-05-02", end_of_day=True) == datetime(2025, 5, 2, 23, 59, 59, 999_999, UTC)
     exact = "2025-05-02T00:00Z"
     assert cli.parse_moment("--to", exact, end_of_day=True) == datetime.fromisoformat(exact)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
@@ -12,7 +13,7 @@ from small_archive import add_scene
 
 from pancrafter import steps
 from pancrafter.plan import Budget, OverBudgetError, check_budget, make_plan
-from pancrafter.selection import Area, SelectionError, made_by, read_ids, windows
+from pancrafter.selection import Area, SelectionError, made_by, read_ids, windows, windows_of
 from pancrafter.settings import Settings
 
 
@@ -78,6 +79,19 @@ def test_windows_cover_the_period_newest_first() -> None:
     assert (pieces[0][1], pieces[-1][0]) == (until, since)
     assert all(later[0] == earlier[1] for later, earlier in pairwise(pieces))
     assert all(timedelta() < end - start <= timedelta(days=30) for start, end in pieces)
+
+
+def test_an_open_period_ends_now_wherever_the_machine_stands(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TZ", "America/Anchorage")
+    time.tzset()
+    try:
+        settings = Settings.model_validate({"since": (datetime.now(UTC) - timedelta(days=3)).strftime("%Y-%m-%d")})
+        (_, end), *_ = windows_of(settings, 30)
+        assert end is not None
+        assert abs(end - datetime.now(UTC)) < timedelta(minutes=1)
+    finally:
+        monkeypatch.undo()
+        time.tzset()
 
 
 def test_plan_counts_bytes_as_staging_does_and_knows_measured_rates(archive: Settings) -> None:

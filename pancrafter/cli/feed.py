@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
-from datetime import UTC
 from pathlib import Path
 from typing import Annotated
 
@@ -91,12 +90,9 @@ def report(
     from pancrafter.publish import StaticSink
     from pancrafter.report import write_report
 
-    moment = parse_moment("--since", since)
-    if moment is not None and moment.tzinfo is None:
-        moment = moment.replace(tzinfo=UTC)
     known = settings.ledger_url is not None or (Path(settings.state_dir) / "ledger.db").is_file()
     with ledger_of(settings) if known else nullcontext() as ledger:
-        typer.echo(write_report(StaticSink(settings.sink), ledger=ledger, since=moment))
+        typer.echo(write_report(StaticSink(settings.sink), ledger=ledger, since=parse_moment("--since", since)))
 
 
 @app.command()

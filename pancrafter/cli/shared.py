@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar
@@ -249,11 +249,12 @@ def _option_name(field: str) -> str:
 
 
 def parse_moment(option: str, text: str | None, *, end_of_day: bool = False) -> datetime | None:
-    """A time as ISO 8601 has it; with ``end_of_day``, a mere date means its last moment."""
+    """A time as ISO 8601 has it, in UTC if it names no zone; with ``end_of_day``, a mere date means its last moment."""
     if text is None:
         return None
     try:
         moment = datetime.fromisoformat(text)
+        moment = moment.replace(tzinfo=moment.tzinfo or UTC)
     except ValueError as err:
         raise OptionError(f"{option}: found {text!r}, expected a date like 2025-04-01 or 2025-04-01T10:00Z") from err
     if end_of_day and _DATE_ONLY.fullmatch(text):
