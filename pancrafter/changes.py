@@ -3,7 +3,8 @@
 One small JSON-lines object per event, under ``changes/date=YYYY-MM-DD/``: nothing is ever rewritten, so any number of
 publishers may announce at once, on a folder as on object storage, and readers need no server. Names start with the
 moment, so a listing is in order. Announcing happens after an item was read back; a crash may announce an event twice,
-with the same ``id``, and readers drop the second one (``ChangeFeed.events`` does).
+with the same ``id``, and readers drop the second one (``ChangeFeed.events`` does). An item that becomes current again
+after it was superseded begins another turn, whose events have other ids.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from datetime import UTC, date, datetime, timedelta
+from itertools import count
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from pydantic import Field, ValidationError
@@ -80,14 +82,17 @@ class ChangeFeed:
             item: The published document, as it was read back.
             successor: For ``superseded``.
             reason: For ``withdrawn``.
-            once: Look through the feed first. A caller that knows it is the first saves that listing.
+            once: Look through the feed first. A caller that knows it is the first saves that listing, unless the item
+                had been published before.
 
         Raises:
             SinkError: The feed cannot be read or written.
         """
-        event_id = _event_id(kind, item)
-        if once and event_id in self._ids_since(_born(item)):
-            return None
+        known = self._ids_since(_born(item)) if once or _was_made_again(item) else set()
+        event_id = _event_id(kind, item, _turn(item, known, current=kind == "new"))
+        return None if event_id in known else self._append(event_id, kind, item, successor, reason)
+
+    def _append(self, event_id: str, kind: Kind, item: Json, successor: str | None, reason: str | None) -> Change:
         now = datetime.now(UTC)
         change = Change(
             id=event_id,
@@ -152,13 +157,13 @@ class ChangeFeed:
         for item in sink.items():
             if "pancrafter:source" not in item["properties"]:
                 continue
-            kinds: list[Kind] = ["new", "superseded"] if item["properties"].get("deprecated") else ["new"]
+            current = not item["properties"].get("deprecated")
+            kinds: list[Kind] = ["new"] if current else ["new", "superseded"]
+            turn = _turn(item, known, current=current)
             for kind in kinds:
-                if _event_id(kind, item) not in known:
-                    found = self.announce(
-                        kind, item, successor=_successor(item) if kind == "superseded" else None, once=False
-                    )
-                    announced += [found] if found else []
+                if (event_id := _event_id(kind, item, turn)) not in known:
+                    successor = _successor(item) if kind == "superseded" else None
+                    announced.append(self._append(event_id, kind, item, successor, None))
         return tuple(announced)
 
     def _ids_since(self, first: datetime | None) -> set[str]:
@@ -191,11 +196,28 @@ def _folders(first: datetime | None, last: datetime | None) -> list[str]:
     return [f"{FOLDER}/date={first.date() + timedelta(days=day)}" for day in range(days + 1)]
 
 
-def _event_id(kind: Kind, item: Json) -> str:
-    """Follows from what happened to which pixels: a re-made item (other files) is another event."""
+def _event_id(kind: Kind, item: Json, turn: int) -> str:
+    """Follows from what happened to which pixels: a re-made item (other files) is another event, as is another turn."""
     checksums = sorted(str(asset.get("file:checksum")) for asset in item["assets"].values())
-    text = "\n".join([kind, item["collection"], item["id"], *checksums])
+    text = "\n".join([kind, item["collection"], item["id"], *checksums, *([str(turn)] if turn else [])])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _turn(item: Json, known: set[str], *, current: bool) -> int:
+    """How many times the item had been current before this time, or the last time, as the known events tell.
+
+    A turn begins with ``new`` and is over once the item was superseded or withdrawn.
+    """
+    ends: tuple[Kind, ...] = ("superseded", "withdrawn")
+    over = next(turn for turn in count() if not any(_event_id(end, item, turn) in known for end in ends))
+    begun = current or over == 0 or _event_id("new", item, over) in known
+    return over if begun else over - 1
+
+
+def _was_made_again(item: Json) -> bool:
+    """Whether the document took the place of an older one of the same id, which it has its time of creation from."""
+    properties = item["properties"]
+    return bool(properties.get("processing:datetime", properties.get("created")) != properties.get("created"))
 
 
 def _born(item: Json) -> datetime | None:

@@ -254,7 +254,6 @@ def build_item(
     version: str | None = None,
     fallback: bool = False,
     gate: Gate | None = None,
-    predecessor_id: str | None = None,
     model_link: dict[str, Any] | None = None,
     now: datetime | None = None,
 ) -> pystac.Item:
@@ -276,7 +275,6 @@ def build_item(
         fallback: A classical result stands in for the network's.
         gate: What the quality gate said; by default that it passed.
         model_link: Link to the model item (``pancrafter.models.ensure_model``), for the network's results.
-        predecessor_id: Item of the same collection that this one supersedes.
         now: Time of creation, by default the present.
     """
     scene, grid = staged.scene, staged.grid.pan
@@ -315,7 +313,7 @@ def build_item(
     }
     for asset in assets:
         item.add_asset(asset.key, _stac_asset(asset, grid, bands))
-    item.links = list(_links(staged, collection_id, predecessor_id))
+    item.links = list(_links(staged, collection_id))
     if model_link is not None:
         item.links.append(pystac.Link.from_dict(model_link))
     item.stac_extensions = _extensions_used(item)
@@ -503,7 +501,7 @@ def _alignment(staged: StagedScene) -> dict[str, Any]:
     }
 
 
-def _links(staged: StagedScene, collection_id: str, predecessor_id: str | None) -> Iterator[pystac.Link]:
+def _links(staged: StagedScene, collection_id: str) -> Iterator[pystac.Link]:
     yield pystac.Link("root", "../../catalog.json", pystac.MediaType.JSON)
     yield pystac.Link("parent", "../collection.json", pystac.MediaType.JSON, title=collection_id)
     yield pystac.Link("collection", "../collection.json", pystac.MediaType.JSON, title=collection_id)
@@ -517,10 +515,6 @@ def _links(staged: StagedScene, collection_id: str, predecessor_id: str | None) 
         "application/schema+json",
         title="Meaning of the pancrafter: properties",
     )
-    if predecessor_id is not None:
-        yield pystac.Link(
-            "predecessor-version", f"../{predecessor_id}/{predecessor_id}.json", "application/geo+json", predecessor_id
-        )
 
 
 def _stac_asset(asset: AssetFile, grid: PixelGrid, bands: Sequence[BandLike]) -> pystac.Asset:

@@ -400,7 +400,7 @@ def _columns(*names: str) -> tuple[sa.Column[Any], ...]:
 COMPARED = ("state", "output_item_id", "fingerprint", "recipe", "code", "reason")
 """What decides whether a find is news about a scene."""
 
-_COMPARED = _columns("fingerprint", "recipe", "code", "reason")
+_COMPARED = _columns("fingerprint", "recipe", "supersedes", "code", "reason")
 _STANDING = _columns("acquired", "supersedes", "not_before", "lease_owner", "lease_expires", "fence")
 
 _NO_LEASE: Mapping[str, None] = {"lease_owner": None, "lease_expires": None}
@@ -531,8 +531,8 @@ class Ledger:
         if before is not after:
             check_transition(before, after, scene=f"{row['collection']}/{row['item_id']}")
         values = {**_NO_FAILURE, **_columns_of(entry), "measures": {}}
-        if before is State.CONFIRMED:
-            values["supersedes"] = row["output_item_id"]
+        visible = row["output_item_id"] if before is State.CONFIRMED else row["supersedes"]
+        values["supersedes"] = None if visible == values["output_item_id"] else visible  # back to what is published
         self._update(connection, row, now, **values)
         self._log(connection, row, now, _Step(self._who, before, after, _change_message(row, entry)))
 

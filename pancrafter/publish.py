@@ -96,6 +96,7 @@ class Published(Record):
     item_id: str
     href: str = Field(description="Absolute address of the item.")
     changed: bool
+    superseded: str | None = Field(default=None, description="Id of the older item that points to this one now.")
     assets: dict[str, str] = Field(description="Absolute address per asset key.")
 
 
@@ -149,13 +150,16 @@ class StaticSink:
         supersedes: str | None = None,
         guard: Callable[[], None] | None = None,
     ) -> Published:
-        """Put an item and its files into the catalog; doing it again changes nothing.
+        """Put an item and its files into the catalog as the current version; doing it again changes nothing.
+
+        An item that was superseded becomes current again, and what had taken its place is superseded in turn.
 
         Args:
             item: From ``pancrafter.item.build_item``.
             assets: Its finished local files.
             collection: The collection to add it to; made or kept as it is.
-            supersedes: Id of an older item of the collection; it stays readable, marked as deprecated, and points here.
+            supersedes: Id of an older item of the collection; it, or what took its place since, stays readable, marked
+                as deprecated, and points here. There is nothing to mark if it is gone.
             guard: Called right before the item becomes visible; it raises if this worker may no longer publish.
 
         Raises:
@@ -164,11 +168,13 @@ class StaticSink:
             CatalogUnavailableError: The object store gives no answer; nothing half-done is visible.
         """
         folder = f"{collection.id}/{item.id}"
-        document = self._document(item, assets, collection.id, supersedes)
+        present = self._read(_item_name(collection.id, item.id))
+        superseded = self._newest_other(collection.id, item.id, supersedes or _successor_of(present))
+        document = self._document(item, assets, collection.id, superseded, present)
         validate_item(document)
         for asset in assets:
             _check_file(asset)
-        changed = not self._is_there(collection.id, document)
+        changed = not self._is_there(collection.id, document, present)
         if changed:
             self._ensure_root(document)
             for asset in assets:
@@ -183,8 +189,8 @@ class StaticSink:
                 self._unlink(collection.id, replaced)
         linked = self._link(collection, document)
         killpoints.at("linked")
-        if supersedes is not None:
-            self._deprecate(collection.id, supersedes, item.id)
+        if superseded is not None:
+            self._deprecate(collection.id, superseded, item.id)
         names = {f"{folder}/{_asset_name(asset, document)}" for asset in assets}
         try:
             published = self._read_back(collection.id, item.id, changed=changed, compared=names)
@@ -192,7 +198,7 @@ class StaticSink:
             self._linked.clear()  # somebody took the catalog apart: the next attempt looks at every link
             raise
         self._linked |= linked
-        return published
+        return published.model_copy(update={"superseded": superseded})
 
     def read_back(self, collection_id: str, item_id: str, *, changed: bool = False) -> Published:
         """Find an item the way a reader does, from the root with pystac, and compare sizes and checksums of its files.
@@ -319,8 +325,27 @@ class StaticSink:
         """An item's document, linked or not; None if there is none."""
         return self._read(_item_name(collection_id, item_id))
 
+    def _newest_other(self, collection_id: str, item_id: str, version: str | None) -> str | None:
+        """The newest version from ``version`` on that is there, but for the item itself.
+
+        What is known as the older version may have been superseded by a publication that was never confirmed.
+        """
+        versions: list[str] = []
+        while version is not None and version not in {item_id, *versions}:
+            document = self._read(_item_name(collection_id, version))
+            if document is None:
+                break
+            versions.append(version)
+            version = _successor_of(document)
+        return versions[-1] if versions else None
+
     def _document(
-        self, item: pystac.Item, assets: Sequence[AssetFile], collection_id: str, supersedes: str | None
+        self,
+        item: pystac.Item,
+        assets: Sequence[AssetFile],
+        collection_id: str,
+        superseded: str | None,
+        present: Json | None,
     ) -> Json:
         document: Json = item.to_dict(include_self_link=False, transform_hrefs=False)
         if document.get("collection") != collection_id:
@@ -333,14 +358,16 @@ class StaticSink:
             )
         for asset in assets:
             document["assets"][asset.key]["href"] = f"./{_asset_name(asset, document)}"
-        if supersedes is not None and not _links_of(document, "predecessor-version"):
-            document["links"].append(_version_link("predecessor-version", supersedes))
+        if present is not None:  # keeps what it came after: links to older versions never lead in a circle
+            earlier = _links_of(present, "predecessor-version")
+            document["links"] += [link for link in earlier if _linked_id(link) != item.id]
+        elif superseded is not None:
+            document["links"].append(_version_link("predecessor-version", superseded))
         return document
 
-    def _is_there(self, collection_id: str, document: Json) -> bool:
-        """The same item (apart from its times and cost) is already published with all its files."""
-        old = self._read(_item_name(collection_id, document["id"]))
-        if old is None or _essence(old) != _essence(document):
+    def _is_there(self, collection_id: str, document: Json, present: Json | None) -> bool:
+        """The same item (apart from its times and cost) is already published and current, with all its files."""
+        if present is None or _essence(present) != _essence(document):
             return False
         folder = f"{collection_id}/{document['id']}"
         for asset in document["assets"].values():
@@ -433,8 +460,8 @@ class StaticSink:
     def _deprecate(self, collection_id: str, old_id: str, new_id: str) -> None:
         def mark(old: Json | None) -> Json:
             if old is None:
-                raise SinkError(f"{collection_id}/{old_id}: superseded by {new_id}, but it is not in the catalog")
-            if old["properties"].get("deprecated") and _links_of(old, "successor-version"):
+                raise SinkError(f"{collection_id}/{old_id}: removed while {new_id} took its place; publish again")
+            if old["properties"].get("deprecated") and _successor_of(old) == new_id:
                 return old
             changed: Json = json.loads(json.dumps(old))
             changed["properties"] |= {"deprecated": True, "updated": _now()}
@@ -863,11 +890,10 @@ def _item_name(collection_id: str, item_id: str) -> str:
 
 
 def _essence(document: Json) -> Json:
-    """An item without what differs between two runs that made the same thing, and without what came later."""
+    """An item without what differs between two runs that made the same thing."""
     plain: Json = json.loads(json.dumps(document))
-    for name in ("created", "updated", "processing:datetime", "pancrafter:cost", "deprecated"):
+    for name in ("created", "updated", "processing:datetime", "pancrafter:cost"):
         plain["properties"].pop(name, None)
-    plain["links"] = [link for link in plain["links"] if link["rel"] not in {"successor-version", "latest-version"}]
     return plain
 
 
@@ -1030,6 +1056,11 @@ def _with_child(catalog: Json, collection: CollectionInfo) -> Json:
 
 def _version_link(relation: str, item_id: str) -> Json:
     return {"rel": relation, "href": f"../{item_id}/{item_id}.json", "type": _MEDIA_GEOJSON, "title": item_id}
+
+
+def _successor_of(document: Json | None) -> str | None:
+    """Id of the item that took the place of a superseded one."""
+    return next((_linked_id(link) for link in _links_of(document, "successor-version")), None)
 
 
 def _links(document: Json | None) -> list[Json]:

@@ -760,7 +760,6 @@ def publish(
             assets=assets,
             fallback=sharpened.fallback,
             gate=assessed.gate,
-            predecessor_id=work.supersedes,
             model_link=model_link,
             cost=Cost(
                 seconds=seconds,
@@ -783,12 +782,12 @@ def publish(
         )
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    _tell_stac_api(published, work.supersedes, settings)
+    _tell_stac_api(published, settings)
     seconds += time.perf_counter() - started
     killpoints.at("read-back")
     ledger.advance(work.lease, State.PUBLISHED, published.href)
     killpoints.at("published")
-    announce(sink, published, work.supersedes)
+    announce(sink, published)
     killpoints.at("announced")
     ledger.advance(
         work.lease,
@@ -838,7 +837,7 @@ def _set_aside(work: Claimed, assessed: Assessed, ledger: Ledger, report: Report
     )
 
 
-def announce(sink: StaticSink, published: Published, supersedes: str | None) -> None:
+def announce(sink: StaticSink, published: Published) -> None:
     """Tell the change feed.
 
     The item was read back before, and the scene is confirmed after: a crash in between leaves a scene that is
@@ -848,12 +847,12 @@ def announce(sink: StaticSink, published: Published, supersedes: str | None) -> 
 
     feed = ChangeFeed(sink.store)
     feed.announce("new", sink.item(published.collection_id, published.item_id), once=not published.changed)
-    if supersedes is not None:
-        old = sink.item(published.collection_id, supersedes)
+    if published.superseded is not None:
+        old = sink.item(published.collection_id, published.superseded)
         feed.announce("superseded", old, successor=published.item_id, once=not published.changed)
 
 
-def _tell_stac_api(published: Published, supersedes: str | None, settings: Settings) -> None:
+def _tell_stac_api(published: Published, settings: Settings) -> None:
     """Where there is a STAC API: the item, after the older one that it supersedes, is in it too and is read back."""
     if settings.catalog_url is None:
         return
@@ -861,7 +860,7 @@ def _tell_stac_api(published: Published, supersedes: str | None, settings: Setti
     from pancrafter.stac_api import StacApi
 
     sink, api = StaticSink(settings.sink), StacApi(settings.catalog_url)
-    for item_id in (supersedes, published.item_id):
+    for item_id in (published.superseded, published.item_id):
         if item_id is not None:
             api.send(sink, published.collection_id, item_id)
 

@@ -89,6 +89,24 @@ def test_an_event_is_announced_once(sink: StaticSink) -> None:
     assert len(list(feed.events())) == 2
 
 
+def test_an_item_that_becomes_current_again_is_announced_again(sink: StaticSink) -> None:
+    feed, first, later = ChangeFeed(sink.store), item("a"), item("a")
+    later["properties"]["created"] = first["properties"]["created"]
+    later["properties"]["processing:datetime"] = "2099-01-01T00:00:00Z"
+    feed.announce("new", first, once=False)
+    feed.announce("superseded", first, successor="b", once=False)
+    assert feed.announce("superseded", first, successor="b") is None
+    for _ in range(2):  # a publisher that died in between does it again
+        feed.announce("new", later, once=False)
+    for _ in range(2):
+        feed.announce("superseded", later, successor="c", once=False)
+    found = list(feed.events())
+    assert [(change.type, change.successor) for change in found] == [
+        ("new", None), ("superseded", "b"), ("new", None), ("superseded", "c"),
+    ]  # fmt: skip
+    assert len({change.id for change in found}) == len(sink.store.list_names("changes")) == 4
+
+
 def test_publishers_do_not_get_in_each_others_way(tmp_path: Path) -> None:
     together = threading.Barrier(8)
 

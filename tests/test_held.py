@@ -154,7 +154,7 @@ def test_lost_announcement_is_repaired(source: Path) -> None:
         file.unlink()
     published = StaticSink(settings.sink).read_back(event.collection, event.item_id)
     for _ in range(2):
-        steps.announce(StaticSink(settings.sink), published, None)
+        steps.announce(StaticSink(settings.sink), published)
         (again,) = feed.events()
         assert again.id == event.id
     for file in Path(settings.sink).glob("changes/*/*"):

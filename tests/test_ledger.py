@@ -255,6 +255,17 @@ def test_a_change_before_work_began_keeps_what_it_supersedes(ledger: Ledger) -> 
     assert (row(ledger).supersedes, row(ledger).fingerprint) == ("a-f1-r1", "f3")
 
 
+def test_back_to_what_is_published_supersedes_nothing(ledger: Ledger) -> None:
+    ledger.record_found(SINK, [work()])
+    confirm(ledger)
+    ledger.record_found(SINK, [work(recipe="r2")])
+    ledger.record_found(SINK, [work()])
+    assert (row(ledger).output_item_id, row(ledger).supersedes) == ("a-f1-r1", None)
+    confirm(ledger)
+    ledger.record_found(SINK, [work(recipe="r2")])
+    assert row(ledger).supersedes == "a-f1-r1"
+
+
 def test_refused_stays_refused_until_the_source_changes(ledger: Ledger) -> None:
     ledger.record_found(SINK, [work()])
     ledger.mark_refused(claim(ledger), "ratio", "ratio is 3, expected 4")

@@ -169,9 +169,47 @@ def test_superseding(tmp_path: Path, assets: tuple[AssetFile, ...], other_assets
     assert hrefs["successor-version"] == hrefs["latest-version"] == "../S1-b/S1-b.json"
     assert {link["rel"]: link["href"] for link in newest["links"]}["predecessor-version"] == "../S1-a/S1-a.json"
     assert seen_by_reader(tmp_path) == ["S1-a", "S1-b"]
-    # The old recipe published again is still what is there: it must not come back to life.
-    assert not put(sink, assets, "S1-a").changed
-    assert sink.find_by_source(NAME, "S1")[0]["id"] == "S1-b"
+
+
+def version_links(document: dict[str, Any]) -> dict[str, str]:
+    return {link["rel"]: link["title"] for link in document["links"] if link["rel"].endswith("-version")}
+
+
+def test_a_superseded_item_becomes_current_again(
+    tmp_path: Path, assets: tuple[AssetFile, ...], other_assets: tuple[AssetFile, ...]
+) -> None:
+    sink = StaticSink(str(tmp_path))
+    put(sink, assets, "S1-a")
+    put(sink, other_assets, "S1-b", supersedes="S1-a")
+    for supersedes in ("S1-b", None):  # None: the newer one was switched in, but its publisher died before it said so
+        again = put(sink, assets, "S1-a", supersedes=supersedes)
+        assert (again.changed, again.superseded) == (True, "S1-b")
+        current, older = sink.find_by_source(NAME, "S1")
+        assert (current["id"], current["properties"].get("deprecated"), version_links(current)) == ("S1-a", None, {})
+        assert older["properties"]["deprecated"] is True
+        assert version_links(older) == {
+            "predecessor-version": "S1-a", "successor-version": "S1-a", "latest-version": "S1-a",
+        }  # fmt: skip
+        assert not put(sink, assets, "S1-a", supersedes=supersedes).changed
+        assert put(sink, other_assets, "S1-b", supersedes="S1-a").superseded == "S1-a"
+
+
+def test_a_version_between_that_was_never_confirmed_is_superseded(
+    tmp_path: Path, assets: tuple[AssetFile, ...], other_assets: tuple[AssetFile, ...]
+) -> None:
+    sink = StaticSink(str(tmp_path))
+    put(sink, assets, "S1-a")
+    put(sink, other_assets, "S1-b", supersedes="S1-a")
+    assert put(sink, other_assets, "S1-c", supersedes="S1-a").superseded == "S1-b"
+    assert [found["id"] for found in sink.items() if not found["properties"].get("deprecated")] == ["S1-c"]
+
+
+def test_an_older_version_that_is_gone_needs_no_mark(tmp_path: Path, assets: tuple[AssetFile, ...]) -> None:
+    sink = StaticSink(str(tmp_path))
+    published = put(sink, assets, "S1-b", supersedes="S1-a")
+    assert (published.changed, published.superseded) == (True, None)
+    assert version_links(sink.item(NAME, "S1-b")) == {}
+    assert not put(sink, assets, "S1-b", supersedes="S1-a").changed
 
 
 def test_extents_grow(tmp_path: Path, assets: tuple[AssetFile, ...]) -> None:

@@ -14,6 +14,8 @@ from published_scene import recipe
 from small_archive import add_scene
 
 from pancrafter import killpoints, steps
+from pancrafter.census import take_census
+from pancrafter.changes import ChangeFeed
 from pancrafter.compute import Compute
 from pancrafter.errors import WeightsError
 from pancrafter.ledger import Ledger, State
@@ -140,6 +142,70 @@ def test_a_product_is_not_linked_to_the_model_item_of_other_weights(archive: Pat
     link = ensure_model(sink, used.model_copy(update={"weights_sha256": weights_sha256(str(weights))}), str(weights))
     assert link is not None
     assert sink.exists("models", link["href"].split("/")[-2])
+
+
+def one_recipe_after_another(root: Path) -> tuple[Settings, Settings]:
+    """A scene, and two runs that differ in their contract, of a classical method."""
+    add_scene(root / "source", "S1", side_px=128)
+    runs = []
+    for name, changes in (("a", {}), ("b", {"dn_max": 2046})):
+        write_contract(root / name, weights="none", **changes)
+        places = {"source": str(root / "source"), "sink": str(root / "sink"), "state_dir": str(root / "state")}
+        runs.append(Settings(**places, contracts_dir=str(root / name), workers=0, block_px=128))
+    return runs[0], runs[1]
+
+
+def current_items(settings: Settings) -> list[str]:
+    items = StaticSink(settings.sink).items("geoeye-1-sharpened")
+    return [item["id"] for item in items if not item["properties"].get("deprecated")]
+
+
+def events_of(settings: Settings) -> list[tuple[str, str, str | None]]:
+    feed = ChangeFeed(StaticSink(settings.sink).store)
+    return [(change.type, change.item_id, change.successor) for change in feed.events()]
+
+
+def test_a_run_that_only_planned_leaves_the_published_item_as_it_is(tmp_path: Path) -> None:
+    a, b = one_recipe_after_another(tmp_path)
+    steps.run(a, _silent)
+    (item,) = current_items(a)
+    with steps.open_ledger(b) as ledger:
+        assert steps.discover(b, ledger).eligible == (KEY,)
+    (outcome,) = steps.run(a, _silent)
+    assert outcome.verdict in {"published", "fallback"}
+    assert current_items(a) == [item]
+    assert events_of(a) == [("new", item, None)]
+    assert steps.run(a, _silent) == []
+
+
+def test_there_and_back_again_leaves_the_last_one_current(tmp_path: Path) -> None:
+    a, b = one_recipe_after_another(tmp_path)
+    made = []
+    for settings in (a, b, a, b):
+        steps.run(settings, _silent)
+        (item,) = current_items(settings)
+        made.append(item)
+    first, second = made[:2]
+    assert made == [first, second, first, second]
+    assert first != second
+    assert events_of(a) == [
+        ("new", first, None),
+        *(("new", second, None), ("superseded", first, second)),
+        *(("new", first, None), ("superseded", second, first)),
+        *(("new", second, None), ("superseded", first, second)),
+    ]
+    assert take_census(b).clean
+    assert ChangeFeed(StaticSink(b.sink).store).repair(StaticSink(b.sink)) == ()
+
+
+def test_an_output_that_is_gone_can_be_superseded(tmp_path: Path) -> None:
+    a, b = one_recipe_after_another(tmp_path)
+    steps.run(a, _silent)
+    shutil.rmtree(a.sink)
+    (outcome,) = steps.run(b, _silent)
+    assert outcome.verdict in {"published", "fallback"}
+    (item,) = current_items(b)
+    assert events_of(b) == [("new", item, None)]
 
 
 def test_a_scene_is_finished_by_the_contract_it_was_begun_with(archive: Path, tmp_path: Path) -> None:
