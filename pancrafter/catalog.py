@@ -5,6 +5,7 @@ pystac and pystac-client stay in here; what leaves is a `Scene` or a `Refusal`.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
 Bbox = tuple[float, float, float, float]
 
 PAGE_SIZE = 100
+MAX_EMPTY_PAGES = 20
+"""Pages without items in a row before a search ends all the same: some servers give a next page without end."""
+
 TIMEOUT_S = (10.0, 60.0)
 """Seconds to connect and to wait for data of one request."""
 
@@ -251,6 +255,17 @@ def _malformed(item_id: object, collection: object, href: str, reason: str) -> R
     return Refusal(collection=printable(owner), item_id=printable(name), code="malformed", reason=printable(reason))
 
 
+def _refused_document(fault: Fault, root: str) -> Refusal:
+    """A broken document, named by its place below the root of the catalog: many are called ``item.json``."""
+    place = _address(fault.href).removeprefix(f"{_address(root).rpartition('/')[0]}/")
+    return _malformed(place, fault.collection_id, fault.href, fault.reason)
+
+
+def _address(href: str) -> str:
+    """Without the query, which may hold a signature."""
+    return href if is_local(href) else urlsplit(href)._replace(query="", fragment="").geturl()
+
+
 def _pin(scene: Scene) -> Scene:
     """The scene with size and time of its local files in the fingerprint: their items rarely carry checksums."""
     hrefs = dict.fromkeys((scene.pan.href, *(ref.href for ref in scene.ms)))
@@ -329,7 +344,7 @@ def _opened_folder(path: Path, rules: Access) -> Iterator[_Catalog]:
     if not path.exists():
         raise SourceError(f"{path}: no such file or folder; give a STAC API URL or the folder of a catalog.json")
     index = load_index(path)
-    faults = tuple(_malformed(None, fault.collection_id, fault.href, fault.reason) for fault in index.faults)
+    faults = tuple(_refused_document(fault, str(index.root)) for fault in index.faults)
     with serving(index) as url:
         yield _Catalog(partial(_search, open_api(url, rules.trusting(url))), MAX_PARTNER_SEARCHES, faults)
 
@@ -371,6 +386,7 @@ def _short(error: Exception) -> str:
 
 
 def _io(rules: Access) -> StacApiIO:
+    import pystac
     from pystac_client.stac_api_io import StacApiIO
     from requests.adapters import HTTPAdapter
     from urllib3 import Retry
@@ -397,7 +413,31 @@ def _io(rules: Access) -> StacApiIO:
         respect_retry_after_header=True,
         raise_on_status=False,  # so that the last answer, and what the server says in it, reaches the message
     )
-    io = StacApiIO(timeout=TIMEOUT_S)
+
+    class GoingOn(StacApiIO):
+        """Pages without items are passed over: servers that filter behind their paging send some; usual is to stop."""
+
+        def get_pages(
+            self, url: str, method: str | None = None, parameters: dict[str, Any] | None = None
+        ) -> Iterator[dict[str, Any]]:
+            page, empty = self.read_json(url, method=method, parameters=parameters), 0
+            while True:
+                if page.get("features") or page.get("collections"):
+                    empty = 0
+                    yield page
+                else:
+                    empty += 1
+                following = next((link for link in page.get("links", []) if link["rel"] == "next"), None)
+                if following is None:
+                    return
+                if empty == MAX_EMPTY_PAGES:
+                    logging.getLogger(__name__).warning(
+                        "%s: the search ends after %d pages without items, although there are more", url, empty
+                    )
+                    return
+                page = self.read_json(pystac.Link.from_dict(following), parameters=parameters)
+
+    io = GoingOn(timeout=TIMEOUT_S)
     for scheme in ("http://", "https://"):
         io.session.mount(scheme, Guarded(max_retries=retry, pool_maxsize=CRAWL_WORKERS))
     return io
@@ -553,7 +593,7 @@ def _find_static(root: str, read: Any, window: _Window) -> Iterator[_Found | Ref
         if isinstance(found, Fault):
             if found.href == root:
                 raise SourceError(f"{found.reason}; give the address of a STAC catalog.json")
-            yield _malformed(None, found.collection_id, found.href, found.reason)
+            yield _refused_document(found, root)
         elif found.kind == "Item" and _inside(found, window):
             collection = found.collection or {}
             body = found.body | {"collection": found.body.get("collection") or collection.get("id")}

@@ -263,6 +263,22 @@ def test_one_item_that_is_no_json_does_not_sink_the_search(
     assert numbers([verdict for verdict in verdicts if isinstance(verdict, Scene)]) == [1, 2, 3]
 
 
+@pytest.mark.parametrize("kind", ["folder", "static"])
+def test_broken_documents_of_one_name_are_several(tmp_path: Path, kind: str) -> None:
+    make_catalog(tmp_path, 2)
+    file = tmp_path / "even" / "collection.json"
+    body = json.loads(file.read_text())
+    for name in ("a", "b", "c"):
+        (tmp_path / "even" / name).mkdir()
+        (tmp_path / "even" / name / "item.json").write_text("{ not json")
+        body["links"].append({"rel": "item", "href": f"./{name}/item.json"})
+    file.write_text(json.dumps(body))
+    with http_server(partial(QuietFiles, directory=str(tmp_path))) as url:
+        verdicts = found(f"{url}/catalog.json?token=a/secret" if kind == "static" else str(tmp_path))
+    refused = sorted(verdict.item_id for verdict in verdicts if isinstance(verdict, Refusal))
+    assert refused == ["even/a/item.json", "even/b/item.json", "even/c/item.json"]
+
+
 def test_collections_and_titles_that_are_no_json_do_not_sink_the_search(tmp_path: Path) -> None:
     make_catalog(tmp_path, 4)
     for path, change in (("even/collection.json", {"gsd": float("nan")}), ("catalog.json", {"title": "\ud83d"})):
@@ -453,6 +469,20 @@ def test_paging_that_never_ends_is_stopped() -> None:
         pytest.raises(SourceError, match="same page again"),
     ):
         found(url)
+
+
+def test_pages_without_items_are_no_end() -> None:
+    def answer(request: BaseHTTPRequestHandler, _: int) -> tuple[int, Any]:
+        url = f"http://{request.headers['Host']}"
+        if not request.path.startswith("/search"):
+            return (200, landing(url)) if request.path == "/" else (404, "no")
+        n = int(request.path.partition("page=")[2] or 0)
+        features = [feature(n)] if n in (0, 3) else []
+        link = {"rel": "next", "href": f"{url}/search?page={n + 1}"}
+        return 200, {"type": "FeatureCollection", "features": features, "links": [link]}
+
+    with http_server(answering(answer)) as url:
+        assert numbers(found(url)) == [0, 3], "and empty pages without end are one"
 
 
 @pytest.mark.usefixtures("no_retries")

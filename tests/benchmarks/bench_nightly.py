@@ -196,7 +196,7 @@ def nights(
 
 
 def _without_broken(states: Mapping[str, str]) -> dict[str, str]:
-    """Broken documents are known by their file name."""
+    """Broken documents are known by the place of their file."""
     return {name: state for name, state in states.items() if not name.endswith(".json")}
 
 
