@@ -16,7 +16,6 @@ import numpy as np
 import rioxarray  # noqa: F401  # gives arrays their .rio
 import xarray as xr
 from affine import Affine
-from dask.base import tokenize
 from dask.delayed import delayed
 from numpy.typing import NDArray
 
@@ -68,8 +67,8 @@ def sharpen(
         chunk_px: Edge of a chunk of the result, PAN pixels.
 
     Returns:
-        (band, y, x) DN on the PAN pixels of the overlap, uint8 where MS is stored so, else uint16, with CRS, transform
-        and nodata: that of MS or PAN, or 0 where neither fits and pixels can be missing (NaN, -9999); measured pixels
+        (band, y, x) DN on the PAN pixels of the overlap, uint8 where both are stored so, else uint16, with CRS,
+        transform and nodata: that of MS or PAN, or 0 where neither fits and pixels can be missing (NaN, -9999); measured pixels
         are then at least 1. Scale, offset and ``long_name`` (band descriptions) are those of MS. Computing a chunk
         raises InvalidSceneError where pixels are no whole DN from 0 to 65535, or more than a few lie above the ceiling
         of the sensor's contract; DeviceError where a worker lacks the device.
@@ -85,7 +84,7 @@ def sharpen(
     if len(fine.data) != 1:
         raise GridMismatchError(f"pan has {len(fine.data)} bands, expected one")
     ratio = round(coarse.grid.transform[0] / fine.grid.transform[0])
-    dtype = _dn_dtype(ms)
+    dtype = _dn_dtype(pan, ms)
     contract = _contract(sensor, len(coarse.data), ratio, 255 if dtype == "uint8" else DN_LIMIT)
     fine, coarse = (image.or_nodata(contract.nodata) for image in (fine, coarse))
     scene = _LazyScene(fine, coarse, pair_grids(fine.grid, coarse.grid, contract.ratio), contract, dtype, chunk_px)
@@ -201,11 +200,7 @@ class _LazyScene(BlockGrid):
         self.contract = contract
         self.dtype = dtype
         self._staged: StagedScene | None = None
-        self._token = tokenize(pan.data, ms.data, grid.model_dump_json(), contract.digest, block_px)
         self._cached = lru_cache(maxsize=_KEPT_WINDOWS)(self._filled)
-
-    def __dask_tokenize__(self) -> str:
-        return self._token
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "_cached"}
@@ -284,11 +279,14 @@ def _shifted(spans: tuple[tuple[int, int], ...], offset_yx: tuple[int, int]) -> 
     return y, x
 
 
-def _dn_dtype(ms: xr.DataArray) -> str:
-    """Type of the result: that in which MS is stored, though masking made floats of it; uint16 for all but uint8."""
-    told = ms.encoding.get("rasterio_dtype", ms.encoding.get("dtype", ms.dtype))
-    stored = np.dtype(told if ms.dtype.kind == "f" else ms.dtype)
-    return "uint8" if stored == np.uint8 else "uint16"
+def _dn_dtype(pan: xr.DataArray, ms: xr.DataArray) -> str:
+    """Type of the result: uint8 where PAN and MS are stored so, though masking made floats of them, else uint16."""
+    return "uint8" if all(_stored_dtype(image) == np.uint8 for image in (pan, ms)) else "uint16"
+
+
+def _stored_dtype(image: xr.DataArray) -> np.dtype[Any]:
+    told = image.encoding.get("rasterio_dtype", image.encoding.get("dtype", image.dtype))
+    return np.dtype(told if image.dtype.kind == "f" else image.dtype)
 
 
 def _contract(sensor: str | None, bands: int, ratio: int, dn_max: int) -> SensorContract:

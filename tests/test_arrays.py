@@ -146,11 +146,11 @@ def test_masked_bytes_stay_bytes(tmp_path: Path, chunks: int | None) -> None:
 
 
 def test_bytes_that_xarray_decoded_stay_bytes(pair: tuple[Path, Path]) -> None:
-    pan, ms = opened(pair)
-    decoded = (ms // 8).astype(np.float32)
-    decoded.encoding["dtype"] = np.dtype(np.uint8)  # as xarray.open_zarr and open_dataset note it
-    assert pancrafter.sharpen(pan, decoded).dtype == np.uint8
-    assert pancrafter.sharpen(pan, (ms // 8).astype(np.float32)).dtype == np.uint16
+    images = [(image // 8).astype(np.float32) for image in opened(pair)]
+    assert pancrafter.sharpen(*images).dtype == np.uint16
+    for image in images:
+        image.encoding["dtype"] = np.dtype(np.uint8)  # as xarray.open_zarr and open_dataset note it
+    assert pancrafter.sharpen(*images).dtype == np.uint8
 
 
 @pytest.mark.parametrize("holes_in", ["pan", "ms"])
@@ -265,6 +265,20 @@ def test_bands_may_lie_along_any_axis(pair: tuple[Path, Path]) -> None:
     last = ms.transpose("y", "x", "band").assign_attrs(scales=(1.0, 2.0, 3.0))
     assert pancrafter.sharpen(pan, stacked).coords["band"].to_numpy().tolist() == [1, 2]
     assert pancrafter.sharpen(pan, last).attrs["scales"] == (1.0, 2.0, 3.0)
+
+
+def test_pan_may_be_of_a_wider_type_than_ms(tmp_path: Path) -> None:
+    """As the command makes it: the scene's ceiling is that of the wider type, and so is the result's type."""
+    pan, ms = observed(overlap((64, 64), 4), 2, 1)
+    files = (
+        write_tif(tmp_path / "pan.tif", pan[None], 0.5, 5e5, 4e6, 0),
+        write_tif(tmp_path / "ms.tif", (ms // 8).astype(np.uint8), 2, 5e5, 4e6, 0),
+    )
+    sharpen_pair(files[0], [files[1]], tmp_path / "out.tif", Settings(threads=1), method="exp")
+    lazy = pancrafter.sharpen(*opened(files), method="exp").compute(scheduler="synchronous")
+    with rasterio.open(tmp_path / "out.tif") as made:
+        assert lazy.dtype == made.dtypes[0] == "uint16"
+        assert np.array_equal(lazy, made.read())
 
 
 def test_auto_is_a_device_that_is_there(tmp_path: Path) -> None:
