@@ -19,7 +19,7 @@ from prefect.tasks import Task
 
 from pancrafter import steps
 from pancrafter.compute import Compute
-from pancrafter.errors import PancrafterError
+from pancrafter.errors import LeaseLostError, PancrafterError
 from pancrafter.ledger import Ledger
 from pancrafter.settings import Settings
 from pancrafter.types import StagedScene
@@ -44,14 +44,18 @@ def create_gpu_limit() -> None:
 
 
 async def is_transient(_task: Task[Any, Any], _run: TaskRun, state: State[Any]) -> bool:
-    """Whether a failed attempt may go better next time; the slot on the GPU is not given while the server restarts."""
+    """Whether a failed attempt may go better next time; the slot on the GPU is not given while the server restarts.
+
+    A lost lease does not come back: the scene is another worker's.
+    """
     error = await state.aresult(raise_on_failure=False)
     if isinstance(error, ConcurrencySlotAcquisitionError):
         return True
-    return isinstance(error, PancrafterError) and error.kind == "transient"
+    return isinstance(error, PancrafterError) and error.kind == "transient" and not isinstance(error, LeaseLostError)
 
 
-def _as_task(step: Callable[P, R]) -> Task[P, R]:
+def as_task(step: Callable[P, R]) -> Task[P, R]:
+    """A step that is tried again after an error that may pass."""
     return task(retries=2, retry_delay_seconds=RETRY_DELAYS_S, retry_condition_fn=is_transient, cache_policy=NO_CACHE)(
         step
     )
@@ -71,7 +75,7 @@ def _sharpen_on_device(
 
 _sharpen_on_device.__name__ = "sharpen"
 
-stage = _as_task(steps.stage)
-sharpen = _as_task(_sharpen_on_device)
-assess = _as_task(steps.assess)
-publish = _as_task(steps.publish)
+stage = as_task(steps.stage)
+sharpen = as_task(_sharpen_on_device)
+assess = as_task(steps.assess)
+publish = as_task(steps.publish)

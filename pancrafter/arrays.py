@@ -68,10 +68,10 @@ def sharpen(
 
     Returns:
         (band, y, x) DN on the PAN pixels of the overlap, uint8 where both are stored so, else uint16, with CRS,
-        transform and nodata: that of MS or PAN, or 0 where neither fits and pixels can be missing (NaN, -9999); measured pixels
-        are then at least 1. Scale, offset and ``long_name`` (band descriptions) are those of MS. Computing a chunk
-        raises InvalidSceneError where pixels are no whole DN from 0 to 65535, or more than a few lie above the ceiling
-        of the sensor's contract; DeviceError where a worker lacks the device.
+        transform and nodata: that of MS or PAN, or 0 where neither fits and pixels can be missing (NaN, -9999);
+        measured pixels are then at least 1. Scale, offset and ``long_name`` (band descriptions) are those of MS.
+        Computing a chunk raises InvalidSceneError where pixels are no whole DN from 0 to 65535, or more than a few lie
+        above the ceiling of the sensor's contract; DeviceError where a worker lacks the device.
 
     Raises:
         GridMismatchError: An input has no georeference or is not north up, or the two do not lie on one another.

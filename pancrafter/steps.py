@@ -724,6 +724,7 @@ def publish(
 ) -> Outcome:
     """Write the files, put them and the item into the output catalog, read them back, announce and confirm the scene.
 
+    Repeated under the same lease after a failure it goes on to the end, and changes nothing that is there already.
     A scene that the gate holds is set aside instead, with its staged pixels, until a person decides.
     """
     from pancrafter.item import SHARPENED, Cost, build_item
@@ -785,7 +786,8 @@ def publish(
     _tell_stac_api(published, settings)
     seconds += time.perf_counter() - started
     killpoints.at("read-back")
-    ledger.advance(work.lease, State.PUBLISHED, published.href)
+    if not _was_published_before(work.lease, ledger):
+        ledger.advance(work.lease, State.PUBLISHED, published.href)
     killpoints.at("published")
     announce(sink, published)
     killpoints.at("announced")
@@ -814,6 +816,12 @@ def publish(
         item_href=published.href,
         picture_href=published.assets.get("overview"),
     )
+
+
+def _was_published_before(lease: Lease, ledger: Ledger) -> bool:
+    """Whether this step got as far before, under the same lease, and is repeated because what follows failed."""
+    row = ledger.show(lease.key)
+    return row is not None and (row.state, row.fence) == (State.PUBLISHED, lease.fence)
 
 
 def _bytes_on_disk(folder: str) -> int:

@@ -20,6 +20,8 @@ from small_archive import GSD_M, RATIO, add_scene, backdate, classical_contracts
 from pancrafter import steps
 from pancrafter.access import Access
 from pancrafter.census import take_census
+from pancrafter.changes import ChangeFeed
+from pancrafter.compute import Compute
 from pancrafter.errors import SinkError, SourceError, UnexpectedError
 from pancrafter.ledger import Ledger, SceneKey, State
 from pancrafter.model.names import DEFAULT_WEIGHTS, weights_path
@@ -384,6 +386,34 @@ def test_lease_of_a_dead_process_is_freed(tmp_path: Path) -> None:
         assert steps.discover(settings, ledger).eligible == ("geoeye-1/scene",)
         assert ledger.claim(row.key, steps.lease_owner(), 900, recipe=row.recipe) is not None
         assert steps.discover(settings, ledger).eligible == ()
+
+
+def test_publishing_goes_on_where_the_feed_gave_no_answer(tmp_path: Path) -> None:
+    """The flow tries a step again under the same lease; the item is there by then and the ledger knows."""
+    add_scene(tmp_path / "source", "scene", side_px=128)
+    classical_contracts(tmp_path / "contracts")
+    settings, compute = _settings(tmp_path, contracts_dir=str(tmp_path / "contracts")), Compute()
+    (tmp_path / "sink").mkdir()
+    (tmp_path / "sink" / "changes").write_text("in the way of the feed")
+    with steps.open_ledger(settings) as ledger:
+        (key,) = steps.discover(settings, ledger).eligible
+        with steps.claimed(ledger, key, settings, _silent) as work:
+            staged = steps.stage(work, settings, compute, ledger)
+            sharpened = steps.sharpen(work, staged, settings, compute, ledger, _silent)
+            assessed = steps.assess(work, staged, sharpened, settings, compute, ledger, _silent)
+            with pytest.raises(SinkError, match="changes"):
+                steps.publish(work, staged, assessed, settings, ledger, _silent)
+            (tmp_path / "sink" / "changes").unlink()
+            outcome = steps.publish(work, staged, assessed, settings, ledger, _silent)
+        (row,) = ledger.rows()
+        assert [event.after for event in ledger.why(row.key)].count(State.PUBLISHED) == 1
+    assert outcome.verdict in {"published", "fallback"}
+    assert (row.state, row.measures["href"]) == (State.CONFIRMED, _sharpened_href(outcome))
+    assert [change.type for change in ChangeFeed(StaticSink(settings.sink).store).events()] == ["new"]
+
+
+def _sharpened_href(outcome: steps.Outcome) -> str:
+    return pystac.Item.from_file(outcome.item_href).assets["sharpened"].get_absolute_href()
 
 
 def test_output_catalog_opens_with_what_analysts_use(finished) -> None:

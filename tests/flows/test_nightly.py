@@ -19,12 +19,13 @@ import numpy as np
 import psutil
 import pytest
 import rasterio
+from prefect import flow
 from prefect.client.orchestration import get_client
 from prefect.testing.utilities import prefect_test_harness
 from small_archive import add_scene, backdate, classical_contracts
 
 from pancrafter import steps
-from pancrafter.errors import PancrafterError
+from pancrafter.errors import CatalogUnavailableError, LeaseLostError, PancrafterError, SinkError
 from pancrafter.ledger import Ledger, State
 from pancrafter.publish import StaticSink
 from pancrafter.settings import Settings
@@ -250,6 +251,26 @@ def test_what_prefect_refuses_is_no_attempt_of_the_scene(tmp_path: Path) -> None
     with steps.open_ledger(settings) as ledger:
         (row,) = ledger.rows()
     assert (row.state, row.attempts) == (State.ELIGIBLE, 0)
+
+
+@pytest.mark.usefixtures("prefect_server")
+@pytest.mark.parametrize(("error", "tries"), [(CatalogUnavailableError, 3), (LeaseLostError, 1), (SinkError, 1)])
+def test_only_what_may_go_better_is_tried_again(error: type[PancrafterError], tries: int) -> None:
+    from flows import tasks
+
+    tried: list[str] = []
+
+    def step() -> None:
+        tried.append("once more")
+        raise error("as planned")
+
+    @flow
+    def night() -> None:
+        tasks.as_task(step).with_options(retry_delay_seconds=0)()
+
+    with pytest.raises(error, match="as planned"):
+        night()
+    assert len(tried) == tries
 
 
 @pytest.mark.usefixtures("prefect_server")
