@@ -218,7 +218,7 @@ class _Comparison:
 
 def _narrows(settings: Settings) -> bool:
     """Whether the settings look at a part of the source only."""
-    period = (settings.since, settings.until, settings.changed_since)
+    period = (settings.since, settings.until, settings.changed_since, settings.new_since)
     return any((*period, settings.bbox, settings.aoi, settings.collections, settings.ids))
 
 

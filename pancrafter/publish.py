@@ -257,18 +257,24 @@ class StaticSink:
             raise SinkError(f"{self.store.address(_item_name(collection_id, item_id))}: no such item; publish it again")
         return found
 
-    def withdraw(self, collection_id: str, item_id: str) -> Json:
-        """Take an item out of the catalog: first the link, then the document, then its files. Returns the document.
+    def withdraw(self, collection_id: str, item_id: str, *, announce: Callable[[Json], object] | None = None) -> None:
+        """Take an item out of the catalog: first the link, then its files, the document last, so it can be repeated.
+
+        Args:
+            collection_id: Its collection.
+            item_id: The item.
+            announce: Called with the document when no link leads to it any more.
 
         Raises:
             SinkError: It is not there.
         """
         document = self.item(collection_id, item_id)
         self._unlink(collection_id, document)
-        self.store.delete(_item_name(collection_id, item_id))
+        if announce is not None:
+            announce(document)
         for asset in document["assets"].values():
             self.store.delete(posixpath.normpath(f"{collection_id}/{item_id}/{asset['href']}"))
-        return document
+        self.store.delete(_item_name(collection_id, item_id))
 
     def items(self, collection_id: str | None = None) -> Iterator[Json]:
         """Item documents of one collection or of all, as dictionaries."""

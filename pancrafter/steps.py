@@ -29,7 +29,7 @@ from pancrafter.errors import (
     SourceError,
     UnexpectedError,
 )
-from pancrafter.ledger import BATCH, FoundCounts, Lease, Ledger, SceneKey, Standing, State, Work
+from pancrafter.ledger import BATCH, FoundCounts, Lease, Ledger, LedgerRow, SceneKey, Standing, State, Work
 from pancrafter.model.names import weights_sha256
 from pancrafter.models import Product, model_name
 from pancrafter.processes import is_gone, lease_owner
@@ -1087,30 +1087,53 @@ def process_or_report(key: str, settings: Settings, compute: Compute, ledger: Le
         return outcome_of_failure(key, settings, ledger, error)
 
 
-def withdraw(key: SceneKey, reason: str, settings: Settings, ledger: Ledger) -> str:
-    """Take a scene's published item out of the catalogs, tell the feed, and refuse the scene until its source changes.
+_WITHDRAWN = "withdrawn"
+"""Code of scenes that are refused because their product was taken back."""
 
-    The ledger comes first: after a crash in between the scene is not made again, and withdrawing can be repeated.
+
+def withdraw(key: SceneKey, reason: str, settings: Settings, ledger: Ledger) -> tuple[str, ...]:
+    """Take a scene's current item out of the catalogs, tell the feed, and refuse the scene until its source changes.
+
+    The ledger comes first and the item's document goes last: after a crash in between the scene is not made again, and
+    withdrawing can be repeated. A newer version that waits to be made is refused with it.
+
+    Returns:
+        Ids of what was taken out now; empty if nothing was left to do.
 
     Raises:
         InvalidSceneError: The scene has no published item.
+        LeaseLostError: Somebody is working on the scene.
     """
     from pancrafter.changes import ChangeFeed
     from pancrafter.publish import StaticSink
     from pancrafter.stac_api import StacApi
 
     row, sink = ledger.show(key), StaticSink(settings.sink)
-    collection = output_collection_id(key.collection)
-    if row is None or row.output_item_id is None or not sink.exists(collection, row.output_item_id):
+    item_ids = () if row is None else _current_items(row, sink)
+    if row is None or (not item_ids and row.code != _WITHDRAWN):
         raise InvalidSceneError("has no published item in this catalog; see `pancrafter ledger show`", scene=str(key))
     if row.state is State.CONFIRMED:
         ledger.redrive([key], message=f"withdrawn: {reason}")
-        ledger.mark_refused(key, "withdrawn", reason)
-    if settings.catalog_url is not None:
-        StacApi(settings.catalog_url).delete(collection, row.output_item_id)
-    item = sink.withdraw(collection, row.output_item_id)
-    ChangeFeed(sink.store).announce("withdrawn", item, reason=reason)
-    return row.output_item_id
+    if row.state is not State.REFUSED:
+        ledger.mark_refused(key, _WITHDRAWN, reason)
+    collection, feed = output_collection_id(key.collection), ChangeFeed(sink.store)
+    for item_id in item_ids:
+        if settings.catalog_url is not None:
+            StacApi(settings.catalog_url).delete(collection, item_id)
+        sink.withdraw(collection, item_id, announce=lambda item: feed.announce("withdrawn", item, reason=reason))
+    return item_ids
+
+
+def _current_items(row: LedgerRow, sink: StaticSink) -> tuple[str, ...]:
+    """Ids of a scene's items that are not superseded, and of those that were left without a link by an interruption.
+
+    The ledger alone does not know: what it plans may not be published yet.
+    """
+    collection = output_collection_id(row.key.collection)
+    planned = [sink.document(collection, item_id) for item_id in (row.output_item_id, row.supersedes) if item_id]
+    documents = [*sink.find_by_source(collection, row.key.item_id), *(item for item in planned if item is not None)]
+    current = [str(item["id"]) for item in documents if not item["properties"].get("deprecated")]
+    return tuple(dict.fromkeys(current))
 
 
 def leave_report(settings: Settings, ledger: Ledger, since: datetime, report: Report, *, stopped: bool = False) -> None:

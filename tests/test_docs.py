@@ -317,7 +317,7 @@ def test_withdrawn_item_is_gone_announced_and_not_made_again(home: Path, tmp_pat
     # The ledger knows a sink by its name, so the copied ledger is asked about the old one.
     key = SceneKey(sink=settings(home).sink, collection="geoeye-1", item_id="good")
     with steps.open_ledger(moved) as ledger:
-        assert steps.withdraw(key, "wrong area", moved, ledger) == item.id
+        assert steps.withdraw(key, "wrong area", moved, ledger) == (item.id,)
         assert ledger.show(key).state == "refused"
     sink = StaticSink(moved.sink)
     assert not sink.exists(item.collection_id, item.id)

@@ -126,5 +126,9 @@ def withdraw(
     from pancrafter import steps
 
     with existing_ledger(state_dir) as ledger:
-        item_id = steps.withdraw(one_row(ledger, scene, settings.sink).key, reason, settings, ledger)
-    typer.echo(f"{item_id}: withdrawn")
+        key = one_row(ledger, scene, settings.sink).key
+        item_ids = steps.withdraw(key, reason, settings, ledger)
+    for item_id in item_ids:
+        typer.echo(f"{item_id}: withdrawn")
+    if not item_ids:
+        typer.echo(f"{key}: was withdrawn before, nothing is left of it")

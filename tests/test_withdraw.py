@@ -1,0 +1,115 @@
+"""Taking a product back: whatever interrupts it, repeating it finishes it, and the feed hears of it once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from small_archive import add_scene, classical_contracts
+
+from pancrafter import publish, steps
+from pancrafter.changes import ChangeFeed
+from pancrafter.errors import InvalidSceneError, LeaseLostError
+from pancrafter.ledger import Ledger, SceneKey, State
+from pancrafter.publish import StaticSink
+from pancrafter.settings import Settings
+
+COLLECTION = "geoeye-1-sharpened"
+
+
+def _silent(_: str) -> None:
+    pass
+
+
+@pytest.fixture
+def published(tmp_path: Path) -> Settings:
+    """A run that has published one scene."""
+    add_scene(tmp_path / "source", "S1", side_px=128)
+    classical_contracts(tmp_path / "contracts")
+    settings = Settings(
+        source=str(tmp_path / "source"),
+        sink=str(tmp_path / "sink"),
+        state_dir=str(tmp_path / "state"),
+        contracts_dir=str(tmp_path / "contracts"),
+        workers=0,
+        block_px=128,
+    )
+    steps.run(settings, _silent)
+    return settings
+
+
+def key_of(settings: Settings) -> SceneKey:
+    return SceneKey(sink=settings.sink, collection="geoeye-1", item_id="S1")
+
+
+def withdraw(settings: Settings, ledger: Ledger) -> tuple[str, ...]:
+    return steps.withdraw(key_of(settings), "licence", settings, ledger)
+
+
+def events_of(settings: Settings) -> list[tuple[str, str | None]]:
+    return [(change.type, change.reason) for change in ChangeFeed(StaticSink(settings.sink).store).events()]
+
+
+def _power_cut(*_: object, **__: object) -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+    ("where", "what"),
+    [
+        (Ledger, "mark_refused"),
+        (StaticSink, "withdraw"),
+        (ChangeFeed, "announce"),
+        (publish._Folder, "delete"),
+    ],
+)
+def test_an_interrupted_withdrawal_is_finished_by_repeating_it(
+    published: Settings, monkeypatch: pytest.MonkeyPatch, where: type, what: str
+) -> None:
+    (item_id,) = StaticSink(published.sink).item_ids(COLLECTION)
+    with steps.open_ledger(published) as ledger:
+        monkeypatch.setattr(where, what, _power_cut)
+        with pytest.raises(KeyboardInterrupt):
+            withdraw(published, ledger)
+        monkeypatch.undo()
+        assert withdraw(published, ledger) == (item_id,)
+        assert withdraw(published, ledger) == (), "nothing is left to do"
+        row = ledger.show(key_of(published))
+    assert row is not None
+    assert (row.state, row.code, row.reason) == (State.REFUSED, "withdrawn", "licence")
+    assert events_of(published) == [("new", None), ("withdrawn", "licence")]
+    assert not [path for path in (Path(published.sink) / COLLECTION / item_id).iterdir() if path.is_file()]
+    assert StaticSink(published.sink).item_ids(COLLECTION) == ()
+    assert steps.run(published, _silent) == []
+
+
+def test_what_readers_see_is_withdrawn_while_a_newer_version_waits(published: Settings) -> None:
+    (item_id,) = StaticSink(published.sink).item_ids(COLLECTION)
+    contract = Path(published.contracts_dir or "") / "geoeye-1.yaml"
+    contract.write_text(contract.read_text().replace("title: ", "title: New ", 1))
+    with steps.open_ledger(published) as ledger:
+        assert steps.discover(published, ledger).eligible == ("geoeye-1/S1",)
+        assert withdraw(published, ledger) == (item_id,)
+        assert steps.discover(published, ledger).eligible == ()
+    assert StaticSink(published.sink).item_ids(COLLECTION) == ()
+    assert events_of(published)[-1] == ("withdrawn", "licence")
+
+
+def test_a_scene_in_work_is_not_withdrawn(published: Settings) -> None:
+    with steps.open_ledger(published) as ledger:
+        key = key_of(published)
+        ledger.redrive([key])
+        with (
+            steps.claimed(ledger, "geoeye-1/S1", published, _silent),
+            pytest.raises(LeaseLostError, match="is working on it"),
+        ):
+            withdraw(published, ledger)
+    assert len(StaticSink(published.sink).item_ids(COLLECTION)) == 1
+
+
+def test_a_scene_that_was_never_published_has_nothing_to_withdraw(published: Settings) -> None:
+    add_scene(Path(published.source), "S2", side_px=128, seed=2)
+    with steps.open_ledger(published) as ledger:
+        steps.discover(published, ledger)
+        with pytest.raises(InvalidSceneError, match="has no published item"):
+            steps.withdraw(key_of(published).model_copy(update={"item_id": "S2"}), "licence", published, ledger)
