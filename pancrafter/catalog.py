@@ -346,7 +346,8 @@ def _opened_folder(path: Path, rules: Access) -> Iterator[_Catalog]:
     index = load_index(path)
     faults = tuple(_refused_document(fault, str(index.root)) for fault in index.faults)
     with serving(index) as url:
-        yield _Catalog(partial(_search, open_api(url, rules.trusting(url))), MAX_PARTNER_SEARCHES, faults)
+        search = partial(_search, open_api(url, rules.trusting(url)), is_at_hand=True)
+        yield _Catalog(search, MAX_PARTNER_SEARCHES, faults)
 
 
 def _open_http(source: str, rules: Access) -> _Catalog:
@@ -457,10 +458,10 @@ def open_api(url: str, rules: Access = OPEN_TO_ALL) -> Client:
         raise SourceError(f"GET {url}: {_short(error)}; expected a STAC API; check the address") from error
 
 
-def _search(client: Client, window: _Window) -> Iterator[_Found | Refusal]:
+def _search(client: Client, window: _Window, *, is_at_hand: bool = False) -> Iterator[_Found | Refusal]:
     origin = client.get_self_href() or "the STAC API"
     collections: dict[str, Mapping[str, Any]] = {}
-    for feature in _features(client, window, origin):
+    for feature in _features(client, window, origin, is_at_hand=is_at_hand):
         if not isinstance(feature, dict):
             yield _malformed(None, None, origin, f"{origin}: found a feature that is no JSON object")
             continue
@@ -471,16 +472,28 @@ def _search(client: Client, window: _Window) -> Iterator[_Found | Refusal]:
             yield _Found(feature, _own_href(feature, origin), collections.get(str(name), {}))
 
 
-def _features(client: Client, window: _Window, origin: str) -> Iterator[Any]:
-    """All features of all pages, as JSON so that one malformed item cannot sink its page."""
+def _features(client: Client, window: _Window, origin: str, *, is_at_hand: bool) -> Iterator[Any]:
+    """All features of all pages, as JSON so that one malformed item cannot sink its page.
+
+    A catalog that ``is_at_hand`` is gone through where it cannot filter by the time of a change.
+    """
     if len(window.ids) > PAGE_SIZE:
         for start in range(0, len(window.ids), PAGE_SIZE):
-            yield from _features(client, replace(window, ids=window.ids[start : start + PAGE_SIZE]), origin)
+            part = replace(window, ids=window.ids[start : start + PAGE_SIZE])
+            yield from _features(client, part, origin, is_at_hand=is_at_hand)
         return
     cql2 = _changed_filter(client, window)
-    if window.new_since and cql2:  # otherwise the one search goes through everything
+    if window.new_since and not is_at_hand:
         acquired = max(window.since or window.new_since, window.new_since)
         yield from _found_features(client, replace(window, since=acquired), origin, None)
+        if cql2 is None:
+            logging.getLogger(__name__).warning(
+                "%s cannot filter by the time of a change: only what was acquired since %s is looked at; late "
+                "deliveries are for a backfill",
+                origin,
+                f"{acquired:%Y-%m-%d %H:%M}",
+            )
+            return
     yield from _found_features(client, window, origin, cql2)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from pancrafter.errors import ErrorKind, PancrafterError
+from pancrafter.models import model_name
 from pancrafter.publish import StaticSink
 from pancrafter.settings import Bbox, Moment, Settings, WorkSettings
 
@@ -133,7 +134,7 @@ def made_by(sink: str, weights: str) -> tuple[str, ...]:
         recipe = properties["pancrafter:recipe"]
         name, digest = str(recipe.get("weights")), str(recipe.get("weights_sha256"))
         seen.add(name)
-        wanted = name == weights or (len(weights) >= 8 and digest.startswith(weights))
+        wanted = name == model_name(weights) or (len(weights) >= 8 and digest.startswith(weights))
         if wanted and not properties.get("deprecated"):
             ids[properties["pancrafter:source"]["item_id"]] = None
     if not ids:

@@ -118,12 +118,12 @@ DELIVERED = (
 DELIVERED_NEW = ["acquired", "acquired-silent", "entered", "late", "replaced"]
 
 
-@pytest.mark.parametrize("kind", ["static", "folder", "api", "geoparquet"])
+@pytest.mark.parametrize("kind", ["static", "folder", "geoparquet"])
 def test_what_was_acquired_or_changed_since(tmp_path: Path, kind: str) -> None:
     """Late deliveries are found; what does not say when it changed counts by acquisition."""
     root = catalog(tmp_path, *DELIVERED)
-    with serving(tmp_path) as api, _answering(_files(tmp_path)) as files:
-        source = {"static": f"{files}/catalog.json", "folder": str(root), "api": api}.get(kind)
+    with _answering(_files(tmp_path)) as files:
+        source = {"static": f"{files}/catalog.json", "folder": str(root)}.get(kind)
         if source is None:
             import rustac
 
@@ -133,6 +133,17 @@ def test_what_was_acquired_or_changed_since(tmp_path: Path, kind: str) -> None:
         assert ids(source, new_since=SINCE) == DELIVERED_NEW
         floor = datetime(2025, 1, 1, tzinfo=UTC)
         assert ids(source, new_since=SINCE, since=floor) == [name for name in DELIVERED_NEW if name != "late"]
+
+
+def test_an_api_that_cannot_filter_by_change_is_asked_by_acquisition_only(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It may hold millions of items: they are not gone through every night, and the log says what that leaves out."""
+    catalog(tmp_path, *DELIVERED)
+    with serving(tmp_path) as api:
+        assert ids(api, new_since=SINCE) == ["acquired", "acquired-silent"]
+    assert "cannot filter by the time of a change" in caplog.text
+    assert "since 2025-04-01 00:00" in caplog.text
 
 
 @pytest.mark.parametrize("queryables", [("updated",), ("updated", "created")])
