@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 
 from prefect import flow, get_run_logger
@@ -95,6 +96,7 @@ def backfill(
         OverBudgetError: The plan is above the budget; nothing was started.
     """
     _start()
+    started = datetime.now(UTC)
     chosen = selection.applied_to(with_environment(settings))
     plan = make_plan(chosen)
     create_markdown_artifact(f"```\n{plan_text(plan)}\n```", key="plan", description="What this backfill is about")
@@ -103,7 +105,7 @@ def backfill(
     if budget is not None:
         check_budget(plan, budget)
     try:
-        return _concluded(chosen, work_through(chosen, window_days, _sharpen))
+        return _concluded(chosen, work_through(chosen, window_days, partial(_sharpen, since=started)))
     except steps.RunStoppedError as error:
         return _stopped(chosen, error, error.outcomes)
 
@@ -133,8 +135,9 @@ def _look_back(settings: Settings, days: int) -> tuple[datetime, datetime]:
     return (last or now) - timedelta(days=days), now
 
 
-def _sharpen(settings: Settings) -> list[Outcome]:
-    log, started = get_run_logger(), datetime.now(UTC)
+def _sharpen(settings: Settings, *, since: datetime | None = None) -> list[Outcome]:
+    """Everything that the settings ask for; the report page is about what happened ``since``, by default since now."""
+    log, started = get_run_logger(), since or datetime.now(UTC)
     settings = on_device(settings)
     with steps.open_ledger(settings) as ledger:
         found = steps.discover(settings, ledger)
@@ -155,6 +158,7 @@ def _sharpen(settings: Settings) -> list[Outcome]:
                     try:
                         outcome = _process_or_report(key, settings, compute, ledger)
                     except PancrafterError as error:
+                        steps.leave_report(settings, ledger, started, log.info, stopped=True)
                         raise steps.RunStoppedError(str(error), outcomes) from error
                     outcomes += [] if outcome is None else [outcome]
                     progress.step()

@@ -69,6 +69,7 @@ def test_area_that_is_none(tmp_path: Path, text: str, message: str) -> None:
 
 def test_what_was_made_with_certain_weights(archive: Settings) -> None:
     assert made_by(archive.sink, archive.weights) == ("day-1",)
+    assert made_by(archive.sink, f"./elsewhere/{archive.weights}.safetensors") == ("day-1",), "folders do not matter"
     with pytest.raises(SelectionError, match=r"nothing in .* was made with them"):
         made_by(archive.sink, "older-weights")
 
