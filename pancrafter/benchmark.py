@@ -32,6 +32,7 @@ from pancrafter.heap import keep_freed_memory
 from pancrafter.model.names import DEFAULT_WEIGHTS, weights_sha256
 from pancrafter.resample import Mtf
 from pancrafter.types import PixelGrid, Record, StagedScene
+from pancrafter.version import code_commit, code_version
 
 if TYPE_CHECKING:
     import torch
@@ -100,7 +101,7 @@ def run(
                 measures.append(measure)
                 on_measure(measure)
     return Report(
-        commit=_commit(),
+        commit=code_commit() or f"release {code_version()}",
         machine=_machine(),
         cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
         device=_device_name(device),
@@ -630,16 +631,6 @@ def _windows(size: int, edge: int) -> Iterator[Window]:
 
 
 # --- where it ran ---------------------------------------------------------------------------------------------------
-
-
-def _commit() -> str:
-    with suppress(OSError, subprocess.CalledProcessError):
-        command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
-        done = subprocess.run(  # noqa: S603  # fixed words
-            command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True
-        )
-        return done.stdout.strip()
-    return f"release {version('pancrafter')}"
 
 
 def _machine() -> str:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from pancrafter.errors import PancrafterError, WeightsError
 from pancrafter.heap import keep_freed_memory
 from pancrafter.model.conditions import build_conditions
+from pancrafter.model.devices import use_full_float32
 from pancrafter.model.network import MS_MODE, PAN_MODE, PanCrafter
 from pancrafter.model.reprojection import BLUR_RADIUS_MS_PX, reprojected
 from pancrafter.model.weights import load_checkpoint, save_checkpoint
@@ -223,6 +224,7 @@ def train(config_path: Path, folder: Path, *, device: str = "cpu", loaders: int 
             or the loss is no longer finite; the last good state stays in the folder.
     """
     keep_freed_memory()
+    use_full_float32()
     loaders = loaders_for(device) if loaders is None else loaders
     config, best = read_config(config_path), folder / "best.safetensors"
     made_from = MadeFrom.of(config, config_path.parent)
