@@ -49,7 +49,7 @@ _DISK_FACTOR = 2.7  # tiles in the scratch file and in the result, each 1.33x ra
 _CACHEFUL = 2**16
 """Values that are counted at a time."""
 
-_SIDECARS = (".aux.xml", ".msk", ".msk.ovr", ".ovr")
+SIDECARS = (".aux.xml", ".msk", ".msk.ovr", ".ovr")
 """Endings of what GDAL keeps beside a file."""
 
 _READ_BACK_TILES = 4
@@ -616,7 +616,7 @@ def _settle(draft: Path, target: Path) -> None:
 
     What GDAL kept beside the old file (mask, statistics, overviews) goes with it: it would be taken for the new one's.
     """
-    for suffix in _SIDECARS:
+    for suffix in SIDECARS:
         target.with_name(target.name + suffix).unlink(missing_ok=True)
     draft.replace(target)
     _flush(target.parent)

@@ -18,6 +18,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 from urllib.parse import urlsplit
@@ -30,6 +31,7 @@ from pydantic import Field
 from rasterio.enums import ColorInterp, MaskFlags
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 
+from pancrafter.cog import SIDECARS
 from pancrafter.errors import ContractError, GridMismatchError, InvalidSceneError, PancrafterError, SinkError
 from pancrafter.grid import needs_resampling, pair_grids
 from pancrafter.item import footprint, multihash_of
@@ -406,8 +408,13 @@ def _targets(folder: Path, names: Sequence[str]) -> list[Path]:
 def _copy(path: Path, target: Path) -> None:
     with _opened(path):
         pass
-    if target != path:
-        _replace(target, lambda temporary: shutil.copyfile(path, temporary), time_of=path)
+    if target == path:
+        return
+    for suffix in SIDECARS:  # they first: without its mask nodata would be data
+        beside = path.with_name(path.name + suffix)
+        if beside.is_file():
+            _replace(target.with_name(target.name + suffix), partial(shutil.copyfile, beside), time_of=beside)
+    _replace(target, partial(shutil.copyfile, path), time_of=path)
 
 
 def _copy_with_frame(path: Path, target: Path, frame: Georeference, step: float) -> None:

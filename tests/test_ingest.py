@@ -143,6 +143,17 @@ def test_files_need_not_be_read_for_their_checksums(catalog: Path, pan: Path, ms
     assert fields["pan"]["file:checksum"].startswith("1220")
 
 
+def test_a_mask_beside_a_file_is_copied_with_it(catalog: Path, pan: Path, ms: Path) -> None:
+    with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=False), rasterio.open(ms, "r+") as source:
+        source.write_mask(np.eye(*source.shape, dtype=bool))
+        expected = source.dataset_mask()
+    assert ms.with_name(f"{ms.name}.msk").is_file()
+    item = json.loads(Path(add_pair(catalog, "worldview-3", pan, [ms], copy=True).item_path).read_text())
+    copied = catalog / "worldview-3" / item["id"] / item["assets"]["ms"]["href"]
+    with rasterio.open(copied) as made:
+        assert np.array_equal(made.dataset_mask(), expected)
+
+
 def test_the_footprint_is_where_the_pixels_are(catalog: Path, pan: Path, ms: Path) -> None:
     add_pair(catalog, "worldview-3", pan, [ms])
     bbox = items(catalog)["scene_pan"].bbox
