@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from faults.deployment import POOL, DeploymentRun, PrefectServer, is_engine
 from faults.processes import MARK, family
-from small_archive import add_scene, classical_contracts
+from small_archive import add_scene, backdate, classical_contracts
 
 from pancrafter.ledger import Ledger, LedgerRow, State
 
@@ -109,6 +109,7 @@ def test_schedule_fires_and_the_night_runs_by_itself(site: Site) -> None:
     assert (schedule["active"], schedule["schedule"]["cron"]) == (True, "15 1 * * *")
     add_scene(site.root / "source", "recent", side_px=128, acquired=datetime.now(UTC) - timedelta(days=1))
     add_scene(site.root / "source", "old", side_px=128)
+    backdate(site.root / "source", "old", datetime(2025, 5, 2, tzinfo=UTC))
     here, address = f"/deployments/{deployment['id']}", f"/deployments/{deployment['id']}/schedules/{schedule['id']}"
     tonight = {"settings": site.settings, "lookback_days": 10}
     site.server.ask(here, {"parameters": tonight}, method="PATCH")
