@@ -259,12 +259,12 @@ def test_an_error_nobody_foresaw_counts_and_the_run_goes_on(tmp_path: Path, capl
         assert ledger.show(key).attempts == 1
         ledger.redrive([key])
         for state in (State.ELIGIBLE, State.DEAD):
-            with pytest.raises(UnexpectedError), steps.claimed(ledger, str(key), settings):
+            with pytest.raises(UnexpectedError), steps.claimed(ledger, str(key), settings, _silent):
                 raise KeyError("bands")
             assert ledger.show(key).state is state
         assert ledger.show(key).reason == "scene geoeye-1/day-1: KeyError: 'bands'"
         ledger.redrive([key])
-        with pytest.raises(KeyboardInterrupt), steps.claimed(ledger, str(key), settings):
+        with pytest.raises(KeyboardInterrupt), steps.claimed(ledger, str(key), settings, _silent):
             raise KeyboardInterrupt
         assert (ledger.show(key).state, ledger.show(key).attempts) == (State.ELIGIBLE, 0)
 
@@ -350,7 +350,8 @@ def test_a_look_for_what_is_new_takes_what_was_left_over(tmp_path: Path) -> None
         found = steps.discover(night, ledger)
         assert (found.eligible, found.left_over) == (("geoeye-1/new", "geoeye-1/day-1", "geoeye-1/day-2"), 2)
         assert to_do(limit=1) == ("geoeye-1/new",)
-        ledger.claim(SceneKey(sink=settings.sink, collection="geoeye-1", item_id="day-1"), steps.lease_owner(), 900)
+        (first,) = (row for row in ledger.rows() if row.key.item_id == "day-1")
+        assert ledger.claim(first.key, steps.lease_owner(), 900, recipe=str(first.recipe))
         assert to_do() == ("geoeye-1/new", "geoeye-1/day-2")
 
 

@@ -56,7 +56,9 @@ def _item_id(settings: Settings) -> str:
 def _claim_again(settings: Settings) -> Lease:
     with steps.open_ledger(settings) as ledger:
         ledger.redrive([_key(settings)])
-        lease = ledger.claim(_key(settings), lease_owner(), 900)
+        row = ledger.show(_key(settings))
+        assert row is not None
+        lease = ledger.claim(row.key, lease_owner(), 900, recipe=str(row.recipe))
     assert lease is not None
     return lease
 
