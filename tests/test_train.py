@@ -748,7 +748,8 @@ def test_sharpening_arrays_takes_bands_in_groups() -> None:
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
-        ("network: {width: 40}", "network.width"),
+        ("network: {width: 8}", "network.width"),
+        ("network: {width: 40}", "network\n.*width 40: heads of attention have 16 channels each"),
         ("network: {}\nstep: 5", "step"),
         ("network: {}\nbatch: 0", "batch"),
         ("network: {}\nratios: {5: 1.0}", "expected one or more of 2, 3, 4"),
