@@ -538,18 +538,6 @@ class Ledger:
 
     # work
 
-    def eligible(
-        self, limit: int | None = None, order: Order = "oldest", *, sink: str | None = None
-    ) -> list[LedgerRow]:
-        """Scenes that may be claimed now (back-off over), by acquisition time or in the order they were found."""
-        with self._transaction() as connection:
-            statement = (
-                sa.select(_SCENE).where(_may_start(self._now(connection))).order_by(*_ORDERS[order]).limit(limit)
-            )
-            if sink is not None:
-                statement = statement.where(_SCENE.c.sink == sink)
-            return [_row(values) for values in _fetch(connection, statement)]
-
     def claim(self, key: SceneKey, owner: str, lease_s: float, *, recipe: str) -> Lease | None:
         """Take an eligible scene for ``lease_s`` seconds, to make it by ``recipe``.
 

@@ -292,19 +292,6 @@ class StaticSink:
         newest_first = sorted(found, key=lambda document: str(document["properties"]["created"]), reverse=True)
         return sorted(newest_first, key=lambda document: bool(document["properties"].get("deprecated")))
 
-    def rebuild(self, collection: CollectionInfo) -> tuple[str, ...]:
-        """Link every item document that lies in the collection's folder; returns the ids that were not linked."""
-        known = set(self.item_ids(collection.id))
-        missing = []
-        for name in self.store.list_names(collection.id):
-            parts = name.split("/")
-            if len(parts) == 3 and parts[2] == f"{parts[1]}.json" and parts[1] not in known:
-                document = self._read(name)
-                if document is not None:
-                    self._link(collection, document)
-                    missing.append(parts[1])
-        return tuple(missing)
-
     def orphans(self, collection_id: str) -> tuple[str, ...]:
         """Files of the collection that no item refers to: leftovers of dead attempts and replaced assets."""
         referenced = {f"{collection_id}/collection.json"}

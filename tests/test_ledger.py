@@ -117,6 +117,10 @@ def row(ledger: Ledger, item_id: str = "a") -> LedgerRow:
     return found
 
 
+def claimable(ledger: Ledger) -> list[str]:
+    return [standing.item_id for standing in ledger.each(SINK) if standing.claimable]
+
+
 def confirm(ledger: Ledger, item_id: str = "a") -> None:
     lease = claim(ledger, item_id)
     for state in ("staged", "sharpened", "assessed", "published", "confirmed"):
@@ -231,7 +235,7 @@ def test_one_item_listed_twice_is_one_scene(ledger: Ledger) -> None:
 def test_two_sinks_are_two_pieces_of_work(ledger: Ledger) -> None:
     ledger.record_found("one", [work()])
     assert ledger.record_found("two", [work()]) == FoundCounts(new=1)
-    assert [r.key.sink for r in ledger.eligible(sink="two")] == ["two"]
+    assert [r.key.sink for r in ledger.rows(sink="two")] == ["two"]
     assert ledger.counts("one")[State.ELIGIBLE] == 1
 
 
@@ -303,11 +307,11 @@ def test_a_scene_in_work_is_left_alone(ledger: Ledger) -> None:
 # --- work ---------------------------------------------------------------------------------------------------------
 
 
-def test_eligible_is_ordered_and_limited(ledger: Ledger) -> None:
+def test_rows_are_ordered_and_limited(ledger: Ledger) -> None:
     ledger.record_found(SINK, [work("b", day=5), work("c", day=1), work("d", day=9)])
-    assert [r.key.item_id for r in ledger.eligible()] == ["c", "b", "d"]
-    assert [r.key.item_id for r in ledger.eligible(2, "newest")] == ["d", "b"]
-    assert [r.key.item_id for r in ledger.eligible(order="found")] == ["b", "c", "d"]
+    assert [r.key.item_id for r in ledger.rows(order="oldest")] == ["c", "b", "d"]
+    assert [r.key.item_id for r in ledger.rows(order="newest", limit=2)] == ["d", "b"]
+    assert [r.key.item_id for r in ledger.rows()] == ["b", "c", "d"]
 
 
 def test_a_scene_goes_all_the_way_and_tells_its_story(ledger: Ledger, clock: Clock) -> None:
@@ -342,7 +346,7 @@ def test_only_one_gets_the_claim(ledger: Ledger) -> None:
     assert claim(ledger).fence == 1
     assert ledger.claim(key(), "w2", 100, recipe="r1") is None
     assert ledger.claim(key("nobody knows"), "w2", 100, recipe="r1") is None
-    assert ledger.eligible() == []
+    assert claimable(ledger) == []
 
 
 def test_a_scene_is_claimed_only_by_the_recipe_it_is_planned_with(ledger: Ledger) -> None:
@@ -411,10 +415,10 @@ def test_transient_errors_wait_longer_each_time_then_die(ledger: Ledger, clock: 
     for pause in (60, 120):
         assert ledger.fail(claim(ledger), TransientReadError("timeout", asset="pan")) is State.ELIGIBLE
         clock.wait(pause - 1)
-        assert ledger.eligible() == []
+        assert claimable(ledger) == []
         assert ledger.claim(key(), "w", 10, recipe="r1") is None
         clock.wait(1)
-        assert len(ledger.eligible()) == 1
+        assert claimable(ledger) == ["a"]
     assert ledger.fail(claim(ledger), TransientReadError("timeout", asset="pan")) is State.DEAD
     dead = row(ledger)
     assert (dead.code, dead.reason, dead.attempts) == ("TransientReadError", "asset pan: timeout", 3)
@@ -660,7 +664,7 @@ def _work_all(url: str, owner: str, gate: object, done: object) -> None:
     gate.wait()  # type: ignore[attr-defined]
     with Ledger(url) as ledger:
         won: list[str] = []
-        while rows := ledger.eligible(limit=20):
+        while rows := ledger.rows(states=[State.ELIGIBLE], limit=20):
             for candidate in rows:
                 lease = ledger.claim(candidate.key, owner, 600, recipe="r1")
                 if lease is not None:

@@ -352,20 +352,6 @@ def test_two_processes_and_their_threads_all_end_up_linked(tmp_path: Path, asset
     assert len(sizes) > 1
 
 
-def test_items_that_lost_their_link_are_found_again(tmp_path: Path, assets: tuple[AssetFile, ...]) -> None:
-    sink = StaticSink(str(tmp_path))
-    for name in ("a", "b"):
-        put(sink, assets, name)
-    path = tmp_path / NAME / "collection.json"
-    collection = json.loads(path.read_text())
-    collection["links"] = [link for link in collection["links"] if link["href"] != "./a/a.json"]
-    path.write_text(json.dumps(collection))
-    assert not sink.exists(NAME, "a")
-    assert sink.rebuild(COLLECTION) == ("a",)
-    assert sink.rebuild(COLLECTION) == ()
-    assert sorted(seen_by_reader(tmp_path)) == ["a", "b"]
-
-
 @pytest.mark.parametrize("where", ["file", "proc"])
 def test_unwritable_sinks_are_named(tmp_path: Path, where: str, assets: tuple[AssetFile, ...]) -> None:
     (tmp_path / "file").write_text("in the way")
@@ -623,7 +609,6 @@ def test_many_items_are_linked_by_day(
     sink.withdraw(NAME, "a")
     assert sorted(sink.item_ids(NAME)) == ["b", "c", "e", "f"]
     assert not sink.exists(NAME, "d")
-    assert sink.rebuild(COLLECTION) == ()
 
 
 def test_item_that_moves_to_another_day_is_linked_once(

@@ -382,7 +382,7 @@ def test_lease_of_a_dead_process_is_freed(tmp_path: Path) -> None:
     host = steps.lease_owner().split("/")[0]
     with steps.open_ledger(settings) as ledger:
         steps.discover(settings, ledger)
-        (row,) = ledger.eligible(sink=settings.sink)
+        (row,) = ledger.rows(sink=settings.sink)
         assert ledger.claim(row.key, f"{host}/999999/1", 900, recipe=row.recipe) is not None
         assert steps.discover(settings, ledger).eligible == ("geoeye-1/scene",)
         assert ledger.claim(row.key, steps.lease_owner(), 900, recipe=row.recipe) is not None
