@@ -49,7 +49,7 @@ AS_SHARP_AS_MS = 1.0
 
 
 class ReferenceScores(Record):
-    """How close a result comes to the truth; definitions in ``pancrafter.metrics`` (METHOD.md 4.1, 4.4)."""
+    """How close a result comes to the truth; definitions and their sources in ``pancrafter.metrics``."""
 
     ergas: float
     sam_deg: float

@@ -50,7 +50,7 @@ SENSORS = {
     "qb": BenchmarkSensor("quickbird", 2047, (0.34, 0.32, 0.30, 0.22), _FOUR),
     "gf2": BenchmarkSensor("gaofen-2", 1023, (0.30,) * 4, _FOUR),
 }
-"""Gains of the DLPan toolbox (METHOD.md 4.3), which also made the data; names are those in the files' names."""
+"""Gains at Nyquist of the DLPan toolbox, with which the data were made; names are those in the files' names."""
 
 SHIFTED_MS = frozenset({"qb"})
 """Sets whose training files hold ``ms`` shifted by one MS pixel in about two thirds of the patches."""

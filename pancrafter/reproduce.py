@@ -77,7 +77,7 @@ ANCHORS: dict[str, tuple[Anchor, ...]] = {
         Anchor("hqnr", 0.8881, 0.0228, _REPRODUCTION),
     ),
 }
-"""METHOD.md 4.5 by set, but for what it has from memory; at full resolution of the 20 scenes in mat files."""
+"""By set, only figures whose source was at hand; at full resolution of the 20 scenes in mat files."""
 
 
 @dataclass(frozen=True)

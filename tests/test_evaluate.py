@@ -199,7 +199,7 @@ def test_results_are_clipped_before_they_are_scored() -> None:
 
 
 def test_exp_of_the_benchmark_is_its_own_interpolator() -> None:
-    """METHOD.md 4.5: EXP is lms, the 23-tap filter; elsewhere it is cubic."""
+    """EXP of published tables is lms, the 23-tap filter; elsewhere it is cubic."""
     truth = np.stack([landscape((256, 256), 5 + 10 * band) for band in range(2)]).astype(np.uint16)
     pair = pair_of(bands=2, side_ms=64, truth=truth, protocol="benchmark", phases_yx=((2.0, 2.0),) * 2)
     lms = Method("lms", lambda tile, *_: metrics.poly_upsample(tile.ms, 4).astype(np.float32))

@@ -242,7 +242,7 @@ def test_q2n_rounds_saturates_and_mirrors() -> None:
 
 @pytest.mark.parametrize("shape_yx", [(40, 44), (36, 64), (49, 33), (20, 40)])
 def test_q2n_mirrors_the_whole_image_at_right_and_bottom(shape_yx: tuple[int, int]) -> None:
-    """METHOD.md 4.4: first the whole image grows to multiples of 32, then it is cut; rows are treated like columns."""
+    """First the whole image grows to multiples of 32, then it is cut; rows are treated like columns."""
     x, y = np.rint(scene((3, *shape_yx))), np.rint(scene((3, *shape_yx), seed=1))
 
     def mirrored_index(side: int) -> list[int]:

@@ -1,4 +1,7 @@
-"""The blocks of PAN-Crafter. All maps are (sample, channel, y, x) in channels-last memory."""
+"""The blocks of PAN-Crafter. All maps are (sample, channel, y, x) in channels-last memory.
+
+Numbers of equations are those of the paper, arXiv 2505.23367v2.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +32,7 @@ class ChannelNorm(nn.Module):
 
 
 class ResBlock(nn.Module):
-    """Two 3x3 convolutions with per-pixel norms; the second norm is modulated by the mode (METHOD Eq. 5-6).
+    """Two 3x3 convolutions with per-pixel norms; the second norm is modulated by the mode (Eq. 5-6).
 
     ``h = Conv(SiLU(LN(x)))``, ``h = Conv(SiLU((1 + gamma_s) LN(h) + beta_s))``, ``out = skip(x) + h``.
     """
@@ -77,7 +80,7 @@ def local_attention(query: Tensor, key: Tensor, value: Tensor, heads: int) -> Te
 
 
 class CrossModalityAttention(nn.Module):
-    """CM3A and feed-forward: pulls MS texture and PAN structure from the 3x3 neighbourhood (METHOD Eq. 7-12).
+    """CM3A and feed-forward: pulls MS texture and PAN structure from the 3x3 neighbourhood (Eq. 7-12).
 
     One query serves both branches; MS and PAN have their own keys, values and softmax. ``select`` holds the learned
     gates per mode (Eq. 8); they start at zero, so attention enters gradually.

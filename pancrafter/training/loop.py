@@ -39,9 +39,10 @@ _log = logging.getLogger(__name__)
 
 
 def batch_loss(network: PanCrafter, ratio: int, samples: list[Sample], config: TrainConfig, device: str) -> Tensor:
-    """METHOD Eq. 4: mean |F - GT| over the MS half plus lambda mean |P' - P| over the PAN half of the same pairs.
+    """Mean |F - GT| over the MS half plus lambda mean |P' - P| over the PAN half of the same pairs.
 
-    Every sample counts by its ``weight``; with ``config.pan_share`` below 1 the PAN half is that of the first samples.
+    Eq. 4 of PAN-Crafter (arXiv 2505.23367v2). Every sample counts by its ``weight``; with ``config.pan_share``
+    below 1 the PAN half is that of the first samples.
     With ``config.reprojection`` F is the network's result brought into agreement with MS (PAN is not put back). Its
     outermost MS pixels are not counted, because the step would need what lies beyond the patch.
     """

@@ -181,7 +181,7 @@ def acquire(
 def draw_patch(patches: Patches, config: TrainConfig, rng: np.random.Generator) -> Sample:
     """One patch of the benchmark, turned at random; its phase turns with it, since it is not the middle of four pixels.
 
-    MS moves against PAN and truth by what the network is not told (METHOD 3.2): the told phase is wrong by that much.
+    MS moves against PAN and truth by what the network is not told: the told phase is wrong by that much.
     """
     index, augmentation = int(rng.integers(len(patches.pan))), config.augmentation
     turn, flip_y, flip_x = int(rng.integers(4)), bool(rng.integers(2)), bool(rng.integers(2))
