@@ -15,11 +15,13 @@ from rich.console import Console
 
 from flows.local_server import prefect_server
 from flows.parameters import without_ledger
-from pancrafter import steps
+from pancrafter import discovery
 from pancrafter.cli import parse_bbox, parse_moment
+from pancrafter.discovery import Discovery
 from pancrafter.errors import PancrafterError
+from pancrafter.ledger import open_ledger
 from pancrafter.settings import Settings, settings_from_environment
-from pancrafter.steps import Discovery, Outcome
+from pancrafter.steps import Outcome
 
 SAMPLE_ARCHIVE = "archive"
 
@@ -39,8 +41,8 @@ def main(arguments: list[str]) -> int:
         )
         if options.source is None and settings.source == SAMPLE_ARCHIVE:
             _make_sample(console)
-        with steps.open_ledger(settings) as ledger:
-            found = steps.discover(settings, ledger)
+        with open_ledger(settings) as ledger:
+            found = discovery.discover(settings, ledger)
         if not found.eligible:
             _say_nothing_to_do(console, settings, found)
             return 0
@@ -91,7 +93,7 @@ def _run_nightly(settings: Settings) -> list[Outcome]:
 def _say_nothing_to_do(console: Console, settings: Settings, found: Discovery) -> None:
     from pancrafter.summary import state_line
 
-    with steps.open_ledger(settings) as ledger:
+    with open_ledger(settings) as ledger:
         console.print(f"nothing to do: {state_line(ledger.counts(settings.sink))}", highlight=False)
     if found.refused:
         console.print(f"{len(found.refused)} refused in this search; see pancrafter ledger list --state refused")

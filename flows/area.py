@@ -15,14 +15,14 @@ from flows.parameters import with_environment
 from flows.report import HOOKS, Progress, failures_of, leave_artifacts, summary_of
 from flows.runs import crash_gone_runs, sign_run
 from flows.scene import process
-from pancrafter import steps
+from pancrafter import discovery, runs
 from pancrafter.backfill import WINDOW_DAYS
 from pancrafter.backfill import backfill as work_through
 from pancrafter.census import command
 from pancrafter.cli.shared import on_device
 from pancrafter.compute import Compute, open_compute
 from pancrafter.errors import LeaseLostError, PancrafterError
-from pancrafter.ledger import Ledger
+from pancrafter.ledger import Ledger, open_ledger
 from pancrafter.plan import Budget, check_budget, make_plan, plan_text
 from pancrafter.selection import Selection
 from pancrafter.settings import Settings, WorkSettings
@@ -63,10 +63,10 @@ def nightly(
         settings = settings.model_copy(update={"new_since": since})
     try:
         outcomes = _sharpen(settings)
-    except steps.RunStoppedError as error:
+    except runs.RunStoppedError as error:
         return _stopped(settings, error, error.outcomes)
     if started is not None:
-        with steps.open_ledger(settings) as ledger:
+        with open_ledger(settings) as ledger:
             ledger.note_look(settings.sink, settings.source, started, summary_of(outcomes))
     return _concluded(settings, outcomes)
 
@@ -106,7 +106,7 @@ def backfill(
         check_budget(plan, budget)
     try:
         return _concluded(chosen, work_through(chosen, window_days, partial(_sharpen, since=started)))
-    except steps.RunStoppedError as error:
+    except runs.RunStoppedError as error:
         return _stopped(chosen, error, error.outcomes)
 
 
@@ -130,7 +130,7 @@ def _start() -> None:
 
 def _look_back(settings: Settings, days: int) -> tuple[datetime, datetime]:
     """Start of the window, and the present, by the ledger's clock; the night before a gap is looked at again."""
-    with steps.open_ledger(settings) as ledger:
+    with open_ledger(settings) as ledger:
         last, now = ledger.last_look(settings.sink, settings.source), ledger.now()
     return (last or now) - timedelta(days=days), now
 
@@ -139,8 +139,8 @@ def _sharpen(settings: Settings, *, since: datetime | None = None) -> list[Outco
     """Everything that the settings ask for; the report page is about what happened ``since``, by default since now."""
     log, started = get_run_logger(), since or datetime.now(UTC)
     settings = on_device(settings)
-    with steps.open_ledger(settings) as ledger:
-        found = steps.discover(settings, ledger)
+    with open_ledger(settings) as ledger:
+        found = discovery.discover(settings, ledger)
         log.info(
             "%d new, %d known, %d refused, %d to do, %d of them left over from earlier runs",
             found.counts.new,
@@ -149,7 +149,7 @@ def _sharpen(settings: Settings, *, since: datetime | None = None) -> list[Outco
             len(found.eligible),
             found.left_over,
         )
-        outcomes = [steps.refused_outcome(refusal) for refusal in found.refused]
+        outcomes = [runs.refused_outcome(refusal) for refusal in found.refused]
         if found.eligible:
             progress = Progress(len(found.eligible), "scenes")
             with open_compute(settings) as compute:
@@ -158,11 +158,11 @@ def _sharpen(settings: Settings, *, since: datetime | None = None) -> list[Outco
                     try:
                         outcome = _process_or_report(key, settings, compute, ledger)
                     except PancrafterError as error:
-                        steps.leave_report(settings, ledger, started, log.info, stopped=True)
-                        raise steps.RunStoppedError(str(error), outcomes) from error
+                        runs.leave_report(settings, ledger, started, log.info, stopped=True)
+                        raise runs.RunStoppedError(str(error), outcomes) from error
                     outcomes += [] if outcome is None else [outcome]
                     progress.step()
-            steps.leave_report(settings, ledger, started, log.info)
+            runs.leave_report(settings, ledger, started, log.info)
     return outcomes
 
 
@@ -176,7 +176,7 @@ def _process_or_report(key: str, settings: Settings, compute: Compute, ledger: L
         if error.kind == "system":
             raise
         get_run_logger().error("%s", error)
-        return steps.outcome_of_failure(key, settings, ledger, error)
+        return runs.outcome_of_failure(key, settings, ledger, error)
 
 
 def _stopped(settings: Settings, error: PancrafterError, outcomes: list[Outcome]) -> Outcomes:

@@ -15,11 +15,12 @@ from prefect.tasks import Task
 from flows import tasks
 from flows.parameters import with_environment
 from flows.runs import sign_run
-from pancrafter import steps
+from pancrafter import discovery, steps
 from pancrafter.cli.shared import on_device
 from pancrafter.compute import Compute, open_compute
 from pancrafter.errors import ErrorKind, PancrafterError
-from pancrafter.ledger import SceneKey, State
+from pancrafter.ledger import SceneKey, State, open_ledger
+from pancrafter.sensors import contracts_of
 from pancrafter.settings import Settings
 from pancrafter.steps import Outcome
 
@@ -42,10 +43,10 @@ def sharpen_scene(key: str, settings: Settings) -> Outcome | None:
     sign_run()
     settings = on_device(with_environment(settings))
     scene = SceneKey.parse(key, settings.sink)
-    with steps.open_ledger(settings) as ledger:
+    with open_ledger(settings) as ledger:
         if not _is_planned(ledger.show(scene), settings):
             only = {"collections": (scene.collection,), "ids": (scene.item_id,)}
-            steps.discover(settings.model_copy(update=only), ledger)
+            discovery.discover(settings.model_copy(update=only), ledger)
         with open_compute(settings) as compute:
             return process(key, settings, compute, ledger)
 
@@ -54,7 +55,7 @@ def _is_planned(row: LedgerRow | None, settings: Settings) -> bool:
     """Whether a scene waits to be made as these settings would make it."""
     if row is None or row.scene is None or row.state is not State.ELIGIBLE:
         return False
-    return row.recipe == steps.work_of(row.scene, settings, steps.contracts_of(settings)).recipe
+    return row.recipe == discovery.work_of(row.scene, settings, contracts_of(settings)).recipe
 
 
 def process(key: str, settings: Settings, compute: Compute, ledger: Ledger) -> Outcome | None:

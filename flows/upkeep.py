@@ -12,8 +12,8 @@ from prefect.states import Completed, Failed
 from flows.parameters import with_environment
 from flows.report import HOOKS_ON_TROUBLE
 from flows.runs import crash_gone_runs, sign_run
-from pancrafter import steps
 from pancrafter.census import take_census
+from pancrafter.ledger import open_ledger
 from pancrafter.settings import Settings
 from pancrafter.sweep import sweep as do_sweep
 
@@ -70,7 +70,7 @@ def redrive(
         reason_contains: Only where the reason contains this text.
     """
     sign_run()
-    with steps.open_ledger(with_environment(settings)) as ledger:
+    with open_ledger(with_environment(settings)) as ledger:
         result = ledger.redrive(sink=settings.sink, states=states, code=code, reason_contains=reason_contains)
     message = f"{len(result.redriven)} redriven, {len(result.left)} left"
     return Completed(message=message, data=[str(key) for key in result.redriven])

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from pancrafter.runs import RunStoppedError
 from pancrafter.selection import windows_of
 from pancrafter.settings import Settings
-from pancrafter.steps import Outcome, RunStoppedError
+from pancrafter.steps import Outcome
 
 WINDOW_DAYS = 30
 """Short enough that a window's discovery is quick and its results are seen soon."""

@@ -16,11 +16,23 @@ from typing import Literal
 
 from pydantic import Field
 
-from pancrafter.ledger import COMPARED, IN_WORK, Ledger, LedgerRow, SceneKey, Standing, State, Work, verdict_on_known
+from pancrafter.discovery import look, output_collection_id, work_of
+from pancrafter.ledger import (
+    COMPARED,
+    IN_WORK,
+    Ledger,
+    LedgerRow,
+    SceneKey,
+    Standing,
+    State,
+    Work,
+    open_ledger,
+    verdict_on_known,
+)
 from pancrafter.processes import is_gone
 from pancrafter.publish import StaticSink
+from pancrafter.sensors import contracts_of
 from pancrafter.settings import Settings
-from pancrafter.steps import contracts_of, look, open_ledger, output_collection_id, work_of
 from pancrafter.sweep import find_leftovers
 from pancrafter.types import Record, Refusal, Scene
 

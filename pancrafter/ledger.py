@@ -19,7 +19,7 @@ from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from itertools import islice
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple, Self, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Self, TypeVar
 
 import sqlalchemy as sa
 from pydantic import Field
@@ -28,6 +28,9 @@ from sqlalchemy.engine import Connection, Dialect, Engine
 
 from pancrafter.errors import ErrorKind, InvalidSceneError, LeaseLostError, PancrafterError
 from pancrafter.types import Record, Refusal, Scene
+
+if TYPE_CHECKING:
+    from pancrafter.settings import Settings
 
 SCHEMA_VERSION = 2
 """Version of the tables below; each step from one to the next is a migration in ``pancrafter/migrations``."""
@@ -1064,6 +1067,12 @@ class Ledger:
     @staticmethod
     def _log(connection: Connection, row: _Values, now: datetime, step: _Step) -> None:
         connection.execute(_EVENT.insert(), _event_values(row["id"], now, step))
+
+
+def open_ledger(settings: Settings) -> Ledger:
+    """The ledger that the settings name."""
+    Path(settings.state_dir).mkdir(parents=True, exist_ok=True)
+    return Ledger(settings.ledger)
 
 
 def verdict_on_known(row: _Values, entry: Work | Refusal) -> Literal["changed", "known", "busy"]:

@@ -14,7 +14,7 @@ from fnmatch import fnmatchcase
 from functools import cached_property, lru_cache
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 from pydantic import Field, ValidationError, model_validator
@@ -22,6 +22,9 @@ from pydantic import Field, ValidationError, model_validator
 from pancrafter.errors import ContractError
 from pancrafter.quality import QualityRule
 from pancrafter.types import Record
+
+if TYPE_CHECKING:
+    from pancrafter.settings import Settings
 
 GENERIC = "generic"
 """Name of the contract for files of an unknown sensor; no catalog item is ever recognised as it."""
@@ -249,6 +252,11 @@ def load_contracts(extra_dir: Path | None = None) -> dict[str, SensorContract]:
     """
     extra = _read_folder(extra_dir) if extra_dir is not None else {}
     return extra | {name: contract for name, contract in _bundled().items() if name not in extra}
+
+
+def contracts_of(settings: Settings) -> dict[str, SensorContract]:
+    """Bundled sensor contracts and those of the user's folder."""
+    return load_contracts(Path(settings.contracts_dir) if settings.contracts_dir else None)
 
 
 def contract_for_platform(platform: str, contracts: Mapping[str, SensorContract]) -> SensorContract | None:

@@ -19,11 +19,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from pancrafter.ledger import IN_WORK, Ledger, LedgerRow, SceneKey, Standing, State
+from pancrafter.discovery import output_collection_id
+from pancrafter.ledger import IN_WORK, Ledger, LedgerRow, SceneKey, Standing, State, open_ledger
 from pancrafter.processes import is_gone
 from pancrafter.publish import StaticSink
 from pancrafter.settings import Settings
-from pancrafter.steps import attempt_name, open_ledger, output_collection_id, sink_mark, store_name
+from pancrafter.steps import attempt_name, sink_mark, store_name
 from pancrafter.types import Record
 
 _MARKED = re.compile(r".+\.(?P<mark>[0-9a-f]{8})\.(zarr|\d+)")

@@ -10,7 +10,7 @@ from published_scene import files, item
 from small_archive import add_scene
 from typer.testing import CliRunner
 
-from pancrafter import steps
+from pancrafter import runs
 from pancrafter.backup import _rank, back_up, bring_back
 from pancrafter.census import take_census
 from pancrafter.cli import app
@@ -28,7 +28,7 @@ def test_backup_wipe_restore_leaves_the_census_clean(tmp_path: Path) -> None:
         block_px=128,
         workers=0,
     )
-    assert [outcome.verdict for outcome in steps.run(settings, lambda _: None)] != ["failed"]
+    assert [outcome.verdict for outcome in runs.run(settings, lambda _: None)] != ["failed"]
     options = ["--sink", settings.sink, "--state-dir", settings.state_dir]
     place = str(tmp_path / "backup")
     done = CliRunner().invoke(app, ["backup", place, *options])
@@ -44,7 +44,7 @@ def test_backup_wipe_restore_leaves_the_census_clean(tmp_path: Path) -> None:
     assert done.exit_code == 0, done.output
     assert contents(tmp_path / "out") == before
     assert take_census(settings, checksums=True).clean
-    assert steps.run(settings, lambda _: None) == []
+    assert runs.run(settings, lambda _: None) == []
     with pytest.raises(PancrafterError, match="is in the way; move it aside"):
         bring_back(settings, place)
 

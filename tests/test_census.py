@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from small_archive import add_scene
 
-from pancrafter import steps
+from pancrafter import runs, steps
 from pancrafter.census import Census, take_census
-from pancrafter.ledger import SceneKey, State
+from pancrafter.ledger import SceneKey, State, open_ledger
 from pancrafter.processes import is_gone, lease_owner
 from pancrafter.settings import Settings
 from pancrafter.sweep import sweep
@@ -31,7 +31,7 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
     settings = Settings(
         source=str(root / "source"), sink=str(root / "sink"), state_dir=str(root / "state"), workers=0, block_px=128
     )
-    steps.run(settings, _silent)
+    runs.run(settings, _silent)
     return root
 
 
@@ -75,7 +75,7 @@ def test_fixes_name_commands_on_the_same_places(settings: Settings) -> None:
     fixes = {difference.fix for difference in take_census(settings).differences}
     options = f"--source {settings.source} --sink {settings.sink} --state-dir {settings.state_dir}"
     assert fixes == {f"pancrafter run {options}"}
-    steps.run(settings, _silent)
+    runs.run(settings, _silent)
     assert take_census(settings).clean
 
 
@@ -97,9 +97,9 @@ def test_damaged_file_is_found_and_made_again(settings: Settings, damage: str) -
     (difference,) = [d for d in census.differences if d.what == "geoeye-1/day-1"]
     assert difference.place == "files"
     assert difference.fix.startswith("pancrafter redrive geoeye-1/day-1 ")
-    with steps.open_ledger(settings) as ledger:
+    with open_ledger(settings) as ledger:
         ledger.redrive([SceneKey(sink=settings.sink, collection="geoeye-1", item_id="day-1")])
-    (outcome,) = steps.run(settings, _silent)
+    (outcome,) = runs.run(settings, _silent)
     assert not outcome.failed, outcome.reason
     assert file.read_bytes() == good
     assert take_census(settings, checksums=True).clean
@@ -120,7 +120,7 @@ def test_scene_that_left_the_source(settings: Settings, tmp_path: Path) -> None:
     add_scene(tmp_path / "other", "day-9", side_px=128)
     census = take_census(settings.model_copy(update={"source": str(tmp_path / "other")}))
     assert "2 published, but gone from the source meanwhile" in census.notes
-    with steps.open_ledger(settings) as ledger:
+    with open_ledger(settings) as ledger:
         ledger.redrive([SceneKey(sink=settings.sink, collection="geoeye-1", item_id="day-1")])
     census = take_census(settings.model_copy(update={"source": str(tmp_path / "other")}))
     (difference,) = [d for d in census.differences if d.what == "geoeye-1/day-1"]
@@ -141,7 +141,7 @@ def test_scene_outside_of_the_window_is_not_called_gone(settings: Settings, tmp_
         "collections": ("other",),
         "ids": ("other",),
     }
-    with steps.open_ledger(settings) as ledger:
+    with open_ledger(settings) as ledger:
         ledger.redrive([SceneKey(sink=settings.sink, collection="geoeye-1", item_id="day-1")])
     census = take_census(settings.model_copy(update={window: narrow[window]}))
     assert not census.whole_source
@@ -152,7 +152,7 @@ def test_sweep_frees_dead_workers_and_removes_only_what_nobody_holds(settings: S
     host = lease_owner().split("/")[0]
     state, key = Path(settings.state_dir), SceneKey(sink=settings.sink, collection="geoeye-1", item_id="day-1")
     item_id, other_id = _item_folder(settings, "day-1").name, _item_folder(settings, "day-2").name
-    with steps.open_ledger(settings) as ledger:
+    with open_ledger(settings) as ledger:
         ledger.redrive([key])
         lease = ledger.claim(key, f"{host}/999999/1", 900, recipe=ledger.show(key).recipe)
         assert lease is not None
@@ -178,7 +178,7 @@ def test_sweep_frees_dead_workers_and_removes_only_what_nobody_holds(settings: S
     assert [path.exists() for path in (orphan, draft, living, foreign)] == [False, False, True, True]
     living.unlink()
     shutil.rmtree(state / "staged" / kept)
-    steps.run(settings, _silent)
+    runs.run(settings, _silent)
     assert take_census(settings).clean
     assert sweep(settings).removed == ()
 
@@ -186,7 +186,7 @@ def test_sweep_frees_dead_workers_and_removes_only_what_nobody_holds(settings: S
 def test_scene_that_kills_its_worker_is_given_up(settings: Settings) -> None:
     host = lease_owner().split("/")[0]
     key = SceneKey(sink=settings.sink, collection="geoeye-1", item_id="day-1")
-    with steps.open_ledger(settings) as ledger:
+    with open_ledger(settings) as ledger:
         ledger.redrive([key])
         for _ in range(5):
             assert ledger.claim(key, f"{host}/999999/1", 900, recipe=ledger.show(key).recipe) is not None

@@ -29,9 +29,9 @@ from small_archive import add_scene
 from stac_validator.stac_validator import StacValidate
 from titiler.core.factory import TilerFactory
 
-from pancrafter import steps
+from pancrafter import runs, withdrawal
 from pancrafter.changes import ChangeFeed
-from pancrafter.ledger import SceneKey
+from pancrafter.ledger import SceneKey, open_ledger
 from pancrafter.publish import StaticSink
 from pancrafter.report import write_report
 from pancrafter.settings import Settings
@@ -48,7 +48,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     good = add_scene(root / "source", "good", side_px=256, day=2)
     strange = add_scene(root / "source", "strange", side_px=256, seed=5, day=3)
     shutil.copy(good.pan, strange.pan)
-    outcomes = steps.run(settings(root), lambda _: None)
+    outcomes = runs.run(settings(root), lambda _: None)
     assert sorted(o.verdict for o in outcomes) == ["held", "published"]
     write_snapshot(StaticSink(settings(root).sink))
     return root
@@ -311,13 +311,13 @@ def test_withdrawn_item_is_gone_announced_and_not_made_again(home: Path, tmp_pat
         shutil.copytree(home / name, tmp_path / name)
     moved = settings(tmp_path)
     item = item_of(tmp_path)
-    with steps.open_ledger(settings(home)) as old:
+    with open_ledger(settings(home)) as old:
         row = old.find("good")[0]
     assert row.output_item_id == item.id
     # The ledger knows a sink by its name, so the copied ledger is asked about the old one.
     key = SceneKey(sink=settings(home).sink, collection="geoeye-1", item_id="good")
-    with steps.open_ledger(moved) as ledger:
-        assert steps.withdraw(key, "wrong area", moved, ledger) == (item.id,)
+    with open_ledger(moved) as ledger:
+        assert withdrawal.withdraw(key, "wrong area", moved, ledger) == (item.id,)
         assert ledger.show(key).state == "refused"
     sink = StaticSink(moved.sink)
     assert not sink.exists(item.collection_id, item.id)

@@ -11,7 +11,7 @@ from networks import random_checkpoint
 from small_archive import add_scene
 from typer.testing import CliRunner
 
-from pancrafter import steps
+from pancrafter import runs, steps
 from pancrafter.changes import ChangeFeed
 from pancrafter.cli import app
 from pancrafter.model.weights import load_checkpoint, save_checkpoint
@@ -60,16 +60,16 @@ def items_of(settings: Settings) -> dict[str, dict]:
 
 def test_held_scene_waits_is_released_and_says_so(source: Path) -> None:
     settings = settings_with(source, max_consistency=0.001, max_of_detail=0, on_miss="hold")
-    (outcome,) = steps.run(settings, _silent)
+    (outcome,) = runs.run(settings, _silent)
     assert (outcome.verdict, outcome.failed) == ("held", False)
     assert "consistency ERGAS" in outcome.reason
     assert StaticSink(settings.sink).collection_ids() == ()
-    assert steps.run(settings, _silent) == []
+    assert runs.run(settings, _silent) == []
     state = ("--state-dir", settings.state_dir)
     (listed,) = json.loads(command("held", "list", "--json", *state))
     assert listed["reason"] == outcome.reason
     command("held", "release", "scene", "--reason", "looked at it: fine", *state)
-    (outcome,) = steps.run(settings, _silent)
+    (outcome,) = runs.run(settings, _silent)
     assert outcome.verdict == "published"
     (item,) = items_of(settings).values()
     assert item["properties"]["pancrafter:gate"] == {
@@ -82,20 +82,20 @@ def test_held_scene_waits_is_released_and_says_so(source: Path) -> None:
 
 def test_rejected_scene_stays_away(source: Path) -> None:
     settings = settings_with(source, max_consistency=0.001, max_of_detail=0, on_miss="hold")
-    steps.run(settings, _silent)
+    runs.run(settings, _silent)
     state = ("--state-dir", settings.state_dir)
     command("held", "reject", "scene", "--reason", "clouds", *state)
-    assert steps.run(settings, _silent) == []
+    assert runs.run(settings, _silent) == []
     assert "rejected" in command("ledger", "show", "scene", *state)
 
 
 def test_classical_result_stands_in_and_is_held_when_it_fails_too(source: Path) -> None:
-    (outcome,) = steps.run(settings_with(source, min_gain=5.0), _silent)
+    (outcome,) = runs.run(settings_with(source, min_gain=5.0), _silent)
     assert outcome.verdict == "fallback"
     (item,) = items_of(settings_with(source)).values()
     assert item["properties"]["pancrafter:gate"]["verdict"] == "fallback"
     assert "classical fallback" in item["properties"]["title"]
-    (outcome,) = steps.run(settings_with(source, max_consistency=0.001, max_of_detail=0), _silent)
+    (outcome,) = runs.run(settings_with(source, max_consistency=0.001, max_of_detail=0), _silent)
     assert outcome.verdict == "held"
     assert outcome.reason.startswith("network: consistency ERGAS")
     assert "mtf-glp-fs: consistency ERGAS" in outcome.reason
@@ -105,7 +105,7 @@ def test_product_links_its_model_and_is_made_again_with_another(source: Path) ->
     settings = settings_with(source, min_gain=-1000.0, max_consistency=1e6, max_consistency_sam_deg=360, max_bias=1e6,
                              max_band_confusion=1e6, max_block=10, max_displacement_px=1e6, min_hqnr=-10,
                              max_residual_shift_px=1e6, min_detail_correlation=0)  # fmt: skip
-    steps.run(settings, _silent)
+    runs.run(settings, _silent)
     (old,) = items_of(settings)
     catalog = pystac.Catalog.from_file(str(Path(settings.sink) / "catalog.json"))
     product = next(catalog.get_child("geoeye-1-sharpened").get_items())
@@ -129,8 +129,10 @@ def test_product_links_its_model_and_is_made_again_with_another(source: Path) ->
     assert [product["item_id"] for product in planned["products"]] == [old]
     assert list(items_of(settings)) == [old]
     remade = settings.model_copy(update={"weights": str(other)})
-    (outcome,) = steps.remake(steps.plan_remake("open-compact", remade), remade, _silent)
+    said: list[str] = []
+    (outcome,) = runs.remake(runs.plan_remake("open-compact", remade), remade, said.append)
     assert outcome.verdict == "published"
+    assert said[-1].startswith("report page: ")
     found = items_of(settings)
     assert found[old]["properties"]["deprecated"]
     assert len(found) == 2
@@ -147,7 +149,7 @@ def test_product_links_its_model_and_is_made_again_with_another(source: Path) ->
 def test_lost_announcement_is_repaired(source: Path) -> None:
     """Killed between the item and its announcement: publishing again changes nothing and announces."""
     settings = settings_with(source)
-    steps.run(settings, _silent)
+    runs.run(settings, _silent)
     feed = ChangeFeed(StaticSink(settings.sink).store)
     (event,) = feed.events()
     for file in Path(settings.sink).glob("changes/*/*"):

@@ -13,9 +13,9 @@ import pytest
 from scipy import ndimage
 from small_archive import write_raster
 
-from pancrafter import steps
+from pancrafter import runs
 from pancrafter.catalog import MAX_PARTNER_SEARCHES, discover
-from pancrafter.ledger import SceneKey, State
+from pancrafter.ledger import SceneKey, State, open_ledger
 from pancrafter.plan import make_plan
 from pancrafter.sensors import load_contracts
 from pancrafter.serve import serving
@@ -246,18 +246,18 @@ def test_a_late_half_makes_the_scene_on_a_later_night(shared_data: Path, tmp_pat
     }
     catalog(source, [ms])
     assert [line.verdict for line in make_plan(settings).lines] == ["incomplete"]
-    (outcome,) = steps.run(settings, lambda _: None)
+    (outcome,) = runs.run(settings, lambda _: None)
     assert (outcome.verdict, outcome.failed) == ("waiting", False)
-    with steps.open_ledger(settings) as ledger:
+    with open_ledger(settings) as ledger:
         row = ledger.show(key["ms"])
         assert row is not None
         assert (row.state, row.code) == (State.FOUND, "part_of_scene")
 
     catalog(source, [ms, pan])
     night = settings.model_copy(update={"changed_since": datetime(2016, 10, 19, tzinfo=UTC)})
-    (outcome,) = steps.run(night, lambda _: None)
+    (outcome,) = runs.run(night, lambda _: None)
     assert outcome.verdict in {"published", "fallback", "held"}, outcome.reason
-    with steps.open_ledger(settings) as ledger:
+    with open_ledger(settings) as ledger:
         rows = {name: ledger.show(each) for name, each in key.items()}
     assert rows["ms"] is not None
     assert (rows["ms"].state, rows["ms"].code) == (State.REFUSED, "joined")
@@ -271,4 +271,4 @@ def test_a_late_half_makes_the_scene_on_a_later_night(shared_data: Path, tmp_pat
         if link.rel == "derived_from" and "mlm:name" not in link.extra_fields
     ]
     assert sources == ["1.json", "0.json"]
-    assert steps.run(settings, lambda _: None) == []
+    assert runs.run(settings, lambda _: None) == []

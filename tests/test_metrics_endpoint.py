@@ -12,9 +12,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from small_archive import add_scene
 from typer.testing import CliRunner
 
-from pancrafter import steps
+from pancrafter import discovery, runs
 from pancrafter.cli import app
-from pancrafter.ledger import Ledger, SceneKey, State
+from pancrafter.ledger import Ledger, SceneKey, State, open_ledger
 from pancrafter.metrics_endpoint import text
 from pancrafter.settings import Settings
 
@@ -31,10 +31,10 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
     settings = Settings(
         source=str(root / "archive"), sink=str(root / "out"), state_dir=str(root / "state"), block_px=128, workers=0
     )
-    steps.run(settings, lambda _: None)
+    runs.run(settings, lambda _: None)
     add_scene(root / "archive", "claimed", side_px=128, seed=3)
-    with steps.open_ledger(settings) as ledger:
-        steps.discover(settings, ledger)
+    with open_ledger(settings) as ledger:
+        discovery.discover(settings, ledger)
     with Ledger(settings.ledger, clock=lambda: datetime.now(UTC) - timedelta(hours=2)) as ledger:
         key = SceneKey(sink=settings.sink, collection="geoeye-1", item_id="claimed")
         assert ledger.claim(key, owner="somebody", lease_s=900, recipe=ledger.show(key).recipe) is not None
@@ -56,7 +56,7 @@ def values(settings: Settings) -> dict[str, float]:
 def test_numbers_are_those_of_the_ledger(settings: Settings) -> None:
     found = values(settings)
     assert found["pancrafter_up{ledger}"] == found["pancrafter_up{catalog}"] == 1
-    with steps.open_ledger(settings) as ledger:
+    with open_ledger(settings) as ledger:
         for state, count in ledger.counts(settings.sink).items():
             assert found[f"pancrafter_scenes{{{state}}}"] == count
         (row,) = ledger.rows(sink=settings.sink, states=[State.CONFIRMED])

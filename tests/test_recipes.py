@@ -13,17 +13,17 @@ from numpy.typing import NDArray
 from published_scene import recipe
 from small_archive import add_scene
 
-from pancrafter import killpoints, steps
+from pancrafter import discovery, killpoints, runs, steps
 from pancrafter.census import take_census
 from pancrafter.changes import ChangeFeed
 from pancrafter.compute import Compute
 from pancrafter.errors import WeightsError
-from pancrafter.ledger import Ledger, State
+from pancrafter.ledger import Ledger, State, open_ledger
 from pancrafter.model.names import weights_sha256
 from pancrafter.model.weights import save_checkpoint
 from pancrafter.models import ensure_model
 from pancrafter.publish import StaticSink
-from pancrafter.sensors import get_contract
+from pancrafter.sensors import contracts_of, get_contract
 from pancrafter.settings import Settings
 from pancrafter.store import SceneStore
 
@@ -76,9 +76,9 @@ def test_what_another_run_planned_anew_is_left_to_it(archive: Path, tmp_path: Pa
     write_contract(tmp_path / "contracts")
     a, b = (settings_of(archive, tmp_path, f"{name}.safetensors") for name in "ab")
     said: list[str] = []
-    with steps.open_ledger(a) as ledger:
-        assert steps.discover(a, ledger).eligible == steps.discover(b, ledger).eligible == (KEY,)
-        assert steps.process_scene(KEY, a, Compute(), ledger, said.append) is None
+    with open_ledger(a) as ledger:
+        assert discovery.discover(a, ledger).eligible == discovery.discover(b, ledger).eligible == (KEY,)
+        assert runs.process_scene(KEY, a, Compute(), ledger, said.append) is None
         (row,) = ledger.rows()
         assert (row.state, row.attempts, row.fence) == (State.ELIGIBLE, 0, 0), "nothing was done"
         with steps.claimed(ledger, KEY, b, said.append) as work:
@@ -98,18 +98,18 @@ def test_blocks_of_an_interrupted_run_are_not_taken_for_those_of_another(
         if name == "block-done" and next(blocks) == 1:
             raise KeyboardInterrupt
 
-    with steps.open_ledger(a) as ledger:
-        steps.discover(a, ledger)
+    with open_ledger(a) as ledger:
+        discovery.discover(a, ledger)
         monkeypatch.setattr(killpoints, "at", stop_at_the_second_block)
         with pytest.raises(KeyboardInterrupt):
             sharpened_pixels(a, ledger, said.append)
         monkeypatch.undo()
-        steps.discover(b, ledger)
+        discovery.discover(b, ledger)
         assert sharpened_pixels(a, ledger, said.append) is None
         found = sharpened_pixels(b, ledger, said.append)
     undisturbed = b.model_copy(update={"state_dir": str(tmp_path / "undisturbed")})
-    with steps.open_ledger(undisturbed) as ledger:
-        steps.discover(undisturbed, ledger)
+    with open_ledger(undisturbed) as ledger:
+        discovery.discover(undisturbed, ledger)
         expected = sharpened_pixels(undisturbed, ledger, _silent)
     assert not any("were finished before" in line for line in said)
     assert expected is not None
@@ -122,8 +122,8 @@ def test_weights_that_are_replaced_meanwhile_make_no_block(archive: Path, tmp_pa
     shutil.copy(archive / "a.safetensors", weights)
     write_contract(tmp_path / "contracts")
     settings = settings_of(archive, tmp_path, weights)
-    with steps.open_ledger(settings) as ledger:
-        steps.discover(settings, ledger)
+    with open_ledger(settings) as ledger:
+        discovery.discover(settings, ledger)
         with steps.claimed(ledger, KEY, settings, _silent) as work:
             staged = steps.stage(work, settings, Compute(), ledger)
             shutil.copy(archive / "b.safetensors", weights)
@@ -167,22 +167,22 @@ def events_of(settings: Settings) -> list[tuple[str, str, str | None]]:
 
 def test_a_run_that_only_planned_leaves_the_published_item_as_it_is(tmp_path: Path) -> None:
     a, b = one_recipe_after_another(tmp_path)
-    steps.run(a, _silent)
+    runs.run(a, _silent)
     (item,) = current_items(a)
-    with steps.open_ledger(b) as ledger:
-        assert steps.discover(b, ledger).eligible == (KEY,)
-    (outcome,) = steps.run(a, _silent)
+    with open_ledger(b) as ledger:
+        assert discovery.discover(b, ledger).eligible == (KEY,)
+    (outcome,) = runs.run(a, _silent)
     assert outcome.verdict in {"published", "fallback"}
     assert current_items(a) == [item]
     assert events_of(a) == [("new", item, None)]
-    assert steps.run(a, _silent) == []
+    assert runs.run(a, _silent) == []
 
 
 def test_there_and_back_again_leaves_the_last_one_current(tmp_path: Path) -> None:
     a, b = one_recipe_after_another(tmp_path)
     made = []
     for settings in (a, b, a, b):
-        steps.run(settings, _silent)
+        runs.run(settings, _silent)
         (item,) = current_items(settings)
         made.append(item)
     first, second = made[:2]
@@ -200,9 +200,9 @@ def test_there_and_back_again_leaves_the_last_one_current(tmp_path: Path) -> Non
 
 def test_an_output_that_is_gone_can_be_superseded(tmp_path: Path) -> None:
     a, b = one_recipe_after_another(tmp_path)
-    steps.run(a, _silent)
+    runs.run(a, _silent)
     shutil.rmtree(a.sink)
-    (outcome,) = steps.run(b, _silent)
+    (outcome,) = runs.run(b, _silent)
     assert outcome.verdict in {"published", "fallback"}
     (item,) = current_items(b)
     assert events_of(b) == [("new", item, None)]
@@ -211,16 +211,16 @@ def test_an_output_that_is_gone_can_be_superseded(tmp_path: Path) -> None:
 def test_a_scene_is_finished_by_the_contract_it_was_begun_with(archive: Path, tmp_path: Path) -> None:
     write_contract(tmp_path / "contracts", weights="none")
     settings = settings_of(archive, tmp_path, "a.safetensors")
-    begun_with = steps.contracts_of(settings)["geoeye-1"].digest
-    with steps.open_ledger(settings) as ledger:
-        steps.discover(settings, ledger)
+    begun_with = contracts_of(settings)["geoeye-1"].digest
+    with open_ledger(settings) as ledger:
+        discovery.discover(settings, ledger)
         with steps.claimed(ledger, KEY, settings, _silent) as work:
             staged = steps.stage(work, settings, Compute(), ledger)
             write_contract(tmp_path / "contracts")
             sharpened = steps.sharpen(work, staged, settings, Compute(), ledger, _silent)
             assessed = steps.assess(work, staged, sharpened, settings, Compute(), ledger, _silent)
             steps.publish(work, staged, assessed, settings, ledger, _silent)
-        assert steps.discover(settings, ledger).eligible == (KEY,), "the new contract is for the next run"
+        assert discovery.discover(settings, ledger).eligible == (KEY,), "the new contract is for the next run"
     (item,) = StaticSink(settings.sink).items("geoeye-1-sharpened")
     assert sharpened.method == "mtf-glp-fs"
     assert item["properties"]["pancrafter:recipe"]["contract_digest"] == begun_with

@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 from small_archive import add_scene, classical_contracts
 
-from pancrafter import catalog, steps
+from pancrafter import catalog, runs
 from pancrafter.census import take_census
 from pancrafter.errors import PancrafterError
-from pancrafter.ledger import State
+from pancrafter.ledger import State, open_ledger
 from pancrafter.publish import StaticSink
 from pancrafter.settings import Settings
 
@@ -118,33 +118,33 @@ def test_an_item_that_the_sink_refuses_is_published_once_after_the_fix(
     settings: Settings, server: CatalogServer, status: int, state: State, words: str
 ) -> None:
     server.refusal = status
-    (outcome,) = steps.run(settings, lambda _: None)
+    (outcome,) = runs.run(settings, lambda _: None)
     assert outcome.failed
     assert words in outcome.reason
     assert server.refused >= 1
     assert not [place for place in server.documents if "/items/" in place]
-    with steps.open_ledger(settings) as ledger:
+    with open_ledger(settings) as ledger:
         (row,) = ledger.rows(sink=settings.sink)
         assert row.state is state
         ledger.redrive(sink=settings.sink, states=[state])
     server.refusal = 0
-    (outcome,) = steps.run(settings, lambda _: None)
+    (outcome,) = runs.run(settings, lambda _: None)
     assert not outcome.failed
     (place,) = [place for place in server.documents if "/items/" in place]
     assert (place.rpartition("/")[2],) == StaticSink(settings.sink).item_ids("geoeye-1-sharpened")
     assert take_census(settings, checksums=True).clean
-    assert steps.run(settings, lambda _: None) == []
+    assert runs.run(settings, lambda _: None) == []
 
 
 def test_an_item_that_is_there_already_is_updated(settings: Settings, server: CatalogServer) -> None:
     """409, as after a run that died between sending an item and noting it."""
-    (outcome,) = steps.run(settings, lambda _: None)
+    (outcome,) = runs.run(settings, lambda _: None)
     (place,) = [place for place in server.documents if "/items/" in place]
     server.documents[place]["properties"]["title"] = "from an attempt that died"
-    with steps.open_ledger(settings) as ledger:
+    with open_ledger(settings) as ledger:
         (row,) = ledger.rows(sink=settings.sink)
         ledger.redrive([row.key], states=list(State))
-    (outcome,) = steps.run(settings, lambda _: None)
+    (outcome,) = runs.run(settings, lambda _: None)
     assert not outcome.failed
     assert server.documents[place]["properties"]["title"] != "from an attempt that died"
     assert take_census(settings, checksums=True).clean
@@ -157,7 +157,7 @@ def test_a_source_that_does_not_answer_in_time_ends_the_run_with_its_name(
     monkeypatch.setattr(catalog, "TIMEOUT_S", (0.2, 0.2))
     slow = settings.model_copy(update={"source": server.url, "catalog_url": None})
     with pytest.raises(PancrafterError, match=server.url):
-        steps.run(slow, lambda _: None)
+        runs.run(slow, lambda _: None)
     server.wait_s = 0.0
-    (outcome,) = steps.run(settings, lambda _: None)
+    (outcome,) = runs.run(settings, lambda _: None)
     assert not outcome.failed

@@ -11,9 +11,11 @@ from pathlib import Path
 import pytest
 from small_archive import add_scene
 
-from pancrafter import steps
+from pancrafter import discovery, runs
+from pancrafter.ledger import open_ledger
 from pancrafter.plan import Budget, OverBudgetError, check_budget, make_plan
 from pancrafter.selection import Area, SelectionError, made_by, read_ids, windows, windows_of
+from pancrafter.sensors import contracts_of
 from pancrafter.settings import Settings
 
 
@@ -26,12 +28,12 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> Settings:
     settings = Settings(
         source=str(root / "source"), sink=str(root / "sink"), state_dir=str(root / "state"), workers=0, block_px=128
     )
-    steps.run(settings.model_copy(update={"ids": ("day-1",)}), lambda _: None)
+    runs.run(settings.model_copy(update={"ids": ("day-1",)}), lambda _: None)
     return settings
 
 
 def _keys(settings: Settings) -> list[str]:
-    return sorted(entry.item_id for entry in steps.look(settings, steps.contracts_of(settings)))
+    return sorted(entry.item_id for entry in discovery.look(settings, contracts_of(settings)))
 
 
 def _area(path: Path, west: float, south: float) -> str:
@@ -97,7 +99,7 @@ def test_an_open_period_ends_now_wherever_the_machine_stands(monkeypatch: pytest
 
 def test_plan_counts_bytes_as_staging_does_and_knows_measured_rates(archive: Settings) -> None:
     first = make_plan(archive.model_copy(update={"ids": ("day-1",), "state_dir": archive.state_dir + "-none"}))
-    with steps.open_ledger(archive) as ledger:
+    with open_ledger(archive) as ledger:
         (row,) = [row for row in ledger.rows() if row.key.item_id == "day-1"]
         (rate,) = ledger.rates()
     assert first.pixel_bytes == pytest.approx(row.measures["bytes_read"], rel=0.05)

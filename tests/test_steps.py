@@ -17,17 +17,18 @@ import rioxarray
 from rio_cogeo import cog_validate
 from small_archive import GSD_M, RATIO, add_scene, backdate, classical_contracts, write_raster
 
-from pancrafter import steps
+from pancrafter import discovery, runs, steps
 from pancrafter.access import Access
 from pancrafter.census import take_census
 from pancrafter.changes import ChangeFeed
 from pancrafter.compute import Compute
 from pancrafter.errors import SinkError, SourceError, UnexpectedError
-from pancrafter.ledger import Ledger, SceneKey, State
+from pancrafter.ledger import Ledger, SceneKey, State, open_ledger
 from pancrafter.model.names import DEFAULT_WEIGHTS, weights_path
 from pancrafter.models import products_of
 from pancrafter.plan import make_plan
 from pancrafter.publish import StaticSink
+from pancrafter.sensors import contracts_of
 from pancrafter.settings import Settings
 from pancrafter.sweep import sweep
 from pancrafter.types import Refusal, Scene
@@ -59,7 +60,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory):
     for name, scene in bad.items():
         _SPOILERS[name](scene)
     settings = _settings(root)
-    outcomes = steps.run(settings, _silent)
+    outcomes = runs.run(settings, _silent)
     return settings, {outcome.key.split("/")[1]: outcome for outcome in outcomes}
 
 
@@ -169,8 +170,8 @@ def test_bad_scene_fails_with_a_message_and_publishes_nothing(finished, name: st
 
 def test_second_run_has_nothing_to_do(finished) -> None:
     settings, _ = finished
-    with steps.open_ledger(settings) as ledger:
-        found = steps.discover(settings, ledger)
+    with open_ledger(settings) as ledger:
+        found = discovery.discover(settings, ledger)
         counts = ledger.counts(settings.sink)
     assert found.eligible == ()
     assert counts[State.CONFIRMED] == 1
@@ -193,20 +194,20 @@ def test_mended_scene_is_found_again(finished, tmp_path: Path) -> None:
     moved = _settings(tmp_path)
     add_scene(tmp_path / "fresh", "missing", seed=4, side_px=128, day=3)
     shutil.copy(tmp_path / "fresh/files/missing/ms.tif", source / "files/missing/ms.tif")
-    with steps.open_ledger(moved) as ledger:
-        found = steps.discover(moved, ledger)
+    with open_ledger(moved) as ledger:
+        found = discovery.discover(moved, ledger)
     assert "geoeye-1/missing" in found.eligible
 
 
 def test_output_that_vanished_is_made_again(tmp_path: Path) -> None:
     add_scene(tmp_path / "source", "scene", side_px=128)
     settings = _settings(tmp_path)
-    steps.run(settings, _silent)
-    with steps.open_ledger(settings) as ledger:
-        assert steps.discover(settings, ledger).eligible == ()
+    runs.run(settings, _silent)
+    with open_ledger(settings) as ledger:
+        assert discovery.discover(settings, ledger).eligible == ()
     shutil.rmtree(settings.sink)
-    with steps.open_ledger(settings) as ledger:
-        assert steps.discover(settings, ledger).eligible == ("geoeye-1/scene",)
+    with open_ledger(settings) as ledger:
+        assert discovery.discover(settings, ledger).eligible == ("geoeye-1/scene",)
 
 
 def test_what_was_planned_is_measured_in_the_ledger_and_in_the_item(tmp_path: Path) -> None:
@@ -215,10 +216,10 @@ def test_what_was_planned_is_measured_in_the_ledger_and_in_the_item(tmp_path: Pa
         add_scene(tmp_path / "source", f"day-{day}", side_px=256, seed=day, day=day)
     classical_contracts(tmp_path / "contracts")
     settings = _settings(tmp_path, price_per_hour=36.0, contracts_dir=str(tmp_path / "contracts"))
-    steps.run(settings.model_copy(update={"ids": ("day-1",)}), _silent)
+    runs.run(settings.model_copy(update={"ids": ("day-1",)}), _silent)
     planned = make_plan(settings.model_copy(update={"ids": ("day-2",)}))
-    steps.run(settings, _silent)
-    with steps.open_ledger(settings) as ledger:
+    runs.run(settings, _silent)
+    with open_ledger(settings) as ledger:
         (row,) = [row for row in ledger.rows() if row.key.item_id == "day-2"]
     measured, cost = row.measures, _item_of(settings, "day-2")["properties"]["pancrafter:cost"]
     assert planned.pixel_bytes == measured["bytes_read"] == cost["bytes_read"]
@@ -249,7 +250,7 @@ def test_an_error_nobody_foresaw_counts_and_the_run_goes_on(tmp_path: Path, capl
         if "day-1: staging" in text:
             raise TypeError("nobody thought of this")
 
-    first, second = steps.run(settings, defect)
+    first, second = runs.run(settings, defect)
     assert (first.key, first.verdict) == ("geoeye-1/day-1", "retry later")
     assert first.reason == "scene geoeye-1/day-1: TypeError: nobody thought of this"
     assert (second.key, second.failed) == ("geoeye-1/day-2", False)
@@ -286,7 +287,7 @@ def test_providers_that_are_none_are_left_out(tmp_path: Path) -> None:
         item["properties"]["providers"] = found
         path.write_text(json.dumps(item))
         settings = _settings(tmp_path, sink=str(tmp_path / f"sink-{number}"), contracts_dir=str(tmp_path / "contracts"))
-        (outcome,) = steps.run(settings, _silent)
+        (outcome,) = runs.run(settings, _silent)
         assert not outcome.failed, outcome.reason
         published = json.loads(Path(outcome.item_href).read_text())
         collection = json.loads((Path(settings.sink) / "geoeye-1-sharpened" / "collection.json").read_text())
@@ -298,11 +299,11 @@ def test_providers_that_are_none_are_left_out(tmp_path: Path) -> None:
 def test_new_content_supersedes_the_old_item(tmp_path: Path) -> None:
     scene = add_scene(tmp_path / "source", "scene", side_px=128)
     settings = _settings(tmp_path)
-    (first,) = steps.run(settings, _silent)
+    (first,) = runs.run(settings, _silent)
     with rasterio.open(scene.pan) as source:
         values = source.read()
     write_raster(scene.pan, values + 3, GSD_M)
-    (second,) = steps.run(settings, _silent)
+    (second,) = runs.run(settings, _silent)
     old, new = (json.loads(Path(outcome.item_href).read_text()) for outcome in (first, second))
     assert old["id"] != new["id"]
     assert old["properties"]["deprecated"] is True
@@ -314,11 +315,11 @@ def test_period_and_area_limit_what_is_done(tmp_path: Path) -> None:
     for day in (1, 2, 3):
         add_scene(tmp_path / "source", f"day-{day}", side_px=128, seed=day, day=day)
     inside = _settings(tmp_path, since=datetime(2025, 5, 2, tzinfo=UTC), until=datetime(2025, 5, 2, 12, tzinfo=UTC))
-    with steps.open_ledger(inside) as ledger:
-        assert steps.discover(inside, ledger).eligible == ("geoeye-1/day-2",)
+    with open_ledger(inside) as ledger:
+        assert discovery.discover(inside, ledger).eligible == ("geoeye-1/day-2",)
     elsewhere = _settings(tmp_path, bbox=(100.0, 10.0, 101.0, 11.0))
-    with steps.open_ledger(elsewhere) as ledger:
-        assert steps.discover(elsewhere, ledger).eligible == ()
+    with open_ledger(elsewhere) as ledger:
+        assert discovery.discover(elsewhere, ledger).eligible == ()
 
 
 def test_a_look_for_what_is_new_takes_what_was_left_over(tmp_path: Path) -> None:
@@ -331,13 +332,13 @@ def test_a_look_for_what_is_new_takes_what_was_left_over(tmp_path: Path) -> None
     night = settings.model_copy(
         update={"new_since": now - timedelta(days=10), "contracts_dir": str(tmp_path / "contracts")}
     )
-    with steps.open_ledger(settings) as ledger:
+    with open_ledger(settings) as ledger:
 
         def to_do(**limits) -> tuple[str, ...]:
-            return steps.discover(night.model_copy(update=limits), ledger).eligible
+            return discovery.discover(night.model_copy(update=limits), ledger).eligible
 
         assert to_do() == (), "not found yet, and old"
-        steps.discover(settings, ledger)
+        discovery.discover(settings, ledger)
         recipes = {row.recipe for row in ledger.rows()}
         assert to_do(bbox=(100.0, 10.0, 101.0, 11.0)) == ()
         assert to_do(collections=("others",)) == ()
@@ -347,7 +348,7 @@ def test_a_look_for_what_is_new_takes_what_was_left_over(tmp_path: Path) -> None
         assert to_do() == ("geoeye-1/day-1", "geoeye-1/day-2")
         assert not recipes & {row.recipe for row in ledger.rows()}, "by the present recipe"
         add_scene(tmp_path / "source", "new", side_px=128, seed=3, acquired=now)
-        found = steps.discover(night, ledger)
+        found = discovery.discover(night, ledger)
         assert (found.eligible, found.left_over) == (("geoeye-1/new", "geoeye-1/day-1", "geoeye-1/day-2"), 2)
         assert to_do(limit=1) == ("geoeye-1/new",)
         (first,) = (row for row in ledger.rows() if row.key.item_id == "day-1")
@@ -363,16 +364,16 @@ def test_source_that_cannot_be_searched(tmp_path: Path, source: str, message: st
     (tmp_path / "plain").mkdir()
     (tmp_path / "plain" / "catalog.json").write_text('{"hello": "world"}')
     settings = _settings(tmp_path, source=source.format(tmp=tmp_path))
-    with steps.open_ledger(settings) as ledger, pytest.raises(SourceError, match=message):
-        steps.discover(settings, ledger)
+    with open_ledger(settings) as ledger, pytest.raises(SourceError, match=message):
+        discovery.discover(settings, ledger)
 
 
 def test_sink_that_cannot_be_written(tmp_path: Path) -> None:
     add_scene(tmp_path / "source", "scene", side_px=128)
     (tmp_path / "sink").write_text("a file, not a folder")
     settings = _settings(tmp_path)
-    with steps.open_ledger(settings) as ledger, pytest.raises(SinkError, match="sink"):
-        steps.discover(settings, ledger)
+    with open_ledger(settings) as ledger, pytest.raises(SinkError, match="sink"):
+        discovery.discover(settings, ledger)
     assert (tmp_path / "sink").read_text() == "a file, not a folder"
 
 
@@ -380,13 +381,13 @@ def test_lease_of_a_dead_process_is_freed(tmp_path: Path) -> None:
     add_scene(tmp_path / "source", "scene", side_px=128)
     settings = _settings(tmp_path)
     host = steps.lease_owner().split("/")[0]
-    with steps.open_ledger(settings) as ledger:
-        steps.discover(settings, ledger)
+    with open_ledger(settings) as ledger:
+        discovery.discover(settings, ledger)
         (row,) = ledger.rows(sink=settings.sink)
         assert ledger.claim(row.key, f"{host}/999999/1", 900, recipe=row.recipe) is not None
-        assert steps.discover(settings, ledger).eligible == ("geoeye-1/scene",)
+        assert discovery.discover(settings, ledger).eligible == ("geoeye-1/scene",)
         assert ledger.claim(row.key, steps.lease_owner(), 900, recipe=row.recipe) is not None
-        assert steps.discover(settings, ledger).eligible == ()
+        assert discovery.discover(settings, ledger).eligible == ()
 
 
 def test_publishing_goes_on_where_the_feed_gave_no_answer(tmp_path: Path) -> None:
@@ -396,8 +397,8 @@ def test_publishing_goes_on_where_the_feed_gave_no_answer(tmp_path: Path) -> Non
     settings, compute = _settings(tmp_path, contracts_dir=str(tmp_path / "contracts")), Compute()
     (tmp_path / "sink").mkdir()
     (tmp_path / "sink" / "changes").write_text("in the way of the feed")
-    with steps.open_ledger(settings) as ledger:
-        (key,) = steps.discover(settings, ledger).eligible
+    with open_ledger(settings) as ledger:
+        (key,) = discovery.discover(settings, ledger).eligible
         with steps.claimed(ledger, key, settings, _silent) as work:
             staged = steps.stage(work, settings, compute, ledger)
             sharpened = steps.sharpen(work, staged, settings, compute, ledger, _silent)
@@ -449,10 +450,10 @@ def test_whole_path_to_s3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         S3FileSystem(skip_instance_cache=True).call_s3("create_bucket", Bucket="sharp")
         add_scene(tmp_path / "source", "scene", side_px=128)
         settings = _settings(tmp_path, sink="s3://sharp/catalog")
-        (outcome,) = steps.run(settings, _silent)
+        (outcome,) = runs.run(settings, _silent)
         assert outcome.item_href.startswith("s3://sharp/catalog/geoeye-1-sharpened/")
-        with steps.open_ledger(settings) as ledger:
-            assert steps.discover(settings, ledger).eligible == ()
+        with open_ledger(settings) as ledger:
+            assert discovery.discover(settings, ledger).eligible == ()
     finally:
         server.stop()
         S3FileSystem.clear_instance_cache()
@@ -460,15 +461,17 @@ def test_whole_path_to_s3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 _ON_A_FULL_DISK = """
 import resource, signal, sys
-from pancrafter import steps
+from pancrafter import discovery, runs, steps
+from pancrafter.ledger import open_ledger
+from pancrafter.sensors import contracts_of
 from pancrafter.settings import Settings
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 settings = Settings.model_validate_json(sys.argv[1])
-with steps.open_ledger(settings) as ledger:
-    steps.discover(settings, ledger)
+with open_ledger(settings) as ledger:
+    discovery.discover(settings, ledger)
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), resource.RLIM_INFINITY))
 try:
-    steps.run(settings, print)
+    runs.run(settings, print)
 except steps.PancrafterError as error:
     print(type(error.__cause__).__name__, error)
     sys.exit(2)
@@ -484,9 +487,9 @@ def test_full_disk_stops_the_run_and_loses_nothing(tmp_path: Path) -> None:
     assert full.returncode == 2, full.stdout + full.stderr
     assert "SinkError" in full.stdout
     assert not list((tmp_path / "sink").rglob("*.json")) or not list((tmp_path / "sink").rglob("*.tif"))
-    with steps.open_ledger(settings) as ledger:
-        assert steps.discover(settings, ledger).eligible == ("geoeye-1/scene",)
-    (outcome,) = steps.run(settings, _silent)
+    with open_ledger(settings) as ledger:
+        assert discovery.discover(settings, ledger).eligible == ("geoeye-1/scene",)
+    (outcome,) = runs.run(settings, _silent)
     assert outcome.verdict in {"published", "fallback"}
 
 
@@ -504,25 +507,25 @@ def _slashed_source(root: Path, **changes: str) -> Settings:
 
 def test_item_whose_id_holds_a_slash_is_published_once(tmp_path: Path) -> None:
     settings = _slashed_source(tmp_path, id="2025/S1")
-    assert [outcome.verdict for outcome in steps.run(settings, _silent)] == ["published"]
+    assert [outcome.verdict for outcome in runs.run(settings, _silent)] == ["published"]
     (item,) = StaticSink(settings.sink).items("geoeye-1-sharpened")
     assert item["id"].startswith("2025_S1_psh-")
     assert item["properties"]["pancrafter:source"]["item_id"] == "2025/S1"
-    assert steps.run(settings, _silent) == []
+    assert runs.run(settings, _silent) == []
     assert take_census(settings, checksums=True).clean
 
 
 def test_item_that_was_published_under_an_id_with_a_slash_is_superseded_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings, make_id = _slashed_source(tmp_path, id="2025/S1"), steps.output_item_id
+    settings, make_id = _slashed_source(tmp_path, id="2025/S1"), discovery.output_item_id
     with monkeypatch.context() as patch:  # as earlier versions called it
-        patch.setattr(steps, "output_item_id", lambda *given: make_id(*given).replace("2025_S1", "2025/S1"))
-        steps.run(settings, _silent)
-    assert [outcome.verdict for outcome in steps.run(settings, _silent)] == ["published"]
+        patch.setattr(discovery, "output_item_id", lambda *given: make_id(*given).replace("2025_S1", "2025/S1"))
+        runs.run(settings, _silent)
+    assert [outcome.verdict for outcome in runs.run(settings, _silent)] == ["published"]
     states = {item["id"]: "deprecated" in item["properties"] for item in StaticSink(settings.sink).items()}
     assert sorted((name[:8], old) for name, old in states.items()) == [("2025/S1_", True), ("2025_S1_", False)]
-    assert steps.run(settings, _silent) == []
+    assert runs.run(settings, _silent) == []
     assert {(leftover.place, leftover.name) for leftover in sweep(settings).removed} <= {
         ("staged", "2025"),
         ("attempts", "2025"),
@@ -532,7 +535,7 @@ def test_item_that_was_published_under_an_id_with_a_slash_is_superseded_once(
 
 def test_collection_whose_id_holds_a_slash_is_refused(tmp_path: Path) -> None:
     settings = _slashed_source(tmp_path, collection="org/geoeye-1")
-    (outcome,) = steps.run(settings, _silent)
+    (outcome,) = runs.run(settings, _silent)
     assert outcome.verdict == "refused"
     assert "the collection 'org/geoeye-1' holds a slash" in outcome.reason
     assert take_census(settings).clean
@@ -547,14 +550,14 @@ def test_report_page_of_a_run_that_stopped(tmp_path: Path) -> None:
         add_scene(tmp_path / "source", f"day-{day}", side_px=128, seed=day, day=day)
     classical_contracts(tmp_path / "contracts")
     settings = _settings(tmp_path, contracts_dir=str(tmp_path / "contracts"))
-    with steps.open_ledger(settings) as ledger:
-        steps.discover(settings, ledger)
+    with open_ledger(settings) as ledger:
+        discovery.discover(settings, ledger)
         in_the_way = next(row.output_item_id for row in ledger.rows() if row.key.item_id == "day-2")
     folder = Path(settings.sink) / "geoeye-1-sharpened"
     folder.mkdir(parents=True)
     (folder / str(in_the_way)).touch()
-    with pytest.raises(steps.RunStoppedError, match="day-2"):
-        steps.run(settings, _silent)
+    with pytest.raises(runs.RunStoppedError, match="day-2"):
+        runs.run(settings, _silent)
     page = (Path(settings.sink) / "report.html").read_text()
     assert "<b>1</b>published" in page
     assert "The run stopped before its end" in page
@@ -565,11 +568,11 @@ def test_report_page_lists_the_first_of_many_refusals_and_counts_all(tmp_path: P
     refusals = [
         Refusal(collection="c", item_id=f"item-{number:03}", code="no_pan", reason="no PAN") for number in range(300)
     ]
-    with steps.open_ledger(settings) as ledger:
+    with open_ledger(settings) as ledger:
         ledger.record_found(settings.sink, refusals)
-        steps.leave_report(settings, ledger, datetime(2025, 1, 1, tzinfo=UTC), lines.append)
+        runs.leave_report(settings, ledger, datetime(2025, 1, 1, tzinfo=UTC), lines.append)
         page = (Path(settings.sink) / "report.html").read_text()
-        steps.leave_report(settings, ledger, datetime(2125, 1, 1, tzinfo=UTC), lines.append)
+        runs.leave_report(settings, ledger, datetime(2125, 1, 1, tzinfo=UTC), lines.append)
     assert "<b>300</b>refused" in page
     assert page.count("ledger why c/item-") == 200
     assert "and 100 more" in page
@@ -588,8 +591,8 @@ def test_path_to_weights_is_no_part_of_recipe_and_item(tmp_path: Path, monkeypat
     shutil.copyfile(weights_path(DEFAULT_WEIGHTS), "B.v2.safetensors")
     spellings = ("B.v2.safetensors", "./B.v2.safetensors", f"{home}/B.v2.safetensors")
     first, *others = [_settings(tmp_path, weights=weights) for weights in spellings]
-    assert [outcome.verdict for outcome in steps.run(first, _silent)] == ["published"]
-    assert [steps.run(settings, _silent) for settings in others] == [[], []]
+    assert [outcome.verdict for outcome in runs.run(first, _silent)] == ["published"]
+    assert [runs.run(settings, _silent) for settings in others] == [[], []]
     sink = StaticSink(first.sink)
     (item,) = sink.items("geoeye-1-sharpened")
     assert item["properties"]["pancrafter:recipe"]["weights"] == "B.v2"
@@ -601,6 +604,6 @@ def test_weights_chosen_by_name_keep_it_in_the_recipe(tmp_path: Path) -> None:
     """Their products would be made again otherwise."""
     add_scene(tmp_path / "source", "S1", side_px=128)
     settings = _settings(tmp_path)
-    contracts = steps.contracts_of(settings)
-    (scene,) = [entry for entry in steps.look(settings, contracts) if isinstance(entry, Scene)]
-    assert steps.planned_recipe(scene, settings, contracts).weights == DEFAULT_WEIGHTS
+    contracts = contracts_of(settings)
+    (scene,) = [entry for entry in discovery.look(settings, contracts) if isinstance(entry, Scene)]
+    assert discovery.planned_recipe(scene, settings, contracts).weights == DEFAULT_WEIGHTS

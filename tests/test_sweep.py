@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from small_archive import add_scene, classical_contracts
 
-from pancrafter import steps
+from pancrafter import runs, steps
 from pancrafter.census import take_census
-from pancrafter.ledger import Lease, Ledger, SceneKey, Standing, State
+from pancrafter.ledger import Lease, Ledger, SceneKey, Standing, State, open_ledger
 from pancrafter.processes import lease_owner
 from pancrafter.publish import StaticSink
 from pancrafter.settings import Settings
@@ -54,7 +54,7 @@ def _item_id(settings: Settings) -> str:
 
 
 def _claim_again(settings: Settings) -> Lease:
-    with steps.open_ledger(settings) as ledger:
+    with open_ledger(settings) as ledger:
         ledger.redrive([_key(settings)])
         row = ledger.show(_key(settings))
         assert row is not None
@@ -64,14 +64,14 @@ def _claim_again(settings: Settings) -> Lease:
 
 
 def _confirm(settings: Settings, lease: Lease) -> None:
-    with steps.open_ledger(settings) as ledger:
+    with open_ledger(settings) as ledger:
         for state in (State.STAGED, State.SHARPENED, State.ASSESSED, State.PUBLISHED, State.CONFIRMED):
             ledger.advance(lease, state)
 
 
 def test_item_that_is_published_while_names_are_listed(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     """The worker's assets are there when the sweep lists; it writes the item and confirms before the ledger is read."""
-    steps.run(settings, _silent)
+    runs.run(settings, _silent)
     lease, item_id = _claim_again(settings), _item_id(settings)
     item = Path(settings.sink) / COLLECTION / item_id / f"{item_id}.json"
     document = item.read_bytes()
@@ -94,7 +94,7 @@ def test_item_that_is_published_while_names_are_listed(settings: Settings, monke
 def test_scene_that_is_claimed_after_its_leftovers_were_found(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    steps.run(settings, _silent)
+    runs.run(settings, _silent)
     item_id = _item_id(settings)
     store = Path(settings.state_dir) / "staged" / steps.store_name(item_id, settings.sink)
     orphan = Path(settings.sink) / COLLECTION / item_id / "mask-old-00000000.tif"
@@ -120,7 +120,7 @@ def test_scene_that_is_claimed_after_its_leftovers_were_found(
 
 def test_store_and_attempt_of_another_sink_in_the_same_state_folder(settings: Settings, tmp_path: Path) -> None:
     other = settings.model_copy(update={"sink": str(tmp_path / "other-sink")})
-    steps.run(settings, _silent)
+    runs.run(settings, _silent)
     lease = _claim_again(settings)
     item_id, state = _item_id(settings), Path(settings.state_dir)
     work = (
@@ -130,7 +130,7 @@ def test_store_and_attempt_of_another_sink_in_the_same_state_folder(settings: Se
     for folder in work:
         folder.mkdir()
     assert sweep(other).removed == ()
-    assert [outcome.verdict for outcome in steps.run(other, _silent)] == ["published"]
+    assert [outcome.verdict for outcome in runs.run(other, _silent)] == ["published"]
     assert sweep(settings).removed == ()
     assert all(folder.is_dir() for folder in work)
     _confirm(settings, lease)
@@ -139,7 +139,7 @@ def test_store_and_attempt_of_another_sink_in_the_same_state_folder(settings: Se
 
 
 def test_names_of_earlier_versions_go_when_nobody_works_on_the_scene(settings: Settings) -> None:
-    steps.run(settings, _silent)
+    runs.run(settings, _silent)
     lease = _claim_again(settings)
     item_id, state = _item_id(settings), Path(settings.state_dir)
     old = (state / "staged" / f"{item_id}.zarr", state / "attempts" / f"{item_id}.{lease.fence}")

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from small_archive import add_scene, classical_contracts
 
-from pancrafter import publish, steps
+from pancrafter import discovery, publish, runs, steps, withdrawal
 from pancrafter.changes import ChangeFeed
 from pancrafter.errors import InvalidSceneError, LeaseLostError
-from pancrafter.ledger import Ledger, SceneKey, State
+from pancrafter.ledger import Ledger, SceneKey, State, open_ledger
 from pancrafter.publish import StaticSink
 from pancrafter.settings import Settings
 
@@ -34,7 +34,7 @@ def published(tmp_path: Path) -> Settings:
         workers=0,
         block_px=128,
     )
-    steps.run(settings, _silent)
+    runs.run(settings, _silent)
     return settings
 
 
@@ -43,7 +43,7 @@ def key_of(settings: Settings) -> SceneKey:
 
 
 def withdraw(settings: Settings, ledger: Ledger) -> tuple[str, ...]:
-    return steps.withdraw(key_of(settings), "licence", settings, ledger)
+    return withdrawal.withdraw(key_of(settings), "licence", settings, ledger)
 
 
 def events_of(settings: Settings) -> list[tuple[str, str | None]]:
@@ -67,7 +67,7 @@ def test_an_interrupted_withdrawal_is_finished_by_repeating_it(
     published: Settings, monkeypatch: pytest.MonkeyPatch, where: type, what: str
 ) -> None:
     (item_id,) = StaticSink(published.sink).item_ids(COLLECTION)
-    with steps.open_ledger(published) as ledger:
+    with open_ledger(published) as ledger:
         monkeypatch.setattr(where, what, _power_cut)
         with pytest.raises(KeyboardInterrupt):
             withdraw(published, ledger)
@@ -80,23 +80,23 @@ def test_an_interrupted_withdrawal_is_finished_by_repeating_it(
     assert events_of(published) == [("new", None), ("withdrawn", "licence")]
     assert not [path for path in (Path(published.sink) / COLLECTION / item_id).iterdir() if path.is_file()]
     assert StaticSink(published.sink).item_ids(COLLECTION) == ()
-    assert steps.run(published, _silent) == []
+    assert runs.run(published, _silent) == []
 
 
 def test_what_readers_see_is_withdrawn_while_a_newer_version_waits(published: Settings) -> None:
     (item_id,) = StaticSink(published.sink).item_ids(COLLECTION)
     contract = Path(published.contracts_dir or "") / "geoeye-1.yaml"
     contract.write_text(contract.read_text().replace("title: ", "title: New ", 1))
-    with steps.open_ledger(published) as ledger:
-        assert steps.discover(published, ledger).eligible == ("geoeye-1/S1",)
+    with open_ledger(published) as ledger:
+        assert discovery.discover(published, ledger).eligible == ("geoeye-1/S1",)
         assert withdraw(published, ledger) == (item_id,)
-        assert steps.discover(published, ledger).eligible == ()
+        assert discovery.discover(published, ledger).eligible == ()
     assert StaticSink(published.sink).item_ids(COLLECTION) == ()
     assert events_of(published)[-1] == ("withdrawn", "licence")
 
 
 def test_a_scene_in_work_is_not_withdrawn(published: Settings) -> None:
-    with steps.open_ledger(published) as ledger:
+    with open_ledger(published) as ledger:
         key = key_of(published)
         ledger.redrive([key])
         with (
@@ -109,7 +109,7 @@ def test_a_scene_in_work_is_not_withdrawn(published: Settings) -> None:
 
 def test_a_scene_that_was_never_published_has_nothing_to_withdraw(published: Settings) -> None:
     add_scene(Path(published.source), "S2", side_px=128, seed=2)
-    with steps.open_ledger(published) as ledger:
-        steps.discover(published, ledger)
+    with open_ledger(published) as ledger:
+        discovery.discover(published, ledger)
         with pytest.raises(InvalidSceneError, match="has no published item"):
-            steps.withdraw(key_of(published).model_copy(update={"item_id": "S2"}), "licence", published, ledger)
+            withdrawal.withdraw(key_of(published).model_copy(update={"item_id": "S2"}), "licence", published, ledger)

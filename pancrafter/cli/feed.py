@@ -123,11 +123,11 @@ def withdraw(
 ) -> None:
     """Take the published item of a source scene out of the catalog; the scene is not made again by itself."""
     settings = settings_from(sink=sink, state_dir=state_dir)
-    from pancrafter import steps
+    from pancrafter import withdrawal
 
     with existing_ledger(state_dir) as ledger:
         key = one_row(ledger, scene, settings.sink).key
-        item_ids = steps.withdraw(key, reason, settings, ledger)
+        item_ids = withdrawal.withdraw(key, reason, settings, ledger)
     for item_id in item_ids:
         typer.echo(f"{item_id}: withdrawn")
     if not item_ids:

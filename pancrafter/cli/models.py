@@ -8,14 +8,13 @@ from typing import Annotated
 import typer
 
 from pancrafter.cli.app import app
+from pancrafter.cli.pipeline import carry_out
 from pancrafter.cli.shared import (
-    SCENE_FAILED,
     DeviceOption,
     JsonOption,
     OptionError,
     SinkOption,
     StateDirOption,
-    console_for_tables,
     line_reporter,
     note,
     on_device,
@@ -89,9 +88,9 @@ def models_remake(
     Runs with other weights would turn them back: give later runs the same --weights.
     """
     settings = settings_from(sink=sink, state_dir=state_dir, weights=weights, device=device)
-    from pancrafter import steps
+    from pancrafter import runs
 
-    made = steps.plan_remake(name, settings)
+    made = runs.plan_remake(name, settings)
     if plan:
         if as_json:
             print_json(made.model_dump(mode="json"))
@@ -107,11 +106,5 @@ def models_remake(
         return
     if as_json:
         raise OptionError("--json: only together with --plan; see `pancrafter run --json FILE` for runs")
-    from pancrafter.summary import print_summary
-
-    outcomes = steps.remake(made, on_device(settings), line_reporter())
-    if outcomes:
-        print_summary(console_for_tables(), outcomes, settings.sink)
-    else:
-        typer.echo("nothing to do")
-    raise typer.Exit(SCENE_FAILED if any(outcome.failed for outcome in outcomes) else 0)
+    settings, report = on_device(settings), line_reporter()
+    carry_out(settings, lambda: runs.remake(made, settings, report))

@@ -65,10 +65,10 @@ def run(search: Search, work: Work, *, json_file: JsonFileOption = None) -> None
     """Find scenes, sharpen them, and publish them to an output catalog; what is done already is left alone."""
     settings = search.settings(**asdict(work))
     require_writable(json_file)
-    from pancrafter import steps
+    from pancrafter import runs
 
     settings, report = on_device(settings), line_reporter()
-    _work(settings, lambda: steps.run(settings, report), json_file)
+    carry_out(settings, lambda: runs.run(settings, report), json_file)
 
 
 @app.command()
@@ -114,19 +114,19 @@ def backfill(
     check_budget(made, budget)
     if plan_only:
         return
-    from pancrafter import steps
+    from pancrafter import runs
 
     settings, report, started = on_device(settings), line_reporter(), datetime.now(UTC)
 
     def work_on(piece: Settings) -> list[Outcome]:
-        return steps.run(piece, report, since=started)
+        return runs.run(piece, report, since=started)
 
-    _work(settings, lambda: work_through(settings, window_days, work_on), json_file)
+    carry_out(settings, lambda: work_through(settings, window_days, work_on), json_file)
 
 
-def _work(settings: Settings, work: Callable[[], list[Outcome]], json_file: Path | None) -> NoReturn:
+def carry_out(settings: Settings, work: Callable[[], list[Outcome]], json_file: Path | None = None) -> NoReturn:
     """Do it, show what became of every scene, and end with the exit code that says it."""
-    from pancrafter.steps import RunStoppedError
+    from pancrafter.runs import RunStoppedError
 
     try:
         outcomes = work()

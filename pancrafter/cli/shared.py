@@ -298,7 +298,7 @@ def split_names(text: str | None) -> list[str] | None:
 
 def contracts_from(contracts_dir: str | None) -> dict[str, Any]:
     """Bundled sensor contracts and those of the folder in the option or the environment."""
-    from pancrafter.steps import contracts_of
+    from pancrafter.sensors import contracts_of
 
     return dict(contracts_of(settings_from(contracts_dir=contracts_dir)))
 
@@ -385,6 +385,6 @@ def write_json(path: Path, value: Any) -> None:  # Any: plain JSON
 
 def ledger_of(settings: Settings) -> Ledger:
     """The ledger that the settings name, opened late."""
-    from pancrafter.steps import open_ledger
+    from pancrafter.ledger import open_ledger
 
     return open_ledger(settings)

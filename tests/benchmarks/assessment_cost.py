@@ -16,7 +16,8 @@ import numpy as np
 import rasterio
 from small_archive import GSD_M, RATIO, add_scene, write_raster
 
-from pancrafter import steps
+from pancrafter import runs
+from pancrafter.ledger import open_ledger
 from pancrafter.settings import Settings
 
 PATCH_PX = 1024
@@ -41,8 +42,8 @@ def main() -> None:
             state_dir=str(root / "state"),
             workers=options.workers,
         )
-        (outcome,) = steps.run(settings, lambda _: None)
-        with steps.open_ledger(settings) as ledger:
+        (outcome,) = runs.run(settings, lambda _: None)
+        with open_ledger(settings) as ledger:
             (row,) = ledger.find("large")
         sharpen, assess = (row.measures[f"{name}_seconds"] for name in ("sharpen", "assess"))
         print(f"{options.side} x {options.side} px, {options.workers} workers: {outcome.verdict} {outcome.reason}")  # noqa: T201

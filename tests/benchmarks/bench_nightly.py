@@ -115,8 +115,9 @@ def compare(known: Mapping[str, str], ledger: Mapping[str, str]) -> dict[str, in
 
 def night(source: str, folder: Path, changed_since: datetime | None) -> Body:
     """Plan, then search and sharpen what may be, in this process."""
-    from pancrafter import steps
+    from pancrafter import runs
     from pancrafter.access import Access
+    from pancrafter.ledger import open_ledger
     from pancrafter.plan import make_plan
     from pancrafter.settings import Settings
 
@@ -133,9 +134,9 @@ def night(source: str, folder: Path, changed_since: datetime | None) -> Body:
     began = time.perf_counter()
     plan = make_plan(settings)
     planned = time.perf_counter()
-    outcomes = steps.run(settings, lambda _: None)
+    outcomes = runs.run(settings, lambda _: None)
     ran = time.perf_counter()
-    with steps.open_ledger(settings) as ledger:
+    with open_ledger(settings) as ledger:
         states = {row.item_id: row.state.value for row in ledger.each(settings.sink)}
     processed = {"confirmed": "processed", "held": "processed"}
     return {

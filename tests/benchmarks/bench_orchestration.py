@@ -17,8 +17,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from pancrafter import steps
-from pancrafter.ledger import LedgerRow
+from pancrafter import runs
+from pancrafter.ledger import LedgerRow, open_ledger
 from pancrafter.plan import make_plan
 from pancrafter.settings import Settings
 
@@ -32,8 +32,8 @@ def say(line: dict[str, Any]) -> None:
 
 def rows_after(settings: Settings) -> list[LedgerRow]:
     """Run, and return the scenes that were finished in the output catalog of the settings."""
-    steps.run(settings, lambda _: None)
-    with steps.open_ledger(settings) as ledger:
+    runs.run(settings, lambda _: None)
+    with open_ledger(settings) as ledger:
         return [row for row in ledger.rows(sink=settings.sink) if row.state == "confirmed"]
 
 

@@ -16,8 +16,8 @@ from typing import Any
 
 from small_archive import add_scene
 
-from pancrafter import steps
-from pancrafter.ledger import State
+from pancrafter import runs
+from pancrafter.ledger import State, open_ledger
 from pancrafter.settings import Settings
 from pancrafter.sizing import Archive, Fleet, Rates, forecast, rates_from
 
@@ -39,10 +39,10 @@ def settings_for(folder: Path, source: str) -> Settings:
 def runner(folder: Path, meeting: Any, times: Any) -> None:
     """One process: a scene to warm up, then, together with the others, whatever waits."""
     me = multiprocessing.current_process().name
-    steps.run(settings_for(folder, "warm").model_copy(update={"sink": str(folder / f"warm-{me}")}), lambda _: None)
+    runs.run(settings_for(folder, "warm").model_copy(update={"sink": str(folder / f"warm-{me}")}), lambda _: None)
     meeting.wait()
     start = time.perf_counter()
-    steps.run(settings_for(folder, "other"), lambda _: None)
+    runs.run(settings_for(folder, "other"), lambda _: None)
     times.put((start, time.perf_counter()))
 
 
@@ -53,12 +53,12 @@ def main() -> int:
         for source, sizes in (("known", KNOWN_PX), ("other", OTHER_PX)):
             for k, side in enumerate(sizes):
                 add_scene(folder / source, f"{source}-{k}", side_px=side, seed=k)
-        steps.run(settings_for(folder, "warm"), lambda _: None)
+        runs.run(settings_for(folder, "warm"), lambda _: None)
         known = settings_for(folder, "known")
         start = time.perf_counter()
-        steps.run(known, lambda _: None)
+        runs.run(known, lambda _: None)
         known_s = time.perf_counter() - start
-        with steps.open_ledger(known) as ledger:
+        with open_ledger(known) as ledger:
             rates = rates_from(
                 ledger.rows(sink=known.sink, states=[State.CONFIRMED]),
                 Rates.model_validate(

@@ -24,9 +24,9 @@ from prefect.client.orchestration import get_client
 from prefect.testing.utilities import prefect_test_harness
 from small_archive import add_scene, backdate, classical_contracts
 
-from pancrafter import steps
+from pancrafter import discovery, runs
 from pancrafter.errors import CatalogUnavailableError, LeaseLostError, PancrafterError, SinkError
-from pancrafter.ledger import Ledger, State
+from pancrafter.ledger import Ledger, State, open_ledger
 from pancrafter.publish import StaticSink
 from pancrafter.settings import Settings
 from pancrafter.store import SceneStore
@@ -132,7 +132,7 @@ def test_killed_run_continues_without_recomputing_and_ends_the_same(tmp_path: Pa
         workers=0,
         block_px=128,
     )
-    (outcome,) = steps.run(undisturbed, lambda _: None)
+    (outcome,) = runs.run(undisturbed, lambda _: None)
     assert outcome.verdict in {"published", "fallback"}
     assert np.array_equal(_pixels(tmp_path), _pixels(tmp_path / "other"))
 
@@ -192,8 +192,8 @@ def test_one_scene_by_its_key(tmp_path: Path) -> None:
     settings = _settings(tmp_path)
     classical_contracts(tmp_path / "contracts")
     others = settings.model_copy(update={"contracts_dir": str(tmp_path / "contracts")})
-    with steps.open_ledger(others) as ledger:
-        assert "geoeye-1/day-1" in steps.discover(others, ledger).eligible
+    with open_ledger(others) as ledger:
+        assert "geoeye-1/day-1" in discovery.discover(others, ledger).eligible
     outcome = sharpen_scene("geoeye-1/day-1", settings)
     assert outcome is not None, "who asks for a scene gets it, whatever another run had planned"
     assert outcome.key == "geoeye-1/day-1"
@@ -248,7 +248,7 @@ def test_what_prefect_refuses_is_no_attempt_of_the_scene(tmp_path: Path) -> None
                 nightly(settings)
         finally:
             client.delete_global_concurrency_limit_by_name(GPU_LIMIT)
-    with steps.open_ledger(settings) as ledger:
+    with open_ledger(settings) as ledger:
         (row,) = ledger.rows()
     assert (row.state, row.attempts) == (State.ELIGIBLE, 0)
 
@@ -285,7 +285,7 @@ def test_missed_nights_become_one_window_and_the_webhook_hears_of_it(tmp_path: P
     for seed, (name, days) in enumerate((("yesterday", 1), ("before-the-gap", 21), ("long-ago", 40))):
         add_scene(tmp_path / "source", name, side_px=128, seed=seed, acquired=now - timedelta(days=days))
         backdate(tmp_path / "source", name, now - timedelta(days=days))
-    with steps.open_ledger(settings) as ledger:
+    with open_ledger(settings) as ledger:
         ledger.note_look(settings.sink, settings.source, now - timedelta(days=20), "the last night before the gap")
     with _listening() as (url, heard):
         Webhook(url=url, method="POST", allow_private_urls=True).save("morning", overwrite=True)
@@ -309,8 +309,8 @@ def test_late_deliveries_and_redriven_scenes_are_done_the_next_night(tmp_path: P
     settings = _settings(tmp_path).model_copy(update={"contracts_dir": str(tmp_path / "contracts")})
     add_scene(tmp_path / "source", "redriven", side_px=128, acquired=now - timedelta(days=12))
     backdate(tmp_path / "source", "redriven", now - timedelta(days=12))
-    with steps.open_ledger(settings) as ledger:
-        steps.discover(settings, ledger)
+    with open_ledger(settings) as ledger:
+        discovery.discover(settings, ledger)
         ledger.mark_refused(ledger.rows()[0].key, "by hand", "cloudy")
     assert nightly(settings, lookback_days=10) == []
     redrive(settings, states=("refused",))

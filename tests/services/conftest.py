@@ -14,7 +14,7 @@ import pytest
 from real_stack import is_of, need_servers
 from small_archive import add_scene
 
-from pancrafter import steps
+from pancrafter import runs, steps
 from pancrafter.settings import Settings
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -79,4 +79,4 @@ def settings(urls: dict[str, str]) -> Settings:
 
 @pytest.fixture(scope="package")
 def outcomes(settings: Settings) -> list[steps.Outcome]:
-    return steps.run(settings, lambda _: None)
+    return runs.run(settings, lambda _: None)

@@ -8,7 +8,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from pancrafter import steps
+from pancrafter import runs, steps
 from pancrafter.publish import StaticSink
 from pancrafter.settings import Settings
 from pancrafter.validation import validate_document
@@ -32,7 +32,7 @@ def test_embedded_defaults_and_full_stack_give_identical_files(
     embedded = Settings(
         source=str(archive), sink=str(tmp_path / "out"), state_dir=str(tmp_path / "state"), block_px=128, workers=0
     )
-    assert [outcome.failed for outcome in steps.run(embedded, lambda _: None)] == [False, False]
+    assert [outcome.failed for outcome in runs.run(embedded, lambda _: None)] == [False, False]
     on_servers, here = contents(settings), contents(embedded)
     assert sorted(on_servers) == sorted(here)
     assert len([name for name in here if name.endswith("/sharpened")]) == 2

@@ -14,9 +14,9 @@ import psutil
 import pytest
 from real_stack import is_of
 
-from pancrafter import steps
+from pancrafter import runs, steps
 from pancrafter.errors import CatalogUnavailableError, InvalidSceneError, SinkError
-from pancrafter.ledger import State
+from pancrafter.ledger import State, open_ledger
 from pancrafter.publish import StaticSink
 from pancrafter.settings import Settings
 from pancrafter.stac_api import StacApi
@@ -36,7 +36,7 @@ def found(settings: Settings, **query: Any) -> list[str]:
 
 def test_scenes_are_confirmed_and_found_by_search(settings: Settings, outcomes: list[steps.Outcome]) -> None:
     assert {outcome.key: outcome.failed for outcome in outcomes} == {"geoeye-1/day-1": False, "geoeye-1/day-2": False}
-    with steps.open_ledger(settings) as ledger:
+    with open_ledger(settings) as ledger:
         assert ledger.url.startswith("postgresql+psycopg://")
         assert ledger.counts(settings.sink)[State.CONFIRMED] == 2
     assert found(settings) == ["day-1", "day-2"]
@@ -64,7 +64,7 @@ def test_sending_again_changes_nothing(settings: Settings, outcomes: list[steps.
     before = httpx.get(address).json()["features"]
     assert StacApi(settings.catalog_url).send_all(StaticSink(settings.sink)) == 2
     assert httpx.get(address).json()["features"] == before
-    assert steps.run(settings, lambda _: None) == []
+    assert runs.run(settings, lambda _: None) == []
 
 
 def test_refusals_say_what_the_server_said(settings: Settings, outcomes: list[steps.Outcome]) -> None:

@@ -22,11 +22,11 @@ from real_stack import is_of, need_servers
 from small_archive import add_scene
 
 from infra.stack import postgres_programs
-from pancrafter import steps
+from pancrafter import runs, steps
 from pancrafter.backup import back_up, bring_back
 from pancrafter.census import take_census
 from pancrafter.errors import PancrafterError
-from pancrafter.ledger import State
+from pancrafter.ledger import State, open_ledger
 from pancrafter.publish import StaticSink
 from pancrafter.settings import Settings
 from pancrafter.stac_api import StacApi
@@ -110,7 +110,7 @@ def ask_prefect(urls: dict[str, str], method: str, path: str, body: object = Non
 
 
 def state_of(settings: Settings, key: str) -> State | None:
-    with steps.open_ledger(settings) as ledger:
+    with open_ledger(settings) as ledger:
         return next((row.state for row in ledger.rows(sink=settings.sink) if str(row.key) == key), None)
 
 
@@ -124,8 +124,8 @@ def run_until_done(settings: Settings, key: str, report: steps.Report) -> list[s
     settings = settings.model_copy(update={"lease_s": 10})
     for _ in range(MOST_RUNS):
         try:
-            said += [outcome.reason for outcome in steps.run(settings, report) if outcome.failed]
-            with steps.open_ledger(settings) as ledger:
+            said += [outcome.reason for outcome in runs.run(settings, report) if outcome.failed]
+            with open_ledger(settings) as ledger:
                 (row,) = [row for row in ledger.rows(sink=settings.sink) if str(row.key) == key]
                 if row.state is State.CONFIRMED:
                     return said
@@ -201,7 +201,7 @@ def test_full_disk_stops_with_advice_and_loses_nothing(archive: Path, tmp_path: 
     settings = Settings(
         source=str(local), sink=str(tmp_path / "out"), state_dir=str(place / "state"), block_px=256, workers=0
     )
-    assert [outcome.failed for outcome in steps.run(settings, lambda _: None)] == [False]
+    assert [outcome.failed for outcome in runs.run(settings, lambda _: None)] == [False]
     assert take_census(settings, checksums=True).clean
 
 
@@ -268,7 +268,7 @@ def test_full_disk_of_a_server_stops_with_advice_and_loses_nothing(archive: Path
         )
         filler = fill(disk)
         with pytest.raises(PancrafterError, match=r"ledger postgresql.*check .*free space"):
-            steps.run(settings, lambda _: None)
+            runs.run(settings, lambda _: None)
         filler.unlink()
         said: list[str] = []
 
@@ -278,7 +278,7 @@ def test_full_disk_of_a_server_stops_with_advice_and_loses_nothing(archive: Path
                 fill(disk)
 
         try:
-            steps.run(settings, report)
+            runs.run(settings, report)
         except PancrafterError as error:
             said.append(str(error))
         assert any("free space" in text for text in said), said
@@ -318,4 +318,4 @@ def test_backup_wipe_restore(urls: dict[str, str], settings: Settings, outcomes:
     assert (taken.differences, taken.catalog_items) == ((), len(before))
     found = httpx.get(f"{settings.catalog_url}/collections/{COLLECTION}/items?limit=100").json()["features"]
     assert sorted(item["id"] for item in found) == before
-    assert steps.run(settings, lambda _: None) == []
+    assert runs.run(settings, lambda _: None) == []

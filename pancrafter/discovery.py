@@ -1,0 +1,211 @@
+"""What there is to do: the source is searched, the ledger told of every item, and asked which scenes may be made."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pancrafter import killpoints
+from pancrafter.errors import SourceError
+from pancrafter.ledger import BATCH, FoundCounts, Ledger, SceneKey, Standing, State, Work
+from pancrafter.model.names import weights_sha256
+from pancrafter.models import model_name
+from pancrafter.processes import is_gone
+from pancrafter.sensors import SensorContract, contracts_of
+from pancrafter.settings import Settings
+from pancrafter.types import JOINED, Record, Refusal, Scene
+from pancrafter.version import code_version
+
+if TYPE_CHECKING:
+    from pancrafter.item import Recipe
+    from pancrafter.publish import StaticSink
+
+
+class Discovery(Record):
+    """What a look at the source found and what is to do now."""
+
+    counts: FoundCounts
+    refused: tuple[Refusal, ...]
+    eligible: tuple[str, ...]
+    """Keys of the scenes that may be claimed; those found now come before those left over."""
+    left_over: int = 0
+    """How many of these were found by earlier looks only."""
+
+
+NETWORK_STEPS = {"pan_detail": "put-back", "reprojection": "relative-mtf"}
+"""What the engine makes of a network's result, in recipes: scenes made otherwise are made again once."""
+
+
+def discover(settings: Settings, ledger: Ledger) -> Discovery:
+    """Search the source, record every item in the ledger, and say which scenes are to do.
+
+    A scene whose output item vanished from the sink is made again; leases of dead workers of this machine are freed.
+    A look for what is new (``new_since``) also takes what earlier ones left to do: scenes that were redriven, released
+    by a person or retried, and those beyond a limit.
+
+    Raises:
+        SourceError: The source cannot be searched.
+        SinkError: The sink cannot be written.
+    """
+    from pancrafter.publish import StaticSink
+
+    contracts, sink = contracts_of(settings), StaticSink(settings.sink)
+    sink.check_writable()
+    refused: list[Refusal] = []
+    wanted: dict[tuple[str, str], None] = {}
+
+    def entries() -> Iterator[Work | Refusal]:
+        for verdict in look(settings, contracts):
+            if isinstance(verdict, Refusal):
+                if verdict.code != JOINED:  # its scene speaks for it
+                    refused.append(verdict)
+                yield verdict
+            else:
+                wanted[verdict.collection, verdict.item_id] = None
+                yield work_of(verdict, settings, contracts)
+
+    counts = ledger.record_found(settings.sink, entries())
+    killpoints.at("found")
+    ledger.sweep(is_gone=is_gone)
+    _remake_lost_outputs(ledger, sink, settings, wanted)
+    left_over = _enter_left_overs(ledger, settings, contracts, wanted) if settings.new_since else ()
+    first, then = _claimable(ledger, settings, wanted), _claimable(ledger, settings, left_over)
+    eligible = (*first, *then)[: settings.limit]
+    return Discovery(
+        counts=counts,
+        refused=tuple(refused),
+        eligible=eligible,
+        left_over=max(0, len(eligible) - len(first)),
+    )
+
+
+def _claimable(ledger: Ledger, settings: Settings, wanted: Iterable[tuple[str, str]]) -> list[str]:
+    """Keys of those that may be claimed, by acquisition."""
+    free = sorted((row for row in ledger.standing(settings.sink, wanted) if row.claimable), key=_by_acquisition)
+    return [f"{row.collection}/{row.item_id}" for row in free]
+
+
+def _enter_left_overs(
+    ledger: Ledger,
+    settings: Settings,
+    contracts: Mapping[str, SensorContract],
+    found: Container[tuple[str, str]],
+) -> list[tuple[str, str]]:
+    """What the ledger has to do beside what was found, within the limits of the settings, by the present recipe."""
+    asked_for = _limits(settings, contracts)
+    claimable = ((row.collection, row.item_id) for row in ledger.each(settings.sink) if row.claimable)
+    keys, entered = [key for key in claimable if key not in found], []
+    for start in range(0, len(keys), BATCH):
+        rows = ledger.rows_of(settings.sink, keys[start : start + BATCH]).values()
+        scenes = [row.scene for row in rows if row.scene]
+        works = [work_of(scene, settings, contracts) for scene in scenes if asked_for(scene)]
+        ledger.record_found(settings.sink, works)
+        entered += [(work.scene.collection, work.scene.item_id) for work in works]
+    return entered
+
+
+def _limits(settings: Settings, contracts: Mapping[str, SensorContract]) -> Callable[[Scene], bool]:
+    """Whether a scene of the ledger is one that a search with these settings may find, whenever it was new."""
+    from pancrafter.catalog import in_space, in_time
+    from pancrafter.selection import Area
+
+    area = Area.from_file(settings.aoi) if settings.aoi else None
+    rules = settings.access.trusting(settings.source)
+
+    def asked_for(scene: Scene) -> bool:
+        return (
+            scene.sensor in contracts
+            and (not settings.collections or scene.collection in settings.collections)
+            and (not settings.ids or scene.item_id in settings.ids)
+            and in_time({"datetime": scene.acquired}, settings.since, settings.until)
+            and in_space(scene.geometry, settings.bbox)
+            and (area is None or area.meets(scene.geometry))
+            # that of another source, whose run may read it
+            and not any(rules.fault(asset.href) for asset in (scene.pan, *scene.ms))
+        )
+
+    return asked_for
+
+
+def look(settings: Settings, contracts: Mapping[str, SensorContract]) -> Iterator[Scene | Refusal]:
+    """Everything in the source that lies in the window of the settings, recognised or refused.
+
+    Raises:
+        SourceError: The source cannot be searched, or broke off in the middle.
+    """
+    from pancrafter.catalog import discover as search
+
+    if "://" not in settings.source and not Path(settings.source).exists():
+        raise SourceError(f"source {settings.source} does not exist; expected a STAC API URL or a catalog folder")
+    from pancrafter.selection import Area
+
+    area = Area.from_file(settings.aoi) if settings.aoi else None
+    found = search(
+        settings.source,
+        since=settings.since,
+        until=settings.until,
+        bbox=settings.bbox or (area.bbox if area else None),
+        contracts=contracts,
+        collections=settings.collections or None,
+        ids=settings.ids or None,
+        changed_since=settings.changed_since,
+        new_since=settings.new_since,
+        access=settings.access,
+    )
+    return (entry for entry in found if area is None or isinstance(entry, Refusal) or area.meets(entry.geometry))
+
+
+def work_of(scene: Scene, settings: Settings, contracts: Mapping[str, SensorContract]) -> Work:
+    """The piece of work that a recognised scene is."""
+    recipe = planned_recipe(scene, settings, contracts)
+    return Work(scene=scene, recipe=recipe.digest, output_item_id=output_item_id(scene, recipe))
+
+
+def planned_recipe(scene: Scene, settings: Settings, contracts: Mapping[str, SensorContract]) -> Recipe:
+    """How a scene would be sharpened: by its contract's method and the chosen weights."""
+    from pancrafter.item import NETWORK_METHOD, Recipe
+
+    contract = contracts[scene.sensor]
+    network = contract.weights != "none"
+    return Recipe(
+        method=NETWORK_METHOD if network else "mtf-glp-fs",
+        weights=model_name(settings.weights) if network else None,
+        weights_sha256=weights_sha256(settings.weights) if network else None,
+        contract_digest=contract.digest,
+        software_version=code_version(),
+        settings={"mtf": "measured"} | (NETWORK_STEPS | {"precision": settings.precision} if network else {}),
+    )
+
+
+def output_item_id(scene: Scene, recipe: Recipe) -> str:
+    """The id that follows from source, fingerprint and recipe: the same pixels always get the same id.
+
+    It names files and folders, so it has no slash where the source's id has one; the hash tells ids apart all the same.
+    """
+    text = f"{scene.key}\n{scene.fingerprint}\n{recipe.digest}"
+    return f"{scene.item_id.replace('/', '_')}_psh-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
+
+
+def output_collection_id(collection: str) -> str:
+    """Output collection of a source collection."""
+    return f"{collection}-sharpened"
+
+
+def _by_acquisition(row: Standing) -> tuple[str, str]:
+    return row.acquired, row.item_id
+
+
+def _remake_lost_outputs(
+    ledger: Ledger, sink: StaticSink, settings: Settings, wanted: Iterable[tuple[str, str]]
+) -> None:
+    present = {name: frozenset(sink.item_ids(name)) for name in sink.collection_ids()}
+    lost = [
+        SceneKey(sink=settings.sink, collection=row.collection, item_id=row.item_id)
+        for row in ledger.standing(settings.sink, wanted)
+        if row.state is State.CONFIRMED
+        and row.output_item_id not in present.get(output_collection_id(row.collection), frozenset())
+    ]
+    if lost:
+        ledger.redrive(lost, message="its output vanished from the catalog")

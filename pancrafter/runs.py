@@ -1,0 +1,203 @@
+"""The whole pipeline without an orchestrator: what is found is made, scene after scene, or products are made again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pydantic import Field
+
+from pancrafter.discovery import discover, work_of
+from pancrafter.errors import ErrorKind, LeaseLostError, PancrafterError
+from pancrafter.ledger import Ledger, SceneKey, State, open_ledger
+from pancrafter.model.names import weights_sha256
+from pancrafter.models import Product
+from pancrafter.sensors import contracts_of
+from pancrafter.settings import Settings
+from pancrafter.steps import Outcome, Report, assess, claimed, publish, sharpen, stage
+from pancrafter.types import Record, Refusal
+
+if TYPE_CHECKING:
+    from pancrafter.compute import Compute
+
+
+def run(settings: Settings, report: Report, *, since: datetime | None = None) -> list[Outcome]:
+    """Discover and process everything, scene after scene; one bad scene does not stop the others.
+
+    Args:
+        settings: The run.
+        report: Told what goes on.
+        since: When the work began that this run is a part of: the report page is about all of it.
+
+    Raises:
+        RunStoppedError: Nothing else could work either (sink, weights); what was finished before is in it.
+        PancrafterError: An error of kind ``system`` before the first scene (source, sink, ledger).
+    """
+    started = since or datetime.now(UTC)
+    with open_ledger(settings) as ledger:
+        found = discover(settings, ledger)
+        refused = [refused_outcome(refusal) for refusal in found.refused]
+        if not found.eligible:
+            return refused
+        return _make_each(found.eligible, refused, settings, ledger, report, since=started)
+
+
+def _make_each(
+    keys: Iterable[str],
+    outcomes: list[Outcome],
+    settings: Settings,
+    ledger: Ledger,
+    report: Report,
+    *,
+    since: datetime,
+) -> list[Outcome]:
+    """Take scenes from claim to confirmation one after the other, and leave the report page of all since then.
+
+    Args:
+        keys: The scenes, asked for one by one.
+        outcomes: What became of others before; those of these scenes follow.
+        settings: The run.
+        ledger: Where it is written.
+        report: Told what goes on.
+        since: When the run began.
+
+    Raises:
+        RunStoppedError: Nothing else could work either.
+    """
+    from pancrafter.compute import open_compute
+
+    with open_compute(settings) as compute:
+        for key in keys:
+            try:
+                outcome = process_or_report(key, settings, compute, ledger, report)
+            except PancrafterError as error:
+                leave_report(settings, ledger, since, report, stopped=True)
+                raise RunStoppedError(str(error), outcomes) from error
+            outcomes += [] if outcome is None else [outcome]
+    leave_report(settings, ledger, since, report)
+    return outcomes
+
+
+class RunStoppedError(PancrafterError):
+    """A run ended early. ``outcomes`` holds what became of the scenes before."""
+
+    kind: ClassVar[ErrorKind] = "system"
+
+    def __init__(self, message: str, outcomes: list[Outcome]) -> None:
+        super().__init__(message)
+        self.outcomes = outcomes
+
+
+def process_or_report(key: str, settings: Settings, compute: Compute, ledger: Ledger, report: Report) -> Outcome | None:
+    """``process_scene``, with errors of the scene itself turned into an outcome."""
+    try:
+        return process_scene(key, settings, compute, ledger, report)
+    except LeaseLostError as error:
+        report(f"{key}: {error}")  # somebody else has it, and will say what became of it
+        return None
+    except PancrafterError as error:
+        if error.kind == "system":
+            raise
+        report(f"{key}: {error}")
+        return outcome_of_failure(key, settings, ledger, error)
+
+
+def process_scene(key: str, settings: Settings, compute: Compute, ledger: Ledger, report: Report) -> Outcome | None:
+    """Take one scene from claim to confirmation; None when it is another run's (``claimed``).
+
+    Raises:
+        PancrafterError: The scene failed; the ledger knows already.
+    """
+    with claimed(ledger, key, settings, report) as work:
+        if work is None:
+            return None
+        report(f"{key}: staging")
+        staged = stage(work, settings, compute, ledger)
+        sharpened = sharpen(work, staged, settings, compute, ledger, report)
+        assessed = assess(work, staged, sharpened, settings, compute, ledger, report)
+        return publish(work, staged, assessed, settings, ledger, report)
+
+
+def leave_report(settings: Settings, ledger: Ledger, since: datetime, report: Report, *, stopped: bool = False) -> None:
+    """Write the report page of a run beside the catalog; a run is not worse for a page that could not be written."""
+    from pancrafter.publish import StaticSink
+    from pancrafter.report import write_report
+
+    try:
+        address = write_report(StaticSink(settings.sink), ledger=ledger, since=since, stopped=stopped)
+        report(f"report page: {address}")
+    except PancrafterError as error:
+        report(f"the report page was not written: {error}")
+
+
+class RemakePlan(Record):
+    """Products of one model that would be made again with other weights."""
+
+    weights: str
+    products: tuple[Product, ...]
+    left: tuple[tuple[str, str], ...] = Field(description="Source keys that cannot be made again here, and why.")
+    mpx: float
+    seconds: float = Field(description="What they took before, as far as the ledger knows.")
+
+
+def plan_remake(model: str, settings: Settings) -> RemakePlan:
+    """Which products of a model the settings' weights would replace; nothing is read or changed.
+
+    Raises:
+        WeightsError: The new weights do not exist.
+    """
+    from pancrafter.models import products_of
+    from pancrafter.publish import StaticSink
+
+    sha256, products, left, seconds = weights_sha256(settings.weights), [], [], 0.0
+    with open_ledger(settings) as ledger:
+        for product in products_of(StaticSink(settings.sink), model):
+            row = ledger.show(SceneKey.parse(product.source, settings.sink))
+            if product.weights_sha256 == sha256:
+                left.append((product.source, "made with these weights already"))
+            elif row is None or row.scene is None:
+                left.append((product.source, "not in this ledger; give --state-dir of the run that made it"))
+            else:
+                products.append(product)
+                seconds += float(row.measures.get("seconds") or 0)
+    mpx = sum(product.mpx for product in products)
+    return RemakePlan(weights=settings.weights, products=tuple(products), left=tuple(left), mpx=mpx, seconds=seconds)
+
+
+def remake(made: RemakePlan, settings: Settings, report: Report) -> list[Outcome]:
+    """Carry a plan out: every product's scene becomes work again, under the new weights, superseding the old item.
+
+    A scene becomes work when it is its turn: what an interrupted plan did not come to stays as it is.
+
+    Raises:
+        RunStoppedError: Nothing else could work either; what was finished before is in it.
+    """
+    if not made.products:
+        return []
+    started, contracts = datetime.now(UTC), contracts_of(settings)
+    with open_ledger(settings) as ledger:
+
+        def becoming_work() -> Iterator[str]:
+            for product in made.products:
+                row = ledger.show(SceneKey.parse(product.source, settings.sink))
+                assert row is not None
+                assert row.scene is not None
+                ledger.record_found(settings.sink, [work_of(row.scene, settings, contracts)])
+                yield product.source
+
+        return _make_each(becoming_work(), [], settings, ledger, report, since=started)
+
+
+def outcome_of_failure(key: str, settings: Settings, ledger: Ledger, error: PancrafterError) -> Outcome:
+    """The row of a scene that failed, as the ledger left it."""
+    row = ledger.show(SceneKey.parse(key, settings.sink))
+    retried = row is not None and row.state is State.ELIGIBLE
+    sensor = row.sensor if row is not None and row.sensor else ""
+    return Outcome(key=key, sensor=sensor, verdict="retry later" if retried else "failed", reason=str(error))
+
+
+def refused_outcome(refusal: Refusal) -> Outcome:
+    """The row of an item that is not sharpened, or not yet."""
+    verdict: Literal["refused", "waiting"] = "waiting" if refusal.waits else "refused"
+    return Outcome(key=refusal.key, sensor=refusal.sensor or "", verdict=verdict, reason=refusal.reason)

@@ -1,0 +1,61 @@
+"""Taking a product back: out of the catalogs, with a word in the feed, and not made again."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pancrafter.discovery import output_collection_id
+from pancrafter.errors import InvalidSceneError
+from pancrafter.ledger import Ledger, LedgerRow, SceneKey, State
+from pancrafter.settings import Settings
+
+if TYPE_CHECKING:
+    from pancrafter.publish import StaticSink
+
+_WITHDRAWN = "withdrawn"
+"""Code of scenes that are refused because their product was taken back."""
+
+
+def withdraw(key: SceneKey, reason: str, settings: Settings, ledger: Ledger) -> tuple[str, ...]:
+    """Take a scene's current item out of the catalogs, tell the feed, and refuse the scene until its source changes.
+
+    The ledger comes first and the item's document goes last: after a crash in between the scene is not made again, and
+    withdrawing can be repeated. A newer version that waits to be made is refused with it.
+
+    Returns:
+        Ids of what was taken out now; empty if nothing was left to do.
+
+    Raises:
+        InvalidSceneError: The scene has no published item.
+        LeaseLostError: Somebody is working on the scene.
+    """
+    from pancrafter.changes import ChangeFeed
+    from pancrafter.publish import StaticSink
+    from pancrafter.stac_api import StacApi
+
+    row, sink = ledger.show(key), StaticSink(settings.sink)
+    item_ids = () if row is None else _current_items(row, sink)
+    if row is None or (not item_ids and row.code != _WITHDRAWN):
+        raise InvalidSceneError("has no published item in this catalog; see `pancrafter ledger show`", scene=str(key))
+    if row.state is State.CONFIRMED:
+        ledger.redrive([key], message=f"withdrawn: {reason}")
+    if row.state is not State.REFUSED:
+        ledger.mark_refused(key, _WITHDRAWN, reason)
+    collection, feed = output_collection_id(key.collection), ChangeFeed(sink.store)
+    for item_id in item_ids:
+        if settings.catalog_url is not None:
+            StacApi(settings.catalog_url).delete(collection, item_id)
+        sink.withdraw(collection, item_id, announce=lambda item: feed.announce("withdrawn", item, reason=reason))
+    return item_ids
+
+
+def _current_items(row: LedgerRow, sink: StaticSink) -> tuple[str, ...]:
+    """Ids of a scene's items that are not superseded, and of those that were left without a link by an interruption.
+
+    The ledger alone does not know: what it plans may not be published yet.
+    """
+    collection = output_collection_id(row.key.collection)
+    planned = [sink.document(collection, item_id) for item_id in (row.output_item_id, row.supersedes) if item_id]
+    documents = [*sink.find_by_source(collection, row.key.item_id), *(item for item in planned if item is not None)]
+    current = [str(item["id"]) for item in documents if not item["properties"].get("deprecated")]
+    return tuple(dict.fromkeys(current))
