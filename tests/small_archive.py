@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import rasterio
@@ -15,6 +16,7 @@ from rasterio.transform import from_origin
 
 from pancrafter.ingest import add_pair
 from pancrafter.sensors import get_contract
+from pancrafter.settings import Settings
 from pancrafter.simulate import image_scene, make_truth, random_model, truth_wavelengths
 
 RATIO = 4
@@ -92,3 +94,9 @@ def classical_contracts(folder: Path) -> None:
     folder.mkdir(parents=True)
     text = resources.files("pancrafter").joinpath("contracts/geoeye-1.yaml").read_text()
     (folder / "geoeye-1.yaml").write_text(text.replace("weights: default", "weights: none"))
+
+
+def settings_in(root: Path, **changed: Any) -> Settings:
+    """A run in this process from ``root/source`` to ``root/sink``, in small blocks; other settings by name."""
+    places = {"source": str(root / "source"), "sink": str(root / "sink"), "state_dir": str(root / "state")}
+    return Settings.model_validate(places | {"workers": 0, "block_px": 128} | changed)

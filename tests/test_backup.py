@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from published_scene import files, item
-from small_archive import add_scene
+from small_archive import add_scene, settings_in
 from typer.testing import CliRunner
 
 from pancrafter import runs
@@ -20,14 +20,8 @@ from pancrafter.settings import Settings
 
 
 def test_backup_wipe_restore_leaves_the_census_clean(tmp_path: Path) -> None:
-    add_scene(tmp_path / "archive", "one", side_px=128)
-    settings = Settings(
-        source=str(tmp_path / "archive"),
-        sink=str(tmp_path / "out"),
-        state_dir=str(tmp_path / "state"),
-        block_px=128,
-        workers=0,
-    )
+    add_scene(tmp_path / "source", "one", side_px=128)
+    settings = settings_in(tmp_path, sink=str(tmp_path / "out"))
     assert [outcome.verdict for outcome in runs.run(settings, lambda _: None)] != ["failed"]
     options = ["--sink", settings.sink, "--state-dir", settings.state_dir]
     place = str(tmp_path / "backup")

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from small_archive import add_scene
+from small_archive import add_scene, settings_in
 
 from pancrafter import runs, steps
 from pancrafter.census import Census, take_census
@@ -28,10 +28,7 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("census")
     for day in (1, 2):
         add_scene(root / "source", f"day-{day}", side_px=128, seed=day, day=day)
-    settings = Settings(
-        source=str(root / "source"), sink=str(root / "sink"), state_dir=str(root / "state"), workers=0, block_px=128
-    )
-    runs.run(settings, _silent)
+    runs.run(settings_in(root), _silent)
     return root
 
 
@@ -40,13 +37,7 @@ def settings(published: Path, tmp_path: Path) -> Settings:
     """The same run, the ledger moved with its sink to another place; the source stays where it is."""
     shutil.copytree(published / "sink", tmp_path / "sink")
     shutil.copytree(published / "state", tmp_path / "state")
-    moved = Settings(
-        source=str(published / "source"),
-        sink=str(tmp_path / "sink"),
-        state_dir=str(tmp_path / "state"),
-        workers=0,
-        block_px=128,
-    )
+    moved = settings_in(tmp_path, source=str(published / "source"))
     import sqlite3
 
     with sqlite3.connect(tmp_path / "state" / "ledger.db") as connection:

@@ -25,7 +25,7 @@ from nbclient import NotebookClient
 from PIL import Image
 from rio_cogeo import cog_validate
 from rio_tiler.io import Reader
-from small_archive import add_scene
+from small_archive import add_scene, settings_in
 from stac_validator.stac_validator import StacValidate
 from titiler.core.factory import TilerFactory
 
@@ -55,9 +55,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def settings(root: Path) -> Settings:
-    return Settings(
-        source=str(root / "source"), sink=str(root / "output"), state_dir=str(root / "state"), workers=0, block_px=128
-    )
+    return settings_in(root, sink=str(root / "output"))
 
 
 def item_of(root: Path) -> pystac.Item:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pystac
 import pytest
 from networks import random_checkpoint
-from small_archive import add_scene
+from small_archive import add_scene, settings_in
 from typer.testing import CliRunner
 
 from pancrafter import runs, steps
@@ -32,14 +32,7 @@ def settings_with(root: Path, **rule: object) -> Settings:
     contracts.mkdir(exist_ok=True)
     changed = contract.model_dump(mode="json") | {"quality": contract.quality.model_dump() | rule}
     (contracts / "geoeye-1.yaml").write_text(json.dumps(changed))  # JSON is YAML
-    return Settings(
-        source=str(root / "source"),
-        sink=str(root / "sink"),
-        state_dir=str(root / "state"),
-        contracts_dir=str(contracts),
-        workers=0,
-        block_px=128,
-    )
+    return settings_in(root, contracts_dir=str(contracts))
 
 
 def command(*words: str) -> str:

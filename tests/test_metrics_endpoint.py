@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
-from small_archive import add_scene
+from small_archive import add_scene, settings_in
 from typer.testing import CliRunner
 
 from pancrafter import discovery, runs
@@ -25,14 +25,12 @@ ALERTS = Path(__file__).resolve().parents[1] / "infra" / "prometheus" / "alerts.
 def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
     """One published scene, one that nobody could read, one in work."""
     root = tmp_path_factory.mktemp("metrics")
-    add_scene(root / "archive", "good", side_px=128)
-    broken = add_scene(root / "archive", "broken", side_px=128, seed=2)
+    add_scene(root / "source", "good", side_px=128)
+    broken = add_scene(root / "source", "broken", side_px=128, seed=2)
     broken.ms.write_bytes(broken.ms.read_bytes()[:2000])
-    settings = Settings(
-        source=str(root / "archive"), sink=str(root / "out"), state_dir=str(root / "state"), block_px=128, workers=0
-    )
+    settings = settings_in(root)
     runs.run(settings, lambda _: None)
-    add_scene(root / "archive", "claimed", side_px=128, seed=3)
+    add_scene(root / "source", "claimed", side_px=128, seed=3)
     with open_ledger(settings) as ledger:
         discovery.discover(settings, ledger)
     with Ledger(settings.ledger, clock=lambda: datetime.now(UTC) - timedelta(hours=2)) as ledger:

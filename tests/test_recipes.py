@@ -11,7 +11,7 @@ import pytest
 from networks import random_network
 from numpy.typing import NDArray
 from published_scene import recipe
-from small_archive import add_scene
+from small_archive import add_scene, settings_in
 
 from pancrafter import discovery, killpoints, runs, steps
 from pancrafter.census import take_census
@@ -51,14 +51,11 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def settings_of(archive: Path, place: Path, weights: str | Path) -> Settings:
-    return Settings(
+    return settings_in(
+        place,
         source=str(archive / "source"),
-        sink=str(place / "sink"),
-        state_dir=str(place / "state"),
         contracts_dir=str(place / "contracts"),
         weights=str(archive / weights),
-        workers=0,
-        block_px=128,
     )
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from small_archive import add_scene, classical_contracts
+from small_archive import add_scene, classical_contracts, settings_in
 
 from pancrafter import catalog, runs
 from pancrafter.census import take_census
@@ -95,15 +95,7 @@ def server() -> Iterator[CatalogServer]:
 def settings(tmp_path: Path, server: CatalogServer) -> Settings:
     add_scene(tmp_path / "source", "one", side_px=128, seed=1)
     classical_contracts(tmp_path / "contracts")
-    return Settings(
-        source=str(tmp_path / "source"),
-        sink=str(tmp_path / "sink"),
-        state_dir=str(tmp_path / "state"),
-        contracts_dir=str(tmp_path / "contracts"),
-        catalog_url=server.url,
-        block_px=128,
-        workers=0,
-    )
+    return settings_in(tmp_path, contracts_dir=str(tmp_path / "contracts"), catalog_url=server.url)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from small_archive import add_scene
+from small_archive import add_scene, settings_in
 
 from pancrafter import discovery, runs
 from pancrafter.ledger import open_ledger
@@ -25,9 +25,7 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> Settings:
     root = tmp_path_factory.mktemp("selection")
     for day in (1, 2, 3):
         add_scene(root / "source", f"day-{day}", side_px=128, seed=day, day=day)
-    settings = Settings(
-        source=str(root / "source"), sink=str(root / "sink"), state_dir=str(root / "state"), workers=0, block_px=128
-    )
+    settings = settings_in(root)
     runs.run(settings.model_copy(update={"ids": ("day-1",)}), lambda _: None)
     return settings
 

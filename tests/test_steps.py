@@ -15,7 +15,7 @@ import pytest
 import rasterio
 import rioxarray
 from rio_cogeo import cog_validate
-from small_archive import GSD_M, RATIO, add_scene, backdate, classical_contracts, write_raster
+from small_archive import GSD_M, RATIO, add_scene, backdate, classical_contracts, settings_in, write_raster
 
 from pancrafter import discovery, runs, steps
 from pancrafter.access import Access
@@ -39,17 +39,6 @@ def _silent(_: str) -> None:
     pass
 
 
-def _settings(root: Path, **changes) -> Settings:
-    base = {
-        "source": str(root / "source"),
-        "sink": str(root / "sink"),
-        "state_dir": str(root / "state"),
-        "workers": 0,
-        "block_px": 128,
-    }
-    return Settings.model_validate(base | changes)
-
-
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory):
     """A run over one good scene and one of each kind of bad one."""
@@ -59,7 +48,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory):
     bad = {name: add_scene(catalog, name, seed=i + 2, side_px=128, day=3) for i, name in enumerate(_SPOILERS)}
     for name, scene in bad.items():
         _SPOILERS[name](scene)
-    settings = _settings(root)
+    settings = settings_in(root)
     outcomes = runs.run(settings, _silent)
     return settings, {outcome.key.split("/")[1]: outcome for outcome in outcomes}
 
@@ -191,7 +180,7 @@ def test_mended_scene_is_found_again(finished, tmp_path: Path) -> None:
     shutil.copytree(settings.source, source)
     shutil.copytree(settings.sink, tmp_path / "sink")
     shutil.copytree(settings.state_dir, tmp_path / "state")
-    moved = _settings(tmp_path)
+    moved = settings_in(tmp_path)
     add_scene(tmp_path / "fresh", "missing", seed=4, side_px=128, day=3)
     shutil.copy(tmp_path / "fresh/files/missing/ms.tif", source / "files/missing/ms.tif")
     with open_ledger(moved) as ledger:
@@ -201,7 +190,7 @@ def test_mended_scene_is_found_again(finished, tmp_path: Path) -> None:
 
 def test_output_that_vanished_is_made_again(tmp_path: Path) -> None:
     add_scene(tmp_path / "source", "scene", side_px=128)
-    settings = _settings(tmp_path)
+    settings = settings_in(tmp_path)
     runs.run(settings, _silent)
     with open_ledger(settings) as ledger:
         assert discovery.discover(settings, ledger).eligible == ()
@@ -215,7 +204,7 @@ def test_what_was_planned_is_measured_in_the_ledger_and_in_the_item(tmp_path: Pa
     for day in (1, 2):
         add_scene(tmp_path / "source", f"day-{day}", side_px=256, seed=day, day=day)
     classical_contracts(tmp_path / "contracts")
-    settings = _settings(tmp_path, price_per_hour=36.0, contracts_dir=str(tmp_path / "contracts"))
+    settings = settings_in(tmp_path, price_per_hour=36.0, contracts_dir=str(tmp_path / "contracts"))
     runs.run(settings.model_copy(update={"ids": ("day-1",)}), _silent)
     planned = make_plan(settings.model_copy(update={"ids": ("day-2",)}))
     runs.run(settings, _silent)
@@ -244,7 +233,7 @@ def test_an_error_nobody_foresaw_counts_and_the_run_goes_on(tmp_path: Path, capl
     for day in (1, 2):
         add_scene(tmp_path / "source", f"day-{day}", side_px=128, seed=day, day=day)
     classical_contracts(tmp_path / "contracts")
-    settings = _settings(tmp_path, contracts_dir=str(tmp_path / "contracts"))
+    settings = settings_in(tmp_path, contracts_dir=str(tmp_path / "contracts"))
 
     def defect(text: str) -> None:
         if "day-1: staging" in text:
@@ -286,7 +275,9 @@ def test_providers_that_are_none_are_left_out(tmp_path: Path) -> None:
         item = json.loads(path.read_text())
         item["properties"]["providers"] = found
         path.write_text(json.dumps(item))
-        settings = _settings(tmp_path, sink=str(tmp_path / f"sink-{number}"), contracts_dir=str(tmp_path / "contracts"))
+        settings = settings_in(
+            tmp_path, sink=str(tmp_path / f"sink-{number}"), contracts_dir=str(tmp_path / "contracts")
+        )
         (outcome,) = runs.run(settings, _silent)
         assert not outcome.failed, outcome.reason
         published = json.loads(Path(outcome.item_href).read_text())
@@ -298,7 +289,7 @@ def test_providers_that_are_none_are_left_out(tmp_path: Path) -> None:
 
 def test_new_content_supersedes_the_old_item(tmp_path: Path) -> None:
     scene = add_scene(tmp_path / "source", "scene", side_px=128)
-    settings = _settings(tmp_path)
+    settings = settings_in(tmp_path)
     (first,) = runs.run(settings, _silent)
     with rasterio.open(scene.pan) as source:
         values = source.read()
@@ -314,10 +305,10 @@ def test_new_content_supersedes_the_old_item(tmp_path: Path) -> None:
 def test_period_and_area_limit_what_is_done(tmp_path: Path) -> None:
     for day in (1, 2, 3):
         add_scene(tmp_path / "source", f"day-{day}", side_px=128, seed=day, day=day)
-    inside = _settings(tmp_path, since=datetime(2025, 5, 2, tzinfo=UTC), until=datetime(2025, 5, 2, 12, tzinfo=UTC))
+    inside = settings_in(tmp_path, since=datetime(2025, 5, 2, tzinfo=UTC), until=datetime(2025, 5, 2, 12, tzinfo=UTC))
     with open_ledger(inside) as ledger:
         assert discovery.discover(inside, ledger).eligible == ("geoeye-1/day-2",)
-    elsewhere = _settings(tmp_path, bbox=(100.0, 10.0, 101.0, 11.0))
+    elsewhere = settings_in(tmp_path, bbox=(100.0, 10.0, 101.0, 11.0))
     with open_ledger(elsewhere) as ledger:
         assert discovery.discover(elsewhere, ledger).eligible == ()
 
@@ -328,7 +319,7 @@ def test_a_look_for_what_is_new_takes_what_was_left_over(tmp_path: Path) -> None
         add_scene(tmp_path / "source", f"day-{day}", side_px=128, seed=day, day=day)
         backdate(tmp_path / "source", f"day-{day}", datetime(2025, 5, day, tzinfo=UTC))
     classical_contracts(tmp_path / "contracts")
-    settings = _settings(tmp_path)
+    settings = settings_in(tmp_path)
     night = settings.model_copy(
         update={"new_since": now - timedelta(days=10), "contracts_dir": str(tmp_path / "contracts")}
     )
@@ -363,7 +354,7 @@ def test_a_look_for_what_is_new_takes_what_was_left_over(tmp_path: Path) -> None
 def test_source_that_cannot_be_searched(tmp_path: Path, source: str, message: str) -> None:
     (tmp_path / "plain").mkdir()
     (tmp_path / "plain" / "catalog.json").write_text('{"hello": "world"}')
-    settings = _settings(tmp_path, source=source.format(tmp=tmp_path))
+    settings = settings_in(tmp_path, source=source.format(tmp=tmp_path))
     with open_ledger(settings) as ledger, pytest.raises(SourceError, match=message):
         discovery.discover(settings, ledger)
 
@@ -371,7 +362,7 @@ def test_source_that_cannot_be_searched(tmp_path: Path, source: str, message: st
 def test_sink_that_cannot_be_written(tmp_path: Path) -> None:
     add_scene(tmp_path / "source", "scene", side_px=128)
     (tmp_path / "sink").write_text("a file, not a folder")
-    settings = _settings(tmp_path)
+    settings = settings_in(tmp_path)
     with open_ledger(settings) as ledger, pytest.raises(SinkError, match="sink"):
         discovery.discover(settings, ledger)
     assert (tmp_path / "sink").read_text() == "a file, not a folder"
@@ -379,7 +370,7 @@ def test_sink_that_cannot_be_written(tmp_path: Path) -> None:
 
 def test_lease_of_a_dead_process_is_freed(tmp_path: Path) -> None:
     add_scene(tmp_path / "source", "scene", side_px=128)
-    settings = _settings(tmp_path)
+    settings = settings_in(tmp_path)
     host = steps.lease_owner().split("/")[0]
     with open_ledger(settings) as ledger:
         discovery.discover(settings, ledger)
@@ -394,7 +385,7 @@ def test_publishing_goes_on_where_the_feed_gave_no_answer(tmp_path: Path) -> Non
     """The flow tries a step again under the same lease; the item is there by then and the ledger knows."""
     add_scene(tmp_path / "source", "scene", side_px=128)
     classical_contracts(tmp_path / "contracts")
-    settings, compute = _settings(tmp_path, contracts_dir=str(tmp_path / "contracts")), Compute()
+    settings, compute = settings_in(tmp_path, contracts_dir=str(tmp_path / "contracts")), Compute()
     (tmp_path / "sink").mkdir()
     (tmp_path / "sink" / "changes").write_text("in the way of the feed")
     with open_ledger(settings) as ledger:
@@ -449,7 +440,7 @@ def test_whole_path_to_s3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         S3FileSystem.clear_instance_cache()
         S3FileSystem(skip_instance_cache=True).call_s3("create_bucket", Bucket="sharp")
         add_scene(tmp_path / "source", "scene", side_px=128)
-        settings = _settings(tmp_path, sink="s3://sharp/catalog")
+        settings = settings_in(tmp_path, sink="s3://sharp/catalog")
         (outcome,) = runs.run(settings, _silent)
         assert outcome.item_href.startswith("s3://sharp/catalog/geoeye-1-sharpened/")
         with open_ledger(settings) as ledger:
@@ -481,7 +472,7 @@ except steps.PancrafterError as error:
 def test_full_disk_stops_the_run_and_loses_nothing(tmp_path: Path) -> None:
     """No file may grow beyond 200 kB: the COG of the scene is larger, the ledger and the staged shards are not."""
     add_scene(tmp_path / "source", "scene", side_px=512)
-    settings = _settings(tmp_path)
+    settings = settings_in(tmp_path)
     command = [sys.executable, "-c", _ON_A_FULL_DISK, settings.model_dump_json(), "200000"]
     full = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
     assert full.returncode == 2, full.stdout + full.stderr
@@ -502,7 +493,7 @@ def _slashed_source(root: Path, **changes: str) -> Settings:
     classical_contracts(root / "contracts")
     path = root / "source" / "geoeye-1" / "S1" / "S1.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-    return _settings(root, contracts_dir=str(root / "contracts"))
+    return settings_in(root, contracts_dir=str(root / "contracts"))
 
 
 def test_item_whose_id_holds_a_slash_is_published_once(tmp_path: Path) -> None:
@@ -549,7 +540,7 @@ def test_report_page_of_a_run_that_stopped(tmp_path: Path) -> None:
     for day in (1, 2):
         add_scene(tmp_path / "source", f"day-{day}", side_px=128, seed=day, day=day)
     classical_contracts(tmp_path / "contracts")
-    settings = _settings(tmp_path, contracts_dir=str(tmp_path / "contracts"))
+    settings = settings_in(tmp_path, contracts_dir=str(tmp_path / "contracts"))
     with open_ledger(settings) as ledger:
         discovery.discover(settings, ledger)
         in_the_way = next(row.output_item_id for row in ledger.rows() if row.key.item_id == "day-2")
@@ -564,7 +555,7 @@ def test_report_page_of_a_run_that_stopped(tmp_path: Path) -> None:
 
 
 def test_report_page_lists_the_first_of_many_refusals_and_counts_all(tmp_path: Path) -> None:
-    settings, lines = _settings(tmp_path), []
+    settings, lines = settings_in(tmp_path), []
     refusals = [
         Refusal(collection="c", item_id=f"item-{number:03}", code="no_pan", reason="no PAN") for number in range(300)
     ]
@@ -590,7 +581,7 @@ def test_path_to_weights_is_no_part_of_recipe_and_item(tmp_path: Path, monkeypat
     monkeypatch.chdir(home)
     shutil.copyfile(weights_path(DEFAULT_WEIGHTS), "B.v2.safetensors")
     spellings = ("B.v2.safetensors", "./B.v2.safetensors", f"{home}/B.v2.safetensors")
-    first, *others = [_settings(tmp_path, weights=weights) for weights in spellings]
+    first, *others = [settings_in(tmp_path, weights=weights) for weights in spellings]
     assert [outcome.verdict for outcome in runs.run(first, _silent)] == ["published"]
     assert [runs.run(settings, _silent) for settings in others] == [[], []]
     sink = StaticSink(first.sink)
@@ -603,7 +594,7 @@ def test_path_to_weights_is_no_part_of_recipe_and_item(tmp_path: Path, monkeypat
 def test_weights_chosen_by_name_keep_it_in_the_recipe(tmp_path: Path) -> None:
     """Their products would be made again otherwise."""
     add_scene(tmp_path / "source", "S1", side_px=128)
-    settings = _settings(tmp_path)
+    settings = settings_in(tmp_path)
     contracts = contracts_of(settings)
     (scene,) = [entry for entry in discovery.look(settings, contracts) if isinstance(entry, Scene)]
     assert discovery.planned_recipe(scene, settings, contracts).weights == DEFAULT_WEIGHTS

@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
-from small_archive import add_scene, classical_contracts
+from small_archive import add_scene, classical_contracts, settings_in
 
 from pancrafter import runs, steps
 from pancrafter.census import take_census
@@ -34,14 +34,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def settings(source: Path, tmp_path: Path) -> Settings:
-    return Settings(
-        source=str(source / "source"),
-        contracts_dir=str(source / "contracts"),
-        sink=str(tmp_path / "sink"),
-        state_dir=str(tmp_path / "state"),
-        workers=0,
-        block_px=128,
-    )
+    return settings_in(tmp_path, source=str(source / "source"), contracts_dir=str(source / "contracts"))
 
 
 def _key(settings: Settings) -> SceneKey:

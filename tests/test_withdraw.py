@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from small_archive import add_scene, classical_contracts
+from small_archive import add_scene, classical_contracts, settings_in
 
 from pancrafter import discovery, publish, runs, steps, withdrawal
 from pancrafter.changes import ChangeFeed
@@ -26,14 +26,7 @@ def published(tmp_path: Path) -> Settings:
     """A run that has published one scene."""
     add_scene(tmp_path / "source", "S1", side_px=128)
     classical_contracts(tmp_path / "contracts")
-    settings = Settings(
-        source=str(tmp_path / "source"),
-        sink=str(tmp_path / "sink"),
-        state_dir=str(tmp_path / "state"),
-        contracts_dir=str(tmp_path / "contracts"),
-        workers=0,
-        block_px=128,
-    )
+    settings = settings_in(tmp_path, contracts_dir=str(tmp_path / "contracts"))
     runs.run(settings, _silent)
     return settings
 

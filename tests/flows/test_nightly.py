@@ -22,13 +22,12 @@ import rasterio
 from prefect import flow
 from prefect.client.orchestration import get_client
 from prefect.testing.utilities import prefect_test_harness
-from small_archive import add_scene, backdate, classical_contracts
+from small_archive import add_scene, backdate, classical_contracts, settings_in
 
 from pancrafter import discovery, runs
 from pancrafter.errors import CatalogUnavailableError, LeaseLostError, PancrafterError, SinkError
 from pancrafter.ledger import Ledger, State, open_ledger
 from pancrafter.publish import StaticSink
-from pancrafter.settings import Settings
 from pancrafter.store import SceneStore
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -125,13 +124,7 @@ def test_killed_run_continues_without_recomputing_and_ends_the_same(tmp_path: Pa
     assert "nothing to do" in once_more.output
     assert time.monotonic() - started < 30
 
-    undisturbed = Settings(
-        source=str(tmp_path / "source"),
-        sink=str(tmp_path / "other" / "sink"),
-        state_dir=str(tmp_path / "other" / "state"),
-        workers=0,
-        block_px=128,
-    )
+    undisturbed = settings_in(tmp_path / "other", source=str(tmp_path / "source"))
     (outcome,) = runs.run(undisturbed, lambda _: None)
     assert outcome.verdict in {"published", "fallback"}
     assert np.array_equal(_pixels(tmp_path), _pixels(tmp_path / "other"))
@@ -143,12 +136,6 @@ def prefect_server():
         yield
 
 
-def _settings(root: Path) -> Settings:
-    return Settings(
-        source=str(root / "source"), sink=str(root / "sink"), state_dir=str(root / "state"), workers=0, block_px=128
-    )
-
-
 @pytest.mark.usefixtures("prefect_server")
 def test_nightly_reports_the_bad_scene_and_finishes_the_others(tmp_path: Path) -> None:
     from flows.area import ScenesFailedError, nightly
@@ -156,7 +143,7 @@ def test_nightly_reports_the_bad_scene_and_finishes_the_others(tmp_path: Path) -
     add_scene(tmp_path / "source", "good", side_px=128, day=2)
     add_scene(tmp_path / "source", "bad", side_px=128, seed=2).ms.write_bytes(b"not a tiff")
     with pytest.raises(ScenesFailedError, match="1 of 2 scenes failed: geoeye-1/bad") as caught:
-        nightly(_settings(tmp_path))
+        nightly(settings_in(tmp_path))
     verdicts = {outcome.key: outcome.verdict for outcome in caught.value.outcomes}
     assert verdicts["geoeye-1/bad"] == "failed"
     assert verdicts["geoeye-1/good"] in {"published", "fallback"}
@@ -179,8 +166,8 @@ def test_backfill_takes_only_its_period_and_repeats_nothing(tmp_path: Path) -> N
         add_scene(tmp_path / "source", f"day-{day}", side_px=128, seed=day, day=day)
     period = {"since": datetime(2025, 5, 4, tzinfo=UTC), "until": datetime(2025, 5, 6, tzinfo=UTC)}
     selection = Selection(**period)
-    assert [o.key for o in backfill(_settings(tmp_path), selection)] == ["geoeye-1/day-5"]
-    assert backfill(_settings(tmp_path), selection) == []
+    assert [o.key for o in backfill(settings_in(tmp_path), selection)] == ["geoeye-1/day-5"]
+    assert backfill(settings_in(tmp_path), selection) == []
 
 
 @pytest.mark.usefixtures("prefect_server")
@@ -189,7 +176,7 @@ def test_one_scene_by_its_key(tmp_path: Path) -> None:
 
     for day in (1, 5):
         add_scene(tmp_path / "source", f"day-{day}", side_px=128, seed=day, day=day)
-    settings = _settings(tmp_path)
+    settings = settings_in(tmp_path)
     classical_contracts(tmp_path / "contracts")
     others = settings.model_copy(update={"contracts_dir": str(tmp_path / "contracts")})
     with open_ledger(others) as ledger:
@@ -240,7 +227,7 @@ def test_what_prefect_refuses_is_no_attempt_of_the_scene(tmp_path: Path) -> None
     from flows.tasks import GPU_LIMIT
 
     add_scene(tmp_path / "source", "scene", side_px=128)
-    settings = _settings(tmp_path)
+    settings = settings_in(tmp_path)
     with get_client(sync_client=True) as client:
         client.upsert_global_concurrency_limit_by_name(GPU_LIMIT, limit=0)
         try:
@@ -281,7 +268,7 @@ def test_missed_nights_become_one_window_and_the_webhook_hears_of_it(tmp_path: P
 
     now = datetime.now(UTC)
     classical_contracts(tmp_path / "contracts")
-    settings = _settings(tmp_path).model_copy(update={"contracts_dir": str(tmp_path / "contracts")})
+    settings = settings_in(tmp_path).model_copy(update={"contracts_dir": str(tmp_path / "contracts")})
     for seed, (name, days) in enumerate((("yesterday", 1), ("before-the-gap", 21), ("long-ago", 40))):
         add_scene(tmp_path / "source", name, side_px=128, seed=seed, acquired=now - timedelta(days=days))
         backdate(tmp_path / "source", name, now - timedelta(days=days))
@@ -306,7 +293,7 @@ def test_late_deliveries_and_redriven_scenes_are_done_the_next_night(tmp_path: P
 
     now = datetime.now(UTC)
     classical_contracts(tmp_path / "contracts")
-    settings = _settings(tmp_path).model_copy(update={"contracts_dir": str(tmp_path / "contracts")})
+    settings = settings_in(tmp_path).model_copy(update={"contracts_dir": str(tmp_path / "contracts")})
     add_scene(tmp_path / "source", "redriven", side_px=128, acquired=now - timedelta(days=12))
     backdate(tmp_path / "source", "redriven", now - timedelta(days=12))
     with open_ledger(settings) as ledger:
