@@ -20,7 +20,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from pancrafter.assess import Reduced, reduce_tile
-from pancrafter.engine import NetworkSharpener, SharpenerSpec, build_sharpener
+from pancrafter.engine import NetworkSharpener, SharpenerSpec, build_sharpener, to_unit
 from pancrafter.errors import WeightsError
 from pancrafter.evaluate import Method, network_method, sharpen_tile
 from pancrafter.model.names import file_sha256
@@ -28,7 +28,7 @@ from pancrafter.model.network import MS_MODE
 from pancrafter.model.weights import save_checkpoint
 from pancrafter.resample import Mtf, mean_mtf
 from pancrafter.tiles import Floats, ScenePixels, Tile, band_phases, valid_window
-from pancrafter.types import Record, ValueRange
+from pancrafter.types import Record
 
 MIN_PATCH_PX = 96
 """Smaller scenes leave no patch that is worth degrading."""
@@ -221,7 +221,7 @@ def _error_on(sharpener: NetworkSharpener, pairs: Sequence[Reduced]) -> float:
 def _error(sharpener: NetworkSharpener, pair: Reduced) -> Tensor:
     """Mean absolute error against the truth of a degraded patch, in normalised units."""
     sharpened = _forward(sharpener, pair.tile)
-    truth = _normalised(pair.truth, pair.tile.ms_ranges).to(sharpened.device)
+    truth = to_unit(torch.from_numpy(pair.truth), pair.tile.ms_ranges).to(sharpened.device)
     inner = slice(EDGE_PX, -EDGE_PX)
     return (sharpened - truth)[:, inner, inner].abs().mean()
 
@@ -245,12 +245,6 @@ def _forward(sharpener: NetworkSharpener, tile: Tile) -> Tensor:
     whole = slice(0, tile.pan.shape[0]), slice(0, tile.pan.shape[1])
     given = torch.cat([network(conditions, mode) for conditions in sharpener.conditions(tile)])
     return torch.cat([made for _, made in sharpener.finished(given, tile, whole)])
-
-
-def _normalised(values: Floats, ranges: Sequence[ValueRange]) -> Tensor:
-    low = np.array([r.low for r in ranges], np.float32)[:, None, None]
-    high = np.array([r.high for r in ranges], np.float32)[:, None, None]
-    return torch.from_numpy((2 * (values - low) / (high - low) - 1).astype(np.float32))
 
 
 def _patch_side(shape_yx: Sequence[int], ratio: int, limits: AdaptLimits) -> int:

@@ -27,7 +27,7 @@ from pancrafter.grid import pair_grids, pixel_centres, require_north_up
 from pancrafter.model.devices import resolve_device
 from pancrafter.model.names import DEFAULT_WEIGHTS, SharpeningMethod
 from pancrafter.sensors import SensorContract, generic_contract, get_contract
-from pancrafter.store import BlockGrid, Mask, Pixels, Window
+from pancrafter.store import BlockGrid, Mask, Pixels, Window, cut_windows
 from pancrafter.tiles import plan_window, quantise, read_tile, valid_window
 from pancrafter.types import AssetRef, PairGrid, PixelGrid, Record, Scene, StagedScene
 
@@ -371,19 +371,13 @@ def _histograms(scene: _LazyScene) -> tuple[NDArray[np.int64], list[NDArray[np.i
     """How often each DN occurs among valid pixels, for PAN and per band."""
     pan = np.zeros(DN_LIMIT + 1, np.int64)
     ms = [np.zeros(DN_LIMIT + 1, np.int64) for _ in range(scene.band_count)]
-    for window in _windows(scene.pan_shape_yx, scene.block_px):
+    for window in cut_windows(scene.pan_shape_yx, scene.block_px):
         pan += np.bincount(scene.read_pan(window)[scene.read_pan_valid(window) != 0], minlength=len(pan))
-    for window in _windows(scene.ms_shape_yx, scene.block_px):
+    for window in cut_windows(scene.ms_shape_yx, scene.block_px):
         valid = scene.read_ms_valid(window) != 0
         for band, pixels in enumerate(scene.read_ms(window)):
             ms[band] += np.bincount(pixels[valid], minlength=DN_LIMIT + 1)
     return pan, ms
-
-
-def _windows(shape_yx: tuple[int, int], edge: int) -> Iterator[Window]:
-    for top in range(0, shape_yx[0], edge):
-        for left in range(0, shape_yx[1], edge):
-            yield slice(top, min(top + edge, shape_yx[0])), slice(left, min(left + edge, shape_yx[1]))
 
 
 def _placeholder(bands: tuple[str, ...], sensor: str) -> Scene:

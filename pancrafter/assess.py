@@ -6,7 +6,7 @@ Windows are independent and their sums add up, so memory is bounded and any exec
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
@@ -30,7 +30,7 @@ from pancrafter.metrics import (
 )
 from pancrafter.moments import products
 from pancrafter.resample import GENERIC_MTF_GAIN, Mtf, degrade
-from pancrafter.store import SceneStore, Window
+from pancrafter.store import SceneStore, Window, cut_windows
 from pancrafter.tiles import Floats, Tile, band_phases, dn_limits, valid_window
 from pancrafter.types import CONSISTENCY_BLOCK_MS_PX, Quality, Record, StagedScene
 
@@ -193,7 +193,7 @@ def local_limit(ratio: int) -> float:
 def assessment_windows(store: SceneStore) -> list[Window]:
     """Cores that cover the scene; they start where 32 px blocks and MS pixels start."""
     step = math.lcm(BLOCK_PX, store.staged.grid.ratio)
-    return list(_grid(store.pan_shape_yx, math.ceil(WINDOW_PX / step) * step))
+    return list(cut_windows(store.pan_shape_yx, math.ceil(WINDOW_PX / step) * step))
 
 
 def window_sums(store: SceneStore, core: Window, mtfs: tuple[Mtf | float, ...], pan_blur: Mtf | float) -> WindowSums:
@@ -369,7 +369,8 @@ def sample_windows(store: SceneStore) -> list[Window]:
     """Up to four windows, spread over the scene, whose pixels are mostly valid; fewer in small or empty scenes."""
     ratio = store.staged.grid.ratio
     side = min(SAMPLE_PX, *(n // ratio * ratio for n in store.pan_shape_yx)) // ratio * ratio
-    candidates = [w for w in _grid(store.pan_shape_yx, side, whole=True) if valid_window(store, w).mean() > 0.95]
+    whole = [w for w in cut_windows(store.pan_shape_yx, side) if all(part.stop - part.start == side for part in w)]
+    candidates = [w for w in whole if valid_window(store, w).mean() > 0.95]
     picks = np.linspace(0, len(candidates) - 1, min(MAX_SAMPLES, len(candidates))).round().astype(int)
     return [candidates[i] for i in dict.fromkeys(picks.tolist())]
 
@@ -528,15 +529,6 @@ def _residual_shift(store: SceneStore, window: Window) -> float:
     coarse = np.stack([degrade(band.astype(np.float32), small, ratio, nominal, GENERIC_MTF_GAIN) for band in sharpened])
     found = [s for s in estimate_band_shifts(pan, coarse, ratio, nominal) if s.certain]
     return max((math.hypot(*s.shift_yx) for s in found), default=math.nan)
-
-
-def _grid(shape_yx: tuple[int, int], side: int, *, whole: bool = False) -> Iterator[Window]:
-    """Windows of ``side`` over a scene, row by row; ``whole`` leaves out the smaller ones at the border."""
-    for y in range(0, shape_yx[0], side):
-        for x in range(0, shape_yx[1], side):
-            window = (slice(y, min(y + side, shape_yx[0])), slice(x, min(x + side, shape_yx[1])))
-            if not whole or all(part.stop - part.start == side for part in window):
-                yield window
 
 
 def _with_halo(store: SceneStore, core: Window, halo: int) -> tuple[Window, Window]:

@@ -259,13 +259,14 @@ def io(setting: Setting) -> Measure:
     from rasterio.windows import Window as RasterWindow
 
     from pancrafter.cog import Block, write_cog
+    from pancrafter.store import cut_windows
 
     pan_path, ms_path = _scene(setting)
     out = Path(setting.folder) / "io.tif"
 
     def blocks() -> Iterator[Block]:
         with open_raster(pan_path) as pan, open_raster(ms_path) as ms:
-            for rows, cols in _windows(setting.size, 1024):
+            for rows, cols in cut_windows((setting.size, setting.size), 1024):
                 shape = (rows.stop - rows.start, cols.stop - cols.start)
                 detail = pan.read(1, window=RasterWindow(cols.start, rows.start, shape[1], shape[0])) // 8
                 place = RasterWindow(cols.start // RATIO, rows.start // RATIO, shape[1] // RATIO, shape[0] // RATIO)
@@ -586,6 +587,7 @@ def _tile(core_px: int, halo_px: int) -> tuple[Tile, Window]:
 def _scene(setting: Setting) -> tuple[Path, Path]:
     """PAN and MS files of a size, made when first asked for; a texture with noise, so that it compresses like one."""
     from pancrafter.cog import Block, write_cog
+    from pancrafter.store import cut_windows
 
     folder, size = Path(setting.folder), setting.size
     paths = folder / f"pan-{size}.tif", folder / f"ms-{size}.tif"
@@ -598,7 +600,7 @@ def _scene(setting: Setting) -> tuple[Path, Path]:
             continue
 
         def blocks(edge: int = edge, pitch: int = pitch, gains: tuple[float, ...] = gains) -> Iterator[Block]:
-            for rows, cols in _windows(edge, 512):
+            for rows, cols in cut_windows((edge, edge), 512):
                 y, x = (np.arange(part.start, part.stop) * pitch % _TEXTURE_PX for part in (rows, cols))
                 plane = texture[np.ix_(y, x)]
                 noisy = [plane * gain + generator.normal(0, 4, plane.shape) for gain in gains]
@@ -622,12 +624,6 @@ def _texture(generator: np.random.Generator) -> NDArray[np.float64]:
 
 def _grid(edge: int, gsd: float) -> PixelGrid:
     return PixelGrid(crs="EPSG:32633", transform=(gsd, 0, 500_000, 0, -gsd, 4_000_000), shape_yx=(edge, edge))
-
-
-def _windows(size: int, edge: int) -> Iterator[Window]:
-    for top in range(0, size, edge):
-        for left in range(0, size, edge):
-            yield slice(top, min(top + edge, size)), slice(left, min(left + edge, size))
 
 
 # --- where it ran ---------------------------------------------------------------------------------------------------

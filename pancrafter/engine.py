@@ -201,7 +201,7 @@ class NetworkSharpener:
         config = self.checkpoint.network.config
         if self.relative_mtf is None or not config.injected_detail:
             return
-        pan = _to_unit(torch.from_numpy(tile.pan[made]).to(self.device)[None], [tile.pan_range])[0]
+        pan = to_unit(torch.from_numpy(tile.pan[made]).to(self.device)[None], [tile.pan_range])[0]
         bands = given[:, : config.bands]
         mixed = pan_detail.pan_put_back(bands.flatten(0, 1), pan, tile.ratio, self._mix(tile))
         bands.copy_(mixed.unflatten(0, (-1, config.bands)))
@@ -225,7 +225,7 @@ class NetworkSharpener:
                 f"{len(self.relative_mtf)} MTFs for {len(tile.ms)} bands; give those of this scene's contract"
             )
         on_ms = tuple(slice(side.start // tile.ratio, side.stop // tile.ratio) for side in made)
-        ms = _to_unit(torch.from_numpy(tile.ms[part, *on_ms]).to(self.device), tile.ms_ranges[part])
+        ms = to_unit(torch.from_numpy(tile.ms[part, *on_ms]).to(self.device), tile.ms_ranges[part])
         phases = torch.tensor(tile.phases_yx[part], dtype=torch.float64)
         mtfs = torch.tensor(self.relative_mtf[part], dtype=torch.float64)
         groups = (-1, bands)
@@ -279,8 +279,8 @@ class NetworkSharpener:
                 f"weights {self.checkpoint.name} take {group} bands at once, the scene has {len(tile.ms)}; "
                 "choose weights for this sensor or band-wise ones"
             )
-        pan = _to_unit(torch.from_numpy(tile.pan).to(self.device), [tile.pan_range])[None]
-        ms = _to_unit(torch.from_numpy(tile.ms).to(self.device), tile.ms_ranges).unflatten(0, (-1, group))
+        pan = to_unit(torch.from_numpy(tile.pan).to(self.device), [tile.pan_range])[None]
+        ms = to_unit(torch.from_numpy(tile.ms).to(self.device), tile.ms_ranges).unflatten(0, (-1, group))
         phases = torch.tensor(tile.phases_yx, dtype=torch.float64).unflatten(0, (-1, group))
         detail = self._injected_detail(tile)
         injection = None if detail is None else detail[0].unflatten(0, (-1, group))
@@ -655,7 +655,7 @@ def _built(spec: SharpenerSpec) -> Sharpener:
     return NetworkSharpener(checkpoint, spec.device, spec.precision, spec.injection, spec.relative_mtf)
 
 
-def _to_unit(values: torch.Tensor, ranges: Sequence[ValueRange]) -> torch.Tensor:
+def to_unit(values: torch.Tensor, ranges: Sequence[ValueRange]) -> torch.Tensor:
     """DN (band, y, x) or (y, x) scaled so that each range becomes [-1, 1]; (band, y, x)."""
     low = torch.tensor([r.low for r in ranges], device=values.device)[:, None, None]
     high = torch.tensor([r.high for r in ranges], device=values.device)[:, None, None]

@@ -259,11 +259,11 @@ class SceneStore:
 
     def pan_windows(self) -> Iterator[Window]:
         """Every shard of the PAN arrays, row by row."""
-        return _shard_windows(self.pan_shape_yx, self.block_px)
+        return cut_windows(self.pan_shape_yx, self.block_px)
 
     def ms_windows(self) -> Iterator[Window]:
         """Every shard of the MS arrays, row by row."""
-        return _shard_windows(self.ms_shape_yx, int(self._array("ms_valid").shards[0]))
+        return cut_windows(self.ms_shape_yx, int(self._array("ms_valid").shards[0]))
 
     # --- staged pixels --------------------------------------------------------------------------------------------
 
@@ -552,7 +552,8 @@ def _shard_window(block: Block, shape_yx: tuple[int, int], edge: int) -> Window:
     return y, x
 
 
-def _shard_windows(shape_yx: tuple[int, int], edge: int) -> Iterator[Window]:
+def cut_windows(shape_yx: tuple[int, int], edge: int) -> Iterator[Window]:
+    """Windows of ``edge`` pixels a side that cover a grid once, row by row; smaller ones at the bottom and right."""
     rows, cols = _blocks(shape_yx, edge)
     return (_shard_window((row, col), shape_yx, edge) for row in range(rows) for col in range(cols))
 

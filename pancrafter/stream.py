@@ -20,7 +20,7 @@ from pancrafter.cog import CACHE_BYTES
 from pancrafter.engine import Sharpener
 from pancrafter.errors import ErrorKind, PancrafterError
 from pancrafter.pyramid import neighbours_together
-from pancrafter.store import Pixels, Window
+from pancrafter.store import Pixels, Window, cut_windows
 from pancrafter.tiles import ScenePixels, Tile, TilePlan, Valid, plan_window, quantise, read_tile, valid_window
 from pancrafter.types import StagedScene
 
@@ -122,12 +122,7 @@ def fitting_window_px(sharpener: Sharpener, layout: Layout, memory_bytes: int, w
 
 def scene_windows(store: ScenePixels, window_px: int) -> list[Window]:
     """Windows that cover the PAN grid once, in the order that suits the writer."""
-    rows, cols = store.pan_shape_yx
-    return neighbours_together(
-        (slice(top, min(top + window_px, rows)), slice(left, min(left + window_px, cols)))
-        for top in range(0, rows, window_px)
-        for left in range(0, cols, window_px)
-    )
+    return neighbours_together(cut_windows(store.pan_shape_yx, window_px))
 
 
 def sharpened_windows(store: ScenePixels, sharpener: Sharpener, window_px: int) -> Generator[SharpenedWindow]:
