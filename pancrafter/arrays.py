@@ -20,12 +20,14 @@ from dask.delayed import delayed
 from numpy.typing import NDArray
 
 from pancrafter.bands import measure_bands
-from pancrafter.cube import DN_LIMIT, REACH_PX, check_dn, fill_invalid, value_range
+from pancrafter.counting import check_dn, value_range
+from pancrafter.cube import REACH_PX
 from pancrafter.engine import PRECISIONS, SharpenerSpec, build_sharpener, fit_sharpener
 from pancrafter.errors import GridMismatchError, InvalidSceneError
 from pancrafter.grid import pair_grids, pixel_centres, require_north_up
 from pancrafter.model.devices import resolve_device
 from pancrafter.model.names import DEFAULT_WEIGHTS, SharpeningMethod
+from pancrafter.reading import DN_LIMIT, fill_invalid
 from pancrafter.sensors import SensorContract, generic_contract, get_contract
 from pancrafter.store import BlockGrid, Mask, Pixels, Window, cut_windows
 from pancrafter.tiles import plan_window, quantise, read_tile, valid_window

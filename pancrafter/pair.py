@@ -36,8 +36,8 @@ from pancrafter.version import code_version
 
 if TYPE_CHECKING:
     from pancrafter.cog import Block as CogBlock
-    from pancrafter.cube import SceneFiles
     from pancrafter.engine import Sharpener, SharpenerSpec
+    from pancrafter.in_place import SceneFiles
     from pancrafter.store import SceneStore
     from pancrafter.tiles import ScenePixels
 
@@ -456,7 +456,8 @@ def _read(
     scene: Scene, contract: SensorContract, store: Path, settings: Settings, memory_bytes: int
 ) -> SceneFiles | SceneStore:
     """The scene's pixels where they lie, or staged: what lies elsewhere, or is slow to decode, is read only once."""
-    from pancrafter.cube import REACH_PX, read_in_place, stage_scene
+    from pancrafter.cube import REACH_PX, stage_scene
+    from pancrafter.in_place import read_in_place
     from pancrafter.store import SceneStore
     from pancrafter.stream import PROGRAM_BYTES
 
@@ -513,8 +514,8 @@ class _Engine:
 
 
 def _prepare(pixels: SceneFiles | SceneStore, spec: SharpenerSpec, memory_bytes: int, window_px: int | None) -> _Engine:
-    from pancrafter.cube import SceneFiles
     from pancrafter.engine import build_sharpener
+    from pancrafter.in_place import SceneFiles
     from pancrafter.stream import Layout, fitting_window_px, needed_bytes
 
     sharpener = build_sharpener(spec)

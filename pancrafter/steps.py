@@ -467,8 +467,8 @@ def _truth_task(
     """On a worker: compare the stored result, or one classical method run on the staged pair, with the truth."""
     from pancrafter.classical import PairInput
     from pancrafter.classical import sharpen as sharpen_classically
-    from pancrafter.cube import read_raster
     from pancrafter.metrics import ergas, fill_invalid, q2n, sam_deg
+    from pancrafter.reading import read_raster
     from pancrafter.store import SceneStore
     from pancrafter.tiles import band_phases, quantise, valid_window
 

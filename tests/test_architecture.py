@@ -24,7 +24,7 @@ DOORS = {
     "rioxarray": {"store.py", "arrays.py"},
     "pyproj": {"examine.py"},
     "distributed": {"compute.py"},
-    "dask": {"cube.py", "compute.py", "arrays.py"},
+    "dask": {"cube.py", "in_place.py", "compute.py", "arrays.py"},
     "pystac_client": {"catalog.py"},
     "stac_fastapi": {"serve.py"},
     "httpx": {"stac_api.py"},

@@ -18,8 +18,9 @@ from rasterio.enums import ColorInterp
 from rasterio.transform import from_origin
 from scipy import ndimage
 
-from pancrafter.cube import fill_invalid, stage_scene
+from pancrafter.cube import stage_scene
 from pancrafter.errors import GridMismatchError, InvalidSceneError, TransientReadError
+from pancrafter.reading import fill_invalid
 from pancrafter.resample import degrade
 from pancrafter.sensors import BandSpec, SensorContract
 from pancrafter.store import SceneStore, open_scene

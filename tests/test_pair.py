@@ -120,7 +120,7 @@ def test_files_read_in_place_give_the_pixels_of_staged_ones(
     first = write_tif(tmp_path / "pan.tif", pan[None], 0.5, nodata=nodata)
     bands = [write_tif(tmp_path / f"ms_b{n}.tif", band[None], 2, nodata=nodata) for n, band in enumerate(ms)]
     made = sharpen_pair(first, bands, tmp_path / "in-place.tif", ONE_THREAD, method="brovey", window_px=256)
-    monkeypatch.setattr("pancrafter.cube.read_in_place", lambda *_, **__: None)
+    monkeypatch.setattr("pancrafter.in_place.read_in_place", lambda *_, **__: None)
     staged = sharpen_pair(first, bands, tmp_path / "staged.tif", ONE_THREAD, method="brovey", window_px=512)
     assert made.valid_share == pytest.approx(staged.valid_share)
     assert (made.valid_share < 1) == (nodata is not None)

@@ -97,11 +97,14 @@ def staged(folder: Path, out: Path, edge: int, *, measure: bool) -> None:
     import dask
 
     from pancrafter import cube
+    from pancrafter.alignment import NO_SHIFT
+    from pancrafter.bands import MeasuredBands
     from pancrafter.sensors import get_contract
     from pancrafter.types import AssetRef, Scene
 
     if not measure:
-        cube.measure_shifts = lambda store, *_a, **_k: (cube.NO_SHIFT,) * store.band_count  # type: ignore[assignment]
+        nothing = MeasuredBands(shifts=(NO_SHIFT,) * 4, mtf=None)
+        cube.measure_bands = lambda *_a, **_k: nothing
         cube._valid_share = lambda *_a: 1.0
     bands = ("blue", "green", "red", "nir")
     scene = Scene(

@@ -1,0 +1,315 @@
+"""Source files as their headers describe them: grid, type, nodata, scaling; metadata only where a header is silent."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import rasterio
+from rasterio.enums import ColorInterp, MaskFlags
+from rasterio.errors import NotGeoreferencedWarning
+from rasterio.warp import calculate_default_transform, transform_bounds
+
+from pancrafter.access import OPEN_TO_ALL, Access
+from pancrafter.errors import GridMismatchError, InvalidSceneError
+from pancrafter.grid import MAX_RATIO_ERROR, aligned_ms_grid, grid_bounds, needs_resampling, pair_grids
+from pancrafter.opening import GDAL_OPTIONS, READ_ERRORS, open_source, read_failure, signed_anew
+from pancrafter.sensors import SensorContract
+from pancrafter.types import AssetRef, PairGrid, PixelGrid, Scene
+
+MAX_PIXELS = 20_000_000_000
+"""The largest real images have 3e9 pixels (a Pléiades strip)."""
+
+MAX_BLOCK_BYTES = 512 * 2**20
+"""GDAL allocates whole blocks: a file with one block per image would need it all at once."""
+
+MAX_EXPANSION = 2000
+"""Deflate reaches 1032 at most; beyond this a file is empty or a decompression bomb."""
+
+_AT_HAND_BLOCK_PX = 2048
+"""Widest block of a file that is read in place: of wider strips, a window would decode far more than it covers."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """What the header of one file says about the bands we read from it."""
+
+    scene: str
+    asset: str
+    href: str
+    indexes: tuple[int, ...]
+    positions: tuple[int, ...]
+    """Where each band goes in the scene's band order."""
+    grid: PixelGrid
+    crs_wkt: str
+    dtype: str
+    nodata: tuple[float | None, ...]
+    masked: bool
+    alpha: int | None
+    """Number of the band that is 0 where the others were not measured."""
+    scale: tuple[float, ...]
+    offset: tuple[float, ...]
+    access: Access = OPEN_TO_ALL
+    at_hand: bool = False
+    """Whether any window can be read again for the cost of its pixels: a local GeoTIFF of small blocks."""
+    warped: bool = False
+    """Whether ``grid`` is not the file's own: pixels are then interpolated to it while reading."""
+
+
+@dataclass(frozen=True)
+class Sources:
+    """The files of a scene; those of MS are in the order of their first bands and share one grid."""
+
+    pan: Source
+    ms: tuple[Source, ...]
+
+
+def read_headers(scene: Scene, contract: SensorContract, access: Access) -> Sources:
+    """Open every file of a scene and describe it; no pixel is read.
+
+    Raises:
+        InvalidSceneError: A file is not what the item or the contract says, or cannot be used; it is named.
+        TransientReadError: A file could not be read now.
+    """
+    pan = _read_header(scene, [(0, scene.pan)], contract, access)
+    files: OrderedDict[str, list[tuple[int, AssetRef]]] = OrderedDict()
+    for position, asset in enumerate(scene.ms):
+        files.setdefault(asset.href, []).append((position, asset))
+    ms = tuple(_read_header(scene, assets, contract, access) for assets in files.values())
+    for source in ms[1:]:
+        if source.grid != ms[0].grid:
+            raise InvalidSceneError(
+                f"its grid is {_describe(source.grid)}, that of {ms[0].asset} is {_describe(ms[0].grid)}, expected one "
+                "grid for all MS bands; resample the bands to a common grid",
+                scene=scene.key,
+                asset=source.asset,
+            )
+    return Sources(pan, ms)
+
+
+def _read_header(scene: Scene, assets: list[tuple[int, AssetRef]], contract: SensorContract, access: Access) -> Source:
+    key, href = assets[0][1].key, assets[0][1].href
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", NotGeoreferencedWarning)  # refused below, with the asset's name
+            return signed_anew(lambda: _describe_file(scene, assets, contract, access), href, access)
+    except READ_ERRORS as err:
+        failure = read_failure(err, scene.key, key, href, what="its header")
+    raise failure
+
+
+def _describe_file(
+    scene: Scene, assets: list[tuple[int, AssetRef]], contract: SensorContract, access: Access
+) -> Source:
+    handle = open_source(assets[0][1].href, access, scene.key, assets[0][1].key)
+    with rasterio.Env(**GDAL_OPTIONS, **handle.options), handle.dataset:
+        return replace(_describe_source(handle.dataset, scene, assets, contract), access=access)
+
+
+def _describe_source(
+    dataset: Any, scene: Scene, assets: list[tuple[int, AssetRef]], contract: SensorContract
+) -> Source:
+    key = assets[0][1].key
+    for _, asset in assets:
+        if asset.band > dataset.count:
+            raise InvalidSceneError(
+                f"band {asset.band} was expected, the file has {dataset.count}; check the item's band list",
+                scene=scene.key,
+                asset=asset.key,
+            )
+    if fault := _absurd(dataset):
+        raise InvalidSceneError(f"{fault}; the file is damaged or malicious", scene=scene.key, asset=key)
+    if dataset.crs is None or dataset.transform.is_identity:
+        raise GridMismatchError(
+            f"the header has {_placed_by(dataset)}, expected a projected or geographic grid; orthorectify PAN and MS "
+            "first (for example gdalwarp, with -rpc for RPCs)",
+            scene=scene.key,
+            asset=key,
+        )
+    indexes = tuple(asset.band for _, asset in assets)
+    dtypes = {dataset.dtypes[index - 1] for index in indexes}
+    if len(dtypes) > 1 or np.dtype(next(iter(dtypes))).kind not in "uif":
+        raise InvalidSceneError(
+            f"pixel types are {sorted(dtypes)}, expected one real number type; convert the file to uint16",
+            scene=scene.key,
+            asset=key,
+        )
+    if any(dataset.colorinterp[index - 1] == ColorInterp.palette for index in indexes):
+        raise InvalidSceneError(
+            "its pixels are places in a palette, expected DN; expand it: gdal_translate -expand rgb",
+            scene=scene.key,
+            asset=key,
+        )
+    authority = dataset.crs.to_authority()
+    return Source(
+        scene=scene.key,
+        asset=key,
+        href=assets[0][1].href,
+        indexes=indexes,
+        positions=tuple(position for position, _ in assets),
+        grid=PixelGrid(
+            crs=":".join(authority) if authority else dataset.crs.to_wkt(),
+            transform=tuple(dataset.transform)[:6],
+            shape_yx=dataset.shape,
+        ),
+        crs_wkt=dataset.crs.to_wkt(),
+        dtype=dtypes.pop(),
+        nodata=tuple(_or_contract(dataset.nodatavals[index - 1], contract.nodata) for index in indexes),
+        masked=any(_has_mask(dataset.mask_flag_enums[index - 1]) for index in indexes),
+        alpha=next((index for index in alpha_bands(dataset) if index not in indexes), None),
+        scale=tuple(dataset.scales[index - 1] for index in indexes),
+        offset=tuple(dataset.offsets[index - 1] for index in indexes),
+        at_hand=dataset.driver == "GTiff"
+        and Path(dataset.name).is_file()
+        and dataset.block_shapes[0][1] <= _AT_HAND_BLOCK_PX,
+    )
+
+
+def _has_mask(flags: Sequence[MaskFlags]) -> bool:
+    """Whether a band has a mask beside its pixels; alpha is read as the band it is, for GDAL sees it only at times."""
+    return MaskFlags.per_dataset in flags and MaskFlags.alpha not in flags
+
+
+def alpha_bands(dataset: Any) -> list[int]:  # Any: rasterio is untyped
+    """Numbers of the bands that the header calls alpha; those that a scene uses are image all the same."""
+    return [
+        index for index, kind in zip(dataset.indexes, dataset.colorinterp, strict=True) if kind == ColorInterp.alpha
+    ]
+
+
+def _absurd(dataset: Any) -> str | None:  # Any: rasterio is untyped
+    """Why a header cannot be true, found before anything is allocated for its pixels."""
+    rows, cols = dataset.shape
+    if rows * cols > MAX_PIXELS:
+        return f"the header claims {rows} x {cols} pixels, expected at most {MAX_PIXELS:.0e}"
+    itemsize = max(np.dtype(name).itemsize for name in dataset.dtypes)
+    interleaved = dataset.count if str(dataset.profile.get("interleave")) == "pixel" else 1
+    block = max(math.prod(shape) for shape in dataset.block_shapes) * itemsize * interleaved
+    if block > MAX_BLOCK_BYTES:
+        return (
+            f"one block of the file holds {block / 2**20:.0f} MiB, expected at most {MAX_BLOCK_BYTES / 2**20:.0f} MiB"
+        )
+    claimed = rows * cols * itemsize * dataset.count
+    real = _size_on_disk(dataset.name)
+    if real is not None and claimed > MAX_EXPANSION * real and claimed > MAX_BLOCK_BYTES:
+        return f"the header claims {claimed / 2**20:.0f} MiB of pixels, the file holds {real} bytes"
+    return None
+
+
+def _size_on_disk(name: str) -> int | None:
+    try:
+        return Path(name).stat().st_size
+    except OSError:
+        return None
+
+
+def _placed_by(dataset: Any) -> str:  # Any: rasterio is untyped
+    """How a file without a grid says where it lies: its product is in sensor geometry."""
+    if dataset.gcps[0]:
+        return "ground control points only"
+    return "RPCs only" if dataset.rpcs else "no CRS or geotransform"
+
+
+def _or_contract(header: float | None, contract: float | None) -> float | None:
+    return contract if header is None else float(header)
+
+
+def on_common_grid(scene: Scene, sources: Sources, contract: SensorContract) -> Sources:
+    """The sources as they are, or MS on a grid of exactly the contract's ratio, to which it is resampled once.
+
+    The latter for ratios like 3.997 and, if the contract allows it, for another CRS.
+    """
+    pan, ms = sources.pan.grid, sources.ms[0].grid
+    if pan.crs != ms.crs and contract.warp_ms:
+        bounds = _bounds_in_pan_crs(scene, sources, contract)
+    elif needs_resampling(pan, ms, contract.ratio):
+        bounds = grid_bounds(ms)
+    else:
+        return sources
+    target = aligned_ms_grid(pan, bounds, contract.ratio)
+    for source in sources.ms:
+        if len(set(source.nodata)) > 1:
+            raise InvalidSceneError(
+                f"MS must be resampled, but its bands have different nodata values {source.nodata}; declare one",
+                scene=scene.key,
+                asset=source.asset,
+            )
+    return Sources(sources.pan, tuple(replace(source, grid=target, warped=True) for source in sources.ms))
+
+
+def _bounds_in_pan_crs(scene: Scene, sources: Sources, contract: SensorContract) -> tuple[float, float, float, float]:
+    pan, ms = sources.pan, sources.ms[0]
+    rows, cols = ms.grid.shape_yx
+    affine = rasterio.Affine(*ms.grid.transform)
+    corners = [affine @ corner for corner in ((0, 0), (cols, 0), (0, rows), (cols, rows))]
+    (left, *_, right), (bottom, *_, top) = (sorted(values) for values in zip(*corners, strict=True))
+    try:
+        suited, _, _ = calculate_default_transform(ms.crs_wkt, pan.crs_wkt, cols, rows, left, bottom, right, top)
+        found = abs(suited.a / pan.grid.transform[0])
+        bounds: tuple[float, float, float, float] = transform_bounds(
+            ms.crs_wkt, pan.crs_wkt, left, bottom, right, top, densify_pts=101
+        )
+    except READ_ERRORS as err:
+        raise GridMismatchError(
+            f"MS cannot be brought to the CRS of PAN ({err}); check the CRS of both files",
+            scene=scene.key,
+            asset=ms.asset,
+        ) from err
+    if abs(found / contract.ratio - 1) > MAX_RATIO_ERROR:
+        raise GridMismatchError(
+            f"in the CRS of PAN, MS pixels are {found:.4g} times the PAN pixels, expected {contract.ratio}; check the "
+            "sensor contract",
+            scene=scene.key,
+            asset=ms.asset,
+        )
+    return bounds
+
+
+def matched_grids(scene: Scene, sources: Sources, ratio: int) -> PairGrid:
+    """The part that PAN and MS share, and where MS pixels lie on it (``grid.pair_grids``), errors with the assets."""
+    try:
+        return pair_grids(sources.pan.grid, sources.ms[0].grid, ratio)
+    except GridMismatchError as err:
+        raise GridMismatchError(
+            err.message, scene=scene.key, asset=f"{sources.pan.asset} and {sources.ms[0].asset}"
+        ) from err
+
+
+def output_dtype(sources: Sources) -> str:
+    """Type of the published DN: the sources' where that is uint8 or uint16, uint16 for every other.
+
+    PAN's counts too: the scene's ceiling is at most the type's, and fits leave out what of PAN has reached it.
+    """
+    dtype = np.result_type(*(source.dtype for source in (sources.pan, *sources.ms))).name
+    return dtype if dtype in ("uint8", "uint16") else "uint16"
+
+
+def output_nodata(sources: Sources, dtype: str) -> float | None:
+    """The source's nodata value, MS before PAN, where the output type can hold it; -9999 or NaN cannot be kept."""
+    declared = (source.nodata[0] for source in (*sources.ms, sources.pan))
+    limit = int(np.iinfo(dtype).max)
+    return next((value for value in declared if value is not None and value in range(limit + 1)), None)
+
+
+def per_band(sources: Sequence[Source], field: str, *, default: float) -> tuple[float, ...] | None:
+    """A field of the headers in the order of the scene's bands; None where every band has the default."""
+    by_position = {
+        position: value
+        for source in sources
+        for position, value in zip(source.positions, getattr(source, field), strict=True)
+    }
+    values = tuple(by_position[position] for position in sorted(by_position))
+    return None if all(value == default for value in values) else values
+
+
+def _describe(grid: PixelGrid) -> str:
+    a, _, c, _, e, f = grid.transform
+    return (
+        f"{grid.shape_yx[0]} x {grid.shape_yx[1]} px of ({a:.6g}, {e:.6g}) at ({c:.10g}, {f:.10g}) in {grid.crs[:40]}"
+    )

@@ -1,0 +1,101 @@
+"""Opening source files: with what options and credentials, and what an error of reading them means."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import PurePosixPath
+from typing import Any, NamedTuple, TypeVar
+from urllib.parse import unquote, urlsplit
+
+import rasterio
+from rasterio._err import CPLE_BaseError
+from rasterio.errors import RasterioError
+
+from pancrafter.access import Access, reader_for
+from pancrafter.errors import InvalidSceneError, TransientReadError
+
+# Windows are read once, so a small block cache does (bytes here; the default is 5 % of the machine). Dask's threads
+# already use every core.
+GDAL_OPTIONS: dict[str, Any] = {"GDAL_NUM_THREADS": 1, "GDAL_CACHEMAX": 64 * 2**20}  # Any: rasterio is untyped
+
+# A file elsewhere has no side files worth asking for, and a server that hangs must not hold a worker.
+_REMOTE_OPTIONS: dict[str, Any] = {  # Any: rasterio is untyped
+    "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",
+    "GDAL_HTTP_CONNECTTIMEOUT": 10,
+    "GDAL_HTTP_TIMEOUT": 120,
+    "GDAL_HTTP_MAX_RETRY": 3,
+    "GDAL_HTTP_RETRY_DELAY": 1,
+}
+REMOTE_DRIVERS = {".jp2": "JP2OpenJPEG", ".j2k": "JP2OpenJPEG", ".img": "HFA", ".ntf": "NITF"}
+"""Formats, by suffix (else GeoTIFF), of files from elsewhere: none can refer to further files or hosts, as VRT does."""
+
+READ_ERRORS = (RasterioError, CPLE_BaseError, OSError, UnicodeDecodeError)
+"""What rasterio raises on files it cannot read; the last where a CRS is named in no known encoding."""
+
+_PERMANENT = (
+    "not recognized as being in a supported file format",
+    "HTTP response code: 404",
+    "HTTP response code: 410",
+)
+_MISSING = ("No such file or directory", "does not exist")
+T = TypeVar("T")
+
+
+class Handle(NamedTuple):
+    """An open dataset and the GDAL options it must be read with."""
+
+    dataset: Any  # Any: rasterio is untyped
+    options: dict[str, Any]  # Any: GDAL options of several types
+
+
+def open_source(href: str, access: Access, scene: str, asset: str) -> Handle:
+    """Open a file under the access rules; what comes from elsewhere is only opened as one of a few plain formats."""
+    try:
+        opened = reader_for(access).open(href)
+    except (InvalidSceneError, TransientReadError) as err:
+        raise type(err)(err.message, scene=scene, asset=asset) from None
+    remote = "://" in opened.href and not opened.href.startswith("file:")
+    options = opened.options | (_REMOTE_OPTIONS if remote else {})
+    path = unquote(urlsplit(opened.href).path) if opened.href.startswith("file:") else opened.href
+    with rasterio.Env(**GDAL_OPTIONS, **options):
+        return Handle(rasterio.open(path, sharing=False, driver=_remote_driver(path) if remote else None), options)
+
+
+def _remote_driver(href: str) -> str:
+    return REMOTE_DRIVERS.get(PurePosixPath(urlsplit(href).path).suffix.casefold(), "GTiff")
+
+
+def signed_anew(
+    action: Callable[[], T], href: str, access: Access, *, before_again: Callable[[], None] | None = None
+) -> T:
+    """The result of ``action``; if it fails on a file that is read with a signature, once more with a new one."""
+    try:
+        return action()
+    except READ_ERRORS:
+        if not reader_for(access).forget(href):
+            raise
+    if before_again is not None:
+        before_again()
+    return action()
+
+
+def read_failure(
+    err: Exception, scene: str, asset: str, href: str, *, what: str
+) -> InvalidSceneError | TransientReadError:
+    """A remote file that answered badly may do better next time; a local or unreadable one will not.
+
+    The text holds what GDAL said. ``err`` itself must not be chained: GDAL's exceptions cannot be pickled, and Dask
+    would hand the scheduler a plain Exception in place of an error that has one in its chain.
+    """
+    said = " / ".join(dict.fromkeys(str(part) for part in (err, err.__cause__) if part is not None))
+    remote = "://" in href and not href.startswith("file://")
+    if remote and not any(mark in said for mark in _PERMANENT):
+        advice = "check network and credentials, then try again"
+        return TransientReadError(f"{what} cannot be read: {said}; {advice}", scene=scene, asset=asset)
+    if any(mark in said for mark in _MISSING):
+        advice = "check the asset's href and permissions"
+    elif _PERMANENT[0] in said:
+        advice = "expected a GeoTIFF or another raster that GDAL reads; fetch the file again"
+    else:
+        advice = "the file is truncated or damaged; fetch it again"
+    return InvalidSceneError(f"{what} cannot be read: {said}; {advice}", scene=scene, asset=asset)
