@@ -21,8 +21,9 @@ from pancrafter.types import Record
 if TYPE_CHECKING:
     import pystac
 
+    from pancrafter.catalog_links import CollectionInfo
     from pancrafter.item import AssetFile, Recipe
-    from pancrafter.publish import CollectionInfo, StaticSink
+    from pancrafter.publish import StaticSink
 
 Json = dict[str, Any]  # Any: parsed JSON
 
@@ -310,7 +311,7 @@ def _description(network: Json, training: Json) -> str:
 
 
 def _collection() -> CollectionInfo:
-    from pancrafter.publish import CollectionInfo
+    from pancrafter.catalog_links import CollectionInfo
 
     return CollectionInfo(
         id=MODELS,

@@ -135,7 +135,7 @@ def _polygon(points: Sequence[str], colour: str) -> str:
 
 def _map(items: Sequence[Json]) -> str:
     """Footprints on a plain longitude and latitude frame, each with a dot so that small ones are seen."""
-    from pancrafter.publish import extent_box
+    from pancrafter.catalog_links import extent_box
 
     boxes = [extent_box(item) for item in items if item.get("bbox")]
     if not boxes:

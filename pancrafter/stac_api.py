@@ -14,7 +14,8 @@ from urllib.parse import quote
 import httpx
 
 from pancrafter.errors import CatalogUnavailableError, InvalidSceneError, SinkError
-from pancrafter.publish import Json, StaticSink
+from pancrafter.object_store import Json
+from pancrafter.publish import StaticSink
 
 TIMEOUT_S = 60.0
 _WORDS = 500

@@ -31,11 +31,12 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from pancrafter.assess import Sample, WindowSums
+    from pancrafter.catalog_links import CollectionInfo
     from pancrafter.cog import Block as CogBlock
     from pancrafter.compute import Compute
     from pancrafter.engine import BlockReport, SharpenerSpec
     from pancrafter.item import AssetFile, Gate, Recipe
-    from pancrafter.publish import CollectionInfo, Published, StaticSink
+    from pancrafter.publish import Published, StaticSink
     from pancrafter.quality import Verdict
     from pancrafter.resample import Mtf
     from pancrafter.sensors import BandSpec
@@ -672,8 +673,8 @@ def _used_recipe(work: Claimed, sharpened: Sharpened) -> Recipe:
 
 
 def _collection_info(scene: Scene) -> CollectionInfo:
+    from pancrafter.catalog_links import CollectionInfo
     from pancrafter.item import stac_providers
-    from pancrafter.publish import CollectionInfo
 
     return CollectionInfo(
         id=output_collection_id(scene.collection),

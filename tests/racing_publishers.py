@@ -14,10 +14,11 @@ import pystac
 import pystac_client
 from published_scene import BANDS, QUALITY, recipe, staged
 
-from pancrafter import publish
+from pancrafter import catalog_links
+from pancrafter.catalog_links import ITEMS_IN_COLLECTION, CollectionInfo
 from pancrafter.cog import Block, write_cog
 from pancrafter.item import AssetFile, Cost, build_item, cog_asset
-from pancrafter.publish import ITEMS_IN_COLLECTION, CollectionInfo, StaticSink
+from pancrafter.publish import StaticSink
 from pancrafter.stac_api import StacApi
 from pancrafter.types import PixelGrid
 
@@ -96,7 +97,7 @@ def make_item(asset: AssetFile) -> pystac.Item:
 
 def publish_share(race: Race, publisher: int) -> Times:
     """One publisher: its items in order, each into the catalog, then into the API."""
-    publish.ITEMS_IN_COLLECTION = race.in_collection
+    catalog_links.ITEMS_IN_COLLECTION = race.in_collection
     asset = make_file(Path(race.folder) / str(publisher))
     sink, api = StaticSink(race.sink), None if race.api is None else StacApi(race.api)
     sink_s = api_s = 0.0

@@ -12,10 +12,11 @@ from typer.testing import CliRunner
 
 from pancrafter import runs
 from pancrafter.backup import _rank, back_up, bring_back
+from pancrafter.catalog_links import CollectionInfo
 from pancrafter.census import take_census
 from pancrafter.cli import app
 from pancrafter.errors import PancrafterError
-from pancrafter.publish import CollectionInfo, StaticSink
+from pancrafter.publish import StaticSink
 from pancrafter.settings import Settings
 
 
@@ -49,7 +50,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def test_copies_go_in_the_order_of_publication(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pancrafter.publish.ITEMS_IN_COLLECTION", 0)
+    monkeypatch.setattr("pancrafter.catalog_links.ITEMS_IN_COLLECTION", 0)
     assets = files(tmp_path / "files")
     sink = StaticSink(str(tmp_path / "out"))
     collection = CollectionInfo(id="wv3-sharpened", title="WV3", description="Sharpened.")

@@ -14,9 +14,9 @@ import shapely
 from published_scene import BANDS, GRID, QUALITY, SHAPE, files, item, recipe, staged
 
 from pancrafter import changes, report
+from pancrafter.catalog_links import extent_box
 from pancrafter.errors import GridMismatchError
 from pancrafter.item import AssetFile, Cost, build_item, footprint, ground_sample_distance_m, stac_license, unsigned
-from pancrafter.publish import extent_box
 from pancrafter.types import PixelGrid
 from pancrafter.validation import validate_item
 

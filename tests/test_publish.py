@@ -20,10 +20,11 @@ import pytest
 import rasterio
 from published_scene import files, item, recipe
 
-from pancrafter import publish as module
+from pancrafter import catalog_links, object_store
+from pancrafter.catalog_links import CollectionInfo
 from pancrafter.errors import CatalogUnavailableError, InvalidSceneError, LeaseLostError, SinkError
 from pancrafter.item import AssetFile, multihash_of
-from pancrafter.publish import CollectionInfo, StaticSink
+from pancrafter.publish import Published, StaticSink
 from pancrafter.validation import validate_document
 
 COLLECTION = CollectionInfo(
@@ -42,7 +43,7 @@ def other_assets(tmp_path_factory: pytest.TempPathFactory) -> tuple[AssetFile, .
     return files(tmp_path_factory.mktemp("other"), seed=1)
 
 
-def put(sink: StaticSink, assets: tuple[AssetFile, ...], item_id: str = "S1-sharp", **options: Any) -> module.Published:
+def put(sink: StaticSink, assets: tuple[AssetFile, ...], item_id: str = "S1-sharp", **options: Any) -> Published:
     made = item(assets, item_id, **options.pop("made", {}))
     return sink.publish(made, assets, collection=options.pop("collection", COLLECTION), **options)
 
@@ -237,20 +238,20 @@ def operations(sink: StaticSink, before_each: Callable[[int], None]) -> None:
             honest(*given)
 
         setattr(store, name, wrapped)
-    flush = module._flush
+    flush = object_store._flush
 
     def flushing(path: Path) -> None:
         before_each(next(count))
         flush(path)
 
-    module._flush = flushing
+    object_store._flush = flushing
 
 
 @pytest.fixture
 def _restore_flush() -> Iterator[None]:
-    honest = module._flush
+    honest = object_store._flush
     yield
-    module._flush = honest
+    object_store._flush = honest
 
 
 def die_at(step: int, count: int) -> None:
@@ -518,7 +519,7 @@ def test_publishing_asks_an_object_store_few_questions(
     s3: dict[str, Any], assets: tuple[AssetFile, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also in a full collection. Every file is sent once and read once."""
-    monkeypatch.setattr(module, "ITEMS_IN_COLLECTION", 1)
+    monkeypatch.setattr(catalog_links, "ITEMS_IN_COLLECTION", 1)
     sink = StaticSink("s3://bucket/few", storage_options=s3)
     for name in ("a", "b"):
         put(sink, assets, name)
@@ -542,7 +543,7 @@ def test_an_item_is_linked_once_where_others_fill_the_collection_meanwhile(
     tmp_path: Path, s3: dict[str, Any], assets: tuple[AssetFile, ...], monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
     """Two publish the same item; between the slower one's look at the collection and its turn it got full."""
-    monkeypatch.setattr(module, "ITEMS_IN_COLLECTION", 1)
+    monkeypatch.setattr(catalog_links, "ITEMS_IN_COLLECTION", 1)
     where = {"folder": (str(tmp_path / "out"), None), "bucket": ("s3://bucket/once", s3)}[place]
     slow, fast = (StaticSink(where[0], storage_options=where[1]) for _ in range(2))
     honest = slow.store.read_tagged
@@ -581,7 +582,7 @@ def test_many_items_are_linked_by_day(
     tmp_path: Path, assets: tuple[AssetFile, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A full collection links pages of days; readers find every item, and no publication rewrites all links."""
-    monkeypatch.setattr(module, "ITEMS_IN_COLLECTION", 2)
+    monkeypatch.setattr(catalog_links, "ITEMS_IN_COLLECTION", 2)
     sink = StaticSink(str(tmp_path))
     days = {"a": 1, "b": 1, "c": 1, "d": 2, "e": 2, "f": 40}
     for name, day in days.items():
@@ -614,7 +615,7 @@ def test_many_items_are_linked_by_day(
 def test_item_that_moves_to_another_day_is_linked_once(
     tmp_path: Path, assets: tuple[AssetFile, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "ITEMS_IN_COLLECTION", 0)
+    monkeypatch.setattr(catalog_links, "ITEMS_IN_COLLECTION", 0)
     sink = StaticSink(str(tmp_path))
     for day in (1, 2):
         made = item(assets)

@@ -8,8 +8,9 @@ import httpx
 import pytest
 from published_scene import files, item
 
+from pancrafter.catalog_links import CollectionInfo
 from pancrafter.errors import CatalogUnavailableError, InvalidSceneError, PancrafterError, SinkError
-from pancrafter.publish import CollectionInfo, StaticSink
+from pancrafter.publish import StaticSink
 from pancrafter.settings import Settings
 from pancrafter.stac_api import StacApi
 

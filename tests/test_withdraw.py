@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from small_archive import add_scene, classical_contracts, settings_in
 
-from pancrafter import discovery, publish, runs, steps, withdrawal
+from pancrafter import discovery, object_store, runs, steps, withdrawal
 from pancrafter.changes import ChangeFeed
 from pancrafter.errors import InvalidSceneError, LeaseLostError
 from pancrafter.ledger import Ledger, SceneKey, State, open_ledger
@@ -53,7 +53,7 @@ def _power_cut(*_: object, **__: object) -> None:
         (Ledger, "mark_refused"),
         (StaticSink, "withdraw"),
         (ChangeFeed, "announce"),
-        (publish._Folder, "delete"),
+        (object_store._Folder, "delete"),
     ],
 )
 def test_an_interrupted_withdrawal_is_finished_by_repeating_it(
