@@ -20,8 +20,8 @@ from pancrafter.backfill import WINDOW_DAYS
 from pancrafter.backfill import backfill as work_through
 from pancrafter.census import command
 from pancrafter.cli.shared import on_device
-from pancrafter.compute import Compute, open_compute
-from pancrafter.errors import LeaseLostError, PancrafterError
+from pancrafter.compute import Compute
+from pancrafter.errors import PancrafterError
 from pancrafter.ledger import Ledger, open_ledger
 from pancrafter.plan import Budget, check_budget, make_plan, plan_text
 from pancrafter.selection import Selection
@@ -149,34 +149,20 @@ def _sharpen(settings: Settings, *, since: datetime | None = None) -> list[Outco
             len(found.eligible),
             found.left_over,
         )
-        outcomes = [runs.refused_outcome(refusal) for refusal in found.refused]
-        if found.eligible:
-            progress = Progress(len(found.eligible), "scenes")
-            with open_compute(settings) as compute:
-                log.info("working on %s", compute.description)
-                for key in found.eligible:
-                    try:
-                        outcome = _process_or_report(key, settings, compute, ledger)
-                    except PancrafterError as error:
-                        runs.leave_report(settings, ledger, started, log.info, stopped=True)
-                        raise runs.RunStoppedError(str(error), outcomes) from error
-                    outcomes += [] if outcome is None else [outcome]
-                    progress.step()
-            runs.leave_report(settings, ledger, started, log.info)
-    return outcomes
+        refused = [runs.refused_outcome(refusal) for refusal in found.refused]
+        if not found.eligible:
+            return refused
+        progress = Progress(len(found.eligible), "scenes")
 
+        def make(key: str, settings: Settings, compute: Compute, ledger: Ledger) -> Outcome | None:
+            try:
+                return process(key, settings, compute, ledger)
+            finally:
+                progress.step()
 
-def _process_or_report(key: str, settings: Settings, compute: Compute, ledger: Ledger) -> Outcome | None:
-    try:
-        return process(key, settings, compute, ledger)
-    except LeaseLostError as error:
-        get_run_logger().warning("%s", error)  # somebody else has it, and will say what became of it
-        return None
-    except PancrafterError as error:
-        if error.kind == "system":
-            raise
-        get_run_logger().error("%s", error)
-        return runs.outcome_of_failure(key, settings, ledger, error)
+        return runs.make_each(
+            found.eligible, refused, settings, ledger, log.info, since=started, process=make, complain=log.error
+        )
 
 
 def _stopped(settings: Settings, error: PancrafterError, outcomes: list[Outcome]) -> Outcomes:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -20,6 +20,9 @@ from pancrafter.types import Record, Refusal
 
 if TYPE_CHECKING:
     from pancrafter.compute import Compute
+
+Process = Callable[[str, Settings, "Compute", Ledger], "Outcome | None"]
+"""Takes one scene from claim to confirmation; None when it is another run's."""
 
 
 def run(settings: Settings, report: Report, *, since: datetime | None = None) -> list[Outcome]:
@@ -40,10 +43,10 @@ def run(settings: Settings, report: Report, *, since: datetime | None = None) ->
         refused = [refused_outcome(refusal) for refusal in found.refused]
         if not found.eligible:
             return refused
-        return _make_each(found.eligible, refused, settings, ledger, report, since=started)
+        return make_each(found.eligible, refused, settings, ledger, report, since=started)
 
 
-def _make_each(
+def make_each(
     keys: Iterable[str],
     outcomes: list[Outcome],
     settings: Settings,
@@ -51,6 +54,8 @@ def _make_each(
     report: Report,
     *,
     since: datetime,
+    process: Process | None = None,
+    complain: Report | None = None,
 ) -> list[Outcome]:
     """Take scenes from claim to confirmation one after the other, and leave the report page of all since then.
 
@@ -61,6 +66,8 @@ def _make_each(
         ledger: Where it is written.
         report: Told what goes on.
         since: When the run began.
+        process: Makes one scene; default: ``process_scene``.
+        complain: Told of scenes that failed; default: ``report``.
 
     Raises:
         RunStoppedError: Nothing else could work either.
@@ -68,13 +75,23 @@ def _make_each(
     from pancrafter.compute import open_compute
 
     with open_compute(settings) as compute:
+        report(f"working on {compute.description}")
         for key in keys:
             try:
-                outcome = process_or_report(key, settings, compute, ledger, report)
+                if process is None:
+                    outcome = process_scene(key, settings, compute, ledger, report)
+                else:
+                    outcome = process(key, settings, compute, ledger)
+            except LeaseLostError as error:
+                report(f"{key}: {error}")  # somebody else has it, and will say what became of it
             except PancrafterError as error:
-                leave_report(settings, ledger, since, report, stopped=True)
-                raise RunStoppedError(str(error), outcomes) from error
-            outcomes += [] if outcome is None else [outcome]
+                if error.kind == "system":
+                    leave_report(settings, ledger, since, report, stopped=True)
+                    raise RunStoppedError(str(error), outcomes) from error
+                (complain or report)(f"{key}: {error}")
+                outcomes.append(outcome_of_failure(key, settings, ledger, error))
+            else:
+                outcomes += [] if outcome is None else [outcome]
     leave_report(settings, ledger, since, report)
     return outcomes
 
@@ -87,20 +104,6 @@ class RunStoppedError(PancrafterError):
     def __init__(self, message: str, outcomes: list[Outcome]) -> None:
         super().__init__(message)
         self.outcomes = outcomes
-
-
-def process_or_report(key: str, settings: Settings, compute: Compute, ledger: Ledger, report: Report) -> Outcome | None:
-    """``process_scene``, with errors of the scene itself turned into an outcome."""
-    try:
-        return process_scene(key, settings, compute, ledger, report)
-    except LeaseLostError as error:
-        report(f"{key}: {error}")  # somebody else has it, and will say what became of it
-        return None
-    except PancrafterError as error:
-        if error.kind == "system":
-            raise
-        report(f"{key}: {error}")
-        return outcome_of_failure(key, settings, ledger, error)
 
 
 def process_scene(key: str, settings: Settings, compute: Compute, ledger: Ledger, report: Report) -> Outcome | None:
@@ -186,7 +189,7 @@ def remake(made: RemakePlan, settings: Settings, report: Report) -> list[Outcome
                 ledger.record_found(settings.sink, [work_of(row.scene, settings, contracts)])
                 yield product.source
 
-        return _make_each(becoming_work(), [], settings, ledger, report, since=started)
+        return make_each(becoming_work(), [], settings, ledger, report, since=started)
 
 
 def outcome_of_failure(key: str, settings: Settings, ledger: Ledger, error: PancrafterError) -> Outcome:
