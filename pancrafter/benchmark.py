@@ -326,14 +326,14 @@ def engine(setting: Setting) -> Measure:
     return end_to_end(setting, method="exp")
 
 
-def end_to_end(setting: Setting, *, method: str | None = None) -> Measure:
+def end_to_end(setting: Setting, *, method: str | None = None, precision: str = "float32") -> Measure:
     """Files in, COG out, as the command does it; after a small scene, which takes the imports and ``first_s``."""
     from pancrafter.cli.shared import parse_size
     from pancrafter.pair import sharpen_pair
     from pancrafter.settings import Settings
 
     out = Path(setting.folder) / f"{setting.name}.tif"
-    settings = Settings.model_validate({"threads": setting.threads, "device": setting.device})
+    settings = Settings.model_validate({"threads": setting.threads, "device": setting.device, "precision": precision})
     made: dict[str, float | str] = {"memory": setting.memory}
 
     def work(files: tuple[Path, Path]) -> None:
@@ -474,6 +474,7 @@ MEASURES = {
     "io": _Entry(needs_scene=True, what="reading the inputs and writing a COG, nothing else"),
     "engine": _Entry(needs_scene=True, what="pancrafter sharpen with a model that costs nothing"),
     "end-to-end": _Entry(needs_scene=True, what="pancrafter sharpen"),
+    "end-to-end-bfloat16": _Entry(needs_scene=True, what="pancrafter sharpen --precision bfloat16"),
     "exp": _Entry(needs_scene=True, what="pancrafter sharpen --method exp"),
     "brovey": _Entry(needs_scene=True, what="pancrafter sharpen --method brovey"),
     "gdal-pansharpen": _Entry(needs_scene=True, what="gdal_pansharpen to a tiled GeoTIFF without overviews"),
@@ -493,6 +494,7 @@ def measured(setting: Setting) -> Measure | None:
         "io": lambda: io(setting),
         "engine": lambda: engine(setting),
         "end-to-end": lambda: end_to_end(setting),
+        "end-to-end-bfloat16": lambda: end_to_end(setting, precision="bfloat16"),
         "exp": lambda: end_to_end(setting, method="exp"),
         "brovey": lambda: end_to_end(setting, method="brovey"),
         "gdal-pansharpen": lambda: gdal_pansharpen(setting, cog=False),
