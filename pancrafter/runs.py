@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -60,7 +60,7 @@ def make_each(
     """Take scenes from claim to confirmation one after the other, and leave the report page of all since then.
 
     Args:
-        keys: The scenes, asked for one by one.
+        keys: The scenes.
         outcomes: What became of others before; those of these scenes follow.
         settings: The run.
         ledger: Where it is written.
@@ -178,18 +178,18 @@ def remake(made: RemakePlan, settings: Settings, report: Report) -> list[Outcome
     """
     if not made.products:
         return []
-    started, contracts = datetime.now(UTC), contracts_of(settings)
+    contracts = contracts_of(settings)
+
+    def process(key: str, settings: Settings, compute: Compute, ledger: Ledger) -> Outcome | None:
+        row = ledger.show(SceneKey.parse(key, settings.sink))
+        assert row is not None
+        assert row.scene is not None
+        ledger.record_found(settings.sink, [work_of(row.scene, settings, contracts)])
+        return process_scene(key, settings, compute, ledger, report)
+
+    keys = [product.source for product in made.products]
     with open_ledger(settings) as ledger:
-
-        def becoming_work() -> Iterator[str]:
-            for product in made.products:
-                row = ledger.show(SceneKey.parse(product.source, settings.sink))
-                assert row is not None
-                assert row.scene is not None
-                ledger.record_found(settings.sink, [work_of(row.scene, settings, contracts)])
-                yield product.source
-
-        return make_each(becoming_work(), [], settings, ledger, report, since=started)
+        return make_each(keys, [], settings, ledger, report, since=datetime.now(UTC), process=process)
 
 
 def outcome_of_failure(key: str, settings: Settings, ledger: Ledger, error: PancrafterError) -> Outcome:

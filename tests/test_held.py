@@ -123,7 +123,14 @@ def test_product_links_its_model_and_is_made_again_with_another(source: Path) ->
     assert list(items_of(settings)) == [old]
     remade = settings.model_copy(update={"weights": str(other)})
     said: list[str] = []
-    (outcome,) = runs.remake(runs.plan_remake("open-compact", remade), remade, said.append)
+    plan = runs.plan_remake("open-compact", remade)
+    away = other.rename(source / "away")
+    with pytest.raises(runs.RunStoppedError, match="not found"):  # nothing else could be made either
+        runs.remake(plan, remade, said.append)
+    assert said[-1].startswith("report page: ")
+    assert list(items_of(settings)) == [old]
+    away.rename(other)
+    (outcome,) = runs.remake(plan, remade, said.append)
     assert outcome.verdict == "published"
     assert said[-1].startswith("report page: ")
     found = items_of(settings)
