@@ -20,6 +20,7 @@ from io import BufferedWriter
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import google_crc32c
 import numpy as np
 from numcodecs import zstd
 from numpy.typing import NDArray
@@ -33,6 +34,9 @@ Index = tuple[int, int]
 
 TILE_PX = 512
 
+_GIVEN_BACK_BYTES = 2**24
+"""Of a spool that is not needed any more, so much is given back to the disk at once."""
+
 
 class Tile(NamedTuple):
     """Pixels (band, y, x) of one tile, smaller at the right and lower border, and which are valid (y, x); None: all."""
@@ -42,10 +46,11 @@ class Tile(NamedTuple):
 
 
 class Place(NamedTuple):
-    """Where a compressed tile lies in the spool, in bytes."""
+    """Where a compressed tile lies in the spool, in bytes, and the CRC-32C of its bytes."""
 
     offset: int
     size: int
+    checksum: int
 
 
 class Spool:
@@ -66,8 +71,9 @@ class Spool:
         Raises:
             OSError: The disk is full or fails.
         """
+        checksum = int(google_crc32c.value(content))
         with self._lock:
-            place = Place(self._end, len(content))
+            place = Place(self._end, len(content), checksum)
             self._file.write(content)
             self._end += len(content)
             return place
@@ -93,6 +99,13 @@ class Spool:
                 if not copied:
                     raise OSError(f"the scratch file of tiles ends at byte {at}, expected {end}")
                 at += copied
+
+    def shrink(self, size: int) -> None:
+        """Give back what lies behind ``size``, some of it at a time."""
+        with self._lock:
+            if self._end - size >= _GIVEN_BACK_BYTES:
+                self._file.truncate(size)
+                self._end = size
 
     def last_bytes(self, place: Place) -> bytes:
         """The last four of a tile."""

@@ -21,6 +21,9 @@ from pancrafter.pyramid import TILE_PX, Level, Place, Spool
 CLASSIC_LIMIT = 2**32 - 2**20
 """Bytes up to which a file is a classic TIFF with offsets of 32 bits; larger ones are BigTIFF."""
 
+TILE_MARGIN_BYTES = 8
+"""Between two tiles: the last bytes of the first once more, and the length of the second."""
+
 _LAYOUT = (
     "LAYOUT=IFDS_BEFORE_DATA\nBLOCK_ORDER=ROW_MAJOR\nBLOCK_LEADER=SIZE_AS_UINT4\n"
     "BLOCK_TRAILER=LAST_4_BYTES_REPEATED\nKNOWN_INCOMPATIBLE_EDITION=NO\n "
@@ -83,15 +86,15 @@ def tags_of(content: bytes) -> list[Tag]:
     return tags
 
 
-def write_tiles(path: Path, levels: Sequence[Level], spool: Spool, described: list[Tag], full_mask: bytes) -> None:
-    """Write the file.
+def write_tiles(path: Path, levels: Sequence[Level], spool: Spool, described: list[Tag], whole: Place) -> None:
+    """Write the file, from the last tile of the spool to the first: it is given back to the disk as the file grows.
 
     Args:
         path: It must not exist.
         levels: Full resolution first; every tile has its place in the spool.
         spool: Where the compressed tiles are.
         described: Tags of the full resolution.
-        full_mask: The compressed mask of a tile without holes. Masks are written where any tile has one.
+        whole: The compressed mask of a tile without holes. Masks are written where any tile has one.
 
     Raises:
         OSError: The file cannot be written.
@@ -100,7 +103,6 @@ def write_tiles(path: Path, levels: Sequence[Level], spool: Spool, described: li
     images = [_image(level, described, overview=number > 0) for number, level in enumerate(levels)]
     masks = []
     if masked:
-        whole = spool.add(full_mask)
         masks = [_mask(level, whole, overview=number > 0) for number, level in enumerate(levels)]
     directories = [one for pair in zip(images, masks, strict=True) for one in pair] if masked else images
     tiles = [
@@ -108,15 +110,19 @@ def write_tiles(path: Path, levels: Sequence[Level], spool: Spool, described: li
         for number in reversed(range(len(levels)))
         for together in _tiles_of(images[number], masks[number] if masked else None)
     ]
-    size = sum(place.size + 8 for _, place in tiles)
+    size = sum(place.size + TILE_MARGIN_BYTES for _, place in tiles)
     big = size > CLASSIC_LIMIT
     end = len(_header(directories, big=big, masked=masked))
+    laid = []
     for directory, place in tiles:
         directory.offsets.append(end + 4)
-        end += place.size + 8
+        laid.append((end, place))
+        end += place.size + TILE_MARGIN_BYTES
     with path.open("xb") as sink:
         sink.write(_header(directories, big=big, masked=masked))
-        for _, place in tiles:
+        for start, place in sorted(laid, key=lambda tile: tile[1].offset, reverse=True):
+            spool.shrink(place.offset + place.size)
+            sink.seek(start)
             sink.write(struct.pack("<I", place.size))
             spool.copy(place, sink)
             sink.write(spool.last_bytes(place))

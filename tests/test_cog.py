@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import sys
 from collections.abc import Iterator
@@ -429,16 +430,60 @@ def test_disk_filling_up_is_a_sink_error_and_nothing_stays(tmp_path: Path, share
     assert not list(tmp_path.iterdir())
 
 
-def test_tiles_lost_on_the_way_are_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A disk that gives back another tile leaves a valid COG; only the comparison can tell."""
-    honest = cog.write_tiles
+def test_the_scratch_file_shrinks_as_the_result_grows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Together they take hardly more of the disk than the result."""
+    honest, taken, given_back = pyramid.Spool.copy, [], 2**16
+    monkeypatch.setattr(pyramid, "_GIVEN_BACK_BYTES", given_back)
+
+    def copy(spool: pyramid.Spool, place: pyramid.Place, sink: Any) -> None:
+        honest(spool, place, sink)
+        sizes = [os.fstat(file.fileno()) for file in (spool._file, sink)]
+        taken.append(512 * sum(size.st_blocks for size in sizes))
+
+    monkeypatch.setattr(pyramid.Spool, "copy", copy)
+    values = np.random.default_rng(0).integers(1, 60000, (3, *SHAPE)).astype(np.uint16)
+    info = write_cog(tmp_path / "a.tif", blocks(values), **options())
+    largest_tile = pyramid.TILE_PX**2 * 3 * 2
+    assert len(taken) > 10
+    assert max(taken) < info.size_bytes + given_back + 2 * largest_tile
+
+
+@pytest.mark.parametrize("resolution", [0, 1, 2])
+@pytest.mark.parametrize("of_mask", [False, True])
+def test_a_byte_changed_on_the_way_is_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, resolution: int, *, of_mask: bool
+) -> None:
+    """Overviews and masks count as much as pixels do, a mask without holes too; the file would still be a valid COG."""
+    honest, valid = cog.write_tiles, np.ones(SHAPE, bool)
+    valid[:8, :8] = False
 
     def confused(path: Path, levels: list[Level], *rest: Any) -> None:
-        levels[0].image[1, 1] = levels[0].image[0, 1]
         honest(path, levels, *rest)
+        with rasterio.open(path) as source:
+            row, col = (n - 1 for n in levels[resolution].tiles_yx)
+            at = int(
+                source.get_tag_item(
+                    f"BLOCK_OFFSET_{col}_{row}", "TIFF", bidx=1, ovr=resolution - 1 if resolution else None
+                )
+            )
+        at += levels[resolution].image[row, col].size + 8 if of_mask else 0
+        content = bytearray(path.read_bytes())
+        content[at + 4] ^= 1
+        path.write_bytes(content)
 
     monkeypatch.setattr(cog, "write_tiles", confused)
-    with pytest.raises(SinkError, match=r"read back .* of the tile at row 512, column 512"):
+    with pytest.raises(
+        SinkError, match=rf"does not hold the tile at row \d+, column \d+ of the resolution 1:{2**resolution} "
+    ):
+        write_cog(tmp_path / "a.tif", blocks(image(), valid), **options(nodata=None))
+    assert not list(tmp_path.iterdir())
+
+
+def test_pixels_that_are_decoded_otherwise_are_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was compressed lies where it should; only decoding it can tell that it was something else."""
+    honest = pyramid.Coding.encoded
+    monkeypatch.setattr(pyramid.Coding, "encoded", lambda coding, values: honest(coding, values + 1))
+    with pytest.raises(SinkError, match=r"read back .* of the tile at row 0, column 0"):
         write_cog(tmp_path / "a.tif", blocks(image()), **options())
     assert not list(tmp_path.iterdir())
 
@@ -516,6 +561,6 @@ def test_tiles_are_copied_from_the_spool_in_any_order(
         expected = b"".join(b"before" + tiles[n] + tiles[n][-4:] for n in (2, 0, 3, 1))
         assert (tmp_path / "copied").read_bytes() == expected
         if platform == "linux":
-            beyond = pyramid.Place(places[3].offset, 300_001)
+            beyond = places[3]._replace(size=300_001)
             with (tmp_path / "more").open("xb") as sink, pytest.raises(OSError, match="scratch file of tiles ends"):
                 spool.copy(beyond, sink)
