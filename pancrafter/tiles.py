@@ -26,7 +26,7 @@ NETWORK_STEP_PX = 4
 """The network halves its grid twice, so windows start and end at multiples of four PAN pixels."""
 
 
-STRIP_ROWS = 128
+STRIP_ROWS = 64
 """Rows of a window that are fused or rounded at once: their bands stay in the processor's cache."""
 
 
