@@ -2,8 +2,8 @@
 
 Blocks are compressed, tile by tile and with their overviews, into a nameless scratch file on the disk of the target as
 they come (:mod:`pancrafter.pyramid`); at the end the tiles are copied in the order of a COG into a draft of the result
-(:mod:`pancrafter.tiff`). There every tile must lie, as it was compressed, where GDAL finds it, and GDAL must decode some
-of them to what was handed in. Only then does the final name appear.
+(:mod:`pancrafter.tiff`). There every tile must lie, as it was compressed, where GDAL finds it, and some of them GDAL
+must decode to what was handed in. Only then does the final name appear.
 """
 
 from __future__ import annotations
