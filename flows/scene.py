@@ -19,13 +19,15 @@ from pancrafter import discovery, steps
 from pancrafter.cli.shared import on_device
 from pancrafter.compute import Compute, open_compute
 from pancrafter.errors import ErrorKind, PancrafterError
-from pancrafter.ledger import SceneKey, State, open_ledger
+from pancrafter.ledger import open_ledger
 from pancrafter.sensors import contracts_of
 from pancrafter.settings import Settings
+from pancrafter.states import SceneKey, State
 from pancrafter.steps import Outcome
 
 if TYPE_CHECKING:
-    from pancrafter.ledger import Ledger, LedgerRow
+    from pancrafter.ledger import Ledger
+    from pancrafter.states import LedgerRow
 
 
 @flow(name="sharpen-scene", flow_run_name="{key}")

@@ -17,22 +17,12 @@ from typing import Literal
 from pydantic import Field
 
 from pancrafter.discovery import look, output_collection_id, work_of
-from pancrafter.ledger import (
-    COMPARED,
-    IN_WORK,
-    Ledger,
-    LedgerRow,
-    SceneKey,
-    Standing,
-    State,
-    Work,
-    open_ledger,
-    verdict_on_known,
-)
+from pancrafter.ledger import COMPARED, Ledger, open_ledger, verdict_on_known
 from pancrafter.processes import is_gone
 from pancrafter.publish import StaticSink
 from pancrafter.sensors import contracts_of
 from pancrafter.settings import Settings
+from pancrafter.states import IN_WORK, LedgerRow, SceneKey, Standing, State, Work
 from pancrafter.sweep import find_leftovers
 from pancrafter.types import Record, Refusal, Scene
 

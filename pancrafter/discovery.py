@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING
 
 from pancrafter import killpoints
 from pancrafter.errors import SourceError
-from pancrafter.ledger import BATCH, FoundCounts, Ledger, SceneKey, Standing, State, Work
+from pancrafter.ledger import BATCH, Ledger
 from pancrafter.model.names import weights_sha256
 from pancrafter.models import model_name
 from pancrafter.processes import is_gone
 from pancrafter.sensors import SensorContract, contracts_of
 from pancrafter.settings import Settings
+from pancrafter.states import FoundCounts, SceneKey, Standing, State, Work
 from pancrafter.types import JOINED, Record, Refusal, Scene
 from pancrafter.version import code_version
 

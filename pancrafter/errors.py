@@ -94,3 +94,13 @@ class ContractError(PancrafterError):
     """A sensor contract file is not valid, or a contract was asked for that does not exist."""
 
     kind = "system"
+
+
+class LedgerError(PancrafterError):
+    """The ledger cannot be opened, read or written, or belongs to another version of this package."""
+
+    kind = "system"
+
+
+class IllegalTransitionError(LedgerError):
+    """A scene was asked to go from one state to another that cannot follow it: a defect of the caller."""

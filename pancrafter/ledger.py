@@ -9,387 +9,54 @@ from __future__ import annotations
 import json
 import math
 import os
-import re
 import socket
-import sqlite3
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from enum import StrEnum
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self, TypeVar
 
 import sqlalchemy as sa
-from pydantic import Field
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.engine import Connection, Dialect, Engine
+from sqlalchemy.engine import Connection
 
-from pancrafter.errors import ErrorKind, InvalidSceneError, LeaseLostError, PancrafterError
-from pancrafter.types import Record, Refusal, Scene
+from pancrafter.errors import IllegalTransitionError, LeaseLostError, LedgerError, PancrafterError
+from pancrafter.ledger_tables import EVENT, LOOK, METADATA, SCENE, SCHEMA_VERSION, VERSION, Instant, open_engine, tidy
+from pancrafter.states import (
+    IN_WORK,
+    Event,
+    FoundCounts,
+    Lease,
+    LedgerRow,
+    Order,
+    Rate,
+    RedriveResult,
+    SceneKey,
+    Standing,
+    State,
+    Stuck,
+    SweepResult,
+    Total,
+    Waiting,
+    Work,
+    check_transition,
+)
+from pancrafter.types import Refusal
 
 if TYPE_CHECKING:
     from pancrafter.settings import Settings
 
-SCHEMA_VERSION = 2
-"""Version of the tables below; each step from one to the next is a migration in ``pancrafter/migrations``."""
-
 BATCH = 500
 """Items looked up and written per transaction: keeps memory flat, and stays below SQLite's limit on parameters."""
 
-BUSY_TIMEOUT_S = 60
-"""How long one process waits for another one's write to a SQLite ledger."""
-
-_LONGEST_REASON = 4000
 _T = TypeVar("_T")
 _Values = dict[str, Any]  # one database row: the columns have all sorts of types
 
-
-class LedgerError(PancrafterError):
-    """The ledger cannot be opened, read or written, or belongs to another version of this package."""
-
-    kind: ClassVar[ErrorKind] = "system"
-
-
-class IllegalTransitionError(LedgerError):
-    """A scene was asked to go from one state to another that cannot follow it: a defect of the caller."""
-
-
-# --- the state machine ------------------------------------------------------------------------------------------------
-
-
-class State(StrEnum):
-    """Where a scene stands.
-
-    ``failed`` is passed through: only events show it. ``found`` stays while items with the rest of a scene are missing.
-    """
-
-    FOUND = "found"
-    REFUSED = "refused"
-    ELIGIBLE = "eligible"
-    CLAIMED = "claimed"
-    STAGED = "staged"
-    SHARPENED = "sharpened"
-    ASSESSED = "assessed"
-    HELD = "held"
-    PUBLISHED = "published"
-    CONFIRMED = "confirmed"
-    FAILED = "failed"
-    DEAD = "dead"
-
-
-IN_WORK = frozenset({State.CLAIMED, State.STAGED, State.SHARPENED, State.ASSESSED, State.PUBLISHED})
-"""States in which exactly one worker holds a lease."""
-
-_SETBACKS = frozenset({State.FAILED, State.ELIGIBLE, State.REFUSED})
-_TURNED_AWAY = frozenset({State.REFUSED, State.FOUND})
-
-TRANSITIONS: Mapping[State, frozenset[State]] = {
-    State.FOUND: frozenset({State.ELIGIBLE, State.REFUSED}),
-    State.REFUSED: frozenset({State.ELIGIBLE, State.FOUND}),
-    State.ELIGIBLE: frozenset({State.CLAIMED}) | _TURNED_AWAY,
-    State.CLAIMED: frozenset({State.STAGED}) | _SETBACKS,
-    State.STAGED: frozenset({State.SHARPENED}) | _SETBACKS,
-    State.SHARPENED: frozenset({State.ASSESSED}) | _SETBACKS,
-    State.ASSESSED: frozenset({State.PUBLISHED, State.HELD}) | _SETBACKS,
-    # What is published can no longer be refused: it is visible, and only a newer version may replace it.
-    State.PUBLISHED: frozenset({State.CONFIRMED, State.FAILED, State.ELIGIBLE}),
-    State.HELD: frozenset({State.ELIGIBLE}) | _TURNED_AWAY,
-    State.CONFIRMED: frozenset({State.ELIGIBLE}),
-    State.FAILED: frozenset({State.ELIGIBLE, State.DEAD}),
-    State.DEAD: frozenset({State.ELIGIBLE}) | _TURNED_AWAY,
-}
-"""Which state may follow which."""
-
-
-def may_follow(before: State, after: State) -> bool:
-    """Whether a scene in state ``before`` may go to ``after``."""
-    return after in TRANSITIONS[before]
-
-
-def check_transition(before: State, after: State, *, scene: str | None = None) -> None:
-    """Refuse an impossible step.
-
-    Raises:
-        IllegalTransitionError: ``after`` cannot follow ``before``.
-    """
-    if not may_follow(before, after):
-        allowed = ", ".join(sorted(TRANSITIONS[before]))
-        raise IllegalTransitionError(f"is {before}, cannot become {after}; from here only {allowed}", scene=scene)
-
-
-# --- values that go in and out ----------------------------------------------------------------------------------------
-
-
-class SceneKey(Record):
-    """What identifies a piece of work: the same source item sharpened into two sinks is two pieces."""
-
-    sink: str
-    collection: str
-    item_id: str
-
-    def __str__(self) -> str:
-        return f"{self.collection}/{self.item_id}"
-
-    @classmethod
-    def parse(cls, text: str, sink: str) -> SceneKey:
-        """The key whose ``str`` this is; item ids may hold slashes, ids of collections may not.
-
-        Raises:
-            InvalidSceneError: There is no slash, or nothing on one side of it.
-        """
-        collection, _, item_id = text.partition("/")
-        if not (collection and item_id):
-            raise InvalidSceneError(f"key {text!r}: expected collection/item_id, as `pancrafter ledger list` has it")
-        return cls(sink=sink, collection=collection, item_id=item_id)
-
-
-class Work(Record):
-    """A recognised scene and how it would be sharpened."""
-
-    scene: Scene
-    recipe: str = Field(description="Hash of weights, contract, processing settings and format version.")
-    output_item_id: str = Field(description="Id of the item this work publishes; follows from scene and recipe.")
-
-
-class Lease(Record):
-    """The right to work on one scene until ``expires``. ``fence`` grows with every claim, so a late worker is known."""
-
-    key: SceneKey
-    owner: str
-    fence: int
-    expires: datetime
-    lease_s: float
-    attempt: int
-
-
-class FoundCounts(Record):
-    """What a discovery changed. ``busy``: the source changed while a worker has the scene; seen again next time."""
-
-    new: int = 0
-    changed: int = 0
-    known: int = 0
-    busy: int = 0
-    refused: int = Field(default=0, description="How many of the distinct items seen were refusals.")
-
-    def __add__(self, other: FoundCounts) -> FoundCounts:
-        return FoundCounts(**{name: getattr(self, name) + getattr(other, name) for name in type(self).model_fields})
-
-
-class LedgerRow(Record):
-    """The present of one scene."""
-
-    key: SceneKey
-    state: State
-    sensor: str | None
-    acquired: str | None
-    scene: Scene | None = Field(description="None for an item that was refused from its metadata.")
-    fingerprint: str | None
-    recipe: str | None
-    output_item_id: str | None
-    supersedes: str | None = Field(description="Id of the confirmed item that this work will replace.")
-    code: str | None = Field(description="Refusal code, or class of the last error.")
-    reason: str | None
-    attempts: int
-    not_before: datetime | None
-    lease_owner: str | None
-    lease_expires: datetime | None
-    fence: int
-    measures: dict[str, Any]
-    created: datetime
-    updated: datetime
-
-
-class Standing(NamedTuple):
-    """The little that looks at very many scenes need to know about each."""
-
-    collection: str
-    item_id: str
-    state: State
-    acquired: str
-    output_item_id: str | None
-    supersedes: str | None
-    claimable: bool
-    lease_owner: str | None
-    lease_expires: datetime | None
-    fence: int
-
-
-class Rate(NamedTuple):
-    """What a finished scene took, all of whose blocks were computed in one go."""
-
-    sensor: str | None
-    device: str
-    pixels: int
-    bytes_read: int
-    seconds: float
-    sharpen_seconds: float
-
-
-class Total(NamedTuple):
-    """What the confirmed scenes of one sensor took on one kind of device, all together."""
-
-    sensor: str
-    device: str
-    scenes: int
-    pixels: float
-    bytes_read: float
-    seconds: float
-    sharpen_seconds: float
-
-
-class Waiting(NamedTuple):
-    """Scenes of one state and error class or refusal code, and since when the oldest has been so."""
-
-    state: State
-    code: str
-    scenes: int
-    since: datetime
-
-
-class Stuck(NamedTuple):
-    """Scenes that wait for something: those acquired last, and how many there are of each state."""
-
-    rows: tuple[LedgerRow, ...] = ()
-    counts: Mapping[State, int] = {}
-
-
-class Event(Record):
-    """One step in the history of a scene."""
-
-    at: datetime
-    who: str
-    before: State | None
-    after: State
-    message: str
-
-
-class SweepResult(Record):
-    """Scenes taken back from workers that went silent."""
-
-    freed: tuple[SceneKey, ...] = ()
-    dead: tuple[SceneKey, ...] = ()
-
-
-class RedriveResult(Record):
-    """Scenes made eligible again, and those that cannot be (with the reason)."""
-
-    redriven: tuple[SceneKey, ...] = ()
-    left: tuple[tuple[SceneKey, str], ...] = ()
-
-
-Order = Literal["newest", "oldest", "found"]
-
-
-class _Step(NamedTuple):
-    who: str
-    before: State
-    after: State
-    message: str
-
-
-# --- tables -----------------------------------------------------------------------------------------------------------
-
-
-class _Instant(sa.types.TypeDecorator[datetime]):
-    """A moment in UTC. SQLite keeps no time zone, so it is taken off on the way in and put back on the way out."""
-
-    impl = sa.DateTime(timezone=True)
-    cache_ok = True
-
-    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        if value is None:
-            return None
-        moment = value.astimezone(UTC)
-        return moment.replace(tzinfo=None) if dialect.name == "sqlite" else moment
-
-    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        if value is None:
-            return None
-        return value.replace(tzinfo=UTC) if dialect.name == "sqlite" else value.astimezone(UTC)
-
-
-_JSON = sa.JSON(none_as_null=True).with_variant(postgresql.JSONB(none_as_null=True), "postgresql")
-# SQLite gives automatic keys to INTEGER only; elsewhere a ledger of many years needs more than 32 bits.
-_ID = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
-
-METADATA = sa.MetaData(
-    naming_convention={
-        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
-        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
-        "fk": "fk_%(table_name)s_%(column_0_N_name)s",
-        "pk": "pk_%(table_name)s",
-    }
-)
-"""All tables; the names of constraints are fixed so that migrations can address them."""
-
-_VERSION = sa.Table(
-    "ledger_version",
-    METADATA,
-    sa.Column("version", sa.Integer, primary_key=True, autoincrement=False),
-    sa.Column("at", _Instant, nullable=False),
-)
-
-_SCENE = sa.Table(
-    "scene",
-    METADATA,
-    sa.Column("id", _ID, primary_key=True),
-    sa.Column("sink", sa.Text, nullable=False),
-    sa.Column("collection", sa.Text, nullable=False),
-    sa.Column("item_id", sa.Text, nullable=False),
-    sa.Column("state", sa.String(16), nullable=False),
-    sa.Column("sensor", sa.Text),
-    sa.Column("acquired", sa.Text),
-    sa.Column("scene", _JSON),
-    sa.Column("fingerprint", sa.Text),
-    sa.Column("recipe", sa.Text),
-    sa.Column("output_item_id", sa.Text),
-    sa.Column("supersedes", sa.Text),
-    sa.Column("code", sa.Text),
-    sa.Column("reason", sa.Text),
-    sa.Column("attempts", sa.Integer, nullable=False, default=0),
-    sa.Column("not_before", _Instant),
-    sa.Column("lease_owner", sa.Text),
-    sa.Column("lease_expires", _Instant),
-    sa.Column("fence", sa.BigInteger, nullable=False, default=0),
-    sa.Column("measures", _JSON, nullable=False, default=dict),
-    sa.Column("created", _Instant, nullable=False),
-    sa.Column("updated", _Instant, nullable=False),
-    sa.UniqueConstraint("sink", "collection", "item_id"),
-    sa.Index("ix_scene_state_acquired", "sink", "state", "acquired", "id"),
-    sa.Index("ix_scene_lease_expires", "lease_expires"),
-)
-
-_EVENT = sa.Table(
-    "event",
-    METADATA,
-    sa.Column("id", _ID, primary_key=True),
-    sa.Column("scene_id", _ID, sa.ForeignKey("scene.id"), nullable=False, index=True),
-    sa.Column("at", _Instant, nullable=False),
-    sa.Column("who", sa.Text, nullable=False),
-    sa.Column("from_state", sa.String(16)),
-    sa.Column("to_state", sa.String(16), nullable=False),
-    sa.Column("message", sa.Text, nullable=False),
-)
-
-_LOOK = sa.Table(
-    "look",
-    METADATA,
-    sa.Column("id", _ID, primary_key=True),
-    sa.Column("sink", sa.Text, nullable=False),
-    sa.Column("source", sa.Text, nullable=False),
-    sa.Column("started", _Instant, nullable=False),
-    sa.Column("ended", _Instant, nullable=False),
-    sa.Column("summary", sa.Text, nullable=False),
-    sa.Index("ix_look_started", "sink", "source", "started"),
-)
-"""Finished looks at a source for what is new, so that a missed night becomes part of the next window."""
-
 _ORDERS: Mapping[Order, tuple[sa.ColumnElement[Any], ...]] = {
-    "newest": (_SCENE.c.acquired.desc(), _SCENE.c.id.desc()),
-    "oldest": (_SCENE.c.acquired.asc(), _SCENE.c.id.asc()),
-    "found": (_SCENE.c.id.asc(),),
+    "newest": (SCENE.c.acquired.desc(), SCENE.c.id.desc()),
+    "oldest": (SCENE.c.acquired.asc(), SCENE.c.id.asc()),
+    "found": (SCENE.c.id.asc(),),
 }
 
 _PAGE = 5000
@@ -397,7 +64,7 @@ _PAGE = 5000
 
 
 def _columns(*names: str) -> tuple[sa.Column[Any], ...]:
-    return tuple(_SCENE.c[name] for name in ("id", "collection", "item_id", "state", "output_item_id", *names))
+    return tuple(SCENE.c[name] for name in ("id", "collection", "item_id", "state", "output_item_id", *names))
 
 
 COMPARED = ("state", "output_item_id", "fingerprint", "recipe", "code", "reason")
@@ -410,7 +77,11 @@ _NO_LEASE: Mapping[str, None] = {"lease_owner": None, "lease_expires": None}
 _NO_FAILURE: Mapping[str, Any] = {"code": None, "reason": None, "attempts": 0, "not_before": None}
 
 
-# --- the ledger -------------------------------------------------------------------------------------------------------
+class _Step(NamedTuple):
+    who: str
+    before: State
+    after: State
+    message: str
 
 
 class Ledger:
@@ -453,7 +124,7 @@ class Ledger:
         self._backoff_limit_s = backoff_limit_s
         self._who = who or f"{socket.gethostname()}:{os.getpid()}"
         self._clock = clock
-        self._engine = _open_engine(url)
+        self._engine = open_engine(url)
         self._prepare_tables()
 
     def __enter__(self) -> Self:
@@ -515,14 +186,12 @@ class Ledger:
         if not entries:
             return 0
         values = [{**_columns_of(entry), "sink": sink, "created": now, "updated": now} for entry in entries]
-        insert = (postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert)(_SCENE)
-        statement = insert.on_conflict_do_nothing().returning(
-            _SCENE.c.id, _SCENE.c.state, _SCENE.c.code, _SCENE.c.reason
-        )
+        insert = (postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert)(SCENE)
+        statement = insert.on_conflict_do_nothing().returning(SCENE.c.id, SCENE.c.state, SCENE.c.code, SCENE.c.reason)
         inserted = [row._asdict() for row in connection.execute(statement, values)]
         events = [_event_values(row["id"], now, self._first_step(row)) for row in inserted]
         if events:
-            connection.execute(_EVENT.insert(), events)
+            connection.execute(EVENT.insert(), events)
         return len(inserted)
 
     def _first_step(self, row: _Values) -> _Step:
@@ -550,18 +219,18 @@ class Ledger:
             now = self._now(connection)
             expires = now + timedelta(seconds=lease_s)
             statement = (
-                sa.update(_SCENE)
-                .where(_is(key), _may_start(now), _SCENE.c.recipe == recipe)
+                sa.update(SCENE)
+                .where(_is(key), _may_start(now), SCENE.c.recipe == recipe)
                 .values(
                     state=State.CLAIMED,
                     lease_owner=owner,
                     lease_expires=expires,
-                    fence=_SCENE.c.fence + 1,
-                    attempts=_SCENE.c.attempts + 1,
+                    fence=SCENE.c.fence + 1,
+                    attempts=SCENE.c.attempts + 1,
                     not_before=None,
                     updated=now,
                 )
-                .returning(_SCENE.c.id, _SCENE.c.fence, _SCENE.c.attempts)
+                .returning(SCENE.c.id, SCENE.c.fence, SCENE.c.attempts)
             )
             rows = _fetch(connection, statement)
             if not rows:
@@ -619,7 +288,7 @@ class Ledger:
             if after not in IN_WORK:
                 values |= _NO_LEASE
             if after is State.HELD:
-                values |= {"code": "held", "reason": _tidy(message)}
+                values |= {"code": "held", "reason": tidy(message)}
             if after is State.CONFIRMED:
                 values |= _NO_FAILURE
             self._update(connection, row, now, **values)
@@ -650,7 +319,7 @@ class Ledger:
         with self._transaction(write=True) as connection:
             now = self._now(connection)
             row = self._leased_row(connection, lease)
-            code, reason = type(error).__name__, _tidy(str(error))
+            code, reason = type(error).__name__, tidy(str(error))
             retry = error.kind == "transient" and row["attempts"] < self._max_attempts
             after = State.ELIGIBLE if retry else State.DEAD
             pause = self._pause_s(row["attempts"])
@@ -669,7 +338,7 @@ class Ledger:
             row = self._leased_row(connection, lease)
             before, attempts = State(row["state"]), max(0, row["attempts"] - 1)
             self._update(connection, row, now, **_NO_LEASE, state=State.ELIGIBLE, attempts=attempts)
-            self._log(connection, row, now, _Step(lease.owner, before, State.ELIGIBLE, f"released: {_tidy(reason)}"))
+            self._log(connection, row, now, _Step(lease.owner, before, State.ELIGIBLE, f"released: {tidy(reason)}"))
             return State.ELIGIBLE
 
     def mark_refused(self, target: Lease | SceneKey, code: str, reason: str) -> None:
@@ -687,7 +356,7 @@ class Ledger:
             row, who = self._target(connection, target)
             before = State(row["state"])
             check_transition(before, State.REFUSED, scene=f"{row['collection']}/{row['item_id']}")
-            text = _tidy(reason)
+            text = tidy(reason)
             self._update(connection, row, now, **_NO_LEASE, state=State.REFUSED, code=code, reason=text)
             self._log(connection, row, now, _Step(who, before, State.REFUSED, f"{code}: {text}"))
 
@@ -704,7 +373,7 @@ class Ledger:
             row = self._find(connection, key)
             if State(row["state"]) is not State.HELD:
                 raise IllegalTransitionError(f"is {row['state']}; only a held scene can be released", scene=str(key))
-            text = _tidy(reason)
+            text = tidy(reason)
             approved = {"output_item_id": row["output_item_id"], "by": self._who, "reason": text}
             measures = {**row["measures"], "approved": approved}
             self._update(connection, row, now, **_NO_FAILURE, state=State.ELIGIBLE, measures=measures)
@@ -722,9 +391,9 @@ class Ledger:
         dead: list[SceneKey] = []
         with self._transaction(write=True) as connection:
             moment = now or self._now(connection)
-            statement = sa.select(_SCENE).where(_SCENE.c.lease_expires.is_not(None), _SCENE.c.state.in_(IN_WORK))
+            statement = sa.select(SCENE).where(SCENE.c.lease_expires.is_not(None), SCENE.c.state.in_(IN_WORK))
             if is_gone is None:
-                statement = statement.where(_SCENE.c.lease_expires < moment)
+                statement = statement.where(SCENE.c.lease_expires < moment)
             for row in _fetch(connection, statement.with_for_update(skip_locked=True)):
                 if row["lease_expires"] < moment or (is_gone is not None and is_gone(row["lease_owner"])):
                     (dead if self._take_back(connection, row, moment) is State.DEAD else freed).append(_key(row))
@@ -772,13 +441,13 @@ class Ledger:
             What was redriven, and which of the chosen scenes could not be: in work, or refused from metadata alone
             (nothing is known to sharpen; such an item comes back by itself when discovery recognises it).
         """
-        chosen: list[sa.ColumnElement[bool]] = [_SCENE.c.state.in_([State(s) for s in states])]
+        chosen: list[sa.ColumnElement[bool]] = [SCENE.c.state.in_([State(s) for s in states])]
         if sink is not None:
-            chosen.append(_SCENE.c.sink == sink)
+            chosen.append(SCENE.c.sink == sink)
         if code is not None:
-            chosen.append(_SCENE.c.code == code)
+            chosen.append(SCENE.c.code == code)
         if reason_contains is not None:
-            chosen.append(_SCENE.c.reason.icontains(reason_contains, autoescape=True))
+            chosen.append(SCENE.c.reason.icontains(reason_contains, autoescape=True))
         redriven: list[SceneKey] = []
         left: list[tuple[SceneKey, str]] = []
         with self._transaction(write=True) as connection:
@@ -808,9 +477,9 @@ class Ledger:
 
     def counts(self, sink: str | None = None) -> dict[State, int]:
         """How many scenes are in each state; states without scenes are there with 0."""
-        statement = sa.select(_SCENE.c.state, sa.func.count()).group_by(_SCENE.c.state)
+        statement = sa.select(SCENE.c.state, sa.func.count()).group_by(SCENE.c.state)
         if sink is not None:
-            statement = statement.where(_SCENE.c.sink == sink)
+            statement = statement.where(SCENE.c.sink == sink)
         with self._transaction() as connection:
             found = {State(state): int(count) for state, count in connection.execute(statement)}
         return {state: found.get(state, 0) for state in State}
@@ -826,19 +495,19 @@ class Ledger:
         limit: int | None = None,
     ) -> list[LedgerRow]:
         """Scenes that match everything given."""
-        statement = sa.select(_SCENE).order_by(*_ORDERS[order]).limit(limit)
-        for column, value in ((_SCENE.c.sink, sink), (_SCENE.c.sensor, sensor), (_SCENE.c.collection, collection)):
+        statement = sa.select(SCENE).order_by(*_ORDERS[order]).limit(limit)
+        for column, value in ((SCENE.c.sink, sink), (SCENE.c.sensor, sensor), (SCENE.c.collection, collection)):
             if value is not None:
                 statement = statement.where(column == value)
         if states is not None:
-            statement = statement.where(_SCENE.c.state.in_([State(s) for s in states]))
+            statement = statement.where(SCENE.c.state.in_([State(s) for s in states]))
         with self._transaction() as connection:
             return [_row(values) for values in _fetch(connection, statement)]
 
     def show(self, key: SceneKey) -> LedgerRow | None:
         """The present of one scene; None when it was never found."""
         with self._transaction() as connection:
-            rows = _fetch(connection, sa.select(_SCENE).where(_is(key)))
+            rows = _fetch(connection, sa.select(SCENE).where(_is(key)))
             return _row(rows[0]) if rows else None
 
     def rows_of(self, sink: str, keys: Iterable[tuple[str, str]]) -> dict[tuple[str, str], LedgerRow]:
@@ -846,7 +515,7 @@ class Ledger:
         found: dict[tuple[str, str], LedgerRow] = {}
         for batch in _batches(keys, BATCH):
             with self._transaction() as connection:
-                rows = _lookup(connection, sink, batch, tuple(_SCENE.c))
+                rows = _lookup(connection, sink, batch, tuple(SCENE.c))
             found |= {key: _row(values) for key, values in rows.items()}
         return found
 
@@ -862,10 +531,7 @@ class Ledger:
         last = 0
         while True:
             statement = (
-                sa.select(*_STANDING)
-                .where(_SCENE.c.sink == sink, _SCENE.c.id > last)
-                .order_by(_SCENE.c.id)
-                .limit(_PAGE)
+                sa.select(*_STANDING).where(SCENE.c.sink == sink, SCENE.c.id > last).order_by(SCENE.c.id).limit(_PAGE)
             )
             with self._transaction() as connection:
                 now, rows = self._now(connection), _fetch(connection, statement)
@@ -876,15 +542,15 @@ class Ledger:
 
     def totals(self, sink: str) -> list[Total]:
         """Sums over everything that was confirmed, for monitoring."""
-        measures = _SCENE.c.measures
-        groups = (sa.func.coalesce(_SCENE.c.sensor, ""), sa.func.coalesce(measures["device"].as_string(), ""))
+        measures = SCENE.c.measures
+        groups = (sa.func.coalesce(SCENE.c.sensor, ""), sa.func.coalesce(measures["device"].as_string(), ""))
         sums = [
             sa.func.coalesce(sa.func.sum(measures[name].as_float()), 0.0)
             for name in ("pixels", "bytes_read", "seconds", "sharpen_seconds")
         ]
         statement = (
             sa.select(*groups, sa.func.count(), *sums)
-            .where(_SCENE.c.sink == sink, _SCENE.c.state == State.CONFIRMED)
+            .where(SCENE.c.sink == sink, SCENE.c.state == State.CONFIRMED)
             .group_by(sa.literal_column("1"), sa.literal_column("2"))
         )
         with self._transaction() as connection:
@@ -892,10 +558,10 @@ class Ledger:
 
     def waiting(self, sink: str) -> list[Waiting]:
         """Everything that is not confirmed, by state and code, for monitoring."""
-        code = sa.func.coalesce(_SCENE.c.code, "")
+        code = sa.func.coalesce(SCENE.c.code, "")
         statement = (
-            sa.select(_SCENE.c.state, code, sa.func.count(), sa.type_coerce(sa.func.min(_SCENE.c.updated), _Instant))
-            .where(_SCENE.c.sink == sink, _SCENE.c.state != State.CONFIRMED)
+            sa.select(SCENE.c.state, code, sa.func.count(), sa.type_coerce(sa.func.min(SCENE.c.updated), Instant))
+            .where(SCENE.c.sink == sink, SCENE.c.state != State.CONFIRMED)
             .group_by(sa.literal_column("1"), sa.literal_column("2"))
         )
         with self._transaction() as connection:
@@ -903,11 +569,11 @@ class Ledger:
 
     def stuck(self, sink: str, states: Iterable[State], *, since: datetime | None = None, limit: int) -> Stuck:
         """Scenes of these states for which there is a reason, changed since then; at most ``limit`` of their rows."""
-        c = _SCENE.c
+        c = SCENE.c
         chosen = [c.sink == sink, c.state.in_(list(states)), c.reason != ""]
         if since is not None:
             chosen.append(c.updated >= since)
-        listed = sa.select(_SCENE).where(*chosen).order_by(*_ORDERS["newest"]).limit(limit)
+        listed = sa.select(SCENE).where(*chosen).order_by(*_ORDERS["newest"]).limit(limit)
         counted = sa.select(c.state, sa.func.count()).where(*chosen).group_by(c.state)
         with self._transaction() as connection:
             rows = tuple(_row(values) for values in _fetch(connection, listed))
@@ -916,9 +582,9 @@ class Ledger:
     def rates(self, limit: int = 200) -> list[Rate]:
         """What the scenes finished last took, for plans; into whichever sink they went."""
         statement = (
-            sa.select(_SCENE.c.sensor, _SCENE.c.measures)
-            .where(_SCENE.c.state == State.CONFIRMED)
-            .order_by(_SCENE.c.updated.desc())
+            sa.select(SCENE.c.sensor, SCENE.c.measures)
+            .where(SCENE.c.state == State.CONFIRMED)
+            .order_by(SCENE.c.updated.desc())
             .limit(limit)
         )
         with self._transaction() as connection:
@@ -932,41 +598,39 @@ class Ledger:
 
     def note_look(self, sink: str, source: str, started: datetime, summary: str) -> None:
         """Remember that a source was looked through for what is new, and what came of it."""
-        values = {"sink": sink, "source": _tidy(source), "started": started, "summary": _tidy(summary)}
+        values = {"sink": sink, "source": tidy(source), "started": started, "summary": tidy(summary)}
         with self._transaction(write=True) as connection:
-            connection.execute(_LOOK.insert().values(**values, ended=self._now(connection)))
+            connection.execute(LOOK.insert().values(**values, ended=self._now(connection)))
 
     def last_look(self, sink: str, source: str) -> datetime | None:
         """When the last finished look began; None if there was none.
 
         One that claims to be of the future was noted while the clock was wrong, and says nothing about what was seen.
         """
-        chosen = (_LOOK.c.sink == sink, _LOOK.c.source == _tidy(source))
+        chosen = (LOOK.c.sink == sink, LOOK.c.source == tidy(source))
         with self._transaction() as connection:
-            past = _LOOK.c.started <= self._now(connection)
-            statement = sa.select(sa.func.max(_LOOK.c.started)).where(*chosen, past)
+            past = LOOK.c.started <= self._now(connection)
+            statement = sa.select(sa.func.max(LOOK.c.started)).where(*chosen, past)
             started: datetime | None = connection.execute(statement).scalar_one()
             return started
 
     def collections(self, sink: str) -> list[str]:
         """Source collections of which scenes were found for a sink."""
-        statement = sa.select(_SCENE.c.collection).where(_SCENE.c.sink == sink).distinct()
+        statement = sa.select(SCENE.c.collection).where(SCENE.c.sink == sink).distinct()
         with self._transaction() as connection:
             return sorted(connection.execute(statement).scalars())
 
     def find(self, item_id: str, *, sink: str | None = None) -> list[LedgerRow]:
         """Scenes whose item id is this, in any collection: what a person types."""
-        statement = sa.select(_SCENE).where(_SCENE.c.item_id == item_id).order_by(_SCENE.c.id)
+        statement = sa.select(SCENE).where(SCENE.c.item_id == item_id).order_by(SCENE.c.id)
         if sink is not None:
-            statement = statement.where(_SCENE.c.sink == sink)
+            statement = statement.where(SCENE.c.sink == sink)
         with self._transaction() as connection:
             return [_row(values) for values in _fetch(connection, statement)]
 
     def why(self, key: SceneKey) -> list[Event]:
         """The history of one scene, oldest first; empty when it was never found."""
-        statement = (
-            sa.select(_EVENT).join(_SCENE, _SCENE.c.id == _EVENT.c.scene_id).where(_is(key)).order_by(_EVENT.c.id)
-        )
+        statement = sa.select(EVENT).join(SCENE, SCENE.c.id == EVENT.c.scene_id).where(_is(key)).order_by(EVENT.c.id)
         with self._transaction() as connection:
             return [_event(values) for values in _fetch(connection, statement)]
 
@@ -994,12 +658,12 @@ class Ledger:
             stamped = self._stamped_version(connection)
             if stamped is None:
                 METADATA.create_all(connection)
-                connection.execute(_VERSION.insert().values(version=SCHEMA_VERSION, at=self._now(connection)))
+                connection.execute(VERSION.insert().values(version=SCHEMA_VERSION, at=self._now(connection)))
             elif stamped < SCHEMA_VERSION:
                 from pancrafter.migrations import upgrade
 
                 upgrade(connection, stamped, SCHEMA_VERSION)
-                connection.execute(_VERSION.insert().values(version=SCHEMA_VERSION, at=self._now(connection)))
+                connection.execute(VERSION.insert().values(version=SCHEMA_VERSION, at=self._now(connection)))
         if stamped is not None and stamped > SCHEMA_VERSION:
             self.close()
             raise LedgerError(
@@ -1009,20 +673,20 @@ class Ledger:
 
     @staticmethod
     def _stamped_version(connection: Connection) -> int | None:
-        if not sa.inspect(connection).has_table(_VERSION.name):
+        if not sa.inspect(connection).has_table(VERSION.name):
             return None
-        version: int | None = connection.execute(sa.select(sa.func.max(_VERSION.c.version))).scalar_one()
+        version: int | None = connection.execute(sa.select(sa.func.max(VERSION.c.version))).scalar_one()
         return version
 
     def _now(self, connection: Connection) -> datetime:
         if self._clock is not None:
             return self._clock()
         if connection.dialect.name == "postgresql":
-            return connection.execute(sa.select(sa.type_coerce(sa.func.clock_timestamp(), _Instant))).scalar_one()
+            return connection.execute(sa.select(sa.type_coerce(sa.func.clock_timestamp(), Instant))).scalar_one()
         return datetime.now(UTC)
 
     def _select(self, connection: Connection, conditions: Sequence[sa.ColumnElement[bool]]) -> list[_Values]:
-        statement = sa.select(_SCENE).where(*conditions).order_by(_SCENE.c.id).with_for_update()
+        statement = sa.select(SCENE).where(*conditions).order_by(SCENE.c.id).with_for_update()
         return _fetch(connection, statement)
 
     def _find(self, connection: Connection, key: SceneKey) -> _Values:
@@ -1062,11 +726,11 @@ class Ledger:
 
     @staticmethod
     def _update(connection: Connection, row: _Values, now: datetime, **values: Any) -> None:
-        connection.execute(sa.update(_SCENE).where(_SCENE.c.id == row["id"]).values(updated=now, **values))
+        connection.execute(sa.update(SCENE).where(SCENE.c.id == row["id"]).values(updated=now, **values))
 
     @staticmethod
     def _log(connection: Connection, row: _Values, now: datetime, step: _Step) -> None:
-        connection.execute(_EVENT.insert(), _event_values(row["id"], now, step))
+        connection.execute(EVENT.insert(), _event_values(row["id"], now, step))
 
 
 def open_ledger(settings: Settings) -> Ledger:
@@ -1086,7 +750,7 @@ def verdict_on_known(row: _Values, entry: Work | Refusal) -> Literal["changed", 
     if isinstance(entry, Refusal):
         if state is State.CONFIRMED:  # what was published stays; only a newer version may replace it
             return "known"
-        same = state is _state_of(entry) and (row["code"], row["reason"]) == (entry.code, _tidy(entry.reason))
+        same = state is _state_of(entry) and (row["code"], row["reason"]) == (entry.code, tidy(entry.reason))
     else:
         same_source = row["fingerprint"] == entry.scene.fingerprint
         same_result = (row["recipe"], row["output_item_id"]) == (entry.recipe, entry.output_item_id)
@@ -1122,7 +786,7 @@ def _columns_of(entry: Work | Refusal) -> _Values:
             "recipe": None,
             "output_item_id": None,
             "code": entry.code,
-            "reason": _tidy(entry.reason),
+            "reason": tidy(entry.reason),
         }
     return common | {
         "sensor": entry.scene.sensor,
@@ -1138,7 +802,7 @@ def _columns_of(entry: Work | Refusal) -> _Values:
 
 def _change_message(row: _Values, entry: Work | Refusal) -> str:
     if isinstance(entry, Refusal):
-        return f"{entry.code}: {_tidy(entry.reason)}"
+        return f"{entry.code}: {tidy(entry.reason)}"
     if row["fingerprint"] is None:
         return "recognised now"
     parts = []
@@ -1173,7 +837,7 @@ def _lookup(
     by_collection: dict[str, list[str]] = {}
     for collection, item_id in keys:
         by_collection.setdefault(collection, []).append(item_id)
-    c = _SCENE.c
+    c = SCENE.c
     found: dict[tuple[str, str], _Values] = {}
     for collection, item_ids in by_collection.items():
         statement = (
@@ -1192,12 +856,12 @@ def _fetch(connection: Connection, statement: sa.Executable) -> list[_Values]:
 
 
 def _is(key: SceneKey) -> sa.ColumnElement[bool]:
-    c = _SCENE.c
+    c = SCENE.c
     return sa.and_(c.sink == key.sink, c.collection == key.collection, c.item_id == key.item_id)
 
 
 def _may_start(now: datetime) -> sa.ColumnElement[bool]:
-    c = _SCENE.c
+    c = SCENE.c
     return sa.and_(c.state == State.ELIGIBLE, sa.or_(c.not_before.is_(None), c.not_before <= now))
 
 
@@ -1237,7 +901,7 @@ def _event_values(scene_id: int, at: datetime, step: _Step) -> _Values:
         "who": step.who,
         "from_state": step.before,
         "to_state": step.after,
-        "message": _tidy(step.message),
+        "message": tidy(step.message),
     }
 
 
@@ -1259,15 +923,6 @@ def _finite(value: Any) -> Any:  # Any: whatever JSON nests
     return [_finite(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
-_QUERY = re.compile(r"(\b[a-z][a-z0-9+.-]*://[^\s?#'\"<>]*)\?[^\s'\"<>]*", re.IGNORECASE)
-_USERINFO = re.compile(r"(\b[a-z][a-z0-9+.-]*://)[^/\s@'\"<>]+@", re.IGNORECASE)
-
-
-def _tidy(text: str) -> str:
-    """Bounded text without passwords or signatures: error messages of other libraries quote whole URLs."""
-    return _USERINFO.sub(r"\1", _QUERY.sub(r"\1?...", text)).replace("\0", "")[:_LONGEST_REASON]
-
-
 def _batches(items: Iterable[_T], size: int) -> Iterator[list[_T]]:
     iterator = iter(items)
     while batch := list(islice(iterator, size)):
@@ -1276,56 +931,3 @@ def _batches(items: Iterable[_T], size: int) -> Iterator[list[_T]]:
 
 def _reopen(url: str, options: _Values) -> Ledger:
     return Ledger(url, **options)
-
-
-def _open_engine(url: str) -> Engine:
-    try:
-        parsed = sa.make_url(url)
-        if parsed.get_backend_name() == "sqlite" and parsed.database and parsed.database != ":memory:":
-            Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
-        # A plan that PostgreSQL kept from when the ledger was small reads the whole table when it is large.
-        arguments = {"prepare_threshold": None} if parsed.get_driver_name() == "psycopg" else {}
-        remote = parsed.get_backend_name() != "sqlite"
-        engine = sa.create_engine(parsed, pool_pre_ping=remote, connect_args=arguments)
-    except (sa.exc.ArgumentError, sa.exc.NoSuchModuleError, ImportError, OSError) as err:
-        raise LedgerError(
-            f"ledger: cannot open {_tidy(url)}: {err}; expected like sqlite:////folder/ledger.db or "
-            "postgresql+psycopg://user@host/database"
-        ) from err
-    if engine.dialect.name not in {"sqlite", "postgresql"}:
-        raise LedgerError(f"ledger: {engine.dialect.name} is not supported; use SQLite or PostgreSQL")
-    if engine.dialect.name == "sqlite":
-        sa.event.listen(engine, "connect", _set_up_sqlite)
-        sa.event.listen(engine, "begin", _begin_sqlite)
-    return engine
-
-
-def _set_up_sqlite(dbapi_connection: Any, _record: object) -> None:  # Any: the driver's own connection type
-    """Readers do not wait for writers (WAL), writers queue; the driver starts no transactions on its own."""
-    dbapi_connection.isolation_level = None
-    cursor = dbapi_connection.cursor()
-    cursor.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_S * 1000}")
-    _switch_to_wal(cursor)
-    cursor.execute("PRAGMA synchronous = FULL")  # a claim or a publication must survive a power cut
-    cursor.execute("PRAGMA foreign_keys = ON")
-    cursor.close()
-
-
-def _switch_to_wal(cursor: Any) -> None:  # Any: the driver's own cursor type
-    """SQLite does not apply its busy time-out to this switch: processes opening a fresh file at once must try again."""
-    deadline = time.monotonic() + BUSY_TIMEOUT_S
-    while True:
-        try:
-            cursor.execute("PRAGMA journal_mode = WAL")
-        except sqlite3.OperationalError as err:
-            if err.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
-                raise
-            time.sleep(0.02)
-        else:
-            return
-
-
-def _begin_sqlite(connection: Connection) -> None:
-    """A transaction that will write takes the write lock first: upgrading a read lock later could fail at once."""
-    write = connection.get_execution_options().get("ledger_write", False)
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")

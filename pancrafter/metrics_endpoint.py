@@ -16,9 +16,10 @@ from prometheus_client.registry import Collector
 
 from pancrafter.changes import ChangeFeed
 from pancrafter.errors import PancrafterError
-from pancrafter.ledger import IN_WORK, Ledger, State
+from pancrafter.ledger import Ledger
 from pancrafter.publish import StaticSink
 from pancrafter.settings import Settings
+from pancrafter.states import IN_WORK, State
 
 DAY = timedelta(days=1)
 

@@ -18,9 +18,10 @@ from pydantic import Field
 from pancrafter.crawl import is_local, local_path
 from pancrafter.discovery import look, output_collection_id, work_of
 from pancrafter.errors import ErrorKind, InvalidSceneError, PancrafterError
-from pancrafter.ledger import COMPARED, IN_WORK, LedgerRow, Rate, State, Work, open_ledger, verdict_on_known
+from pancrafter.ledger import COMPARED, open_ledger, verdict_on_known
 from pancrafter.sensors import contracts_of
 from pancrafter.settings import Settings
+from pancrafter.states import IN_WORK, LedgerRow, Rate, State, Work
 from pancrafter.types import Record, Refusal, Scene
 
 if TYPE_CHECKING:

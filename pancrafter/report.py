@@ -14,7 +14,8 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 
 from pancrafter.changes import Change, ChangeFeed
-from pancrafter.ledger import Ledger, State, Stuck
+from pancrafter.ledger import Ledger
+from pancrafter.states import State, Stuck
 
 if TYPE_CHECKING:
     from pancrafter.publish import StaticSink

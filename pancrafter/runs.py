@@ -10,11 +10,12 @@ from pydantic import Field
 
 from pancrafter.discovery import discover, work_of
 from pancrafter.errors import ErrorKind, LeaseLostError, PancrafterError
-from pancrafter.ledger import Ledger, SceneKey, State, open_ledger
+from pancrafter.ledger import Ledger, open_ledger
 from pancrafter.model.names import weights_sha256
 from pancrafter.models import Product
 from pancrafter.sensors import contracts_of
 from pancrafter.settings import Settings
+from pancrafter.states import SceneKey, State
 from pancrafter.steps import Outcome, Report, assess, claimed, publish, sharpen, stage
 from pancrafter.types import Record, Refusal
 

@@ -20,10 +20,11 @@ from typing import TYPE_CHECKING, Literal
 from pancrafter import killpoints
 from pancrafter.discovery import output_collection_id, planned_recipe
 from pancrafter.errors import PancrafterError, UnexpectedError
-from pancrafter.ledger import Lease, Ledger, SceneKey, State
+from pancrafter.ledger import Ledger
 from pancrafter.processes import lease_owner
 from pancrafter.sensors import SensorContract, contracts_of
 from pancrafter.settings import Settings
+from pancrafter.states import Lease, SceneKey, State
 from pancrafter.types import Quality, Record, Scene, StagedScene, TruthScores
 
 if TYPE_CHECKING:

@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
     from pancrafter.census import Census
     from pancrafter.judge import Judgement
-    from pancrafter.ledger import Event, LedgerRow, State
     from pancrafter.plan import Plan
     from pancrafter.sensors import SensorContract
+    from pancrafter.states import Event, LedgerRow, State
     from pancrafter.steps import Outcome
     from pancrafter.types import TruthScores
 

@@ -20,10 +20,11 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from pancrafter.discovery import output_collection_id
-from pancrafter.ledger import IN_WORK, Ledger, LedgerRow, SceneKey, Standing, State, open_ledger
+from pancrafter.ledger import Ledger, open_ledger
 from pancrafter.processes import is_gone
 from pancrafter.publish import StaticSink
 from pancrafter.settings import Settings
+from pancrafter.states import IN_WORK, LedgerRow, SceneKey, Standing, State
 from pancrafter.steps import attempt_name, sink_mark, store_name
 from pancrafter.types import Record
 

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 from pancrafter.discovery import output_collection_id
 from pancrafter.errors import InvalidSceneError
-from pancrafter.ledger import Ledger, LedgerRow, SceneKey, State
+from pancrafter.ledger import Ledger
 from pancrafter.settings import Settings
+from pancrafter.states import LedgerRow, SceneKey, State
 
 if TYPE_CHECKING:
     from pancrafter.publish import StaticSink

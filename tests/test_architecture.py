@@ -28,7 +28,7 @@ DOORS = {
     "pystac_client": {"catalog.py"},
     "stac_fastapi": {"serve.py"},
     "httpx": {"stac_api.py"},
-    "sqlalchemy": {"ledger.py", "migrations/__init__.py", "migrations/versions/v0002.py"},
+    "sqlalchemy": {"ledger.py", "ledger_tables.py", "migrations/__init__.py", "migrations/versions/v0002.py"},
     "simpy": {"sizing.py"},
     "prometheus_client": {"metrics_endpoint.py"},
     "alembic": {"migrations/__init__.py", "migrations/versions/v0002.py"},

@@ -12,9 +12,10 @@ from small_archive import add_scene, settings_in
 
 from pancrafter import runs, steps
 from pancrafter.census import Census, take_census
-from pancrafter.ledger import SceneKey, State, open_ledger
+from pancrafter.ledger import open_ledger
 from pancrafter.processes import is_gone, lease_owner
 from pancrafter.settings import Settings
+from pancrafter.states import SceneKey, State
 from pancrafter.sweep import sweep
 
 

@@ -31,11 +31,12 @@ from titiler.core.factory import TilerFactory
 
 from pancrafter import runs, withdrawal
 from pancrafter.changes import ChangeFeed
-from pancrafter.ledger import SceneKey, open_ledger
+from pancrafter.ledger import open_ledger
 from pancrafter.publish import StaticSink
 from pancrafter.report import write_report
 from pancrafter.settings import Settings
 from pancrafter.snapshot import write_snapshot
+from pancrafter.states import SceneKey
 from pancrafter.validation import validate_document, validate_item
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"

@@ -14,8 +14,8 @@ import yaml
 from infra.audit import NOT_DONE, VULNERABLE, judge
 from pancrafter.compute import GPU_RESOURCE
 from pancrafter.heap import WORKER_PRELOAD
-from pancrafter.ledger import State
 from pancrafter.settings import Settings
+from pancrafter.states import State
 
 INFRA = Path(__file__).resolve().parents[1] / "infra"
 S3 = INFRA / "s3"

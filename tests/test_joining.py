@@ -15,11 +15,12 @@ from small_archive import write_raster
 
 from pancrafter import runs
 from pancrafter.catalog import MAX_PARTNER_SEARCHES, discover
-from pancrafter.ledger import SceneKey, State, open_ledger
+from pancrafter.ledger import open_ledger
 from pancrafter.plan import make_plan
 from pancrafter.sensors import load_contracts
 from pancrafter.serve import serving
 from pancrafter.settings import Settings
+from pancrafter.states import SceneKey, State
 from pancrafter.types import Refusal, Scene
 
 CONTRACTS = load_contracts()

@@ -16,16 +16,20 @@ import pytest
 import sqlalchemy as sa
 
 from pancrafter.cli.ledger import one_row
-from pancrafter.errors import InvalidSceneError, LeaseLostError, SinkError, TransientReadError
-from pancrafter.ledger import (
-    IN_WORK,
-    METADATA,
-    SCHEMA_VERSION,
-    FoundCounts,
+from pancrafter.errors import (
     IllegalTransitionError,
-    Lease,
-    Ledger,
+    InvalidSceneError,
+    LeaseLostError,
     LedgerError,
+    SinkError,
+    TransientReadError,
+)
+from pancrafter.ledger import Ledger
+from pancrafter.ledger_tables import METADATA, SCHEMA_VERSION
+from pancrafter.states import (
+    IN_WORK,
+    FoundCounts,
+    Lease,
     LedgerRow,
     SceneKey,
     State,

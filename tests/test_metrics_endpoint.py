@@ -14,9 +14,10 @@ from typer.testing import CliRunner
 
 from pancrafter import discovery, runs
 from pancrafter.cli import app
-from pancrafter.ledger import Ledger, SceneKey, State, open_ledger
+from pancrafter.ledger import Ledger, open_ledger
 from pancrafter.metrics_endpoint import text
 from pancrafter.settings import Settings
+from pancrafter.states import SceneKey, State
 
 ALERTS = Path(__file__).resolve().parents[1] / "infra" / "prometheus" / "alerts.yml"
 

@@ -18,13 +18,14 @@ from pancrafter.census import take_census
 from pancrafter.changes import ChangeFeed
 from pancrafter.compute import Compute
 from pancrafter.errors import WeightsError
-from pancrafter.ledger import Ledger, State, open_ledger
+from pancrafter.ledger import Ledger, open_ledger
 from pancrafter.model.names import weights_sha256
 from pancrafter.model.weights import save_checkpoint
 from pancrafter.models import ensure_model
 from pancrafter.publish import StaticSink
 from pancrafter.sensors import contracts_of, get_contract
 from pancrafter.settings import Settings
+from pancrafter.states import State
 from pancrafter.store import SceneStore
 
 KEY = "geoeye-1/S1"

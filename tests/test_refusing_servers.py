@@ -17,9 +17,10 @@ from small_archive import add_scene, classical_contracts, settings_in
 from pancrafter import catalog, runs
 from pancrafter.census import take_census
 from pancrafter.errors import PancrafterError
-from pancrafter.ledger import State, open_ledger
+from pancrafter.ledger import open_ledger
 from pancrafter.publish import StaticSink
 from pancrafter.settings import Settings
+from pancrafter.states import State
 
 
 class CatalogServer(ThreadingHTTPServer):

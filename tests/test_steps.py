@@ -23,13 +23,14 @@ from pancrafter.census import take_census
 from pancrafter.changes import ChangeFeed
 from pancrafter.compute import Compute
 from pancrafter.errors import SinkError, SourceError, UnexpectedError
-from pancrafter.ledger import Ledger, SceneKey, State, open_ledger
+from pancrafter.ledger import Ledger, open_ledger
 from pancrafter.model.names import DEFAULT_WEIGHTS, weights_path
 from pancrafter.models import products_of
 from pancrafter.plan import make_plan
 from pancrafter.publish import StaticSink
 from pancrafter.sensors import contracts_of
 from pancrafter.settings import Settings
+from pancrafter.states import SceneKey, State
 from pancrafter.sweep import sweep
 from pancrafter.types import Refusal, Scene
 from pancrafter.validation import validate_item

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 import pytest
 from rich.console import Console
 
-from pancrafter.ledger import LedgerRow, SceneKey, State
+from pancrafter.states import LedgerRow, SceneKey, State
 from pancrafter.steps import Outcome
 from pancrafter.summary import (
     WIDTH,

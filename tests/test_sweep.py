@@ -10,10 +10,11 @@ from small_archive import add_scene, classical_contracts, settings_in
 
 from pancrafter import runs, steps
 from pancrafter.census import take_census
-from pancrafter.ledger import Lease, Ledger, SceneKey, Standing, State, open_ledger
+from pancrafter.ledger import Ledger, open_ledger
 from pancrafter.processes import lease_owner
 from pancrafter.publish import StaticSink
 from pancrafter.settings import Settings
+from pancrafter.states import Lease, SceneKey, Standing, State
 from pancrafter.sweep import sweep
 
 COLLECTION = "geoeye-1-sharpened"

@@ -10,9 +10,10 @@ from small_archive import add_scene, classical_contracts, settings_in
 from pancrafter import discovery, object_store, runs, steps, withdrawal
 from pancrafter.changes import ChangeFeed
 from pancrafter.errors import InvalidSceneError, LeaseLostError
-from pancrafter.ledger import Ledger, SceneKey, State, open_ledger
+from pancrafter.ledger import Ledger, open_ledger
 from pancrafter.publish import StaticSink
 from pancrafter.settings import Settings
+from pancrafter.states import SceneKey, State
 
 COLLECTION = "geoeye-1-sharpened"
 

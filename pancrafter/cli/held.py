@@ -19,7 +19,7 @@ ReasonOption = Annotated[str, typer.Option("--reason", help="Goes into the histo
 @held_app.command("list")
 def held_list(*, sink: LedgerSinkOption = None, state_dir: StateDirOption = None, as_json: JsonOption = False) -> None:
     """List held scenes with the reason and the figures that matter."""
-    from pancrafter.ledger import State
+    from pancrafter.states import State
     from pancrafter.summary import row_json
 
     with existing_ledger(state_dir) as ledger:

@@ -26,7 +26,8 @@ from pancrafter.cli.shared import (
 from pancrafter.errors import PancrafterError
 
 if TYPE_CHECKING:
-    from pancrafter.ledger import Ledger, LedgerRow
+    from pancrafter.ledger import Ledger
+    from pancrafter.states import LedgerRow
 
 ledger_app = typer.Typer(no_args_is_help=True, help="See what became of scenes, and give failed ones another try.")
 app.add_typer(ledger_app, name="ledger")
@@ -164,7 +165,7 @@ def one_row(ledger: Ledger, scene: str, sink: str | None) -> LedgerRow:
 
 
 def _states(names: Sequence[str] | None) -> list[str] | None:
-    from pancrafter.ledger import State
+    from pancrafter.states import State
 
     known = [state.value for state in State]
     for name in names or ():

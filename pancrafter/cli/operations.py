@@ -84,7 +84,8 @@ def size(
     if rates is not None:
         known = sizing.Rates.model_validate_json(rates.read_text())
     else:
-        from pancrafter.ledger import State, open_ledger
+        from pancrafter.ledger import open_ledger
+        from pancrafter.states import State
 
         settings = settings_from(sink=sink, state_dir=state_dir)
         with open_ledger(settings) as ledger:

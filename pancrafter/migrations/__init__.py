@@ -1,7 +1,7 @@
 """How ledgers of older versions become ledgers of this one: Alembic scripts, run inside the caller's transaction.
 
-A new step: change the tables in ``pancrafter.ledger``, raise ``SCHEMA_VERSION``, and add ``versions/v000N.py`` with
-``revision = "N"``. A test compares an upgraded ledger with a fresh one.
+A new step: change the tables in ``pancrafter.ledger_tables``, raise ``SCHEMA_VERSION``, and add ``versions/v000N.py``
+with ``revision = "N"``. A test compares an upgraded ledger with a fresh one.
 """
 
 from __future__ import annotations

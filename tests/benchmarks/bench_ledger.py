@@ -26,8 +26,9 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from pancrafter.ledger import Ledger, Work
+from pancrafter.ledger import Ledger
 from pancrafter.ports import free_port
+from pancrafter.states import Work
 from pancrafter.types import AssetRef, Scene
 
 SINK = "/data/sharpened"

@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from pancrafter import runs
-from pancrafter.ledger import LedgerRow, open_ledger
+from pancrafter.ledger import open_ledger
 from pancrafter.plan import make_plan
 from pancrafter.settings import Settings
+from pancrafter.states import LedgerRow
 
 REPEATS = 3
 

@@ -17,9 +17,10 @@ from typing import Any
 from small_archive import add_scene
 
 from pancrafter import runs
-from pancrafter.ledger import State, open_ledger
+from pancrafter.ledger import open_ledger
 from pancrafter.settings import Settings
 from pancrafter.sizing import Archive, Fleet, Rates, forecast, rates_from
+from pancrafter.states import State
 
 KNOWN_PX = (384, 768, 1024, 384, 768, 1024)
 OTHER_PX = (512, 640, 896, 512, 640, 896, 512, 640, 896, 512, 640, 896)

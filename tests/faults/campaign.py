@@ -34,9 +34,10 @@ from infra import stack
 from pancrafter import cli
 from pancrafter.errors import PancrafterError
 from pancrafter.killpoints import POINTS, VARIABLE
-from pancrafter.ledger import Ledger, SceneKey, State
+from pancrafter.ledger import Ledger
 from pancrafter.model.weights import save_checkpoint
 from pancrafter.ports import free_port
+from pancrafter.states import SceneKey, State
 from pancrafter.steps import store_name
 from pancrafter.store import SceneStore
 

@@ -13,8 +13,9 @@ from small_archive import add_scene, classical_contracts
 
 from faults.processes import PROJECT, spawn
 from pancrafter.killpoints import VARIABLE
-from pancrafter.ledger import Ledger, State
+from pancrafter.ledger import Ledger
 from pancrafter.ports import free_port
+from pancrafter.states import State
 
 
 def _finished(state: Path) -> dict[str, int]:

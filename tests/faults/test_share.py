@@ -16,8 +16,9 @@ from faults.campaign import COLLECTION
 from faults.processes import PROJECT
 from pancrafter.census import take_census
 from pancrafter.ingest import add_pair
-from pancrafter.ledger import Ledger, State
+from pancrafter.ledger import Ledger
 from pancrafter.settings import Settings
+from pancrafter.states import State
 
 SCENES = int(os.environ.get("PANCRAFTER_SHARED_SCENES", "6"))
 """Scenes to share; 50 in the long version."""

@@ -26,8 +26,9 @@ from small_archive import add_scene, backdate, classical_contracts, settings_in
 
 from pancrafter import discovery, runs
 from pancrafter.errors import CatalogUnavailableError, LeaseLostError, PancrafterError, SinkError
-from pancrafter.ledger import Ledger, State, open_ledger
+from pancrafter.ledger import Ledger, open_ledger
 from pancrafter.publish import StaticSink
+from pancrafter.states import State
 from pancrafter.store import SceneStore
 
 PROJECT = Path(__file__).resolve().parents[2]

@@ -15,7 +15,8 @@ from faults.deployment import POOL, DeploymentRun, PrefectServer, is_engine
 from faults.processes import MARK, family
 from small_archive import add_scene, backdate, classical_contracts
 
-from pancrafter.ledger import Ledger, LedgerRow, State
+from pancrafter.ledger import Ledger
+from pancrafter.states import LedgerRow, State
 
 pytestmark = pytest.mark.services
 LIMIT_S = 400

@@ -16,10 +16,11 @@ from real_stack import is_of
 
 from pancrafter import runs, steps
 from pancrafter.errors import CatalogUnavailableError, InvalidSceneError, SinkError
-from pancrafter.ledger import State, open_ledger
+from pancrafter.ledger import open_ledger
 from pancrafter.publish import StaticSink
 from pancrafter.settings import Settings
 from pancrafter.stac_api import StacApi
+from pancrafter.states import State
 
 pytestmark = pytest.mark.services
 PROJECT = Path(__file__).resolve().parents[2]

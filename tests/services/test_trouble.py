@@ -26,10 +26,11 @@ from pancrafter import runs, steps
 from pancrafter.backup import back_up, bring_back
 from pancrafter.census import take_census
 from pancrafter.errors import PancrafterError
-from pancrafter.ledger import State, open_ledger
+from pancrafter.ledger import open_ledger
 from pancrafter.publish import StaticSink
 from pancrafter.settings import Settings
 from pancrafter.stac_api import StacApi
+from pancrafter.states import State
 from pancrafter.sweep import sweep
 
 pytestmark = pytest.mark.services

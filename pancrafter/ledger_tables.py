@@ -1,0 +1,188 @@
+"""The tables of the ledger, and connections to the database that holds them."""
+
+from __future__ import annotations
+
+import re
+import sqlite3
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.engine import Connection, Dialect, Engine
+
+from pancrafter.errors import LedgerError
+
+SCHEMA_VERSION = 2
+"""Version of the tables below; each step from one to the next is a migration in ``pancrafter/migrations``."""
+
+BUSY_TIMEOUT_S = 60
+"""How long one process waits for another one's write to a SQLite ledger."""
+
+_LONGEST_REASON = 4000
+
+
+class Instant(sa.types.TypeDecorator[datetime]):
+    """A moment in UTC. SQLite keeps no time zone, so it is taken off on the way in and put back on the way out."""
+
+    impl = sa.DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """On the way in."""
+        if value is None:
+            return None
+        moment = value.astimezone(UTC)
+        return moment.replace(tzinfo=None) if dialect.name == "sqlite" else moment
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """On the way out."""
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if dialect.name == "sqlite" else value.astimezone(UTC)
+
+
+_JSON = sa.JSON(none_as_null=True).with_variant(postgresql.JSONB(none_as_null=True), "postgresql")
+# SQLite gives automatic keys to INTEGER only; elsewhere a ledger of many years needs more than 32 bits.
+_ID = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
+
+METADATA = sa.MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+"""All tables; the names of constraints are fixed so that migrations can address them."""
+
+VERSION = sa.Table(
+    "ledger_version",
+    METADATA,
+    sa.Column("version", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("at", Instant, nullable=False),
+)
+
+SCENE = sa.Table(
+    "scene",
+    METADATA,
+    sa.Column("id", _ID, primary_key=True),
+    sa.Column("sink", sa.Text, nullable=False),
+    sa.Column("collection", sa.Text, nullable=False),
+    sa.Column("item_id", sa.Text, nullable=False),
+    sa.Column("state", sa.String(16), nullable=False),
+    sa.Column("sensor", sa.Text),
+    sa.Column("acquired", sa.Text),
+    sa.Column("scene", _JSON),
+    sa.Column("fingerprint", sa.Text),
+    sa.Column("recipe", sa.Text),
+    sa.Column("output_item_id", sa.Text),
+    sa.Column("supersedes", sa.Text),
+    sa.Column("code", sa.Text),
+    sa.Column("reason", sa.Text),
+    sa.Column("attempts", sa.Integer, nullable=False, default=0),
+    sa.Column("not_before", Instant),
+    sa.Column("lease_owner", sa.Text),
+    sa.Column("lease_expires", Instant),
+    sa.Column("fence", sa.BigInteger, nullable=False, default=0),
+    sa.Column("measures", _JSON, nullable=False, default=dict),
+    sa.Column("created", Instant, nullable=False),
+    sa.Column("updated", Instant, nullable=False),
+    sa.UniqueConstraint("sink", "collection", "item_id"),
+    sa.Index("ix_scene_state_acquired", "sink", "state", "acquired", "id"),
+    sa.Index("ix_scene_lease_expires", "lease_expires"),
+)
+
+EVENT = sa.Table(
+    "event",
+    METADATA,
+    sa.Column("id", _ID, primary_key=True),
+    sa.Column("scene_id", _ID, sa.ForeignKey("scene.id"), nullable=False, index=True),
+    sa.Column("at", Instant, nullable=False),
+    sa.Column("who", sa.Text, nullable=False),
+    sa.Column("from_state", sa.String(16)),
+    sa.Column("to_state", sa.String(16), nullable=False),
+    sa.Column("message", sa.Text, nullable=False),
+)
+
+LOOK = sa.Table(
+    "look",
+    METADATA,
+    sa.Column("id", _ID, primary_key=True),
+    sa.Column("sink", sa.Text, nullable=False),
+    sa.Column("source", sa.Text, nullable=False),
+    sa.Column("started", Instant, nullable=False),
+    sa.Column("ended", Instant, nullable=False),
+    sa.Column("summary", sa.Text, nullable=False),
+    sa.Index("ix_look_started", "sink", "source", "started"),
+)
+"""Finished looks at a source for what is new, so that a missed night becomes part of the next window."""
+
+
+def open_engine(url: str) -> Engine:
+    """Connections to a ledger's database; the folder of a SQLite file is created.
+
+    Raises:
+        LedgerError: The address makes no sense, its driver is missing, or it is of another kind of database.
+    """
+    try:
+        parsed = sa.make_url(url)
+        if parsed.get_backend_name() == "sqlite" and parsed.database and parsed.database != ":memory:":
+            Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
+        # A plan that PostgreSQL kept from when the ledger was small reads the whole table when it is large.
+        arguments = {"prepare_threshold": None} if parsed.get_driver_name() == "psycopg" else {}
+        remote = parsed.get_backend_name() != "sqlite"
+        engine = sa.create_engine(parsed, pool_pre_ping=remote, connect_args=arguments)
+    except (sa.exc.ArgumentError, sa.exc.NoSuchModuleError, ImportError, OSError) as err:
+        raise LedgerError(
+            f"ledger: cannot open {tidy(url)}: {err}; expected like sqlite:////folder/ledger.db or "
+            "postgresql+psycopg://user@host/database"
+        ) from err
+    if engine.dialect.name not in {"sqlite", "postgresql"}:
+        raise LedgerError(f"ledger: {engine.dialect.name} is not supported; use SQLite or PostgreSQL")
+    if engine.dialect.name == "sqlite":
+        sa.event.listen(engine, "connect", _set_up_sqlite)
+        sa.event.listen(engine, "begin", _begin_sqlite)
+    return engine
+
+
+def _set_up_sqlite(dbapi_connection: Any, _record: object) -> None:  # Any: the driver's own connection type
+    """Readers do not wait for writers (WAL), writers queue; the driver starts no transactions on its own."""
+    dbapi_connection.isolation_level = None
+    cursor = dbapi_connection.cursor()
+    cursor.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_S * 1000}")
+    _switch_to_wal(cursor)
+    cursor.execute("PRAGMA synchronous = FULL")  # a claim or a publication must survive a power cut
+    cursor.execute("PRAGMA foreign_keys = ON")
+    cursor.close()
+
+
+def _switch_to_wal(cursor: Any) -> None:  # Any: the driver's own cursor type
+    """SQLite does not apply its busy time-out to this switch: processes opening a fresh file at once must try again."""
+    deadline = time.monotonic() + BUSY_TIMEOUT_S
+    while True:
+        try:
+            cursor.execute("PRAGMA journal_mode = WAL")
+        except sqlite3.OperationalError as err:
+            if err.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                raise
+            time.sleep(0.02)
+        else:
+            return
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    """A transaction that will write takes the write lock first: upgrading a read lock later could fail at once."""
+    write = connection.get_execution_options().get("ledger_write", False)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
+
+
+_QUERY = re.compile(r"(\b[a-z][a-z0-9+.-]*://[^\s?#'\"<>]*)\?[^\s'\"<>]*", re.IGNORECASE)
+_USERINFO = re.compile(r"(\b[a-z][a-z0-9+.-]*://)[^/\s@'\"<>]+@", re.IGNORECASE)
+
+
+def tidy(text: str) -> str:
+    """Bounded text without passwords or signatures: error messages of other libraries quote whole URLs."""
+    return _USERINFO.sub(r"\1", _QUERY.sub(r"\1?...", text)).replace("\0", "")[:_LONGEST_REASON]
