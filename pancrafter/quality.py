@@ -31,11 +31,11 @@ class QualityRule(Record):
     """
 
     min_gain: float = Field(
-        default=-0.25,
-        description="Least gain, reduced scale, over the classical method that would take the result's place. Gains at "
-        "reduced and at full resolution differ by so much.",
+        default=-0.07,
+        description="Least gain, reduced scale, over the classical method that would take the result's place: good "
+        "results at full resolution come so low there.",
     )
-    min_detail_correlation: float = Field(default=0.91, description="PAN's fine detail explained by the result's.")
+    min_detail_correlation: float = Field(default=0.92, description="PAN's fine detail explained by the result's.")
     max_consistency: float = Field(default=12.0, gt=0, description="Consistency ERGAS times ratio.")
     max_consistency_sam_deg: float = Field(default=4.5, gt=0)
     max_of_detail: float = Field(
