@@ -42,7 +42,7 @@ from pancrafter.model import pan_detail, reprojection
 from pancrafter.model.conditions import Conditions, build_conditions, ms_at, unexplained_pan
 from pancrafter.model.config import CUBIC_REACH_MS_PX
 from pancrafter.model.devices import DeviceError, use_full_float32
-from pancrafter.model.inference import MsNetwork
+from pancrafter.model.inference import MsNetwork, working_bytes
 from pancrafter.model.names import DEFAULT_WEIGHTS, SharpeningMethod, for_benchmark, require_weights, weights_sha256
 from pancrafter.model.weights import Checkpoint, load_checkpoint
 from pancrafter.resample import GENERIC_MTF_GAIN, Mtf, mean_mtf
@@ -264,7 +264,8 @@ class NetworkSharpener:
         margin = self._margin_px(_WIDEST_RATIO, [((_WIDEST_RATIO - 1) / 2,) * 2])
         made_px, config = min(tile_px, (math.isqrt(core_px) + 2 * margin) ** 2), self.checkpoint.network.config
         given = 4 * made_px * bands * config.head_channels // config.bands
-        return self._network.working_bytes(tile_px, made_px, bands) + given + 4 * bands * (made_px - core_px)
+        network = working_bytes(config, PRECISIONS[self.precision], tile_px, made_px, bands)
+        return network + given + 4 * bands * (made_px - core_px)
 
     @cached_property
     def _network(self) -> MsNetwork:

@@ -13,6 +13,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -501,7 +502,8 @@ def _adapt(
 
     on_progress("adapting", 0, 1)
     mtfs = scene_mtfs(pixels.staged, contract)
-    spec, done = adapt_to_scene(spec, pixels, mtfs, scratch / "adapted.safetensors")
+    with ThreadPoolExecutor(1) as own:  # so that torch's threads for it end with it, see docs/decisions/0034
+        spec, done = own.submit(adapt_to_scene, spec, pixels, mtfs, scratch / "adapted.safetensors").result()
     on_progress("adapting", 1, 1)
     kept = "adapted" if done.kept else "not adapted"
     return spec, f"{kept}: {done.reason} after {done.steps} steps, {done.seconds:.0f} s"

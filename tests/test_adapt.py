@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -169,7 +170,15 @@ def test_sharpen_adapts_to_the_scene_and_says_so(
     said, plain, tags = sharpened(tmp_path, "--weights", weights)
     assert said["adapted"] is None
     assert "PANCRAFTER_ADAPTED" not in tags
+    honest, adapting = adapt_module.adapt, []
+
+    def adapt_here(*arguments: Any) -> adapt_module.Adapted:
+        adapting.append(threading.current_thread())
+        return honest(*arguments)
+
+    monkeypatch.setattr(adapt_module, "adapt", adapt_here)
     said, adapted, tags = sharpened(tmp_path, "--weights", weights, "--adapt")
+    assert [thread.is_alive() for thread in adapting] == [False], "its helpers of torch would slow the sharpening"
     assert said["adapted"].startswith("adapted: better on other patches")
     assert tags["PANCRAFTER_ADAPTED"] == "to this scene"
     assert tags["PANCRAFTER_WEIGHTS"] == "spoiled.safetensors"

@@ -125,18 +125,6 @@ class MsNetwork:
         made[:, : self.config.bands].add_(base[..., top:bottom, left:right])
         return made
 
-    def working_bytes(self, tile_px: int, core_px: int, bands: int) -> int:
-        """Memory of one pass over one sample, and of the conditions of all bands: an upper estimate.
-
-        Beside the first skip (on the core) there are either seven maps at half resolution, twice as wide two of them,
-        or those of a strip.
-        """
-        feature = self.config.width * torch.finfo(self._dtype).bits // 8
-        half, strip = 7 * tile_px // 4, 7 * min(STRIP_PX, tile_px)
-        conditions = 4 * tile_px * (bands * (2 if self.config.injected_detail else 1) + 2) * 1.4
-        made = 4 * core_px * self.config.head_channels
-        return int(feature * (core_px + tile_px // 2 + max(half, strip)) + conditions + made)
-
     def _encode_full(self, conditions: Conditions, rows: Needed, cols: Needed) -> tuple[Tensor, Tensor]:
         """First skip on the spans of ``decode0`` and input of ``encode1``, strip by strip."""
         n, width, halo = len(conditions.ms[0]), self.config.width, 2 * self.config.depth[0] + 1
@@ -184,6 +172,19 @@ class MsNetwork:
                 y, (strip, cols.core), (span, cols.decode0)
             )
         return out
+
+
+def working_bytes(config: NetworkConfig, dtype: torch.dtype, tile_px: int, core_px: int, bands: int) -> int:
+    """Memory of one pass of a ``MsNetwork`` over one sample, and of the conditions of all bands: an upper estimate.
+
+    Beside the first skip (on the core) there are either seven maps at half resolution, twice as wide two of them,
+    or those of a strip.
+    """
+    feature = config.width * torch.finfo(dtype).bits // 8
+    half, strip = 7 * tile_px // 4, 7 * min(STRIP_PX, tile_px)
+    conditions = 4 * tile_px * (bands * (2 if config.injected_detail else 1) + 2) * 1.4
+    made = 4 * core_px * config.head_channels
+    return int(feature * (core_px + tile_px // 2 + max(half, strip)) + conditions + made)
 
 
 # --- stages ---------------------------------------------------------------------------------------------------------
