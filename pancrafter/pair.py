@@ -286,17 +286,19 @@ def sharpen_pair(
         assert isinstance(scene, Scene), scene
         contract = contracts[scene.sensor]
         chosen: SharpeningMethod = method or ("mtf-glp-fs" if contract.weights == "none" else "pan-crafter")
+        adapt = adapt and chosen == "pan-crafter"
         if chosen == "pan-crafter":
             longest_px = max(read_file_header(pan_path).shape_yx)
-            _check_memory(contract.ratio, len(scene.bands), longest_px, settings, memory_bytes, window_px)
+            bands_and_size = len(scene.bands), longest_px
+            _check_memory(contract.ratio, *bands_and_size, settings, memory_bytes, window_px, adapting=adapt)
         pixels = _read(scene, contract, scratch / "scene.zarr", settings, memory_bytes)
         staged = pixels.staged
         on_progress("reading", 1, 1)
         spec = _fitted(pixels, contract, chosen, settings)
         adapted = None
-        if adapt and chosen == "pan-crafter":
+        if adapt:
             spec, adapted = _adapt(spec, pixels, contract, scratch, on_progress)
-        engine = _prepare(pixels, spec, memory_bytes, window_px)
+        engine = _prepare(pixels, spec, memory_bytes, window_px, adapting=adapt)
         streamed = _Streamed(pixels, on_progress)
         tags = _tags(contract, settings, chosen)
         if spec.weights != settings.weights:
@@ -437,7 +439,14 @@ def _scratch_beside(out: Path) -> Iterator[Path]:
 
 
 def _check_memory(
-    ratio: int, bands: int, longest_px: int, settings: Settings, memory_bytes: int, window_px: int | None
+    ratio: int,
+    bands: int,
+    longest_px: int,
+    settings: Settings,
+    memory_bytes: int,
+    window_px: int | None,
+    *,
+    adapting: bool,
 ) -> None:
     """Find out before the scene is read that the network does not fit; band shifts of up to an MS pixel included."""
     from pancrafter.engine import NetworkSharpener
@@ -450,7 +459,7 @@ def _check_memory(
         load_checkpoint(settings.weights), "cpu", settings.precision, relative_mtf=(Mtf(GENERIC_MTF_GAIN),) * bands
     )
     halo_px = sharpener.reach_px(ratio, [((ratio - 1) / 2,) * 2]) + ratio
-    fitting_window_px(sharpener, Layout(bands, ratio, longest_px, halo_px), memory_bytes, window_px)
+    fitting_window_px(sharpener, Layout(bands, ratio, longest_px, halo_px, adapting), memory_bytes, window_px)
 
 
 def _read(
@@ -515,13 +524,15 @@ class _Engine:
     window_px: int
 
 
-def _prepare(pixels: SceneFiles | SceneStore, spec: SharpenerSpec, memory_bytes: int, window_px: int | None) -> _Engine:
+def _prepare(
+    pixels: SceneFiles | SceneStore, spec: SharpenerSpec, memory_bytes: int, window_px: int | None, *, adapting: bool
+) -> _Engine:
     from pancrafter.engine import build_sharpener
     from pancrafter.in_place import SceneFiles
     from pancrafter.stream import Layout, fitting_window_px, needed_bytes
 
     sharpener = build_sharpener(spec)
-    layout = Layout.of(pixels.staged, sharpener)
+    layout = Layout.of(pixels.staged, sharpener, adapting=adapting)
     chosen = fitting_window_px(sharpener, layout, memory_bytes, window_px)
     if isinstance(pixels, SceneFiles) and needed_bytes(sharpener, layout, chosen) + pixels.held_bytes > memory_bytes:
         pixels.let_go()  # large windows gain more

@@ -31,10 +31,13 @@ WINDOW_PX = (2048, 1536, 1024, 512, 256, 128)
 """Edges that are tried, largest first: a larger window wastes less on its halo. They are made of tiles of the result or
 fit into one."""
 
-PROGRAM_BYTES = 712 * 2**20
+PROGRAM_BYTES = 620 * 2**20
 """What the program takes apart from windows: Python with torch, GDAL and Dask, code and caches of oneDNN, heaps of its
-threads, adapting. Measured as the peak of ``pancrafter sharpen PAN MS OUT --memory 1GiB --threads 2`` on 2048 px,
-4 bands, less ``window_bytes``: 817 - 231 MiB with the network, 927 - 231 with ``--adapt``."""
+threads. Measured as the peak of ``pancrafter sharpen PAN MS OUT --threads 2`` on 2048 px, 4 bands, less
+``window_bytes``: 458 to 553 MiB with windows of 1024 to 512 px on an AMD EPYC, 586 on an Intel Xeon."""
+
+ADAPTING_BYTES = 160 * 2**20
+"""What adapting to a scene takes more, and keeps: 986 in place of 827 MiB with windows of 512 px."""
 
 _LOOK_AHEAD = 1
 _POLL_S = 0.2
@@ -64,12 +67,14 @@ class Layout:
     longest_px: int
     """Longer side of the scene, PAN pixels."""
     halo_px: int
+    adapting: bool = False
+    """Whether the network is adapted to the scene."""
 
     @classmethod
-    def of(cls, staged: StagedScene, sharpener: Sharpener) -> Layout:
+    def of(cls, staged: StagedScene, sharpener: Sharpener, *, adapting: bool = False) -> Layout:
         """The layout of a staged scene."""
         bands, longest = len(staged.scene.bands), max(staged.grid.pan.shape_yx)
-        return cls(bands, staged.grid.ratio, longest, sharpener.halo_px(staged))
+        return cls(bands, staged.grid.ratio, longest, sharpener.halo_px(staged), adapting)
 
 
 def window_bytes(sharpener: Sharpener, layout: Layout, window_px: int) -> int:
@@ -83,7 +88,8 @@ def window_bytes(sharpener: Sharpener, layout: Layout, window_px: int) -> int:
 
 def needed_bytes(sharpener: Sharpener, layout: Layout, window_px: int) -> int:
     """Memory that the program takes with windows of an edge."""
-    return PROGRAM_BYTES + CACHE_BYTES + window_bytes(sharpener, layout, window_px)
+    program = PROGRAM_BYTES + CACHE_BYTES + layout.adapting * ADAPTING_BYTES
+    return program + window_bytes(sharpener, layout, window_px)
 
 
 def choose_window_px(sharpener: Sharpener, layout: Layout, memory_bytes: int) -> int:

@@ -79,8 +79,8 @@ def helpers():
         counts.append(len(os.listdir("/proc/self/task")) - threading.active_count())
     return min(counts)
 
-def prepared(*arguments):
-    engine = honest(*arguments)
+def prepared(*arguments, **more):
+    engine = honest(*arguments, **more)
     at_rest.append(helpers())
     return engine
 
@@ -177,9 +177,9 @@ def test_pixels_stay_in_memory_where_windows_leave_room(tmp_path: Path, monkeypa
     needed = [0]
     honest = pair_module._prepare
 
-    def looked_at(pixels: Any, *rest: Any) -> Any:
+    def looked_at(pixels: Any, *rest: Any, **more: Any) -> Any:
         before = pixels.held_bytes
-        engine = honest(pixels, *rest)
+        engine = honest(pixels, *rest, **more)
         held.append((before, pixels.held_bytes))
         needed[0] = needed_bytes(engine.sharpener, Layout.of(pixels.staged, engine.sharpener), engine.window_px)
         return engine

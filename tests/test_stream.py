@@ -22,6 +22,7 @@ from pancrafter.engine import FusionSharpener, NetworkSharpener, fit_scene_fusio
 from pancrafter.model.weights import load_checkpoint
 from pancrafter.store import SceneStore
 from pancrafter.stream import (
+    ADAPTING_BYTES,
     PROGRAM_BYTES,
     WINDOW_PX,
     Layout,
@@ -29,6 +30,7 @@ from pancrafter.stream import (
     ahead,
     choose_window_px,
     fitting_window_px,
+    needed_bytes,
     scene_windows,
     sharpened_windows,
     window_bytes,
@@ -37,7 +39,7 @@ from pancrafter.tiles import band_phases
 
 GIB = 2**30
 SHIPPED = NetworkSharpener(load_checkpoint())
-LARGE = Layout(bands=4, ratio=4, longest_px=35_000, halo_px=76)
+LARGE = Layout(bands=4, ratio=4, longest_px=35_000, halo_px=115)
 
 
 @settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -110,11 +112,17 @@ def test_fused_windows_are_the_textbook_method(tmp_path: Path, method: str, tole
 def test_window_grows_with_the_budget_and_stays_inside_it() -> None:
     chosen = [choose_window_px(SHIPPED, LARGE, memory) for memory in (GIB, 2 * GIB, 4 * GIB, 64 * GIB)]
     assert chosen == sorted(chosen)
-    assert chosen[0] >= 256
-    assert chosen[1] >= 512
+    assert chosen[0] >= 512
+    assert chosen[1] >= 1024
     assert chosen[-1] == WINDOW_PX[0]
     for memory, window_px in zip((GIB, 2 * GIB, 4 * GIB), chosen, strict=False):
         assert PROGRAM_BYTES + CACHE_BYTES + window_bytes(SHIPPED, LARGE, window_px) <= memory
+
+
+def test_adapting_leaves_less_room() -> None:
+    adapting = replace(LARGE, adapting=True)
+    assert needed_bytes(SHIPPED, adapting, 512) == needed_bytes(SHIPPED, LARGE, 512) + ADAPTING_BYTES
+    assert choose_window_px(SHIPPED, adapting, GIB) < choose_window_px(SHIPPED, LARGE, GIB)
 
 
 def test_a_window_that_is_asked_for_must_fit() -> None:
