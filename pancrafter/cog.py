@@ -35,6 +35,7 @@ from rasterio.io import DatasetReader, MemoryFile
 from rasterio.windows import Window
 from rio_cogeo.cogeo import cog_validate
 
+from pancrafter.durable import flush
 from pancrafter.errors import GridMismatchError, InvalidSceneError, SinkError
 from pancrafter.pyramid import TILE_PX, Coding, Index, Level, Place, Pyramid, Resampling, Spool, Tile
 from pancrafter.tiff import TILE_MARGIN_BYTES, Tag, tags_of, write_tiles
@@ -618,18 +619,10 @@ def _compare_decoded(source: DatasetReader, target: Path, written: _Written) -> 
 def _flushed(draft: Path, target: Path) -> Iterator[None]:
     """The file is on disk at the end; the disk works while the caller does."""
     with ThreadPoolExecutor(1) as beside:
-        done = beside.submit(_flush, draft)
+        done = beside.submit(flush, draft)
         yield
         with _as_sink_error(target):
             done.result()
-
-
-def _flush(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _settle(draft: Path, target: Path) -> None:
@@ -640,4 +633,4 @@ def _settle(draft: Path, target: Path) -> None:
     for suffix in SIDECARS:
         target.with_name(target.name + suffix).unlink(missing_ok=True)
     draft.replace(target)
-    _flush(target.parent)
+    flush(target.parent)

@@ -19,6 +19,7 @@ from typing import Any
 
 import fsspec
 
+from pancrafter.durable import flush
 from pancrafter.errors import CatalogUnavailableError, SinkError
 from pancrafter.item import multihash_of
 from pancrafter.processes import lease_owner
@@ -180,9 +181,9 @@ class _Folder(ObjectStore):
             target.parent.mkdir(parents=True, exist_ok=True)
             try:
                 fill(draft)
-                _flush(draft)
+                flush(draft)
                 draft.replace(target)
-                _flush(target.parent)
+                flush(target.parent)
             finally:
                 draft.unlink(missing_ok=True)
 
@@ -353,11 +354,3 @@ def _status(err: BaseException | None) -> int:
 def signature() -> str:
     """A fresh name that tells which process made it, so that what a dead one leaves behind can be removed."""
     return f"{lease_owner().replace('/', '~')}~{uuid.uuid4().hex[:12]}"
-
-
-def _flush(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

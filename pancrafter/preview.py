@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from rasterio.errors import RasterioError
 from rio_tiler.errors import RioTilerError
 from rio_tiler.io import Reader
 
+from pancrafter.durable import flush
 from pancrafter.errors import GridMismatchError, InvalidSceneError, SinkError
 
 Array = NDArray[Any]
@@ -180,10 +180,8 @@ def _side_by_side(panels: Sequence[NDArray[np.uint8]], titles: Sequence[str]) ->
 def _save_png(picture: Image.Image, path: Path) -> None:
     draft = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}")
     try:
-        with draft.open("wb") as handle:
-            picture.save(handle, format="PNG", compress_level=_COMPRESS_LEVEL)
-            handle.flush()
-            os.fsync(handle.fileno())
+        picture.save(draft, format="PNG", compress_level=_COMPRESS_LEVEL)
+        flush(draft)
         draft.replace(path)
     except OSError as err:
         raise SinkError(f"{path}: the picture cannot be written ({err}); check space and permissions") from err

@@ -238,20 +238,20 @@ def operations(sink: StaticSink, before_each: Callable[[int], None]) -> None:
             honest(*given)
 
         setattr(store, name, wrapped)
-    flush = object_store._flush
+    flush = object_store.flush
 
     def flushing(path: Path) -> None:
         before_each(next(count))
         flush(path)
 
-    object_store._flush = flushing
+    object_store.flush = flushing
 
 
 @pytest.fixture
 def _restore_flush() -> Iterator[None]:
-    honest = object_store._flush
+    honest = object_store.flush
     yield
-    object_store._flush = honest
+    object_store.flush = honest
 
 
 def die_at(step: int, count: int) -> None:
