@@ -21,7 +21,7 @@ from pancrafter.states import State
 def _finished(state: Path) -> dict[str, int]:
     """Modification times of the shards whose blocks are marked as done."""
     found = {}
-    for flag in state.glob("staged/*.zarr/done/c/*/*"):
+    for flag in state.glob("staged/*.zarr/done/c/*/*[0-9]"):
         row, column = flag.parts[-2:]
         if not column.isdigit():  # being written
             continue
