@@ -288,9 +288,8 @@ def sharpen_pair(
         chosen: SharpeningMethod = method or ("mtf-glp-fs" if contract.weights == "none" else "pan-crafter")
         adapt = adapt and chosen == "pan-crafter"
         if chosen == "pan-crafter":
-            longest_px = max(read_file_header(pan_path).shape_yx)
-            bands_and_size = len(scene.bands), longest_px
-            _check_memory(contract.ratio, *bands_and_size, settings, memory_bytes, window_px, adapting=adapt)
+            count, longest_px = len(scene.bands), max(read_file_header(pan_path).shape_yx)
+            _check_memory(contract.ratio, count, longest_px, settings, memory_bytes, window_px, adapting=adapt)
         pixels = _read(scene, contract, scratch / "scene.zarr", settings, memory_bytes)
         staged = pixels.staged
         on_progress("reading", 1, 1)

@@ -21,10 +21,8 @@ from pancrafter.states import State
 def _finished(state: Path) -> dict[str, int]:
     """Modification times of the shards whose blocks are marked as done."""
     found = {}
-    for flag in state.glob("staged/*.zarr/done/c/*/*[0-9]"):
+    for flag in state.glob("staged/*.zarr/done/c/*/*[0-9]"):  # what is being written ends otherwise
         row, column = flag.parts[-2:]
-        if not column.isdigit():  # being written
-            continue
         shard = flag.parents[3] / "sharpened" / "c" / "0" / row / column
         found[f"{row}/{column}"] = shard.stat().st_mtime_ns
     return found
