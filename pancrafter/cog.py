@@ -395,7 +395,8 @@ def _counts(values: Array) -> _BandCounts:
         part = flat[start : start + _CACHEFUL]
         low, high = min(low, float(part.min())), max(high, float(part.max()))
         wide = part.astype(np.float64)
-        total += int(wide.sum()) if whole else float(wide.sum())
+        added = float(np.einsum("i->", wide))
+        total += int(added) if whole else added
         squares += float(np.einsum("i,i", wide, wide))  # BLAS would wake its threads for each cacheful
     return _BandCounts(low, high, total, squares)
 

@@ -217,6 +217,22 @@ def test_overviews_are_those_of_gdal(tmp_path: Path, *, with_holes: bool) -> Non
         assert difference.max() <= 1
 
 
+@pytest.mark.parametrize(("dtype", "highest"), [("uint8", 63), ("uint8", 64), ("uint16", 16383), ("uint16", 16384)])
+@pytest.mark.parametrize("with_holes", [False, True])
+def test_averages_do_not_overflow(tmp_path: Path, dtype: str, highest: int, *, with_holes: bool) -> None:
+    """The largest values of which four add up within their type, and the next ones, which do not."""
+    values = np.random.default_rng(2).integers(highest - 3, highest, (1, 1024, 1024), endpoint=True).astype(dtype)
+    valid = np.ones(values.shape[1:], bool)
+    valid[:1, :1] = not with_holes
+    path, shape = tmp_path / "a.tif", valid.shape
+    write_cog(
+        path, blocks(values, valid), **options(grid=grid(shape), count=1, dtype=dtype, band_names=("a",), nodata=0)
+    )
+    quads = np.where(valid, values[0], np.nan).reshape(512, 2, 512, 2)
+    with rasterio.open(path, overview_level=0) as source:
+        np.testing.assert_array_equal(source.read(1), np.floor(np.nanmean(quads, axis=(1, 3)) + 0.5))
+
+
 def test_overviews_of_odd_sizes_average_what_there_is(tmp_path: Path) -> None:
     shape = (515, 1031)
     values = image(1, shape=shape)
