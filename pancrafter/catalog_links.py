@@ -11,8 +11,7 @@ import pystac
 from pydantic import Field
 
 from pancrafter.item import MASK, QUALITY, SHARPENED, THUMBNAIL, stac_license
-from pancrafter.object_store import Json
-from pancrafter.types import Record
+from pancrafter.types import Json, Record
 
 MEDIA_JSON = "application/json"
 MEDIA_GEOJSON = "application/geo+json"

@@ -15,17 +15,16 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from datetime import UTC, date, datetime, timedelta
 from itertools import count
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from pydantic import Field, ValidationError
 
 from pancrafter.errors import SinkError
-from pancrafter.types import Record
+from pancrafter.types import Json, Record
 
 if TYPE_CHECKING:
     from pancrafter.publish import StaticSink
 
-Json = dict[str, Any]  # Any: parsed JSON
 Kind = Literal["new", "superseded", "withdrawn"]
 
 FOLDER = "changes"

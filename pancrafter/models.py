@@ -10,13 +10,13 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from pydantic import Field
 
 from pancrafter.errors import WeightsError
 from pancrafter.model.names import for_benchmark, require_weights, weights_path, weights_sha256
-from pancrafter.types import Record
+from pancrafter.types import Json, Record
 
 if TYPE_CHECKING:
     import pystac
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from pancrafter.item import AssetFile, Recipe
     from pancrafter.publish import StaticSink
 
-Json = dict[str, Any]  # Any: parsed JSON
 
 MODELS = "models"
 """Collection of the model items in every output catalog."""

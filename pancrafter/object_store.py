@@ -23,8 +23,8 @@ from pancrafter.durable import flush
 from pancrafter.errors import CatalogUnavailableError, SinkError
 from pancrafter.item import multihash_of
 from pancrafter.processes import lease_owner
+from pancrafter.types import Json
 
-Json = dict[str, Any]  # Any: parsed JSON
 _CHUNK = 8 * 2**20
 _RANGE = 32 * 2**20
 _TRIES = 50

@@ -27,12 +27,13 @@ from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from pancrafter.catalog import judge_document
 from pancrafter.compute import Compute
 from pancrafter.errors import InvalidSceneError, PancrafterError, SinkError
-from pancrafter.ingest import MS_KEY, PAN_KEY, Georeference, add_pair, image_bands
+from pancrafter.ingest import MS_KEY, PAN_KEY, add_pair
 from pancrafter.model.names import SharpeningMethod, weights_sha256
 from pancrafter.scratch import remove_folder
 from pancrafter.sensors import GENERIC, SensorContract, contract_for_platform, fold, generic_contract, load_contracts
 from pancrafter.settings import Settings
 from pancrafter.types import Record, Scene, StagedScene
+from pancrafter.vendor_files import Georeference, image_bands
 from pancrafter.version import code_version
 
 if TYPE_CHECKING:

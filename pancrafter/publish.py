@@ -57,8 +57,8 @@ from pancrafter.catalog_links import (
 from pancrafter.cog import validate_cog
 from pancrafter.errors import InvalidSceneError, PancrafterError, SinkError
 from pancrafter.item import SCHEMA_FILE, AssetFile, multihash_of
-from pancrafter.object_store import Json, ObjectStore, Tagged, open_store, signature
-from pancrafter.types import Record
+from pancrafter.object_store import ObjectStore, Tagged, open_store, signature
+from pancrafter.types import Json, Record
 from pancrafter.validation import own_schema_text, validate_document, validate_item
 
 _READERS = 8

@@ -11,16 +11,15 @@ from collections import Counter, deque
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from html import escape
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pancrafter.changes import Change, ChangeFeed
 from pancrafter.ledger import Ledger
 from pancrafter.states import State, Stuck
+from pancrafter.types import Json
 
 if TYPE_CHECKING:
     from pancrafter.publish import StaticSink
-
-Json = dict[str, Any]  # Any: parsed JSON
 
 REPORT = "report.html"
 MOST_SHOWN = 200

@@ -14,8 +14,8 @@ from urllib.parse import quote
 import httpx
 
 from pancrafter.errors import CatalogUnavailableError, InvalidSceneError, SinkError
-from pancrafter.object_store import Json
 from pancrafter.publish import StaticSink
+from pancrafter.types import Json
 
 TIMEOUT_S = 60.0
 _WORDS = 500

@@ -16,6 +16,8 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from pancrafter.types import Json
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -27,7 +29,6 @@ if TYPE_CHECKING:
     from pancrafter.steps import Outcome
     from pancrafter.types import TruthScores
 
-Json = dict[str, Any]  # parsed JSON
 
 WIDTH = 118
 """Least columns for a table that goes into a file or pipe."""

@@ -16,6 +16,9 @@ FORMAT_VERSION = 1
 CONSISTENCY_BLOCK_MS_PX = 8
 """Side of the blocks of the local consistency and of the quality raster's pixels, MS pixels."""
 
+Json = dict[str, Any]
+"""A parsed JSON document."""
+
 
 class Record(BaseModel):
     """A frozen value that refuses unknown fields."""

@@ -15,8 +15,7 @@ from referencing.exceptions import NoSuchResource
 from referencing.jsonschema import DRAFT7
 
 from pancrafter.errors import InvalidSceneError
-
-Json = dict[str, Any]  # Any: parsed JSON
+from pancrafter.types import Json
 
 STAC_VERSION = "1.1.0"
 OWN_SCHEMA = "pancrafter-v1.0.0.json"

@@ -19,17 +19,14 @@ from rasterio.enums import ColorInterp
 from rasterio.transform import Affine
 
 from pancrafter.errors import ContractError, GridMismatchError, InvalidSceneError, SinkError
-from pancrafter.ingest import (
-    Georeference,
-    add_pair,
-    add_pairs_directory,
-    footprint,
-    parse_georeference,
-)
+from pancrafter.ingest import add_pair
+from pancrafter.ingest_arrays import add_pairs_directory
+from pancrafter.item import footprint
 from pancrafter.recognise import recognise
 from pancrafter.sensors import load_contracts
 from pancrafter.types import PixelGrid, Scene
 from pancrafter.validation import validate_document
+from pancrafter.vendor_files import Georeference, parse_georeference
 
 WV3 = ("coastal", "blue", "green", "yellow", "red", "rededge", "nir1", "nir2")
 

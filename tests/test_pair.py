@@ -30,11 +30,11 @@ from pancrafter import pair as pair_module
 from pancrafter.cli import app
 from pancrafter.cli.shared import OptionError, parse_size
 from pancrafter.errors import InvalidSceneError, SinkError
-from pancrafter.ingest import parse_georeference
 from pancrafter.pair import sharpen_pair
 from pancrafter.pyramid import Spool
 from pancrafter.settings import Settings
 from pancrafter.stream import Layout, MemoryBudgetError, needed_bytes
+from pancrafter.vendor_files import parse_georeference
 
 ONE_THREAD = Settings(threads=1)
 

@@ -74,7 +74,8 @@ def catalog_add(
         raise OptionError("expected --sensor NAME PAN MS..., or --pairs DIR; see `pancrafter catalog add --help`")
     if names:
         raise OptionError("--name: chooses among --pairs DIR, which was not given")
-    from pancrafter.ingest import add_pair, parse_georeference
+    from pancrafter.ingest import add_pair
+    from pancrafter.vendor_files import parse_georeference
 
     frame = parse_georeference(assume_origin) if assume_origin else None
     added = add_pair(
@@ -96,7 +97,7 @@ def _add_pairs(catalog: Path, pairs: Path, names: list[str] | None, given: Mappi
     unfit = [option for option, value in given.items() if value is not None]
     if unfit:
         raise OptionError(f"{', '.join(unfit)}: not together with --pairs, whose descriptions say it")
-    from pancrafter.ingest import add_pairs_directory
+    from pancrafter.ingest_arrays import add_pairs_directory
 
     result = add_pairs_directory(catalog, pairs, names, contracts=contracts_from(None))
     for added in result.added:

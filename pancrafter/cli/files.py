@@ -87,8 +87,8 @@ def sharpen(
     memory_bytes = parse_size("--memory", memory)
     if method in (None, "pan-crafter"):
         settings = on_device(settings)
-    from pancrafter.ingest import parse_georeference
     from pancrafter.pair import sharpen_pair
+    from pancrafter.vendor_files import parse_georeference
 
     frame = parse_georeference(assume_origin) if assume_origin else None
     with _pair_progress() as progress:
