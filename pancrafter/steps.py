@@ -356,24 +356,25 @@ def assess(
     started = time.perf_counter()
     contract = work.contract
     rule, ratio = contract.quality, staged.grid.ratio
-    network = sharpened.method == "pan-crafter"
-    spec = _sharpener(work, staged, settings, classical=not network)
+    given_up = _given_up(work, ledger)
+    classical = given_up is not None or sharpened.method != "pan-crafter"
+    spec = _sharpener(work, staged, settings, classical=classical)
+    if given_up is not None and not sharpened.fallback:  # this step failed since it gave up the network's result
+        sharpened = _sharpen_instead(work, staged, spec, compute, ledger, report)
     quality, raster = _measure(staged, spec, sharpened.method, contract, compute)
-    verdict, reason = rule.verdict(quality, ratio, classical=not network)
+    verdict, reason = rule.verdict(quality, ratio, classical=classical)
     if verdict == "fallback":
         report(f"{work.scene.key}: {reason}; trying the classical result instead")
         killpoints.at("fallback-decided")
         # Noted first: a worker that goes on after a crash keeps the classical blocks that are finished by then.
         ledger.note(work.lease, fallback_reason=reason)
         killpoints.at("fallback-begun")
-        spec = _sharpener(work, staged, settings, classical=True)
-        sharpened = _sharpen_with(staged, spec, _fallback_recipe(work), compute, report)
-        sharpened = sharpened.model_copy(update={"fallback": True})
-        ledger.note(work.lease, fallback_computed_blocks=sharpened.computed_blocks)
+        given_up, spec = reason, _sharpener(work, staged, settings, classical=True)
+        sharpened = _sharpen_instead(work, staged, spec, compute, ledger, report)
         quality, raster = _measure(staged, spec, sharpened.method, contract, compute)
-        verdict, reason = _second_verdict(rule.verdict(quality, ratio, classical=True), reason, sharpened)
-    elif work.fallback_reason is not None:  # an earlier attempt got as far as the classical result
-        verdict, reason = _second_verdict((verdict, reason), work.fallback_reason, sharpened)
+        verdict, reason = rule.verdict(quality, ratio, classical=True)
+    if given_up is not None:
+        verdict, reason = _second_verdict((verdict, reason), given_up, sharpened)
     gate = Gate(verdict=verdict, reason=reason)
     if verdict == "hold":
         gate = _approved(gate, work, ledger)
@@ -391,6 +392,21 @@ def assess(
     )
     killpoints.at("assessed")
     return Assessed(quality=quality, sharpened=sharpened, gate=gate, truth=truth)
+
+
+def _given_up(work: Claimed, ledger: Ledger) -> str | None:
+    """Why the network's result was given up, by this attempt or an earlier one; None where it was not."""
+    row = ledger.show(work.lease.key)
+    return None if row is None else row.measures.get("fallback_reason")
+
+
+def _sharpen_instead(
+    work: Claimed, staged: StagedScene, spec: SharpenerSpec, compute: Compute, ledger: Ledger, report: Report
+) -> Sharpened:
+    """The classical result in place of the network's."""
+    sharpened = _sharpen_with(staged, spec, _fallback_recipe(work), compute, report)
+    ledger.note(work.lease, fallback_computed_blocks=sharpened.computed_blocks)
+    return sharpened.model_copy(update={"fallback": True})
 
 
 def _second_verdict(classical: tuple[str, str], network_reason: str, sharpened: Sharpened) -> tuple[Verdict, str]:

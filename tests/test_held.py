@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pystac
 import pytest
@@ -11,9 +13,12 @@ from networks import random_checkpoint
 from small_archive import add_scene, settings_in
 from typer.testing import CliRunner
 
-from pancrafter import runs, steps
+from pancrafter import discovery, runs, steps
 from pancrafter.changes import ChangeFeed
 from pancrafter.cli import app
+from pancrafter.compute import Compute
+from pancrafter.errors import WorkerLostError
+from pancrafter.ledger import open_ledger
 from pancrafter.model.weights import load_checkpoint, save_checkpoint
 from pancrafter.publish import StaticSink
 from pancrafter.sensors import get_contract
@@ -92,6 +97,37 @@ def test_classical_result_stands_in_and_is_held_when_it_fails_too(source: Path) 
     assert outcome.verdict == "held"
     assert outcome.reason.startswith("network: consistency ERGAS")
     assert "mtf-glp-fs: consistency ERGAS" in outcome.reason
+
+
+class _LosesWorkers(Compute):
+    """Loses its workers once, when the map of a number begins."""
+
+    begun, lost_at = 0, 0
+
+    def map(self, *args: Any, **options: Any) -> Iterator[Any]:
+        self.begun += 1
+        if self.begun == self.lost_at:
+            raise WorkerLostError("a worker was lost")
+        return super().map(*args, **options)
+
+
+@pytest.mark.parametrize("lost_at", [3, 4])
+def test_assessing_again_judges_the_classical_result_that_stood_in(source: Path, lost_at: int) -> None:
+    """Prefect calls the step anew as it was called first: workers lost while that result is made, or is measured."""
+    settings, compute = settings_with(source, min_gain=5.0), _LosesWorkers()
+    with open_ledger(settings) as ledger:
+        (key,) = discovery.discover(settings, ledger).eligible
+        with steps.claimed(ledger, key, settings, _silent) as work:
+            assert work is not None
+            staged = steps.stage(work, settings, compute, ledger)
+            sharpened = steps.sharpen(work, staged, settings, compute, ledger, _silent)
+            compute.begun, compute.lost_at = 0, lost_at
+            with pytest.raises(WorkerLostError):
+                steps.assess(work, staged, sharpened, settings, compute, ledger, _silent)
+            assessed = steps.assess(work, staged, sharpened, settings, compute, ledger, _silent)
+    assert (assessed.gate.verdict, assessed.sharpened.fallback) == ("fallback", True)
+    assert assessed.sharpened.method == "mtf-glp-fs"
+    assert "gain over the classical result" in assessed.reason
 
 
 def test_product_links_its_model_and_is_made_again_with_another(source: Path) -> None:
