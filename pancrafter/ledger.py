@@ -341,10 +341,11 @@ class Ledger:
             self._log(connection, row, now, _Step(lease.owner, before, State.ELIGIBLE, f"released: {tidy(reason)}"))
             return State.ELIGIBLE
 
-    def mark_refused(self, target: Lease | SceneKey, code: str, reason: str) -> None:
+    def mark_refused(self, target: Lease | SceneKey, code: str, reason: str, *, withdrawn: bool = False) -> None:
         """Set a scene aside for good, by the worker that holds it or by a person while nobody does.
 
-        It stays refused until its fingerprint changes or somebody redrives it.
+        It stays refused until its fingerprint changes or somebody redrives it. One that is published is refused only
+        by who takes its product back (``withdrawn``).
 
         Raises:
             LeaseLostError: The lease is lost, or a key was given and somebody works on the scene.
@@ -355,7 +356,8 @@ class Ledger:
             now = self._now(connection)
             row, who = self._target(connection, target)
             before = State(row["state"])
-            check_transition(before, State.REFUSED, scene=f"{row['collection']}/{row['item_id']}")
+            if not (withdrawn and before is State.CONFIRMED):
+                check_transition(before, State.REFUSED, scene=f"{row['collection']}/{row['item_id']}")
             text = tidy(reason)
             self._update(connection, row, now, **_NO_LEASE, state=State.REFUSED, code=code, reason=text)
             self._log(connection, row, now, _Step(who, before, State.REFUSED, f"{code}: {text}"))
@@ -748,7 +750,9 @@ def verdict_on_known(row: _Values, entry: Work | Refusal) -> Literal["changed", 
     """
     state = State(row["state"])
     if isinstance(entry, Refusal):
-        if state is State.CONFIRMED:  # what was published stays; only a newer version may replace it
+        # What is published stays until a newer version replaces it. What a person, or a worker that read the files,
+        # refused stays refused: this run may lack the contract or the access by which the item was recognised.
+        if state is State.CONFIRMED or (state is State.REFUSED and row["fingerprint"] is not None):
             return "known"
         same = state is _state_of(entry) and (row["code"], row["reason"]) == (entry.code, tidy(entry.reason))
     else:

@@ -38,10 +38,8 @@ def withdraw(key: SceneKey, reason: str, settings: Settings, ledger: Ledger) -> 
     item_ids = () if row is None else _current_items(row, sink)
     if row is None or (not item_ids and row.code != _WITHDRAWN):
         raise InvalidSceneError("has no published item in this catalog; see `pancrafter ledger show`", scene=str(key))
-    if row.state is State.CONFIRMED:
-        ledger.redrive([key], message=f"withdrawn: {reason}")
     if row.state is not State.REFUSED:
-        ledger.mark_refused(key, _WITHDRAWN, reason)
+        ledger.mark_refused(key, _WITHDRAWN, reason, withdrawn=True)
     collection, feed = output_collection_id(key.collection), ChangeFeed(sink.store)
     for item_id in item_ids:
         if settings.catalog_url is not None:

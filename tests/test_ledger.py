@@ -284,6 +284,20 @@ def test_refused_stays_refused_until_the_source_changes(ledger: Ledger) -> None:
     assert (row(ledger).state, row(ledger).reason) == ("eligible", None)
 
 
+@pytest.mark.parametrize("published", [False, True])
+def test_what_a_person_refused_survives_a_run_that_does_not_recognise_it(ledger: Ledger, *, published: bool) -> None:
+    """One without the contract or the access of the others, and then one that has both again."""
+    ledger.record_found(SINK, [work()])
+    if published:
+        confirm(ledger)
+        with pytest.raises(IllegalTransitionError):
+            ledger.mark_refused(key(), "by-hand", "licence")
+    ledger.mark_refused(key(), "withdrawn", "licence", withdrawn=True)
+    assert ledger.record_found(SINK, [refusal(code="forbidden_href")]) == FoundCounts(known=1, refused=1)
+    assert ledger.record_found(SINK, [work()]) == FoundCounts(known=1)
+    assert (row(ledger).state, row(ledger).code, row(ledger).reason) == ("refused", "withdrawn", "licence")
+
+
 def test_an_item_refused_from_its_metadata_comes_back_when_recognised(ledger: Ledger) -> None:
     ledger.record_found(SINK, [refusal()])
     assert ledger.record_found(SINK, [work()]) == FoundCounts(changed=1)
