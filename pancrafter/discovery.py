@@ -42,7 +42,8 @@ NETWORK_STEPS = {"pan_detail": "put-back", "reprojection": "relative-mtf"}
 def discover(settings: Settings, ledger: Ledger) -> Discovery:
     """Search the source, record every item in the ledger, and say which scenes are to do.
 
-    A scene whose output item vanished from the sink is made again; leases of dead workers of this machine are freed.
+    A scene whose output item vanished from the sink is made again, and one that is new to this ledger but published
+    already is confirmed; leases of dead workers of this machine are freed.
     A look for what is new (``new_since``) also takes what earlier ones left to do: scenes that were redriven, released
     by a person or retried, and those beyond a limit.
 
@@ -70,7 +71,7 @@ def discover(settings: Settings, ledger: Ledger) -> Discovery:
     counts = ledger.record_found(settings.sink, entries())
     killpoints.at("found")
     ledger.sweep(is_gone=is_gone)
-    _remake_lost_outputs(ledger, sink, settings, wanted)
+    _match_with_outputs(ledger, sink, settings, wanted)
     left_over = _enter_left_overs(ledger, settings, contracts, wanted) if settings.new_since else ()
     first, then = _claimable(ledger, settings, wanted), _claimable(ledger, settings, left_over)
     eligible = (*first, *then)[: settings.limit]
@@ -94,14 +95,17 @@ def _enter_left_overs(
     contracts: Mapping[str, SensorContract],
     found: Container[tuple[str, str]],
 ) -> list[tuple[str, str]]:
-    """What the ledger has to do beside what was found, within the limits of the settings, by the present recipe."""
+    """What the ledger has to do beside what was found, within the limits of the settings, by the present recipe.
+
+    Not what is published by this recipe and waits to be replaced: another run planned that.
+    """
     asked_for = _limits(settings, contracts)
     claimable = ((row.collection, row.item_id) for row in ledger.each(settings.sink) if row.claimable)
     keys, entered = [key for key in claimable if key not in found], []
     for start in range(0, len(keys), BATCH):
         rows = ledger.rows_of(settings.sink, keys[start : start + BATCH]).values()
-        scenes = [row.scene for row in rows if row.scene]
-        works = [work_of(scene, settings, contracts) for scene in scenes if asked_for(scene)]
+        planned = [(row, work_of(row.scene, settings, contracts)) for row in rows if row.scene and asked_for(row.scene)]
+        works = [work for row, work in planned if work.output_item_id != row.supersedes]
         ledger.record_found(settings.sink, works)
         entered += [(work.scene.collection, work.scene.item_id) for work in works]
     return entered
@@ -198,15 +202,23 @@ def _by_acquisition(row: Standing) -> tuple[str, str]:
     return row.acquired, row.item_id
 
 
-def _remake_lost_outputs(
+def _match_with_outputs(
     ledger: Ledger, sink: StaticSink, settings: Settings, wanted: Iterable[tuple[str, str]]
 ) -> None:
+    """Make again what vanished from the catalog, and confirm what is there although this ledger never made it."""
     present = {name: frozenset(sink.item_ids(name)) for name in sink.collection_ids()}
-    lost = [
-        SceneKey(sink=settings.sink, collection=row.collection, item_id=row.item_id)
-        for row in ledger.standing(settings.sink, wanted)
-        if row.state is State.CONFIRMED
-        and row.output_item_id not in present.get(output_collection_id(row.collection), frozenset())
-    ]
+    lost, found = [], []
+    for row in ledger.standing(settings.sink, wanted):
+        key = SceneKey(sink=settings.sink, collection=row.collection, item_id=row.item_id)
+        collection = output_collection_id(row.collection)
+        is_there = row.output_item_id in present.get(collection, frozenset())
+        if row.state is State.CONFIRMED and not is_there:
+            lost.append(key)
+        elif row.state is State.ELIGIBLE and row.fence == 0 and is_there:
+            product = sink.document(collection, row.output_item_id or "")
+            if product is not None and not product["properties"].get("deprecated"):
+                found.append(key)
     if lost:
         ledger.redrive(lost, message="its output vanished from the catalog")
+    if found:
+        ledger.take_over(found)

@@ -67,7 +67,7 @@ def _columns(*names: str) -> tuple[sa.Column[Any], ...]:
     return tuple(SCENE.c[name] for name in ("id", "collection", "item_id", "state", "output_item_id", *names))
 
 
-COMPARED = ("state", "output_item_id", "fingerprint", "recipe", "code", "reason")
+COMPARED = ("state", "output_item_id", "fingerprint", "recipe", "supersedes", "code", "reason")
 """What decides whether a find is news about a scene."""
 
 _COMPARED = _columns("fingerprint", "recipe", "supersedes", "code", "reason")
@@ -200,13 +200,33 @@ class Ledger:
 
     def _apply_change(self, connection: Connection, row: _Values, entry: Work | Refusal, now: datetime) -> None:
         before, after = State(row["state"]), _state_of(entry)
-        if before is not after:
-            check_transition(before, after, scene=f"{row['collection']}/{row['item_id']}")
         values = {**_NO_FAILURE, **_columns_of(entry), "measures": {}}
         visible = row["output_item_id"] if before is State.CONFIRMED else row["supersedes"]
         values["supersedes"] = None if visible == values["output_item_id"] else visible  # back to what is published
+        measures = sa.select(SCENE.c.measures).where(SCENE.c.id == row["id"])
+        if may_be_published_again(row, entry) and not connection.execute(measures).scalar_one():
+            values["state"] = after = State.CONFIRMED
+        if before is not after:
+            check_transition(before, after, scene=f"{row['collection']}/{row['item_id']}")
         self._update(connection, row, now, **values)
         self._log(connection, row, now, _Step(self._who, before, after, _change_message(row, entry)))
+
+    def take_over(self, keys: Iterable[SceneKey]) -> int:
+        """Confirm scenes whose product is in the catalog already, made under a ledger that was lost; returns how many.
+
+        Only what nobody has begun since this ledger knows it: others go on as they are.
+        """
+        taken = 0
+        with self._transaction(write=True) as connection:
+            now = self._now(connection)
+            for key in keys:
+                row = self._find(connection, key)
+                if State(row["state"]) is State.ELIGIBLE and row["fence"] == 0:
+                    self._update(connection, row, now, state=State.CONFIRMED)
+                    step = _Step(self._who, State.ELIGIBLE, State.CONFIRMED, "was published before this ledger knew it")
+                    self._log(connection, row, now, step)
+                    taken += 1
+        return taken
 
     # work
 
@@ -762,6 +782,16 @@ def verdict_on_known(row: _Values, entry: Work | Refusal) -> Literal["changed", 
     if same:
         return "known"
     return "busy" if state in IN_WORK else "changed"
+
+
+def may_be_published_again(row: _Values, entry: Work | Refusal) -> bool:
+    """Whether a changed scene is back to what is published; it is unless what was to replace it was begun (measures).
+
+    Arguments as in ``verdict_on_known``.
+    """
+    if State(row["state"]) is not State.ELIGIBLE or isinstance(entry, Refusal):
+        return False
+    return bool(row["supersedes"] == entry.output_item_id)
 
 
 def _collection(entry: Work | Refusal) -> str:

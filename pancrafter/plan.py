@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 
@@ -18,7 +18,7 @@ from pydantic import Field
 from pancrafter.crawl import is_local, local_path
 from pancrafter.discovery import look, output_collection_id, work_of
 from pancrafter.errors import ErrorKind, InvalidSceneError, PancrafterError
-from pancrafter.ledger import COMPARED, open_ledger, verdict_on_known
+from pancrafter.ledger import COMPARED, may_be_published_again, open_ledger, verdict_on_known
 from pancrafter.sensors import contracts_of
 from pancrafter.settings import Settings
 from pancrafter.states import IN_WORK, LedgerRow, Rate, State, Work
@@ -294,15 +294,16 @@ def verdict_on(row: LedgerRow | None, work: Work, *, now: datetime, published: b
         row: What the ledger knows about it.
         work: The scene as it was found now, with the recipe of now.
         now: Scenes whose pause ends later are ``paused``.
-        published: Whether the item the ledger calls confirmed is in the output catalog.
+        published: Whether the item that the work would make is in the output catalog.
     """
     if row is None:
-        return "new"
+        return _RESTING[State.CONFIRMED] if published else "new"
     if row.state in IN_WORK:
         return "in work"
     known = {name: getattr(row, name) for name in COMPARED}
     if verdict_on_known(known, work) == "changed":
-        return "changed"
+        again = published and may_be_published_again(known, work) and not row.measures
+        return _RESTING[State.CONFIRMED] if again else "changed"
     if row.state is State.ELIGIBLE:
         return "paused" if row.not_before is not None and row.not_before > now else "waiting"
     return "lost" if row.state is State.CONFIRMED and not published else _RESTING[row.state]
@@ -332,20 +333,19 @@ def source_bytes(scene: Scene) -> int | None:
 
 def _verdicts(scenes: Sequence[Scene], settings: Settings, contracts: Mapping[str, SensorContract]) -> dict[str, str]:
     """Scene key -> verdict; a ledger that does not exist yet is not made."""
-    if not _ledger_exists(settings):
-        return {scene.key: "new" for scene in scenes}
-    present = _published_items(settings)
-    with open_ledger(settings) as ledger:
-        now = ledger.now()
-        rows = ledger.rows_of(settings.sink, [(scene.collection, scene.item_id) for scene in scenes])
-        verdicts = {}
-        for scene in scenes:
-            row = rows.get((scene.collection, scene.item_id))
-            outputs = present.get(output_collection_id(scene.collection), frozenset())
-            published = row is not None and row.output_item_id in outputs
-            work = work_of(scene, settings, contracts)
-            verdicts[scene.key] = verdict_on(row, work, now=now, published=published)
-        return verdicts
+    present, now = _published_items(settings), datetime.now(UTC)
+    rows: Mapping[tuple[str, str], LedgerRow] = {}
+    if _ledger_exists(settings):
+        with open_ledger(settings) as ledger:
+            now = ledger.now()
+            rows = ledger.rows_of(settings.sink, [(scene.collection, scene.item_id) for scene in scenes])
+    verdicts = {}
+    for scene in scenes:
+        work = work_of(scene, settings, contracts)
+        published = work.output_item_id in present.get(output_collection_id(scene.collection), frozenset())
+        row = rows.get((scene.collection, scene.item_id))
+        verdicts[scene.key] = verdict_on(row, work, now=now, published=published)
+    return verdicts
 
 
 def _ledger_exists(settings: Settings) -> bool:

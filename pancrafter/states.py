@@ -42,7 +42,7 @@ _TURNED_AWAY = frozenset({State.REFUSED, State.FOUND})
 TRANSITIONS: Mapping[State, frozenset[State]] = {
     State.FOUND: frozenset({State.ELIGIBLE, State.REFUSED}),
     State.REFUSED: frozenset({State.ELIGIBLE, State.FOUND}),
-    State.ELIGIBLE: frozenset({State.CLAIMED}) | _TURNED_AWAY,
+    State.ELIGIBLE: frozenset({State.CLAIMED, State.CONFIRMED}) | _TURNED_AWAY,  # confirmed: its product is there
     State.CLAIMED: frozenset({State.STAGED}) | _SETBACKS,
     State.STAGED: frozenset({State.SHARPENED}) | _SETBACKS,
     State.SHARPENED: frozenset({State.ASSESSED}) | _SETBACKS,

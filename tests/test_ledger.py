@@ -158,6 +158,7 @@ ALLOWED = [
     "dead>found",
     "refused>eligible",
     "eligible>claimed",
+    "eligible>confirmed",
     "eligible>refused",
     "claimed>staged",
     "claimed>failed",
@@ -269,9 +270,30 @@ def test_back_to_what_is_published_supersedes_nothing(ledger: Ledger) -> None:
     ledger.record_found(SINK, [work(recipe="r2")])
     ledger.record_found(SINK, [work()])
     assert (row(ledger).output_item_id, row(ledger).supersedes) == ("a-f1-r1", None)
-    confirm(ledger)
+    assert row(ledger).state == "confirmed", "nobody has begun to replace it"
     ledger.record_found(SINK, [work(recipe="r2")])
     assert row(ledger).supersedes == "a-f1-r1"
+
+
+def test_back_to_what_was_published_is_made_again_once_its_successor_was_begun(ledger: Ledger) -> None:
+    """It may have been superseded by an attempt that died before it said so."""
+    ledger.record_found(SINK, [work()])
+    confirm(ledger)
+    ledger.record_found(SINK, [work(recipe="r2")])
+    lease = claim(ledger)
+    ledger.advance(lease, State.STAGED, stage_seconds=1.0)
+    ledger.release(lease, "stopped")
+    ledger.record_found(SINK, [work()])
+    assert (row(ledger).state, row(ledger).output_item_id, row(ledger).supersedes) == ("eligible", "a-f1-r1", None)
+
+
+def test_only_what_nobody_has_begun_is_taken_over(ledger: Ledger) -> None:
+    ledger.record_found(SINK, [work("a"), work("b"), work("c"), refusal("x")])
+    ledger.release(claim(ledger, "b"), "stopped")
+    claim(ledger, "c")
+    assert ledger.take_over([key("a"), key("b"), key("c"), key("x")]) == 1
+    assert [row(ledger, name).state for name in "abcx"] == ["confirmed", "eligible", "claimed", "refused"]
+    assert ledger.record_found(SINK, [work("a")]) == FoundCounts(known=1)
 
 
 def test_refused_stays_refused_until_the_source_changes(ledger: Ledger) -> None:

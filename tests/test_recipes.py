@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from pancrafter.ledger import Ledger, open_ledger
 from pancrafter.model.names import weights_sha256
 from pancrafter.model.weights import save_checkpoint
 from pancrafter.models import ensure_model
+from pancrafter.plan import make_plan
 from pancrafter.publish import StaticSink
 from pancrafter.sensors import contracts_of, get_contract
 from pancrafter.settings import Settings
@@ -164,16 +166,45 @@ def events_of(settings: Settings) -> list[tuple[str, str, str | None]]:
 
 
 def test_a_run_that_only_planned_leaves_the_published_item_as_it_is(tmp_path: Path) -> None:
+    """What is published by this recipe is not computed again, although another run had planned to replace it."""
     a, b = one_recipe_after_another(tmp_path)
     runs.run(a, _silent)
     (item,) = current_items(a)
     with open_ledger(b) as ledger:
         assert discovery.discover(b, ledger).eligible == (KEY,)
-    (outcome,) = runs.run(a, _silent)
-    assert outcome.verdict in {"published", "fallback"}
+    assert make_plan(a).scenes == 0
+    assert runs.run(a, _silent) == []
     assert current_items(a) == [item]
     assert events_of(a) == [("new", item, None)]
+    (outcome,) = runs.run(b, _silent)
+    assert outcome.verdict in {"published", "fallback"}
+
+
+def test_a_nightly_run_leaves_to_another_what_that_is_to_replace(tmp_path: Path) -> None:
+    """Such as a backfill with new weights, stopped before it was done: the night's recipe is what is published."""
+    a, b = one_recipe_after_another(tmp_path)
+    runs.run(a, _silent)
+    with open_ledger(b) as ledger:
+        planned = discovery.discover(b, ledger).eligible
+    night = a.model_copy(update={"new_since": datetime.now(UTC) + timedelta(days=1)})
+    assert runs.run(night, _silent) == []
+    with open_ledger(b) as ledger:
+        assert runs.process_scene(planned[0], b, Compute(), ledger, _silent) is not None
+
+
+def test_a_lost_ledger_learns_from_the_catalog_what_is_published(tmp_path: Path) -> None:
+    a, b = one_recipe_after_another(tmp_path)
+    runs.run(a, _silent)
+    shutil.rmtree(a.state_dir)
+    assert make_plan(a).scenes == 0
     assert runs.run(a, _silent) == []
+    with open_ledger(a) as ledger:
+        (row,) = ledger.rows()
+        assert (row.state, row.output_item_id) == (State.CONFIRMED, *current_items(a))
+    runs.run(b, _silent)
+    shutil.rmtree(a.state_dir)
+    (outcome,) = runs.run(a, _silent)
+    assert outcome.verdict in {"published", "fallback"}, "what is superseded is not taken for current"
 
 
 def test_there_and_back_again_leaves_the_last_one_current(tmp_path: Path) -> None:

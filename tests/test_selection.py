@@ -96,7 +96,8 @@ def test_an_open_period_ends_now_wherever_the_machine_stands(monkeypatch: pytest
 
 
 def test_plan_counts_bytes_as_staging_does_and_knows_measured_rates(archive: Settings) -> None:
-    first = make_plan(archive.model_copy(update={"ids": ("day-1",), "state_dir": archive.state_dir + "-none"}))
+    places = {"sink": archive.sink + "-none", "state_dir": archive.state_dir + "-none"}
+    first = make_plan(archive.model_copy(update={"ids": ("day-1",)} | places))
     with open_ledger(archive) as ledger:
         (row,) = [row for row in ledger.rows() if row.key.item_id == "day-1"]
         (rate,) = ledger.rates()
