@@ -2,18 +2,23 @@
 
 A PostgreSQL ledger is saved with ``pg_dump``; a STAC API needs no backup, it is filled from the catalog. The ledger is
 copied before the catalog: what is published in between is known to the copied catalog alone, and the next run takes it
-over. Copies go in the order of publication, so that also a reader of the copy only ever sees whole items.
+over. Copies go in the order of publication, so that also a reader of the copy only ever sees whole items. What is left
+of a catalog is newer than its backup: its documents stay, and what was withdrawn since does not come back.
 """
 
 from __future__ import annotations
 
+import json
 import sqlite3
 import tempfile
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import ClassVar
 
 from pancrafter.changes import FOLDER as CHANGES
+from pancrafter.changes import ChangeFeed
+from pancrafter.durable import flush
 from pancrafter.errors import ErrorKind, PancrafterError
 from pancrafter.publish import StaticSink
 from pancrafter.settings import Settings
@@ -68,7 +73,7 @@ def bring_back(settings: Settings, place: str) -> Copied:
     """Put catalog and ledger back from ``place``, and fill the STAC API of the settings from the catalog.
 
     Raises:
-        BackupError: There is no backup at the place, or another ledger is in the way.
+        BackupError: There is no backup at the place, or another ledger, or what SQLite kept beside it, is in the way.
         SinkError: A place cannot be read or written.
     """
     base, source = StaticSink(place), StaticSink(f"{place.rstrip('/')}/{CATALOG}")
@@ -78,24 +83,51 @@ def bring_back(settings: Settings, place: str) -> Copied:
     if ledger is not None:
         said = "not in this backup"
         if saved is not None:
-            if ledger.exists():
-                raise BackupError(f"{ledger}: is in the way; move it aside, then restore again")
+            beside = [ledger.with_name(ledger.name + suffix) for suffix in ("", "-wal", "-shm", "-journal")]
+            found = [str(path) for path in beside if path.exists()]
+            if found:  # SQLite would play its log into whatever stands beside it
+                raise BackupError(f"{', '.join(found)}: in the way; move aside, then restore again")
             ledger.parent.mkdir(parents=True, exist_ok=True)
-            ledger.write_bytes(saved)
+            draft = ledger.with_name(f".{ledger.name}-restoring")
+            draft.write_bytes(saved)
+            flush(draft)
+            draft.replace(ledger)
             said = "put back"
     sink = StaticSink(settings.sink)
-    copied, kept = copy_catalog(source, sink)
+    copied, kept = copy_catalog(source, sink, _superfluous(sink))
     sent = None if settings.catalog_url is None else StacApi(settings.catalog_url).send_all(sink)
     return Copied(copied=copied, kept=kept, ledger=said, sent=sent)
 
 
-def copy_catalog(source: StaticSink, target: StaticSink) -> tuple[int, int]:
+def _superfluous(sink: StaticSink) -> Callable[[str], bool]:
+    """What of a backup the rest of a catalog does without: documents that it has, and items withdrawn since."""
+    last = {(event.collection, event.item_id): event.type for event in ChangeFeed(sink.store).events()}
+
+    def superfluous(name: str) -> bool:
+        parts = name.split("/")
+        if len(parts) > 2 and last.get((parts[0], parts[1])) == "withdrawn":
+            return True
+        return name.endswith(".json") and _is_document(sink, name)
+
+    return superfluous
+
+
+def _is_document(sink: StaticSink, name: str) -> bool:
+    try:
+        return json.loads(sink.store.read(name) or b"") is not None
+    except ValueError:
+        return False
+
+
+def copy_catalog(
+    source: StaticSink, target: StaticSink, left_out: Callable[[str], bool] = lambda _: False
+) -> tuple[int, int]:
     """Copy what is missing or differs, in the order of publication; returns the files copied and those left alone."""
     copied = kept = 0
     listed = source.store.list_names("")
     names = sorted((name for name in listed if not Path(name).name.startswith(".")), key=_rank)  # locks and drafts stay
     for name in names:
-        if _is_same(source, target, name):
+        if left_out(name) or _is_same(source, target, name):
             kept += 1
             continue
         with tempfile.TemporaryDirectory() as folder:

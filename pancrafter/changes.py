@@ -72,7 +72,14 @@ class ChangeFeed:
         self._store = store
 
     def announce(
-        self, kind: Kind, item: Json, *, successor: str | None = None, reason: str | None = None, once: bool = True
+        self,
+        kind: Kind,
+        item: Json,
+        *,
+        successor: str | None = None,
+        reason: str | None = None,
+        once: bool = True,
+        returned: bool = False,
     ) -> Change | None:
         """Append one event about an item document; None when it had been announced before.
 
@@ -83,11 +90,13 @@ class ChangeFeed:
             reason: For ``withdrawn``.
             once: Look through the feed first. A caller that knows it is the first saves that listing, unless the item
                 had been published before.
+            returned: The item was withdrawn once: its earlier events are older than its document.
 
         Raises:
             SinkError: The feed cannot be read or written.
         """
-        known = self._ids_since(_born(item)) if once or _was_made_again(item) else set()
+        look = once or returned or _was_made_again(item)
+        known = self._ids_since(None if returned else _born(item)) if look else set()
         event_id = _event_id(kind, item, _turn(item, known, current=kind == "new"))
         return None if event_id in known else self._append(event_id, kind, item, successor, reason)
 

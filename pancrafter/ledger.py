@@ -365,7 +365,7 @@ class Ledger:
         """Set a scene aside for good, by the worker that holds it or by a person while nobody does.
 
         It stays refused until its fingerprint changes or somebody redrives it. One that is published is refused only
-        by who takes its product back (``withdrawn``).
+        by who takes its product back (``withdrawn``, with that code).
 
         Raises:
             LeaseLostError: The lease is lost, or a key was given and somebody works on the scene.
@@ -381,6 +381,13 @@ class Ledger:
             text = tidy(reason)
             self._update(connection, row, now, **_NO_LEASE, state=State.REFUSED, code=code, reason=text)
             self._log(connection, row, now, _Step(who, before, State.REFUSED, f"{code}: {text}"))
+
+    def was_withdrawn(self, key: SceneKey) -> bool:
+        """Whether a product of the scene was taken back once."""
+        said = sa.and_(EVENT.c.to_state == State.REFUSED, EVENT.c.message.startswith("withdrawn: "))
+        statement = sa.select(EVENT.c.scene_id).join(SCENE, EVENT.c.scene_id == SCENE.c.id).where(_is(key), said)
+        with self._transaction() as connection:
+            return connection.execute(statement.limit(1)).first() is not None
 
     def approve(self, key: SceneKey, reason: str) -> None:
         """A person lets a held scene through: eligible again, and ``measures["approved"]`` names item and reason.

@@ -593,7 +593,7 @@ def publish(
     if not _was_published_before(work.lease, ledger):
         ledger.advance(work.lease, State.PUBLISHED, published.href)
     killpoints.at("published")
-    announce(sink, published)
+    announce(sink, published, returned=ledger.was_withdrawn(work.lease.key))
     killpoints.at("announced")
     ledger.advance(
         work.lease,
@@ -649,8 +649,8 @@ def _set_aside(work: Claimed, assessed: Assessed, ledger: Ledger, report: Report
     )
 
 
-def announce(sink: StaticSink, published: Published) -> None:
-    """Tell the change feed.
+def announce(sink: StaticSink, published: Published, *, returned: bool = False) -> None:
+    """Tell the change feed; ``returned`` as it takes it.
 
     The item was read back before, and the scene is confirmed after: a crash in between leaves a scene that is
     published again (nothing changes) and announced if it was not yet.
@@ -658,7 +658,8 @@ def announce(sink: StaticSink, published: Published) -> None:
     from pancrafter.changes import ChangeFeed
 
     feed = ChangeFeed(sink.store)
-    feed.announce("new", sink.item(published.collection_id, published.item_id), once=not published.changed)
+    item = sink.item(published.collection_id, published.item_id)
+    feed.announce("new", item, once=not published.changed, returned=returned)
     if published.superseded is not None:
         old = sink.item(published.collection_id, published.superseded)
         feed.announce("superseded", old, successor=published.item_id, once=not published.changed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 from pancrafter.discovery import output_collection_id
@@ -38,13 +39,15 @@ def withdraw(key: SceneKey, reason: str, settings: Settings, ledger: Ledger) -> 
     item_ids = () if row is None else _current_items(row, sink)
     if row is None or (not item_ids and row.code != _WITHDRAWN):
         raise InvalidSceneError("has no published item in this catalog; see `pancrafter ledger show`", scene=str(key))
+    before = ledger.was_withdrawn(key)
     if row.state is not State.REFUSED:
         ledger.mark_refused(key, _WITHDRAWN, reason, withdrawn=True)
     collection, feed = output_collection_id(key.collection), ChangeFeed(sink.store)
     for item_id in item_ids:
         if settings.catalog_url is not None:
             StacApi(settings.catalog_url).delete(collection, item_id)
-        sink.withdraw(collection, item_id, announce=lambda item: feed.announce("withdrawn", item, reason=reason))
+        announce = partial(feed.announce, "withdrawn", reason=reason, returned=before)
+        sink.withdraw(collection, item_id, announce=announce)
     return item_ids
 
 

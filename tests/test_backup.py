@@ -16,8 +16,10 @@ from pancrafter.catalog_links import CollectionInfo
 from pancrafter.census import take_census
 from pancrafter.cli import app
 from pancrafter.errors import PancrafterError
+from pancrafter.ledger import open_ledger
 from pancrafter.publish import StaticSink
 from pancrafter.settings import Settings
+from pancrafter.withdrawal import withdraw
 
 
 def test_backup_wipe_restore_leaves_the_census_clean(tmp_path: Path) -> None:
@@ -40,8 +42,40 @@ def test_backup_wipe_restore_leaves_the_census_clean(tmp_path: Path) -> None:
     assert contents(tmp_path / "out") == before
     assert take_census(settings, checksums=True).clean
     assert runs.run(settings, lambda _: None) == []
-    with pytest.raises(PancrafterError, match="is in the way; move it aside"):
+    with pytest.raises(PancrafterError, match=r"ledger\.db: in the way; move aside"):
         bring_back(settings, place)
+
+
+def test_what_is_left_of_a_catalog_is_newer_than_its_backup(tmp_path: Path) -> None:
+    """The ledger is lost, and since the backup one product was withdrawn and another one published."""
+    for name, day in (("one", 1), ("two", 2)):
+        add_scene(tmp_path / "source", name, side_px=128, day=day)
+    settings = settings_in(tmp_path)
+    runs.run(settings.model_copy(update={"ids": ("one",)}), lambda _: None)
+    back_up(settings, str(tmp_path / "backup"))
+    with open_ledger(settings) as ledger:
+        withdraw(ledger.rows()[0].key, "licence", settings, ledger)
+    runs.run(settings.model_copy(update={"ids": ("two",)}), lambda _: None)
+    before = contents(tmp_path / "sink")
+    shutil.rmtree(tmp_path / "state")
+    restored = bring_back(settings, str(tmp_path / "backup"))
+    assert (restored.copied, restored.ledger) == (0, "put back")
+    assert contents(tmp_path / "sink") == before
+
+
+def test_what_sqlite_kept_beside_a_ledger_is_in_the_way_too(tmp_path: Path) -> None:
+    add_scene(tmp_path / "source", "one", side_px=128)
+    settings = settings_in(tmp_path)
+    runs.run(settings, lambda _: None)
+    back_up(settings, str(tmp_path / "backup"))
+    ledger = Path(settings.state_dir) / "ledger.db"
+    ledger.unlink()
+    log = ledger.with_name("ledger.db-wal")
+    log.write_bytes(b"of a process that was killed")
+    with pytest.raises(PancrafterError, match=r"ledger\.db-wal: in the way; move aside"):
+        bring_back(settings, str(tmp_path / "backup"))
+    log.unlink()
+    bring_back(settings, str(tmp_path / "backup"))
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -77,6 +77,17 @@ def test_an_interrupted_withdrawal_is_finished_by_repeating_it(
     assert runs.run(published, _silent) == []
 
 
+def test_a_product_that_comes_back_is_news_each_time(published: Settings) -> None:
+    """Under its old id: readers drop events whose id they know."""
+    with open_ledger(published) as ledger:
+        for _ in range(2):
+            withdraw(published, ledger)
+            ledger.redrive([key_of(published)])
+            assert [outcome.verdict for outcome in runs.run(published, _silent)] == ["published"]
+    assert [kind for kind, _ in events_of(published)] == ["new", "withdrawn", "new", "withdrawn", "new"]
+    assert ChangeFeed(StaticSink(published.sink).store).repair(StaticSink(published.sink)) == ()
+
+
 def test_what_readers_see_is_withdrawn_while_a_newer_version_waits(published: Settings) -> None:
     (item_id,) = StaticSink(published.sink).item_ids(COLLECTION)
     contract = Path(published.contracts_dir or "") / "geoeye-1.yaml"
