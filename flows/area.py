@@ -151,6 +151,8 @@ def _sharpen(settings: Settings, *, since: datetime | None = None) -> list[Outco
         )
         refused = [runs.refused_outcome(refusal) for refusal in found.refused]
         if not found.eligible:
+            if found.has_news:
+                runs.leave_report(settings, ledger, started, log.info)
             return refused
         progress = Progress(len(found.eligible), "scenes")
 

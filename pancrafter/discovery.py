@@ -34,6 +34,11 @@ class Discovery(Record):
     left_over: int = 0
     """How many of these were found by earlier looks only."""
 
+    @property
+    def has_news(self) -> bool:
+        """Whether the look entered anything: a page may tell of it even if there is nothing to do."""
+        return self.counts.new + self.counts.changed > 0
+
 
 NETWORK_STEPS = {"pan_detail": "put-back", "reprojection": "relative-mtf"}
 """What the engine makes of a network's result, in recipes: scenes made otherwise are made again once."""

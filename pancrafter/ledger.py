@@ -487,7 +487,11 @@ class Ledger:
                 if obstacle:
                     left.append((_key(row), obstacle))
                     continue
-                self._update(connection, row, now, **_NO_FAILURE, state=State.ELIGIBLE)
+                values = {**_NO_FAILURE, "state": State.ELIGIBLE}
+                if State(row["state"]) is State.CONFIRMED:  # made anew: what it took before is paid
+                    kept = {name: v for name, v in row["measures"].items() if not name.endswith("_seconds")}
+                    values["measures"] = kept
+                self._update(connection, row, now, **values)
                 self._log(connection, row, now, _Step(self._who, State(row["state"]), State.ELIGIBLE, message))
                 redriven.append(_key(row))
         return RedriveResult(redriven=tuple(redriven), left=tuple(left))

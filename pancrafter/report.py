@@ -117,14 +117,15 @@ def report_page(
 
 def _counts(items: Sequence[Json], stuck: Stuck, left_out: int) -> str:
     verdicts = Counter(_verdict(item) for item in items)
+    of = f" of the last {len(items)}" if left_out else ""
     costs = [item["properties"].get("pancrafter:cost", {}) for item in items]
     figures: list[tuple[object, str]] = [
         (len(items) + left_out, "published"),
-        *((count, name) for name, count in verdicts.items() if name != "pass"),
+        *((count, name + of) for name, count in verdicts.items() if name != "pass"),
         *((count, _GOES_ON[state][0]) for state, count in stuck.counts.items()),
-        (f"{sum(_mpx(item) for item in items):.1f}", "Mpx"),
-        (f"{sum(cost.get('seconds', 0) for cost in costs) / 60:.1f}", "minutes of work"),
-        (f"{sum(cost.get('bytes_read') or 0 for cost in costs) / 1e6:.1f}", "MB read"),
+        (f"{sum(_mpx(item) for item in items):.1f}", f"Mpx{of}"),
+        (f"{sum(cost.get('seconds', 0) for cost in costs) / 60:.1f}", f"minutes of work{of}"),
+        (f"{sum(cost.get('bytes_read') or 0 for cost in costs) / 1e6:.1f}", f"MB read{of}"),
     ]
     return '<p class="counts">' + "".join(f"<span><b>{n}</b>{escape(str(name))}</span>" for n, name in figures) + "</p>"
 

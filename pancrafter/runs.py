@@ -43,6 +43,8 @@ def run(settings: Settings, report: Report, *, since: datetime | None = None) ->
         found = discover(settings, ledger)
         refused = [refused_outcome(refusal) for refusal in found.refused]
         if not found.eligible:
+            if found.has_news:
+                leave_report(settings, ledger, started, report)
             return refused
         return make_each(found.eligible, refused, settings, ledger, report, since=started)
 

@@ -221,7 +221,7 @@ def stage(work: Claimed, settings: Settings, compute: Compute, ledger: Ledger) -
     ledger.advance(
         work.lease,
         State.STAGED,
-        stage_seconds=time.perf_counter() - started,
+        stage_seconds=_spent(work, ledger, "stage_seconds") + time.perf_counter() - started,
         bytes_read=staged.bytes_read,
         pixels=rows * columns,
         device=settings.device,
@@ -244,12 +244,18 @@ def sharpen(
     ledger.advance(
         work.lease,
         State.SHARPENED,
-        sharpen_seconds=sharpened.seconds,
+        sharpen_seconds=_spent(work, ledger, "sharpen_seconds") + sharpened.seconds,
         blocks=sharpened.blocks,
         computed_blocks=sharpened.computed_blocks,
     )
     killpoints.at("sharpened")
     return sharpened
+
+
+def _spent(work: Claimed, ledger: Ledger, measure: str) -> float:
+    """Seconds that earlier attempts at this output took in a step: a scene costs all of them."""
+    row = ledger.show(work.lease.key)
+    return 0.0 if row is None else float(row.measures.get(measure, 0))
 
 
 def _fallback_recipe(work: Claimed) -> str:
@@ -385,7 +391,7 @@ def assess(
         work.lease,
         State.ASSESSED,
         reason,
-        assess_seconds=time.perf_counter() - started,
+        assess_seconds=_spent(work, ledger, "assess_seconds") + time.perf_counter() - started,
         quality=quality.model_dump(),
         gate=gate.model_dump(),
         truth=[score.model_dump() for score in truth],
@@ -553,6 +559,7 @@ def publish(
         model_link = ensure_model(sink, recipe, settings.weights)
         pixels = staged.grid.pan.shape_yx[0] * staged.grid.pan.shape_yx[1]
         seconds = sum(float(spent.get(f"{step}_seconds", 0)) for step in ("stage", "sharpen", "assess"))
+        sharpening = sharpened.seconds if sharpened.fallback else float(spent.get("sharpen_seconds", 0))
         whole = sharpened.computed_blocks == sharpened.blocks
         rate = sharpened.computed_pixels / sharpened.seconds / 1e6 if whole else None
         item = build_item(
@@ -568,8 +575,8 @@ def publish(
             model_link=model_link,
             cost=Cost(
                 seconds=seconds,
-                sharpen_seconds=sharpened.seconds,
-                gpu_seconds=None if settings.device == "cpu" else sharpened.seconds,
+                sharpen_seconds=sharpening,
+                gpu_seconds=None if settings.device == "cpu" else sharpening,
                 mpx_per_s=rate,
                 bytes_read=staged.bytes_read,
                 staging_bytes=staging_bytes,

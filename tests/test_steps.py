@@ -28,6 +28,7 @@ from pancrafter.model.names import DEFAULT_WEIGHTS, weights_path
 from pancrafter.models import products_of
 from pancrafter.plan import make_plan
 from pancrafter.publish import StaticSink
+from pancrafter.report import write_report
 from pancrafter.sensors import contracts_of
 from pancrafter.settings import Settings
 from pancrafter.states import SceneKey, State
@@ -223,6 +224,34 @@ def test_what_was_planned_is_measured_in_the_ledger_and_in_the_item(tmp_path: Pa
     assert planned.money == pytest.approx(planned.seconds / 100)
     assert measured["money"] == pytest.approx(measured["seconds"] / 100)
     assert cost["money"] == pytest.approx(cost["seconds"] / 100)
+
+
+def test_a_scene_costs_what_all_attempts_at_it_took_and_a_product_made_anew_what_that_took(tmp_path: Path) -> None:
+    add_scene(tmp_path / "source", "S1", side_px=128)
+    classical_contracts(tmp_path / "contracts")
+    settings = settings_in(tmp_path, contracts_dir=str(tmp_path / "contracts"))
+    with open_ledger(settings) as ledger:
+        (key,) = discovery.discover(settings, ledger).eligible
+        with pytest.raises(KeyboardInterrupt):
+            _sharpen_for_an_hour_and_stop(key, settings, ledger)
+        runs.run(settings, _silent)
+        (row,) = ledger.rows()
+        cost = _item_of(settings, "S1")["properties"]["pancrafter:cost"]
+        assert 4200 < row.measures["seconds"] < 4260
+        assert 4200 < cost["seconds"] < 4260
+        assert 3600 <= cost["sharpen_seconds"] < 3630
+        ledger.redrive([row.key])
+        runs.run(settings, _silent)
+        (row,) = ledger.rows()
+        assert row.measures["seconds"] < 60
+
+
+def _sharpen_for_an_hour_and_stop(key: str, settings: Settings, ledger: Ledger) -> None:
+    with steps.claimed(ledger, key, settings, _silent) as work:
+        assert work is not None
+        steps.sharpen(work, steps.stage(work, settings, Compute(), ledger), settings, Compute(), ledger, _silent)
+        ledger.note(work.lease, stage_seconds=600.0, sharpen_seconds=3600.0)
+        raise KeyboardInterrupt
 
 
 def _item_of(settings: Settings, scene: str) -> dict:
@@ -553,6 +582,33 @@ def test_report_page_of_a_run_that_stopped(tmp_path: Path) -> None:
     page = (Path(settings.sink) / "report.html").read_text()
     assert "<b>1</b>published" in page
     assert "The run stopped before its end" in page
+
+
+def test_report_page_of_a_night_that_only_refused_and_of_an_idle_one(tmp_path: Path) -> None:
+    add_scene(tmp_path / "source", "S1", side_px=128)
+    (item,) = (tmp_path / "source").rglob("S1.json")
+    item.write_text(item.read_text().replace('"platform": "geoeye-1"', '"platform": "unknown"'))
+    settings, lines = settings_in(tmp_path), []
+    (outcome,) = runs.run(settings, lines.append)
+    assert outcome.verdict == "refused"
+    page = Path(settings.sink) / "report.html"
+    assert "<b>1</b>refused" in page.read_text()
+    runs.run(settings, lines.append)
+    assert lines == [f"report page: {page}"], "the page of the last news stays"
+
+
+def test_report_page_says_of_how_many_products_its_sums_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for day in (1, 2):
+        add_scene(tmp_path / "source", f"day-{day}", side_px=128, seed=day, day=day)
+    classical_contracts(tmp_path / "contracts")
+    settings = settings_in(tmp_path, contracts_dir=str(tmp_path / "contracts"))
+    runs.run(settings, _silent)
+    page = Path(settings.sink) / "report.html"
+    assert "</b>Mpx</span>" in page.read_text()
+    monkeypatch.setattr("pancrafter.report.MOST_SHOWN", 1)
+    write_report(StaticSink(settings.sink))
+    assert "<b>2</b>published" in page.read_text()
+    assert "</b>Mpx of the last 1</span>" in page.read_text()
 
 
 def test_report_page_lists_the_first_of_many_refusals_and_counts_all(tmp_path: Path) -> None:
