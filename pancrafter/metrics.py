@@ -182,13 +182,16 @@ def ssim(reference: Pixels, test: Pixels, max_dn: float) -> float:
 def scc(reference: Pixels, test: Pixels) -> float:
     """Spatial correlation, 0 to 1: cosine similarity of Sobel magnitudes over all pixels and bands at once.
 
-    The outermost pixels are removed first and the gradients then see zeros beyond the border; no mean is removed. Other
-    definitions (Laplacian, Pearson) read about 0.1 lower and are not comparable.
+    The outermost pixels are removed first and the gradients then see zeros beyond the border; no mean is removed. Two
+    images without any gradient are alike (1); an image without one is like no other (0). Other definitions (Laplacian,
+    Pearson) read about 0.1 lower and are not comparable.
     """
     _require_same_shape(reference, test)
     x, y = _sobel_magnitude(reference), _sobel_magnitude(test)
     norm = np.sqrt((x * x).sum() * (y * y).sum())
-    return float((x * y).sum() / norm) if norm > 0 else 1.0
+    if norm == 0:
+        return 0.0 if x.any() or y.any() else 1.0
+    return float((x * y).sum() / norm)
 
 
 def _gaussian_11(image: Float64s) -> Float64s:

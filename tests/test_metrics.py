@@ -194,6 +194,17 @@ def test_scc_equals_a_loop_over_pixels() -> None:
     assert metrics.scc(x, 3 * x) == pytest.approx(1)
 
 
+def test_scc_of_nothing_is_perfect_only_between_two_images_of_nothing() -> None:
+    x = scene((2, 9, 8))
+    assert metrics.scc(0 * x, 0 * x) == 1
+    assert metrics.scc(x, 0 * x) == 0
+    assert metrics.scc(0 * x, x) == 0
+    broken = x.copy()
+    broken[0, 4, 4] = np.nan
+    assert np.isnan(metrics.scc(x, broken))
+    assert np.isnan(metrics.scc(0 * x, broken))
+
+
 # --- Q2n and UQI ----------------------------------------------------------------------------------------------------
 
 
