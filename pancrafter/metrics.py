@@ -117,7 +117,7 @@ def error_sums(reference: Pixels, test: Pixels, valid: Mask | None = None) -> Er
     x = reference.reshape(len(reference), -1)[:, keep].astype(np.float64)
     y = test.reshape(len(test), -1)[:, keep].astype(np.float64)
     norms = np.linalg.norm(x, axis=0) * np.linalg.norm(y, axis=0)
-    seen = norms > 0
+    seen = norms != 0
     cosines = np.clip((x * y).sum(axis=0)[seen] / norms[seen], -1, 1)
     return ErrorSums(
         pixels=x.shape[1],

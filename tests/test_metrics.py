@@ -111,6 +111,14 @@ def test_sam_ignores_zero_spectra_and_brightness() -> None:
     assert metrics.sam_deg(reference, dark) == pytest.approx(metrics.sam_deg(reference[:, 4:], test[:, 4:]))
 
 
+def test_spectra_that_are_not_numbers_are_not_passed_over() -> None:
+    reference, test = scene((3, 8, 8)), scene((3, 8, 8), seed=1)
+    test[1, 2, 3] = np.nan
+    assert np.isnan(metrics.sam_deg(reference, test))
+    assert np.isnan(metrics.ergas(reference, test, 4))
+    assert metrics.error_sums(reference, test).angles == 64
+
+
 def test_masked_errors_equal_those_of_the_crop() -> None:
     reference, test = scene((3, 12, 10)), scene((3, 12, 10), seed=1)
     valid = np.zeros((12, 10), dtype=bool)
