@@ -129,8 +129,8 @@ def gsa(pair: PairInput) -> Float32s:
 def bt_h(pair: PairInput) -> Float32s:
     """Brovey with haze correction: bands and intensity are modulated above their path radiance only.
 
-    Lolli et al. (2017), "Haze correction for contrast-based multispectral pansharpening"; path radiance is the darkest
-    pixel of each band, and the intensity regresses the hazeless bands on low-pass PAN.
+    Lolli et al. (2017), "Haze correction for contrast-based multispectral pansharpening"; path radiance is the
+    ``HAZE_PERCENTILE`` of each band, and the intensity is the mix of hazeless bands that explains low-pass PAN best.
     """
     aligned = _aligned_ms(_ms(pair), pair.ratio, pair.phases_yx)
     ok = _aligned_counted(pair.counted, aligned.shape[1:], pair.ratio, pair.phases_yx)
