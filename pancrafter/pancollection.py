@@ -5,7 +5,8 @@ HDF5 files hold ``ms`` (n, band, y, x), ``pan`` (n, 1, 4y, 4x), ``gt`` (n, band,
 each with the bands last. Low-pass PAN is always computed from PAN, because some shipped files hold that of others.
 
 The benchmark samples MS at index 2 of every four PAN pixels. Real products are edge-aligned (1.5), so weights trained
-here belong to the benchmark, not to production.
+here belong to the benchmark, not to production. Low-pass PAN is sampled at 1.5 here too, where shipped arrays are
+sampled at 2: brought back from there it lies on PAN either way.
 """
 
 from __future__ import annotations

@@ -174,7 +174,8 @@ def build_conditions(
         uncertainty: n or 1, see ``Conditions``; for networks with ``told_uncertainty``.
 
     Returns:
-        Conditions whose low-pass PAN is blurred by that MTF and sampled at the nominal MS positions (3.3).
+        Conditions whose low-pass PAN is blurred by that MTF and sampled at the edge-aligned MS positions, whatever
+        ``phases`` are.
     """
     height, width = pan.shape[-2:]
     nominal = (ratio - 1) / 2
