@@ -100,6 +100,7 @@ def test_paper_configurations_are_the_published_network() -> None:
         config = read_config(PROJECT / "training" / f"paper-q{bands}.yaml")
         assert (config.network.bands, config.network.width, config.network.depth) == (bands, 128, (2, 2, 4))
         assert (config.steps, config.batch, config.learning_rate, config.warmup) == (50_000, 48, 1e-4, 100)
+        assert config.clip_norm is None
     assert TRAINED_ON["wv2"] == "wv3"
     assert PUBLISHED["wv3"]["ergas"] == 2.04
 

@@ -419,6 +419,25 @@ def test_learning_rate_warms_up_and_ends_at_zero() -> None:
     assert rates[-1] < 1e-3
 
 
+def _movement(folder: Path, chosen: TrainConfig) -> float:
+    """How far one step of plain gradient descent moves the weights, all together."""
+    torch.manual_seed(0)
+    network = PanCrafter(chosen.network)
+    before = torch.cat([value.detach().clone().flatten() for value in network.parameters()])
+    run = Run(folder, network, torch.optim.SGD(network.parameters()), made_from(chosen))
+    next(_steps(run, batches([image(0)], chosen, 0, loaders=0), chosen, "cpu"))
+    return float((torch.cat([value.detach().flatten() for value in network.parameters()]) - before).norm())
+
+
+def test_gradients_are_clipped_to_what_is_configured(tmp_path: Path) -> None:
+    given: dict[str, Any] = {"warmup": 0, "learning_rate": 0.5, "pan_weight": 50.0}
+    free = _movement(tmp_path, config(**given, clip_norm=None))
+    assert free > 2 * 0.5
+    assert _movement(tmp_path, config(**given)) == pytest.approx(0.5, rel=1e-3)
+    assert _movement(tmp_path, config(**given, clip_norm=0.2)) == pytest.approx(0.5 * 0.2, rel=1e-3)
+    assert _movement(tmp_path, config(**given, clip_norm=1e6)) == free
+
+
 def test_a_few_steps_lower_the_loss(tmp_path: Path) -> None:
     images = [image(seed) for seed in range(3)]
     chosen = config(steps=40, batch=6, learning_rate=4e-3, ratios={2: 0.5, 4: 0.5}, warmup=5)

@@ -106,6 +106,11 @@ class TrainConfig(Record):
     warmup: int = Field(default=100, ge=0)
     learning_rate: float = Field(default=1e-4, gt=0)
     weight_decay: float = Field(default=0.01, ge=0)
+    clip_norm: float | None = Field(
+        default=1.0,
+        gt=0,
+        description="Norm that a step's gradients are scaled down to where theirs is larger; None leaves them alone.",
+    )
     pan_weight: float = Field(default=1.0, description="Lambda of the PAN reconstruction loss.")
     pan_share: float = Field(
         default=1.0,

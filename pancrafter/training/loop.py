@@ -291,7 +291,7 @@ def _steps(run: Run, prepared: Iterator[tuple[int, list[Sample]]], config: Train
         loss = batch_loss(run.network, ratio, samples, config, device)
         run.optimiser.zero_grad(set_to_none=True)
         loss.backward()
-        norm = nn.utils.clip_grad_norm_(run.network.parameters(), 1.0)
+        norm = nn.utils.clip_grad_norm_(run.network.parameters(), config.clip_norm or math.inf)
         value = float(loss.detach())
         _require_finite(value, "loss", run)
         _require_finite(float(norm), "gradient norm", run)
