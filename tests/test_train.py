@@ -653,6 +653,17 @@ def test_resumed_run_equals_the_unbroken_run(tmp_path: Path, pairs: Path) -> Non
     assert torch.load(tmp_path / "unbroken" / "state.pt", weights_only=True)["step"] == 6
 
 
+def test_a_step_whose_state_was_not_kept_is_not_in_the_table(tmp_path: Path, pairs: Path) -> None:
+    path = write_config(tmp_path, pairs_dir=str(pairs), train_pairs=["P_0"], validation_pairs=["P_2"])
+    run = tmp_path / "run"
+    (run / "state.partial").mkdir(parents=True)
+    with pytest.raises(RuntimeError, match="Is a directory"):
+        train(path, run)
+    (run / "state.partial").rmdir()
+    train(path, run)
+    assert [row.split(",")[0] for row in (run / "metrics.csv").read_text().splitlines()] == ["3", "6"]
+
+
 def test_infinite_loss_stops_and_keeps_the_last_good_state(tmp_path: Path, pairs: Path) -> None:
     chosen = {"pairs_dir": str(pairs), "train_pairs": ["P_0", "P_1"], "validation_pairs": ["P_2"]}
     train(write_config(tmp_path, steps=2, validate_every=40, **chosen), tmp_path / "run")

@@ -258,12 +258,12 @@ def train(config_path: Path, folder: Path, *, device: str = "cpu", loaders: int 
                 judged = network if other is None else _mean(network, other)
                 scores = validate(judged, validation, device, reprojection=config.reprojection)
                 _require_finite(scores["ergas"], "validation ERGAS", run)
-                log.write(run.step, {"loss": loss, **scores, "learning_rate": learning_rate(run.step - 1, config)})
                 progress.update(bar, note=f"ERGAS {scores['ergas']:.3f} (cubic {scores['ergas_cubic']:.3f})")
                 if scores["ergas"] < run.best:
                     run.best = scores["ergas"]
                     save_checkpoint(best, judged, {**record, "step": run.step, **scores})
-                run.save()
+                run.save()  # before the table: a run that is killed in between must not write this step twice
+                log.write(run.step, {"loss": loss, **scores, "learning_rate": learning_rate(run.step - 1, config)})
     return best
 
 
