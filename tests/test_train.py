@@ -38,7 +38,14 @@ from pancrafter.resample import Mtf, degrade, mtf_sigma, upsample
 from pancrafter.sensors import load_contracts
 from pancrafter.sharpness import combine, sharpness
 from pancrafter.training.config import Augmentation, TrainConfig, read_config
-from pancrafter.training.images import TrainingImage, data_hashes, load_images, load_pair, training_image
+from pancrafter.training.images import (
+    TrainingImage,
+    data_hashes,
+    load_images,
+    load_pair,
+    simulate_image,
+    training_image,
+)
 from pancrafter.training.loop import Run, _steps, batch_loss, learning_rate, train
 from pancrafter.training.record import MadeFrom, MetricsLog
 from pancrafter.training.samples import Sample, acquire, batches, draw_batch, draw_patch, draw_sample
@@ -394,10 +401,22 @@ def test_validation_is_never_trained_on(pairs: Path) -> None:
     )
     trained, held = load_images(chosen, pairs)
     assert [i.name for i in trained] == ["P_0", "P_2", "simulated-0"]
-    assert [i.name for i in held] == ["P_1", "simulated-validation-0", "simulated-validation-1"]
+    assert [i.name for i in held] == ["P_1", "simulated-validation-2025-0", "simulated-validation-2025-1"]
     for one in trained:
         for other in held:
             assert one.pan.shape != other.pan.shape or not np.array_equal(one.pan, other.pan)
+
+
+def test_no_seed_trains_on_what_another_validates_on(tmp_path: Path) -> None:
+    """Weights of one seed may be fine-tuned or averaged with the next one's; what a seed trains on stays as it was."""
+    given: dict[str, Any] = {"simulated_scenes": 2, "simulated_px": 64, "ratios": {2: 1.0}, "patch_px": 12}
+    sets = [load_images(config(**given, seed=seed), tmp_path) for seed in (7, 8)]
+    held = [image for _, validation in sets for image in validation]
+    assert len({image.name for image in held}) == len({image.pan.tobytes() for image in held}) == 4
+    trained = [image.pan for training, _ in sets for image in training]
+    assert not any(np.array_equal(image.pan, pan) for image in held for pan in trained)
+    expected = [simulate_image("", (seed, k), 64).pan for seed in (7, 8) for k in range(2)]
+    assert all(map(np.array_equal, trained, expected))
 
 
 def test_ranges_are_percentiles_and_never_empty() -> None:

@@ -101,7 +101,7 @@ COARSE_SHARE = 0.35
 """Share of Landsat among the simulated scenes: it stands for all coarse sensors and for bands far outside PAN."""
 
 
-def simulate_image(name: str, seed: tuple[int, int], side_px: int) -> TrainingImage:
+def simulate_image(name: str, seed: tuple[int, ...], side_px: int) -> TrainingImage:
     """PAN and truth of a simulated scene, seen by a sensor and at a scale drawn at random."""
     rng = np.random.default_rng(seed)
     fine = [name for name in SIMULATED_SENSORS if name != "landsat-8"]
@@ -170,7 +170,7 @@ def data_hashes(config: TrainConfig, base: Path) -> dict[str, str]:
 
 
 def load_images(config: TrainConfig, base: Path) -> tuple[list[TrainingImage], list[TrainingImage]]:
-    """Training and validation images: no scene is in both; simulated validation scenes have their own seeds.
+    """Training and validation images: no scene is in both, nor is a simulated validation scene in any seed's training.
 
     Raises:
         PancrafterError: There is nothing to train or validate on, or an image does not suit the configuration.
@@ -181,7 +181,8 @@ def load_images(config: TrainConfig, base: Path) -> tuple[list[TrainingImage], l
     side, held_out_count = config.simulated_px, max(2, config.simulated_scenes // 12) if config.simulated_scenes else 0
     train += [simulate_image(f"simulated-{k}", (config.seed, k), side) for k in range(config.simulated_scenes)]
     validation += [
-        simulate_image(f"simulated-validation-{k}", (config.seed + 1, k), side) for k in range(held_out_count)
+        simulate_image(f"simulated-validation-{config.seed}-{k}", (config.seed, k, 1), side)
+        for k in range(held_out_count)
     ]
     _require_suitable(config, train, validation)
     return train, validation
