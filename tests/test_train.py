@@ -991,6 +991,17 @@ def test_benchmark_score_is_ergas_of_the_clipped_result() -> None:
     assert scores["ergas_cubic"] == pytest.approx(scores["ergas"], rel=1e-6)
 
 
+def test_benchmark_score_passes_over_patches_with_an_empty_band() -> None:
+    """ERGAS divides by the mean of each band, so of such a patch there is none."""
+    network = PanCrafter(NetworkConfig.model_validate(TINY | {"bands": 2}))
+    whole = patches_of(3)
+    truth = whole.truth.copy()
+    truth[1, 0] = 0
+    scores = patch_ergas(network, replace(whole, truth=truth), "cpu")
+    rest = replace(whole, **{name: getattr(whole, name)[[0, 2]] for name in ("pan", "ms", "truth")})
+    assert scores == pytest.approx(patch_ergas(network, rest, "cpu"))
+
+
 @pytest.mark.parametrize(
     ("change", "problem"),
     [

@@ -29,7 +29,7 @@ VALIDATION_PATCHES = 256
 
 @torch.inference_mode()
 def patch_ergas(network: PanCrafter, patches: Patches, device: str, batch: int = 16) -> dict[str, float]:
-    """Mean ERGAS, sharpened and cubic, over validation patches of the benchmark."""
+    """Mean ERGAS, sharpened and cubic, over validation patches of the benchmark; those with an empty band have none."""
     ceiling = float(patches.sensor.dn_max)
     chosen = np.unique(np.linspace(0, len(patches.pan) - 1, VALIDATION_PATCHES).round().astype(int))
     scores: dict[str, list[float]] = {"ergas": [], "ergas_cubic": []}
@@ -41,7 +41,8 @@ def patch_ergas(network: PanCrafter, patches: Patches, device: str, batch: int =
         sharp = network(conditions, torch.zeros(len(part), dtype=torch.long, device=device))[:, : ms.shape[1]].cpu()
         for name, images in (("ergas", sharp), ("ergas_cubic", conditions.ms[0].cpu())):
             dn = ((images + 1) / 2 * ceiling).clamp(0, ceiling).numpy()
-            scores[name] += [ergas(t, d, RATIO) for t, d in zip(patches.truth[part], dn, strict=True) if t.any()]
+            pairs = zip(patches.truth[part], dn, strict=True)
+            scores[name] += [ergas(t, d, RATIO) for t, d in pairs if t.any(axis=(1, 2)).all()]
     return {name: float(np.mean(values)) for name, values in scores.items()}
 
 
