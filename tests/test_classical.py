@@ -116,6 +116,16 @@ def test_brovey_keeps_the_spectral_direction(pair: PairInput) -> None:
     assert metrics.sam_deg(expanded, result) == pytest.approx(0, abs=0.02)  # float32 angles
 
 
+def test_haze_is_not_modulated(pair: PairInput) -> None:
+    """What the air adds to a band everywhere stays as it is; Brovey without haze correction scales it too."""
+    haze = np.array([300.0, 200.0, 100.0, 0.0])[:, None, None]
+    hazy = replace(pair, ms=pair.ms + haze)
+    clear = classical.sharpen("bt-h", pair)
+    np.testing.assert_allclose(classical.sharpen("bt-h", hazy) - haze, clear, atol=1e-2)
+    scaled = classical.sharpen("brovey", hazy) - haze - classical.sharpen("brovey", pair)
+    assert np.abs(scaled).max() > 20
+
+
 def test_gsa_finds_the_mix_that_made_pan(truth: Array) -> None:
     """With one blur and one phase for all bands, PAN at MS scale is exactly the mix of the bands."""
     pair = observe(truth, 4, ((1.5, 1.5),) * 4, (0.3,) * 4)
