@@ -136,6 +136,19 @@ def test_gsa_finds_the_mix_that_made_pan(truth: Array) -> None:
     assert np.array_equal(aligned, pair.ms)
 
 
+def test_gsa_written_out(pair: PairInput) -> None:
+    """Each band plus its covariance with the intensity over the intensity's variance times PAN minus intensity."""
+    pair = replace(pair, phases_yx=((1.5, 1.5),) * 4)
+    low = resample.degrade(np.asarray(pair.pan, np.float64), (48, 45), 4, (1.5, 1.5), float(np.mean(GAINS)))
+    design = np.vstack([pair.ms.reshape(4, -1), np.ones(48 * 45)]).T
+    *weights, constant = np.linalg.lstsq(design, low.ravel())[0]
+    expanded = [resample.upsample(np.asarray(band, np.float64), (192, 180), 4, (1.5, 1.5)) for band in pair.ms]
+    intensity = sum(weight * band for weight, band in zip(weights, expanded, strict=True)) + constant
+    for result, band in zip(classical.sharpen("gsa", pair), expanded, strict=True):
+        (_, shared), (_, variance) = np.cov(band.ravel(), intensity.ravel())
+        np.testing.assert_allclose(result, band + shared / variance * (pair.pan - intensity), rtol=1e-5)
+
+
 def test_injection_is_that_of_gsa(pair: PairInput) -> None:
     """Weights and gains from sums are those of least squares on the whole scene; sums of halves are those of all."""
     arguments = (pair.ratio, pair.phases_yx, 0.3)
