@@ -343,6 +343,17 @@ def test_gains_follow_from_sums_over_blocks(pair: PairInput) -> None:
     assert np.array_equal(method, glp(pair, whole))
 
 
+def test_gains_at_ms_scale_are_those_on_low_pass_pan(pair: PairInput) -> None:
+    expanded, gains = classical.sharpen("exp", pair).astype(np.float64), []
+    for band, phase, mtf in zip(expanded, pair.phases_yx, GAINS, strict=True):
+        on_ms = resample.degrade(np.asarray(pair.pan, np.float64), (48, 45), 4, phase, mtf)
+        (_, shared), (_, variance) = np.cov(band.ravel(), resample.upsample(on_ms, (192, 180), 4, phase).ravel())
+        gains.append(shared / variance)
+    method = classical.sharpen("mtf-glp-cbd", pair)
+    np.testing.assert_allclose(method, glp(pair, GlpConstants(gains=tuple(gains))), atol=1e-2)
+    assert np.abs(method - classical.sharpen("mtf-glp-fs", pair)).max() > 1
+
+
 def test_gains_of_windows_with_a_halo_are_those_of_the_scene() -> None:
     pair = scene_of(4, SHIFTS)
     halo = classical.glp_halo_px(4, pair.phases_yx) // 4
