@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from scipy import ndimage
 
 from pancrafter import metrics, resample
 from pancrafter.errors import GridMismatchError, InvalidSceneError
@@ -537,6 +538,32 @@ def test_production_hqnr_prefers_the_truth(ratio: int) -> None:
     assert good.hqnr > poor.hqnr + 0.02
     assert good.d_s < poor.d_s
     assert good.d_lambda < unaligned.d_lambda
+
+
+@pytest.mark.parametrize("ratio", [2, 3, 4])
+def test_production_hqnr_equals_its_definition_written_out(ratio: int) -> None:
+    """Low-pass PAN is blurred by its own MTF and sampled edge-aligned, bands by theirs and where they lie."""
+    truth, shape = scene((3, 96, 96)), (96, 96)
+    ms, pan, small = observed(truth, ratio, SHIFTED), truth.mean(axis=0), (96 // ratio, 96 // ratio)
+    lms = [resample.upsample(b, shape, ratio, p) for b, p in zip(ms, SHIFTED, strict=True)]
+    sharpened = np.stack(lms) + 0.5 * (pan - pan.mean())
+    scores = metrics.hqnr_production(sharpened, pan, ms, ratio, SHIFTED, GAINS, 0.5)
+    blurred = [
+        ndimage.gaussian_filter(b, resample.mtf_sigma(g, ratio), mode="nearest", truncate=8)
+        for b, g in zip(sharpened, GAINS, strict=True)
+    ]
+    dn = [np.rint(np.stack(image)) for image in (lms, blurred)]
+    pairs = zip(tiles(dn[0], 32), tiles(dn[1], 32), strict=True)
+    q = np.mean([naive_q2n_block(a.reshape(3, -1), b.reshape(3, -1)) for a, b in pairs])
+    centre = ((ratio - 1) / 2, (ratio - 1) / 2)
+    pan_low = resample.upsample(resample.degrade(pan, small, ratio, centre, 0.5), shape, ratio, centre)
+
+    def uqi(a: Array, b: Array) -> float:
+        return float(np.mean([naive_uqi(p, q) for p, q in zip(tiles(a, 32), tiles(b, 32), strict=True)]))
+
+    ds = np.mean([abs(uqi(f, pan) - uqi(low, pan_low)) for f, low in zip(sharpened, lms, strict=True)])
+    assert scores.d_lambda == pytest.approx(1 - q, abs=1e-5)
+    assert scores.d_s == pytest.approx(ds, abs=1e-9)
 
 
 def test_production_hqnr_never_sees_invalid_pixels() -> None:
