@@ -497,19 +497,21 @@ def test_consistency_leaves_out_pixels_that_saw_beyond_the_border(edge: int) -> 
     assert frame == 26**2  # four deviations are two MS pixels on each side
 
 
-def test_consistency_never_sees_invalid_pixels() -> None:
+@pytest.mark.parametrize("phases", [SHIFTED, ((1.5, 1.5), (14.5, -10.0), (1.5, 1.5))])
+def test_consistency_never_sees_invalid_pixels(phases: tuple[tuple[float, float], ...]) -> None:
+    """Also where a band lies more than three MS pixels from its nominal place."""
     truth = scene((3, 160, 144))
-    ms = observed(truth, 4, SHIFTED)
+    ms = observed(truth, 4, phases)
     valid = np.ones((40, 36), dtype=bool)
     valid[10:12, 20:24] = False
     broken, missing = truth.copy(), ms.copy()
     broken[:, np.repeat(np.repeat(~valid, 4, 0), 4, 1)] = np.nan
     missing[:, ~valid] = 65535
-    error, angle = metrics.consistency(broken, missing, 4, SHIFTED, GAINS, valid)
+    error, angle = metrics.consistency(broken, missing, 4, phases, GAINS, valid)
     assert error == pytest.approx(0, abs=1e-9)
     assert angle == pytest.approx(0, abs=1e-5)
-    counted = metrics.consistency_sums(broken, missing, 4, SHIFTED, GAINS, valid).pixels
-    whole = metrics.consistency_sums(truth, ms, 4, SHIFTED, GAINS).pixels
+    counted = metrics.consistency_sums(broken, missing, 4, phases, GAINS, valid).pixels
+    whole = metrics.consistency_sums(truth, ms, 4, phases, GAINS).pixels
     assert 0 < counted < whole - 8
 
 
