@@ -238,6 +238,16 @@ def test_q2n_equals_the_product_per_pixel(n_bands: int) -> None:
     assert metrics.q2n(x, y, 8) == pytest.approx(np.mean(slow), abs=1e-10)
 
 
+@pytest.mark.parametrize("n_bands", [3, 4])
+def test_q2n_takes_a_band_as_it_is_where_the_reference_is_empty(n_bands: int) -> None:
+    x = np.rint(scene((n_bands, 16, 16), seed=2))
+    y = np.rint(0.9 * x + 0.3 * scene((n_bands, 16, 16), seed=3))
+    x[2], y[2] = 0, np.rint(y[2] / 300)  # nearly nothing, or the other bands would not show
+    slow = naive_q2n_block(x.reshape(n_bands, -1), y.reshape(n_bands, -1))
+    assert 0.1 < slow < 0.9
+    assert metrics.q2n(x, y, 16) == pytest.approx(slow, abs=1e-10)
+
+
 @pytest.mark.parametrize("n_bands", [1, 3, 4, 8, 10])
 def test_q2n_of_identical_images_is_one(n_bands: int) -> None:
     x = np.rint(scene((n_bands, 64, 64)))
