@@ -80,7 +80,8 @@ def _union(one: Span, other: Span) -> Span:
 class MsNetwork:
     """A trained network fixed to MS mode, on one device in one precision.
 
-    Features, weights and norms are in ``dtype``; norms accumulate in float32, and the residual base is float32.
+    Features, weights and norms are in ``dtype``, the residual base is float32. Norms accumulate in float32; those of
+    centred maps on a CPU round what they divide by to ``dtype``.
     """
 
     def __init__(self, network: PanCrafter, dtype: torch.dtype = torch.float32) -> None:
