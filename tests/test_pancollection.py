@@ -50,6 +50,19 @@ def write_h5(path: Path, arrays: dict[str, Array]) -> Path:
     return path
 
 
+def test_constants_are_those_of_the_published_figures() -> None:
+    """MTF gains at Nyquist in the order of the files' bands, as the DLPan toolbox has them, and the largest DN."""
+    assert {name: (sensor.mtf_gains, sensor.dn_max) for name, sensor in SENSORS.items()} == {
+        "wv3": ((0.325, 0.355, 0.360, 0.350, 0.365, 0.360, 0.335, 0.315), 2047),
+        "wv2": ((0.35, 0.35, 0.35, 0.35, 0.35, 0.35, 0.35, 0.27), 2047),
+        "qb": ((0.34, 0.32, 0.30, 0.22), 2047),
+        "gf2": ((0.30, 0.30, 0.30, 0.30), 1023),
+    }
+    assert SENSORS["wv2"].bands == SENSORS["wv3"].bands
+    assert SENSORS["wv3"].bands == ("coastal", "blue", "green", "yellow", "red", "rededge", "nir1", "nir2")
+    assert SENSORS["qb"].bands == SENSORS["gf2"].bands == ("blue", "green", "red", "nir")
+
+
 def test_test_scenes_carry_the_benchmarks_phase_and_constants(tmp_path: Path) -> None:
     arrays = content(2, 8, 256, SENSORS["wv3"].mtf_gains)
     path = write_h5(tmp_path / "test_wv3_multiExm1.h5", arrays)
