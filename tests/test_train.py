@@ -457,6 +457,15 @@ def test_gradients_are_clipped_to_what_is_configured(tmp_path: Path) -> None:
     assert _movement(tmp_path, config(**given, clip_norm=1e6)) == free
 
 
+def test_every_step_is_taken_at_the_rate_of_its_number(tmp_path: Path) -> None:
+    chosen = config(steps=5, batch=1, warmup=2)
+    network = PanCrafter(chosen.network)
+    run = Run(tmp_path, network, torch.optim.AdamW(network.parameters(), lr=9.0), made_from(chosen))
+    steps = _steps(run, batches([image(0)], chosen, 0, loaders=0), chosen, "cpu")
+    taken = [run.optimiser.param_groups[0]["lr"] for _ in steps]
+    assert taken == pytest.approx([5e-4, 1e-3, 1e-3, 7.5e-4, 2.5e-4])
+
+
 def test_a_few_steps_lower_the_loss(tmp_path: Path) -> None:
     images = [image(seed) for seed in range(3)]
     chosen = config(steps=40, batch=6, learning_rate=4e-3, ratios={2: 0.5, 4: 0.5}, warmup=5)
