@@ -20,6 +20,7 @@ import torch
 import yaml
 from networks import random_network, randomise
 from numpy.typing import NDArray
+from scipy import ndimage
 from staged_scenes import landscape
 from test_pair_files import write_tiff
 
@@ -48,7 +49,7 @@ from pancrafter.training.images import (
 )
 from pancrafter.training.loop import Run, _steps, batch_loss, learning_rate, train
 from pancrafter.training.record import MadeFrom, MetricsLog
-from pancrafter.training.samples import Sample, acquire, batches, draw_batch, draw_patch, draw_sample
+from pancrafter.training.samples import Sample, acquire, batches, draw_batch, draw_patch, draw_sample, normalise
 from pancrafter.training.validation import patch_ergas, sharpen_arrays, validation_ergas
 from pancrafter.types import ValueRange
 
@@ -209,6 +210,26 @@ def test_pan_detail_and_noise_are_varied_on_pan_alone() -> None:
     fine = [np.abs(np.diff(sample.pan, axis=0)).mean() for sample in (vivid, plain)]
     assert 1.1 < fine[0] / fine[1] < 1.5
     assert vivid.pan.mean() == pytest.approx(plain.pan.mean(), abs=0.01)
+
+
+def turned(values: Array) -> list[Array]:
+    """The eight ways to lay down an image (..., y, x)."""
+    turns = [np.rot90(values, k, axes=(-2, -1)) for k in range(4)]
+    return [*turns, *(turn[..., ::-1] for turn in turns)]
+
+
+def test_samples_are_turned_every_way() -> None:
+    """PAN and truth together, from an image that holds no other patch."""
+    chosen = config(augmentation=STILL)
+    whole, inner = image(3, chosen.outer_px(4), 1), slice(chosen.margin_px(4), chosen.margin_px(4) + 24)
+    pan, truth = normalise(whole.pan, whole.pan_range), normalise(whole.truth[0], whole.truth_ranges[0])
+    ways = list(zip(turned(pan[inner, inner]), turned(truth[inner, inner]), strict=True))
+    seen = set()
+    for seed in range(60):
+        sample = draw_sample(whole, 4, chosen, np.random.default_rng(seed), bands=1)
+        (way,) = (k for k, (p, t) in enumerate(ways) if np.allclose([sample.pan, sample.truth[0]], [p, t], atol=1e-5))
+        seen.add(way)
+    assert seen == set(range(8))
 
 
 @pytest.mark.parametrize(("gain", "least", "most"), [(0.3, 0.4, 0.8), (3.0, 1.5, 2.7)])
@@ -954,6 +975,25 @@ def test_turned_patches_of_the_benchmark_keep_their_phase() -> None:
         }
         assert min(errors, key=lambda d: errors[d]) == (0, 0)
     assert seen == {(1.0, 1.0), (1.0, 2.0), (2.0, 1.0), (2.0, 2.0)}
+
+
+def test_patches_of_the_benchmark_are_turned_every_way_and_pan_alone_is_varied() -> None:
+    """PAN's detail is what a Gaussian of one pixel and seven taps leaves of it."""
+    patches, ceiling = patches_of(1), ValueRange(low=0, high=1023)
+    taps = np.exp(-0.5 * np.arange(-3, 4) ** 2)
+    smooth = patches.pan[0].astype(np.float64)
+    for axis in (0, 1):
+        smooth = ndimage.correlate1d(smooth, taps / taps.sum(), axis=axis, mode="nearest")
+    pan = smooth + 1.5 * (patches.pan[0] - smooth)
+    parts = {"pan": pan, "ms": patches.ms[0], "truth": patches.truth[0]}
+    ways = {name: turned(normalise(values, ceiling)) for name, values in parts.items()}
+    vivid = config(network=TINY | {"bands": 2}, augmentation=STILL.model_copy(update={"pan_detail_gain": (1.5,)}))
+    seen = set()
+    for seed in range(60):
+        sample = draw_patch(patches, vivid, np.random.default_rng(seed))
+        (way,) = (k for k in range(8) if all(np.allclose(getattr(sample, n), ways[n][k], atol=1e-5) for n in ways))
+        seen.add(way)
+    assert seen == set(range(8))
 
 
 def test_unknown_shift_of_the_benchmark_is_within_what_is_configured() -> None:
