@@ -89,6 +89,7 @@ def _warped(dataset: Any, source: Source) -> Any:  # Any: rasterio is untyped
         src_nodata=source.nodata[0],
         nodata=source.nodata[0],
         add_alpha=not alpha,
+        UNIFIED_SRC_NODATA="PARTIAL",  # each band by itself, or a hole of one is interpolated into its surroundings
     )
 
 

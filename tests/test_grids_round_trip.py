@@ -194,6 +194,27 @@ def test_holes_stay_holes_when_ms_is_resampled(tmp_path: Path) -> None:
     assert store.read_ms(whole(staged.grid.ms_shape_yx)).min() > 50  # nothing of the hole was mixed in
 
 
+@pytest.mark.parametrize("told_by", ["header", "contract"])
+def test_a_hole_of_one_band_does_not_bleed_when_ms_is_resampled(tmp_path: Path, told_by: str) -> None:
+    product = PRODUCTS["gaofen, ratio 3.997"]
+    _render(product, tmp_path, _points(product, np.random.default_rng(2)))
+    with rasterio.open(tmp_path / "ms.tif") as dataset:
+        ms = np.random.default_rng(3).integers(500, 520, (3, *dataset.shape)).astype(np.uint16)
+    ms[1, 30:40, 20:45] = 0
+    header = {"nodata": 0} if told_by == "header" else {}
+    _write(tmp_path / "ms.tif", ms, product.crs, product.origin, product.ms_gsd, **header)
+    said = contract(nodata=0 if told_by == "contract" else None)
+    with dask.config.set(scheduler="synchronous"):
+        staged = stage_scene(make_scene(tmp_path), said, str(tmp_path / "s.zarr"), block_px=64, reach_px=32)
+    store = SceneStore.open(staged.store_uri)
+    pixels = store.read_ms(whole(staged.grid.ms_shape_yx))
+    valid = store.read_ms_valid(whole(staged.grid.ms_shape_yx)) != 0
+    assert staged.ms_resampled
+    assert (~valid).sum() == pytest.approx(10 * 25, abs=40)
+    assert pixels[:, valid].min() >= 495  # as far as cubic overshoots
+    assert pixels[:, valid].max() <= 524
+
+
 def test_resampling_does_not_depend_on_blocks(tmp_path: Path) -> None:
     product = PRODUCTS["gaofen, ratio 3.9985"]
     _render(product, tmp_path, _points(product, np.random.default_rng(3)))
