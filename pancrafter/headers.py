@@ -147,6 +147,9 @@ def _describe_source(
             asset=key,
         )
     authority = dataset.crs.to_authority()
+    masked = any(_has_mask(dataset.mask_flag_enums[index - 1]) for index in indexes)
+    alpha = next((index for index in alpha_bands(dataset) if index not in indexes), None)
+    of_contract = None if masked or alpha is not None else contract.nodata
     return Source(
         scene=scene.key,
         asset=key,
@@ -160,9 +163,9 @@ def _describe_source(
         ),
         crs_wkt=dataset.crs.to_wkt(),
         dtype=dtypes.pop(),
-        nodata=tuple(_or_contract(dataset.nodatavals[index - 1], contract.nodata) for index in indexes),
-        masked=any(_has_mask(dataset.mask_flag_enums[index - 1]) for index in indexes),
-        alpha=next((index for index in alpha_bands(dataset) if index not in indexes), None),
+        nodata=tuple(_or_contract(dataset.nodatavals[index - 1], of_contract) for index in indexes),
+        masked=masked,
+        alpha=alpha,
         scale=tuple(dataset.scales[index - 1] for index in indexes),
         offset=tuple(dataset.offsets[index - 1] for index in indexes),
         at_hand=dataset.driver == "GTiff"

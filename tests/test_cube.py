@@ -231,6 +231,25 @@ def test_header_nodata_outranks_contract(pair: Pair, stage: Stage) -> None:
     assert stage(pair, contract={"nodata": 0})[0].valid_share == 1.0
 
 
+@pytest.mark.parametrize("said_by", ["mask", "alpha"])
+def test_mask_and_alpha_outrank_contract(pair: Pair, tmp_path: Path, said_by: str) -> None:
+    """What they call measured is data, zero too."""
+    scene = pair.write(tmp_path)
+    pair.pan[:74] = 0
+    said = np.full(pair.pan.shape, 255, np.uint16)
+    said[:37] = 0
+    profile = _profile(scene.pan.href) | {"count": 2 if said_by == "alpha" else 1}
+    with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True), rasterio.open(scene.pan.href, "w", **profile) as target:
+        if said_by == "alpha":
+            target.colorinterp = [ColorInterp.gray, ColorInterp.alpha]
+            target.write(said, 2)
+        else:
+            target.write_mask(said.astype(np.uint8))
+        target.write(pair.pan, 1)
+    staged = stage_scene(scene, contract(nodata=0), str(tmp_path / "a.zarr"), block_px=64)
+    assert staged.valid_share == pytest.approx(111 / 148)
+
+
 def test_staging_does_not_depend_on_block_size(pair: Pair, stage: Stage) -> None:
     _with_border(pair, 0)
     pair.nodata = 0
