@@ -11,7 +11,7 @@ import rasterio
 from rasterio._err import CPLE_BaseError
 from rasterio.errors import RasterioError
 
-from pancrafter.access import Access, reader_for
+from pancrafter.access import OPEN_TO_ALL, Access, reader_for
 from pancrafter.errors import InvalidSceneError, TransientReadError
 
 # Windows are read once, so a small block cache does (bytes here; the default is 5 % of the machine). Dask's threads
@@ -26,8 +26,8 @@ _REMOTE_OPTIONS: dict[str, Any] = {  # Any: rasterio is untyped
     "GDAL_HTTP_MAX_RETRY": 3,
     "GDAL_HTTP_RETRY_DELAY": 1,
 }
-REMOTE_DRIVERS = {".jp2": "JP2OpenJPEG", ".j2k": "JP2OpenJPEG", ".img": "HFA", ".ntf": "NITF"}
-"""Formats, by suffix (else GeoTIFF), of files from elsewhere: none can refer to further files or hosts, as VRT does."""
+_PLAIN_DRIVERS = {".jp2": "JP2OpenJPEG", ".j2k": "JP2OpenJPEG", ".img": "HFA", ".ntf": "NITF"}
+"""Formats, by suffix (else GeoTIFF), of what catalogs name: none can refer to further files or hosts, as VRT does."""
 
 READ_ERRORS = (RasterioError, CPLE_BaseError, OSError, UnicodeDecodeError)
 """What rasterio raises on files it cannot read; the last where a CRS is named in no known encoding."""
@@ -49,7 +49,7 @@ class Handle(NamedTuple):
 
 
 def open_source(href: str, access: Access, scene: str, asset: str) -> Handle:
-    """Open a file under the access rules; what comes from elsewhere is only opened as one of a few plain formats."""
+    """Open a file under the access rules: as one of a few plain formats, unless the user named it himself."""
     try:
         opened = reader_for(access).open(href)
     except (InvalidSceneError, TransientReadError) as err:
@@ -58,11 +58,12 @@ def open_source(href: str, access: Access, scene: str, asset: str) -> Handle:
     options = opened.options | (_REMOTE_OPTIONS if remote else {})
     path = unquote(urlsplit(opened.href).path) if opened.href.startswith("file:") else opened.href
     with rasterio.Env(**GDAL_OPTIONS, **options):
-        return Handle(rasterio.open(path, sharing=False, driver=_remote_driver(path) if remote else None), options)
+        any_format = access == OPEN_TO_ALL and not remote
+        return Handle(rasterio.open(path, sharing=False, driver=None if any_format else _plain_driver(path)), options)
 
 
-def _remote_driver(href: str) -> str:
-    return REMOTE_DRIVERS.get(PurePosixPath(urlsplit(href).path).suffix.casefold(), "GTiff")
+def _plain_driver(href: str) -> str:
+    return _PLAIN_DRIVERS.get(PurePosixPath(urlsplit(href).path).suffix.casefold(), "GTiff")
 
 
 def signed_anew(

@@ -316,7 +316,7 @@ def _scene(item: pystac.Item, contract: SensorContract, rasters: Sequence[_Raste
         reason = f"found MS bands {', '.join(sorted(ms.refs))}; expected {expected}"
         return _refusal(item, "bands_mismatch", reason, contract)
     if len(pans) > 1 or ms.tiled:
-        reason = f"several image tiles per band ({found}); expected one file; build a mosaic (VRT or COG) per band"
+        reason = f"several image tiles per band ({found}); expected one file; build a mosaic (COG) per band"
         return _refusal(item, "tiled_product", reason, contract)
     refs = [ms.refs[name] for name in names]
     if fault := ratio_fault(pans[0].fields, refs[0][0].fields, contract):

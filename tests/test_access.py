@@ -22,6 +22,7 @@ from pancrafter.access import Access, HostProfile, Reader
 from pancrafter.catalog import discover
 from pancrafter.cube import stage_scene
 from pancrafter.errors import InvalidSceneError, TransientReadError
+from pancrafter.opening import open_source
 from pancrafter.sensors import load_contracts
 from pancrafter.store import SceneStore
 from pancrafter.types import AssetRef, Refusal, Scene
@@ -348,16 +349,20 @@ def test_headers_are_not_shown_to_the_host_of_a_redirect(tmp_path: Path) -> None
         assert (asked, seen) == (["/a.tif one"], ["/a.tif -"])
 
 
-def test_a_remote_vrt_is_not_followed(tmp_path: Path) -> None:
-    """A VRT may name any file of the reader's machine; what comes from elsewhere is opened as a plain format only."""
-    secret = tmp_path / "secret.tif"
+def _write_vrt(path: Path, secret: Path) -> None:
+    """Something that reads ``secret``, which is written too."""
     with rasterio.open(secret, "w", driver="GTiff", height=8, width=8, count=1, dtype="uint16", crs="EPSG:32633",
                        transform=from_origin(5e5, 4e6, 1, 1)) as target:  # fmt: skip
         target.write(np.full((1, 8, 8), 7, np.uint16))
-    (tmp_path / "pan.vrt").write_text(
+    path.write_text(
         '<VRTDataset rasterXSize="8" rasterYSize="8"><VRTRasterBand dataType="UInt16" band="1"><SimpleSource>'
         f"<SourceFilename>{secret}</SourceFilename></SimpleSource></VRTRasterBand></VRTDataset>"
     )
+
+
+def test_a_remote_vrt_is_not_followed(tmp_path: Path) -> None:
+    """A VRT may name any file of the reader's machine; what comes from elsewhere is opened as a plain format only."""
+    _write_vrt(tmp_path / "pan.vrt", tmp_path / "secret.tif")
     with _serving(tmp_path) as (url, _):
         scene, _ = _remote_scene(tmp_path, url)
         for name in ("pan.vrt", "pan.tif"):
@@ -365,3 +370,35 @@ def test_a_remote_vrt_is_not_followed(tmp_path: Path) -> None:
             spoiled = scene.model_copy(update={"pan": AssetRef(key="pan", href=f"{url}/{name}?token=one")})
             with pytest.raises(InvalidSceneError, match="not recognized as being in a supported file format"):
                 stage_scene(spoiled, contract(), str(tmp_path / "x.zarr"), block_px=64, access=PUBLIC.trusting(url))
+
+
+@pytest.mark.parametrize("trusting", [False, True])
+def test_a_local_vrt_leads_nowhere_else(tmp_path: Path, *, trusting: bool) -> None:
+    """Below the roots, and in a catalog on this machine, which may name any file but no private host."""
+    (tmp_path / "root").mkdir()
+    scene = Pair(np.ones((128, 128), np.uint16), np.ones((3, 32, 32), np.uint16)).write(tmp_path / "root")
+    _write_vrt(tmp_path / "root" / "pan.tif", tmp_path / "secret.tif")
+    rules = PUBLIC.trusting(str(tmp_path / "root")) if trusting else Access(roots=(str(tmp_path / "root"),))
+    with pytest.raises(InvalidSceneError, match=r"asset pan: .*not recognized as being in a supported"):
+        stage_scene(scene, contract(), str(tmp_path / "x.zarr"), block_px=64, access=rules)
+
+
+@pytest.mark.parametrize(
+    ("driver", "suffix", "options"),
+    [
+        ("JP2OpenJPEG", ".jp2", {"QUALITY": "100", "REVERSIBLE": "YES"}),
+        ("HFA", ".img", {}),
+        ("NITF", ".ntf", {"ICORDS": "D"}),
+    ],
+)
+def test_plain_local_formats_are_read_under_rules(
+    tmp_path: Path, driver: str, suffix: str, options: dict[str, str]
+) -> None:
+    pan = np.random.default_rng(5).integers(1, 2000, (128, 128)).astype(np.uint16)
+    path = tmp_path / f"other{suffix}"
+    with rasterio.open(path, "w", driver=driver, height=128, width=128, count=1, dtype="uint16", crs="EPSG:4326",
+                       transform=from_origin(15, 36, 1e-5, 1e-5), **options) as target:  # fmt: skip
+        target.write(pan, 1)
+    dataset, _ = open_source(str(path), Access(roots=(str(tmp_path),)), "scene", "pan")
+    with dataset:
+        assert np.array_equal(dataset.read(1), pan)
