@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from pancrafter.bands import measure_bands
 from pancrafter.counting import check_dn, value_range
+from pancrafter.crs import crs_code
 from pancrafter.cube import REACH_PX
 from pancrafter.engine import PRECISIONS, SharpenerSpec, build_sharpener, fit_sharpener
 from pancrafter.errors import GridMismatchError, InvalidSceneError
@@ -142,11 +143,9 @@ class _Image:
             raise GridMismatchError(
                 f"{name} has no CRS or transform; set them with .rio.write_crs and .rio.write_transform"
             )
-        authority = crs.to_authority()
+        shape = (image.rio.height, image.rio.width)
         grid = PixelGrid(
-            crs=":".join(authority) if authority else crs.to_wkt(),
-            transform=tuple(transform)[:6],
-            shape_yx=(image.rio.height, image.rio.width),
+            crs=crs_code(crs, transform, shape) or crs.to_wkt(), transform=tuple(transform)[:6], shape_yx=shape
         )
         require_north_up(name, grid)
         planes = image.expand_dims("band") if image.ndim == 2 else image

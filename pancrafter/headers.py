@@ -17,6 +17,7 @@ from rasterio.errors import NotGeoreferencedWarning
 from rasterio.warp import calculate_default_transform, transform_bounds
 
 from pancrafter.access import OPEN_TO_ALL, Access
+from pancrafter.crs import crs_code
 from pancrafter.errors import GridMismatchError, InvalidSceneError
 from pancrafter.grid import MAX_RATIO_ERROR, aligned_ms_grid, grid_bounds, needs_resampling, pair_grids
 from pancrafter.opening import GDAL_OPTIONS, READ_ERRORS, open_source, read_failure, signed_anew
@@ -146,7 +147,6 @@ def _describe_source(
             scene=scene.key,
             asset=key,
         )
-    authority = dataset.crs.to_authority()
     masked = any(_has_mask(dataset.mask_flag_enums[index - 1]) for index in indexes)
     alpha = next((index for index in alpha_bands(dataset) if index not in indexes), None)
     of_contract = None if masked or alpha is not None else contract.nodata
@@ -157,7 +157,7 @@ def _describe_source(
         indexes=indexes,
         positions=tuple(position for position, _ in assets),
         grid=PixelGrid(
-            crs=":".join(authority) if authority else dataset.crs.to_wkt(),
+            crs=crs_code(dataset.crs, dataset.transform, dataset.shape) or dataset.crs.to_wkt(),
             transform=tuple(dataset.transform)[:6],
             shape_yx=dataset.shape,
         ),

@@ -23,6 +23,7 @@ from rasterio.errors import RasterioError
 from rasterio.warp import transform_geom
 
 from pancrafter.cog import BandStatistics, CogInfo, Reason
+from pancrafter.crs import crs_code
 from pancrafter.errors import GridMismatchError
 from pancrafter.types import FORMAT_VERSION, PixelGrid, Quality, Record, StagedScene
 
@@ -455,9 +456,9 @@ def _rfc3339(moment: datetime) -> str:
 
 def _projection(grid: PixelGrid) -> dict[str, Any]:
     crs = CRS.from_user_input(grid.crs)
-    authority = crs.to_authority()
-    named: dict[str, Any] = {"proj:code": ":".join(authority) if authority else None}
-    if not authority:
+    code = crs_code(crs, grid.transform, grid.shape_yx)
+    named: dict[str, Any] = {"proj:code": code}
+    if code is None:
         named["proj:wkt2"] = crs.to_wkt(version="WKT2_2019")
     height, width = grid.shape_yx
     a, b, c, d, e, f = grid.transform

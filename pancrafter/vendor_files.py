@@ -20,6 +20,7 @@ from rasterio.enums import ColorInterp, MaskFlags
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 
 from pancrafter.cog import SIDECARS
+from pancrafter.crs import crs_code
 from pancrafter.errors import InvalidSceneError
 from pancrafter.scratch import replace_file
 from pancrafter.sensors import SensorContract, fold
@@ -140,14 +141,14 @@ def read_header(path: Path, given: Path, named_count: int | None = None) -> Rast
                 "(gdal_edit.py -colorinterp_N undefined)"
             )
         of_image = slice(len(image))
-        authority = source.crs.to_authority()
-        crs = ":".join(authority) if authority else source.crs.to_wkt(version="WKT2_2019")
+        wkt = source.crs.to_wkt(version="WKT2_2019")
+        crs = crs_code(source.crs, source.transform, source.shape) or wkt
         factor = source.crs.linear_units_factor[1] if source.crs.is_projected else METRES_PER_DEGREE
         return Raster(
             path=path,
             given=given,
             grid=PixelGrid(crs=crs, transform=tuple(source.transform)[:6], shape_yx=source.shape),
-            wkt=source.crs.to_wkt(version="WKT2_2019"),
+            wkt=wkt,
             metres_per_unit=float(factor),
             band_count=len(image),
             has_alpha=len(image) < source.count,

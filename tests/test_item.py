@@ -226,8 +226,15 @@ def test_ground_sample_distance() -> None:
     assert ground_sample_distance_m(feet) == pytest.approx(0.6096, rel=1e-4)
 
 
-def test_a_crs_without_code_is_given_as_wkt(assets: tuple[AssetFile, ...]) -> None:
-    wkt = rasterio.crs.CRS.from_proj4("+proj=tmerc +lat_0=41 +lon_0=15.3 +k=0.9 +x_0=500000 +y_0=4600000").to_wkt()
+@pytest.mark.parametrize(
+    ("proj", "kind"),
+    [
+        ("+proj=tmerc +lat_0=41 +lon_0=15.3 +k=0.9 +x_0=500000 +y_0=4600000", "PROJCRS"),
+        ("+proj=utm +zone=33 +ellps=intl +towgs84=-300,200,500", "BOUNDCRS"),  # EPSG:23033 but for 600 m
+    ],
+)
+def test_a_crs_without_code_is_given_as_wkt(assets: tuple[AssetFile, ...], proj: str, kind: str) -> None:
+    wkt = rasterio.crs.CRS.from_proj4(proj).to_wkt()
     pan = GRID.model_copy(update={"crs": wkt})
     source = staged()
     source = source.model_copy(update={"grid": source.grid.model_copy(update={"pan": pan})})
@@ -243,4 +250,4 @@ def test_a_crs_without_code_is_given_as_wkt(assets: tuple[AssetFile, ...]) -> No
     )
     validate_item(made.to_dict(transform_hrefs=False))
     assert made.properties["proj:code"] is None
-    assert made.properties["proj:wkt2"].startswith("PROJCRS")
+    assert made.properties["proj:wkt2"].startswith(kind)
