@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import zipfile
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -14,9 +13,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import rasterio
 from numpy.typing import NDArray
+from pydantic import ConfigDict, Field, FiniteFloat, ValidationError, field_validator
+from rasterio.dtypes import check_dtype
 
 from pancrafter.errors import ContractError, InvalidSceneError
 from pancrafter.ingest import SYNTHETIC_FRAME, AddedScene, add_pair, contract_of
+from pancrafter.pair_files import NPZ_ERRORS
 from pancrafter.scratch import replace_file, undone_on_error
 from pancrafter.sensors import SensorContract, load_contracts
 from pancrafter.types import Json, Record
@@ -32,6 +34,59 @@ class AddedPairs(Record):
 
     added: tuple[AddedScene, ...] = ()
     skipped: tuple[tuple[str, str], ...] = ()
+
+
+class _Geo(Record):
+    """Where the whole PAN file lies."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    crs: str
+    transform: tuple[FiniteFloat, FiniteFloat, FiniteFloat, FiniteFloat, FiniteFloat, FiniteFloat]
+    bounds: tuple[FiniteFloat, FiniteFloat, FiniteFloat, FiniteFloat]
+
+    @field_validator("crs")
+    @classmethod
+    def _known(cls, crs: str) -> str:
+        rasterio.CRS.from_user_input(crs)
+        return crs
+
+    @field_validator("transform")
+    @classmethod
+    def _invertible(cls, transform: tuple[float, ...]) -> tuple[float, ...]:
+        if not (transform[0] and transform[4]):
+            raise ValueError("its pixels have no size")
+        return transform
+
+
+class _Gsd(Record):
+    """Pixel sizes, metres; that of MS follows from the ratio."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    pan: FiniteFloat | None = Field(default=None, gt=0)
+
+
+class _Description(Record):
+    """What ``NAME.json`` has to say of a pair that becomes an item; what else it holds is not looked at."""
+
+    model_config = ConfigDict(extra="ignore", coerce_numbers_to_str=True)
+
+    sensor: str
+    bands: tuple[str, ...]
+    ratio: int = Field(ge=2)
+    gsd_m: _Gsd | None = None
+    georef: bool | str | None = None
+    geo: _Geo | None = None
+    geo_offset_pan_px: tuple[FiniteFloat, FiniteFloat] | None = None
+    """How far (y, x) the MS grid begins after the PAN grid, PAN pixels."""
+    crop: str | None = None
+    """Which MS pixels were cut out of the whole file."""
+    repo: str | None = None
+    commit: str | None = None
+    licence: str | None = None
+    note: str | None = None
+    paths: tuple[str, ...] | None = None
 
 
 class _Frame(NamedTuple):
@@ -79,11 +134,11 @@ def add_pairs_directory(
 
 
 def _add_npz(catalog_dir: Path, path: Path, contracts: Mapping[str, SensorContract]) -> AddedScene:
-    meta = _pair_meta(path.with_suffix(".json"))
-    contract = contract_of(meta["sensor"], contracts)
+    meta = _described(path.with_suffix(".json"))
+    contract = contract_of(meta.sensor, contracts)
     pan, ms, reduced = _pair_arrays(path, meta)
     frame = _real_frame(meta, pan.shape) or _synthetic_frame(path.stem, meta, reduced=reduced)
-    specs = contract.subset(meta["bands"])
+    specs = contract.subset(meta.bands)
     folder = catalog_dir.absolute() / contract.name / path.stem
     pan_tif, ms_tif = folder / f"{path.stem}_pan.tif", folder / f"{path.stem}_ms.tif"
     with undone_on_error(folder):
@@ -91,79 +146,84 @@ def _add_npz(catalog_dir: Path, path: Path, contracts: Mapping[str, SensorContra
         _write_tiff(ms_tif, ms, frame.crs, frame.ms, [spec.name for spec in specs], time_of=path)
         return add_pair(
             catalog_dir,
-            meta["sensor"],
+            meta.sensor,
             pan_tif,
             [ms_tif],
             item_id=path.stem,
             acquired=_pair_time(meta),
-            bands=meta["bands"],
+            bands=meta.bands,
             properties=_pair_properties(meta, frame, reduced=reduced),
             contracts=contracts,
         )
 
 
-def _pair_meta(path: Path) -> Json:
+def _described(path: Path) -> _Description:
     try:
-        meta: Json = json.loads(path.read_text(encoding="utf-8"))
-        missing = {"sensor", "bands", "ratio"} - meta.keys()
-    except (OSError, ValueError, AttributeError) as err:
+        return _Description.model_validate(json.loads(path.read_text(encoding="utf-8")))
+    except ValidationError as err:
+        faults = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in err.errors())
+        raise InvalidSceneError(f"{path}: {faults}; expected the description of a pair, mend these fields") from err
+    except (OSError, ValueError) as err:
         raise InvalidSceneError(f"{path}: not readable as JSON ({err}); expected the description of a pair") from err
-    if missing:
-        raise InvalidSceneError(f"{path}: {', '.join(sorted(missing))} missing; expected the description of a pair")
-    return meta
 
 
-def _pair_arrays(path: Path, meta: Json) -> tuple[_Pixels, _Pixels, bool]:
+def _pair_arrays(path: Path, meta: _Description) -> tuple[_Pixels, _Pixels, bool]:
     """PAN ``(y, x)`` and MS ``(band, y, x)``, and whether both were degraded from a reference kept beside them."""
     try:
         with np.load(path) as archive:
             pan, ms, reduced = archive["pan"], archive["ms"], "gt" in archive.files
-    except (OSError, ValueError, KeyError, EOFError, zlib.error, zipfile.BadZipFile) as err:
+    except (*NPZ_ERRORS, KeyError) as err:
         raise InvalidSceneError(f"{path}: not readable ({err}); expected npz with arrays pan and ms") from err
-    ratio = int(meta["ratio"])
-    expected = (len(meta["bands"]), *(size // ratio for size in pan.shape))
-    if pan.ndim != 2 or ms.shape != expected or pan.shape != tuple(ratio * size for size in ms.shape[1:]):
+    ratio = meta.ratio
+    expected = (len(meta.bands), *(size // ratio for size in pan.shape))
+    if (
+        pan.ndim != 2
+        or 0 in ms.shape
+        or ms.shape != expected
+        or pan.shape != tuple(ratio * size for size in ms.shape[1:])
+    ):
         raise InvalidSceneError(
-            f"{path}: pan is {pan.shape} and ms {ms.shape}, expected (y, x) and ({len(meta['bands'])}, y/{ratio}, "
+            f"{path}: pan is {pan.shape} and ms {ms.shape}, expected (y, x) and ({len(meta.bands)}, y/{ratio}, "
             f"x/{ratio}); check arrays, bands and ratio"
         )
+    for name, pixels in (("pan", pan), ("ms", ms)):
+        if pixels.dtype.kind not in "uif" or not check_dtype(str(pixels.dtype)):
+            raise InvalidSceneError(f"{path}: {name} is {pixels.dtype}, expected DN; store uint8 or uint16")
     return pan, ms, reduced
 
 
-def _real_frame(meta: Json, pan_shape: tuple[int, ...]) -> _Frame | None:
+def _real_frame(meta: _Description, pan_shape: tuple[int, ...]) -> _Frame | None:
     """The pair's own georeference, moved to its crop; None where it has none that fits its size.
 
     ``geo.transform`` is that of the whole PAN file and ``crop`` says which MS pixels were cut out of it;
     ``geo_offset_pan_px`` is how far (y, x) the MS grid begins after the PAN grid, in PAN pixels.
     """
-    geo = meta.get("geo")
-    if meta.get("georef") is not True or not geo:
+    geo, ratio = meta.geo, meta.ratio
+    if meta.georef is not True or geo is None:
         return None
-    ratio = int(meta["ratio"])
-    whole = rasterio.Affine(*geo["transform"])
-    crop = _MS_CROP.search(str(meta.get("crop") or ""))
+    whole = rasterio.Affine(*geo.transform)
+    crop = _MS_CROP.search(meta.crop or "")
     row, col = (ratio * int(crop[1]), ratio * int(crop[3])) if crop else (0, 0)
-    left, bottom, right, top = geo["bounds"]
+    left, bottom, right, top = geo.bounds
     size_yx = (round((bottom - top) / whole.e), round((right - left) / whole.a))
     fits = all(start + part <= size for start, part, size in zip((row, col), pan_shape, size_yx, strict=True))
     if not fits or (crop is None and any(size - part >= ratio for size, part in zip(size_yx, pan_shape, strict=True))):
         return None
     pan = whole @ rasterio.Affine.translation(col, row)
-    offset_y, offset_x = meta.get("geo_offset_pan_px") or (0.0, 0.0)
+    offset_y, offset_x = meta.geo_offset_pan_px or (0.0, 0.0)
     ms = pan @ rasterio.Affine.translation(offset_x, offset_y) @ rasterio.Affine.scale(ratio)
-    return _Frame(geo["crs"], pan, ms, "description")
+    return _Frame(geo.crs, pan, ms, "description")
 
 
-def _synthetic_frame(name: str, meta: Json, *, reduced: bool) -> _Frame:
+def _synthetic_frame(name: str, meta: _Description, *, reduced: bool) -> _Frame:
     """A place on the map that depends on the name alone, with true pixel sizes and coinciding outer corners."""
-    gsd = (meta.get("gsd_m") or {}).get("pan")
-    if not gsd:
+    gsd = meta.gsd_m.pan if meta.gsd_m else None
+    if gsd is None:
         raise InvalidSceneError(f"pair {name}: gsd_m.pan is missing, expected metres; the pixel size cannot be guessed")
-    ratio = int(meta["ratio"])
-    step = float(gsd) * (ratio if reduced else 1)
+    step = gsd * (meta.ratio if reduced else 1)
     northing = 1_000_000 + 20_000 * (zlib.crc32(name.encode()) % 400)
     pan = rasterio.Affine(step, 0, 500_000, 0, -step, northing)
-    ms = pan @ rasterio.Affine.scale(ratio)
+    ms = pan @ rasterio.Affine.scale(meta.ratio)
     return _Frame(_SYNTHETIC_CRS, pan, ms, SYNTHETIC_FRAME)
 
 
@@ -186,11 +246,11 @@ def _write_tiff(
     replace_file(path, write, time_of=time_of)
 
 
-def _pair_time(meta: Json) -> datetime | None:
+def _pair_time(meta: _Description) -> datetime | None:
     """The day that ``georef`` (``..., 20000913, ...``) or ``note`` (``2011-04-03``) names, at noon UTC."""
     for text, form in (
-        (str(meta.get("georef")), r"\b(\d{4})(\d{2})(\d{2})\b"),
-        (str(meta.get("note")), r"(\d{4})-(\d{2})-(\d{2})"),
+        (str(meta.georef), r"\b(\d{4})(\d{2})(\d{2})\b"),
+        (meta.note or "", r"(\d{4})-(\d{2})-(\d{2})"),
     ):
         if match := re.search(form, text):
             try:
@@ -200,15 +260,15 @@ def _pair_time(meta: Json) -> datetime | None:
     return None
 
 
-def _pair_properties(meta: Json, frame: _Frame, *, reduced: bool) -> Json:
-    source = " ".join(filter(None, [str(meta.get("repo") or ""), str(meta.get("commit") or "")]))
-    text = str(meta.get("licence") or "not stated")
+def _pair_properties(meta: _Description, frame: _Frame, *, reduced: bool) -> Json:
+    source = " ".join(filter(None, [meta.repo, meta.commit]))
+    text = meta.licence or "not stated"
     facts = {
         "license": "CC-BY-SA-4.0" if "CC BY-SA 4.0" in text else "other",
         "ingest:license_text": text,
         "ingest:source": source or None,
-        "ingest:source_paths": meta.get("paths"),
-        "ingest:note": meta.get("note"),
+        "ingest:source_paths": None if meta.paths is None else list(meta.paths),
+        "ingest:note": meta.note,
         "ingest:georeference": frame.origin,
         "ingest:bands_from": "description",
         "ingest:datetime_from": "description" if _pair_time(meta) else None,

@@ -22,6 +22,9 @@ from pancrafter.types import PixelGrid
 
 PAN_ENDING, MS_ENDING = "_pan.tif", "_ms.tif"
 
+NPZ_ERRORS = (OSError, TypeError, ValueError, EOFError, MemoryError, RuntimeError, zlib.error, zipfile.BadZipFile)
+"""What ``numpy.load`` raises on files that are damaged, encrypted or claim more pixels than there is memory for."""
+
 RATIOS = (2, 3, 4)
 """MS over PAN pixel sizes that a pair may have."""
 
@@ -70,7 +73,7 @@ def read_pixels(path: Path, *, with_truth: bool) -> PairPixels:
     try:
         with np.load(path) as archive:
             return PairPixels({name: archive[name] for name in wanted if name in archive.files})
-    except (OSError, TypeError, ValueError, EOFError, zlib.error, zipfile.BadZipFile) as err:
+    except NPZ_ERRORS as err:
         raise InvalidSceneError(
             f"{path}: not readable ({err}); expected npz with arrays pan and ms, or the GeoTIFFs NAME{PAN_ENDING} and "
             f"NAME{MS_ENDING}"

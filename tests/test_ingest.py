@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import multiprocessing
 import os
 import re
 import warnings
+import zipfile
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,6 +24,7 @@ from pancrafter.errors import ContractError, GridMismatchError, InvalidSceneErro
 from pancrafter.ingest import add_pair
 from pancrafter.ingest_arrays import add_pairs_directory
 from pancrafter.item import footprint
+from pancrafter.pair_files import read_pixels
 from pancrafter.recognise import recognise
 from pancrafter.sensors import load_contracts
 from pancrafter.types import PixelGrid, Scene
@@ -748,6 +751,55 @@ def test_bad_pairs_are_skipped_with_a_reason_and_the_others_added(catalog: Path,
         assert part in reasons[name]
     assert list(items(catalog)) == ["good"]
     assert {p.name for p in (catalog / "quickbird").iterdir()} == {"good", "collection.json"}
+
+
+GEO = {"crs": "EPSG:32633", "transform": [1, 0, 5e5, 0, -1, 5e6], "bounds": [5e5, 5e6 - 8, 5e5 + 8, 5e6]}
+
+
+@pytest.mark.parametrize(
+    ("meta", "reason"),
+    [
+        ({"ratio": "four"}, "ratio: Input should be a valid integer"),
+        ({"ratio": 0}, "ratio: Input should be greater than or equal to 2"),
+        ({"sensor": None}, "sensor: Input should be a valid string"),
+        ({"bands": 4}, "bands: Input should be a valid tuple"),
+        ({"gsd_m": 0.6}, "gsd_m: Input should be"),
+        ({"gsd_m": {"pan": -0.6}}, "gsd_m.pan: Input should be greater than 0"),
+        ({"georef": True, "geo": {"crs": "EPSG:32633", "transform": GEO["transform"]}}, "geo.bounds: Field required"),
+        ({"georef": True, "geo": GEO | {"crs": "EPSG:1"}}, "geo.crs: Value error"),
+        ({"georef": True, "geo": GEO | {"transform": [0, 0, 5e5, 0, -1, 5e6]}}, "geo.transform: Value error"),
+        ({"arrays": {"pan": np.ones((8, 8), bool), "ms": np.ones((4, 2, 2), np.uint8)}}, "pan is bool, expected DN"),
+        ({"arrays": {"pan": np.ones((8, 8), ">u2"), "ms": np.ones((4, 2, 2), np.uint8)}}, "pan is >u2, expected DN"),
+        ({"arrays": {"pan": np.ones((0, 8)), "ms": np.ones((4, 0, 2))}}, "check arrays, bands and ratio"),
+    ],
+)
+def test_a_description_or_pixels_of_another_kind_end_no_other_pair(
+    catalog: Path, tmp_path: Path, meta: dict[str, Any], reason: str
+) -> None:
+    _pair(tmp_path / "pairs", "a_bad", **meta)
+    _pair(tmp_path / "pairs", "good")
+    result = add_pairs_directory(catalog, tmp_path / "pairs")
+    assert [a.item_id for a in result.added] == ["good"]
+    [(name, said)] = result.skipped
+    assert name == "a_bad"
+    assert reason in said
+
+
+def test_an_npz_that_claims_more_than_the_memory_holds_is_skipped(catalog: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "pairs"
+    _pair(folder, "good")
+    _pair(folder, "bomb")
+    header = io.BytesIO()
+    claim = {"descr": "<u2", "fortran_order": False, "shape": (10**9, 10**9)}
+    np.lib.format.write_array_header_1_0(header, claim)
+    with zipfile.ZipFile(folder / "bomb.npz", "w") as archive:
+        for name in ("pan.npy", "ms.npy"):
+            archive.writestr(name, header.getvalue())
+    result = add_pairs_directory(catalog, folder)
+    assert [a.item_id for a in result.added] == ["good"]
+    assert "bomb.npz: not readable" in result.skipped[0][1]
+    with pytest.raises(InvalidSceneError, match=r"bomb\.npz: not readable"):
+        read_pixels(folder / "bomb.npz", with_truth=False)
 
 
 def test_an_empty_folder_of_pairs_is_an_error(catalog: Path, tmp_path: Path) -> None:
