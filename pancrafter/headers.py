@@ -36,6 +36,8 @@ MAX_EXPANSION = 2000
 _AT_HAND_BLOCK_PX = 2048
 """Widest block of a file that is read in place: of wider strips, a window would decode far more than it covers."""
 
+_REAL_TYPES = ("uint", "int", "float")  # GDAL has complex integers too, which NumPy does not know
+
 
 @dataclass(frozen=True)
 class Source:
@@ -124,20 +126,20 @@ def _describe_source(
                 scene=scene.key,
                 asset=asset.key,
             )
+    indexes = tuple(asset.band for _, asset in assets)
+    dtypes = {dataset.dtypes[index - 1] for index in indexes}
+    if len(dtypes) > 1 or not next(iter(dtypes)).startswith(_REAL_TYPES):
+        raise InvalidSceneError(
+            f"pixel types are {sorted(dtypes)}, expected one real number type; convert the file to uint16",
+            scene=scene.key,
+            asset=key,
+        )
     if fault := _absurd(dataset):
         raise InvalidSceneError(f"{fault}; the file is damaged or malicious", scene=scene.key, asset=key)
     if dataset.crs is None or dataset.transform.is_identity:
         raise GridMismatchError(
             f"the header has {_placed_by(dataset)}, expected a projected or geographic grid; orthorectify PAN and MS "
             "first (for example gdalwarp, with -rpc for RPCs)",
-            scene=scene.key,
-            asset=key,
-        )
-    indexes = tuple(asset.band for _, asset in assets)
-    dtypes = {dataset.dtypes[index - 1] for index in indexes}
-    if len(dtypes) > 1 or np.dtype(next(iter(dtypes))).kind not in "uif":
-        raise InvalidSceneError(
-            f"pixel types are {sorted(dtypes)}, expected one real number type; convert the file to uint16",
             scene=scene.key,
             asset=key,
         )

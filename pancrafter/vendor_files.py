@@ -127,8 +127,8 @@ def read_header(path: Path, given: Path, named_count: int | None = None) -> Rast
     """What a file says about itself; ``given`` is what it is called in errors, ``named_count`` as for ``image_bands``.
 
     Raises:
-        InvalidSceneError: It is missing, no raster, has no georeference, holds places in a palette, or image bands
-            lie behind alpha.
+        InvalidSceneError: It is missing, no raster, has no georeference, holds complex numbers or places in a palette,
+            or image bands lie behind alpha.
     """
     with _opened(path) as source:
         if not _is_georeferenced(source):
@@ -141,6 +141,8 @@ def read_header(path: Path, given: Path, named_count: int | None = None) -> Rast
                 "(gdal_edit.py -colorinterp_N undefined)"
             )
         of_image = slice(len(image))
+        if any(name.startswith("complex") for name in source.dtypes[of_image]):
+            raise InvalidSceneError(f"{given}: pixels are {source.dtypes[0]}, expected integers or real numbers")
         wkt = source.crs.to_wkt(version="WKT2_2019")
         crs = crs_code(source.crs, source.transform, source.shape) or wkt
         factor = source.crs.linear_units_factor[1] if source.crs.is_projected else METRES_PER_DEGREE

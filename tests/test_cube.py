@@ -334,6 +334,16 @@ def test_a_palette_is_refused(pair: Pair, tmp_path: Path) -> None:
         stage_scene(scene, contract(), str(tmp_path / "x.zarr"))
 
 
+@pytest.mark.parametrize("dtype", ["complex_int16", "complex64"])
+def test_complex_pixels_are_refused(pair: Pair, tmp_path: Path, dtype: str) -> None:
+    scene = pair.write(tmp_path)
+    profile = _profile(scene.pan.href)
+    with rasterio.open(scene.pan.href, "w", **(profile | {"dtype": dtype})):
+        pass
+    with pytest.raises(InvalidSceneError, match=rf"asset pan: pixel types are \['{dtype}'\], expected one real"):
+        stage_scene(scene, contract(), str(tmp_path / "x.zarr"))
+
+
 def test_integral_floats_are_dn_and_nan_is_invalid(pair: Pair, stage: Stage) -> None:
     pair.pan, pair.ms = pair.pan.astype(np.float32), pair.ms.astype(np.float32)
     pair.ms[1, :, :3] = np.nan

@@ -374,6 +374,15 @@ def test_missing_files_and_other_formats_are_named(catalog: Path, tmp_path: Path
     _fails(catalog, "worldview-3", pan, [pan], InvalidSceneError, "same file is given twice")
 
 
+@pytest.mark.parametrize("dtype", ["complex_int16", "complex64"])
+def test_complex_pixels_are_refused(catalog: Path, tmp_path: Path, ms: Path, dtype: str) -> None:
+    path = tmp_path / "radar.tif"
+    place = {"crs": "EPSG:32633", "transform": Affine(0.5, 0, 4e5, 0, -0.5, 5.6e6)}
+    with rasterio.open(path, "w", driver="GTiff", count=1, height=32, width=32, dtype=dtype, **place):
+        pass
+    _fails(catalog, "worldview-3", path, [ms], InvalidSceneError, rf"radar\.tif: pixels are {dtype}, expected integers")
+
+
 def test_unknown_sensors_are_refused(catalog: Path, pan: Path, ms: Path) -> None:
     _fails(catalog, "worldview-9", pan, [ms], ContractError, "no sensor contract 'worldview-9'; known are")
     _fails(catalog, "generic", pan, [ms], ContractError, "needs the real sensor")
