@@ -375,7 +375,7 @@ class _Inputs:
 
 
 def _at_hand(path: str | Path, folder: Path) -> Path:
-    """A local TIFF or the like that stands for ``path``: itself, or a VRT of that name for all else that GDAL reads."""
+    """A local TIFF or the like that stands for ``path``: itself, a link to a local VRT, else a VRT of that name."""
     scheme, separator, rest = str(path).partition("://")
     if scheme == "file":
         return _at_hand(rest, folder)
@@ -388,6 +388,9 @@ def _at_hand(path: str | Path, folder: Path) -> Path:
         source = str(Path(path).absolute())
     local = folder / f"{Path(source.partition('?')[0]).stem}.tif"
     folder.mkdir()
+    if Path(source).suffix.lower() == ".vrt" and Path(source).is_file():  # a copy loses its way to the mask
+        local.symlink_to(source)
+        return local
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", NotGeoreferencedWarning)

@@ -390,6 +390,21 @@ def test_files_of_one_name_in_several_folders_stay_apart(tmp_path: Path, how: st
         np.testing.assert_array_equal(split.read(), expected)
 
 
+@pytest.mark.parametrize("stem", ["pan", "other"])
+def test_a_vrt_keeps_its_mask_and_stays_as_it_was(tmp_path: Path, stem: str) -> None:
+    pan, ms = write_pair(tmp_path)
+    with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True), rasterio.open(pan, "r+") as file:
+        mask = np.full(file.shape, 255, np.uint8)
+        mask[:40] = 0
+        file.write_mask(mask)
+    given = tmp_path / f"{stem}.vrt"
+    rasterio.shutil.copy(pan, given, driver="VRT")
+    before = given.read_bytes()
+    made = sharpen_pair(given, [ms], tmp_path / "out.tif", ONE_THREAD, method="exp")
+    assert made.valid_share == pytest.approx(1 - 40 / len(mask))
+    assert given.read_bytes() == before
+
+
 def test_a_remote_file_given_twice_is_refused(tmp_path: Path) -> None:
     pan, ms = write_pair(tmp_path, bands=1)
     with pytest.raises(InvalidSceneError, match=r"^s3://b/ms\.tif: the same file is given twice"):
