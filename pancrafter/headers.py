@@ -37,6 +37,7 @@ _AT_HAND_BLOCK_PX = 2048
 """Widest block of a file that is read in place: of wider strips, a window would decode far more than it covers."""
 
 _REAL_TYPES = ("uint", "int", "float")  # GDAL has complex integers too, which NumPy does not know
+_SAME_PIXELS_PX = 1e-6
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ def read_headers(scene: Scene, contract: SensorContract, access: Access) -> Sour
         files.setdefault(asset.href, []).append((position, asset))
     ms = tuple(_read_header(scene, assets, contract, access) for assets in files.values())
     for source in ms[1:]:
-        if source.grid != ms[0].grid:
+        if not _same_pixels(source.grid, ms[0].grid):
             raise InvalidSceneError(
                 f"its grid is {_describe(source.grid)}, that of {ms[0].asset} is {_describe(ms[0].grid)}, expected one "
                 "grid for all MS bands; resample the bands to a common grid",
@@ -94,6 +95,16 @@ def read_headers(scene: Scene, contract: SensorContract, access: Access) -> Sour
                 asset=source.asset,
             )
     return Sources(pan, ms)
+
+
+def _same_pixels(one: PixelGrid, other: PixelGrid) -> bool:
+    """Whether the corners of two grids coincide, but for the rounding of whoever wrote them."""
+    if one.crs != other.crs or one.shape_yx != other.shape_yx:
+        return False
+    rows, cols = one.shape_yx
+    mine, theirs = (rasterio.Affine(*grid.transform) for grid in (one, other))
+    tolerance = _SAME_PIXELS_PX * math.hypot(mine.a, mine.d)
+    return all(math.dist(mine @ at, theirs @ at) <= tolerance for at in ((0, 0), (cols, 0), (0, rows)))
 
 
 def _read_header(scene: Scene, assets: list[tuple[int, AssetRef]], contract: SensorContract, access: Access) -> Source:

@@ -593,6 +593,23 @@ def test_bands_on_different_grids(pair: Pair, tmp_path: Path) -> None:
         stage_scene(scene.model_copy(update={"ms": odd}), contract(), str(tmp_path / "x.zarr"))
 
 
+@pytest.mark.parametrize(("off_m", "same"), [(1e-9, True), (1e-3, False)])
+def test_bands_whose_origins_are_rounded_differently(pair: Pair, tmp_path: Path, off_m: float, *, same: bool) -> None:
+    scene = pair.write(tmp_path)
+    x, y = pair.ms_origin
+    place = {"transform": from_origin(x + off_m, y, 2, 2), "count": 1}
+    with rasterio.open(tmp_path / "odd.tif", "w", **(_profile(scene.ms[0].href) | place)) as target:
+        target.write(pair.ms[2], 1)
+    odd = (*scene.ms[:2], AssetRef(key="odd", href=str(tmp_path / "odd.tif")))
+    spread = scene.model_copy(update={"ms": odd})
+    if same:
+        staged = stage_scene(spread, contract(), str(tmp_path / "x.zarr"), block_px=64)
+        assert np.array_equal(SceneStore.open(staged.store_uri).read_ms(whole((37, 51))), pair.ms)
+    else:
+        with pytest.raises(InvalidSceneError, match=r"asset odd: its grid is .*expected one grid for all MS"):
+            stage_scene(spread, contract(), str(tmp_path / "x.zarr"))
+
+
 def test_no_georeference(pair: Pair, tmp_path: Path) -> None:
     scene = pair.write(tmp_path)
     with rasterio.open(tmp_path / "pan.tif", "w", **(_profile(scene.pan.href) | {"crs": None})) as target:
