@@ -115,6 +115,23 @@ def aligned_ms_grid(pan: PixelGrid, bounds: tuple[float, float, float, float], r
     return PixelGrid(crs=pan.crs, transform=transform, shape_yx=(size[0], size[1]))
 
 
+def same_pixels(one: PixelGrid, other: PixelGrid) -> bool:
+    """Whether two grids are one, but for the rounding of whoever wrote them: their corners lie within 1e-6 px."""
+    if one.crs != other.crs or one.shape_yx != other.shape_yx:
+        return False
+    rows, cols = one.shape_yx
+    tolerance = _EDGE_TOLERANCE_PX * math.hypot(one.transform[0], one.transform[3])
+    return all(
+        math.dist(_place(one, x, y), _place(other, x, y)) <= tolerance for x, y in ((0, 0), (cols, 0), (0, rows))
+    )
+
+
+def _place(grid: PixelGrid, x: float, y: float) -> tuple[float, float]:
+    """Where a corner of a pixel lies, CRS units."""
+    a, b, c, d, e, f = grid.transform
+    return a * x + b * y + c, d * x + e * y + f
+
+
 def grid_bounds(grid: PixelGrid) -> tuple[float, float, float, float]:
     """Left, bottom, right, top of a north-up grid in CRS units."""
     a, _, c, _, e, f = grid.transform

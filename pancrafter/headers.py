@@ -19,7 +19,7 @@ from rasterio.warp import calculate_default_transform, transform_bounds
 from pancrafter.access import OPEN_TO_ALL, Access
 from pancrafter.crs import crs_code
 from pancrafter.errors import GridMismatchError, InvalidSceneError
-from pancrafter.grid import MAX_RATIO_ERROR, aligned_ms_grid, grid_bounds, needs_resampling, pair_grids
+from pancrafter.grid import MAX_RATIO_ERROR, aligned_ms_grid, grid_bounds, needs_resampling, pair_grids, same_pixels
 from pancrafter.opening import GDAL_OPTIONS, READ_ERRORS, open_source, read_failure, signed_anew
 from pancrafter.sensors import SensorContract
 from pancrafter.types import AssetRef, PairGrid, PixelGrid, Scene
@@ -37,7 +37,6 @@ _AT_HAND_BLOCK_PX = 2048
 """Widest block of a file that is read in place: of wider strips, a window would decode far more than it covers."""
 
 _REAL_TYPES = ("uint", "int", "float")  # GDAL has complex integers too, which NumPy does not know
-_SAME_PIXELS_PX = 1e-6
 
 
 @dataclass(frozen=True)
@@ -87,7 +86,7 @@ def read_headers(scene: Scene, contract: SensorContract, access: Access) -> Sour
         files.setdefault(asset.href, []).append((position, asset))
     ms = tuple(_read_header(scene, assets, contract, access) for assets in files.values())
     for source in ms[1:]:
-        if not _same_pixels(source.grid, ms[0].grid):
+        if not same_pixels(source.grid, ms[0].grid):
             raise InvalidSceneError(
                 f"its grid is {_describe(source.grid)}, that of {ms[0].asset} is {_describe(ms[0].grid)}, expected one "
                 "grid for all MS bands; resample the bands to a common grid",
@@ -95,16 +94,6 @@ def read_headers(scene: Scene, contract: SensorContract, access: Access) -> Sour
                 asset=source.asset,
             )
     return Sources(pan, ms)
-
-
-def _same_pixels(one: PixelGrid, other: PixelGrid) -> bool:
-    """Whether the corners of two grids coincide, but for the rounding of whoever wrote them."""
-    if one.crs != other.crs or one.shape_yx != other.shape_yx:
-        return False
-    rows, cols = one.shape_yx
-    mine, theirs = (rasterio.Affine(*grid.transform) for grid in (one, other))
-    tolerance = _SAME_PIXELS_PX * math.hypot(mine.a, mine.d)
-    return all(math.dist(mine @ at, theirs @ at) <= tolerance for at in ((0, 0), (cols, 0), (0, rows)))
 
 
 def _read_header(scene: Scene, assets: list[tuple[int, AssetRef]], contract: SensorContract, access: Access) -> Source:

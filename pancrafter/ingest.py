@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import pystac
 
 from pancrafter.errors import ContractError, GridMismatchError, InvalidSceneError
-from pancrafter.grid import needs_resampling, pair_grids
+from pancrafter.grid import needs_resampling, pair_grids, same_pixels
 from pancrafter.item import footprint, multihash_of
 from pancrafter.scratch import undone_on_error
 from pancrafter.sensors import GENERIC, BandSpec, SensorContract, fold, get_contract, load_contracts
@@ -248,7 +248,7 @@ def _check_pair(contract: SensorContract, pan: Raster, rasters: Sequence[Raster]
         if raster.dtype not in _DATA_TYPES:
             raise InvalidSceneError(f"{raster.given}: pixels are {raster.dtype}, expected integers or real numbers")
     for raster in rasters:
-        if raster.grid != rasters[0].grid:
+        if not same_pixels(raster.grid, rasters[0].grid):
             raise GridMismatchError(
                 f"{raster.given} and {rasters[0].given}: MS bands on different grids, expected one; resample them first"
             )

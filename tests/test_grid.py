@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pancrafter.errors import GridMismatchError
-from pancrafter.grid import crop_grid, ms_grid, pair_grids, pixel_centres
+from pancrafter.grid import crop_grid, ms_grid, pair_grids, pixel_centres, same_pixels
 from pancrafter.types import PairGrid, PixelGrid
 
 UTM = "EPSG:32633"
@@ -133,3 +133,15 @@ def test_grids_that_are_not_north_up_are_refused(transform: tuple[float, ...], m
     ms = PixelGrid.model_validate({"crs": UTM, "transform": transform, "shape_yx": (100, 100)})
     with pytest.raises(GridMismatchError, match=match):
         pair_grids(grid((400, 400), 0.5), ms, 4)
+
+
+@pytest.mark.parametrize(("off_px", "same"), [(0.0, True), (1e-9, True), (1e-3, False)])
+@pytest.mark.parametrize("term", range(6))
+def test_grids_are_one_but_for_rounding(term: int, off_px: float, *, same: bool) -> None:
+    """Wherever the difference is: in the origin or, as far as it moves the far corners, in a step."""
+    one = PixelGrid(crs="EPSG:32633", transform=(2.0, 0.0, 4e5, 0.0, -2.0, 5e6), shape_yx=(300, 500))
+    transform = list(one.transform)
+    transform[term] += 2.0 * off_px / (1 if term in (2, 5) else 500)
+    assert same_pixels(one, one.model_copy(update={"transform": tuple(transform)})) is same
+    assert not same_pixels(one, one.model_copy(update={"shape_yx": (300, 501)}))
+    assert not same_pixels(one, one.model_copy(update={"crs": "EPSG:32634"}))
