@@ -450,6 +450,9 @@ def fuse(pan: torch.Tensor, expanded: torch.Tensor, constants: FusionConstants, 
 INJECTION_BLOCKS = 16
 """Blocks of a scene, spread evenly, that its injection constants are fitted on."""
 
+LEAST_INJECTION_PX = 1000
+"""MS pixels below which, where data are missing, more blocks are looked at: so few say little of the scene."""
+
 
 _BLOCKS_AT_ONCE = 4
 """Of these, so many are looked at side by side at most: one takes up to 60 MiB while it is."""
@@ -474,8 +477,9 @@ def fit_scene_fusion(
 def scene_injection_sums(store: ScenePixels, mtfs: tuple[Mtf | float, ...], threads: int = 1) -> InjectionSums:
     """Moments of bands and PAN at MS scale, from blocks spread over the scene.
 
-    Where DN end at the sensor's ceiling, as over clouds, bands no longer explain PAN: such pixels are left out, unless
-    there are no others.
+    Where these hold little data, as in a frame that was clipped to a small area, blocks between them are looked at too
+    until there is enough. Where DN end at the sensor's ceiling, as over clouds, bands no longer explain PAN: such
+    pixels are left out, unless there are no others.
 
     Args:
         store: The staged scene.
@@ -483,34 +487,50 @@ def scene_injection_sums(store: ScenePixels, mtfs: tuple[Mtf | float, ...], thre
         threads: That look at blocks side by side; the result does not depend on them.
 
     Raises:
-        InvalidSceneError: None of the chosen blocks holds a valid pixel.
+        InvalidSceneError: No block holds a valid pixel.
     """
     staged = store.staged
     ratio, phases = staged.grid.ratio, band_phases(staged)
-    rows, cols = store.blocks_yx
-    blocks = [(row, col) for row in range(rows) for col in range(cols)]
-    chosen = np.unique(np.linspace(0, len(blocks) - 1, min(len(blocks), INJECTION_BLOCKS)).round().astype(int))
+    blocks = list(np.ndindex(store.blocks_yx))
+    channels = len(phases) + 1
+    nothing = InjectionSums(0, np.zeros(channels), np.zeros((channels, channels)))
 
-    def sums_of(block: Block, ceiling: float) -> InjectionSums:
-        plan = plan_tile(store, block, glp_halo_px(ratio, phases))
+    def sums_of(index: int, ceiling: float) -> InjectionSums:
+        plan = plan_tile(store, blocks[index], glp_halo_px(ratio, phases))
+        valid = valid_window(store, plan.window)
+        if not valid.any():
+            return nothing
         # A scene smaller than an MS pixel may lie beside the centre of its only one; around it there is nothing else.
         tile, counted = read_tile(store, plan), np.full(plan.shape_yx, min(store.pan_shape_yx) < ratio)
-        counted[plan.core] = valid_window(store, plan.window)
+        counted[plan.core] = valid
         counted &= ~at_ceiling(tile.pan, tile.ms, tile.ratio, ceiling)
         return injection_sums(tile.pan, tile.ms, ratio, phases, mean_mtf(mtfs), counted)
 
     with ThreadPoolExecutor(min(threads, _BLOCKS_AT_ONCE)) as pool:
 
         def sums(ceiling: float) -> InjectionSums:
-            found = pool.map(partial(sums_of, ceiling=ceiling), [blocks[index] for index in chosen])
-            return reduce(operator.add, found)
+            total = nothing
+            for chosen in _spread_ever_closer(len(blocks)):
+                total = reduce(operator.add, pool.map(partial(sums_of, ceiling=ceiling), chosen), total)
+                if total.pixels >= LEAST_INJECTION_PX or not staged.has_holes:
+                    break
+            return total
 
-        total = _below_ceiling(store.staged.dn_max, sums)
+        total = _below_ceiling(staged.dn_max, sums)
     if total.pixels == 0:
-        raise InvalidSceneError(
-            f"none of the {len(chosen)} blocks looked at holds a valid pixel; check nodata and masks"
-        )
+        raise InvalidSceneError(f"none of the {len(blocks)} blocks holds a valid pixel; check nodata and masks")
     return total
+
+
+def _spread_ever_closer(count: int) -> Iterator[list[int]]:
+    """Numbers below ``count``, each once: ``INJECTION_BLOCKS`` spread evenly, then between them as many, and so on."""
+    known: set[int] = set()
+    wanted = INJECTION_BLOCKS
+    while len(known) < count:
+        spread = np.linspace(0, count - 1, min(count, wanted)).round().astype(int).tolist()
+        yield sorted(set(spread) - known)
+        known.update(spread)
+        wanted *= 2
 
 
 _Sums = TypeVar("_Sums", GlpSums, InjectionSums)
@@ -606,7 +626,7 @@ def fit_sharpener(
         threads: Of the sharpener, and of the fit where it looks at some blocks only.
 
     Raises:
-        InvalidSceneError: None of the blocks that are looked at holds a valid pixel.
+        InvalidSceneError: No block holds a valid pixel.
         WeightsError: The network's weights are not there, or shipped ones are damaged.
     """
     mtfs = scene_mtfs(store.staged, contract)

@@ -32,6 +32,7 @@ from pancrafter.engine import (
     build_sharpener,
     fit_scene_injection,
     fit_sharpener,
+    scene_injection_sums,
     sharpen_block,
 )
 from pancrafter.errors import WeightsError
@@ -366,6 +367,32 @@ def test_injection_is_fitted_on_the_valid_pixels_of_all_blocks(tmp_path: Path) -
     blind = NetworkSharpener(random_checkpoint(1, injected_detail=True), injection=three)
     with pytest.raises(WeightsError, match="injection constants for 2 bands"):
         in_blocks(store, blind)
+
+
+@pytest.mark.parametrize("speck", [False, True], ids=["island", "island and speck"])
+def test_injection_of_a_small_valid_area_is_fitted_on_all_of_it(tmp_path: Path, *, speck: bool) -> None:
+    """It lies in one block of 100, none of those looked at first; one of these may hold a speck of anything."""
+    grid = overlap((640, 640), 2, (0.0, 0.0))
+    truth = np.stack([landscape(grid.pan.shape_yx, seed) for seed in (1, 2)])
+    pan = 0.3 * truth[0] + 0.6 * truth[1] + 20
+    ms = np.stack([resample.degrade(band, grid.ms_shape_yx, 2, (0.5, 0.5), 0.3) for band in truth])
+    valid = np.zeros(grid.pan.shape_yx, np.bool_)
+    valid[64:128, 128:192] = True  # block 12; blocks 0, 7, 13, ... come first
+    if speck:
+        valid[64:68, 192:196] = True
+        ms[:, 32:34, 96:98] = np.random.default_rng(3).integers(60, 2000, (2, 2, 2))
+    pixels = [np.rint(array).astype(np.uint16) for array in (pan, ms)]
+    store = stage_arrays(tmp_path / "s", grid, *pixels, block_px=64, pan_valid=valid, ms_valid=valid[::2, ::2])
+    found = fit_scene_injection(store, (0.3, 0.3))
+    assert found.weights == pytest.approx((0.3, 0.6), abs=0.03)
+    assert fit_scene_injection(store, (0.3, 0.3), threads=3) == found
+
+
+def test_without_holes_only_blocks_spread_evenly_are_looked_at(tmp_path: Path) -> None:
+    """However few their pixels are: 16 of 36 blocks of 4 MS pixels."""
+    grid = overlap((48, 48), 4, (0.0, 0.0))
+    store = stage_arrays(tmp_path / "s", grid, *observed(grid, 2, seed=3), block_px=8)
+    assert scene_injection_sums(store, (0.3, 0.3)).pixels == 16 * 4
 
 
 def test_pixels_at_the_ceiling_do_not_count_in_the_scenes_fit(tmp_path: Path) -> None:
