@@ -15,12 +15,16 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 from urllib.parse import parse_qsl, urlsplit, urlunsplit
 
+import numpy as np
 import pystac
 from pydantic import Field
 from rasterio._err import CPLE_BaseError
 from rasterio.crs import CRS
 from rasterio.errors import RasterioError
-from rasterio.warp import transform_geom
+from rasterio.warp import transform
+from shapely import Polygon, box, orient_polygons, union_all
+from shapely.affinity import translate
+from shapely.geometry import mapping
 
 from pancrafter.cog import BandStatistics, CogInfo, Reason
 from pancrafter.crs import crs_code
@@ -121,6 +125,7 @@ _SIGNING_PARAMETERS = frozenset(
 _SIGNING_PREFIXES = ("x-amz-", "x-goog-", "x-oss-", "q-sign", "q-ak", "x-cos-")
 _PROVIDER_ROLES = ("licensor", "producer", "processor", "host")
 _EDGE_STEPS = 8
+_LONLAT_DIGITS = 7
 _METRES_PER_DEGREE = 111_320.0  # of latitude, spherical mean (WGS 84: 110.57 to 111.69 km)
 _QUALITY_TITLE = "Consistency with the multispectral input, ERGAS per block of 8 by 8 MS pixels; 0 is best"
 _REASON_TEXT = {
@@ -324,8 +329,9 @@ def build_item(
 def footprint(grid: PixelGrid) -> tuple[dict[str, Any], list[float]]:
     """Outline of a grid in longitude and latitude (GeoJSON), and its bounding box west, south, east, north.
 
-    Edges are followed in steps, so that straight map lines stay inside the bounding box. A grid across the
-    antimeridian becomes two polygons, and west is then larger than east (RFC 7946).
+    Edges are followed in steps, so that straight map lines stay inside the bounding box. Rings are counter-clockwise; a
+    grid across the antimeridian becomes two polygons, and west is then larger than east (RFC 7946). One around a pole
+    has all longitudes.
 
     Raises:
         GridMismatchError: The CRS has no way to longitude and latitude, or the grid lies outside where it is defined.
@@ -340,30 +346,54 @@ def footprint(grid: PixelGrid) -> tuple[dict[str, Any], list[float]]:
         *((cols * (1 - t), 0.0) for t in steps),
         (0.0, 0.0),
     ]
-    outline = [[a * x + b * y + c, d * x + e * y + f] for x, y in ring]
+    xs, ys = [a * x + b * y + c for x, y in ring], [d * x + e * y + f for x, y in ring]
     try:
-        shape = transform_geom(
-            grid.crs,
-            "EPSG:4326",
-            {"type": "Polygon", "coordinates": [outline]},
-            antimeridian_cutting=True,
-            precision=7,
-        )
+        lons, lats = transform(grid.crs, "EPSG:4326", xs, ys)
     except (RasterioError, CPLE_BaseError, SystemError) as err:
-        raise GridMismatchError(
-            f"the upper left corner lies at ({c:g}, {f:g}) in {grid.crs}, which cannot be put into longitude and "
-            f"latitude ({err}); expected a CRS of the Earth and coordinates it is defined for; check the georeference"
-        ) from err
-    polygons = shape["coordinates"] if shape["type"] == "MultiPolygon" else [shape["coordinates"]]
-    points = [point for polygon in polygons for point in polygon[0]]
-    lons, lats = [p[0] for p in points], [p[1] for p in points]
-    bbox = [min(lons), min(lats), max(lons), max(lats)]
-    if len(polygons) > 1 and max(lons) - min(lons) > 180:
-        bbox[0], bbox[2] = min(lon for lon in lons if lon > 0), max(lon for lon in lons if lon < 0)
-    listed = [[[list(point) for point in line] for line in polygon] for polygon in polygons]
-    if len(listed) > 1:
-        return {"type": "MultiPolygon", "coordinates": listed}, bbox
-    return {"type": "Polygon", "coordinates": listed[0]}, bbox
+        raise _nowhere_on_earth(grid, str(err)) from err
+    if not np.isfinite([lons, lats]).all():
+        raise _nowhere_on_earth(grid, "some of its edges have none")
+    outline = _unbroken_outline(lons, lats)
+    west, south, east, north = outline.bounds
+    if east <= 180:
+        area = outline
+    else:
+        parts = (
+            translate(outline.intersection(box(-180 + turn, -90, 180 + turn, 90)), xoff=-turn) for turn in (0, 360)
+        )
+        area = union_all([*parts], grid_size=10.0**-_LONLAT_DIGITS)
+        west, east = (west, east - 360) if area.geom_type == "MultiPolygon" else (area.bounds[0], area.bounds[2])
+    shape = mapping(orient_polygons(area))
+    bbox = [round(value, _LONLAT_DIGITS) for value in (west, south, east, north)]
+    return {"type": shape["type"], "coordinates": _rounded(shape["coordinates"])}, bbox
+
+
+def _nowhere_on_earth(grid: PixelGrid, found: str) -> GridMismatchError:
+    _, _, x, _, _, y = grid.transform
+    return GridMismatchError(
+        f"the upper left corner lies at ({x:g}, {y:g}) in {grid.crs}, which cannot be put into longitude and "
+        f"latitude ({found}); expected a CRS of the Earth and coordinates it is defined for; check the georeference"
+    )
+
+
+def _unbroken_outline(lons: Sequence[float], lats: Sequence[float]) -> Polygon:
+    """The polygon of a closed ring, from a west of -180 to 180 degrees; what lies beyond the antimeridian is above 180.
+
+    A ring around a pole is closed along it.
+    """
+    x = np.unwrap(lons, period=360).round(_LONLAT_DIGITS)
+    x -= 360 * np.floor((x.min() + 180) / 360)
+    points = list(zip(x.tolist(), np.round(lats, _LONLAT_DIGITS).tolist(), strict=True))
+    if abs(x[-1] - x[0]) > 180:
+        pole = math.copysign(90.0, lats[0])
+        points += [(float(x[-1]), pole), (float(x[0]), pole)]
+    return Polygon(points)
+
+
+def _rounded(coordinates: Any) -> Any:  # Any: numbers in sequences as deep as GeoJSON has them
+    if isinstance(coordinates, float):
+        return round(coordinates, _LONLAT_DIGITS)
+    return [_rounded(inner) for inner in coordinates]
 
 
 def ground_sample_distance_m(grid: PixelGrid) -> float:

@@ -8,8 +8,10 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import rasterio
+import rasterio.warp
 import shapely
 from published_scene import BANDS, GRID, QUALITY, SHAPE, files, item, recipe, staged
 
@@ -216,6 +218,46 @@ def test_a_scene_across_the_antimeridian_is_cut_and_stays_small_everywhere() -> 
     assert report._map([item]).count("<polygon") == 2
     assert changes._touch(bbox, (-180.0, bbox[1], -179.9, bbox[3]))
     assert not changes._touch(bbox, (0.0, bbox[1], 10.0, bbox[3]))
+
+
+@pytest.mark.parametrize(
+    ("crs", "pixel", "corner"),
+    [
+        ("EPSG:32760", 30, (800_000, 8_000_000)),
+        ("EPSG:3031", 30, (-50_000, -900_000)),
+        ("EPSG:3413", 25, (-300_000, 300_000)),
+        ("EPSG:3857", 1, (20_036_508, 100_000)),
+        ("EPSG:4326", 0.001, (179.9, 10.0)),
+    ],
+)
+def test_a_footprint_across_the_antimeridian_is_the_grids_in_any_crs(
+    crs: str, pixel: float, corner: tuple[float, float]
+) -> None:
+    """Two polygons wound as RFC 7946 asks, which hold the grid's pixels and little else."""
+    grid = PixelGrid(crs=crs, transform=(pixel, 0, corner[0], 0, -pixel, corner[1]), shape_yx=(2000, 2000))
+    geometry, bbox = footprint(grid)
+    outline = shapely.from_geojson(json.dumps(geometry))
+    assert outline.is_valid
+    assert [part.exterior.is_ccw for part in outline.geoms] == [True, True]
+    steps = np.linspace(0, 2000 * pixel, 41)
+    xs, ys = (side.ravel() for side in np.meshgrid(corner[0] + steps, corner[1] - steps))
+    lons, lats = map(np.array, rasterio.warp.transform(crs, "EPSG:4326", xs, ys))
+    east_of_0 = lons % 360
+    assert [bbox[0], bbox[2] + 360] == pytest.approx([east_of_0.min(), east_of_0.max()], abs=1e-6)
+    wide = outline.buffer(0.01 * (bbox[2] + 360 - bbox[0]))
+    assert shapely.contains_xy(wide, (lons + 180) % 360 - 180, lats).all()
+
+
+@pytest.mark.parametrize(("crs", "pole"), [("EPSG:3413", 90.0), ("EPSG:3031", -90.0)])
+def test_a_footprint_around_a_pole_is_of_all_longitudes(crs: str, pole: float) -> None:
+    grid = PixelGrid(crs=crs, transform=(100.0, 0, -90_000.0, 0, -100.0, 110_000.0), shape_yx=(2000, 2000))
+    geometry, bbox = footprint(grid)
+    outline = shapely.from_geojson(json.dumps(geometry))
+    assert (outline.geom_type, outline.is_valid, outline.exterior.is_ccw) == ("Polygon", True, True)
+    assert (bbox[0], bbox[2]) == (-180.0, 180.0)
+    assert pole in (bbox[1], bbox[3])
+    # 90 to 156 km from the pole, of about 110 km a degree
+    assert all(0.8 < abs(pole - lat) < 1.45 for lon, lat in outline.exterior.coords if lat != pole)
 
 
 def test_ground_sample_distance() -> None:
