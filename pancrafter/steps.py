@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import logging
+import math
 import shutil
 import threading
 import time
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pancrafter import killpoints
 from pancrafter.discovery import output_collection_id, planned_recipe
-from pancrafter.errors import PancrafterError, UnexpectedError
+from pancrafter.errors import InvalidSceneError, PancrafterError, UnexpectedError
 from pancrafter.ledger import Ledger
 from pancrafter.processes import lease_owner
 from pancrafter.sensors import SensorContract, contracts_of
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from pancrafter.assess import Sample, WindowSums
     from pancrafter.catalog_links import CollectionInfo
     from pancrafter.cog import Block as CogBlock
+    from pancrafter.cog import CogInfo
     from pancrafter.compute import Compute
     from pancrafter.engine import BlockReport, SharpenerSpec
     from pancrafter.item import AssetFile, Gate, Recipe
@@ -713,13 +715,19 @@ def _collection_info(scene: Scene) -> CollectionInfo:
 def _write_assets(
     staged: StagedScene, bands: tuple[BandSpec, ...], folder: Path, settings: Settings
 ) -> list[AssetFile]:
-    """The sharpened COG, its mask and quality raster, the thumbnail and the before/after picture, as local files."""
+    """The sharpened COG, its mask and quality raster, the thumbnail and the before/after picture, as local files.
+
+    Raises:
+        TransientReadError: Blocks of the result are gone; the next run sharpens the scene anew.
+        InvalidSceneError: The store lost pixels otherwise.
+    """
     from pancrafter.cog import write_cog, write_quality_raster, write_reason_mask
     from pancrafter.item import MASK, QUALITY, SHARPENED, THUMBNAIL, cog_asset, picture_asset
     from pancrafter.preview import write_thumbnail
     from pancrafter.store import SceneStore
 
     store, names = SceneStore.open(staged.store_uri), [band.common_name for band in bands]
+    store.require_result()
     image = write_cog(
         folder / "sharpened.tif",
         image_blocks(store),
@@ -733,6 +741,7 @@ def _write_assets(
         profile=settings.cog_profile,
         threads=settings.threads,
     )
+    _require_all_pixels(image, staged)
     mask = write_reason_mask(
         folder / "mask.tif",
         _mask_blocks(store),
@@ -752,6 +761,17 @@ def _write_assets(
         picture_asset(THUMBNAIL, folder / "thumbnail.png", thumbnail_shape),
         picture_asset("overview", folder / "overview.png", picture_shape, title="PAN, MS and sharpened, same stretch"),
     ]
+
+
+def _require_all_pixels(image: CogInfo, staged: StagedScene) -> None:
+    """Refuse a file that does not hold what was staged and sharpened, which is never nodata where it is valid."""
+    if image.nudged_values or not math.isclose(image.valid_share, staged.valid_share):
+        raise InvalidSceneError(
+            f"{image.valid_share:.6%} of the written pixels are valid, expected {staged.valid_share:.6%}, and "
+            f"{image.nudged_values} of their values were nodata, expected 0; store {staged.store_uri} has lost pixels: "
+            "delete it and stage the scene again",
+            scene=staged.scene.key,
+        )
 
 
 def image_blocks(store: SceneStore) -> Iterator[CogBlock]:

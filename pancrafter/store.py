@@ -314,7 +314,8 @@ class SceneStore:
     def begin_sharpening(self, recipe: str) -> None:
         """Prepare ``sharpened`` and ``done`` for a recipe: kept if they hold it already, else made anew and empty.
 
-        Not safe to call from several processes at once; call it once per scene, before handing out blocks.
+        They are made anew too where a finished block is gone. Not safe to call from several processes at once; call it
+        once per scene, before handing out blocks.
 
         Raises:
             InvalidSceneError: Staging has not finished.
@@ -322,7 +323,7 @@ class SceneStore:
         """
         if not self.complete:
             raise InvalidSceneError(f"staging of {self.uri} has not finished; stage the scene again")
-        if self.recipe == recipe:
+        if self.recipe == recipe and not self._lost_blocks():
             return
 
         def rebuild() -> None:
@@ -336,6 +337,25 @@ class SceneStore:
             self._group.attrs.update({"recipe": recipe})
 
         _writing(rebuild, self.uri)
+
+    def _lost_blocks(self) -> bool:
+        """Whether ``sharpened`` holds less than what is done."""
+        array = self._array("sharpened")
+        return bool(array.nchunks_initialized * self.block_count < _chunk_count(array) * self.done_count)
+
+    def require_result(self) -> None:
+        """Check that every block of the result is there: a missing one would be read as zeros.
+
+        Raises:
+            TransientReadError: Blocks are missing.
+        """
+        array = self._array("sharpened")
+        found, expected = array.nchunks_initialized, _chunk_count(array)
+        if found != expected:
+            raise TransientReadError(
+                f"store {self.uri}: sharpened holds {found} chunks, expected {expected}; files were lost on its disk: "
+                "look at it, then run again, which sharpens the scene anew"
+            )
 
     def write_block(self, block: Block, pixels: Pixels) -> None:
         """Write one whole block ``(band, y, x)`` of the result; mark it with ``mark_done`` afterwards.

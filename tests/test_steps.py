@@ -22,7 +22,14 @@ from pancrafter.access import Access
 from pancrafter.census import take_census
 from pancrafter.changes import ChangeFeed
 from pancrafter.compute import Compute
-from pancrafter.errors import SinkError, SourceError, UnexpectedError
+from pancrafter.errors import (
+    InvalidSceneError,
+    PancrafterError,
+    SinkError,
+    SourceError,
+    TransientReadError,
+    UnexpectedError,
+)
 from pancrafter.ledger import Ledger, open_ledger
 from pancrafter.model.names import DEFAULT_WEIGHTS, weights_path
 from pancrafter.models import products_of
@@ -433,6 +440,35 @@ def test_publishing_goes_on_where_the_feed_gave_no_answer(tmp_path: Path) -> Non
     assert outcome.verdict in {"published", "fallback"}
     assert (row.state, row.measures["href"]) == (State.CONFIRMED, _sharpened_href(outcome))
     assert [change.type for change in ChangeFeed(StaticSink(settings.sink).store).events()] == ["new"]
+
+
+@pytest.mark.parametrize(
+    ("lost", "error", "message"),
+    [
+        ("sharpened/c/0/1/1", TransientReadError, "sharpened holds 12 chunks, expected 16"),
+        ("pan_valid/c/0/0", InvalidSceneError, r"100\.000000% of the written pixels are valid, expected 97\.5"),
+    ],
+)
+def test_pixels_that_were_lost_are_not_published(
+    tmp_path: Path, lost: str, error: type[PancrafterError], message: str
+) -> None:
+    scene = add_scene(tmp_path / "source", "scene", side_px=256)
+    with rasterio.open(scene.pan) as source:
+        values = source.read()
+    values[:, :40, :40] = 0
+    write_raster(scene.pan, values, GSD_M, nodata=0)
+    classical_contracts(tmp_path / "contracts")
+    settings, compute = settings_in(tmp_path, contracts_dir=str(tmp_path / "contracts")), Compute()
+    with open_ledger(settings) as ledger:
+        (key,) = discovery.discover(settings, ledger).eligible
+        with steps.claimed(ledger, key, settings, _silent) as work:
+            staged = steps.stage(work, settings, compute, ledger)
+            sharpened = steps.sharpen(work, staged, settings, compute, ledger, _silent)
+            assessed = steps.assess(work, staged, sharpened, settings, compute, ledger, _silent)
+            (Path(staged.store_uri) / lost).unlink()
+            with pytest.raises(error, match=message):
+                steps.publish(work, staged, assessed, settings, ledger, _silent)
+    assert not list(Path(settings.sink).glob("**/*.tif"))
 
 
 def _sharpened_href(outcome: steps.Outcome) -> str:

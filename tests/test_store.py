@@ -151,6 +151,22 @@ def test_crash_while_changing_recipe_starts_that_recipe_anew(store: SceneStore, 
     assert crashed.done_count == 0
 
 
+def test_a_finished_block_that_is_gone_is_noticed_and_made_anew(store: SceneStore, uri: str) -> None:
+    store.begin_sharpening("recipe")
+    for block in store.pending_blocks():
+        store.write_block(block, np.ones((3, *(p.stop - p.start for p in store.block_window(block))), np.uint16))
+        store.mark_done(block)
+    store.require_result()
+    store.begin_sharpening("recipe")
+    assert store.pending_blocks() == []
+    (Path(uri) / "sharpened" / "c" / "0" / "2" / "1").unlink()
+    with pytest.raises(TransientReadError, match="sharpened holds 57 chunks, expected 60"):
+        SceneStore.open(uri).require_result()
+    again = SceneStore.open(uri, "r+")
+    again.begin_sharpening("recipe")
+    assert len(again.pending_blocks()) == again.block_count
+
+
 def test_parallel_writers_of_whole_blocks_lose_nothing(store: SceneStore, uri: str) -> None:
     store.begin_sharpening("recipe")
     expected = np.random.default_rng(1).integers(0, 65535, (3, 100, 131)).astype(np.uint16)
