@@ -234,6 +234,14 @@ def successor_of(document: Json | None) -> str | None:
     return next((linked_id(link) for link in links_of(document, "successor-version")), None)
 
 
+def without_successor(item: Json) -> Json:
+    """The item without its links to newer versions of it, updated now."""
+    changed: Json = json.loads(json.dumps(item))
+    changed["properties"]["updated"] = timestamp()
+    changed["links"] = [link for link in item["links"] if link["rel"] not in {"successor-version", "latest-version"}]
+    return changed
+
+
 def _links(document: Json | None) -> list[Json]:
     found: list[Json] = (document or {}).get("links", [])
     return found

@@ -45,7 +45,6 @@ from pancrafter.catalog_links import (
     page_name,
     plain_href,
     successor_of,
-    timestamp,
     version_link,
     with_child,
     with_extent,
@@ -53,6 +52,7 @@ from pancrafter.catalog_links import (
     with_new_links_only,
     with_page,
     without_item,
+    without_successor,
 )
 from pancrafter.cog import validate_cog
 from pancrafter.errors import InvalidSceneError, PancrafterError, SinkError
@@ -235,7 +235,9 @@ class StaticSink:
         return found
 
     def withdraw(self, collection_id: str, item_id: str, *, announce: Callable[[Json], object] | None = None) -> None:
-        """Take an item out of the catalog: first the link, then its files, the document last, so it can be repeated.
+        """Take an item out of the catalog: first all links to it, then its files, the document last; may be repeated.
+
+        What it had superseded stays deprecated.
 
         Args:
             collection_id: Its collection.
@@ -247,6 +249,9 @@ class StaticSink:
         """
         document = self.item(collection_id, item_id)
         self._unlink(collection_id, document)
+        for older in self.find_by_source(collection_id, document["properties"][SOURCE_FIELD]["item_id"]):
+            if successor_of(older) == item_id:
+                self._update(item_name(collection_id, older["id"]), lambda old: without_successor(old or {}))
         if announce is not None:
             announce(document)
         for asset in document["assets"].values():
@@ -433,14 +438,9 @@ class StaticSink:
                 raise SinkError(f"{collection_id}/{old_id}: removed while {new_id} took its place; publish again")
             if old["properties"].get("deprecated") and successor_of(old) == new_id:
                 return old
-            changed: Json = json.loads(json.dumps(old))
-            changed["properties"] |= {"deprecated": True, "updated": timestamp()}
-            others = [link for link in changed["links"] if link["rel"] not in {"successor-version", "latest-version"}]
-            changed["links"] = [
-                *others,
-                version_link("successor-version", new_id),
-                version_link("latest-version", new_id),
-            ]
+            changed = without_successor(old)
+            changed["properties"]["deprecated"] = True
+            changed["links"] += [version_link("successor-version", new_id), version_link("latest-version", new_id)]
             validate_item(changed)
             return changed
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING
 
 from pancrafter.discovery import output_collection_id
@@ -10,6 +9,7 @@ from pancrafter.errors import InvalidSceneError
 from pancrafter.ledger import Ledger
 from pancrafter.settings import Settings
 from pancrafter.states import LedgerRow, SceneKey, State
+from pancrafter.types import Json
 
 if TYPE_CHECKING:
     from pancrafter.publish import StaticSink
@@ -21,6 +21,8 @@ _WITHDRAWN = "withdrawn"
 def withdraw(key: SceneKey, reason: str, settings: Settings, ledger: Ledger) -> tuple[str, ...]:
     """Take a scene's current item out of the catalogs, tell the feed, and refuse the scene until its source changes.
 
+    Older versions of it stay, deprecated, without their links to it.
+
     The ledger comes first and the item's document goes last: after a crash in between the scene is not made again, and
     withdrawing can be repeated. A newer version that waits to be made is refused with it.
 
@@ -31,6 +33,7 @@ def withdraw(key: SceneKey, reason: str, settings: Settings, ledger: Ledger) -> 
         InvalidSceneError: The scene has no published item.
         LeaseLostError: Somebody is working on the scene.
     """
+    from pancrafter.catalog_links import successor_of
     from pancrafter.changes import ChangeFeed
     from pancrafter.publish import StaticSink
     from pancrafter.stac_api import StacApi
@@ -43,11 +46,19 @@ def withdraw(key: SceneKey, reason: str, settings: Settings, ledger: Ledger) -> 
     if row.state is not State.REFUSED:
         ledger.mark_refused(key, _WITHDRAWN, reason, withdrawn=True)
     collection, feed = output_collection_id(key.collection), ChangeFeed(sink.store)
+    api = None if settings.catalog_url is None else StacApi(settings.catalog_url)
+
+    def tell(item: Json) -> None:
+        if api is not None:
+            for older in sink.find_by_source(collection, key.item_id):
+                if older["properties"].get("deprecated") and successor_of(older) is None:
+                    api.send(sink, collection, older["id"])
+        feed.announce("withdrawn", item, reason=reason, returned=before)
+
     for item_id in item_ids:
-        if settings.catalog_url is not None:
-            StacApi(settings.catalog_url).delete(collection, item_id)
-        announce = partial(feed.announce, "withdrawn", reason=reason, returned=before)
-        sink.withdraw(collection, item_id, announce=announce)
+        if api is not None:
+            api.delete(collection, item_id)
+        sink.withdraw(collection, item_id, announce=tell)
     return item_ids
 
 

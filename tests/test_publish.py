@@ -21,11 +21,11 @@ import rasterio
 from published_scene import files, item, recipe
 
 from pancrafter import catalog_links, object_store
-from pancrafter.catalog_links import CollectionInfo
+from pancrafter.catalog_links import CollectionInfo, successor_of
 from pancrafter.errors import CatalogUnavailableError, InvalidSceneError, LeaseLostError, SinkError
 from pancrafter.item import AssetFile, multihash_of
 from pancrafter.publish import Published, StaticSink
-from pancrafter.validation import validate_document
+from pancrafter.validation import validate_document, validate_item
 
 COLLECTION = CollectionInfo(
     id="wv3-sharpened", title="WorldView-3, sharpened", description="Sharpened scenes.", license="CC-BY-NC-4.0"
@@ -610,6 +610,21 @@ def test_many_items_are_linked_by_day(
     sink.withdraw(NAME, "a")
     assert sorted(sink.item_ids(NAME)) == ["b", "c", "e", "f"]
     assert not sink.exists(NAME, "d")
+
+
+def test_no_link_leads_to_a_withdrawn_version(
+    tmp_path: Path, assets: tuple[AssetFile, ...], other_assets: tuple[AssetFile, ...]
+) -> None:
+    sink = StaticSink(str(tmp_path))
+    put(sink, assets, "S1-a")
+    put(sink, other_assets, "S1-b", supersedes="S1-a")
+    sink.withdraw(NAME, "S1-b")
+    older = sink.item(NAME, "S1-a")
+    validate_item(older)
+    assert older["properties"]["deprecated"]
+    assert "S1-b" not in json.dumps(older["links"])
+    assert put(sink, other_assets, "S1-c", supersedes="S1-a").superseded == "S1-a"
+    assert successor_of(sink.item(NAME, "S1-a")) == "S1-c"
 
 
 def test_item_that_moves_to_another_day_is_linked_once(

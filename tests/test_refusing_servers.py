@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from small_archive import add_scene, classical_contracts, settings_in
 
-from pancrafter import catalog, runs
+from pancrafter import catalog, runs, withdrawal
 from pancrafter.census import take_census
 from pancrafter.errors import PancrafterError
 from pancrafter.ledger import open_ledger
@@ -60,6 +60,9 @@ class _Handler(BaseHTTPRequestHandler):
     def do_PUT(self) -> None:
         self.server.documents[self.path] = self._sent()
         self._answer(200, {})
+
+    def do_DELETE(self) -> None:
+        self._answer(200, self.server.documents.pop(self.path))
 
     def _refuses(self) -> bool:
         refuses = bool(self.server.refusal) and self.path.endswith("/items")
@@ -154,3 +157,16 @@ def test_a_source_that_does_not_answer_in_time_ends_the_run_with_its_name(
     server.wait_s = 0.0
     (outcome,) = runs.run(settings, lambda _: None)
     assert not outcome.failed
+
+
+def test_the_servers_older_version_does_not_lead_to_a_withdrawn_one(settings: Settings, server: CatalogServer) -> None:
+    contract = Path(settings.contracts_dir or "") / "geoeye-1.yaml"
+    for title in ("title: ", "title: New "):
+        contract.write_text(contract.read_text().replace("title: ", title, 1))
+        runs.run(settings, lambda _: None)
+    with open_ledger(settings) as ledger:
+        (row,) = ledger.rows()
+        (withdrawn,) = withdrawal.withdraw(row.key, "licence", settings, ledger)
+    (older,) = [document for place, document in server.documents.items() if "/items/" in place]
+    assert older["properties"]["deprecated"]
+    assert withdrawn not in json.dumps(older["links"])
