@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from pancrafter.crawl import Document, Fault, absolute, crawl, printable
+from pancrafter.crawl import Document, Fault, absolute, crawl, printable, read_local
 from pancrafter.errors import SourceError
 
 if TYPE_CHECKING:
@@ -144,8 +144,12 @@ class CatalogIndex:
         db.executescript(_DDL)
         faults: list[Fault] = []
         files: dict[str, tuple[int, int]] = {}
-        for found in crawl(str(self.root)):
-            files[found.href] = _stamp(found.href)
+
+        def read(href: str) -> str:
+            files[href] = _stamp(href)  # before: what changes from here on is read again
+            return read_local(href)
+
+        for found in crawl(str(self.root), read):
             if isinstance(found, Fault) and found.href == str(self.root):
                 raise SourceError(f"{found.reason}; give the folder of a STAC catalog")
             fault = found if isinstance(found, Fault) else self._insert(db, found)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -16,6 +17,7 @@ import requests
 from pystac_client import Client
 
 from pancrafter import serve
+from pancrafter.crawl import Document, Fault
 from pancrafter.errors import SourceError
 from pancrafter.serve import BadQueryError, Query, load_index, serving
 
@@ -300,6 +302,26 @@ def test_changed_files_are_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         make_catalog(tmp_path, 4, collections=1)
         os.utime(tmp_path / "c0" / "collection.json")
         assert set(ids(client)) == expected(0, 1, 2, 3)
+
+
+def test_a_file_that_changes_right_after_it_was_read_is_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serve, "RECHECK_S", 0.0)
+    root = make_catalog(tmp_path / "root", 3, collections=1)
+    grown = make_catalog(tmp_path / "grown", 4, collections=1)
+    genuine, published = serve.crawl, []
+
+    def crawl(*arguments: Any) -> Iterator[Document | Fault]:
+        for found in genuine(*arguments):
+            if found.href.endswith("collection.json") and not published:
+                published.append(shutil.copytree(grown / "c0", root / "c0", dirs_exist_ok=True))
+            yield found
+
+    monkeypatch.setattr(serve, "crawl", crawl)
+    index = load_index(root)
+    index.refresh()
+    assert {item["id"] for item in index.search(Query()).items} == expected(0, 1, 2, 3)
 
 
 @pytest.mark.parametrize("content", [None, "{}", "[]", "nonsense", '{"type": "FeatureCollection", "features": []}'])
