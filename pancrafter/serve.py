@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import socket
 import sqlite3
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -319,11 +320,18 @@ def _where(query: Query) -> tuple[str, list[Any]]:
     start, end = query.interval
     if start:
         parts.append("i.t1>=?")
-        values.append(_iso(start))
+        values.append(_asked_moment(start))
     if end:
         parts.append("i.t0<=?")
-        values.append(_iso(end))
+        values.append(_asked_moment(end))
     return " AND ".join(parts), values
+
+
+def _asked_moment(moment: datetime) -> str:
+    try:
+        return _iso(moment)
+    except OverflowError as error:
+        raise BadQueryError(f"datetime {moment.isoformat()} is outside the years 1 to 9999 in UTC") from error
 
 
 def _query_boxes(query: Query) -> list[tuple[float, float, float, float]]:
@@ -474,11 +482,29 @@ def app_over(index: CatalogIndex) -> FastAPI:
         client=_client(index, extensions),
         extensions=extensions,
         search_get_request_model=create_get_request_model(extensions),
-        search_post_request_model=create_post_request_model(extensions),
+        search_post_request_model=_without_crashes(create_post_request_model(extensions)),
         items_get_request_model=items_model,
         middlewares=[],
     )
     return app
+
+
+def _without_crashes(model: Any) -> Any:
+    """The model of a search's body, for which what crashes its own validators is a wrong body like any other."""
+    from pydantic import model_validator
+
+    class SearchPostRequest(model):  # type: ignore[misc]
+        @model_validator(mode="wrap")
+        @classmethod
+        def _understood(cls, body: object, validated: Callable[[object], Any]) -> Any:
+            if not isinstance(body, dict):
+                raise ValueError("expected a JSON object")  # noqa: TRY004 - pydantic reports only ValueError
+            try:
+                return validated(body)
+            except OverflowError as error:
+                raise ValueError("datetime is outside the years 1 to 9999 in UTC") from error
+
+    return SearchPostRequest
 
 
 def _client(index: CatalogIndex, extensions: list[Any]) -> Any:
@@ -550,6 +576,8 @@ def _answer(index: CatalogIndex, request: Any, asked: Mapping[str, Any]) -> dict
 
 
 def _query(asked: Mapping[str, Any], interval: tuple[datetime | None, datetime | None]) -> Query:
+    if asked.get("bbox") and asked.get("intersects"):
+        raise BadQueryError("bbox and intersects are both given; ask for one area")
     return Query(
         collections=asked.get("collections") or (),
         ids=asked.get("ids") or (),
@@ -590,7 +618,7 @@ def _sort(sortby: Any) -> list[tuple[str, str]]:
 
 def _offset(token: str | None) -> int:
     text = (token or "0").removeprefix("next:")
-    if not text.isdigit():
+    if not re.fullmatch("[0-9]{1,18}", text):
         raise BadQueryError(f"unknown paging token {token!r}")
     return int(text)
 

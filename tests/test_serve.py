@@ -137,10 +137,20 @@ def test_asset_hrefs_are_file_urls_that_clients_leave_alone(client: Client, cata
         ("/search?datetime=yesterday", 400),
         ("/search?sortby=bad'field", 400),
         ("/search?intersects={}", 400),
+        ('/search?bbox=0,0,1,1&intersects={"type":"Point","coordinates":[0,0]}', 400),
+        ("/search?token=²", 400),
+        ("/collections/c0/items?token=next:²", 400),
+        ("/search?datetime=0001-01-01T00:00:00%2B05:00/..", 400),
+        ("/search?datetime=../9999-12-31T23:59:59-05:00", 400),
     ],
 )
 def test_wrong_questions_get_client_errors(url: str, path: str, status: int) -> None:
     assert requests.get(url + path, timeout=10).status_code == status
+
+
+@pytest.mark.parametrize("body", [[], 5, {"token": "²"}, {"datetime": "0001-01-01T00:00:00+05:00/.."}])
+def test_wrong_bodies_get_client_errors(url: str, body: Any) -> None:
+    assert requests.post(f"{url}/search", json=body, timeout=10).status_code == 400
 
 
 @pytest.mark.parametrize("method", ["post", "put", "delete"])
