@@ -78,6 +78,15 @@ def test_events_are_found_by_time_area_and_collection(sink: StaticSink) -> None:
     assert list(feed.events(datetime(1999, 1, 1))) == found  # noqa: DTZ001 (a person types it without a zone)
 
 
+def test_all_events_lie_between_the_first_and_the_last_moment(tmp_path: Path) -> None:
+    """Also where these lie outside the years 1 to 9999 in UTC."""
+    feed = ChangeFeed(StaticSink(str(tmp_path)).store)
+    feed.announce("new", item())
+    first, last = map(datetime.fromisoformat, ("0001-01-01T00:00:00+05:00", "9999-12-31T23:59:59-05:00"))
+    assert len(list(feed.events(first, last))) == 1
+    assert list(feed.events(None, first)) == []
+
+
 def test_an_event_is_announced_once(sink: StaticSink) -> None:
     feed = ChangeFeed(sink.store)
     assert feed.announce("new", item()) is not None
