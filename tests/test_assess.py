@@ -250,6 +250,19 @@ def test_nothing_measured_is_an_error_that_says_so(tmp_path: Path) -> None:
         combine(store.staged, "none", windows, [])
 
 
+@pytest.mark.parametrize(("pan_yx", "ratio"), [((1, 1), 4), ((3, 500), 4), ((500, 1), 2)])
+def test_an_overlap_narrower_than_an_ms_pixel_is_refused_as_too_small(
+    tmp_path: Path, pan_yx: tuple[int, int], ratio: int
+) -> None:
+    grid, rng = overlap(pan_yx, ratio), np.random.default_rng(1)
+    pan, ms = (rng.integers(100, 900, shape).astype(np.uint16) for shape in (pan_yx, (3, *grid.ms_shape_yx)))
+    store = stage_arrays(tmp_path / "s.zarr", grid, pan, ms)
+    sharpener = GlpSharpener.fit(store, GAINS)
+    sharpen_all(store, sharpener)
+    with pytest.raises(InvalidSceneError, match="no complete 32 px block"):
+        quality(store, sharpener)
+
+
 def test_best_classical_is_the_best_real_method_over_all_samples(tmp_path: Path) -> None:
     """``exp`` injects nothing and is no rival; sums are added before the root is taken."""
     grid = overlap((128, 128), 4)
