@@ -470,18 +470,19 @@ def combine(
     windows: Iterable[WindowSums],
     samples: Iterable[Sample | None],
 ) -> Quality:
-    """The scene's quality from everything its windows reported.
+    """The scene's quality from everything its windows reported; ERGAS is of the bands that are not 0 everywhere.
 
     Raises:
         InvalidSceneError: The scene is too small or too empty for any figure.
     """
     windows, kept = list(windows), [s for s in samples if s is not None]
-    consistency, smoothed = _sum([w.consistency for w in windows]), _sum([w.smoothed for w in windows])
+    consistency = _sum([w.consistency for w in windows]).without_empty_bands()
+    smoothed = _sum([w.smoothed for w in windows]).without_empty_bands()
     ratio = staged.grid.ratio
     scores = _sum([w.blocks for w in windows]).scores()
     errors: dict[str, float] = {}
     if kept:
-        errors = {m: _sum([s.errors[m] for s in kept]).ergas(ratio) for m in kept[0].errors}
+        errors = {m: _sum([s.errors[m] for s in kept]).without_empty_bands().ergas(ratio) for m in kept[0].errors}
     ours = errors.pop(method, None)
     errors.pop("exp", None)
     best = min(errors, key=lambda m: errors[m]) if errors else None

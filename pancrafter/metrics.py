@@ -84,6 +84,12 @@ class ErrorSums(Record):
             angles=self.angles + other.angles,
         )
 
+    def without_empty_bands(self) -> ErrorSums:
+        """The same without bands whose reference is 0 everywhere, of which no share can be taken, unless all are."""
+        kept = [band for band, total in enumerate(self.reference) if total] or range(len(self.reference))
+        errors, reference = (tuple(sums[band] for band in kept) for sums in (self.squared_error, self.reference))
+        return self.model_copy(update={"squared_error": errors, "reference": reference})
+
     def ergas(self, ratio: float) -> float:
         """ERGAS as in ``ergas``.
 

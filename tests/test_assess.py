@@ -250,6 +250,25 @@ def test_nothing_measured_is_an_error_that_says_so(tmp_path: Path) -> None:
         combine(store.staged, "none", windows, [])
 
 
+def test_a_band_of_zeros_is_left_out_of_ergas(tmp_path: Path) -> None:
+    """A scene with an empty cirrus band has the ERGAS of its other bands."""
+    grid = overlap((600, 600), 4)
+    pan, ms = observed(grid, 3, seed=2)
+    ms[2] = 0
+    found = {}
+    for bands in (2, 3):
+        store = stage_arrays(tmp_path / f"{bands}.zarr", grid, pan, ms[:bands], block_px=300)
+        sharpener = GlpSharpener.fit(store, GAINS[:bands])
+        sharpen_all(store, sharpener)
+        windows = [window_sums(store, w, GAINS[:bands], GENERIC_MTF_GAIN) for w in assessment_windows(store)]
+        samples = [reduced_sample(store, w, sharpener, GAINS[:bands], GENERIC_MTF_GAIN) for w in sample_windows(store)]
+        found[bands] = combine(store.staged, sharpener.method, windows, samples)
+    for name in ("consistency_ergas", "detail_ergas", "reduced_ergas"):
+        assert getattr(found[3], name) == pytest.approx(getattr(found[2], name))
+    assert found[3].radiometric_bias == found[2].radiometric_bias
+    assert QualityRule().verdict(found[3], 4) == ("pass", "")
+
+
 @pytest.mark.parametrize(("pan_yx", "ratio"), [((1, 1), 4), ((3, 500), 4), ((500, 1), 2)])
 def test_an_overlap_narrower_than_an_ms_pixel_is_refused_as_too_small(
     tmp_path: Path, pan_yx: tuple[int, int], ratio: int
