@@ -561,6 +561,17 @@ def test_long_strip_gets_overviews_by_its_longer_side(tmp_path: Path) -> None:
     validate_cog(tmp_path / "strip.tif")
 
 
+@pytest.mark.parametrize("shape", [(1100, 1), (1, 1100)])
+def test_one_column_and_one_row_are_written_with_overviews(tmp_path: Path, shape: tuple[int, int]) -> None:
+    values = image(shape=shape)
+    write_cog(tmp_path / "line.tif", blocks(values), **options(grid=grid(shape)))
+    with rasterio.open(tmp_path / "line.tif") as source:
+        np.testing.assert_array_equal(source.read(), values)
+        assert len(source.overviews(1)) == 2
+    with rasterio.open(tmp_path / "line.tif", overview_level=1) as source:
+        assert max(source.shape) == 275
+
+
 @pytest.mark.parametrize("platform", [sys.platform, "elsewhere"])
 def test_tiles_are_copied_from_the_spool_in_any_order(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, platform: str
