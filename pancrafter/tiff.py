@@ -111,7 +111,7 @@ def write_tiles(path: Path, levels: Sequence[Level], spool: Spool, described: li
         for together in _tiles_of(images[number], masks[number] if masked else None)
     ]
     size = sum(place.size + TILE_MARGIN_BYTES for _, place in tiles)
-    big = size > CLASSIC_LIMIT
+    big = len(_header(directories, big=True, masked=masked)) + size > CLASSIC_LIMIT
     end = len(_header(directories, big=big, masked=masked))
     laid = []
     for directory, place in tiles:

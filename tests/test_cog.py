@@ -286,6 +286,13 @@ def test_layout_is_gdals_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *,
             np.testing.assert_array_equal(source.dataset_mask() > 0, valid)
 
 
+def test_the_header_counts_in_the_size_of_a_classic_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_cog(tmp_path / "a.tif", blocks(image()), **options())
+    monkeypatch.setattr(tiff, "CLASSIC_LIMIT", (tmp_path / "a.tif").stat().st_size - 1)
+    write_cog(tmp_path / "b.tif", blocks(image()), **options())
+    assert [(tmp_path / name).read_bytes()[2] for name in ("a.tif", "b.tif")] == [42, 43]
+
+
 def test_gdal_can_edit_the_file(tmp_path: Path) -> None:
     path = tmp_path / "a.tif"
     write_cog(path, blocks(image()), **options())
