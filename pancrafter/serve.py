@@ -439,17 +439,8 @@ def load_index(catalog_dir: Path) -> CatalogIndex:
     return CatalogIndex(catalog_file(catalog_dir))
 
 
-def create_app(catalog_dir: Path) -> FastAPI:
-    """A read-only STAC API (core, item search, sort, CQL2 filter, paging) over the catalog in ``catalog_dir``.
-
-    Raises:
-        SourceError: There is no catalog, or its root document is not STAC.
-    """
-    return app_over(load_index(catalog_dir))
-
-
 def app_over(index: CatalogIndex) -> FastAPI:
-    """The API over an index that is already there."""
+    """A read-only STAC API (core, item search, sort, CQL2 filter, paging) over an index."""
     logging.getLogger("stac_fastapi.types.config").setLevel(logging.ERROR)  # it warns of unset titles at import
     from fastapi import FastAPI
     from stac_fastapi.api.app import StacApi
@@ -717,12 +708,8 @@ def _await_start(server: Any, thread: threading.Thread, timeout_s: float = 30) -
         time.sleep(0.005)
 
 
-def serve_forever(catalog_dir: Path, host: str, port: int) -> None:
-    """Serve the catalog in ``catalog_dir`` until interrupted.
-
-    Raises:
-        SourceError: There is no catalog.
-    """
+def serve_forever(index: CatalogIndex, host: str, port: int) -> None:
+    """Serve a catalog until interrupted."""
     import uvicorn
 
-    uvicorn.run(create_app(catalog_dir), host=host, port=port, log_level="info", ws="none", lifespan="off")
+    uvicorn.run(app_over(index), host=host, port=port, log_level="info", ws="none", lifespan="off")

@@ -125,10 +125,11 @@ def serve(
 ) -> None:
     """Offer a static STAC catalog as a searchable STAC API until interrupted."""
     _require_free(host, port)
-    from pancrafter.serve import serve_forever
+    from pancrafter.serve import load_index, serve_forever
 
+    index = load_index(directory)
     note(f"STAC API over {directory} at http://{host}:{port} (Ctrl-C ends it)")
-    serve_forever(directory, host, port)
+    serve_forever(index, host, port)
 
 
 def _require_free(host: str, port: int) -> None:
