@@ -790,6 +790,11 @@ def test_serve_needs_a_catalog(tmp_path: Path) -> None:
     assert "no STAC catalog" in fails(2, "serve", tmp_path, "--port", port)
 
 
+def test_changes_needs_an_output_catalog(tmp_path: Path) -> None:
+    """A mistyped place is not one without news."""
+    assert "no output catalog" in fails(2, "changes", tmp_path / "nope", "--json")
+
+
 def _eventually(url: str, timeout_s: float = 90) -> dict:
     deadline = time.monotonic() + timeout_s
     while True:

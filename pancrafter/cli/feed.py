@@ -21,6 +21,7 @@ from pancrafter.cli.shared import (
     parse_moment,
     settings_from,
 )
+from pancrafter.errors import SinkError
 
 PlaceArgument = Annotated[
     str | None, typer.Argument(metavar="[SINK]", help="Folder or s3://bucket/prefix; default: as --sink of a run.")
@@ -48,10 +49,14 @@ def changes(
 ) -> None:
     """List what became new, was superseded or withdrawn in an output catalog."""
     settings = settings_from(sink=place or sink, bbox=parse_bbox(bbox))
-    from pancrafter.changes import ChangeFeed
+    from pancrafter.changes import FOLDER, ChangeFeed
     from pancrafter.publish import StaticSink
 
     catalog = StaticSink(settings.sink)
+    if catalog.store.read("catalog.json") is None and not catalog.store.list_names(FOLDER):
+        raise SinkError(
+            f"{catalog.catalog_href}: no output catalog, expected one; give the SINK that runs publish into"
+        )
     feed = ChangeFeed(catalog.store)
     if repair:
         note(f"{len(feed.repair(catalog))} events were missing and are announced now")
