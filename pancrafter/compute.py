@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
-from pancrafter.errors import WorkerLostError
+from pancrafter.errors import ClusterLostError, WorkerLostError
 from pancrafter.heap import WORKER_PRELOAD
 from pancrafter.settings import Settings
 
@@ -36,11 +37,16 @@ class Compute:
         threads: int | None = None,
         *,
         priority: int = 0,
+        patience_s: float = math.inf,
     ) -> None:
-        """Work on ``client``, or in this process with ``threads`` threads (default: one per core)."""
+        """Work on ``client``, or in this process with ``threads`` threads (default: one per core).
+
+        ``patience_s`` is how long calls wait while the client's cluster has no worker that could do them.
+        """
         self._client = client
         self._threads = threads
         self._priority = priority
+        self._patience_s = patience_s
 
     @property
     def description(self) -> str:
@@ -51,7 +57,12 @@ class Compute:
 
     @contextlib.contextmanager
     def active(self) -> Iterator[None]:
-        """Dask graphs computed inside run here."""
+        """Dask graphs computed inside run here.
+
+        Raises:
+            WorkerLostError: Workers died again and again.
+            ClusterLostError: No worker is left, or the scheduler is gone.
+        """
         if self._client is None:
             import dask
             from dask.threaded import get
@@ -60,7 +71,7 @@ class Compute:
             with dask.config.set(scheduler=get, num_workers=self._threads):
                 yield
         else:
-            with self._client.as_current(), _losses_are_named():
+            with self._client.as_current(), _losses_are_named(self._client, None, self._patience_s):
                 yield
 
     def map(
@@ -77,7 +88,8 @@ class Compute:
             on_gpu: Run only on workers that declare a GPU, one call at a time on each.
 
         Raises:
-            WorkerLostError: Workers died again and again, none is left, or the scheduler is gone.
+            WorkerLostError: Workers died again and again.
+            ClusterLostError: No worker that may do it is left, or the scheduler is gone.
         """
         if self._client is None:
             yield from (function(item, *arguments) for item in items)
@@ -86,16 +98,16 @@ class Compute:
 
         options = {"pure": False, "retries": LOST_WORKER_RETRIES, "resources": {GPU_RESOURCE: 1} if on_gpu else {}}
         options["priority"] = self._priority
-        futures = {self._client.submit(function, item, *arguments, **options) for item in items}
-        try:
-            with _losses_are_named():
+        with _losses_are_named(self._client, GPU_RESOURCE if on_gpu else None, self._patience_s):
+            futures = {self._client.submit(function, item, *arguments, **options) for item in items}
+            try:
                 for future in as_completed(list(futures), loop=self._client.loop):
                     result = future.result()
                     futures.discard(future)
                     future.release()  # or Dask computes it once more when the worker that holds it dies
                     yield result
-        finally:
-            self._client.cancel(list(futures))
+            finally:
+                self._client.cancel(list(futures))
 
 
 def each(
@@ -112,53 +124,86 @@ def each(
 
 
 @contextlib.contextmanager
-def _losses_are_named() -> Iterator[None]:
+def _losses_are_named(client: Any, resource: str | None, patience_s: float) -> Iterator[None]:  # Any: as above
+    """Tell the loss of workers, which one scene's blocks may have killed, from the loss of all that a run works on.
+
+    Args:
+        client: Of the cluster that is computed on inside.
+        resource: What a worker must declare to do it; None: any worker can.
+        patience_s: How long to wait for such a worker.
+
+    Raises:
+        WorkerLostError: Workers died again and again, or a scheduler that is back has forgotten what it was given.
+        ClusterLostError: The scheduler is gone, or there was no such worker for too long.
+    """
     from concurrent.futures import CancelledError
 
     from distributed import KilledWorker
+    from distributed.client import ClosedClientError
     from distributed.comm.core import CommClosedError
 
     try:
-        yield
-    except (KilledWorker, CommClosedError, TimeoutError, CancelledError) as err:
+        with _not_waiting_in_vain(client, resource, patience_s) as given_up:
+            yield
+    except (KilledWorker, CommClosedError, ClosedClientError, TimeoutError, CancelledError) as err:
+        again = "then run again: finished blocks are kept"
+        if given_up.is_set():
+            wanted = f"worker with the resource {resource}" if resource else "worker"
+            option = f" with --resources {resource}=1" if resource else ""
+            raise ClusterLostError(
+                f"the Dask cluster had no {wanted} for {patience_s:g} s; start one{option}, {again}"
+            ) from err
+        while client.status == "connecting":  # until the scheduler is back, or the client gives up and closes
+            time.sleep(0.1)
+        if client.status != "running":
+            raise ClusterLostError(
+                f"the Dask scheduler was lost ({type(err).__name__}: {err}); look at its log and start it, {again}"
+            ) from err
         raise WorkerLostError(
-            f"a Dask worker or scheduler was lost ({type(err).__name__}: {err}); look at its memory limit and log, and "
-            f"whether workers with --resources {GPU_RESOURCE}=1 are there, then run again: finished blocks are kept"
+            f"a Dask worker or scheduler was lost ({type(err).__name__}: {err}); look at its memory limit and log, "
+            f"{again}"
         ) from err
 
 
 @contextlib.contextmanager
-def _not_waiting_in_vain(client: Any, patience_s: float) -> Iterator[None]:  # Any: distributed ships no types
+def _not_waiting_in_vain(client: Any, resource: str | None, patience_s: float) -> Iterator[threading.Event]:
     """Give up what waits when for so long no worker was there to do it: Dask itself waits for ever, and says nothing.
 
     A worker that starts again, or that an autoscaler brings, takes the work over until then.
+
+    Yields:
+        Set once it was given up.
     """
     from distributed import Future
 
-    over = threading.Event()
+    over, given_up = threading.Event(), threading.Event()
 
     def watch() -> None:
         since = time.monotonic()
         while not over.wait(_LOOK_EVERY_S):
             with contextlib.suppress(Exception):  # the loss of the scheduler is told to those who wait for results
                 workers = client.scheduler_info(n_workers=-1)["workers"].values()
-                if any(worker["resources"].get(GPU_RESOURCE) for worker in workers):
+                if any(resource is None or worker["resources"].get(resource) for worker in workers):
                     since = time.monotonic()
                 elif time.monotonic() - since > patience_s:
-                    what = f"no worker with the resource {GPU_RESOURCE} for {patience_s:g} s"
-                    client.cancel([Future(key, client) for key in list(client.futures)], reason=what)
+                    given_up.set()
+                    client.cancel([Future(key, client) for key in list(client.futures)])
 
     thread = threading.Thread(target=watch, name="are there Dask workers", daemon=True)
     thread.start()
     try:
-        yield
+        yield given_up
     finally:
         over.set()
 
 
 @contextlib.contextmanager
 def open_compute(settings: Settings) -> Iterator[Compute]:
-    """The place that the settings name, opened and closed again."""
+    """The place that the settings name, opened and closed again.
+
+    Raises:
+        ClusterLostError: The Dask scheduler does not answer.
+    """
     if settings.dask_scheduler is None and settings.workers == 0:
         yield Compute()
         return
@@ -167,11 +212,14 @@ def open_compute(settings: Settings) -> Iterator[Compute]:
 
     logging.getLogger("distributed").setLevel(logging.CRITICAL)  # errors of tasks are raised, not only logged
     if settings.dask_scheduler is not None:
-        with (
-            Client(settings.dask_scheduler, set_as_default=False) as client,
-            _not_waiting_in_vain(client, settings.worker_wait_s),
-        ):
-            yield Compute(client, priority=settings.priority)
+        try:
+            client = Client(settings.dask_scheduler, set_as_default=False)
+        except OSError as err:
+            raise ClusterLostError(
+                f"Dask scheduler {settings.dask_scheduler}: {err}; start it or correct the address, then run again"
+            ) from err
+        with client:
+            yield Compute(client, priority=settings.priority, patience_s=settings.worker_wait_s)
         return
     with (
         LocalCluster(
@@ -185,4 +233,4 @@ def open_compute(settings: Settings) -> Iterator[Compute]:
         Client(cluster, set_as_default=False) as client,
     ):
         disable_gc_diagnosis(force=True)  # Python drops errors in its callback, a KeyboardInterrupt too
-        yield Compute(client, priority=settings.priority)
+        yield Compute(client, priority=settings.priority, patience_s=settings.worker_wait_s)

@@ -67,9 +67,15 @@ class UnexpectedError(PancrafterError):
 
 
 class WorkerLostError(PancrafterError):
-    """Workers or their scheduler went away: try again, finished blocks are kept."""
+    """Workers died in the middle of a scene: try again, finished blocks are kept."""
 
     kind = "transient"
+
+
+class ClusterLostError(PancrafterError):
+    """There is no Dask scheduler any more, or no worker that could do the work: no scene can be made."""
+
+    kind = "system"
 
 
 class SourceError(PancrafterError):

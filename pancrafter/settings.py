@@ -46,7 +46,7 @@ class WorkSettings(Record):
     threads: int = Field(default=1, ge=1, description="Threads per worker.")
     dask_scheduler: str | None = Field(default=None, description="tcp://host:port of a running Dask scheduler.")
     worker_wait_s: float = Field(
-        default=600, gt=0, description="How long to wait when that Dask cluster has no worker with a GPU, seconds."
+        default=600, gt=0, description="How long to wait while the Dask cluster has no fitting worker, seconds."
     )
     cog_profile: Literal["fast", "archive"] = "fast"
     lease_s: float = Field(default=900, gt=0, description="How long a silent worker keeps a scene, seconds.")
