@@ -170,7 +170,7 @@ class Ledger:
         counts["refused"] = sum(isinstance(entry, Refusal) for entry in batch.values())
         with self._transaction(write=True) as connection:
             now = self._now(connection)
-            known = _lookup(connection, sink, batch, _COMPARED)
+            known = _lookup(connection, sink, batch, _COMPARED, lock=True)
             # sorted: two processes entering the same items then wait for each other instead of locking each other out
             fresh = [batch[key] for key in sorted(batch.keys() - known.keys())]
             counts["new"] = self._insert_new(connection, sink, fresh, now)
@@ -877,23 +877,24 @@ def _lookup(
     sink: str,
     keys: Iterable[tuple[str, str]],
     columns: Sequence[sa.Column[Any]],
+    *,
+    lock: bool = False,
 ) -> dict[tuple[str, str], _Values]:
-    """Present rows of these ``(collection, item_id)``, locked until the transaction ends if it writes."""
+    """Present rows of these ``(collection, item_id)``; with ``lock``, nobody else changes them in this transaction."""
     by_collection: dict[str, list[str]] = {}
     for collection, item_id in keys:
         by_collection.setdefault(collection, []).append(item_id)
     c = SCENE.c
-    found: dict[tuple[str, str], _Values] = {}
-    for collection, item_ids in by_collection.items():
-        statement = (
-            sa.select(*columns)
-            .where(c.sink == sink, c.collection == collection, c.item_id.in_(item_ids))
-            .order_by(c.id)  # the same order everywhere: two discoveries cannot lock each other out
-            .with_for_update()
-        )
-        for values in _fetch(connection, statement):
-            found[values["collection"], values["item_id"]] = values
-    return found
+    # the sink in every branch: otherwise SQLite goes through all scenes of the sink
+    wanted = (
+        sa.and_(c.sink == sink, c.collection == collection, c.item_id.in_(item_ids))
+        for collection, item_ids in by_collection.items()
+    )
+    statement = sa.select(*columns).where(sa.or_(sa.false(), *wanted))
+    if lock:
+        # one statement in the same order everywhere: two discoveries cannot lock each other out
+        statement = statement.order_by(c.id).with_for_update()
+    return {(values["collection"], values["item_id"]): values for values in _fetch(connection, statement)}
 
 
 def _fetch(connection: Connection, statement: sa.Executable) -> list[_Values]:

@@ -101,6 +101,11 @@ def work(item_id: str = "a", *, fingerprint: str = "f1", recipe: str = "r1", day
     )
 
 
+def in_collection(collection: str, item_id: str) -> Work:
+    found = scene(item_id).model_copy(update={"collection": collection})
+    return Work(scene=found, recipe="r1", output_item_id=f"{collection}-{item_id}")
+
+
 def refusal(item_id: str = "a", code: str = "no-pan", reason: str = "no PAN asset") -> Refusal:
     return Refusal(collection="c", item_id=item_id, code=code, reason=reason)
 
@@ -756,6 +761,45 @@ def test_processes_opening_a_fresh_ledger_enter_each_item_once(url: str) -> None
     with Ledger(url) as ledger:
         assert ledger.counts()[State.ELIGIBLE] == 1200
         assert len(ledger.why(key("s7"))) == 1
+
+
+def _discover_again(url: str, collections: str, done: object) -> None:
+    works = [in_collection(collection, f"s{i}") for collection in collections for i in range(200)]
+    with Ledger(url) as ledger:
+        try:
+            for _ in range(100):
+                ledger.record_found(SINK, works)
+        except LedgerError as error:
+            done.put(str(error))  # type: ignore[attr-defined]
+        else:
+            done.put("")  # type: ignore[attr-defined]
+
+
+def test_discoveries_that_list_collections_in_another_order_do_not_lock_each_other_out(url: str) -> None:
+    with Ledger(url) as ledger:
+        ledger.record_found(SINK, [in_collection(collection, f"s{i}") for collection in "ab" for i in range(200)])
+    context = multiprocessing.get_context("fork")
+    done = context.Queue()
+    processes = [context.Process(target=_discover_again, args=(url, order, done)) for order in ("ab", "ba")]
+    for process in processes:
+        process.start()
+    assert [done.get(timeout=60) for _ in processes] == ["", ""]
+    for process in processes:
+        process.join(timeout=60)
+
+
+def test_asking_where_scenes_stand_does_not_wait_for_those_who_write(url: str) -> None:
+    with Ledger(url) as ledger, Ledger(url) as other:
+        ledger.record_found(SINK, [work(), in_collection("d", "b")])
+        with ThreadPoolExecutor(1) as pool, ledger.unclaimable(key()):
+            asked = [("c", "a"), ("d", "b"), ("d", "unknown")]
+            rows = pool.submit(other.rows_of, SINK, asked)
+            standing = pool.submit(lambda: list(other.standing(SINK, asked)))
+            assert rows.result(timeout=10).keys() == {("c", "a"), ("d", "b")}
+            assert {(stood.collection, stood.item_id) for stood in standing.result(timeout=10)} == {
+                ("c", "a"),
+                ("d", "b"),
+            }
 
 
 def test_discovery_of_10000_known_items_is_quick(url: str) -> None:
