@@ -245,6 +245,18 @@ def test_ledger_mistakes(first_run: tuple, places: list, tmp_path: Path) -> None
     assert not (tmp_path / "none").exists()
 
 
+def test_a_sink_is_known_by_any_of_its_names(
+    first_run: tuple, places: list, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = shutil.copytree(places[5], tmp_path / "state")
+    monkeypatch.chdir(places[3].parent)
+    for sink in ("sink", "./sink/", f"{places[3]}/"):
+        where = ["--sink", sink, "--state-dir", state]
+        assert len(parsed("ledger", "list", *where, "--json")) == 2
+        assert parsed("ledger", "show", "damaged", *where, "--json")["state"] == "dead"
+    assert "1 redriven, 0 left" in call("redrive", *where, "--contains", "truncated").stdout
+
+
 def test_scene_in_two_sinks_must_be_named_in_full(first_run: tuple, places: list, tmp_path: Path) -> None:
     shutil.copytree(places[5], tmp_path / "state")
     other = ["--sink", tmp_path / "other", "--state-dir", tmp_path / "state", "--workers", 0, "--block-px", 128]

@@ -104,6 +104,11 @@ def heed_interrupt() -> None:
         raise KeyboardInterrupt
 
 
+def sink_name(sink: str | None) -> str | None:
+    """A sink as settings, and so the ledger, spell it."""
+    return None if sink is None else settings_from(sink=sink).sink
+
+
 # Options that several commands share. None means not given: then PANCRAFTER_<NAME> or the default of Settings counts.
 SourceOption = Annotated[
     str | None, typer.Option("--source", help="STAC API URL, static catalog URL, or folder of a catalog.")
@@ -135,7 +140,9 @@ BlockOption = Annotated[int | None, typer.Option("--block-px", help="Edge of a b
 ThreadsOption = Annotated[int | None, typer.Option("--threads", help="Threads per worker.")]
 LimitOption = Annotated[int | None, typer.Option("--limit", help="At most this many scenes.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
-LedgerSinkOption = Annotated[str | None, typer.Option("--sink", help="Only scenes for this output catalog.")]
+LedgerSinkOption = Annotated[
+    str | None, typer.Option("--sink", help="Only scenes for this output catalog.", callback=sink_name)
+]
 SceneArgument = Annotated[str, typer.Argument(metavar="SCENE", help="ITEM or COLLECTION/ITEM.")]
 
 
