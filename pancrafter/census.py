@@ -31,6 +31,20 @@ BATCH = 500
 
 Place = Literal["source", "ledger", "catalog", "files"]
 
+_WINDOW = ("since", "until", "changed_since", "new_since", "bbox", "aoi", "collections", "ids")
+"""Settings that limit the look at the source."""
+
+_RUN_OPTIONS = {
+    "contracts_dir": "--contracts-dir",
+    "weights": "--weights",
+    "precision": "--precision",
+    "since": "--from",
+    "until": "--to",
+    "bbox": "--bbox",
+    "aoi": "--aoi",
+}
+"""Settings beside the places that decide what a run does, and their options."""
+
 
 class Difference(Record):
     """One thing on which two of the places disagree."""
@@ -84,7 +98,8 @@ class _Comparison:
         self.ledger = ledger
         self.checksums = checksums
         self.sink = StaticSink(settings.sink)
-        self.whole = not _narrows(settings)
+        self.unlimited = settings.model_copy(update={name: Settings.model_fields[name].default for name in _WINDOW})
+        self.whole = settings == self.unlimited
         self.differences: list[Difference] = []
         self.notes: Counter[str] = Counter()
         self.counted: Counter[str] = Counter()
@@ -111,8 +126,9 @@ class _Comparison:
             notes=tuple(f"{count} {text}" for text, count in sorted(self.notes.items())),
         )
 
-    def _add(self, place: Place, what: str, finding: str, *fixes: str) -> None:
-        fix = " && ".join(command(fix, self.settings) for fix in fixes)
+    def _add(self, place: Place, what: str, finding: str, *fixes: str, seen: bool = False) -> None:
+        """Note a difference; to mend what was not seen in the source takes a run that looks beyond the window."""
+        fix = " && ".join(command(fix, self.settings if seen else self.unlimited) for fix in fixes)
         self.differences.append(Difference(place=place, what=what, finding=finding, fix=fix))
 
     # --- source -> ledger
@@ -131,14 +147,14 @@ class _Comparison:
     def _source_item(self, entry: Work | Refusal, row: LedgerRow | None) -> None:
         what = entry.scene.key if isinstance(entry, Work) else entry.key
         if row is None:
-            self._add("source", what, "is not in the ledger", "run")
+            self._add("source", what, "is not in the ledger", "run", seen=True)
             return
         known = {name: getattr(row, name) for name in COMPARED}
         if verdict_on_known(known, entry) == "changed":
             changed = (
                 "is not taken any more" if isinstance(entry, Refusal) else "changed, or would be made differently now"
             )
-            self._add("source", what, changed, "run")
+            self._add("source", what, changed, "run", seen=True)
 
     # --- ledger -> source, catalog, files
 
@@ -161,30 +177,36 @@ class _Comparison:
 
     def _in_work(self, key: SceneKey, row: Standing, now: datetime) -> None:
         if row.lease_owner is None or row.lease_expires is None or row.lease_expires < now or is_gone(row.lease_owner):
-            self._add("ledger", str(key), f"is {row.state}, but its worker {row.lease_owner} is gone", "sweep", "run")
+            finding = f"is {row.state}, but its worker {row.lease_owner} is gone"
+            self._add("ledger", str(key), finding, "sweep", "run", seen=self._seen(row))
         else:
             self.notes["in work now"] += 1
 
     def _waiting(self, key: SceneKey, row: Standing) -> None:
-        if self.whole and (row.collection, row.item_id) not in self.in_source:
+        if self.whole and not self._seen(row):
             reason = "'gone from the source'"
             self._add("ledger", str(key), "waits, but is gone from the source", f"ledger refuse {key} {reason}")
         else:
             pause = "" if row.claimable else ", after a pause"
-            self._add("ledger", str(key), f"waits to be sharpened{pause}", "run")
+            self._add("ledger", str(key), f"waits to be sharpened{pause}", "run", seen=self._seen(row))
 
     def _confirmed(self, key: SceneKey, row: Standing) -> None:
         collection = output_collection_id(row.collection)
         assert row.output_item_id is not None
-        if self.whole and (row.collection, row.item_id) not in self.in_source:
+        seen = self._seen(row)
+        if self.whole and not seen:
             self.notes["published, but gone from the source meanwhile"] += 1
         if row.output_item_id not in self.linked.get(collection, frozenset()):
-            redo = "run" if (row.collection, row.item_id) in self.in_source else f"redrive {key}"
-            self._add("ledger", str(key), f"is confirmed, but {row.output_item_id} is not in the catalog", redo)
+            redo = "run" if seen else f"redrive {key}"
+            finding = f"is confirmed, but {row.output_item_id} is not in the catalog"
+            self._add("ledger", str(key), finding, redo, seen=seen)
             return
         fault = self._fault_of(collection, row.output_item_id)
         if fault:
-            self._add("files", str(key), fault, f"redrive {key}", "run")
+            self._add("files", str(key), fault, f"redrive {key}", "run", seen=seen)
+
+    def _seen(self, row: Standing) -> bool:
+        return (row.collection, row.item_id) in self.in_source
 
     def _fault_of(self, collection: str, item_id: str) -> str | None:
         document = self.sink.document(collection, item_id)
@@ -218,22 +240,27 @@ class _Comparison:
             self._add("catalog", f"{collection}/{item_id}", finding, "run")
 
 
-def _narrows(settings: Settings) -> bool:
-    """Whether the settings look at a part of the source only."""
-    period = (settings.since, settings.until, settings.changed_since, settings.new_since)
-    return any((*period, settings.bbox, settings.aoi, settings.collections, settings.ids))
-
-
 def command(text: str, settings: Settings) -> str:
-    """A ``pancrafter`` command with the options that make it work on the same places."""
-    default = Settings()
-    names = ("source", "sink", "state_dir") if text.split(maxsplit=1)[0] in {"run", "census"} else ("sink", "state_dir")
-    options = [
-        f"--{name.replace('_', '-')} {shlex.quote(getattr(settings, name))}"
-        for name in names
-        if getattr(settings, name) != getattr(default, name)
-    ]
-    return " ".join(["pancrafter", text, *options])
+    """A ``pancrafter`` command with the options that make it work on the same places; a run also on the same scenes.
+
+    The file of ids is not known any more: FILE stands for it.
+    """
+    default, word = Settings(), text.split(maxsplit=1)[0]
+    chosen = {name: value for name, value in settings if value != getattr(default, name)}
+    names = ("source", "sink", "state_dir") if word in {"run", "census"} else ("sink", "state_dir")
+    options = [(f"--{name.replace('_', '-')}", chosen[name]) for name in names if name in chosen]
+    if word == "run":
+        options += [(option, _typed(chosen[name])) for name, option in _RUN_OPTIONS.items() if name in chosen]
+        options += [("--collection", name) for name in settings.collections]
+        options += [("--ids", "FILE")] if settings.ids else []
+    return " ".join(["pancrafter", text, *(f"{option} {shlex.quote(value)}" for option, value in options)])
+
+
+def _typed(value: str | datetime | tuple[float, ...]) -> str:
+    """A setting as a person types it."""
+    if isinstance(value, datetime):
+        return value.isoformat()
+    return value if isinstance(value, str) else ",".join(map(repr, value))
 
 
 def _batches(entries: Iterable[Scene | Refusal], size: int) -> Iterator[list[Scene | Refusal]]:

@@ -11,7 +11,7 @@ import pytest
 from small_archive import add_scene, settings_in
 
 from pancrafter import runs, steps
-from pancrafter.census import Census, take_census
+from pancrafter.census import Census, command, take_census
 from pancrafter.ledger import open_ledger
 from pancrafter.processes import is_gone, lease_owner
 from pancrafter.settings import Settings
@@ -69,6 +69,36 @@ def test_fixes_name_commands_on_the_same_places(settings: Settings) -> None:
     assert fixes == {f"pancrafter run {options}"}
     runs.run(settings, _silent)
     assert take_census(settings).clean
+
+
+def test_a_run_that_mends_has_the_window_and_what_decides_the_products(settings: Settings) -> None:
+    shutil.rmtree(settings.sink)
+    narrowed = settings.model_copy(
+        update={
+            "contracts_dir": "my contracts",
+            "weights": "other",
+            "precision": "bfloat16",
+            "until": datetime(2025, 5, 1, 23, 59, 59, 999_999, tzinfo=UTC),
+            "bbox": (-180.0, -90.0, 180.0, 90.0),
+            "collections": ("geoeye-1", "other"),
+            "ids": ("day-1", "day-2"),
+        }
+    )
+    places = f"--source {settings.source} --sink {settings.sink} --state-dir {settings.state_dir}"
+    made = "--contracts-dir 'my contracts' --weights other --precision bfloat16"
+    window = "--to 2025-05-01T23:59:59.999999+00:00 --bbox -180.0,-90.0,180.0,90.0"
+    chosen = "--collection geoeye-1 --collection other --ids FILE"
+    assert command("run", narrowed) == f"pancrafter run {places} {made} {window} {chosen}"
+    assert command("sweep", narrowed) == f"pancrafter sweep --sink {settings.sink} --state-dir {settings.state_dir}"
+
+
+def test_a_scene_outside_of_the_window_is_mended_by_a_run_that_looks_beyond(settings: Settings) -> None:
+    with open_ledger(settings) as ledger:
+        ledger.redrive([SceneKey(sink=settings.sink, collection="geoeye-1", item_id=f"day-{day}") for day in (1, 2)])
+    narrowed = settings.model_copy(update={"since": datetime(2025, 5, 2, tzinfo=UTC)})
+    fixes = {difference.what: difference.fix for difference in take_census(narrowed).differences}
+    assert fixes["geoeye-1/day-2"] == command("run", narrowed)
+    assert fixes["geoeye-1/day-1"] == command("run", settings)
 
 
 def test_scene_that_discovery_never_saw(settings: Settings, tmp_path: Path) -> None:
