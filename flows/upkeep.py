@@ -70,7 +70,8 @@ def redrive(
         reason_contains: Only where the reason contains this text.
     """
     sign_run()
-    with open_ledger(with_environment(settings)) as ledger:
+    settings = with_environment(settings)
+    with open_ledger(settings) as ledger:
         result = ledger.redrive(sink=settings.sink, states=states, code=code, reason_contains=reason_contains)
     message = f"{len(result.redriven)} redriven, {len(result.left)} left"
     return Completed(message=message, data=[str(key) for key in result.redriven])

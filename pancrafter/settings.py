@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, Field, field_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from pancrafter.access import Access
@@ -18,6 +18,9 @@ Bbox = tuple[float, float, float, float]
 
 Moment = Annotated[datetime, AfterValidator(lambda moment: moment if moment.tzinfo else moment.replace(tzinfo=UTC))]
 """A time without zone is UTC."""
+
+PLACES = ("source", "sink", "state_dir")
+"""Settings that name where a run works, and are never empty."""
 
 
 class WorkSettings(Record):
@@ -54,6 +57,14 @@ class WorkSettings(Record):
     limit: int | None = Field(default=None, ge=1, description="At most this many scenes.")
     price_per_hour: float = Field(default=0, ge=0, description="Price of this machine or cluster; 0: unknown.")
     keep_staged: bool = Field(default=False, description="Keep a scene's Zarr store after it is confirmed.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _empty_place_is_not_given(cls, given: Any) -> Any:  # Any: a dictionary, or settings
+        """As with the addresses below; an empty path would be the current folder."""
+        if not isinstance(given, dict):
+            return given
+        return {name: value for name, value in given.items() if name not in PLACES or value != ""}
 
     @field_validator("sink", "state_dir")
     @classmethod

@@ -223,8 +223,13 @@ def settings_from(**given: Any) -> Settings:  # Any: values of all fields
     """Settings from options and environment; a value that does not fit is named as the user wrote it."""
     from pydantic_settings import SettingsError
 
-    from pancrafter.settings import settings_from_environment
+    from pancrafter.settings import PLACES, settings_from_environment
 
+    for name in PLACES:
+        if given.get(name) == "":
+            raise OptionError(
+                f"{_option_name(name)}: found '', expected a folder or an address; leave it out or give one"
+            )
     try:
         return _validated(settings_from_environment, given)
     except SettingsError as err:

@@ -28,6 +28,7 @@ from pancrafter import discovery, runs
 from pancrafter.errors import CatalogUnavailableError, LeaseLostError, PancrafterError, SinkError
 from pancrafter.ledger import Ledger, open_ledger
 from pancrafter.publish import StaticSink
+from pancrafter.settings import Settings
 from pancrafter.states import State
 from pancrafter.store import SceneStore
 
@@ -288,7 +289,9 @@ def test_missed_nights_become_one_window_and_the_webhook_hears_of_it(tmp_path: P
 
 
 @pytest.mark.usefixtures("prefect_server")
-def test_late_deliveries_and_redriven_scenes_are_done_the_next_night(tmp_path: Path) -> None:
+def test_late_deliveries_and_redriven_scenes_are_done_the_next_night(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from flows.area import nightly
     from flows.upkeep import redrive
 
@@ -301,7 +304,9 @@ def test_late_deliveries_and_redriven_scenes_are_done_the_next_night(tmp_path: P
         discovery.discover(settings, ledger)
         ledger.mark_refused(ledger.rows()[0].key, "by hand", "cloudy")
     assert nightly(settings, lookback_days=10) == []
-    redrive(settings, states=("refused",))
+    for place in ("sink", "state_dir"):  # left out, as a deployment may
+        monkeypatch.setenv(f"PANCRAFTER_{place.upper()}", getattr(settings, place))
+    redrive(Settings(), states=("refused",))
     add_scene(tmp_path / "source", "late", side_px=128, seed=4, acquired=now - timedelta(days=20))
     assert [outcome.key for outcome in nightly(settings, lookback_days=10)] == ["geoeye-1/late", "geoeye-1/redriven"]
 

@@ -14,7 +14,7 @@ from test_access import _serving
 
 from flows.parameters import SecretParameterError, with_environment
 from pancrafter.cli.shared import OptionError
-from pancrafter.settings import Settings
+from pancrafter.settings import Settings, WorkSettings
 
 PROJECT = Path(__file__).resolve().parents[2]
 TOKEN, OLD, KEY = "planted-token-7f3a", "planted-signature-91bc", "planted-aws-secret-55d0"
@@ -96,3 +96,15 @@ def test_passwords_are_no_parameters(monkeypatch: pytest.MonkeyPatch) -> None:
     for place in ("source", "sink", "catalog_url"):
         with pytest.raises(ValueError, match=r"holds a password; put it into ~/\.netrc"):
             Settings.model_validate({place: "https://user:planted@host/stac"})
+
+
+def test_empty_places_of_a_deployment_are_those_of_the_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prefect puts nothing where a variable was missing when the deployment was made."""
+    places = ("source", "sink", "state_dir", "catalog_url")
+    for place in places:
+        monkeypatch.setenv(f"PANCRAFTER_{place.upper()}", f"/data/{place}")
+    for parameters in (Settings, WorkSettings):
+        settings = with_environment(parameters.model_validate(dict.fromkeys(places, "")))
+        assert [getattr(settings, place) for place in places] == [f"/data/{place}" for place in places]
+    monkeypatch.setenv("PANCRAFTER_SINK", "")
+    assert with_environment(Settings.model_validate({"sink": ""})).sink == str(Path("output").absolute())
