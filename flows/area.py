@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any
@@ -67,7 +69,7 @@ def nightly(
         return _stopped(settings, error, error.outcomes)
     if started is not None:
         with open_ledger(settings) as ledger:
-            ledger.note_look(settings.sink, settings.source, started, summary_of(outcomes))
+            ledger.note_look(settings.sink, _looked_at(settings), started, summary_of(outcomes))
     return _concluded(settings, outcomes)
 
 
@@ -131,8 +133,18 @@ def _start() -> None:
 def _look_back(settings: Settings, days: int) -> tuple[datetime, datetime]:
     """Start of the window, and the present, by the ledger's clock; the night before a gap is looked at again."""
     with open_ledger(settings) as ledger:
-        last, now = ledger.last_look(settings.sink, settings.source), ledger.now()
+        last, now = ledger.last_look(settings.sink, _looked_at(settings)), ledger.now()
     return (last or now) - timedelta(days=days), now
+
+
+def _looked_at(settings: Settings) -> str:
+    """What a nightly looks through, as its looks are noted: the source, with a mark if it is a part of it only.
+
+    So another nightly over another part of the source does not hide that this one missed nights.
+    """
+    part = settings.model_dump(mode="json", exclude={*WorkSettings.model_fields, "new_since"}, exclude_defaults=True)
+    mark = hashlib.sha256(json.dumps(part, sort_keys=True).encode()).hexdigest()[:12]
+    return f"{settings.source} {mark}" if part else settings.source
 
 
 def _sharpen(settings: Settings, *, since: datetime | None = None) -> list[Outcome]:

@@ -630,7 +630,7 @@ class Ledger:
         ]
 
     def note_look(self, sink: str, source: str, started: datetime, summary: str) -> None:
-        """Remember that a source was looked through for what is new, and what came of it."""
+        """Remember that a source, or a named part of it, was looked through for what is new, and what came of it."""
         values = {"sink": sink, "source": tidy(source), "started": started, "summary": tidy(summary)}
         with self._transaction(write=True) as connection:
             connection.execute(LOOK.insert().values(**values, ended=self._now(connection)))

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -286,6 +287,33 @@ def test_missed_nights_become_one_window_and_the_webhook_hears_of_it(tmp_path: P
     add_scene(tmp_path / "source", "missed", side_px=128, seed=4, acquired=now - timedelta(days=21))
     backdate(tmp_path / "source", "missed", now - timedelta(days=20))
     assert nightly(settings, lookback_days=2) == [], "the gap is closed, and the window is short again"
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_nights_of_one_selection_do_not_hide_the_gap_of_another(tmp_path: Path) -> None:
+    from flows.area import nightly
+
+    now = datetime.now(UTC)
+    classical_contracts(tmp_path / "contracts")
+    everything = settings_in(tmp_path).model_copy(update={"contracts_dir": str(tmp_path / "contracts")})
+    paused, every_night = (
+        everything.model_copy(update={"collections": (collection,)}) for collection in ("geoeye-1", "other")
+    )
+    add_scene(tmp_path / "source", "long-ago", side_px=128, acquired=now - timedelta(days=40))
+    backdate(tmp_path / "source", "long-ago", now - timedelta(days=40))
+    assert nightly(paused, lookback_days=2) == []
+    with contextlib.closing(sqlite3.connect(Path(everything.state_dir) / "ledger.db")) as connection, connection:
+        last_look = (now - timedelta(days=20)).replace(tzinfo=None).isoformat(sep=" ")
+        connection.execute("UPDATE look SET started = ?", (last_look,))
+    for settings in (every_night, everything):
+        assert nightly(settings, lookback_days=2) == []
+    add_scene(tmp_path / "source", "in-the-gap", side_px=128, seed=4, acquired=now - timedelta(days=21))
+    backdate(tmp_path / "source", "in-the-gap", now - timedelta(days=21))
+    for settings in (every_night, everything):
+        assert nightly(settings, lookback_days=2) == [], "this one missed no night"
+    assert [outcome.key for outcome in nightly(paused, lookback_days=2)] == ["geoeye-1/in-the-gap"]
+    with open_ledger(everything) as ledger:
+        assert ledger.last_look(everything.sink, everything.source) is not None, "of the whole source, as ever"
 
 
 @pytest.mark.usefixtures("prefect_server")
