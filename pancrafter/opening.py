@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import PurePosixPath
 from typing import Any, NamedTuple, TypeVar
 from urllib.parse import unquote, urlsplit
@@ -25,6 +27,9 @@ _REMOTE_OPTIONS: dict[str, Any] = {  # Any: rasterio is untyped
     "GDAL_HTTP_TIMEOUT": 120,
     "GDAL_HTTP_MAX_RETRY": 3,
     "GDAL_HTTP_RETRY_DELAY": 1,
+    # Else GDAL knows sizes, contents and failures of addresses for as long as the process lives: a file that was
+    # replaced would give its old pixels, and one that a server refused once would stay refused.
+    "CPL_VSIL_CURL_NON_CACHED": "/vsicurl/:/vsis3/",
 }
 _PLAIN_DRIVERS = {".jp2": "JP2OpenJPEG", ".j2k": "JP2OpenJPEG", ".img": "HFA", ".ntf": "NITF"}
 """Formats, by suffix (else GeoTIFF), of what catalogs name: none can refer to further files or hosts, as VRT does."""
@@ -58,8 +63,26 @@ def open_source(href: str, access: Access, scene: str, asset: str) -> Handle:
     options = opened.options | (_REMOTE_OPTIONS if remote else {})
     path = unquote(urlsplit(opened.href).path) if opened.href.startswith("file:") else opened.href
     with rasterio.Env(**GDAL_OPTIONS, **options):
-        any_format = access == OPEN_TO_ALL and not remote
-        return Handle(rasterio.open(path, sharing=False, driver=None if any_format else _plain_driver(path)), options)
+        if not remote:
+            any_format = access == OPEN_TO_ALL
+            return Handle(
+                rasterio.open(path, sharing=False, driver=None if any_format else _plain_driver(path)), options
+            )
+        with _opening(path):
+            dataset = rasterio.open(path, sharing=False, driver=_plain_driver(path))
+            _ = dataset.mask_flag_enums
+            return Handle(dataset, options)
+
+
+@lru_cache(maxsize=1024)
+def _opening(_path: str) -> threading.Lock:
+    """Held while a thread opens a remote file and reads all of its header.
+
+    Opening makes GDAL forget what it knows of the address. What of the header another thread had not looked at yet, it
+    would fetch later, inside ``read``, where rasterio holds Python's lock: no other thread could go on until the
+    server has answered.
+    """
+    return threading.Lock()
 
 
 def _plain_driver(href: str) -> str:

@@ -6,6 +6,7 @@ import json
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -155,6 +156,8 @@ class _Server(BaseHTTPRequestHandler):
     signed: ClassVar[list[str]] = []
     stale: ClassVar[dict[str, int]] = {}
     """How many of the first signatures of an href do not hold."""
+    refusal: ClassVar[int] = 0
+    """The answer to every request for a file, while it is set."""
 
     def do_HEAD(self) -> None:
         self._answer(body=False)
@@ -172,6 +175,9 @@ class _Server(BaseHTTPRequestHandler):
             expiry = (datetime.now(UTC) + timedelta(seconds=3600)).isoformat()
             answer = {"href": f"{href}?token={'stale' if stale else self.token}", "msft:expiry": expiry}
             self._send(200, json.dumps(answer).encode(), body=body)
+            return
+        if self.refusal:
+            self._send(self.refusal, b"not now", body=body)
             return
         shown = query.get("token", [""])[0] or self.headers.get("X-Key", "")
         path = self.folder / unquote(parts.path).lstrip("/")
@@ -266,10 +272,30 @@ def test_headers_come_from_a_secret_file(tmp_path: Path) -> None:
         scene, _ = _remote_scene(tmp_path, url)
         access = _access(url, kind="headers", headers_file=str(secret))
         stage_scene(scene, contract(), str(tmp_path / "s.zarr"), block_px=64, access=access)
-    with _serving(tmp_path) as (url, _):  # a new address, as GDAL remembers what it read from the other
-        scene, _ = _remote_scene(tmp_path, url)
         with pytest.raises(TransientReadError, match="asset pan"):
             stage_scene(scene, contract(), str(tmp_path / "t.zarr"), block_px=64, access=Access(allow_private=True))
+
+
+def test_a_file_that_was_replaced_gives_its_new_pixels(tmp_path: Path) -> None:
+    with _serving(tmp_path) as (url, handler):
+        handler.token = ""
+        scene, pair = _remote_scene(tmp_path, url)
+        stage_scene(scene, contract(), str(tmp_path / "a.zarr"), block_px=64, access=PUBLIC.trusting(url))
+        replace(pair, pan=pair.pan[:96] // 2).write(tmp_path)
+        staged = stage_scene(scene, contract(), str(tmp_path / "b.zarr"), block_px=64, access=PUBLIC.trusting(url))
+        assert np.array_equal(SceneStore.open(staged.store_uri).read_pan(whole((96, 128))), pair.pan[:96] // 2)
+
+
+@pytest.mark.parametrize("status", [403, 404])
+def test_a_server_that_refused_is_asked_anew(tmp_path: Path, status: int) -> None:
+    with _serving(tmp_path) as (url, handler):
+        handler.token = ""
+        scene, _ = _remote_scene(tmp_path, url)
+        handler.refusal = status
+        with pytest.raises((InvalidSceneError, TransientReadError), match=f"HTTP response code: {status}"):
+            stage_scene(scene, contract(), str(tmp_path / "a.zarr"), block_px=64, access=PUBLIC.trusting(url))
+        handler.refusal = 0
+        stage_scene(scene, contract(), str(tmp_path / "a.zarr"), block_px=64, access=PUBLIC.trusting(url))
 
 
 def test_profiles_that_cannot_work_say_so(tmp_path: Path) -> None:
