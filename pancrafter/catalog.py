@@ -263,7 +263,7 @@ def _refused_document(fault: Fault, root: str) -> Refusal:
 
 def _address(href: str) -> str:
     """Without the query, which may hold a signature."""
-    return href if is_local(href) else urlsplit(href)._replace(query="", fragment="").geturl()
+    return href if is_local(href) else urlsplit(href)._replace(query="").geturl()
 
 
 def _pin(scene: Scene) -> Scene:
@@ -277,7 +277,7 @@ def _file_facts(href: str) -> tuple[int, int]:
     """Size and modification time (ns); zeros for a missing file, which staging will report with its asset."""
     try:
         status = local_path(href).stat()
-    except OSError:
+    except (OSError, ValueError):  # the latter for a zero byte
         return (0, 0)
     return (status.st_size, status.st_mtime_ns)
 
@@ -582,11 +582,15 @@ def _collection(client: Client, name: str) -> Mapping[str, Any]:
 def _own_href(feature: Mapping[str, Any], origin: str) -> str:
     """Where the item lives: its canonical link (our own server names the file there), else its self link."""
     links = feature.get("links")
-    hrefs = {link.get("rel"): link.get("href") for link in links if isinstance(link, dict)} if links else {}
-    href = hrefs.get("canonical") or hrefs.get("self")
-    if not isinstance(href, str) or not href:
+    known = [link for link in links if isinstance(link, dict)] if isinstance(links, list) else []
+    hrefs = [link.get("href") for rel in ("canonical", "self") for link in known if link.get("rel") == rel]
+    href = next((href for href in hrefs if isinstance(href, str) and href), None)
+    if href is None:
         return origin
-    return str(local_path(href)) if href.startswith("file:") else absolute(href, origin)
+    try:
+        return str(local_path(href)) if href.startswith("file:") else absolute(href, origin)
+    except ValueError:  # "http://[x": no address, so as good as none
+        return origin
 
 
 # --- static catalogs ------------------------------------------------------------------------------------------------

@@ -31,7 +31,7 @@ class Document:
 
 @dataclass(frozen=True)
 class Fault:
-    """A document that could not be read or is not STAC."""
+    """A document that could not be read or is not STAC; a link that is no address is one at ``#/links/NUMBER``."""
 
     href: str
     reason: str
@@ -42,6 +42,8 @@ class Fault:
 class _Task:
     href: str
     collection: dict[str, Any] | None = field(repr=False)
+    fault: str = ""
+    """Why there is nothing to read."""
 
 
 def printable(text: str) -> str:
@@ -115,6 +117,8 @@ def crawl(root: str, read: ReadText = read_local, *, workers: int = 8) -> Iterat
 
 def _fetch(task: _Task, read: ReadText) -> Document | Fault:
     parent_id = task.collection.get("id") if task.collection else None
+    if task.fault:
+        return Fault(task.href, task.fault, parent_id)
     try:
         body = json.loads(read(task.href))
     except (OSError, ValueError, RecursionError) as error:
@@ -146,12 +150,18 @@ def _unseen(tasks: Iterator[_Task], seen: set[str]) -> Iterator[_Task]:
 
 def _followed(document: Document) -> Iterator[_Task]:
     links = document.body.get("links") if document.kind != "Item" else None
-    for link in links if isinstance(links, list) else ():
+    for number, link in enumerate(links if isinstance(links, list) else ()):
         if not isinstance(link, dict) or link.get("rel") not in ("child", "item"):
             continue
         href = link.get("href")
         if not isinstance(href, str) or not href:
             continue
-        target = absolute(href, document.href)
-        if is_local(document.href) or not is_local(target):
+        try:
+            target = absolute(href, document.href)
+            allowed = is_local(document.href) or not is_local(target)
+        except ValueError as error:  # "http://[x", or a zero byte in a path
+            fault = f"{document.href}: link {number} is {href!r}, expected an address or path ({error}); mend the link"
+            yield _Task(f"{document.href}#/links/{number}", document.collection, fault)
+            continue
+        if allowed:
             yield _Task(target, document.collection)

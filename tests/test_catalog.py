@@ -279,6 +279,41 @@ def test_broken_documents_of_one_name_are_several(tmp_path: Path, kind: str) -> 
     assert refused == ["even/a/item.json", "even/b/item.json", "even/c/item.json"]
 
 
+NO_ADDRESSES = ["http://[bad", "//[", "s3://[x", "\x00.json", "\ud83d.json", "file:///%00.json"]
+
+
+@pytest.mark.parametrize("kind", ["folder", "static"])
+def test_links_that_are_no_addresses_do_not_sink_the_search(tmp_path: Path, kind: str) -> None:
+    make_catalog(tmp_path, 2)
+    file = tmp_path / "even" / "collection.json"
+    body = json.loads(file.read_text())
+    body["links"] += [{"rel": "item", "href": href} for href in NO_ADDRESSES]
+    file.write_text(json.dumps(body))
+    with http_server(partial(QuietFiles, directory=str(tmp_path))) as url:
+        verdicts = found(f"{url}/catalog.json?token=secret" if kind == "static" else str(tmp_path))
+    assert numbers([verdict for verdict in verdicts if isinstance(verdict, Scene)]) == [0, 1]
+    refusals = [verdict for verdict in verdicts if isinstance(verdict, Refusal)]
+    assert {(refusal.code, refusal.collection) for refusal in refusals} == {("malformed", "even")}
+    first = next(n for n, link in enumerate(body["links"]) if link["href"] == NO_ADDRESSES[0])
+    assert {refusal.item_id for refusal in refusals} >= {f"even/collection.json#/links/{first + n}" for n in range(3)}
+    followed = NO_ADDRESSES if kind == "folder" else [href for href in NO_ADDRESSES if not href.startswith("file:")]
+    assert len(refusals) == len(followed)
+
+
+@pytest.mark.parametrize("href", [*NO_ADDRESSES, "http://a:b:c/x.tif"])
+def test_assets_that_are_no_addresses_do_not_sink_the_search(tmp_path: Path, href: str) -> None:
+    make_catalog(tmp_path, 2)
+    file = tmp_path / "even" / "scene-00" / "scene-00.json"
+    body = json.loads(file.read_text())
+    body["assets"]["pan"]["href"] = href.replace("json", "tif")
+    file.write_text(json.dumps(body))
+    with http_server(partial(QuietFiles, directory=str(tmp_path))) as url:
+        for source in (str(tmp_path), f"{url}/catalog.json"):
+            verdicts = found(source)
+            assert len(verdicts) == 2
+            assert "scene-01" in {verdict.item_id for verdict in verdicts if isinstance(verdict, Scene)}
+
+
 def test_collections_and_titles_that_are_no_json_do_not_sink_the_search(tmp_path: Path) -> None:
     make_catalog(tmp_path, 4)
     for path, change in (("even/collection.json", {"gsd": float("nan")}), ("catalog.json", {"title": "\ud83d"})):
@@ -455,6 +490,23 @@ def test_malformed_features_do_not_sink_their_page() -> None:
     assert [verdict.item_id for verdict in verdicts if isinstance(verdict, Scene)] == ["scene-00", "scene-03"]
     assert len(verdicts) == 6
     assert all(verdict.code == "malformed" for verdict in verdicts if isinstance(verdict, Refusal))
+
+
+@pytest.mark.parametrize(
+    ("links", "usable"),
+    [
+        (5, False),
+        ([{"rel": ["self"], "href": "x"}], True),
+        ([{"rel": "self", "href": "http://[bad"}], True),
+        ([{"rel": "self", "href": 5}], True),
+    ],
+)
+def test_features_with_malformed_links_do_not_sink_their_page(links: Any, *, usable: bool) -> None:
+    pages = {0: (200, [feature(0, links=links), feature(1)]), 1: (200, [])}
+    with http_server(scripted(pages.__getitem__)) as url:
+        verdicts = found(url)
+    assert [verdict.item_id for verdict in verdicts] == ["scene-00", "scene-01"]
+    assert [isinstance(verdict, Scene) for verdict in verdicts] == [usable, True]
 
 
 def test_items_that_come_twice_are_one() -> None:
