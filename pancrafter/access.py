@@ -9,6 +9,7 @@ from __future__ import annotations
 import ipaddress
 import json
 import os
+import re
 import socket
 import threading
 import time
@@ -34,6 +35,20 @@ EXPIRY_MARGIN_S = 120.0
 MAX_REDIRECTS = 5
 _HEADERS_OPTION = "GDAL_HTTP_HEADERS"
 _SIGNED_FOR_S = 600.0  # where a signing service names no expiry
+
+# The query of a URL, or of what an error message names of one ("pan.tif?sig=..., band 1: read failed"), without the
+# punctuation after it. Lengths are bounded, as strangers' texts are searched.
+_QUERY = re.compile(
+    r"""(\b[a-z][a-z0-9+.-]{0,20}://[^\s?#'"<>]{0,2000}\?|\?(?=[^\s'"<>?]{0,2000}=))"""
+    r"""(?:[^\s'"<>]*[^\s'"<>,;:.)\]])?""",
+    re.IGNORECASE,
+)
+_USERINFO = re.compile(r"(\b[a-z][a-z0-9+.-]{0,20}://)[^/\s@'\"<>]{1,2000}@", re.IGNORECASE)
+
+
+def without_secrets(text: str) -> str:
+    """The text without passwords and signatures: error messages of other libraries quote whole URLs."""
+    return _USERINFO.sub(r"\1", _QUERY.sub(r"\1...", text))
 
 
 class HostProfile(Record):
@@ -135,7 +150,7 @@ class Reader:
             TransientReadError: The signing service did not answer.
         """
         if fault := self.access.fault(href, resolve=True):
-            raise InvalidSceneError(f"{href}: {fault}")
+            raise InvalidSceneError(f"{without_secrets(href)}: {fault}")
         opened = self._authorised(href, self.access.profile_of(href))
         if self.access.allow_private or urlsplit(opened.href).scheme not in ("http", "https"):
             return opened
@@ -219,7 +234,8 @@ def _ask_to_sign(sign_url: str, href: str) -> tuple[str, float]:
         signed = str(body["href"])
     except (requests.RequestException, ValueError, KeyError, TypeError) as err:
         # The text of requests' errors holds the URL but no signature, as none was given yet.
-        raise TransientReadError(f"signing service {sign_url} did not sign {href}: {type(err).__name__}") from None
+        place = without_secrets(href)
+        raise TransientReadError(f"signing service {sign_url} did not sign {place}: {type(err).__name__}") from None
     return signed, _expiry(body.get("msft:expiry"))
 
 
@@ -251,8 +267,8 @@ def _aws_options(profile: HostProfile, access: Access, href: str) -> dict[str, A
     if profile.requester_pays:
         if not access.allow_spending:
             raise InvalidSceneError(
-                f"{href}: the requester pays for this bucket and this run may not spend; set allow_spending in "
-                "PANCRAFTER_ACCESS"
+                f"{without_secrets(href)}: the requester pays for this bucket and this run may not spend; set "
+                "allow_spending in PANCRAFTER_ACCESS"
             )
         options["AWS_REQUEST_PAYER"] = "requester"
     return {name: value for name, value in options.items() if value is not None}

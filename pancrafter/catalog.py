@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from pancrafter.access import OPEN_TO_ALL, Access
+from pancrafter.access import OPEN_TO_ALL, Access, without_secrets
 from pancrafter.crawl import Document, Fault, absolute, crawl, is_local, kind_of, local_path, printable
 from pancrafter.errors import SourceError
 from pancrafter.joining import bounds_of, join_parts, later
@@ -252,7 +252,8 @@ def _judge(
 def _malformed(item_id: object, collection: object, href: str, reason: str) -> Refusal:
     name = item_id if isinstance(item_id, str) and item_id else PurePosixPath(urlsplit(href).path).name or href
     owner = collection if isinstance(collection, str) and collection else UNCOLLECTED
-    return Refusal(collection=printable(owner), item_id=printable(name), code="malformed", reason=printable(reason))
+    shown = printable(without_secrets(reason))
+    return Refusal(collection=printable(owner), item_id=printable(name), code="malformed", reason=shown)
 
 
 def _refused_document(fault: Fault, root: str) -> Refusal:
@@ -370,16 +371,17 @@ def _root_document(source: str, io: StacApiIO) -> dict[str, Any]:
     try:
         root = io.read_json(source)
     except Exception as error:  # APIError, JSON errors and what requests lets through: all mean "no catalog here"
-        tried = f"GET {source} with {RETRIES} retries: {_short(error)}"
+        tried = f"GET {without_secrets(source)} with {RETRIES} retries: {_short(error)}"
         raise SourceError(f"{tried}; expected a STAC API or catalog; check the address and the connection") from error
     if kind_of(root) is None or root.get("type") == "Feature":
-        raise SourceError(f"GET {source}: found JSON that is no STAC catalog; give the landing page or catalog.json")
+        place = without_secrets(source)
+        raise SourceError(f"GET {place}: found JSON that is no STAC catalog; give the landing page or catalog.json")
     return dict(root)
 
 
 def _short(error: Exception) -> str:
-    """The first line of a message; servers answer with whole pages."""
-    text = " ".join((str(error) or type(error).__name__).split())
+    """A message on one line, bounded, without secrets; servers answer with whole pages."""
+    text = without_secrets(" ".join((str(error) or type(error).__name__).split()))
     return text if len(text) <= 300 else f"{text[:300]} ..."
 
 
@@ -455,7 +457,8 @@ def open_api(url: str, rules: Access = OPEN_TO_ALL) -> Client:
     try:
         return Client.open(url, stac_io=_io(rules))
     except Exception as error:  # see _root_document
-        raise SourceError(f"GET {url}: {_short(error)}; expected a STAC API; check the address") from error
+        place = without_secrets(url)
+        raise SourceError(f"GET {place}: {_short(error)}; expected a STAC API; check the address") from error
 
 
 def _search(client: Client, window: _Window, *, is_at_hand: bool = False) -> Iterator[_Found | Refusal]:

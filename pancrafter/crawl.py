@@ -15,6 +15,8 @@ from typing import Any, Literal
 from urllib.parse import urljoin, urlsplit
 from urllib.request import url2pathname
 
+from pancrafter.access import without_secrets
+
 Kind = Literal["Catalog", "Collection", "Item"]
 ReadText = Callable[[str], str]
 
@@ -35,7 +37,11 @@ class Fault:
 
     href: str
     reason: str
+    """May be shown: without the signatures that hrefs may hold."""
     collection_id: str | None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "reason", without_secrets(self.reason))
 
 
 @dataclass(frozen=True)

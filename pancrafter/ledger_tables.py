@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sqlite3
 import time
 from datetime import UTC, datetime
@@ -13,6 +12,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.engine import Connection, Dialect, Engine
 
+from pancrafter.access import without_secrets
 from pancrafter.errors import LedgerError
 
 SCHEMA_VERSION = 2
@@ -179,10 +179,6 @@ def _begin_sqlite(connection: Connection) -> None:
     connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
 
 
-_QUERY = re.compile(r"(\b[a-z][a-z0-9+.-]*://[^\s?#'\"<>]*)\?[^\s'\"<>]*", re.IGNORECASE)
-_USERINFO = re.compile(r"(\b[a-z][a-z0-9+.-]*://)[^/\s@'\"<>]+@", re.IGNORECASE)
-
-
 def tidy(text: str) -> str:
-    """Bounded text without passwords or signatures: error messages of other libraries quote whole URLs."""
-    return _USERINFO.sub(r"\1", _QUERY.sub(r"\1?...", text)).replace("\0", "")[:_LONGEST_REASON]
+    """Bounded text without passwords or signatures, as a database takes it."""
+    return without_secrets(text).replace("\0", "")[:_LONGEST_REASON]

@@ -13,7 +13,7 @@ import rasterio
 from rasterio._err import CPLE_BaseError
 from rasterio.errors import RasterioError
 
-from pancrafter.access import OPEN_TO_ALL, Access, reader_for
+from pancrafter.access import OPEN_TO_ALL, Access, reader_for, without_secrets
 from pancrafter.errors import InvalidSceneError, TransientReadError
 
 # Windows are read once, so a small block cache does (bytes here; the default is 5 % of the machine). Dask's threads
@@ -108,10 +108,12 @@ def read_failure(
 ) -> InvalidSceneError | TransientReadError:
     """A remote file that answered badly may do better next time; a local or unreadable one will not.
 
-    The text holds what GDAL said. ``err`` itself must not be chained: GDAL's exceptions cannot be pickled, and Dask
-    would hand the scheduler a plain Exception in place of an error that has one in its chain.
+    The text holds what GDAL said, without the signature of the address. ``err`` itself must not be chained: GDAL's
+    exceptions cannot be pickled, and Dask would hand the scheduler a plain Exception in place of an error that has one
+    in its chain.
     """
-    said = " / ".join(dict.fromkeys(str(part) for part in (err, err.__cause__) if part is not None))
+    parts = (str(part) for part in (err, err.__cause__) if part is not None)
+    said = " / ".join(dict.fromkeys(without_secrets(part) for part in parts))
     remote = "://" in href and not href.startswith("file://")
     if remote and not any(mark in said for mark in _PERMANENT):
         advice = "check network and credentials, then try again"

@@ -19,7 +19,7 @@ import rasterio
 from rasterio.transform import from_origin
 from test_cube import Pair, contract, whole
 
-from pancrafter.access import Access, HostProfile, Reader
+from pancrafter.access import Access, HostProfile, Reader, without_secrets
 from pancrafter.catalog import discover
 from pancrafter.cube import stage_scene
 from pancrafter.errors import InvalidSceneError, TransientReadError
@@ -263,6 +263,35 @@ def test_a_refused_signature_is_asked_for_once_more(tmp_path: Path) -> None:
         access = _access(url, kind="signed", sign_url=f"{url}/sign")
         with pytest.raises(TransientReadError, match="asset pan: its header cannot be read"):
             stage_scene(scene, contract(), str(tmp_path / "b.zarr"), block_px=64, access=access)
+
+
+@pytest.mark.parametrize(("kept", "said"), [(0.0, "not recognized"), (0.5, "band 1")])
+def test_signatures_stay_out_of_what_gdal_says(tmp_path: Path, kept: float, said: str) -> None:
+    """It names a file by its whole address, or by what follows the last slash."""
+    with _serving(tmp_path) as (url, _):
+        scene, _ = _remote_scene(tmp_path, url)
+        whole_file = (tmp_path / "pan.tif").read_bytes()
+        (tmp_path / "pan.tif").write_bytes(whole_file[: int(kept * len(whole_file))] or b"<html>log in</html>")
+        access = _access(url, kind="signed", sign_url=f"{url}/sign")
+        with pytest.raises((InvalidSceneError, TransientReadError), match=said) as failure:
+            stage_scene(scene, contract(), str(tmp_path / "s.zarr"), block_px=64, access=access)
+        assert r"pan.tif?..." in str(failure.value)
+        assert "token" not in str(failure.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("'/vsicurl/https://h/p.tif?sv=1&sig=S' not recognized", "'/vsicurl/https://h/p.tif?...' not recognized"),
+        ("p.tif?sig=S, band 1: failed", "p.tif?..., band 1: failed"),
+        ("p.tif?a=1,2&sig=S: failed", "p.tif?...: failed"),
+        ("(see https://h/x?S).", "(see https://h/x?...)."),
+        ("s3://user:S@h/k", "s3://h/k"),
+        ("is it up? It is tried=again", "is it up? It is tried=again"),
+    ],
+)
+def test_texts_without_secrets(text: str, shown: str) -> None:
+    assert without_secrets(text) == shown
 
 
 def test_headers_come_from_a_secret_file(tmp_path: Path) -> None:

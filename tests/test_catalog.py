@@ -279,6 +279,21 @@ def test_broken_documents_of_one_name_are_several(tmp_path: Path, kind: str) -> 
     assert refused == ["even/a/item.json", "even/b/item.json", "even/c/item.json"]
 
 
+def test_signatures_of_links_stay_out_of_reasons(tmp_path: Path) -> None:
+    (tmp_path / "bad.json").write_text("{ not json")
+    (tmp_path / "odd.json").write_text('{"type": "Feature", "id": "odd", "properties": {}, "assets": {}, "links": 5}')
+    hrefs = ["./bad.json?sig=SECRET", "./odd.json?sig=SECRET", "./gone.json?X-Amz-Signature=SECRET", "//[x?sig=SECRET"]
+    links = [{"rel": "item", "href": href} for href in hrefs]
+    root = {"type": "Catalog", "id": "c", "stac_version": "1.1.0", "description": "d", "links": links}
+    (tmp_path / "catalog.json").write_text(json.dumps(root))
+    with http_server(partial(QuietFiles, directory=str(tmp_path))) as url:
+        verdicts = found(f"{url}/catalog.json?token=SECRET")
+        with pytest.raises(SourceError, match=r"bad\.json\?\.\.\. with") as failure:
+            found(f"{url}/bad.json?token=SECRET")
+    assert len(verdicts) == 4
+    assert "SECRET" not in f"{verdicts} {failure.value}"
+
+
 NO_ADDRESSES = ["http://[bad", "//[", "s3://[x", "\x00.json", "\ud83d.json", "file:///%00.json"]
 
 
