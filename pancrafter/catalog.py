@@ -319,7 +319,7 @@ def _opened(source: str, rules: Access) -> Iterator[_Catalog]:
     elif urlsplit(source).scheme in ("http", "https"):
         yield _open_http(source, rules)
     else:
-        yield _Catalog(partial(_find_static, source, _read_object))
+        yield _Catalog(partial(_find_static, source, partial(_read_object, source, rules)))
 
 
 def _find_geoparquet(source: str, window: _Window) -> Iterator[_Found | Refusal]:
@@ -599,11 +599,16 @@ def _own_href(feature: Mapping[str, Any], origin: str) -> str:
 # --- static catalogs ------------------------------------------------------------------------------------------------
 
 
-def _read_object(href: str) -> str:
-    """Text of a document in an object store or wherever else fsspec reaches."""
+def _read_object(root: str, rules: Access, href: str) -> str:
+    """Text of a document in the store of the catalog at ``root``; links of strangers lead to no other place."""
     import fsspec
 
-    with fsspec.open(href, "rt", encoding="utf-8") as file:
+    store, (scheme, _, place) = root.partition("://")[0], href.partition("://")
+    if scheme != store or "::" in place:  # fsspec would open "x::file:///etc/passwd" too
+        raise OSError(f"the link leads out of {store}://, where the catalog lies; copy the document there")
+    profile = rules.profile_of(href)
+    options = {"anon": True} if profile is not None and profile.kind == "anonymous" else {}
+    with fsspec.open(href, "rt", encoding="utf-8", **options) as file:
         return str(file.read())
 
 

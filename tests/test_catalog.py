@@ -13,10 +13,12 @@ from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, Thread
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pystac
 import pytest
 
 from pancrafter import catalog
+from pancrafter.access import Access, HostProfile
 from pancrafter.catalog import discover, judge_document
 from pancrafter.crawl import absolute, crawl
 from pancrafter.errors import SourceError
@@ -401,6 +403,60 @@ def test_a_remote_catalog_cannot_reach_local_files(tmp_path: Path) -> None:
     root = {"type": "Catalog", "id": "evil", "stac_version": "1.1.0", "description": "d", "links": links}
     with http_server(answering(lambda *_: (200, root))) as url:
         assert found(f"{url}/catalog.json") == []
+
+
+def test_a_catalog_in_an_object_store_leads_nowhere_else(tmp_path: Path) -> None:
+    (tmp_path / "private.json").write_text(json.dumps(make_item(0).to_dict()))
+    store, asked = fsspec.filesystem("memory"), []
+
+    def answer(request: BaseHTTPRequestHandler, _: int) -> tuple[int, Any]:
+        asked.append(request.path)
+        return 200, make_item(0).to_dict()
+
+    with http_server(answering(answer)) as url:
+        local = f"file://{tmp_path}/private.json"
+        hrefs = [
+            f"{url}/item.json",
+            f"local://{tmp_path}/private.json",
+            f"simplecache::{local}",
+            f"memory://x::{local}",
+        ]
+        links = [{"rel": "item", "href": href} for href in ("./scene.json", *hrefs)]
+        root = {"type": "Catalog", "id": "c", "stac_version": "1.1.0", "description": "d", "links": links}
+        store.pipe({"/c/catalog.json": json.dumps(root).encode()})
+        store.pipe({"/c/scene.json": json.dumps(make_item(1).to_dict()).encode()})
+        verdicts = found("memory://c/catalog.json")
+    refusals = [verdict for verdict in verdicts if isinstance(verdict, Refusal) and verdict.code == "malformed"]
+    assert len(refusals) == len(hrefs)
+    assert {verdict.item_id for verdict in verdicts} - {refusal.item_id for refusal in refusals} == {"scene-01"}
+    assert all("leads out of memory://" in refusal.reason for refusal in refusals)
+    assert asked == []
+
+
+def test_a_catalog_in_a_public_bucket_is_read_without_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
+    from moto.server import ThreadedMotoServer
+
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", "/nonexistent")
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    server = ThreadedMotoServer(port=0)
+    server.start()
+    try:
+        host, port = server.get_host_and_port()
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+        writer = fsspec.filesystem("s3", key="a", secret="b", skip_instance_cache=True)
+        links = [{"rel": "item", "href": "./scene.json"}]
+        root = {"type": "Catalog", "id": "c", "stac_version": "1.1.0", "description": "d", "links": links}
+        writer.mkdir("open-data")
+        for name, body in (("catalog.json", root), ("scene.json", make_item(1).to_dict())):
+            writer.pipe_file(f"open-data/{name}", json.dumps(body).encode(), ACL="public-read")
+        public = HostProfile(match=("s3://open-data",), kind="anonymous")
+        assert numbers(found("s3://open-data/catalog.json", access=Access(profiles=(public,)))) == [1]
+        with pytest.raises(SourceError, match="credentials"):
+            found("s3://open-data/catalog.json")
+    finally:
+        server.stop()
 
 
 @pytest.mark.parametrize(
