@@ -146,6 +146,23 @@ class Ledger:
         """Give all connections back."""
         self._engine.dispose()
 
+    def use_one_name(self, sink: str) -> None:
+        """Enter scenes of a folder under its real path that an earlier version knew by another path to it."""
+        if "://" in sink:
+            return
+        with self._transaction() as connection:
+            if connection.execute(sa.select(SCENE.c.id).where(SCENE.c.sink == sink).limit(1)).first():
+                return
+            known = connection.execute(sa.select(SCENE.c.sink).distinct()).scalars()
+            others = [name for name in known if "://" not in name and os.path.realpath(name) == sink]
+        if not others:
+            return
+        with self._transaction(write=True) as connection:
+            latest = sa.select(SCENE.c.sink).where(SCENE.c.sink.in_(others)).group_by(SCENE.c.sink)
+            other = connection.execute(latest.order_by(sa.func.max(SCENE.c.updated).desc()).limit(1)).scalar()
+            for table in (SCENE, LOOK):
+                connection.execute(sa.update(table).where(table.c.sink == other).values(sink=sink))
+
     def now(self) -> datetime:
         """The present by the clock that leases are measured with: what is compared with the ledger's times."""
         with self._transaction() as connection:
@@ -769,7 +786,9 @@ class Ledger:
 def open_ledger(settings: Settings) -> Ledger:
     """The ledger that the settings name."""
     Path(settings.state_dir).mkdir(parents=True, exist_ok=True)
-    return Ledger(settings.ledger)
+    ledger = Ledger(settings.ledger)
+    ledger.use_one_name(settings.sink)
+    return ledger
 
 
 def verdict_on_known(row: _Values, entry: Work | Refusal) -> Literal["changed", "known", "busy"]:

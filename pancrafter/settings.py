@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -69,8 +70,8 @@ class WorkSettings(Record):
     @field_validator("sink", "state_dir")
     @classmethod
     def _one_name_per_place(cls, place: str) -> str:
-        """Folders as absolute paths: the ledger knows a sink by its name."""
-        return place.rstrip("/") if "://" in place else str(Path(place).absolute())
+        """Folders by one path, without links and ``..``: the ledger knows a sink by its name."""
+        return place.rstrip("/") if "://" in place else os.path.realpath(place)
 
     @field_validator("source", "sink", "catalog_url")
     @classmethod

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from pathlib import Path
 
 import pytest
@@ -98,6 +99,35 @@ def test_what_readers_see_is_withdrawn_while_a_newer_version_waits(published: Se
         assert discovery.discover(published, ledger).eligible == ()
     assert StaticSink(published.sink).item_ids(COLLECTION) == ()
     assert events_of(published)[-1] == ("withdrawn", "licence")
+
+
+def test_what_was_withdrawn_stays_withdrawn_by_another_path_to_the_same_places(
+    published: Settings, tmp_path: Path
+) -> None:
+    with open_ledger(published) as ledger:
+        withdraw(published, ledger)
+    (tmp_path / "link").symlink_to(tmp_path)
+    for way in (tmp_path / "link", tmp_path / "sink" / ".."):
+        other = settings_in(way, source=published.source, contracts_dir=published.contracts_dir)
+        assert (other.sink, other.state_dir) == (published.sink, published.state_dir)
+        assert runs.run(other, _silent) == []
+
+
+@pytest.mark.parametrize("withdrawn", [True, False])
+def test_a_ledger_that_knows_the_sink_by_another_path_is_gone_on_with(
+    published: Settings, tmp_path: Path, *, withdrawn: bool
+) -> None:
+    """Of a version that took paths as they were given: nothing is made again, least of all what was withdrawn."""
+    with open_ledger(published) as ledger:
+        if withdrawn:
+            withdraw(published, ledger)
+    (tmp_path / "link").symlink_to(tmp_path)
+    with sqlite3.connect(tmp_path / "state" / "ledger.db") as connection:
+        connection.execute("UPDATE scene SET sink = ?", (str(tmp_path / "link" / "sink"),))
+    connection.close()
+    assert runs.run(published, _silent) == []
+    with open_ledger(published) as ledger:
+        assert [row.key.sink for row in ledger.rows()] == [published.sink]
 
 
 def test_a_scene_in_work_is_not_withdrawn(published: Settings) -> None:
