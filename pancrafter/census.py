@@ -25,6 +25,7 @@ from pancrafter.settings import Settings
 from pancrafter.states import IN_WORK, LedgerRow, SceneKey, Standing, State, Work
 from pancrafter.sweep import find_leftovers
 from pancrafter.types import Record, Refusal, Scene
+from pancrafter.withdrawal import WITHDRAWN
 
 BATCH = 500
 """Source items compared with the ledger at once."""
@@ -172,6 +173,8 @@ class _Comparison:
                 self._waiting(key, row)
             elif row.state is State.CONFIRMED:
                 self._confirmed(key, row)
+            elif row.state is State.REFUSED:
+                self._refused(key, row)
             elif row.state in (State.DEAD, State.HELD):
                 self.notes[f"{row.state}, wait for a person: pancrafter ledger list --state {row.state}"] += 1
 
@@ -207,6 +210,20 @@ class _Comparison:
 
     def _seen(self, row: Standing) -> bool:
         return (row.collection, row.item_id) in self.in_source
+
+    def _refused(self, key: SceneKey, row: Standing) -> None:
+        """An older version stays where a newer one was refused; what was withdrawn goes with all its versions."""
+        collection = output_collection_id(row.collection)
+        linked = self.linked.get(collection, frozenset())
+        documents = [
+            self.sink.document(collection, name) for name in (row.output_item_id, row.supersedes) if name in linked
+        ]
+        published = [str(item["id"]) for item in documents if item and not item["properties"].get("deprecated")]
+        known = self.ledger.show(key) if published else None
+        if known is None or (published == [row.supersedes] and known.code != WITHDRAWN):
+            return
+        withdraw = f"withdraw {shlex.quote(str(key))} --reason {shlex.quote(known.reason or '')}"
+        self._add("catalog", str(key), f"is refused ({known.code}), but {published[0]} is in the catalog", withdraw)
 
     def _fault_of(self, collection: str, item_id: str) -> str | None:
         document = self.sink.document(collection, item_id)

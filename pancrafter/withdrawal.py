@@ -14,7 +14,7 @@ from pancrafter.types import Json
 if TYPE_CHECKING:
     from pancrafter.publish import StaticSink
 
-_WITHDRAWN = "withdrawn"
+WITHDRAWN = "withdrawn"
 """Code of scenes that are refused because their product was taken back."""
 
 
@@ -40,11 +40,11 @@ def withdraw(key: SceneKey, reason: str, settings: Settings, ledger: Ledger) -> 
 
     row, sink = ledger.show(key), StaticSink(settings.sink)
     item_ids = () if row is None else _current_items(row, sink)
-    if row is None or (not item_ids and row.code != _WITHDRAWN):
+    if row is None or (not item_ids and row.code != WITHDRAWN):
         raise InvalidSceneError("has no published item in this catalog; see `pancrafter ledger show`", scene=str(key))
     before = ledger.was_withdrawn(key)
     if row.state is not State.REFUSED:
-        ledger.mark_refused(key, _WITHDRAWN, reason, withdrawn=True)
+        ledger.mark_refused(key, WITHDRAWN, reason, withdrawn=True)
     collection, feed = output_collection_id(key.collection), ChangeFeed(sink.store)
     api = None if settings.catalog_url is None else StacApi(settings.catalog_url)
 

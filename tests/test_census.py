@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sqlite3
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -39,8 +40,6 @@ def settings(published: Path, tmp_path: Path) -> Settings:
     shutil.copytree(published / "sink", tmp_path / "sink")
     shutil.copytree(published / "state", tmp_path / "state")
     moved = settings_in(tmp_path, source=str(published / "source"))
-    import sqlite3
-
     with sqlite3.connect(tmp_path / "state" / "ledger.db") as connection:
         connection.execute("UPDATE scene SET sink = ?", (moved.sink,))
     connection.close()
@@ -148,6 +147,25 @@ def test_scene_that_left_the_source(settings: Settings, tmp_path: Path) -> None:
     (difference,) = [d for d in census.differences if d.what == "geoeye-1/day-1"]
     assert "gone from the source" in difference.finding
     assert difference.fix.startswith("pancrafter ledger refuse geoeye-1/day-1 ")
+
+
+@pytest.mark.parametrize(("code", "differs"), [("withdrawn", True), ("by-hand", False)])
+def test_product_of_a_refused_scene_in_the_catalog(settings: Settings, code: str, *, differs: bool) -> None:
+    """What is withdrawn goes; where a newer version is refused, the older one stays."""
+    old_id = _item_folder(settings, "day-1").name
+    with sqlite3.connect(Path(settings.state_dir) / "ledger.db") as connection:
+        connection.execute(
+            "UPDATE scene SET state = 'refused', code = ?, reason = 'a licence', output_item_id = 'newer', "
+            "supersedes = output_item_id WHERE item_id = 'day-1'",
+            (code,),
+        )
+    connection.close()
+    found = {d.what: d for d in take_census(settings).differences if d.place == "catalog"}
+    assert found.keys() == ({"geoeye-1/day-1"} if differs else set())
+    if differs:
+        difference = found["geoeye-1/day-1"]
+        assert difference.finding == f"is refused (withdrawn), but {old_id} is in the catalog"
+        assert difference.fix.startswith("pancrafter withdraw geoeye-1/day-1 --reason 'a licence' ")
 
 
 @pytest.mark.parametrize("window", ["since", "until", "changed_since", "bbox", "aoi", "collections", "ids"])
