@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import ClassVar
 from urllib.parse import urlsplit
 
-from pancrafter.cli.shared import settings_from
+from pancrafter.cli.shared import require_apart, settings_from
 from pancrafter.errors import ErrorKind, PancrafterError
 from pancrafter.settings import Settings, WorkSettings
 
@@ -26,14 +26,16 @@ def with_environment(parameters: WorkSettings) -> Settings:
 
     Raises:
         SecretParameterError: The ledger's address was given as a parameter, with a password.
-        OptionError: A value in the environment does not fit.
+        OptionError: A value in the environment does not fit, or source and sink are the same place.
     """
     if parameters.ledger_url is not None and urlsplit(parameters.ledger_url).password:
         raise SecretParameterError(
             "parameter ledger_url holds a password, which Prefect would show; leave it out, and set "
             "PANCRAFTER_LEDGER_URL where the worker runs"
         )
-    return settings_from(**{name: getattr(parameters, name) for name in parameters.model_fields_set})
+    settings = settings_from(**{name: getattr(parameters, name) for name in parameters.model_fields_set})
+    require_apart(settings)
+    return settings
 
 
 def without_ledger(settings: Settings) -> Settings:

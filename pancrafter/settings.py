@@ -92,6 +92,12 @@ class WorkSettings(Record):
         """SQLAlchemy URL of the ledger."""
         return self.ledger_url or f"sqlite:///{Path(self.state_dir) / 'ledger.db'}"
 
+    @property
+    def sink_is_source(self) -> bool:
+        """Whether products would be published among the originals, where the next run would find them as its source."""
+        folder = self.source.removeprefix("file://").rstrip("/").removesuffix("/catalog.json")
+        return (folder if "://" in folder else os.path.realpath(folder)) == self.sink
+
 
 class Settings(WorkSettings):
     """A run: what to sharpen, where to put it, with what. Every field can be set as ``PANCRAFTER_<FIELD>``."""

@@ -297,6 +297,16 @@ def test_what_stops_a_run_is_one_line_and_code_2(
     assert message in fails(2, "run", *words)
 
 
+@pytest.mark.parametrize("command", ["run", "backfill", "plan", "census"])
+@pytest.mark.parametrize("source", ["{}", "{}/", "{}/catalog.json", "file://{}/catalog.json", "{}/files/.."])
+def test_an_archive_is_no_place_for_its_products(tmp_path: Path, command: str, source: str) -> None:
+    (tmp_path / "archive").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "archive")
+    where = ["--source", source.format(tmp_path / "link"), "--sink", tmp_path / "archive", "--state-dir", tmp_path]
+    assert "which is the source; expected another place" in fails(2, command, *where)
+    assert list((tmp_path / "archive").iterdir()) == []
+
+
 def test_faults_of_the_environment_are_named_after_their_variable(archive: Path, tmp_path: Path) -> None:
     where = ["--source", archive, "--state-dir", tmp_path, "--sink", tmp_path / "sink"]
     line = fails(2, "run", *where, env={"PANCRAFTER_LEASE_S": "-5"})

@@ -174,7 +174,7 @@ class Search:
         """The settings that the options ask for.
 
         Raises:
-            OptionError: A value does not fit.
+            OptionError: A value does not fit, or source and sink are the same place.
             SelectionError: A file of the selection is of no use, or nothing was made with the weights.
         """
         from pancrafter.selection import Selection
@@ -194,6 +194,7 @@ class Search:
             limit=self.limit,
             **more,
         )
+        require_apart(settings)
         chosen = {"since": settings.since, "until": settings.until, "ids_file": self.ids, "made_with": self.made_with}
         return _validated(Selection, chosen).applied_to(settings)
 
@@ -234,6 +235,18 @@ def settings_from(**given: Any) -> Settings:  # Any: values of all fields
         return _validated(settings_from_environment, given)
     except SettingsError as err:
         raise OptionError(f"environment: {err}; {_LISTS_AS_JSON}") from err
+
+
+def require_apart(settings: Settings) -> None:
+    """Leave an archive as it is where it is named as the place for products too.
+
+    Raises:
+        OptionError: Source and sink are the same place.
+    """
+    if settings.sink_is_source:
+        raise OptionError(
+            f"--sink: found {settings.sink}, which is the source; expected another place for the products"
+        )
 
 
 def _validated(build: Callable[..., _T], given: Mapping[str, Any]) -> _T:

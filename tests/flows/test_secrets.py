@@ -108,3 +108,8 @@ def test_empty_places_of_a_deployment_are_those_of_the_worker(monkeypatch: pytes
         assert [getattr(settings, place) for place in places] == [f"/data/{place}" for place in places]
     monkeypatch.setenv("PANCRAFTER_SINK", "")
     assert with_environment(Settings.model_validate({"sink": ""})).sink == str(Path("output").absolute())
+
+
+def test_an_archive_is_no_place_for_its_products(tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="which is the source"):
+        with_environment(Settings(source=str(tmp_path), sink=str(tmp_path)))
