@@ -197,12 +197,36 @@ def _not_waiting_in_vain(client: Any, resource: str | None, patience_s: float) -
         over.set()
 
 
+def _connected(scheduler: str) -> Any:  # Any: distributed ships no types
+    """A client of a scheduler that answers: one that finds none tries for a minute more to take its leave."""
+    from distributed import Client
+    from distributed.comm.core import connect
+    from distributed.security import Security
+    from distributed.utils import LoopRunner, sync
+
+    async def knock() -> None:
+        comm = await connect(scheduler, **Security().get_connection_args("client"))
+        await comm.close()
+
+    own = LoopRunner()
+    own.start()
+    try:
+        sync(own.loop, knock)
+        return Client(scheduler, set_as_default=False)
+    except (OSError, ValueError) as err:
+        raise ClusterLostError(
+            f"Dask scheduler {scheduler}: {err}; expected tcp://host:port of one that runs and can be reached from here"
+        ) from err
+    finally:
+        own.stop()
+
+
 @contextlib.contextmanager
 def open_compute(settings: Settings) -> Iterator[Compute]:
     """The place that the settings name, opened and closed again.
 
     Raises:
-        ClusterLostError: The Dask scheduler does not answer.
+        ClusterLostError: It is a Dask scheduler that does not answer.
     """
     if settings.dask_scheduler is None and settings.workers == 0:
         yield Compute()
@@ -212,13 +236,7 @@ def open_compute(settings: Settings) -> Iterator[Compute]:
 
     logging.getLogger("distributed").setLevel(logging.CRITICAL)  # errors of tasks are raised, not only logged
     if settings.dask_scheduler is not None:
-        try:
-            client = Client(settings.dask_scheduler, set_as_default=False)
-        except OSError as err:
-            raise ClusterLostError(
-                f"Dask scheduler {settings.dask_scheduler}: {err}; start it or correct the address, then run again"
-            ) from err
-        with client:
+        with _connected(settings.dask_scheduler) as client:
             yield Compute(client, priority=settings.priority, patience_s=settings.worker_wait_s)
         return
     with (

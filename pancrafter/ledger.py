@@ -784,8 +784,18 @@ class Ledger:
 
 
 def open_ledger(settings: Settings) -> Ledger:
-    """The ledger that the settings name."""
-    Path(settings.state_dir).mkdir(parents=True, exist_ok=True)
+    """The ledger that the settings name.
+
+    Raises:
+        LedgerError: The state folder cannot be made, or the ledger not be used.
+    """
+    try:
+        Path(settings.state_dir).mkdir(parents=True, exist_ok=True)
+    except OSError as err:
+        raise LedgerError(
+            f"state folder {settings.state_dir}: cannot be made ({err}); check its path and rights, or give another "
+            "with --state-dir"
+        ) from err
     ledger = Ledger(settings.ledger)
     ledger.use_one_name(settings.sink)
     return ledger

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 
 from prometheus_client import CollectorRegistry, generate_latest, start_http_server
@@ -103,9 +103,14 @@ def text(settings: Settings) -> str:
     return generate_latest(_registry(settings)).decode()
 
 
-def serve(settings: Settings, host: str, port: int) -> None:
-    """Answer scrapes of ``http://host:port/metrics`` until the process ends."""
+def serve(settings: Settings, host: str, port: int, on_start: Callable[[], None]) -> None:
+    """Answer scrapes of ``http://host:port/metrics`` until the process ends; calls ``on_start`` when it does.
+
+    Raises:
+        OSError: The address cannot be listened on.
+    """
     start_http_server(port, addr=host, registry=_registry(settings))
+    on_start()
     while True:
         time.sleep(3600)
 

@@ -18,6 +18,8 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
+import dask
+import distributed  # noqa: F401 - its defaults come before what tests set
 import numpy as np
 import pytest
 import rasterio
@@ -305,6 +307,29 @@ def test_an_archive_is_no_place_for_its_products(tmp_path: Path, command: str, s
     where = ["--source", source.format(tmp_path / "link"), "--sink", tmp_path / "archive", "--state-dir", tmp_path]
     assert "which is the source; expected another place" in fails(2, command, *where)
     assert list((tmp_path / "archive").iterdir()) == []
+
+
+@pytest.mark.parametrize("command", ["run", "census"])
+def test_a_state_folder_that_cannot_be_made_is_named(archive: Path, tmp_path: Path, command: str) -> None:
+    (tmp_path / "file").touch()
+    where = ["--source", archive, "--sink", tmp_path / "sink", "--state-dir", tmp_path / "file" / "state"]
+    assert f"state folder {tmp_path / 'file' / 'state'}: cannot be made" in fails(2, command, *where)
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "message"),
+    [("tcp://127.0.0.1:1", "Timed out trying to connect"), ("nonsense", "missing port number")],
+)
+def test_a_dask_scheduler_that_does_not_answer_is_named(
+    archive: Path, tmp_path: Path, scheduler: str, message: str
+) -> None:
+    where = ["--source", archive, "--sink", tmp_path / "sink", "--state-dir", tmp_path / "state"]
+    with dask.config.set({"distributed.comm.timeouts.connect": "0.5s"}):
+        line = fails(2, "run", *where, "--dask-scheduler", scheduler)
+    assert f"Dask scheduler {scheduler}: " in line
+    assert message in line
+    with Ledger(f"sqlite:///{tmp_path / 'state' / 'ledger.db'}") as ledger:
+        assert {row.attempts for row in ledger.rows()} == {0}
 
 
 def test_faults_of_the_environment_are_named_after_their_variable(archive: Path, tmp_path: Path) -> None:
@@ -686,6 +711,60 @@ def test_train_writes_weights_that_sharpen(pair: tuple[Path, Path], tmp_path: Pa
     best = tmp_path / "run" / "best.safetensors"
     assert result.stdout.rstrip().endswith(str(best))
     assert call("sharpen", *pair, tmp_path / "o.tif", "--weights", best, *ONE_TILE).exit_code == 0
+
+
+def test_train_needs_a_folder_that_can_be_made(tmp_path: Path) -> None:
+    config = tmp_path / "tiny.yaml"
+    config.write_text(TINY_TRAINING)
+    assert "tiny.yaml/run: cannot be made" in fails(2, "train", config, config / "run", "--device", "cpu")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--scenes", 0], "--scenes: found 0; input should be greater than or equal to 1"),
+        (["--mpx", -1], "--mpx: found -1.0; input should be greater than 0"),
+        (["--mpx", "nan"], "--mpx: found nan; input should be greater than 0"),
+        (["--gpus", 0], "--gpus: found 0"),
+        (["--interruptions", -1], "--interruptions: found -1.0"),
+        (["--rates", "/nowhere/rates.json"], "--rates /nowhere/rates.json: "),
+        (["--rates", PROJECT / "README.md"], "the file: Invalid JSON"),
+    ],
+)
+def test_size_names_what_does_not_fit(words: list[object], message: str) -> None:
+    rates = PROJECT / "infra" / "sizing-rates.json"
+    assert message in fails(2, "size", "--scenes", 10, "--mpx", 10, "--rates", rates, *words)
+
+
+def test_size_names_the_rate_that_is_missing(tmp_path: Path) -> None:
+    rates = tmp_path / "rates.json"
+    rates.write_text('{"stage": {"fixed_s": 1}}')
+    line = fails(2, "size", "--scenes", 10, "--mpx", 10, "--rates", rates)
+    assert f"--rates {rates}: stage.s_per_mpx: Field required" in line
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["metrics", "--port", 80000],
+        ["evaluate", ".", "--threads", 0],
+        ["sharpen", "pan.tif", "ms.tif", "out.tif", "--threads", 0],
+        ["size", "--scenes", 1, "--mpx", 1, "--bands", 0],
+    ],
+)
+def test_numbers_out_of_range_are_usage_errors(words: list[object]) -> None:
+    result = call(*words)
+    assert result.exit_code == 2
+    assert f"Invalid value for '{words[-2]}'" in result.stderr
+
+
+def test_metrics_names_a_port_that_is_taken(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        line = fails(2, "metrics", "--port", port, "--state-dir", tmp_path)
+    assert f"127.0.0.1:{port} cannot be listened on" in line
 
 
 def test_train_names_the_field_that_is_wrong(tmp_path: Path) -> None:

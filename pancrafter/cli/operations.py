@@ -3,12 +3,25 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pancrafter.cli.app import app
-from pancrafter.cli.shared import JsonOption, SinkOption, StateDirOption, note, print_json, settings_from
+from pancrafter.cli.ledger import existing_ledger
+from pancrafter.cli.shared import (
+    JsonOption,
+    OptionError,
+    SinkOption,
+    StateDirOption,
+    note,
+    print_json,
+    settings_from,
+    validated,
+)
+
+if TYPE_CHECKING:
+    from pancrafter.sizing import Rates
 
 
 @app.command()
@@ -17,7 +30,8 @@ def metrics(
     sink: SinkOption = None,
     state_dir: StateDirOption = None,
     port: Annotated[
-        int | None, typer.Option("--port", help="Answer scrapes on this port until Ctrl-C; default: print once.")
+        int | None,
+        typer.Option("--port", min=1, max=65535, help="Answer scrapes on this port until Ctrl-C; default: print once."),
     ] = None,
     host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1",
 ) -> None:
@@ -28,8 +42,11 @@ def metrics(
     if port is None:
         typer.echo(metrics_endpoint.text(settings), nl=False)
     else:
-        note(f"metrics on http://{host}:{port}/metrics until Ctrl-C")
-        metrics_endpoint.serve(settings, host, port)
+        said = f"metrics on http://{host}:{port}/metrics until Ctrl-C"
+        try:
+            metrics_endpoint.serve(settings, host, port, on_start=lambda: note(said))
+        except OSError as err:
+            raise OptionError(f"{host}:{port} cannot be listened on ({err}); choose another --host or --port") from err
 
 
 @app.command()
@@ -68,11 +85,11 @@ def size(
     gpus: Annotated[int, typer.Option("--gpus")] = 1,
     cpus: Annotated[int, typer.Option("--cpus", help="Slots that stage, assess and publish.")] = 2,
     runners: Annotated[int, typer.Option("--runners", help="Scenes in work at the same time.")] = 1,
-    bands: Annotated[int, typer.Option("--bands")] = 4,
+    bands: Annotated[int, typer.Option("--bands", min=1)] = 4,
     source_mb_per_s: Annotated[float, typer.Option("--source-mb-per-s", help="Bandwidth of the source.")] = 1e9,
     interruptions: Annotated[float, typer.Option("--interruptions", help="Of a spot GPU, per hour.")] = 0.0,
-    gpu_price: Annotated[float, typer.Option("--gpu-price", help="Per GPU and hour.")] = 0.0,
-    cpu_price: Annotated[float, typer.Option("--cpu-price", help="Per CPU slot and hour.")] = 0.0,
+    gpu_price: Annotated[float, typer.Option("--gpu-price", min=0, help="Per GPU and hour.")] = 0.0,
+    cpu_price: Annotated[float, typer.Option("--cpu-price", min=0, help="Per CPU slot and hour.")] = 0.0,
     rates: Annotated[Path | None, typer.Option("--rates", help="JSON file of rates; default: from the ledger.")] = None,
     sink: SinkOption = None,
     state_dir: StateDirOption = None,
@@ -81,25 +98,28 @@ def size(
     """How long an archive takes, what it costs, what it asks of ledger and STAC API, and what is the bottleneck."""
     from pancrafter import sizing
 
+    archive = validated(sizing.Archive, {"scenes": scenes, "mpx": mpx, "bands": bands})
+    fleet = validated(
+        sizing.Fleet,
+        {
+            "gpus": gpus,
+            "cpus": cpus,
+            "runners": runners,
+            "source_mb_per_s": source_mb_per_s,
+            "interruptions_per_gpu_hour": interruptions,
+            "gpu_hour_price": gpu_price,
+            "cpu_hour_price": cpu_price,
+        },
+    )
     if rates is not None:
-        known = sizing.Rates.model_validate_json(rates.read_text())
+        known = _rates_in(rates)
     else:
-        from pancrafter.ledger import open_ledger
         from pancrafter.states import State
 
-        settings = settings_from(sink=sink, state_dir=state_dir)
-        with open_ledger(settings) as ledger:
+        settings = settings_from(sink=sink)
+        with existing_ledger(state_dir) as ledger:
             known = sizing.rates_from(ledger.rows(sink=settings.sink, states=[State.CONFIRMED], limit=1000))
-    fleet = sizing.Fleet(
-        gpus=gpus,
-        cpus=cpus,
-        runners=runners,
-        source_mb_per_s=source_mb_per_s,
-        interruptions_per_gpu_hour=interruptions,
-        gpu_hour_price=gpu_price,
-        cpu_hour_price=cpu_price,
-    )
-    found = sizing.forecast(sizing.Archive(scenes=scenes, mpx=mpx, bands=bands), fleet, known)
+    found = sizing.forecast(archive, fleet, known)
     if as_json:
         print_json({"rates": known.model_dump(), "forecast": found.model_dump()})
         return
@@ -110,3 +130,18 @@ def size(
     )
     shares = ", ".join(f"{name} {share:.0%}" for name, share in found.utilisation.items())
     typer.echo(f"busy: {shares}\nbottleneck: {found.bottleneck}")
+
+
+def _rates_in(path: Path) -> Rates:
+    from pydantic import ValidationError
+
+    from pancrafter.sizing import Rates
+
+    try:
+        return Rates.model_validate_json(path.read_bytes())
+    except OSError as err:
+        raise OptionError(f"--rates {path}: {err}; expected a JSON file of rates") from err
+    except ValidationError as err:
+        fault = err.errors()[0]
+        place = ".".join(map(str, fault["loc"])) or "the file"
+        raise OptionError(f"--rates {path}: {place}: {fault['msg']}; expected them as `size --json` prints") from err

@@ -37,7 +37,13 @@ _ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 INTERRUPTED = frozenset(128 + number for number in _ENDING_SIGNALS)
 """Exit codes of a program that was asked to end, as shells have them."""
 
-_OPTION_NAMES = {"since": "--from", "until": "--to", "collections": "--collection", "ids_file": "--ids"}
+_OPTION_NAMES = {
+    "since": "--from",
+    "until": "--to",
+    "collections": "--collection",
+    "ids_file": "--ids",
+    "interruptions_per_gpu_hour": "--interruptions",
+}
 _LISTS_AS_JSON = "lists are written as JSON, like '[8, 44, 9, 45]'"
 _DATE_ONLY = re.compile(r"\d{4}-?\d{2}-?\d{2}")
 
@@ -137,7 +143,7 @@ WeightsOption = Annotated[str | None, typer.Option("--weights", help="Shipped we
 DeviceOption = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
 PrecisionOption = Annotated[Literal["float32", "bfloat16"] | None, typer.Option("--precision")]
 BlockOption = Annotated[int | None, typer.Option("--block-px", help="Edge of a block, PAN pixels.")]
-ThreadsOption = Annotated[int | None, typer.Option("--threads", help="Threads per worker.")]
+ThreadsOption = Annotated[int | None, typer.Option("--threads", min=1, help="Threads per worker.")]
 LimitOption = Annotated[int | None, typer.Option("--limit", help="At most this many scenes.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 LedgerSinkOption = Annotated[
@@ -196,7 +202,7 @@ class Search:
         )
         require_apart(settings)
         chosen = {"since": settings.since, "until": settings.until, "ids_file": self.ids, "made_with": self.made_with}
-        return _validated(Selection, chosen).applied_to(settings)
+        return validated(Selection, chosen).applied_to(settings)
 
 
 def takes(*groups: type) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -232,7 +238,7 @@ def settings_from(**given: Any) -> Settings:  # Any: values of all fields
                 f"{_option_name(name)}: found '', expected a folder or an address; leave it out or give one"
             )
     try:
-        return _validated(settings_from_environment, given)
+        return validated(settings_from_environment, given)
     except SettingsError as err:
         raise OptionError(f"environment: {err}; {_LISTS_AS_JSON}") from err
 
@@ -249,7 +255,8 @@ def require_apart(settings: Settings) -> None:
         )
 
 
-def _validated(build: Callable[..., _T], given: Mapping[str, Any]) -> _T:
+def validated(build: Callable[..., _T], given: Mapping[str, Any]) -> _T:
+    """What options make; a value that does not fit is named as the user wrote it."""
     from pydantic import ValidationError
 
     try:

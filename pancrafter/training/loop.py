@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
-from pancrafter.errors import PancrafterError, WeightsError
+from pancrafter.errors import PancrafterError, SinkError, WeightsError
 from pancrafter.heap import keep_freed_memory
 from pancrafter.model.conditions import build_conditions
 from pancrafter.model.devices import use_full_float32
@@ -223,6 +223,7 @@ def train(config_path: Path, folder: Path, *, device: str = "cpu", loaders: int 
     Raises:
         PancrafterError: The configuration or an image is not usable, the folder holds a run made from something else,
             or the loss is no longer finite; the last good state stays in the folder.
+        SinkError: The folder cannot be made.
     """
     keep_freed_memory()
     use_full_float32()
@@ -237,7 +238,10 @@ def train(config_path: Path, folder: Path, *, device: str = "cpu", loaders: int 
     run.restore()
     if run.step >= config.steps:
         return best
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as err:
+        raise SinkError(f"{folder}: cannot be made ({err}); give a folder for the run that can be written") from err
     images, validation = load_data(config, config_path.parent)
     record = provenance(made_from, images, validation)
     (folder / "config.yaml").write_text(config_path.read_text())
