@@ -53,9 +53,11 @@ def back_up(settings: Settings, place: str) -> Copied:
 
     Raises:
         SinkError: The catalog cannot be read, or the place cannot be written.
-        BackupError: The ledger cannot be read.
+        BackupError: There is no catalog, or the ledger cannot be read.
     """
-    target, ledger = StaticSink(place), _ledger_file(settings)
+    source, target, ledger = StaticSink(settings.sink), StaticSink(place), _ledger_file(settings)
+    if source.store.read("catalog.json") is None:
+        raise BackupError(f"{source.catalog_href}: no such catalog; give --sink of the runs")
     said = "on a server, save it with pg_dump"
     if ledger is not None:
         if not ledger.is_file():
@@ -65,7 +67,7 @@ def back_up(settings: Settings, place: str) -> Copied:
             _snapshot(ledger, snapshot)
             target.store.put(snapshot, LEDGER, "application/vnd.sqlite3")
         said = "copied"
-    copied, kept = copy_catalog(StaticSink(settings.sink), StaticSink(f"{place.rstrip('/')}/{CATALOG}"))
+    copied, kept = copy_catalog(source, StaticSink(f"{place.rstrip('/')}/{CATALOG}"))
     return Copied(copied=copied, kept=kept, ledger=said)
 
 

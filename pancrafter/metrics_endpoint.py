@@ -15,7 +15,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from pancrafter.changes import ChangeFeed
-from pancrafter.errors import PancrafterError
+from pancrafter.errors import LedgerError, PancrafterError
 from pancrafter.ledger import Ledger
 from pancrafter.publish import StaticSink
 from pancrafter.settings import Settings
@@ -48,6 +48,8 @@ class SinkMetrics(Collector):
 
     def _ledger(self) -> Iterator[Metric]:
         sink = self._settings.sink
+        if not self._settings.has_ledger:  # opening it would make one
+            raise LedgerError(f"no ledger in {self._settings.state_dir}")
         with Ledger(self._settings.ledger) as ledger:
             counts, totals, waiting = ledger.counts(sink), ledger.totals(sink), ledger.waiting(sink)
         scenes = GaugeMetricFamily("pancrafter_scenes", "Scenes of the ledger by state.", labels=["state"])

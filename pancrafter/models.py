@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from pydantic import Field
 
 from pancrafter.errors import WeightsError
-from pancrafter.model.names import for_benchmark, require_weights, weights_path, weights_sha256
+from pancrafter.model.names import for_benchmark, require_weights, shipped_weights, weights_path, weights_sha256
 from pancrafter.types import Json, Record
 
 if TYPE_CHECKING:
@@ -173,9 +173,7 @@ def products_of(sink: StaticSink, model: str, *, deprecated: bool = False) -> It
         if not recipe or not recipe.get("weights_sha256") or (properties.get("deprecated") and not deprecated):
             continue
         name, sha256 = model_name(str(recipe["weights"])), str(recipe["weights_sha256"])
-        if model in {name, recipe["weights"], model_item_id(name, sha256)} or (
-            len(model) >= 8 and sha256.startswith(model)
-        ):
+        if model == recipe["weights"] or _means(model, name, sha256):
             source, (height, width) = properties["pancrafter:source"], properties["proj:shape"]
             yield Product(
                 collection=item["collection"],
@@ -186,6 +184,19 @@ def products_of(sink: StaticSink, model: str, *, deprecated: bool = False) -> It
                 weights_sha256=sha256,
                 mpx=height * width / 1e6,
             )
+
+
+def is_known(sink: StaticSink, model: str) -> bool:
+    """Whether weights that are called so were shipped, are described in the catalog, or made any of its products."""
+    return (
+        any(_means(model, name, entry["sha256"]) for name, entry in shipped_weights().items())
+        or model in sink.item_ids(MODELS)
+        or any(products_of(sink, model, deprecated=True))
+    )
+
+
+def _means(model: str, name: str, sha256: str) -> bool:
+    return model in {name, model_item_id(name, sha256)} or (len(model) >= 8 and sha256.startswith(model))
 
 
 def _header(path: Path) -> Mapping[str, str]:

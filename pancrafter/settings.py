@@ -93,6 +93,11 @@ class WorkSettings(Record):
         return self.ledger_url or f"sqlite:///{Path(self.state_dir) / 'ledger.db'}"
 
     @property
+    def has_ledger(self) -> bool:
+        """Whether there is a ledger already; one that has an address of its own counts as there."""
+        return self.ledger_url is not None or (Path(self.state_dir) / "ledger.db").is_file()
+
+    @property
     def sink_is_source(self) -> bool:
         """Whether products would be published among the originals, where the next run would find them as its source."""
         folder = self.source.removeprefix("file://").rstrip("/").removesuffix("/catalog.json")

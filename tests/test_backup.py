@@ -98,6 +98,10 @@ def test_copies_go_in_the_order_of_publication(tmp_path: Path, monkeypatch: pyte
 
 def test_missing_places_are_said(tmp_path: Path) -> None:
     settings = Settings(sink=str(tmp_path / "out"), state_dir=str(tmp_path / "state"))
+    with pytest.raises(PancrafterError, match="no such catalog; give --sink"):
+        back_up(settings, str(tmp_path / "backup"))
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "catalog.json").write_text("{}")
     with pytest.raises(PancrafterError, match="no such ledger; give --state-dir"):
         back_up(settings, str(tmp_path / "backup"))
     done = CliRunner().invoke(app, ["restore", str(tmp_path / "none"), "--sink", settings.sink])

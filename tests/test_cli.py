@@ -259,6 +259,51 @@ def test_a_sink_is_known_by_any_of_its_names(
     assert "1 redriven, 0 left" in call("redrive", *where, "--contains", "truncated").stdout
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["sweep", "--sink", "{sink}", "--state-dir", "typo"], "no ledger at "),
+        (["size", "--scenes", 1, "--mpx", 1, "--sink", "{sink}", "--state-dir", "typo"], "no ledger at "),
+        (["models", "remake", "open-compact", "--with", "open-compact", "--state-dir", "typo"], "no ledger at "),
+        (["report", "typo", "--state-dir", "{state}"], "no catalog at "),
+        (["models", "list", "--sink", "typo"], "no catalog at "),
+        (["models", "products", "open-compact", "--sink", "typo"], "no catalog at "),
+        (["backup", "kept", "--sink", "typo", "--state-dir", "{state}"], "no such catalog"),
+        (["models", "products", "typo", "--sink", "{sink}"], "no model 'typo' in "),
+        (
+            [
+                "models",
+                "remake",
+                "typo",
+                "--with",
+                "open-compact",
+                "--plan",
+                "--sink",
+                "{sink}",
+                "--state-dir",
+                "{state}",
+            ],
+            "no model 'typo' in ",
+        ),
+    ],
+)
+def test_a_mistyped_place_is_no_empty_one(
+    first_run: tuple, places: list, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list, message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert message in fails(2, *(str(word).format(sink=places[3], state=places[5]) for word in words))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_shipped_weights_are_listed_without_a_catalog(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert "open-compact" in call("models", "list").stdout
+
+
+def test_a_shipped_model_that_made_nothing_is_no_mistake(first_run: tuple, places: list) -> None:
+    assert parsed("models", "products", "open-compact", "--sink", places[3], "--json") == []
+
+
 def test_scene_in_two_sinks_must_be_named_in_full(first_run: tuple, places: list, tmp_path: Path) -> None:
     shutil.copytree(places[5], tmp_path / "state")
     other = ["--sink", tmp_path / "other", "--state-dir", tmp_path / "state", "--workers", 0, "--block-px", 128]

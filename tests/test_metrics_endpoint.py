@@ -74,6 +74,12 @@ def test_unreachable_ledger_is_a_number_and_no_crash(settings: Settings, tmp_pat
     assert (found["pancrafter_up{ledger}"], found["pancrafter_up{catalog}"]) == (0, 1)
 
 
+def test_no_ledger_yet_is_a_number_too_and_none_is_made(settings: Settings, tmp_path: Path) -> None:
+    found = values(settings.model_copy(update={"state_dir": str(tmp_path / "state")}))
+    assert (found["pancrafter_up{ledger}"], found["pancrafter_up{catalog}"]) == (0, 1)
+    assert not (tmp_path / "state").exists()
+
+
 def test_command_prints_them(settings: Settings) -> None:
     done = CliRunner().invoke(app, ["metrics", "--sink", settings.sink, "--state-dir", settings.state_dir])
     assert done.exit_code == 0

@@ -19,6 +19,7 @@ from pancrafter.cli.shared import (
     note,
     parse_bbox,
     parse_moment,
+    require_catalog,
     settings_from,
 )
 from pancrafter.errors import SinkError
@@ -95,8 +96,9 @@ def report(
     from pancrafter.publish import StaticSink
     from pancrafter.report import write_report
 
-    known = settings.ledger_url is not None or (Path(settings.state_dir) / "ledger.db").is_file()
-    with ledger_of(settings) if known else nullcontext() as ledger:
+    with ledger_of(settings) if settings.has_ledger else nullcontext() as ledger:
+        if ledger is None or not any(ledger.counts(settings.sink).values()):
+            require_catalog(settings)
         typer.echo(write_report(StaticSink(settings.sink), ledger=ledger, since=parse_moment("--since", since)))
 
 

@@ -27,6 +27,7 @@ from pancrafter.errors import PancrafterError
 
 if TYPE_CHECKING:
     from pancrafter.ledger import Ledger
+    from pancrafter.settings import Settings
     from pancrafter.states import LedgerRow
 
 ledger_app = typer.Typer(no_args_is_help=True, help="See what became of scenes, and give failed ones another try.")
@@ -174,12 +175,21 @@ def _states(names: Sequence[str] | None) -> list[str] | None:
     return list(names) if names else None
 
 
+def require_ledger(settings: Settings) -> None:
+    """Tell a place without a ledger from one whose ledger has nothing to say.
+
+    Raises:
+        OptionError: There is none in the state folder.
+    """
+    if not settings.has_ledger:
+        file = Path(settings.state_dir) / "ledger.db"
+        raise OptionError(f"no ledger at {file}; give --state-dir of the run, or run first")
+
+
 @contextmanager
 def existing_ledger(state_dir: str | None) -> Iterator[Ledger]:
     """The ledger of a state folder; asking about it does not make one."""
     settings = settings_from(state_dir=state_dir)
-    file = Path(settings.state_dir).absolute() / "ledger.db"
-    if settings.ledger_url is None and not file.is_file():
-        raise OptionError(f"no ledger at {file}; give --state-dir of the run, or run first")
+    require_ledger(settings)
     with ledger_of(settings) as ledger:
         yield ledger

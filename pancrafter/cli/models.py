@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pancrafter.cli.app import app
+from pancrafter.cli.ledger import require_ledger
 from pancrafter.cli.pipeline import carry_out
 from pancrafter.cli.shared import (
     DeviceOption,
@@ -19,8 +20,12 @@ from pancrafter.cli.shared import (
     note,
     on_device,
     print_json,
+    require_catalog,
     settings_from,
 )
+
+if TYPE_CHECKING:
+    from pancrafter.settings import Settings
 
 models_app = typer.Typer(no_args_is_help=True, help="Which weights made which products, and making them again.")
 app.add_typer(models_app, name="models")
@@ -32,6 +37,8 @@ NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="Name of the w
 def models_list(*, sink: SinkOption = None, as_json: JsonOption = False) -> None:
     """List shipped weights and those that made products of a catalog, with how many."""
     settings = settings_from(sink=sink)
+    if sink is not None:
+        require_catalog(settings)
     from pancrafter.model.names import shipped_weights
     from pancrafter.models import MODELS, model_name
     from pancrafter.publish import StaticSink
@@ -60,6 +67,7 @@ def models_list(*, sink: SinkOption = None, as_json: JsonOption = False) -> None
 def models_products(name: NameArgument, *, sink: SinkOption = None, as_json: JsonOption = False) -> None:
     """List the products that a model made; superseded ones are left out."""
     settings = settings_from(sink=sink)
+    _require_model(name, settings)
     from pancrafter.models import products_of
     from pancrafter.publish import StaticSink
 
@@ -88,6 +96,8 @@ def models_remake(
     Runs with other weights would turn them back: give later runs the same --weights.
     """
     settings = settings_from(sink=sink, state_dir=state_dir, weights=weights, device=device)
+    require_ledger(settings)
+    _require_model(name, settings)
     from pancrafter import runs
 
     made = runs.plan_remake(name, settings)
@@ -108,3 +118,17 @@ def models_remake(
         raise OptionError("--json: only together with --plan; see `pancrafter run --json FILE` for runs")
     settings, report = on_device(settings), line_reporter()
     carry_out(settings, lambda: runs.remake(made, settings, report))
+
+
+def _require_model(name: str, settings: Settings) -> None:
+    """Tell a name that was mistyped from a model that made nothing.
+
+    Raises:
+        OptionError: There is no catalog, or neither it nor this package knows such a model.
+    """
+    require_catalog(settings)
+    from pancrafter.models import is_known
+    from pancrafter.publish import StaticSink
+
+    if not is_known(StaticSink(settings.sink), name):
+        raise OptionError(f"no model {name!r} in {settings.sink}; see `pancrafter models list`")

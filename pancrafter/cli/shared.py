@@ -415,6 +415,19 @@ def write_json(path: Path, value: Any) -> None:  # Any: plain JSON
         path.write_text(f"{text}\n", encoding="utf-8")
 
 
+def require_catalog(settings: Settings) -> None:
+    """Tell a place without an output catalog from a catalog that holds nothing of what was asked for.
+
+    Raises:
+        OptionError: There is no catalog at the sink.
+    """
+    from pancrafter.publish import StaticSink
+
+    sink = StaticSink(settings.sink)
+    if sink.store.read("catalog.json") is None:
+        raise OptionError(f"no catalog at {sink.catalog_href}; give --sink of the run, or run first")
+
+
 def ledger_of(settings: Settings) -> Ledger:
     """The ledger that the settings name, opened late."""
     from pancrafter.ledger import open_ledger

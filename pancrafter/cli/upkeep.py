@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from pancrafter.cli.app import app
-from pancrafter.cli.ledger import ledger_redrive
+from pancrafter.cli.ledger import ledger_redrive, require_ledger
 from pancrafter.cli.shared import (
     SCENE_FAILED,
     JsonOption,
@@ -51,7 +51,9 @@ def sweep(
     """Free the scenes of dead workers, and remove what they left behind; safe beside runs."""
     from pancrafter.sweep import sweep as do_sweep
 
-    swept = do_sweep(settings_from(sink=sink, state_dir=state_dir))
+    settings = settings_from(sink=sink, state_dir=state_dir)
+    require_ledger(settings)
+    swept = do_sweep(settings)
     if as_json:
         print_json(swept.model_dump(mode="json"))
         return
