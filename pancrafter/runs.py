@@ -41,12 +41,30 @@ def run(settings: Settings, report: Report, *, since: datetime | None = None) ->
     started = since or datetime.now(UTC)
     with open_ledger(settings) as ledger:
         found = discover(settings, ledger)
+        if not found.counts.seen:
+            report(f"nothing found: 0 items in {settings.source} match{_limits_of(settings)}")
         refused = [refused_outcome(refusal) for refusal in found.refused]
         if not found.eligible:
             if found.has_news:
                 leave_report(settings, ledger, started, report)
             return refused
         return make_each(found.eligible, refused, settings, ledger, report, since=started)
+
+
+def _limits_of(settings: Settings) -> str:
+    """What a search is limited to, for people: a mistyped name would look like a night without work."""
+    limits = {
+        "collection": ", ".join(settings.collections),
+        "ids": len(settings.ids) or None,
+        "from": settings.since,
+        "to": settings.until,
+        "bbox": settings.bbox,
+        "aoi": settings.aoi,
+        "changed since": settings.changed_since,
+        "new since": settings.new_since,
+    }
+    said = "; ".join(f"{name} {value}" for name, value in limits.items() if value)
+    return f" ({said})" if said else ""
 
 
 def make_each(

@@ -124,6 +124,11 @@ class FoundCounts(Record):
     busy: int = 0
     refused: int = Field(default=0, description="How many of the distinct items seen were refusals.")
 
+    @property
+    def seen(self) -> int:
+        """How many distinct items were seen."""
+        return self.new + self.changed + self.known + self.busy
+
     def __add__(self, other: FoundCounts) -> FoundCounts:
         return FoundCounts(**{name: getattr(self, name) + getattr(other, name) for name in type(self).model_fields})
 

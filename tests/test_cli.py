@@ -164,6 +164,14 @@ def test_second_run_has_nothing_to_do_and_says_so(first_run: tuple, places: list
     assert f"output catalog: {places[3]}/catalog.json" in result.stdout
 
 
+def test_a_run_that_finds_nothing_says_what_it_looked_for(first_run: tuple, places: list) -> None:
+    result = call("run", *places, "--workers", 0, "--collection", "nosuch", "--from", "2025-05-01")
+    assert result.exit_code == 0
+    said = f"nothing found: 0 items in {places[1]} match (collection nosuch; from 2025-05-01 00:00:00+00:00)"
+    assert said in result.stderr
+    assert "nothing found" not in call("run", *places, "--workers", 0).stderr
+
+
 def test_plan_after_the_run_knows_what_is_done(first_run: tuple, places: list) -> None:
     text = call("plan", *places).stdout
     assert re.search(r"^done +1 ", text, re.MULTILINE)
