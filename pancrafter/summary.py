@@ -38,6 +38,8 @@ REFUSED_HINT = "see `pancrafter ledger list --state refused`"
 _MOST_REFUSED = 20
 _ID_WIDTH = 21
 _HEADER_WIDTH = 8
+_BESIDE_KEYS = 100
+"""What the columns of the ledger take beside keys, with 30 characters for reasons."""
 _MOST_PICTURES = 8
 _UPSAMPLING = "exp"
 _NONE = "-"
@@ -233,10 +235,21 @@ def state_line(counts: Mapping[State, int]) -> str:
     return f"{total} scene{'' if total == 1 else 's'} known" + (f": {parts}" if parts else "")
 
 
-def ledger_table(rows: Sequence[LedgerRow]) -> Table:
-    """One row per scene of the ledger."""
+def print_ledger(console: Console, rows: Sequence[LedgerRow]) -> None:
+    """One row per scene of the ledger, by the whole key that other commands take where there is room for it."""
+    longest = max((len(str(row.key)) for row in rows), default=0)
+    width = longest + _BESIDE_KEYS
+    if not console.is_terminal:
+        console.width = max(console.width, width)
+    console.print(_ledger_table(rows, longest if width <= console.width else None), soft_wrap=False)
+
+
+def _ledger_table(rows: Sequence[LedgerRow], key_width: int | None) -> Table:
     table = _table()
-    _add_id_column(table)
+    if key_width is None:
+        _add_id_column(table)
+    else:
+        table.add_column("scene", no_wrap=True, min_width=key_width)
     table.add_column("sensor")
     table.add_column("acquired", no_wrap=True)
     table.add_column("state", no_wrap=True)
@@ -245,7 +258,7 @@ def ledger_table(rows: Sequence[LedgerRow]) -> Table:
     table.add_column("reason", ratio=1, overflow="fold")
     for row in rows:
         table.add_row(
-            _id(str(row.key)),
+            _id(str(row.key)) if key_width is None else Text(str(row.key)),
             Text(row.sensor or _NONE),
             Text((row.acquired or _NONE)[:10]),
             Text(row.state.value, style=_STATE_STYLES.get(row.state.value, "")),

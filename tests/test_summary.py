@@ -18,6 +18,7 @@ from pancrafter.summary import (
     catalog_href,
     outcome_table,
     outcomes_json,
+    print_ledger,
     print_refusals,
     print_summary,
     row_table,
@@ -218,6 +219,28 @@ def test_states_in_one_line() -> None:
     assert state_line(counts | {State.DEAD: 1}) == "1 scene known: 1 dead"
     many = counts | {State.REFUSED: 2, State.CONFIRMED: 3, State.ELIGIBLE: 1, State.DEAD: 1}
     assert state_line(many) == "7 scenes known: 3 confirmed, 1 eligible, 2 refused, 1 dead"
+
+
+@pytest.mark.parametrize(("width", "terminal", "whole"), [(80, False, True), (200, True, True), (120, True, False)])
+def test_keys_of_the_ledger_are_whole_where_there_is_room(width: int, *, terminal: bool, whole: bool) -> None:
+    out, reason = io.StringIO(), "found no PAN asset; " * 8
+    rows = [
+        LedgerRow.model_construct(
+            key=SceneKey(sink="s", collection="worldview-3", item_id=item_id),
+            sensor="worldview-3",
+            acquired="2025-05-01T00:00:00Z",
+            state=State.REFUSED,
+            attempts=0,
+            updated=datetime(2025, 5, 1, tzinfo=UTC),
+            code="no-pan",
+            reason=reason,
+        )
+        for item_id in (LONG, "S2")
+    ]
+    print_ledger(Console(file=out, width=width, force_terminal=terminal), rows)
+    assert (f"worldview-3/{LONG} " in out.getvalue()) == whole
+    assert ("worldview-3/S2 " in out.getvalue()) == whole
+    assert out.getvalue().count("\n") < 20
 
 
 def test_row_lists_nested_measures_one_by_one() -> None:

@@ -46,7 +46,7 @@ def ledger_list(
     as_json: JsonOption = False,
 ) -> None:
     """List scenes and where they stand."""
-    from pancrafter.summary import ledger_table, row_json, state_line
+    from pancrafter.summary import print_ledger, row_json, state_line
 
     with existing_ledger(state_dir) as ledger:
         rows = ledger.rows(
@@ -57,7 +57,7 @@ def ledger_list(
         print_json([row_json(row) for row in rows])
         return
     if rows:
-        console_for_tables().print(ledger_table(rows), soft_wrap=False)
+        print_ledger(console_for_tables(), rows)
     typer.echo(f"{len(rows)} listed; {state_line(counts)}")
 
 
