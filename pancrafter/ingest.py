@@ -90,7 +90,8 @@ def add_pair(
         sensor: Name of a sensor contract, or of a platform that one lists.
         pan: One-band file, any format GDAL reads.
         ms: One multi-band file, or one file per band.
-        item_id: By default the stem of ``pan``, after the name of its folder where the stem says nothing.
+        item_id: By default the stem of ``pan``, or the name of its folder where the stem says nothing. Only an id that
+            is given lets copies of other files be replaced.
         acquired: Acquisition time; by default from the header, a TIFF tag, or the file time.
         bands: MS bands in file order; by default band descriptions, file names, or the sensor's usual order.
         copy: Copy the files into the catalog folder.
@@ -110,7 +111,9 @@ def add_pair(
     name = item_id or _default_id(pan)
     catalog = StaticCatalog(catalog_dir, contract)
     with catalog_lock(catalog_dir), undone_on_error(catalog.item_path(name).parent):
-        files = place_files(catalog.item_path(name).parent, pan, ms, contract, copy=copy, georeference=georeference)
+        path = catalog.item_path(name)
+        replace = item_id is not None or not path.exists()
+        files = place_files(path.parent, pan, ms, contract, copy=copy, georeference=georeference, replace=replace)
         pan_raster = read_header(files[0], pan)
         named_count = len(bands) if bands is not None and len(ms) == 1 else None
         ms_rasters = [read_header(path, given, named_count) for path, given in zip(files[1:], ms, strict=True)]

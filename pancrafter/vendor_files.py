@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import filecmp
 import math
 import shutil
 import warnings
@@ -203,8 +204,14 @@ def place_files(
     *,
     copy: bool,
     georeference: Georeference | None,
+    replace: bool,
 ) -> list[Path]:
-    """The files the item will refer to: the given ones, or their copies in the item's folder."""
+    """The files the item will refer to: the given ones, or their copies in the item's folder.
+
+    Raises:
+        InvalidSceneError: A file is missing or cannot be copied; without ``replace``, what is in the folder was copied
+            from other files.
+    """
     if not ms:
         raise InvalidSceneError(f"{pan}: no MS file given; expected one multi-band file or one file per band")
     sources = [path.absolute() for path in (pan, *ms)]
@@ -212,12 +219,16 @@ def place_files(
         raise InvalidSceneError(f"{pan}: the same file is given twice; expected PAN and MS in files of their own")
     if georeference is not None:
         targets = _targets(folder, [f"{path.stem}.tif" for path in sources])
+        if not replace and not any(map(_is_as_old, sources, targets)):
+            raise InvalidSceneError(_of_other_files(folder, pan))
         steps = [georeference.gsd, *[georeference.gsd * contract.ratio] * len(ms)]
         for path, target, step in zip(sources, targets, steps, strict=True):
             _copy_with_frame(path, target, georeference, step)
         return targets
     if copy:
         targets = _targets(folder, [path.name for path in sources])
+        if not replace and not any(map(_is_copy, sources, targets)):
+            raise InvalidSceneError(_of_other_files(folder, pan))
         for path, target in zip(sources, targets, strict=True):
             _copy(path, target)
         return targets
@@ -229,6 +240,22 @@ def _targets(folder: Path, names: Sequence[str]) -> list[Path]:
     return [
         folder / (name if names.count(name) == 1 else f"{number}/{name}") for number, name in enumerate(names, start=1)
     ]
+
+
+def _is_as_old(path: Path, target: Path) -> bool:
+    """Whether a copy may be one of this file, whose time it would have; a file that is missing is another error."""
+    return not path.exists() or (target.exists() and path.stat().st_mtime_ns == target.stat().st_mtime_ns)
+
+
+def _is_copy(path: Path, target: Path) -> bool:
+    return not path.exists() or (target.exists() and filecmp.cmp(path, target))
+
+
+def _of_other_files(folder: Path, pan: Path) -> str:
+    return (
+        f"{folder}: item {folder.name} exists already with copies of other files than {pan}; give another id with "
+        f"--id, or --id {folder.name} to replace them"
+    )
 
 
 def _copy(path: Path, target: Path) -> None:

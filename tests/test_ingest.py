@@ -326,6 +326,33 @@ def test_an_id_is_not_given_to_two_scenes(catalog: Path, tmp_path: Path, pan: Pa
     assert Path(recognised(items(catalog)["x"]).pan.href) == pan
 
 
+@pytest.mark.parametrize("framed", [False, True])
+def test_copies_of_another_scene_are_replaced_only_by_an_id_that_is_given(
+    catalog: Path, tmp_path: Path, *, framed: bool
+) -> None:
+    """Two orders with a scene x each: both would be called after their folder."""
+
+    def add(order: str, item_id: str | None = None) -> str:
+        folder = tmp_path / order / "x"
+        return add_pair(
+            catalog, "worldview-3", folder / "pan.tif", [folder / "ms.tif"], item_id=item_id, copy=not framed,
+            georeference=parse_georeference("EPSG:32631 500000 5700000 0.5") if framed else None,
+        ).change  # fmt: skip
+
+    for seed, order in enumerate(("a", "b")):
+        crs = None if framed else "EPSG:32631"
+        write(tmp_path / order / "x" / "pan.tif", step=0.5, seed=seed, crs=crs)
+        write(tmp_path / order / "x" / "ms.tif", count=8, size=8, step=2.0, seed=seed, crs=crs)
+        for name in ("pan.tif", "ms.tif"):
+            os.utime(tmp_path / order / "x" / name, (1e9 + seed, 1e9 + seed))
+    assert [add("a"), add("a")] == ["added", "unchanged"]
+    before = tree(catalog)
+    with pytest.raises(InvalidSceneError, match="item x exists already with copies of other files"):
+        add("b")
+    assert tree(catalog) == before
+    assert add("b", "x") == "updated"
+
+
 def test_a_lost_link_is_put_back(catalog: Path, pan: Path, ms: Path) -> None:
     add_pair(catalog, "worldview-3", pan, [ms])
     (catalog / "worldview-3" / "collection.json").unlink()

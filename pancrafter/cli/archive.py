@@ -49,9 +49,13 @@ def catalog_add(
     *,
     catalog: Annotated[Path, typer.Option("--catalog", help="Folder of the catalog; made when missing.")],
     sensor: Annotated[str | None, typer.Option("--sensor", help="Sensor contract or platform.")] = None,
-    item_id: Annotated[str | None, typer.Option("--id", help="Id of the item; default: name of the PAN file.")] = None,
+    item_id: Annotated[
+        str | None,
+        typer.Option("--id", help="Id of the item; default: name of the PAN file, of its folder where that is 'pan'."),
+    ] = None,
     acquired: Annotated[
-        str | None, typer.Option("--datetime", metavar="TIME", help="Acquisition time; default: from the header.")
+        str | None,
+        typer.Option("--datetime", metavar="TIME", help="Acquisition time; default: from the header, else the file's."),
     ] = None,
     bands: Annotated[str | None, typer.Option("--bands", metavar="A,B,...", help="MS bands in file order.")] = None,
     copy: Annotated[bool, typer.Option("--copy", help="Copy the files into the catalog folder.")] = False,
