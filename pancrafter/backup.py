@@ -20,6 +20,7 @@ from pancrafter.changes import FOLDER as CHANGES
 from pancrafter.changes import ChangeFeed
 from pancrafter.durable import flush
 from pancrafter.errors import ErrorKind, PancrafterError
+from pancrafter.ledger import open_ledger
 from pancrafter.publish import StaticSink
 from pancrafter.settings import Settings
 from pancrafter.stac_api import StacApi
@@ -94,11 +95,24 @@ def bring_back(settings: Settings, place: str) -> Copied:
             draft.write_bytes(saved)
             flush(draft)
             draft.replace(ledger)
-            said = "put back"
+            said = "put back" + _of_another_sink(settings)
     sink = StaticSink(settings.sink)
     copied, kept = copy_catalog(source, sink, _superfluous(sink))
     sent = None if settings.catalog_url is None else StacApi(settings.catalog_url).send_all(sink)
     return Copied(copied=copied, kept=kept, ledger=said, sent=sent)
+
+
+def _of_another_sink(settings: Settings) -> str:
+    """What to say of a ledger that knows scenes, but none for this sink; nothing if it is of use here."""
+    with open_ledger(settings) as ledger:
+        first = ledger.rows(limit=1)
+        if not first or any(ledger.counts(settings.sink).values()):
+            return ""
+    old = first[0].key.sink
+    return (
+        f", but it is of {old}, and knows nothing of {settings.sink}: what was withdrawn, refused or held there is made "
+        f"again here; restore to --sink {old} where that can be"
+    )
 
 
 def _superfluous(sink: StaticSink) -> Callable[[str], bool]:

@@ -63,6 +63,19 @@ def test_what_is_left_of_a_catalog_is_newer_than_its_backup(tmp_path: Path) -> N
     assert contents(tmp_path / "sink") == before
 
 
+def test_a_ledger_of_another_sink_is_said(tmp_path: Path) -> None:
+    add_scene(tmp_path / "source", "S1", side_px=128)
+    settings = settings_in(tmp_path)
+    runs.run(settings, lambda _: None)
+    back_up(settings, str(tmp_path / "kept"))
+    shutil.rmtree(settings.state_dir)
+    assert bring_back(settings, str(tmp_path / "kept")).ledger == "put back"
+    other = settings_in(tmp_path / "other", source=settings.source)
+    assert f"put back, but it is of {settings.sink}, and knows nothing of {other.sink}" in str(
+        bring_back(other, str(tmp_path / "kept"))
+    )
+
+
 def test_what_sqlite_kept_beside_a_ledger_is_in_the_way_too(tmp_path: Path) -> None:
     add_scene(tmp_path / "source", "one", side_px=128)
     settings = settings_in(tmp_path)
