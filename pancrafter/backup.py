@@ -110,8 +110,8 @@ def _of_another_sink(settings: Settings) -> str:
             return ""
     old = first[0].key.sink
     return (
-        f", but it is of {old}, and knows nothing of {settings.sink}: what was withdrawn, refused or held there is made "
-        f"again here; restore to --sink {old} where that can be"
+        f", but it is of {old}, and knows nothing of {settings.sink}: what was withdrawn, refused or held there is "
+        f"made again here; restore to --sink {old} where that can be"
     )
 
 
