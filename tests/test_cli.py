@@ -26,12 +26,14 @@ import rasterio
 from networks import random_network
 from rio_cogeo import cog_validate
 from small_archive import GSD_M, ORIGIN, RATIO, add_scene, write_raster
+from typer.main import get_command
 from typer.testing import CliRunner, Result
 
 from pancrafter import cli
 from pancrafter.ledger import Ledger
 from pancrafter.model.weights import save_checkpoint
 from pancrafter.sensors import get_contract, parse_contract
+from pancrafter.settings import Settings
 from pancrafter.simulate import archive as simulated
 
 RUNNER = CliRunner()
@@ -841,6 +843,19 @@ def test_help_names_every_command_and_loads_nothing_heavy() -> None:
     for command in ("run", "plan", "sharpen", "simulate", "catalog", "serve", "sensors", "ledger", "train", "version"):
         assert f" {command} " in done.stdout
     assert done.stdout.rstrip().endswith("[]")
+
+
+@pytest.mark.parametrize("command", ["run", "backfill", "plan"])
+def test_help_names_the_defaults_of_settings(command: str) -> None:
+    options = {option.name: option for option in get_command(cli.app).commands[command].params}
+    told = {name: option.show_default for name, option in options.items() if isinstance(option.show_default, str)}
+    fields = Settings.model_fields
+    assert told == {
+        name: str(fields[name].default)
+        for name in options
+        if name in fields and fields[name].default not in (None, (), False)
+    }
+    assert all(option.help for option in options.values())
 
 
 def test_sharpening_loads_neither_the_ledger_nor_a_cluster(pair: tuple[Path, Path], tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -82,11 +83,13 @@ def size(
     *,
     scenes: Annotated[int, typer.Option("--scenes", help="How many scenes the archive has.")],
     mpx: Annotated[float, typer.Option("--mpx", help="Mean PAN megapixels of a scene.")],
-    gpus: Annotated[int, typer.Option("--gpus")] = 1,
+    gpus: Annotated[int, typer.Option("--gpus", help="Devices that sharpen.")] = 1,
     cpus: Annotated[int, typer.Option("--cpus", help="Slots that stage, assess and publish.")] = 2,
     runners: Annotated[int, typer.Option("--runners", help="Scenes in work at the same time.")] = 1,
-    bands: Annotated[int, typer.Option("--bands", min=1)] = 4,
-    source_mb_per_s: Annotated[float, typer.Option("--source-mb-per-s", help="Bandwidth of the source.")] = 1e9,
+    bands: Annotated[int, typer.Option("--bands", min=1, help="MS bands of a scene.")] = 4,
+    source_mb_per_s: Annotated[
+        float, typer.Option("--source-mb-per-s", show_default="unlimited", help="Bandwidth of the source.")
+    ] = math.inf,
     interruptions: Annotated[float, typer.Option("--interruptions", help="Of a spot GPU, per hour.")] = 0.0,
     gpu_price: Annotated[float, typer.Option("--gpu-price", min=0, help="Per GPU and hour.")] = 0.0,
     cpu_price: Annotated[float, typer.Option("--cpu-price", min=0, help="Per CPU slot and hour.")] = 0.0,

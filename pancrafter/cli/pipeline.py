@@ -14,11 +14,8 @@ from pancrafter.cli.app import app
 from pancrafter.cli.shared import (
     NOTHING_WORKED,
     SCENE_FAILED,
-    BlockOption,
-    DeviceOption,
     JsonOption,
     Search,
-    ThreadsOption,
     console_for_tables,
     ledger_of,
     line_reporter,
@@ -47,13 +44,21 @@ JsonFileOption = Annotated[
 class Work:
     """Where and how scenes are worked on."""
 
-    device: DeviceOption = None
-    workers: Annotated[int | None, typer.Option("--workers", help="Local Dask workers; 0: in this process.")] = None
-    threads: ThreadsOption = None
+    device: Annotated[str | None, typer.Option("--device", show_default="cpu", help="auto, cpu, cuda or cuda:N.")] = (
+        None
+    )
+    workers: Annotated[
+        int | None, typer.Option("--workers", show_default="2", help="Local Dask workers; 0: in this process.")
+    ] = None
+    threads: Annotated[int | None, typer.Option("--threads", min=1, show_default="1", help="Threads per worker.")] = (
+        None
+    )
     dask_scheduler: Annotated[
         str | None, typer.Option("--dask-scheduler", metavar="tcp://HOST:PORT", help="Use a running Dask scheduler.")
     ] = None
-    block_px: BlockOption = None
+    block_px: Annotated[
+        int | None, typer.Option("--block-px", show_default="512", help="Edge of a block, PAN pixels.")
+    ] = None
     keep_staged: Annotated[
         bool | None, typer.Option("--keep-staged", help="Keep a scene's Zarr store after it is published.")
     ] = None

@@ -115,11 +115,16 @@ def sink_name(sink: str | None) -> str | None:
     return None if sink is None else settings_from(sink=sink).sink
 
 
-# Options that several commands share. None means not given: then PANCRAFTER_<NAME> or the default of Settings counts.
+# Options that several commands share. None means not given: then PANCRAFTER_<NAME> or the default of Settings counts,
+# which the help repeats: importing it would make the help slow.
 SourceOption = Annotated[
-    str | None, typer.Option("--source", help="STAC API URL, static catalog URL, or folder of a catalog.")
+    str | None,
+    typer.Option("--source", show_default="archive", help="STAC API URL, static catalog URL, or folder of a catalog."),
 ]
-SinkOption = Annotated[str | None, typer.Option("--sink", help="Folder or s3://bucket/prefix of the output catalog.")]
+SinkOption = Annotated[
+    str | None,
+    typer.Option("--sink", show_default="output", help="Folder or s3://bucket/prefix of the output catalog."),
+]
 FromOption = Annotated[
     str | None, typer.Option("--from", metavar="DATE", help="Earliest acquisition: 2025-04-01 or 2025-04-01T10:00Z.")
 ]
@@ -137,11 +142,20 @@ IdsOption = Annotated[str | None, typer.Option("--ids", metavar="FILE", help="Te
 MadeWithOption = Annotated[
     str | None, typer.Option("--made-with", metavar="MODEL", help="Only what these weights made: name or sha256.")
 ]
-StateDirOption = Annotated[str | None, typer.Option("--state-dir", help="Folder of the ledger and of unfinished work.")]
+StateDirOption = Annotated[
+    str | None,
+    typer.Option("--state-dir", show_default="state", help="Folder of the ledger and of unfinished work."),
+]
 ContractsOption = Annotated[str | None, typer.Option("--contracts-dir", help="Folder with further sensor contracts.")]
-WeightsOption = Annotated[str | None, typer.Option("--weights", help="Shipped weights by name, or a checkpoint file.")]
+WeightsOption = Annotated[
+    str | None,
+    typer.Option("--weights", show_default="open-compact", help="Shipped weights by name, or a checkpoint file."),
+]
 DeviceOption = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
-PrecisionOption = Annotated[Literal["float32", "bfloat16"] | None, typer.Option("--precision")]
+PrecisionOption = Annotated[
+    Literal["float32", "bfloat16"] | None,
+    typer.Option("--precision", show_default="float32", help="Numbers the network computes with."),
+]
 BlockOption = Annotated[int | None, typer.Option("--block-px", help="Edge of a block, PAN pixels.")]
 ThreadsOption = Annotated[int | None, typer.Option("--threads", min=1, help="Threads per worker.")]
 LimitOption = Annotated[int | None, typer.Option("--limit", help="At most this many scenes.")]
