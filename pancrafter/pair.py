@@ -125,7 +125,8 @@ def read_file_header(path: str | Path, named_count: int | None = None) -> FileHe
         InvalidSceneError: There is no such file, or it is no raster.
     """
     if "://" not in str(path) and not Path(path).is_file():
-        raise InvalidSceneError(f"{path}: no such file; check the path")
+        found = "is a folder, expected one file" if Path(path).is_dir() else "no such file; check the path"
+        raise InvalidSceneError(f"{path}: {found}")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", NotGeoreferencedWarning)

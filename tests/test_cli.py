@@ -538,6 +538,7 @@ def _truncated(pan: Path, ms: Path) -> list[object]:
     ("spoil", "options", "code", "message"),
     [
         (_missing, [], 1, "GE01_pan.tif: no such file"),
+        (lambda pan, ms: [pan.parent, ms], [], 1, "is a folder, expected one file"),
         (_no_raster, [], 1, "GE01_ms.tif: not a readable raster"),
         (_truncated, [], 1, "truncated or damaged; fetch it again"),
         (_without_frame, [], 1, "found no CRS, expected a map projection and a geotransform"),
