@@ -394,7 +394,19 @@ def test_faults_of_the_environment_are_named_after_their_variable(archive: Path,
     line = fails(2, "run", *where, env={"PANCRAFTER_BBOX": "1 2 3 4"})
     assert "PANCRAFTER_BBOX: found '1 2 3 4'; " in line
     assert "as JSON" in line
-    assert "as JSON" in fails(2, "run", *where, env={"PANCRAFTER_COLLECTIONS": "one,two"})
+    assert "lists are written as JSON" in fails(2, "run", *where, env={"PANCRAFTER_COLLECTIONS": "one,two"})
+    assert """JSON, like '{"hosts": [""" in fails(2, "run", *where, env={"PANCRAFTER_ACCESS": "x"})
+
+
+def test_a_mistyped_variable_is_warned_of_once(first_run: tuple, places: list) -> None:
+    options = ["--sink", places[3], "--state-dir", places[5], "--reason", "none"]
+    spelt = {"PANCRAFTER_SINKK": "x", "PANCRAFTER_FLAVOUR": "x"}
+    others = {"PANCRAFTER_HOME": "x", "PANCRAFTER_METRICS_SERVICE_PORT": "1", "PANCRAFTER_PORT_80_TCP": "tcp://1:80"}
+    result = call("withdraw", "no-such", *options, env=spelt | others)
+    assert result.stderr.splitlines()[:-1] == [
+        "warning: PANCRAFTER_FLAVOUR is no setting and counts for nothing",
+        "warning: PANCRAFTER_SINKK is no setting and counts for nothing; is PANCRAFTER_SINK meant?",
+    ]
 
 
 def test_environment_counts_where_no_option_is_given(first_run: tuple, places: list) -> None:

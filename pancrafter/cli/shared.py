@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import functools
 import inspect
 import json
@@ -45,6 +46,10 @@ _OPTION_NAMES = {
     "interruptions_per_gpu_hour": "--interruptions",
 }
 _LISTS_AS_JSON = "lists are written as JSON, like '[8, 44, 9, 45]'"
+_ACCESS_AS_JSON = """it is written as JSON, like '{"hosts": ["stac.example.com"]}'"""
+_PREFIX = "PANCRAFTER_"
+_NO_SETTINGS = re.compile(r"HOME|KILL_AT|FUZZ|FAULT_RUN|SHARED_SCENES|TEST_POSTGRES|.*(SERVICE_HOST|_?PORT)(_.*)?")
+"""Variables that are no settings: of deployments, of tests, and those that Kubernetes makes of names of services."""
 _DATE_ONLY = re.compile(r"\d{4}-?\d{2}-?\d{2}")
 
 
@@ -244,8 +249,9 @@ def settings_from(**given: Any) -> Settings:  # Any: values of all fields
     """Settings from options and environment; a value that does not fit is named as the user wrote it."""
     from pydantic_settings import SettingsError
 
-    from pancrafter.settings import PLACES, settings_from_environment
+    from pancrafter.settings import PLACES, Settings, settings_from_environment
 
+    _warn_of_unknown(frozenset(os.environ), frozenset(Settings.model_fields))
     for name in PLACES:
         if given.get(name) == "":
             raise OptionError(
@@ -254,7 +260,19 @@ def settings_from(**given: Any) -> Settings:  # Any: values of all fields
     try:
         return validated(settings_from_environment, given)
     except SettingsError as err:
-        raise OptionError(f"environment: {err}; {_LISTS_AS_JSON}") from err
+        hint = _ACCESS_AS_JSON if 'field "access"' in str(err) else _LISTS_AS_JSON
+        raise OptionError(f"environment: {err}; {hint}") from err
+
+
+@functools.cache  # commands ask for settings several times
+def _warn_of_unknown(variables: frozenset[str], fields: frozenset[str]) -> None:
+    known = [field.upper() for field in fields]
+    for variable in sorted(variables):
+        name = variable.removeprefix(_PREFIX).upper()
+        if not variable.startswith(_PREFIX) or name in known or _NO_SETTINGS.fullmatch(name):
+            continue
+        meant = "".join(f"; is {_PREFIX}{close} meant?" for close in difflib.get_close_matches(name, known, n=1))
+        note(f"warning: {variable} is no setting and counts for nothing{meant}")
 
 
 def require_apart(settings: Settings) -> None:
@@ -284,7 +302,7 @@ def _fault(fault: ErrorDetails, given: Mapping[str, Any]) -> str:
         return fault["msg"].removeprefix("Value error, ")
     field = str(fault["loc"][0])
     from_environment = given.get(field) is None
-    place = f"PANCRAFTER_{field.upper()}" if from_environment else _option_name(field)
+    place = f"{_PREFIX}{field.upper()}" if from_environment else _option_name(field)
     hint = f" ({_LISTS_AS_JSON})" if from_environment and fault["type"] == "tuple_type" else ""
     found = "a secret" if "password" in fault["msg"] else repr(fault["input"])
     return f"{place}: found {found}; {fault['msg'][:1].lower()}{fault['msg'][1:]}{hint}"
