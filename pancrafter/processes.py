@@ -1,24 +1,67 @@
-"""Who a process is, so that another one on the same machine can tell whether it is still there."""
+"""Who a process is, so that another one on the same machine can tell whether it is still there.
+
+A host name does not say which machine is meant: containers on the host's network share it, as do machines that happen
+to be named alike, and each has a process table of its own. So the name of a place also says which process table it is
+(that of a machine, or of one container) and since which start of the machine.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import os
 import socket
 from pathlib import Path
 
+_PROCESSES_OF_A_MACHINE = "pid:[4026531836]"
+"""The pid namespace that every Linux starts with: PROC_PID_INIT_INO of include/linux/proc_ns.h. Containers have others,
+whose numbers are given anew after each start."""
+
 
 def lease_owner() -> str:
-    """This process: host, process id and start time."""
-    return f"{socket.gethostname()}/{os.getpid()}/{_started(os.getpid())}"
+    """This process: place, process id and start time."""
+    return f"{_place()}/{os.getpid()}/{_started(os.getpid())}"
 
 
 def is_gone(owner: str) -> bool:
-    """Whether a process of this machine has ended; False for those of other machines, of which nothing is known."""
+    """Whether a process that could be seen from here has ended, or its machine was started again since.
+
+    False for those of other machines and containers, of which nothing is known.
+    """
     parts = owner.rsplit("/", 2)
     if len(parts) != 3 or not parts[1].isdigit():
         return False
-    host, pid, started = parts
-    return host == socket.gethostname() and _started(int(pid)) != started
+    place, pid, started = parts
+    if place == _place():
+        return _started(int(pid)) != started
+    return bool(_machine()) and place.rpartition("+")[0] == _place().rpartition("+")[0]
+
+
+def _place() -> str:
+    """Where process ids mean the same as here: host name, process table, and start of the machine.
+
+    Where the system does not tell more (not Linux), the host name alone has to do.
+    """
+    table = hashlib.sha256((_machine() or _pid_namespace()).encode()).hexdigest()[:8]  # the machine's id is private
+    return f"{socket.gethostname()}+{table}+{_read('/proc/sys/kernel/random/boot_id')[:8]}"
+
+
+def _machine() -> str:
+    """The id of this machine, the same after it was started again; '' in a container or where there is none."""
+    return _read("/etc/machine-id") if _pid_namespace() == _PROCESSES_OF_A_MACHINE else ""
+
+
+def _pid_namespace() -> str:
+    try:
+        return str(Path("/proc/self/ns/pid").readlink())
+    except OSError:
+        return ""
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text().strip()
+    except OSError:
+        return ""
 
 
 def _started(pid: int) -> str:
