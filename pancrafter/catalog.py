@@ -70,7 +70,7 @@ class _Window:
     until: datetime | None
     bbox: Bbox | None
     collections: Sequence[str]
-    ids: Sequence[str] = ()
+    ids: frozenset[str] = frozenset()
     changed_since: datetime | None = None
     new_since: datetime | None = None
 
@@ -118,7 +118,7 @@ def discover(
         until=_utc(until),
         bbox=_checked(bbox),
         collections=tuple(collections or ()),
-        ids=tuple(ids or ()),
+        ids=frozenset(ids or ()),
         changed_since=_utc(changed_since),
         new_since=_utc(new_since),
     )
@@ -481,8 +481,9 @@ def _features(client: Client, window: _Window, origin: str, *, is_at_hand: bool)
     A catalog that ``is_at_hand`` is gone through where it cannot filter by the time of a change.
     """
     if len(window.ids) > PAGE_SIZE:
-        for start in range(0, len(window.ids), PAGE_SIZE):
-            part = replace(window, ids=window.ids[start : start + PAGE_SIZE])
+        ids = sorted(window.ids)
+        for start in range(0, len(ids), PAGE_SIZE):
+            part = replace(window, ids=frozenset(ids[start : start + PAGE_SIZE]))
             yield from _features(client, part, origin, is_at_hand=is_at_hand)
         return
     cql2 = _changed_filter(client, window)
@@ -503,7 +504,7 @@ def _features(client: Client, window: _Window, origin: str, *, is_at_hand: bool)
 def _found_features(client: Client, window: _Window, origin: str, cql2: dict[str, Any] | None) -> Iterator[Any]:
     search = client.search(
         method=_search_method(client),
-        ids=list(window.ids) or None,
+        ids=sorted(window.ids) or None,
         collections=list(window.collections) or None,
         bbox=_query_box(window.bbox),
         datetime=_query_interval(window),

@@ -19,7 +19,7 @@ import pytest
 
 from pancrafter import catalog
 from pancrafter.access import Access, HostProfile
-from pancrafter.catalog import discover, judge_document
+from pancrafter.catalog import PAGE_SIZE, discover, judge_document
 from pancrafter.crawl import absolute, crawl
 from pancrafter.errors import SourceError
 from pancrafter.sensors import load_contracts
@@ -229,6 +229,14 @@ def test_broken_items_are_reported_and_the_rest_found(tmp_path: Path, *, over_ht
     assert {refusal.code for refusal in refusals} == {"malformed"}
     assert {refusal.collection for refusal in refusals} == {"even"}
     assert all(f"scene-{n:02d}" in " ".join(r.item_id for r in refusals) for n in (0, 2, 4, 6, 8))
+
+
+def test_items_are_chosen_by_more_ids_than_a_page_holds(tmp_path: Path) -> None:
+    make_catalog(tmp_path, 4)
+    ids = ("scene-03", *(f"unknown-{number}" for number in range(PAGE_SIZE)), "scene-02", "scene-03")
+    assert numbers(found(str(tmp_path), ids=ids)) == [2, 3]
+    with serving(tmp_path) as url:
+        assert numbers(found(url, ids=ids)) == [2, 3]
 
 
 @pytest.mark.parametrize("kind", ["folder", "api"])
