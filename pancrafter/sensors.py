@@ -242,7 +242,23 @@ def _by_name(texts: Iterable[tuple[str, str]]) -> dict[str, SensorContract]:
     return contracts
 
 
-def load_contracts(extra_dir: Path | None = None) -> dict[str, SensorContract]:
+class Contracts(dict[str, SensorContract]):
+    """Contracts by name; asking for one that is not among them is no defect."""
+
+    def __missing__(self, name: str) -> SensorContract:
+        """In place of a KeyError.
+
+        Raises:
+            ContractError: Always.
+        """
+        known = ", ".join(sorted(self))
+        raise ContractError(
+            f"no sensor contract {name!r}; known are {known}; choose one, or give the folder that holds its "
+            "YAML file with --contracts-dir"
+        )
+
+
+def load_contracts(extra_dir: Path | None = None) -> Contracts:
     """All contracts by name: those of ``extra_dir`` first, then the bundled ones they do not replace.
 
     The order is the precedence where two contracts claim a platform.
@@ -251,10 +267,10 @@ def load_contracts(extra_dir: Path | None = None) -> dict[str, SensorContract]:
         ContractError: A file is not a valid contract.
     """
     extra = _read_folder(extra_dir) if extra_dir is not None else {}
-    return extra | {name: contract for name, contract in _bundled().items() if name not in extra}
+    return Contracts(extra | {name: contract for name, contract in _bundled().items() if name not in extra})
 
 
-def contracts_of(settings: Settings) -> dict[str, SensorContract]:
+def contracts_of(settings: Settings) -> Contracts:
     """Bundled sensor contracts and those of the user's folder."""
     return load_contracts(Path(settings.contracts_dir) if settings.contracts_dir else None)
 
@@ -272,11 +288,7 @@ def get_contract(name: str, extra_dir: Path | None = None) -> SensorContract:
         ContractError: There is none, or a contract file is not valid.
     """
     contracts = load_contracts(extra_dir)
-    contract = contracts.get(name) or contract_for_platform(name, contracts)
-    if contract is None:
-        known = ", ".join(sorted(contracts))
-        raise ContractError(f"no sensor contract {name!r}; known are {known}; choose one or add a YAML file")
-    return contract
+    return contracts.get(name) or contract_for_platform(name, contracts) or contracts[name]
 
 
 def generic_contract(band_count: int, ratio: int, dn_max: int, names: Sequence[str] = ()) -> SensorContract:

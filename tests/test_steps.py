@@ -23,6 +23,7 @@ from pancrafter.census import take_census
 from pancrafter.changes import ChangeFeed
 from pancrafter.compute import Compute
 from pancrafter.errors import (
+    ContractError,
     InvalidSceneError,
     PancrafterError,
     SinkError,
@@ -294,6 +295,25 @@ def test_an_error_nobody_foresaw_counts_and_the_run_goes_on(tmp_path: Path, capl
         with pytest.raises(KeyboardInterrupt), steps.claimed(ledger, str(key), settings, _silent):
             raise KeyboardInterrupt
         assert (ledger.show(key).state, ledger.show(key).attempts) == (State.ELIGIBLE, 0)
+
+
+def test_a_scene_of_a_contract_that_is_not_given_any_more_is_named_and_kept(tmp_path: Path) -> None:
+    """As after a run with --contracts-dir, when it is left out."""
+    add_scene(tmp_path / "source", "scene", side_px=128)
+    settings = settings_in(tmp_path)
+    contracts = contracts_of(settings)
+    with open_ledger(settings) as ledger:
+        (found,) = discovery.look(settings, contracts)
+        work = discovery.work_of(found, settings, contracts)
+        own = work.model_copy(update={"scene": found.model_copy(update={"sensor": "own-1"})})
+        ledger.record_found(settings.sink, [own])
+        with (
+            pytest.raises(ContractError, match=r"no sensor contract 'own-1'; known are .*--contracts-dir"),
+            steps.claimed(ledger, "geoeye-1/scene", settings, _silent),
+        ):
+            pass
+        (row,) = ledger.rows()
+    assert (row.state, row.attempts) == (State.ELIGIBLE, 0)
 
 
 def test_providers_that_are_none_are_left_out(tmp_path: Path) -> None:
