@@ -152,7 +152,9 @@ class Reader:
         if fault := self.access.fault(href, resolve=True):
             raise InvalidSceneError(f"{without_secrets(href)}: {fault}")
         opened = self._authorised(href, self.access.profile_of(href))
-        if self.access.allow_private or urlsplit(opened.href).scheme not in ("http", "https"):
+        if urlsplit(opened.href).scheme not in ("http", "https"):
+            return opened
+        if self.access.allow_private and _HEADERS_OPTION not in opened.options:  # nothing to forbid, nothing to hide
             return opened
         return _after_redirects(opened, self.access)
 

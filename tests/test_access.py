@@ -394,13 +394,14 @@ def test_a_redirect_is_followed_only_where_the_rules_allow(tmp_path: Path) -> No
         assert len(seen) == 5
 
 
-def test_headers_are_not_shown_to_the_host_of_a_redirect(tmp_path: Path) -> None:
+@pytest.mark.parametrize("allow_private", [False, True])
+def test_headers_are_not_shown_to_the_host_of_a_redirect(tmp_path: Path, *, allow_private: bool) -> None:
     secret = tmp_path / "headers.json"
     secret.write_text('{"X-Key": "one"}')
     profile = HostProfile(match=("127.0.0.1",), kind="headers", headers_file=str(secret))
     with _redirecting("http://127.0.0.1:9") as (other, seen), _redirecting(other) as (first, asked):
         with pytest.raises(TransientReadError, match=r"127\.0\.0\.1:9/a\.tif cannot be read: ConnectionError"):
-            Reader(Access(profiles=(profile,)).trusting(first)).open(f"{first}/a.tif")
+            Reader(Access(profiles=(profile,), allow_private=allow_private).trusting(first)).open(f"{first}/a.tif")
         assert (asked, seen) == (["/a.tif one"], ["/a.tif -"])
 
 
