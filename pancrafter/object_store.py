@@ -318,7 +318,8 @@ class _Bucket(ObjectStore):
             yield
         except (OSError, ValueError, BotoCoreError, *S3_RETRYABLE_ERRORS) as err:
             said = f"{self.address(name)}: {type(err).__name__}: {err}"
-            if isinstance(err, (NoConnectionError, *S3_RETRYABLE_ERRORS)) or _status(err) >= 500:
+            status = _status(err)
+            if isinstance(err, (NoConnectionError, *S3_RETRYABLE_ERRORS)) or status >= 500 or status == 429:
                 raise CatalogUnavailableError(f"{said}; is the object store up? It is tried again") from err
             raise SinkError(f"{said}; check bucket, credentials and endpoint") from err
 

@@ -37,11 +37,16 @@ _PLAIN_DRIVERS = {".jp2": "JP2OpenJPEG", ".j2k": "JP2OpenJPEG", ".img": "HFA", "
 READ_ERRORS = (RasterioError, CPLE_BaseError, OSError, UnicodeDecodeError)
 """What rasterio raises on files it cannot read; the last where a CRS is named in no known encoding."""
 
-_PERMANENT = (
-    "not recognized as being in a supported file format",
+_NOT_RECOGNIZED = "not recognized as being in a supported file format"
+_GONE = (
     "HTTP response code: 404",
     "HTTP response code: 410",
+    "The specified key does not exist",
+    "The specified bucket does not exist",
+    "NoSuchKey",
+    "NoSuchBucket",
 )
+"""How servers say that there is no such file, which trying again does not change."""
 _MISSING = ("No such file or directory", "does not exist")
 T = TypeVar("T")
 
@@ -115,12 +120,14 @@ def read_failure(
     parts = (str(part) for part in (err, err.__cause__) if part is not None)
     said = " / ".join(dict.fromkeys(without_secrets(part) for part in parts))
     remote = "://" in href and not href.startswith("file://")
-    if remote and not any(mark in said for mark in _PERMANENT):
+    if remote and not any(mark in said for mark in (_NOT_RECOGNIZED, *_GONE)):
         advice = "check network and credentials, then try again"
         return TransientReadError(f"{what} cannot be read: {said}; {advice}", scene=scene, asset=asset)
-    if any(mark in said for mark in _MISSING):
+    if any(mark in said for mark in _GONE):
+        advice = "there is no such file; check the asset's href"
+    elif any(mark in said for mark in _MISSING):
         advice = "check the asset's href and permissions"
-    elif _PERMANENT[0] in said:
+    elif _NOT_RECOGNIZED in said:
         advice = "expected a GeoTIFF or another raster that GDAL reads; fetch the file again"
     else:
         advice = "the file is truncated or damaged; fetch it again"

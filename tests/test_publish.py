@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -513,6 +514,23 @@ def test_object_store_that_gives_no_answer_is_waited_for() -> None:
     sink = StaticSink("s3://bucket/x", storage_options=options | {"config_kwargs": {"retries": {"max_attempts": 0}}})
     with pytest.raises(CatalogUnavailableError, match=r"s3://bucket/x/catalog\.json.*is the object store up"):
         sink.collection_ids()
+
+
+def test_object_store_that_is_asked_too_much_is_waited_for() -> None:
+    class Busy(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_error(429, "Too Many Requests")
+
+        def log_message(self, *_: object) -> None:
+            """Nothing."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Busy) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        options = {"endpoint_url": f"http://127.0.0.1:{server.server_port}", "key": "a", "secret": "b"}
+        options |= {"skip_instance_cache": True, "config_kwargs": {"retries": {"max_attempts": 0}}}
+        with pytest.raises(CatalogUnavailableError, match="is the object store up"):
+            StaticSink("s3://bucket/x", storage_options=options).collection_ids()
+        server.shutdown()
 
 
 def test_publishing_asks_an_object_store_few_questions(
