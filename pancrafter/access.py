@@ -35,6 +35,7 @@ EXPIRY_MARGIN_S = 120.0
 MAX_REDIRECTS = 5
 _HEADERS_OPTION = "GDAL_HTTP_HEADERS"
 _SIGNED_FOR_S = 600.0  # where a signing service names no expiry
+_REMEMBERED_S = 86_400.0  # after a signature ran out: files are still open with it, and `forget` must know of them
 
 # The query of a URL, or of what an error message names of one ("pan.tif?sig=..., band 1: read failed"), without the
 # punctuation after it. Lengths are bounded, as strangers' texts are searched.
@@ -181,6 +182,8 @@ class Reader:
             raise InvalidSceneError(f"access profile for {', '.join(profile.match)}: sign_url is missing; add it")
         signed, expires = _ask_to_sign(profile.sign_url, href)
         with self._lock:
+            oldest = time.time() - _REMEMBERED_S
+            self._signed = {known: pair for known, pair in self._signed.items() if pair[1] > oldest}
             self._signed[href] = (signed, expires)
         return signed
 
@@ -243,7 +246,8 @@ def _ask_to_sign(sign_url: str, href: str) -> tuple[str, float]:
 
 def _expiry(text: object) -> float:
     try:
-        return datetime.fromisoformat(str(text)).replace(tzinfo=UTC).timestamp()
+        expires = datetime.fromisoformat(str(text))
+        return expires.replace(tzinfo=expires.tzinfo or UTC).timestamp()
     except ValueError:
         return time.time() + EXPIRY_MARGIN_S + _SIGNED_FOR_S
 

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, timezone
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, ClassVar
@@ -156,6 +156,8 @@ class _Server(BaseHTTPRequestHandler):
     signed: ClassVar[list[str]] = []
     stale: ClassVar[dict[str, int]] = {}
     """How many of the first signatures of an href do not hold."""
+    expiry: ClassVar[str | None] = None
+    """When signatures run out, if not in an hour."""
     refusal: ClassVar[int] = 0
     """The answer to every request for a file, while it is set."""
 
@@ -172,7 +174,7 @@ class _Server(BaseHTTPRequestHandler):
             href = query["href"][0]
             self.signed.append(href)
             stale = self.stale.get(href, 0) >= self.signed.count(href)
-            expiry = (datetime.now(UTC) + timedelta(seconds=3600)).isoformat()
+            expiry = self.expiry or (datetime.now(UTC) + timedelta(seconds=3600)).isoformat()
             answer = {"href": f"{href}?token={'stale' if stale else self.token}", "msft:expiry": expiry}
             self._send(200, json.dumps(answer).encode(), body=body)
             return
@@ -247,6 +249,33 @@ def test_hrefs_are_signed_while_reading_and_stored_unsigned(tmp_path: Path) -> N
     assert "token" not in staged.model_dump_json()
     stored = b"".join(path.read_bytes() for path in (tmp_path / "s.zarr").rglob("zarr.json"))
     assert b"token" not in stored
+
+
+@pytest.mark.parametrize(
+    ("hours", "zone", "used_again"), [(1, 2, True), (1, -2, True), (-1, 2, False), (1, None, True), (-1, None, False)]
+)
+def test_a_signature_is_used_until_it_runs_out_in_whatever_zone(
+    tmp_path: Path, hours: int, zone: int | None, *, used_again: bool
+) -> None:
+    moment = datetime.now(UTC) + timedelta(hours=hours)
+    there = moment.replace(tzinfo=None) if zone is None else moment.astimezone(timezone(timedelta(hours=zone)))
+    with _serving(tmp_path) as (url, handler):
+        handler.expiry = there.isoformat()
+        reader = Reader(_access(url, kind="signed", sign_url=f"{url}/sign"))
+        for _ in range(2):
+            reader.open(f"{url}/pan.tif")
+        assert len(handler.signed) == (1 if used_again else 2)
+
+
+@pytest.mark.parametrize(("hours", "known"), [(1, True), (48, False)])
+def test_signatures_that_ran_out_long_ago_are_not_kept(tmp_path: Path, hours: int, *, known: bool) -> None:
+    """A file that was opened with one an hour ago may still be read, and must be signed anew then."""
+    with _serving(tmp_path) as (url, handler):
+        reader = Reader(_access(url, kind="signed", sign_url=f"{url}/sign"))
+        handler.expiry = (datetime.now(UTC) - timedelta(hours=hours)).isoformat()
+        reader.open(f"{url}/pan.tif")
+        reader.open(f"{url}/ms.tif")
+        assert reader.forget(f"{url}/pan.tif") is known
 
 
 def test_a_refused_signature_is_asked_for_once_more(tmp_path: Path) -> None:
