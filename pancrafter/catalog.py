@@ -401,11 +401,7 @@ def _io(rules: Access) -> StacApiIO:
             if fault := rules.fault(request.url, resolve=True):
                 raise SourceError(f"{request.url}: {fault}")
             response = super().send(request, *args, **kwargs)
-            if int(response.headers.get("Content-Length") or 0) > MAX_DOCUMENT_BYTES:
-                response.close()
-                raise SourceError(
-                    f"{request.url}: answers with more than {MAX_DOCUMENT_BYTES} bytes; that is no STAC page"
-                )
+            _read_bounded(response)
             return response
 
     retry = Retry(
@@ -444,6 +440,19 @@ def _io(rules: Access) -> StacApiIO:
     for scheme in ("http://", "https://"):
         io.session.mount(scheme, Guarded(max_retries=retry, pool_maxsize=CRAWL_WORKERS))
     return io
+
+
+def _read_bounded(response: Any) -> None:  # Any: requests is untyped here
+    """Read an answer in parts, as they are when unpacked: neither its packed size nor a stated one is a bound."""
+    content = bytearray()
+    for part in response.iter_content(2**16):
+        content += part
+        if len(content) > MAX_DOCUMENT_BYTES:
+            response.close()
+            raise SourceError(
+                f"{response.url}: answers with more than {MAX_DOCUMENT_BYTES} bytes; that is no STAC page"
+            )
+    response._content = bytes(content)  # noqa: SLF001 - where requests keeps what was read
 
 
 def open_api(url: str, rules: Access = OPEN_TO_ALL) -> Client:
@@ -610,7 +619,10 @@ def _read_object(root: str, rules: Access, href: str) -> str:
     profile = rules.profile_of(href)
     options = {"anon": True} if profile is not None and profile.kind == "anonymous" else {}
     with fsspec.open(href, "rt", encoding="utf-8", **options) as file:
-        return str(file.read())
+        text = str(file.read(MAX_DOCUMENT_BYTES + 1))
+    if len(text) > MAX_DOCUMENT_BYTES:
+        raise OSError(f"holds more than {MAX_DOCUMENT_BYTES} characters; that is no STAC document")
+    return text
 
 
 def _find_static(root: str, read: Any, window: _Window) -> Iterator[_Found | Refusal]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import gzip
 import json
 import shutil
 import threading
@@ -411,6 +413,45 @@ def test_a_remote_catalog_cannot_reach_local_files(tmp_path: Path) -> None:
     root = {"type": "Catalog", "id": "evil", "stac_version": "1.1.0", "description": "d", "links": links}
     with http_server(answering(lambda *_: (200, root))) as url:
         assert found(f"{url}/catalog.json") == []
+
+
+class _Inflating(BaseHTTPRequestHandler):
+    """Answers with a megabyte of blanks and a catalog: packed to some kilobytes, or in chunks that name no length."""
+
+    def do_GET(self) -> None:
+        document = b" " * 2**20 + b'{"type": "Catalog", "id": "c", "description": "d", "links": []}'
+        self.send_response(200)
+        if self.path.startswith("/packed"):
+            body = gzip.compress(document)
+            self.send_header("Content-Encoding", "gzip")
+            self.send_header("Content-Length", str(len(body)))
+        else:
+            body = document
+        self.end_headers()
+        with contextlib.suppress(ConnectionError):  # who asked has had enough
+            self.wfile.write(body)
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.mark.usefixtures("no_retries")
+@pytest.mark.parametrize("path", ["packed.json", "endless.json"])
+def test_documents_are_bounded_whatever_the_server_says(monkeypatch: pytest.MonkeyPatch, path: str) -> None:
+    with http_server(_Inflating) as url:
+        assert found(f"{url}/{path}") == []
+        monkeypatch.setattr(catalog, "MAX_DOCUMENT_BYTES", 2**20)
+        with pytest.raises(SourceError, match="more than 1048576 bytes"):
+            found(f"{url}/{path}")
+
+
+def test_documents_of_an_object_store_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    root = {"type": "Catalog", "id": "c", "stac_version": "1.1.0", "description": "d" * 2000, "links": []}
+    fsspec.filesystem("memory").pipe({"/big/catalog.json": json.dumps(root).encode()})
+    assert found("memory://big/catalog.json") == []
+    monkeypatch.setattr(catalog, "MAX_DOCUMENT_BYTES", 2000)
+    with pytest.raises(SourceError, match="more than 2000 characters"):
+        found("memory://big/catalog.json")
 
 
 def test_a_catalog_in_an_object_store_leads_nowhere_else(tmp_path: Path) -> None:
