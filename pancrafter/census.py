@@ -22,10 +22,9 @@ from pancrafter.processes import is_gone
 from pancrafter.publish import StaticSink
 from pancrafter.sensors import contracts_of
 from pancrafter.settings import Settings
-from pancrafter.states import IN_WORK, LedgerRow, SceneKey, Standing, State, Work
+from pancrafter.states import IN_WORK, WITHDRAWN, LedgerRow, SceneKey, Standing, State, Work
 from pancrafter.sweep import find_leftovers
 from pancrafter.types import Record, Refusal, Scene
-from pancrafter.withdrawal import WITHDRAWN
 
 BATCH = 500
 """Source items compared with the ledger at once."""

@@ -25,6 +25,7 @@ from pancrafter.errors import IllegalTransitionError, LeaseLostError, LedgerErro
 from pancrafter.ledger_tables import EVENT, LOOK, METADATA, SCENE, SCHEMA_VERSION, VERSION, Instant, open_engine, tidy
 from pancrafter.states import (
     IN_WORK,
+    WITHDRAWN,
     Event,
     FoundCounts,
     Lease,
@@ -401,7 +402,7 @@ class Ledger:
 
     def was_withdrawn(self, key: SceneKey) -> bool:
         """Whether a product of the scene was taken back once."""
-        said = sa.and_(EVENT.c.to_state == State.REFUSED, EVENT.c.message.startswith("withdrawn: "))
+        said = sa.and_(EVENT.c.to_state == State.REFUSED, EVENT.c.message.startswith(f"{WITHDRAWN}: "))
         statement = sa.select(EVENT.c.scene_id).join(SCENE, EVENT.c.scene_id == SCENE.c.id).where(_is(key), said)
         with self._transaction() as connection:
             return connection.execute(statement.limit(1)).first() is not None

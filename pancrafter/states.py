@@ -36,6 +36,9 @@ class State(StrEnum):
 IN_WORK = frozenset({State.CLAIMED, State.STAGED, State.SHARPENED, State.ASSESSED, State.PUBLISHED})
 """States in which exactly one worker holds a lease."""
 
+WITHDRAWN = "withdrawn"
+"""Code of scenes that are refused because their product was taken back."""
+
 _SETBACKS = frozenset({State.FAILED, State.ELIGIBLE, State.REFUSED})
 _TURNED_AWAY = frozenset({State.REFUSED, State.FOUND})
 

@@ -8,14 +8,11 @@ from pancrafter.discovery import output_collection_id
 from pancrafter.errors import InvalidSceneError
 from pancrafter.ledger import Ledger
 from pancrafter.settings import Settings
-from pancrafter.states import LedgerRow, SceneKey, State
+from pancrafter.states import WITHDRAWN, LedgerRow, SceneKey, State
 from pancrafter.types import Json
 
 if TYPE_CHECKING:
     from pancrafter.publish import StaticSink
-
-WITHDRAWN = "withdrawn"
-"""Code of scenes that are refused because their product was taken back."""
 
 
 def withdraw(key: SceneKey, reason: str, settings: Settings, ledger: Ledger) -> tuple[str, ...]:
