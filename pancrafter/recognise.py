@@ -429,7 +429,7 @@ def _raster(key: str, asset: pystac.Asset) -> _Raster:
         labels=tuple(_band_labels(band) for band in declared),
         band_count=count,
         fields=fields,
-        words=_words(key, PurePosixPath(urlsplit(href).path).name, asset.title),
+        words=_words(key, PurePosixPath(urlsplit(href).path).name, asset.title, asset.description),
     )
 
 

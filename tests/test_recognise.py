@@ -116,12 +116,6 @@ def test_bands_without_names_follow_the_delivery_of_their_count() -> None:
     assert [ref.band for ref in scene.ms] == [3, 2, 1, 4]
 
 
-def test_what_an_asset_can_be_used_for_is_no_marker() -> None:
-    """Descriptions are prose; a sharpened MS that only they give away has the pixels of PAN, which is refused."""
-    told = {key: asset | {"description": "can be pansharpened with PAN"} for key, asset in PAIR.items()}
-    assert isinstance(_verdict(_item(told)), Scene)
-
-
 @pytest.mark.parametrize("platform", ["WV02", "worldview-2", "WORLDVIEW_2", "WorldView 2"])
 def test_platform_spelling_does_not_matter(platform: str) -> None:
     assert isinstance(_verdict(_item(PAIR, platform=platform)), Scene)
