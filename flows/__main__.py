@@ -19,6 +19,7 @@ from pancrafter import discovery
 from pancrafter.cli import parse_bbox, parse_moment
 from pancrafter.discovery import Discovery
 from pancrafter.errors import PancrafterError
+from pancrafter.heap import leave_cores_soon
 from pancrafter.ledger import open_ledger
 from pancrafter.settings import Settings, settings_from_environment
 from pancrafter.steps import Outcome
@@ -28,6 +29,7 @@ SAMPLE_ARCHIVE = "archive"
 
 def main(arguments: list[str]) -> int:
     """Run, show the summary, and say how it ended."""
+    leave_cores_soon()
     options = _parse(arguments)
     console = Console(soft_wrap=True)
     try:

@@ -72,3 +72,20 @@ def test_command_has_one_heap_and_collects_seldom_before_it_does_anything() -> N
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(PROJECT / "tests"), str(PROJECT)])}
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[True, 5000]"
+
+
+_COMMAND = "import pancrafter.cli as entry; entry.main()"
+_MAKE_RUN = "import flows.__main__ as entry; entry.main(['--help'])"
+_AT_THE_END = "atexit.register(lambda: print('torch' in sys.modules, os.environ['GOMP_SPINCOUNT'], file=sys.stderr))"
+
+
+@pytest.mark.parametrize("chosen", [None, "7"])
+@pytest.mark.parametrize("entry", [_COMMAND, _MAKE_RUN])
+def test_threads_that_wait_leave_their_core_unless_the_user_has_chosen(entry: str, chosen: str | None) -> None:
+    """libgomp looks at it when torch is imported."""
+    code = f"import atexit, os, sys\nsys.argv[1:] = ['--help']\n{_AT_THE_END}\n{entry}"
+    given = {name: value for name, value in os.environ.items() if name != "GOMP_SPINCOUNT"}
+    environment = given if chosen is None else given | {"GOMP_SPINCOUNT": chosen}
+    run = [sys.executable, "-c", code]
+    done = subprocess.run(run, check=True, capture_output=True, text=True, cwd=PROJECT, env=environment)
+    assert done.stderr.splitlines()[-1] == f"False {chosen or 2000}"

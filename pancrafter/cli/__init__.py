@@ -27,7 +27,7 @@ from pancrafter.cli import (  # noqa: F401
 )
 from pancrafter.cli.app import app
 from pancrafter.cli.shared import INTERRUPTED, parse_bbox, parse_moment
-from pancrafter.heap import collect_less_often, keep_freed_memory
+from pancrafter.heap import collect_less_often, keep_freed_memory, leave_cores_soon
 
 __all__ = ["app", "main", "parse_bbox", "parse_moment"]
 
@@ -36,6 +36,7 @@ def main() -> None:
     """The command. Interrupted, it waits for no thread: one whose start was interrupted would never end."""
     keep_freed_memory()
     collect_less_often()
+    leave_cores_soon()
     try:
         app()
     except SystemExit as end:
