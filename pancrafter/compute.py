@@ -215,7 +215,8 @@ def _connected(scheduler: str) -> Any:  # Any: distributed ships no types
         return Client(scheduler, set_as_default=False)
     except (OSError, ValueError) as err:
         raise ClusterLostError(
-            f"Dask scheduler {scheduler}: {err}; expected tcp://host:port of one that runs and can be reached from here"
+            f"Dask scheduler {scheduler}: {err}; expected tcp://host:port of one that runs; start it or correct the "
+            "address, then run again"
         ) from err
     finally:
         own.stop()
