@@ -489,6 +489,8 @@ def test_a_catalog_in_a_public_bucket_is_read_without_credentials(monkeypatch: p
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", "/nonexistent")
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    forget = fsspec.get_filesystem_class("s3").clear_instance_cache  # connections that know of other environments
+    forget()
     server = ThreadedMotoServer(port=0)
     server.start()
     try:
@@ -506,6 +508,7 @@ def test_a_catalog_in_a_public_bucket_is_read_without_credentials(monkeypatch: p
             found("s3://open-data/catalog.json")
     finally:
         server.stop()
+        forget()
 
 
 @pytest.mark.parametrize(
