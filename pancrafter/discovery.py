@@ -122,13 +122,13 @@ def _limits(settings: Settings, contracts: Mapping[str, SensorContract]) -> Call
     from pancrafter.selection import Area
 
     area = Area.from_file(settings.aoi) if settings.aoi else None
-    rules = settings.access.trusting(settings.source)
+    rules, ids = settings.access.trusting(settings.source), frozenset(settings.ids)
 
     def asked_for(scene: Scene) -> bool:
         return (
             scene.sensor in contracts
             and (not settings.collections or scene.collection in settings.collections)
-            and (not settings.ids or scene.item_id in settings.ids)
+            and (not ids or scene.item_id in ids)
             and in_time({"datetime": scene.acquired}, settings.since, settings.until)
             and in_space(scene.geometry, settings.bbox)
             and (area is None or area.meets(scene.geometry))
