@@ -1,7 +1,7 @@
 """What may be read and how: allowed hosts and folders, and per host the credentials that are added while reading.
 
-Hrefs come from catalogs, so from strangers. Records keep them unsigned; `Reader` turns one into what GDAL opens, with a
-signature or headers that live in the worker's memory only. Nothing here reads pixels.
+Hrefs come from catalogs, so from strangers. Records keep them unsigned; `Reader` says what GDAL opens for one, or what
+a document is asked for with: a signature or headers that live in the worker's memory only. Nothing here reads pixels.
 """
 
 from __future__ import annotations
@@ -160,13 +160,40 @@ class Reader:
         return _after_redirects(opened, self.access)
 
     def _authorised(self, href: str, profile: HostProfile | None) -> Opened:
-        if profile is None:
-            return Opened(href, {})
-        if profile.kind == "signed":
-            return Opened(self._sign(href, profile), {})
-        if profile.kind == "headers":
-            return Opened(href, {_HEADERS_OPTION: _header_lines(profile)})
-        return Opened(href, _aws_options(profile, self.access, href))
+        address, headers = self.request(href)
+        if headers:
+            return Opened(address, {_HEADERS_OPTION: "\n".join(f"{name}: {value}" for name, value in headers.items())})
+        return Opened(address, {} if profile is None else _gdal_options(profile, self.access, href))
+
+    def request(self, href: str) -> tuple[str, dict[str, str]]:
+        """What to ask an HTTP server for, and with which headers, to get ``href``; the rules are not asked.
+
+        Raises:
+            InvalidSceneError: The profile is incomplete.
+            TransientReadError: The signing service did not answer.
+        """
+        profile = self.access.profile_of(href)
+        if profile is not None and profile.kind == "signed":
+            return self._sign(href, profile), {}
+        return href, _headers(profile) if profile is not None and profile.kind == "headers" else {}
+
+    def object_options(self, href: str) -> dict[str, Any]:  # Any: options of several types
+        """Options of s3fs with which ``href``, an object in S3, is read.
+
+        Raises:
+            InvalidSceneError: The requester would pay, and this run may not spend.
+        """
+        profile = self.access.profile_of(href)
+        if profile is None or profile.kind not in ("anonymous", "aws"):
+            return {}
+        if profile.kind == "anonymous":
+            return {"anon": True}
+        region = {} if profile.aws_region is None else {"region_name": profile.aws_region}
+        return {
+            "profile": profile.aws_profile,
+            "requester_pays": _pays(profile, self.access, href),
+            "client_kwargs": region,
+        }
 
     def forget(self, href: str) -> bool:
         """Drop the signature of ``href`` because a server refused it; whether there was one."""
@@ -252,32 +279,37 @@ def _expiry(text: object) -> float:
         return time.time() + EXPIRY_MARGIN_S + _SIGNED_FOR_S
 
 
-def _header_lines(profile: HostProfile) -> str:
+def _headers(profile: HostProfile) -> dict[str, str]:
     try:
-        headers = json.loads(Path(profile.headers_file or "").read_text(encoding="utf-8"))
-        lines = [f"{name}: {value}" for name, value in headers.items()]
+        read = json.loads(Path(profile.headers_file or "").read_text(encoding="utf-8"))
+        headers = {str(name): str(value) for name, value in read.items()}
     except (OSError, ValueError, AttributeError) as err:
         raise InvalidSceneError(
             f"access profile for {', '.join(profile.match)}: headers_file {profile.headers_file} is not readable as a "
             f"JSON object ({type(err).__name__}); mend the profile"
         ) from None
-    if any("\n" in line or "\r" in line for line in lines):
+    if any(end in text for header in headers.items() for text in header for end in "\r\n"):
         raise InvalidSceneError(f"{profile.headers_file}: a header holds a line break; mend the file")
-    return "\n".join(lines)
+    return headers
 
 
-def _aws_options(profile: HostProfile, access: Access, href: str) -> dict[str, Any]:
+def _gdal_options(profile: HostProfile, access: Access, href: str) -> dict[str, Any]:
     if profile.kind == "anonymous":
         return {"AWS_NO_SIGN_REQUEST": "YES"}
     options = {"AWS_PROFILE": profile.aws_profile, "AWS_REGION": profile.aws_region}
-    if profile.requester_pays:
-        if not access.allow_spending:
-            raise InvalidSceneError(
-                f"{without_secrets(href)}: the requester pays for this bucket and this run may not spend; set "
-                "allow_spending in PANCRAFTER_ACCESS"
-            )
+    if _pays(profile, access, href):
         options["AWS_REQUEST_PAYER"] = "requester"
     return {name: value for name, value in options.items() if value is not None}
+
+
+def _pays(profile: HostProfile, access: Access, href: str) -> bool:
+    """Whether the requester pays; an error where he must not."""
+    if profile.requester_pays and not access.allow_spending:
+        raise InvalidSceneError(
+            f"{without_secrets(href)}: the requester pays for this bucket and this run may not spend; set "
+            "allow_spending in PANCRAFTER_ACCESS"
+        )
+    return profile.requester_pays
 
 
 def _addresses(host: str, *, resolve: bool) -> Iterable[ipaddress.IPv4Address | ipaddress.IPv6Address]:

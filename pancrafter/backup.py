@@ -98,7 +98,7 @@ def bring_back(settings: Settings, place: str) -> Copied:
             said = "put back" + _of_another_sink(settings)
     sink = StaticSink(settings.sink)
     copied, kept = copy_catalog(source, sink, _superfluous(sink))
-    sent = None if settings.catalog_url is None else StacApi(settings.catalog_url).send_all(sink)
+    sent = None if settings.catalog_url is None else StacApi(settings.catalog_url, settings.access).send_all(sink)
     return Copied(copied=copied, kept=kept, ledger=said, sent=sent)
 
 

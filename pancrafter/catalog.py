@@ -11,12 +11,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
+from http import HTTPStatus
 from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from pancrafter.access import OPEN_TO_ALL, Access, without_secrets
+from pancrafter.access import OPEN_TO_ALL, Access, reader_for, without_secrets
 from pancrafter.crawl import Document, Fault, absolute, crawl, is_local, kind_of, local_path, printable
 from pancrafter.errors import SourceError
 from pancrafter.joining import bounds_of, join_parts, later
@@ -371,8 +372,8 @@ def _root_document(source: str, io: StacApiIO) -> dict[str, Any]:
     try:
         root = io.read_json(source)
     except Exception as error:  # APIError, JSON errors and what requests lets through: all mean "no catalog here"
-        tried = f"GET {without_secrets(source)} with {RETRIES} retries: {_short(error)}"
-        raise SourceError(f"{tried}; expected a STAC API or catalog; check the address and the connection") from error
+        place, advice = without_secrets(source), "check the address and the connection"
+        raise SourceError(f"GET {place}: {_short(error)}; expected a STAC API or catalog; {advice}") from error
     if kind_of(root) is None or root.get("type") == "Feature":
         place = without_secrets(source)
         raise SourceError(f"GET {place}: found JSON that is no STAC catalog; give the landing page or catalog.json")
@@ -380,9 +381,12 @@ def _root_document(source: str, io: StacApiIO) -> dict[str, Any]:
 
 
 def _short(error: Exception) -> str:
-    """A message on one line, bounded, without secrets; servers answer with whole pages."""
-    text = without_secrets(" ".join((str(error) or type(error).__name__).split()))
-    return text if len(text) <= 300 else f"{text[:300]} ..."
+    """A message on one line, after the status of an answer, bounded, as servers answer with whole pages; no secrets."""
+    status = getattr(error, "status_code", None)
+    text = without_secrets(" ".join(f"{status or ''} {str(error) or type(error).__name__}".split()))
+    text = text if len(text) <= 300 else f"{text[:300]} ..."
+    closed = status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
+    return f"{text}; a profile in PANCRAFTER_ACCESS gives a host its credentials" if closed else text
 
 
 # --- STAC API -------------------------------------------------------------------------------------------------------
@@ -395,11 +399,17 @@ def _io(rules: Access) -> StacApiIO:
     from urllib3 import Retry
 
     class Guarded(HTTPAdapter):
-        """Asks the access rules before every request, so also before each hop of a redirect."""
+        """Asks the access rules before every request, so also before each hop of a redirect.
+
+        A copy of the request gets the credentials of its host, so that a redirect does not take them along.
+        """
 
         def send(self, request: Any, *args: Any, **kwargs: Any) -> Any:  # Any: requests is untyped here
             if fault := rules.fault(request.url, resolve=True):
                 raise SourceError(f"{request.url}: {fault}")
+            request = request.copy()
+            request.url, headers = reader_for(rules).request(request.url)
+            request.headers.update(headers)
             response = super().send(request, *args, **kwargs)
             _read_bounded(response)
             return response
@@ -449,9 +459,8 @@ def _read_bounded(response: Any) -> None:  # Any: requests is untyped here
         content += part
         if len(content) > MAX_DOCUMENT_BYTES:
             response.close()
-            raise SourceError(
-                f"{response.url}: answers with more than {MAX_DOCUMENT_BYTES} bytes; that is no STAC page"
-            )
+            place = without_secrets(response.url)
+            raise SourceError(f"{place}: answers with more than {MAX_DOCUMENT_BYTES} bytes; that is no STAC page")
     response._content = bytes(content)  # noqa: SLF001 - where requests keeps what was read
 
 
@@ -616,9 +625,7 @@ def _read_object(root: str, rules: Access, href: str) -> str:
     store, (scheme, _, place) = root.partition("://")[0], href.partition("://")
     if scheme != store or "::" in place:  # fsspec would open "x::file:///etc/passwd" too
         raise OSError(f"the link leads out of {store}://, where the catalog lies; copy the document there")
-    profile = rules.profile_of(href)
-    options = {"anon": True} if profile is not None and profile.kind == "anonymous" else {}
-    with fsspec.open(href, "rt", encoding="utf-8", **options) as file:
+    with fsspec.open(href, "rt", encoding="utf-8", **reader_for(rules).object_options(href)) as file:
         text = str(file.read(MAX_DOCUMENT_BYTES + 1))
     if len(text) > MAX_DOCUMENT_BYTES:
         raise OSError(f"holds more than {MAX_DOCUMENT_BYTES} characters; that is no STAC document")

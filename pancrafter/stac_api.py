@@ -13,6 +13,7 @@ from urllib.parse import quote
 
 import httpx
 
+from pancrafter.access import OPEN_TO_ALL, Access, reader_for
 from pancrafter.errors import CatalogUnavailableError, InvalidSceneError, SinkError
 from pancrafter.publish import StaticSink
 from pancrafter.types import Json
@@ -28,13 +29,15 @@ class StacApi:
 
     Args:
         url: Address of the landing page.
-        client: HTTP client for tests or for own headers (tokens); by default one that reads proxies and ``.netrc``
-            from the environment.
+        access: Whose profiles say with which headers hosts are asked; beside them ``.netrc`` counts.
+        client: HTTP client, for tests; by default one that reads proxies and ``.netrc`` from the environment.
     """
 
-    def __init__(self, url: str, client: httpx.Client | None = None) -> None:
+    def __init__(self, url: str, access: Access = OPEN_TO_ALL, client: httpx.Client | None = None) -> None:
         self.url = url.rstrip("/")
-        self._client = client or httpx.Client(timeout=TIMEOUT_S, follow_redirects=True)
+        self._client = client or httpx.Client(
+            timeout=TIMEOUT_S, follow_redirects=True, event_hooks={"request": [_Headers(access)]}
+        )
 
     def send(self, sink: StaticSink, collection_id: str, item_id: str) -> str:
         """Insert or update an item of the static catalog, and its collection, and read it back.
@@ -116,7 +119,10 @@ class StacApi:
                 f"{where}: the STAC API fails ({code}): {words}; it is tried again; if it stays so, look at its log "
                 "and at the free space of its database"
             )
-        raise SinkError(f"{where}: {code} {words}; expected a STAC API with Transactions and the right to write")
+        raise SinkError(
+            f"{where}: {code} {words}; expected a STAC API with Transactions and the right to "
+            "write; a profile in PANCRAFTER_ACCESS gives a host its credentials"
+        )
 
     def _collection(self, sink: StaticSink, collection_id: str) -> Json:
         document = _read(sink, f"{collection_id}/collection.json")
@@ -141,6 +147,21 @@ class StacApi:
         if link["href"].startswith("/"):
             return link | {"href": f"file://{quote(link['href'])}"}  # or clients would look for it on the server
         return link if "://" in link["href"] else None
+
+
+class _Headers:
+    """Gives a request the headers of its host's profile, and takes off those that a redirect brought from another."""
+
+    def __init__(self, access: Access) -> None:
+        self._reader = reader_for(access)
+        self._given: set[str] = set()
+
+    def __call__(self, request: httpx.Request) -> None:
+        for name in self._given:
+            request.headers.pop(name, None)
+        _, headers = self._reader.request(str(request.url))
+        self._given |= headers.keys()
+        request.headers.update(headers)
 
 
 def _said(value: Any) -> Any:  # Any: parsed JSON

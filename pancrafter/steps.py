@@ -681,7 +681,7 @@ def _tell_stac_api(published: Published, settings: Settings) -> None:
     from pancrafter.publish import StaticSink
     from pancrafter.stac_api import StacApi
 
-    sink, api = StaticSink(settings.sink), StacApi(settings.catalog_url)
+    sink, api = StaticSink(settings.sink), StacApi(settings.catalog_url, settings.access)
     for item_id in (published.superseded, published.item_id):
         if item_id is not None:
             api.send(sink, published.collection_id, item_id)

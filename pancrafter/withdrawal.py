@@ -43,7 +43,7 @@ def withdraw(key: SceneKey, reason: str, settings: Settings, ledger: Ledger) -> 
     if row.state is not State.REFUSED:
         ledger.mark_refused(key, WITHDRAWN, reason, withdrawn=True)
     collection, feed = output_collection_id(key.collection), ChangeFeed(sink.store)
-    api = None if settings.catalog_url is None else StacApi(settings.catalog_url)
+    api = None if settings.catalog_url is None else StacApi(settings.catalog_url, settings.access)
 
     def tell(item: Json) -> None:
         if api is not None:

@@ -22,9 +22,10 @@ from test_cube import Pair, contract, whole
 from pancrafter.access import Access, HostProfile, Reader, without_secrets
 from pancrafter.catalog import discover
 from pancrafter.cube import stage_scene
-from pancrafter.errors import InvalidSceneError, TransientReadError
+from pancrafter.errors import CatalogUnavailableError, InvalidSceneError, SourceError, TransientReadError
 from pancrafter.opening import open_source
 from pancrafter.sensors import load_contracts
+from pancrafter.stac_api import StacApi
 from pancrafter.store import SceneStore
 from pancrafter.types import AssetRef, Refusal, Scene
 
@@ -334,6 +335,22 @@ def test_headers_come_from_a_secret_file(tmp_path: Path) -> None:
             stage_scene(scene, contract(), str(tmp_path / "t.zarr"), block_px=64, access=Access(allow_private=True))
 
 
+@pytest.mark.parametrize("kind", ["headers", "signed"])
+def test_documents_of_a_closed_catalog_are_asked_for_like_its_files(tmp_path: Path, kind: str) -> None:
+    catalog, secret = tmp_path / "catalog", tmp_path / "headers.json"
+    catalog.mkdir()
+    secret.write_text(json.dumps({"X-Key": "one"}))
+    _verdicts(catalog, _item("https://example.com/p.tif"))
+    with _serving(catalog) as (url, _):
+        fields = {"headers_file": str(secret)} if kind == "headers" else {"sign_url": f"{url}/sign"}
+        access, source = _access(url, kind=kind, **fields), f"{url}/catalog.json"
+        found = list(discover(source, contracts=load_contracts(), access=access))
+        assert [(type(verdict), verdict.item_id) for verdict in found] == [(Scene, "a")]
+        assert "token" not in found[0].model_dump_json()
+        with pytest.raises(SourceError, match="403"):
+            list(discover(source, contracts=load_contracts(), access=PUBLIC.trusting(url)))
+
+
 def test_a_file_that_was_replaced_gives_its_new_pixels(tmp_path: Path) -> None:
     with _serving(tmp_path) as (url, handler):
         handler.token = ""
@@ -421,6 +438,9 @@ class _Elsewhere(BaseHTTPRequestHandler):
     def do_HEAD(self) -> None:
         self.do_GET()
 
+    def do_DELETE(self) -> None:
+        self.do_GET()
+
     def log_message(self, *_: object) -> None:
         """Stay quiet."""
 
@@ -464,6 +484,20 @@ def test_headers_are_not_shown_to_the_host_of_a_redirect(tmp_path: Path, *, allo
         with pytest.raises(TransientReadError, match=r"127\.0\.0\.1:9/a\.tif cannot be read: ConnectionError"):
             Reader(Access(profiles=(profile,), allow_private=allow_private).trusting(first)).open(f"{first}/a.tif")
         assert (asked, seen) == (["/a.tif one"], ["/a.tif -"])
+
+
+def test_catalogs_and_the_api_of_results_do_not_show_headers_to_the_host_of_a_redirect(tmp_path: Path) -> None:
+    secret = tmp_path / "headers.json"
+    secret.write_text('{"X-Key": "one"}')
+    profile = HostProfile(match=("127.0.0.1",), kind="headers", headers_file=str(secret))
+    rules = Access(profiles=(profile,), allow_private=True)
+    with _redirecting("http://127.0.0.1:9", host="127.0.0.2") as (other, seen), _redirecting(other) as (first, asked):
+        with pytest.raises(SourceError, match="Connection refused"):
+            list(discover(f"{first}/catalog.json", contracts=load_contracts(), access=rules))
+        with pytest.raises(CatalogUnavailableError, match="Connection refused"):
+            StacApi(first, rules).delete("c", "a")
+        item = "/collections/c/items/a"
+        assert (asked, seen) == (["/catalog.json one", f"{item} one"], ["/catalog.json -", f"{item} -"])
 
 
 def _write_vrt(path: Path, secret: Path) -> None:

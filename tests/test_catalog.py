@@ -300,7 +300,7 @@ def test_signatures_of_links_stay_out_of_reasons(tmp_path: Path) -> None:
     (tmp_path / "catalog.json").write_text(json.dumps(root))
     with http_server(partial(QuietFiles, directory=str(tmp_path))) as url:
         verdicts = found(f"{url}/catalog.json?token=SECRET")
-        with pytest.raises(SourceError, match=r"bad\.json\?\.\.\. with") as failure:
+        with pytest.raises(SourceError, match=r"bad\.json\?\.\.\.: ") as failure:
             found(f"{url}/bad.json?token=SECRET")
     assert len(verdicts) == 4
     assert "SECRET" not in f"{verdicts} {failure.value}"
@@ -482,13 +482,16 @@ def test_a_catalog_in_an_object_store_leads_nowhere_else(tmp_path: Path) -> None
     assert asked == []
 
 
-def test_a_catalog_in_a_public_bucket_is_read_without_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def bucket(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """A catalog of one scene in s3://archive, and nothing in this process that opens it."""
     from moto.server import ThreadedMotoServer
 
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("HOME", "/nonexistent")
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    (tmp_path / "credentials").write_text("[archive]\naws_access_key_id = a\naws_secret_access_key = b\n")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
     forget = fsspec.get_filesystem_class("s3").clear_instance_cache  # connections that know of other environments
     forget()
     server = ThreadedMotoServer(port=0)
@@ -499,16 +502,41 @@ def test_a_catalog_in_a_public_bucket_is_read_without_credentials(monkeypatch: p
         writer = fsspec.filesystem("s3", key="a", secret="b", skip_instance_cache=True)
         links = [{"rel": "item", "href": "./scene.json"}]
         root = {"type": "Catalog", "id": "c", "stac_version": "1.1.0", "description": "d", "links": links}
-        writer.mkdir("open-data")
+        writer.makedirs("archive", exist_ok=True)
         for name, body in (("catalog.json", root), ("scene.json", make_item(1).to_dict())):
-            writer.pipe_file(f"open-data/{name}", json.dumps(body).encode(), ACL="public-read")
-        public = HostProfile(match=("s3://open-data",), kind="anonymous")
-        assert numbers(found("s3://open-data/catalog.json", access=Access(profiles=(public,)))) == [1]
-        with pytest.raises(SourceError, match="credentials"):
-            found("s3://open-data/catalog.json")
+            writer.pipe_file(f"archive/{name}", json.dumps(body).encode(), ACL="public-read")
+        yield
     finally:
         server.stop()
         forget()
+
+
+@pytest.mark.usefixtures("bucket")
+@pytest.mark.parametrize(
+    "profile",
+    [
+        {"kind": "anonymous"},
+        {"kind": "aws", "aws_profile": "archive"},
+        {"kind": "aws", "aws_profile": "archive", "aws_region": "eu-central-1", "requester_pays": True},
+    ],
+)
+def test_a_catalog_in_a_bucket_is_read_as_its_profile_says(profile: dict[str, Any]) -> None:
+    rules = Access(profiles=(HostProfile(match=("s3://archive",), **profile),), allow_spending=True)
+    assert numbers(found("s3://archive/catalog.json", access=rules)) == [1]
+
+
+@pytest.mark.usefixtures("bucket")
+@pytest.mark.parametrize(
+    ("profiles", "reason"),
+    [
+        ((), "credentials"),
+        ((HostProfile(match=("s3://archive",), kind="aws", aws_profile="other"),), r"profile \(other\) could not be"),
+        ((HostProfile(match=("s3://archive",), kind="aws", requester_pays=True),), "this run may not spend"),
+    ],
+)
+def test_a_bucket_that_may_not_be_read_is_named(profiles: tuple[HostProfile, ...], reason: str) -> None:
+    with pytest.raises(SourceError, match=rf"s3://archive/catalog\.json: .*{reason}"):
+        found("s3://archive/catalog.json", access=Access(profiles=profiles))
 
 
 @pytest.mark.parametrize(

@@ -53,7 +53,7 @@ class Server:
         return httpx.Response(200, json=document)
 
     def api(self) -> StacApi:
-        return StacApi("http://stac", httpx.Client(transport=httpx.MockTransport(self.answer)))
+        return StacApi("http://stac", client=httpx.Client(transport=httpx.MockTransport(self.answer)))
 
 
 def test_second_time_is_an_update(sink: StaticSink) -> None:
@@ -109,7 +109,7 @@ def test_item_that_comes_back_changed_is_not_confirmed(sink: StaticSink) -> None
 def test_answers_become_the_right_kind_of_error(sink: StaticSink, status: int, error: type[PancrafterError]) -> None:
     transport = httpx.MockTransport(lambda _: httpx.Response(status, text="the server's words"))
     with pytest.raises(error, match=f"GET http://stac/collections/wv3-sharpened: .*{status}.*the server's words"):
-        StacApi("http://stac", httpx.Client(transport=transport)).send_all(sink)
+        StacApi("http://stac", client=httpx.Client(transport=transport)).send_all(sink)
 
 
 def test_silence_is_transient(sink: StaticSink) -> None:
