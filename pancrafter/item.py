@@ -46,7 +46,6 @@ _EXTENSIONS = {
         "version": "v1.2.0",
         "classification": "v2.0.0",
         "view": "v1.0.0",
-        "mlm": "v1.4.0",
     }.items()
 }
 _CARRIED_TEXT = ("platform", "constellation", "mission", "processing:level")
@@ -650,6 +649,5 @@ def _extensions_used(item: pystac.Item) -> list[str]:
     """Addresses of the extensions whose fields the item really has."""
     names = {"projection": "proj:", **{name: f"{name}:" for name in _EXTENSIONS if name != "projection"}}
     text = json.dumps(item.properties) + json.dumps([asset.to_dict() for asset in item.assets.values()])
-    text += json.dumps([link.extra_fields for link in item.links])
     used = {name for name, prefix in names.items() if f'"{prefix}' in text} | {"version"}
     return [_EXTENSIONS[name] for name in _EXTENSIONS if name in used]

@@ -440,6 +440,8 @@ class StaticSink:
                 return old
             changed = without_successor(old)
             changed["properties"]["deprecated"] = True
+            # Products declared it before, which only items of models may.
+            changed["stac_extensions"] = [one for one in changed.get("stac_extensions", []) if "/mlm/" not in one]
             changed["links"] += [version_link("successor-version", new_id), version_link("latest-version", new_id)]
             validate_item(changed)
             return changed

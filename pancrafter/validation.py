@@ -104,13 +104,17 @@ def _deepest(error: ValidationError) -> ValidationError:
 
 
 def _undeclared(document: Json, declared: list[str]) -> Iterator[str]:
-    """Fields with the prefix of a known extension, none of whose versions is declared."""
+    """Fields with the prefix of a known extension, none of whose versions is declared.
+
+    A link may say something of the document that it leads to.
+    """
+    own = {name: value for name, value in document.items() if name != "links"}
     names_of_prefix: dict[str, set[str]] = {}
     for uri, schema in _extensions().items():
         if "x-prefix" in schema:
             names_of_prefix.setdefault(schema["x-prefix"], set()).add(uri)
     for prefix, uris in names_of_prefix.items():
-        if _uses(document, prefix) and not uris & set(declared):
+        if _uses(own, prefix) and not uris & set(declared):
             yield f"uses {prefix}* but does not declare {' or '.join(sorted(uris))}"
 
 

@@ -140,6 +140,7 @@ def test_product_links_its_model_and_is_made_again_with_another(source: Path) ->
     product = next(catalog.get_child("geoeye-1-sharpened").get_items())
     link = next(link for link in product.links if link.extra_fields.get("mlm:name") == "open-compact")
     assert link.rel == "derived_from"
+    assert not any("/mlm/" in uri for uri in product.stac_extensions), "only an item that is a model may declare it"
     model = pystac.Item.from_file(link.absolute_href)
     network = load_checkpoint().network
     assert model.properties["mlm:total_parameters"] == sum(tensor.numel() for tensor in network.state_dict().values())

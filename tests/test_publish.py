@@ -173,6 +173,22 @@ def test_superseding(tmp_path: Path, assets: tuple[AssetFile, ...], other_assets
     assert seen_by_reader(tmp_path) == ["S1-a", "S1-b"]
 
 
+def test_superseding_a_product_that_declared_to_be_a_model(
+    tmp_path: Path, assets: tuple[AssetFile, ...], other_assets: tuple[AssetFile, ...]
+) -> None:
+    """As all products of a network did once, against the schema of that extension."""
+    sink = StaticSink(str(tmp_path))
+    put(sink, assets, "S1-a")
+    (document,) = tmp_path.rglob("S1-a.json")
+    declared = json.loads(document.read_text())
+    declared["stac_extensions"].append("https://stac-extensions.github.io/mlm/v1.4.0/schema.json")
+    document.write_text(json.dumps(declared))
+    put(sink, other_assets, "S1-b", supersedes="S1-a")
+    old = json.loads(document.read_text())
+    assert old["properties"]["deprecated"] is True
+    validate_item(old)
+
+
 def version_links(document: dict[str, Any]) -> dict[str, str]:
     return {link["rel"]: link["title"] for link in document["links"] if link["rel"].endswith("-version")}
 

@@ -121,6 +121,17 @@ def test_further_extensions(extension: str, good: dict[str, Any], bad: dict[str,
         validate_item(document)
 
 
+def test_only_items_of_models_declare_that_they_are() -> None:
+    document = item()
+    document["links"].append({"rel": "derived_from", "href": "./models/net.json", "mlm:name": "net"})
+    validate_item(document)
+    document["stac_extensions"].append(EXTENSION.format("mlm/v1.4.0"))
+    with pytest.raises(InvalidSceneError, match=r"\[mlm\] properties: 'mlm:name' is a required property"):
+        validate_item(document)
+    with pytest.raises(InvalidSceneError, match=r"\[mlm\] assets"):
+        validate_item(document)
+
+
 def test_examples_of_the_extensions_pass(shared_data: Path) -> None:
     """Documents that the authors of the extensions published with them, less extensions we do not know."""
     folder, seen = shared_data / "stac" / "spec-examples-stac-1.1", set()
