@@ -22,14 +22,11 @@ def problems(client: SyncPrefectClient) -> Iterator[str]:
     """Everything that keeps runs from being carried out, with the remedy."""
     deployments = client.read_deployments()
     if not deployments:
-        yield "there is no deployment; run `prefect --no-prompt deploy --all`"
+        yield "there is no deployment; run `python -m flows.deploy`"
     wanted: Counter[str] = Counter()
     for deployment in deployments:
         if deployment.work_pool_name is None:
-            yield (
-                f"deployment {deployment.name} has no work pool, it was deleted; make it and its queues again "
-                "(docs/operations.md), then `prefect --no-prompt deploy --all`"
-            )
+            yield f"deployment {deployment.name} has no work pool, it was deleted; run `python -m flows.deploy`"
         else:
             wanted[deployment.work_pool_name] += 1
     living = {pool.name: _workers(client, pool.name) for pool in client.read_work_pools()}

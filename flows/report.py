@@ -96,7 +96,11 @@ async def announce(flow: Any, run: FlowRun, state: State[Any]) -> None:  # Any: 
         get_run_logger().error("webhook %s could not be told: %s: %s", name, type(error).__name__, error)
 
 
-HOOKS_ON_TROUBLE: dict[str, Any] = {"on_failure": [announce], "on_crashed": [announce]}
+HOOKS_ON_TROUBLE: dict[str, Any] = {
+    "on_failure": [announce],
+    "on_crashed": [announce],
+    "on_cancellation": [announce],
+}
 HOOKS: dict[str, Any] = {"on_completion": [announce], **HOOKS_ON_TROUBLE}
 
 

@@ -464,9 +464,7 @@ class Stack:
     def _deploy(self) -> None:
         self.family.wait("prefect", _answers(f"{self.urls['PREFECT_API_URL']}/health"))
         self.family.environment |= self.urls | {"PANCRAFTER_HOME": str(PROJECT)}
-        self.family.run("work-pool", self._python("prefect", "work-pool", "create", POOL, "--type", "process"))
-        self.family.run("deploy", self._python("prefect", "--no-prompt", "deploy", "--all"))
-        self.family.run("gpu-limit", self._python("prefect", "gcl", "create", "pancrafter-gpu", "--limit", "1"))
+        self.family.run("deploy", self._python("flows.deploy"))
         self.family.start("prefect-worker", self._python("prefect", "worker", "start", "--pool", POOL))
         self.family.wait("archive", _answers(self.urls["PANCRAFTER_SOURCE"]))
         self.family.wait("dask workers", self._dask_is_complete)

@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from infra.audit import NOT_DONE, VULNERABLE, judge
+from pancrafter.access import Access
 from pancrafter.compute import GPU_RESOURCE
 from pancrafter.heap import WORKER_PRELOAD
 from pancrafter.settings import Settings
@@ -92,6 +93,26 @@ def test_compose_settings_exist_and_hold_no_secret() -> None:
     wanted = set(re.findall(r"\$\{(\w+)", (INFRA / "compose" / "compose.yaml").read_text()))
     given = {line.split("=")[0] for line in (INFRA / "compose" / "example.env").read_text().splitlines() if "=" in line}
     assert wanted == given
+
+
+def test_compose_workers_may_and_can_read_the_archive_beside_them() -> None:
+    """It gives its files by their paths, as ``pancrafter serve`` does, under an address that is not this machine's."""
+    shared = compose()["x-pancrafter"]
+    rules = Access.model_validate_json(shared["environment"]["PANCRAFTER_ACCESS"])
+    assert rules.trusting(shared["environment"]["PANCRAFTER_SOURCE"]).fault("file:///archive/a/pan.tif") is None
+    for name, service in compose()["services"].items():
+        if service["image"].startswith("pancrafter:"):
+            assert any(volume.endswith(":/archive:ro") for volume in service["volumes"]), name
+
+
+def test_prefect_keeps_leases_on_disk_everywhere() -> None:
+    setting = re.search(r'"(PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE)": "([a-z_.]+)"', (INFRA / "stack.py").read_text())
+    assert setting is not None
+    chart = yaml.safe_load((INFRA / "kubernetes" / "prefect-server.values.yaml").read_text())
+    prefect = compose()["services"]["prefect"]
+    assert prefect["environment"][setting[1]] == setting[2]
+    assert prefect["volumes"] == ["prefect:/root/.prefect"]
+    assert {"name": setting[1], "value": setting[2]} in chart["server"]["env"]
 
 
 @pytest.mark.parametrize("name", ["Dockerfile.cpu", "Dockerfile.cuda"])

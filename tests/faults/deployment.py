@@ -78,16 +78,8 @@ class PrefectServer:
 
     def deploy(self) -> None:
         """As docs/operations.md has it."""
-        for words in (
-            ["work-pool", "create", POOL, "--type", "process"],
-            ["work-queue", "create", "nightly", "--pool", POOL, "--priority", "1"],
-            ["work-queue", "create", "upkeep", "--pool", POOL, "--priority", "2"],
-            ["work-queue", "create", "backfill", "--pool", POOL, "--priority", "3", "--limit", "1"],
-            ["--no-prompt", "deploy", "--all"],
-        ):
-            done = self.command("prefect", *words)
-            assert done.returncode == 0, done.stdout + done.stderr
-        self.command("prefect", "gcl", "create", "pancrafter-gpu", "--limit", "1")  # fails where it exists
+        done = self.command("flows.deploy")
+        assert done.returncode == 0, done.stdout + done.stderr
 
     def command(self, module: str, *words: str) -> subprocess.CompletedProcess[str]:
         """Run ``python -m MODULE WORDS`` as an operator of this server does."""

@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import signal
 import sqlite3
 import subprocess
 import sys
-import threading
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import numpy as np
 import psutil
 import pytest
 import rasterio
+from listening import listening
 from prefect import flow
 from prefect.client.orchestration import get_client
 from prefect.testing.utilities import prefect_test_harness
@@ -277,7 +275,7 @@ def test_missed_nights_become_one_window_and_the_webhook_hears_of_it(tmp_path: P
         backdate(tmp_path / "source", name, now - timedelta(days=days))
     with open_ledger(settings) as ledger:
         ledger.note_look(settings.sink, settings.source, now - timedelta(days=20), "the last night before the gap")
-    with _listening() as (url, heard):
+    with listening() as (url, heard):
         Webhook(url=url, method="POST", allow_private_urls=True).save("morning", overwrite=True)
         outcomes = nightly(settings, lookback_days=2, notify="morning")
     assert {outcome.key for outcome in outcomes} == {"geoeye-1/yesterday", "geoeye-1/before-the-gap"}
@@ -337,25 +335,3 @@ def test_late_deliveries_and_redriven_scenes_are_done_the_next_night(
     redrive(Settings(), states=("refused",))
     add_scene(tmp_path / "source", "late", side_px=128, seed=4, acquired=now - timedelta(days=20))
     assert [outcome.key for outcome in nightly(settings, lookback_days=10)] == ["geoeye-1/late", "geoeye-1/redriven"]
-
-
-@contextlib.contextmanager
-def _listening():
-    """An address that takes messages, and what it was told."""
-    heard: list[dict[str, str]] = []
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            heard.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-            self.send_response(200)
-            self.end_headers()
-
-        def log_message(self, *_: object) -> None:
-            """Stay quiet."""
-
-    with HTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        try:
-            yield f"http://127.0.0.1:{server.server_port}/", heard
-        finally:
-            server.shutdown()

@@ -13,6 +13,9 @@ from typing import Any
 import pytest
 from faults.deployment import POOL, DeploymentRun, PrefectServer, is_engine
 from faults.processes import MARK, family
+from listening import listening
+from prefect.blocks.webhook import Webhook
+from prefect.settings import PREFECT_API_URL, temporary_settings
 from small_archive import add_scene, backdate, classical_contracts
 
 from pancrafter.ledger import Ledger
@@ -51,8 +54,8 @@ class Site:
     def start(self, deployment: str, **parameters: Any) -> DeploymentRun:
         return self.server.run(deployment, {"settings": self.settings} | parameters, str(self.root), self.log)
 
-    def nightly(self) -> DeploymentRun:
-        return self.start("nightly/nightly", lookback_days=None)
+    def nightly(self, **parameters: Any) -> DeploymentRun:
+        return self.start("nightly/nightly", lookback_days=None, **parameters)
 
     @contextlib.contextmanager
     def worker(self, *options: str, pool: str = POOL) -> Iterator[None]:
@@ -147,9 +150,11 @@ def test_nightly_goes_before_a_backfill_that_was_asked_for_earlier(site: Site) -
 def test_limits_cancel_and_another_run(site: Site) -> None:
     """One run waits for the GPU, a second one is not let in, the first is cancelled, and the next one finishes."""
     add_scene(site.root / "source", "scene", side_px=128)
-    with site.worker():
+    with site.worker(), listening() as (url, heard):
+        with temporary_settings({PREFECT_API_URL: site.server.url}):
+            Webhook(url=url, method="POST", allow_private_urls=True).save("morning", overwrite=True)
         with gpu_taken(site.server):
-            waiting = site.nightly()
+            waiting = site.nightly(notify="morning")
             site.wait(lambda: State.STAGED in site.states(), "the scene is staged")
             second = site.nightly()
             assert second.wait(LIMIT_S) == 71
@@ -162,9 +167,24 @@ def test_limits_cancel_and_another_run(site: Site) -> None:
             assert waiting.wait(LIMIT_S) == 71, waiting.state
             site.wait(lambda: not any(map(is_engine, family(str(site.root)))), "the cancelled run's process ends")
             assert not list(site.root.glob("sink/*/*"))
+            site.wait(lambda: [told["state"] for told in heard] == ["Cancelled"], "the webhook hears of it")
         again = site.nightly()
         assert again.wait(LIMIT_S) == 0, again.state
     assert site.history().count(State.CONFIRMED) == 1
+
+
+def test_what_is_paused_stays_paused_when_the_flows_are_deployed_again(site: Site) -> None:
+    def active() -> list[bool]:
+        return [one["active"] for one in site.server.ask("/deployments/name/sweep/sweep")["schedules"]]
+
+    sweep = site.server.ask("/deployments/name/sweep/sweep")
+    (schedule,) = sweep["schedules"]
+    site.server.ask(f"/deployments/{sweep['id']}/schedules/{schedule['id']}", {"active": False}, method="PATCH")
+    site.server.deploy()
+    assert active() == [False]
+    assert [one["active"] for one in site.server.ask("/deployments/name/census/census")["schedules"]] == [True]
+    site.server.command("prefect", "--no-prompt", "deploy", "--all")
+    assert active() == [True], "Prefect keeps what is paused by itself now; flows.deploy need not"
 
 
 def test_failed_run_is_retried_after_the_fix(site: Site) -> None:

@@ -1,0 +1,74 @@
+"""``python -m flows.deploy``: what the flows need on a Prefect server: pool, queues, deployments, limit on the GPU.
+
+Can be repeated, as after an upgrade. Pool, queues and limit that are there stay as they are, and what an operator has
+paused stays paused: ``prefect deploy`` by itself sets every schedule going again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.objects import DeploymentSchedule
+
+from flows.tasks import GPU_LIMIT
+
+POOL = "pancrafter"
+QUEUES: tuple[tuple[str, int, int | None], ...] = (("nightly", 1, None), ("upkeep", 2, None), ("backfill", 3, 1))
+"""Name, priority (1 goes first), and how many of its runs work at once."""
+
+
+def deploy(client: SyncPrefectClient, pool_type: str) -> None:
+    """Make what is missing, and bring the deployments up to date.
+
+    Raises:
+        subprocess.CalledProcessError: A command of Prefect failed; it has said why.
+    """
+    if POOL not in {pool.name for pool in client.read_work_pools()}:
+        _prefect("work-pool", "create", POOL, "--type", pool_type)
+    known = {queue.name for queue in client.read_work_queues(work_pool_name=POOL)}
+    for name, priority, limit in QUEUES:
+        if name not in known:
+            client.create_work_queue(name, priority=priority, concurrency_limit=limit, work_pool_name=POOL)
+    if GPU_LIMIT not in {limit.name for limit in client.read_global_concurrency_limits(limit=200)}:
+        _prefect("gcl", "create", GPU_LIMIT, "--limit", "1")
+    paused = {deployment.name for deployment in client.read_deployments() if _is_paused(deployment.schedules)}
+    _prefect("--no-prompt", "deploy", "--all")
+    for deployment in client.read_deployments():
+        if deployment.name in paused:
+            for schedule in deployment.schedules:
+                client.update_deployment_schedule(deployment.id, schedule.id, active=False)
+            sys.stdout.write(f"{deployment.name} stays paused\n")
+
+
+def _is_paused(schedules: list[DeploymentSchedule]) -> bool:
+    return bool(schedules) and not any(schedule.active for schedule in schedules)
+
+
+def _prefect(*words: str) -> None:
+    command = [sys.executable, "-m", "prefect", *words]
+    subprocess.run(command, cwd=Path(__file__).resolve().parents[1], check=True)  # noqa: S603 (words of ours)
+
+
+def main(arguments: list[str]) -> int:
+    """Deploy to the server of ``PREFECT_API_URL``."""
+    parser = argparse.ArgumentParser(
+        prog="python -m flows.deploy", description="Set up a Prefect server for the flows."
+    )
+    parser.add_argument(
+        "--pool-type", default="process", help="of the work pool, where it is made: process, kubernetes"
+    )
+    pool_type = parser.parse_args(arguments).pool_type
+    try:
+        with get_client(sync_client=True) as client:
+            deploy(client, pool_type)
+    except subprocess.CalledProcessError as error:
+        return int(error.returncode)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
