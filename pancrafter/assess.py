@@ -32,7 +32,7 @@ from pancrafter.moments import products
 from pancrafter.resample import GENERIC_MTF_GAIN, Mtf, degrade
 from pancrafter.store import SceneStore, Window, cut_windows
 from pancrafter.tiles import Floats, Tile, band_phases, dn_limits, valid_window
-from pancrafter.types import CONSISTENCY_BLOCK_MS_PX, Quality, Record, StagedScene
+from pancrafter.types import CONSISTENCY_BLOCK_MS_PX, Quality, Record, StagedScene, Sums
 
 Pixels = NDArray[Any]  # any integer or float dtype
 Float64s = NDArray[np.float64]
@@ -82,7 +82,7 @@ class LocalErrors(Record):
         return np.frombuffer(getattr(self, of), "<f4").reshape(self.shape)
 
 
-class BandSums(Record):
+class BandSums(Sums):
     """Second moments over the compared MS pixels; those of disjoint windows add up. Matrices are row by row.
 
     ``products`` is of the degraded bands with the MS bands; ``detail`` is of high-passed PAN and MS bands, PAN first;
@@ -99,14 +99,6 @@ class BandSums(Record):
     detail: tuple[float, ...]
     fine: tuple[float, ...]
     flow: tuple[float, ...]
-
-    def __add__(self, other: BandSums) -> BandSums:
-        added = {
-            name: tuple(np.add(getattr(self, name), getattr(other, name)).tolist())
-            for name in type(self).model_fields
-            if name != "pixels"
-        }
-        return BandSums(pixels=self.pixels + other.pixels, **added)
 
     def bias(self) -> float:
         """Largest relative difference between the mean of a degraded band and its MS mean."""

@@ -23,7 +23,7 @@ from pancrafter.errors import GridMismatchError, InvalidSceneError, PancrafterEr
 from pancrafter.metrics import Float64s, Mask, PhaseYX, Pixels, fill_invalid, fill_ms
 from pancrafter.moments import products
 from pancrafter.resample import Mtf, mean_mtf
-from pancrafter.types import Record
+from pancrafter.types import Record, Sums
 
 Float32s = NDArray[np.float32]
 
@@ -195,7 +195,7 @@ class GlpConstants(Record):
     gains: tuple[float, ...]
 
 
-class GlpSums(Record):
+class GlpSums(Sums):
     """Sums over pixels from which ``GlpConstants`` follow; those of disjoint windows add up to those of the scene.
 
     Products are sums of pixel products; ``low`` is PAN blurred like the band and brought back to the PAN grid.
@@ -209,21 +209,6 @@ class GlpSums(Record):
     low_pan: tuple[float, ...]
     ms_low: tuple[float, ...]
     low_low: tuple[float, ...]
-
-    def __add__(self, other: GlpSums) -> GlpSums:
-        def both(a: tuple[float, ...], b: tuple[float, ...]) -> tuple[float, ...]:
-            return tuple(x + y for x, y in zip(a, b, strict=True))
-
-        return GlpSums(
-            pixels=self.pixels + other.pixels,
-            pan=self.pan + other.pan,
-            ms=both(self.ms, other.ms),
-            low=both(self.low, other.low),
-            ms_pan=both(self.ms_pan, other.ms_pan),
-            low_pan=both(self.low_pan, other.low_pan),
-            ms_low=both(self.ms_low, other.ms_low),
-            low_low=both(self.low_low, other.low_low),
-        )
 
 
 def glp_halo_px(ratio: int, phases_yx: Sequence[PhaseYX]) -> int:

@@ -24,7 +24,7 @@ from scipy.sparse import csr_array
 from pancrafter import resample
 from pancrafter.errors import GridMismatchError, InvalidSceneError
 from pancrafter.resample import Mtf
-from pancrafter.types import Record
+from pancrafter.types import Record, Sums
 
 Pixels = NDArray[np.integer | np.floating]
 Float64s = NDArray[np.float64]
@@ -66,7 +66,7 @@ _UINT16_MAX = float(np.iinfo(np.uint16).max)
 # --- Errors against a reference -----------------------------------------------------------------------------------
 
 
-class ErrorSums(Record):
+class ErrorSums(Sums):
     """Sums over pixels from which ERGAS and SAM follow; those of disjoint windows add up to those of the scene."""
 
     pixels: int
@@ -74,15 +74,6 @@ class ErrorSums(Record):
     reference: tuple[float, ...]
     angle_deg: float
     angles: int
-
-    def __add__(self, other: ErrorSums) -> ErrorSums:
-        return ErrorSums(
-            pixels=self.pixels + other.pixels,
-            squared_error=_add(self.squared_error, other.squared_error),
-            reference=_add(self.reference, other.reference),
-            angle_deg=self.angle_deg + other.angle_deg,
-            angles=self.angles + other.angles,
-        )
 
     def without_empty_bands(self) -> ErrorSums:
         """The same without bands whose reference is 0 everywhere, of which no share can be taken, unless all are."""
@@ -466,7 +457,7 @@ class HqnrScores(Record):
         return (1 - self.d_lambda) * (1 - self.d_s)
 
 
-class BlockSums(Record):
+class BlockSums(Sums):
     """Sums over blocks from which d_lambda and d_s follow; those of disjoint windows add up to those of the scene.
 
     ``uqi_sharpened`` compares each sharpened band with PAN, ``uqi_ms`` each up-sampled MS band with the low-pass PAN.
@@ -478,15 +469,6 @@ class BlockSums(Record):
     q2n: float
     uqi_sharpened: tuple[float, ...]
     uqi_ms: tuple[float, ...]
-
-    def __add__(self, other: BlockSums) -> BlockSums:
-        return BlockSums(
-            blocks=self.blocks + other.blocks,
-            weight=self.weight + other.weight,
-            q2n=self.q2n + other.q2n,
-            uqi_sharpened=_add(self.uqi_sharpened, other.uqi_sharpened),
-            uqi_ms=_add(self.uqi_ms, other.uqi_ms),
-        )
 
     def scores(self) -> HqnrScores:
         """The indices of everything summed so far.
@@ -824,10 +806,6 @@ def _reliable(
             centres = ratio * np.arange(ms_shape[axis]) + phase
             inside[axis] &= (centres - reach >= -0.5) & (centres + reach <= pan_shape[axis] - 0.5)
     return np.logical_and.outer(*inside)
-
-
-def _add(a: tuple[float, ...], b: tuple[float, ...]) -> tuple[float, ...]:
-    return tuple(x + y for x, y in zip(a, b, strict=True))
 
 
 def _require_same_shape(reference: Pixels, test: Pixels) -> None:

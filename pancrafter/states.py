@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 from pydantic import Field
 
 from pancrafter.errors import IllegalTransitionError, InvalidSceneError
-from pancrafter.types import Record, Scene
+from pancrafter.types import Record, Scene, Sums
 
 
 class State(StrEnum):
@@ -118,7 +118,7 @@ class Lease(Record):
     attempt: int
 
 
-class FoundCounts(Record):
+class FoundCounts(Sums):
     """What a discovery changed. ``busy``: the source changed while a worker has the scene; seen again next time."""
 
     new: int = 0
@@ -131,9 +131,6 @@ class FoundCounts(Record):
     def seen(self) -> int:
         """How many distinct items were seen."""
         return self.new + self.changed + self.known + self.busy
-
-    def __add__(self, other: FoundCounts) -> FoundCounts:
-        return FoundCounts(**{name: getattr(self, name) + getattr(other, name) for name in type(self).model_fields})
 
 
 class LedgerRow(Record):

@@ -5,7 +5,7 @@ All of them serialise to JSON and back without loss, so the ledger and Prefect c
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -24,6 +24,17 @@ class Record(BaseModel):
     """A frozen value that refuses unknown fields."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Sums(Record):
+    """Counts and sums that add up field by field: numbers, or tuples of as many numbers."""
+
+    def __add__(self, other: Self) -> Self:
+        return type(self)(**{name: _added(value, getattr(other, name)) for name, value in self})
+
+
+def _added(a: Any, b: Any) -> Any:  # Any: a number, or a tuple of numbers
+    return tuple(x + y for x, y in zip(a, b, strict=True)) if isinstance(a, tuple) else a + b
 
 
 class AssetRef(Record):
