@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -282,11 +283,8 @@ def io(setting: Setting) -> Measure:
     return _timed(setting, work, setting.size**2 / 1e6)
 
 
-@dataclass(frozen=True)
 class Identity:
     """A sharpener without a model: every MS pixel repeated, plus a little PAN, or the result would cost no disk."""
-
-    halo: int = 115
 
     @property
     def method(self) -> str:
@@ -302,7 +300,7 @@ class Identity:
 
     def halo_px(self, staged: StagedScene) -> int:  # noqa: ARG002  # as the protocol has it
         """As much as the shipped network asks for."""
-        return self.halo
+        return 115
 
     def working_bytes(self, tile_px: int, core_px: int, bands: int) -> int:
         """The repeated bands."""
@@ -460,48 +458,36 @@ def _flops_per_px() -> float:
     return float(counter.get_total_flops()) / 64**2 / bands
 
 
-class _Entry(Record):
-    needs_scene: bool
+@dataclass(frozen=True)
+class _Entry:
     what: str
+    measure: Callable[[Setting], Measure | None]
+    needs_scene: bool = True
 
 
 MEASURES = {
-    "model-reference": _Entry(needs_scene=False, what="plain float32 network, channels first, unfolded attention"),
-    "model": _Entry(needs_scene=False, what="the engine's forward pass, float32"),
-    "model-bfloat16": _Entry(needs_scene=False, what="the engine's forward pass, bfloat16"),
-    "roofline": _Entry(needs_scene=False, what="matrix and copy rate of the device, and the share reached"),
-    "model-windows": _Entry(needs_scene=True, what="the network alone, on the windows of the scene"),
-    "io": _Entry(needs_scene=True, what="reading the inputs and writing a COG, nothing else"),
-    "engine": _Entry(needs_scene=True, what="pancrafter sharpen with a model that costs nothing"),
-    "end-to-end": _Entry(needs_scene=True, what="pancrafter sharpen"),
-    "end-to-end-bfloat16": _Entry(needs_scene=True, what="pancrafter sharpen --precision bfloat16"),
-    "exp": _Entry(needs_scene=True, what="pancrafter sharpen --method exp"),
-    "brovey": _Entry(needs_scene=True, what="pancrafter sharpen --method brovey"),
-    "gdal-pansharpen": _Entry(needs_scene=True, what="gdal_pansharpen to a tiled GeoTIFF without overviews"),
-    "gdal-pansharpen-cog": _Entry(needs_scene=True, what="gdal_pansharpen to a COG"),
-    "orfeo": _Entry(needs_scene=True, what="Orfeo ToolBox's BundleToPerfectSensor to a tiled GeoTIFF"),
+    "model-reference": _Entry(
+        "plain float32 network, channels first, unfolded attention", partial(model, reference=True), needs_scene=False
+    ),
+    "model": _Entry("the engine's forward pass, float32", model, needs_scene=False),
+    "model-bfloat16": _Entry(
+        "the engine's forward pass, bfloat16", partial(model, precision="bfloat16"), needs_scene=False
+    ),
+    "roofline": _Entry("matrix and copy rate of the device, and the share reached", roofline, needs_scene=False),
+    "model-windows": _Entry("the network alone, on the windows of the scene", model_windows),
+    "io": _Entry("reading the inputs and writing a COG, nothing else", io),
+    "engine": _Entry("pancrafter sharpen with a model that costs nothing", engine),
+    "end-to-end": _Entry("pancrafter sharpen", end_to_end),
+    "end-to-end-bfloat16": _Entry("pancrafter sharpen --precision bfloat16", partial(end_to_end, precision="bfloat16")),
+    "exp": _Entry("pancrafter sharpen --method exp", partial(end_to_end, method="exp")),
+    "brovey": _Entry("pancrafter sharpen --method brovey", partial(end_to_end, method="brovey")),
+    "gdal-pansharpen": _Entry(
+        "gdal_pansharpen to a tiled GeoTIFF without overviews", partial(gdal_pansharpen, cog=False)
+    ),
+    "gdal-pansharpen-cog": _Entry("gdal_pansharpen to a COG", partial(gdal_pansharpen, cog=True)),
+    "orfeo": _Entry("Orfeo ToolBox's BundleToPerfectSensor to a tiled GeoTIFF", orfeo),
 }
-
-
-def measured(setting: Setting) -> Measure | None:
-    """Carry out one measurement in this process."""
-    runners: dict[str, Callable[[], Measure | None]] = {
-        "model-reference": lambda: model(setting, reference=True),
-        "model": lambda: model(setting),
-        "model-bfloat16": lambda: model(setting, precision="bfloat16"),
-        "roofline": lambda: roofline(setting),
-        "model-windows": lambda: model_windows(setting),
-        "io": lambda: io(setting),
-        "engine": lambda: engine(setting),
-        "end-to-end": lambda: end_to_end(setting),
-        "end-to-end-bfloat16": lambda: end_to_end(setting, precision="bfloat16"),
-        "exp": lambda: end_to_end(setting, method="exp"),
-        "brovey": lambda: end_to_end(setting, method="brovey"),
-        "gdal-pansharpen": lambda: gdal_pansharpen(setting, cog=False),
-        "gdal-pansharpen-cog": lambda: gdal_pansharpen(setting, cog=True),
-        "orfeo": lambda: orfeo(setting),
-    }
-    return runners[setting.name]()
+"""What is measured, and how: each in a process of its own."""
 
 
 # --- clocks ---------------------------------------------------------------------------------------------------------
@@ -649,5 +635,6 @@ def _device_name(device: str) -> str:
 
 if __name__ == "__main__":
     keep_freed_memory()  # as the command does
-    result = measured(Setting.model_validate_json(sys.argv[1]))
+    told = Setting.model_validate_json(sys.argv[1])
+    result = MEASURES[told.name].measure(told)
     print("null" if result is None else result.model_dump_json())  # noqa: T201  # read by ``run``
