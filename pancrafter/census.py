@@ -9,15 +9,13 @@ from __future__ import annotations
 import posixpath
 import shlex
 from collections import Counter
-from collections.abc import Iterable, Iterator
 from datetime import datetime
-from itertools import islice
 from typing import Literal
 
 from pydantic import Field
 
 from pancrafter.discovery import look, output_collection_id, work_of
-from pancrafter.ledger import COMPARED, Ledger, open_ledger, verdict_on_known
+from pancrafter.ledger import COMPARED, Ledger, batches, open_ledger, verdict_on_known
 from pancrafter.processes import is_gone
 from pancrafter.publish import StaticSink
 from pancrafter.sensors import contracts_of
@@ -25,9 +23,6 @@ from pancrafter.settings import Settings
 from pancrafter.states import IN_WORK, WITHDRAWN, LedgerRow, SceneKey, Standing, State, Work
 from pancrafter.sweep import find_leftovers
 from pancrafter.types import Record, Refusal, Scene
-
-BATCH = 500
-"""Source items compared with the ledger at once."""
 
 Place = Literal["source", "ledger", "catalog", "files"]
 
@@ -135,7 +130,7 @@ class _Comparison:
 
     def _source(self) -> None:
         contracts = contracts_of(self.settings)
-        for batch in _batches(look(self.settings, contracts), BATCH):
+        for batch in batches(look(self.settings, contracts)):
             keys = [(entry.collection, entry.item_id) for entry in batch]
             self.in_source.update(keys)
             rows = self.ledger.rows_of(self.settings.sink, keys)
@@ -277,9 +272,3 @@ def _typed(value: str | datetime | tuple[float, ...]) -> str:
     if isinstance(value, datetime):
         return value.isoformat()
     return value if isinstance(value, str) else ",".join(map(repr, value))
-
-
-def _batches(entries: Iterable[Scene | Refusal], size: int) -> Iterator[list[Scene | Refusal]]:
-    iterator = iter(entries)
-    while batch := list(islice(iterator, size)):
-        yield batch

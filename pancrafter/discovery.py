@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from pancrafter import killpoints
 from pancrafter.errors import SourceError
-from pancrafter.ledger import BATCH, Ledger
+from pancrafter.ledger import Ledger, batches
 from pancrafter.model.names import weights_sha256
 from pancrafter.models import model_name
 from pancrafter.processes import is_gone
@@ -107,8 +107,8 @@ def _enter_left_overs(
     asked_for = _limits(settings, contracts)
     claimable = ((row.collection, row.item_id) for row in ledger.each(settings.sink) if row.claimable)
     keys, entered = [key for key in claimable if key not in found], []
-    for start in range(0, len(keys), BATCH):
-        rows = ledger.rows_of(settings.sink, keys[start : start + BATCH]).values()
+    for batch in batches(keys):
+        rows = ledger.rows_of(settings.sink, batch).values()
         planned = [(row, work_of(row.scene, settings, contracts)) for row in rows if row.scene and asked_for(row.scene)]
         works = [work for row, work in planned if work.output_item_id != row.supersedes]
         ledger.record_found(settings.sink, works)

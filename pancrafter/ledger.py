@@ -179,7 +179,7 @@ class Ledger:
         ``found`` may be a generator over any number of items: it is taken in batches, each its own transaction.
         """
         total = FoundCounts()
-        for batch in _batches(found, BATCH):
+        for batch in batches(found):
             total += self._record_batch(sink, {(_collection(e), _item_id(e)): e for e in batch})
         return total
 
@@ -564,7 +564,7 @@ class Ledger:
     def rows_of(self, sink: str, keys: Iterable[tuple[str, str]]) -> dict[tuple[str, str], LedgerRow]:
         """Rows of these ``(collection, item_id)``; unknown ones are left out."""
         found: dict[tuple[str, str], LedgerRow] = {}
-        for batch in _batches(keys, BATCH):
+        for batch in batches(keys):
             with self._transaction() as connection:
                 rows = _lookup(connection, sink, batch, tuple(SCENE.c))
             found |= {key: _row(values) for key, values in rows.items()}
@@ -572,7 +572,7 @@ class Ledger:
 
     def standing(self, sink: str, keys: Iterable[tuple[str, str]]) -> Iterator[Standing]:
         """Where these ``(collection, item_id)`` stand; unknown ones are left out. Looked up in batches."""
-        for batch in _batches(keys, BATCH):
+        for batch in batches(keys):
             with self._transaction() as connection:
                 now, rows = self._now(connection), _lookup(connection, sink, batch, _STANDING)
             yield from (_standing(row, now) for row in rows.values())
@@ -999,9 +999,10 @@ def _finite(value: Any) -> Any:  # Any: whatever JSON nests
     return [_finite(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
-def _batches(items: Iterable[_T], size: int) -> Iterator[list[_T]]:
+def batches(items: Iterable[_T]) -> Iterator[list[_T]]:
+    """The same in lists of at most ``BATCH``."""
     iterator = iter(items)
-    while batch := list(islice(iterator, size)):
+    while batch := list(islice(iterator, BATCH)):
         yield batch
 
 

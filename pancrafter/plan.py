@@ -10,7 +10,6 @@ import contextlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 
 from pydantic import Field
@@ -178,9 +177,7 @@ def make_plan(settings: Settings) -> Plan:
         seconds=work.seconds,
         sharpen_seconds=work.sharpen_seconds,
         measured_scenes=work.measured_scenes,
-        money=None
-        if work.seconds is None or not settings.price_per_hour
-        else work.seconds / 3600 * settings.price_per_hour,
+        money=None if work.seconds is None else settings.money(work.seconds),
         requester_pays=len(charged),
         requester_pays_bytes=sum(weights.get(scene.key, 0) for scene in charged),
     )
@@ -235,7 +232,7 @@ class _Ahead(NamedTuple):
 def _work_ahead(scenes: Sequence[Scene], sizes: Mapping[str, int], settings: Settings) -> _Ahead:
     """What scenes with these PAN pixels take, by the rates of finished ones: of the sensor, else (seconds) of all."""
     rates: list[Rate] = []
-    if _ledger_exists(settings):
+    if settings.has_ledger:
         with open_ledger(settings) as ledger:
             rates = [rate for rate in ledger.rates() if rate.device == settings.device]
     by_sensor: dict[str, list[Rate]] = {}
@@ -335,7 +332,7 @@ def _verdicts(scenes: Sequence[Scene], settings: Settings, contracts: Mapping[st
     """Scene key -> verdict; a ledger that does not exist yet is not made."""
     present, now = _published_items(settings), datetime.now(UTC)
     rows: Mapping[tuple[str, str], LedgerRow] = {}
-    if _ledger_exists(settings):
+    if settings.has_ledger:
         with open_ledger(settings) as ledger:
             now = ledger.now()
             rows = ledger.rows_of(settings.sink, [(scene.collection, scene.item_id) for scene in scenes])
@@ -346,10 +343,6 @@ def _verdicts(scenes: Sequence[Scene], settings: Settings, contracts: Mapping[st
         row = rows.get((scene.collection, scene.item_id))
         verdicts[scene.key] = verdict_on(row, work, now=now, published=published)
     return verdicts
-
-
-def _ledger_exists(settings: Settings) -> bool:
-    return settings.ledger_url is not None or (Path(settings.state_dir) / "ledger.db").is_file()
 
 
 def _published_items(settings: Settings) -> dict[str, frozenset[str]]:

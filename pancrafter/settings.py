@@ -97,6 +97,10 @@ class WorkSettings(Record):
         """Whether there is a ledger already; one that has an address of its own counts as there."""
         return self.ledger_url is not None or (Path(self.state_dir) / "ledger.db").is_file()
 
+    def money(self, seconds: float) -> float | None:
+        """What work of some seconds costs; None where no price is known."""
+        return seconds / 3600 * self.price_per_hour if self.price_per_hour else None
+
     @property
     def sink_is_source(self) -> bool:
         """Whether products would be published among the originals, where the next run would find them as its source."""

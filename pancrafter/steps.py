@@ -582,7 +582,7 @@ def publish(
                 mpx_per_s=rate,
                 bytes_read=staged.bytes_read,
                 staging_bytes=staging_bytes,
-                money=_money(seconds, settings),
+                money=settings.money(seconds),
                 device=settings.device,
             ),
         )
@@ -610,7 +610,7 @@ def publish(
         "read back",
         seconds=seconds,
         staging_bytes=staging_bytes,
-        money=_money(seconds, settings),
+        money=settings.money(seconds),
         href=published.assets[SHARPENED],
     )
     killpoints.at("confirmed")
@@ -639,10 +639,6 @@ def _was_published_before(lease: Lease, ledger: Ledger) -> bool:
 
 def _bytes_on_disk(folder: str) -> int:
     return sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
-
-
-def _money(seconds: float, settings: Settings) -> float | None:
-    return seconds / 3600 * settings.price_per_hour if settings.price_per_hour else None
 
 
 def _set_aside(work: Claimed, assessed: Assessed, ledger: Ledger, report: Report) -> Outcome:
