@@ -161,11 +161,6 @@ def _sharpen(settings: Settings, *, since: datetime | None = None) -> list[Outco
             len(found.eligible),
             found.left_over,
         )
-        refused = [runs.refused_outcome(refusal) for refusal in found.refused]
-        if not found.eligible:
-            if found.has_news:
-                runs.leave_report(settings, ledger, started, log.info)
-            return refused
         progress = Progress(len(found.eligible), "scenes")
 
         def make(key: str, settings: Settings, compute: Compute, ledger: Ledger) -> Outcome | None:
@@ -174,9 +169,7 @@ def _sharpen(settings: Settings, *, since: datetime | None = None) -> list[Outco
             finally:
                 progress.step()
 
-        return runs.make_each(
-            found.eligible, refused, settings, ledger, log.info, since=started, process=make, complain=log.error
-        )
+        return runs.make_found(found, settings, ledger, log.info, since=started, process=make, complain=log.error)
 
 
 def _stopped(settings: Settings, error: PancrafterError, outcomes: list[Outcome]) -> Outcomes:

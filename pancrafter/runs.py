@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from pancrafter.discovery import discover, work_of
+from pancrafter.discovery import Discovery, discover, work_of
 from pancrafter.errors import ErrorKind, LeaseLostError, PancrafterError
 from pancrafter.ledger import Ledger, open_ledger
 from pancrafter.model.names import weights_sha256
@@ -41,14 +42,30 @@ def run(settings: Settings, report: Report, *, since: datetime | None = None) ->
     started = since or datetime.now(UTC)
     with open_ledger(settings) as ledger:
         found = discover(settings, ledger)
-        if not found.counts.seen:
-            report(f"nothing found: 0 items in {settings.source} match{_limits_of(settings)}")
-        refused = [refused_outcome(refusal) for refusal in found.refused]
-        if not found.eligible:
-            if found.has_news:
-                leave_report(settings, ledger, started, report)
-            return refused
-        return make_each(found.eligible, refused, settings, ledger, report, since=started)
+        return make_found(found, settings, ledger, report, since=started)
+
+
+def make_found(
+    found: Discovery,
+    settings: Settings,
+    ledger: Ledger,
+    report: Report,
+    *,
+    since: datetime,
+    process: Process | None = None,
+    complain: Report | None = None,
+) -> list[Outcome]:
+    """Make what a discovery found; what it refused comes first. Arguments and errors as in ``make_each``."""
+    if not found.counts.seen:
+        report(f"nothing found: 0 items in {settings.source} match{_limits_of(settings)}")
+    refused = [refused_outcome(refusal) for refusal in found.refused]
+    if found.eligible:
+        return make_each(
+            found.eligible, refused, settings, ledger, report, since=since, process=process, complain=complain
+        )
+    if found.has_news:
+        leave_report(settings, ledger, since, report)
+    return refused
 
 
 def _limits_of(settings: Settings) -> str:
@@ -95,14 +112,12 @@ def make_each(
     """
     from pancrafter.compute import open_compute
 
+    process = process or partial(process_scene, report=report)
     with open_compute(settings) as compute:
         report(f"working on {compute.description}")
         for key in keys:
             try:
-                if process is None:
-                    outcome = process_scene(key, settings, compute, ledger, report)
-                else:
-                    outcome = process(key, settings, compute, ledger)
+                outcome = process(key, settings, compute, ledger)
             except LeaseLostError as error:
                 report(f"{key}: {error}")  # somebody else has it, and will say what became of it
             except PancrafterError as error:
