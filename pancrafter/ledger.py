@@ -286,7 +286,7 @@ class Ledger:
             self._log(connection, taken, now, _Step(owner, State.ELIGIBLE, State.CLAIMED, message))
             return lease
 
-    def renew(self, lease: Lease, lease_s: float | None = None) -> Lease:
+    def renew(self, lease: Lease) -> Lease:
         """Extend a lease, and prove by that that it still holds: call it before anything irreversible.
 
         Raises:
@@ -295,10 +295,9 @@ class Ledger:
         with self._transaction(write=True) as connection:
             now = self._now(connection)
             row = self._leased_row(connection, lease)
-            duration = lease.lease_s if lease_s is None else lease_s
-            expires = now + timedelta(seconds=duration)
+            expires = now + timedelta(seconds=lease.lease_s)
             self._update(connection, row, now, lease_expires=expires)
-            return lease.model_copy(update={"expires": expires, "lease_s": duration})
+            return lease.model_copy(update={"expires": expires})
 
     def advance(self, lease: Lease, state: State | str, /, message: str = "", **measures: Any) -> None:
         """Move a leased scene forward and note what the step measured (seconds, bytes, pixels, references).
@@ -630,13 +629,13 @@ class Ledger:
             rows = tuple(_row(values) for values in _fetch(connection, listed))
             return Stuck(rows, {State(state): int(count) for state, count in connection.execute(counted)})
 
-    def rates(self, limit: int = 200) -> list[Rate]:
+    def rates(self) -> list[Rate]:
         """What the scenes finished last took, for plans; into whichever sink they went."""
         statement = (
             sa.select(SCENE.c.sensor, SCENE.c.measures)
             .where(SCENE.c.state == State.CONFIRMED)
             .order_by(SCENE.c.updated.desc())
-            .limit(limit)
+            .limit(200)
         )
         with self._transaction() as connection:
             rows = _fetch(connection, statement)
