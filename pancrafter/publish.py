@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import posixpath
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -123,7 +123,7 @@ class StaticSink:
         *,
         collection: CollectionInfo,
         supersedes: str | None = None,
-        guard: Callable[[], None] | None = None,
+        guard: Callable[[], object] | None = None,
     ) -> Published:
         """Put an item and its files into the catalog as the current version; doing it again changes nothing.
 
@@ -168,25 +168,23 @@ class StaticSink:
             self._deprecate(collection.id, superseded, item.id)
         names = {f"{folder}/{_asset_name(asset, document)}" for asset in assets}
         try:
-            published = self._read_back(collection.id, item.id, changed=changed, compared=names)
+            published = self.read_back(collection.id, item.id, changed=changed, compared=names)
         except PancrafterError:
             self._linked.clear()  # somebody took the catalog apart: the next attempt looks at every link
             raise
         self._linked |= linked
         return published.model_copy(update={"superseded": superseded})
 
-    def read_back(self, collection_id: str, item_id: str, *, changed: bool = False) -> Published:
+    def read_back(
+        self, collection_id: str, item_id: str, *, changed: bool = False, compared: Collection[str] = ()
+    ) -> Published:
         """Find an item the way a reader does, from the root with pystac, and compare sizes and checksums of its files.
+
+        Of files whose checksums were ``compared`` a moment ago only the sizes are looked at.
 
         Raises:
             SinkError: It cannot be found, or a file is missing or differs.
         """
-        return self._read_back(collection_id, item_id, changed=changed, compared=frozenset())
-
-    def _read_back(
-        self, collection_id: str, item_id: str, *, changed: bool, compared: frozenset[str] | set[str]
-    ) -> Published:
-        """See ``read_back``. Of files whose checksums were ``compared`` a moment ago only the sizes are looked at."""
         item = self._walk_to(collection_id, item_id)
         addresses: dict[str, str] = {}
         for key, asset in item.assets.items():

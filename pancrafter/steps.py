@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pancrafter import killpoints
 from pancrafter.discovery import output_collection_id, planned_recipe
@@ -254,10 +254,15 @@ def sharpen(
     return sharpened
 
 
+def _measures(work: Claimed, ledger: Ledger) -> dict[str, Any]:  # Any: JSON
+    """What this attempt at the output and earlier ones have noted."""
+    row = ledger.show(work.lease.key)
+    return {} if row is None else row.measures
+
+
 def _spent(work: Claimed, ledger: Ledger, measure: str) -> float:
     """Seconds that earlier attempts at this output took in a step: a scene costs all of them."""
-    row = ledger.show(work.lease.key)
-    return 0.0 if row is None else float(row.measures.get(measure, 0))
+    return float(_measures(work, ledger).get(measure, 0))
 
 
 def _fallback_recipe(work: Claimed) -> str:
@@ -309,7 +314,6 @@ def _sharpen_with(
     return Sharpened(
         store_uri=staged.store_uri,
         method="mtf-glp-fs" if spec.glp else "pan-crafter",
-        fallback=False,
         blocks=total,
         computed_blocks=len(pending),
         computed_pixels=pixels,
@@ -364,7 +368,7 @@ def assess(
     started = time.perf_counter()
     contract = work.contract
     rule, ratio = contract.quality, staged.grid.ratio
-    given_up = _given_up(work, ledger)
+    given_up: str | None = _measures(work, ledger).get("fallback_reason")  # by this attempt or an earlier one
     classical = given_up is not None or sharpened.method != "pan-crafter"
     spec = _sharpener(work, staged, settings, classical=classical)
     if given_up is not None and not sharpened.fallback:  # this step failed since it gave up the network's result
@@ -402,12 +406,6 @@ def assess(
     return Assessed(quality=quality, sharpened=sharpened, gate=gate, truth=truth)
 
 
-def _given_up(work: Claimed, ledger: Ledger) -> str | None:
-    """Why the network's result was given up, by this attempt or an earlier one; None where it was not."""
-    row = ledger.show(work.lease.key)
-    return None if row is None else row.measures.get("fallback_reason")
-
-
 def _sharpen_instead(
     work: Claimed, staged: StagedScene, spec: SharpenerSpec, compute: Compute, ledger: Ledger, report: Report
 ) -> Sharpened:
@@ -427,8 +425,7 @@ def _second_verdict(classical: tuple[str, str], network_reason: str, sharpened: 
 
 def _approved(gate: Gate, work: Claimed, ledger: Ledger) -> Gate:
     """The gate's word, or a person's where one has released exactly this output item."""
-    row = ledger.show(work.lease.key)
-    approval = row.measures.get("approved") if row is not None else None
+    approval = _measures(work, ledger).get("approved")
     if not approval or approval.get("output_item_id") != work.output_item_id:
         return gate
     return gate.model_copy(update={"verdict": "released", "released_because": str(approval.get("reason", ""))})
@@ -551,8 +548,7 @@ def publish(
     attempt = attempt_name(work.output_item_id, settings.sink, work.lease.fence)
     folder = Path(settings.state_dir) / "attempts" / attempt
     bands = work.contract.subset(work.scene.bands)
-    row = ledger.show(work.lease.key)
-    spent = {} if row is None else row.measures
+    spent = _measures(work, ledger)
     staging_bytes = _bytes_on_disk(staged.store_uri)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -592,7 +588,7 @@ def publish(
             assets,
             collection=_collection_info(work.scene),
             supersedes=work.supersedes,
-            guard=lambda: _renew(ledger, work.lease),
+            guard=lambda: ledger.renew(work.lease),
         )
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -681,10 +677,6 @@ def _tell_stac_api(published: Published, settings: Settings) -> None:
     for item_id in (published.superseded, published.item_id):
         if item_id is not None:
             api.send(sink, published.collection_id, item_id)
-
-
-def _renew(ledger: Ledger, lease: Lease) -> None:
-    ledger.renew(lease)
 
 
 def _used_recipe(work: Claimed, sharpened: Sharpened) -> Recipe:
