@@ -58,69 +58,16 @@ _CARRIED_RANGE = {
     "view:sun_azimuth": (0, 360),
     "view:sun_elevation": (-90, 90),
 }
-_EO_COMMON_NAMES = frozenset(
-    (
-        "pan",
-        "coastal",
-        "blue",
-        "green",
-        "green05",
-        "yellow",
-        "red",
-        "rededge",
-        "rededge071",
-        "rededge075",
-        "rededge078",
-        "nir",
-        "nir08",
-        "nir09",
-        "cirrus",
-        "swir16",
-        "swir22",
-        "lwir",
-        "lwir11",
-        "lwir12",
-    )
-)
-_SIGNING_PARAMETERS = frozenset(
-    (
-        "sig",
-        "signature",
-        "se",
-        "sp",
-        "sv",
-        "sr",
-        "st",
-        "ske",
-        "skoid",
-        "sks",
-        "skt",
-        "sktid",
-        "skv",
-        "token",
-        "access_token",
-        "accesstoken",
-        "auth",
-        "authorization",
-        "apikey",
-        "api_key",
-        "api-key",
-        "key",
-        "key-pair-id",
-        "policy",
-        "expires",
-        "awsaccesskeyid",
-        "googleaccessid",
-        "password",
-        "pwd",
-        "secret",
-        "session",
-        "security-token",
-        "hdnts",
-        "hmac",
-        "jwt",
-    )
-)
+_EO_COMMON_NAMES = frozenset((
+    "pan", "coastal", "blue", "green", "green05", "yellow", "red", "rededge", "rededge071", "rededge075",
+    "rededge078", "nir", "nir08", "nir09", "cirrus", "swir16", "swir22", "lwir", "lwir11", "lwir12"
+))  # fmt: skip
+_SIGNING_PARAMETERS = frozenset((
+    "sig", "signature", "se", "sp", "sv", "sr", "st", "ske", "skoid", "sks", "skt", "sktid", "skv", "token",
+    "access_token", "accesstoken", "auth", "authorization", "apikey", "api_key", "api-key", "key", "key-pair-id",
+    "policy", "expires", "awsaccesskeyid", "googleaccessid", "password", "pwd", "secret", "session",
+    "security-token", "hdnts", "hmac", "jwt"
+))  # fmt: skip
 _SIGNING_PREFIXES = ("x-amz-", "x-goog-", "x-oss-", "q-sign", "q-ak", "x-cos-")
 _PROVIDER_ROLES = ("licensor", "producer", "processor", "host")
 _EDGE_STEPS = 8
