@@ -14,33 +14,15 @@ from staged_scenes import make_staged, overlap
 
 from pancrafter.assess import assessment_windows, combine, reduced_sample, sample_windows, window_sums
 from pancrafter.bands import measure_bands
-from pancrafter.engine import Sharpener, sharpen_block
+from pancrafter.engine import Sharpener
 from pancrafter.model.network import PanCrafter
 from pancrafter.model.weights import Checkpoint
 from pancrafter.resample import Mtf, mean_mtf
 from pancrafter.sensors import SensorContract
 from pancrafter.store import SceneStore
-from pancrafter.tiles import quantise, valid_window
 from pancrafter.types import Quality
 
 Image = NDArray[Any]
-
-
-def everything(store: SceneStore) -> tuple[slice, slice]:
-    return slice(0, store.pan_shape_yx[0]), slice(0, store.pan_shape_yx[1])
-
-
-def sharpen_all(store: SceneStore, sharpener: Sharpener) -> None:
-    for block in store.pending_blocks():
-        sharpen_block(store, block, sharpener)
-
-
-def write_result(store: SceneStore, image: Image) -> None:
-    """Store a float image as the scene's result, rounded and clipped as the engine does."""
-    dn = quantise(image.astype(np.float32), valid_window(store, everything(store)), store.staged)
-    for row in range(store.blocks_yx[0]):
-        for col in range(store.blocks_yx[1]):
-            store.write_block((row, col), dn[(slice(None), *store.block_window((row, col)))])
 
 
 def measure(store: SceneStore, sharpener: Sharpener, mtfs: tuple[Mtf | float, ...]) -> Quality:

@@ -9,9 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from pancrafter.engine import Sharpener, sharpen_block
 from pancrafter.grid import pair_grids
 from pancrafter.resample import degrade
 from pancrafter.store import SceneStore
+from pancrafter.tiles import quantise, valid_window
 from pancrafter.types import AssetRef, PairGrid, PixelGrid, Scene, StagedScene, ValueRange
 
 Array = NDArray[Any]
@@ -114,3 +116,19 @@ def stage_arrays(
     store.finish_staging(make_staged(store, grid, pan, ms, **changes))
     store.begin_sharpening("r")
     return store
+
+
+def everything(store: SceneStore) -> tuple[slice, slice]:
+    return slice(0, store.pan_shape_yx[0]), slice(0, store.pan_shape_yx[1])
+
+
+def sharpen_all(store: SceneStore, sharpener: Sharpener) -> None:
+    for block in store.pending_blocks():
+        sharpen_block(store, block, sharpener)
+
+
+def write_result(store: SceneStore, image: Array) -> None:
+    """Store a float image as the scene's result, rounded and clipped as the engine does."""
+    dn = quantise(image.astype(np.float32), valid_window(store, everything(store)), store.staged)
+    for block in np.ndindex(store.blocks_yx):
+        store.write_block(block, dn[:, *store.block_window(block)])

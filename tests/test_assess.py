@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from networks import random_checkpoint
 from numpy.typing import NDArray
-from staged_scenes import Array, observed, overlap, stage_arrays
+from staged_scenes import Array, everything, observed, overlap, sharpen_all, stage_arrays, write_result
 
 from pancrafter import assess, classical
 from pancrafter.assess import (
@@ -24,38 +24,21 @@ from pancrafter.assess import (
     sample_windows,
     window_sums,
 )
-from pancrafter.engine import GlpSharpener, NetworkSharpener, Sharpener, sharpen_block
+from pancrafter.engine import GlpSharpener, NetworkSharpener, Sharpener
 from pancrafter.errors import InvalidSceneError
 from pancrafter.metrics import consistency, ergas, error_sums, hqnr_production_sums
 from pancrafter.quality import QualityRule
 from pancrafter.resample import GENERIC_MTF_GAIN, degrade, upsample
 from pancrafter.store import SceneStore, Window
-from pancrafter.tiles import Tile, band_phases, quantise, valid_window
+from pancrafter.tiles import Tile, band_phases, valid_window
 from pancrafter.types import Quality, StagedScene, ValueRange
 
 GAINS = (0.30, 0.28, 0.33)
 SHIFTS = ((0.0, 0.0), (1.2, -0.7), (0.4, 0.3))
 
 
-def everything(store: SceneStore) -> tuple[slice, slice]:
-    return slice(0, store.pan_shape_yx[0]), slice(0, store.pan_shape_yx[1])
-
-
-def write_result(store: SceneStore, sharpened: Array) -> None:
-    """Store a float image as the scene's result."""
-    dn = quantise(sharpened.astype(np.float32), valid_window(store, everything(store)), store.staged)
-    for row in range(store.blocks_yx[0]):
-        for col in range(store.blocks_yx[1]):
-            store.write_block((row, col), dn[(slice(None), *store.block_window((row, col)))])
-
-
 def read_result(store: SceneStore) -> Array:
     return store.read_sharpened(everything(store)).astype(np.float64)
-
-
-def sharpen_all(store: SceneStore, sharpener: Sharpener) -> None:
-    for block in store.pending_blocks():
-        sharpen_block(store, block, sharpener)
 
 
 def quality(store: SceneStore, sharpener: Sharpener) -> Quality:

@@ -20,7 +20,7 @@ from networks import random_checkpoint, random_network
 from numpy.typing import NDArray
 from rasterio.transform import from_origin
 from scipy import ndimage, signal
-from staged_scenes import Array, landscape, make_staged, observed, overlap, stage_arrays
+from staged_scenes import Array, everything, landscape, make_staged, observed, overlap, stage_arrays
 
 from pancrafter import classical, metrics, resample, steps
 from pancrafter.cube import REACH_PX, stage_scene
@@ -65,14 +65,10 @@ def contract_of(bands: Sequence[str]) -> SensorContract:
     )  # fmt: skip
 
 
-def whole_window(store: SceneStore) -> tuple[slice, slice]:
-    return slice(0, store.pan_shape_yx[0]), slice(0, store.pan_shape_yx[1])
-
-
 def whole_tile(store: SceneStore, margin: int = 132) -> Tile:
     """The whole scene mirrored at its border far beyond any reach, assembled here and not by the engine."""
     staged, ratio = store.staged, store.staged.grid.ratio
-    pan = store.read_pan(whole_window(store)).astype(np.float32)
+    pan = store.read_pan(everything(store)).astype(np.float32)
     ms = store.read_ms((slice(0, store.ms_shape_yx[0]), slice(0, store.ms_shape_yx[1]))).astype(np.float32)
     totals = [-(-(n + 2 * margin) // 12) * 12 for n in pan.shape]
     pan_pads = [(margin, total - margin - n) for total, n in zip(totals, pan.shape, strict=True)]
@@ -332,7 +328,7 @@ def test_written_blocks_are_the_whole_scene_rounded(
     for block in store.pending_blocks()[::-1]:
         sharpen_block(store, block, NetworkSharpener(checkpoint))
     assert store.done_count == store.block_count
-    found, valid = store.read_sharpened(whole_window(store)).astype(int), valid_window(store, whole_window(store))
+    found, valid = store.read_sharpened(everything(store)).astype(int), valid_window(store, everything(store))
     expected = np.clip(np.rint(whole_scene(store, checkpoint)), 1, 2047)
     assert np.abs(found - expected)[:, valid].max() <= 1
     assert (found == expected)[:, valid].mean() > 0.999
@@ -620,7 +616,7 @@ def test_classical_fallback_is_the_same_in_blocks(tmp_path: Path, ratio: int, of
         classical.fit_glp_constants(classical.glp_sums(pan, ms, ratio, pair.phases_yx, gains)), gains
     )
     assert np.abs(in_blocks(store, everywhere) - classical.sharpen("mtf-glp-fs", pair))[away].max() < 1e-3
-    valid = valid_window(store, whole_window(store))
+    valid = valid_window(store, everything(store))
     sums = classical.glp_sums(pan, ms, ratio, pair.phases_yx, gains, valid)
     assert constants[0] == pytest.approx(np.array(classical.fit_glp_constants(sums).gains), rel=0.02)
 
@@ -681,9 +677,9 @@ def test_what_lies_beneath_nodata_changes_no_valid_pixel(tmp_path: Path, method:
         sharpener = network if method == "pan-crafter" else GlpSharpener.fit(store, (0.3, 0.3))
         for block in store.pending_blocks():
             sharpen_block(store, block, sharpener)
-        results.append(store.read_sharpened(whole_window(store)))
+        results.append(store.read_sharpened(everything(store)))
     assert not np.array_equal(hidden_pan, pan)
-    valid = valid_window(store, whole_window(store))
+    valid = valid_window(store, everything(store))
     assert np.array_equal(valid, pan_valid & ~np.kron(ms_hole, np.ones((4, 4), bool)))
     assert np.array_equal(results[0], results[1])
     assert ((results[0] == 0) == ~valid).all()

@@ -13,9 +13,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from planted_failures import everything, sharpen_all, stage_pair
+from planted_failures import stage_pair
 from quality_gate import sharpness_of
 from simulated_scenes import simulated_scene
+from staged_scenes import everything, sharpen_all
 
 from pancrafter.adapt import adapt_to_scene
 from pancrafter.assess import assessment_windows, combine, window_sums

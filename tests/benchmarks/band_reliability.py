@@ -15,9 +15,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from planted_failures import everything, sharpen_all, stage_pair
+from planted_failures import stage_pair
 from quality_gate import sharpness_of
 from simulated_scenes import simulated_scene
+from staged_scenes import everything, sharpen_all
 
 from pancrafter.engine import NetworkSharpener, fit_scene_injection
 from pancrafter.model.weights import load_checkpoint

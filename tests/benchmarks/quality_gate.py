@@ -22,8 +22,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from planted_failures import ON_RESULT, everything, measure, perturbed, sharpen_all, stage_pair, write_result
+from planted_failures import ON_RESULT, measure, perturbed, stage_pair
 from simulated_scenes import Pair, simulated_scene
+from staged_scenes import everything, sharpen_all, write_result
 
 from pancrafter.engine import NetworkSharpener, fit_scene_injection
 from pancrafter.errors import ContractError
