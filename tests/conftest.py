@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from urllib.request import Request, urlopen
 
 import pytest
 import torch
@@ -25,3 +27,29 @@ def shared_data() -> Path:
             pytest.fail(message)
         pytest.skip(message)
     return SHARED_DATA
+
+
+@pytest.fixture
+def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Address of an S3 server with an empty bucket ``bucket``; the environment tells boto3, fsspec and GDAL of it."""
+    import boto3
+    import fsspec
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    address = f"http://{host}:{port}"
+    for name, value in {
+        "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_REGION": "us-east-1", "AWS_HTTPS": "NO",
+        "AWS_DEFAULT_REGION": "us-east-1", "AWS_VIRTUAL_HOSTING": "FALSE", "AWS_S3_ENDPOINT": f"{host}:{port}",
+        "AWS_ENDPOINT_URL": address,
+    }.items():  # fmt: skip
+        monkeypatch.setenv(name, value)
+    forget = fsspec.get_filesystem_class("s3").clear_instance_cache  # connections that know of other environments
+    forget()
+    boto3.client("s3").create_bucket(Bucket="bucket")
+    yield address
+    urlopen(Request(f"{address}/moto-api/reset", method="POST")).close()  # what servers of one process hold is shared
+    server.stop()
+    forget()

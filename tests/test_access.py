@@ -383,26 +383,12 @@ def test_a_file_that_is_gone_is_not_tried_again(tmp_path: Path, status: int) -> 
 
 
 @pytest.mark.parametrize("place", ["bucket/none.tif", "no-bucket/pan.tif"])
-def test_an_object_that_is_gone_is_not_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str) -> None:
-    import boto3
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    server.start()
-    try:
-        host, port = server.get_host_and_port()
-        for name, value in {
-            "AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "x", "AWS_REGION": "us-east-1", "AWS_HTTPS": "NO",
-            "AWS_DEFAULT_REGION": "us-east-1", "AWS_VIRTUAL_HOSTING": "FALSE", "AWS_S3_ENDPOINT": f"{host}:{port}",
-        }.items():  # fmt: skip
-            monkeypatch.setenv(name, value)
-        boto3.client("s3", endpoint_url=f"http://{host}:{port}").create_bucket(Bucket="bucket")
-        scene, _ = _remote_scene(tmp_path, "s3://bucket")
-        gone = scene.model_copy(update={"pan": AssetRef(key="pan", href=f"s3://{place}")})
-        with pytest.raises(InvalidSceneError, match="there is no such file; check the asset's href"):
-            stage_scene(gone, contract(), str(tmp_path / "a.zarr"), block_px=64)
-    finally:
-        server.stop()
+@pytest.mark.usefixtures("s3")
+def test_an_object_that_is_gone_is_not_tried_again(tmp_path: Path, place: str) -> None:
+    scene, _ = _remote_scene(tmp_path, "s3://bucket")
+    gone = scene.model_copy(update={"pan": AssetRef(key="pan", href=f"s3://{place}")})
+    with pytest.raises(InvalidSceneError, match="there is no such file; check the asset's href"):
+        stage_scene(gone, contract(), str(tmp_path / "a.zarr"), block_px=64)
 
 
 def test_profiles_that_cannot_work_say_so(tmp_path: Path) -> None:

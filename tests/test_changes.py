@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import threading
-import uuid
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -35,24 +33,11 @@ def item(item_id: str = "a", *, west: float = 10.0, collection: str = "c", check
 
 
 @pytest.fixture(params=["folder", "s3"])
-def sink(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[StaticSink]:
+def sink(request: pytest.FixtureRequest, tmp_path: Path) -> StaticSink:
     if request.param == "folder":
-        yield StaticSink(str(tmp_path / "out"))
-        return
-    import boto3
-    from moto.server import ThreadedMotoServer
-
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        monkeypatch.setenv(name, "test")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    server = ThreadedMotoServer(port=0)
-    server.start()
-    try:
-        address = "http://{}:{}".format(*server.get_host_and_port())
-        boto3.client("s3", endpoint_url=address).create_bucket(Bucket=(bucket := f"feed-{uuid.uuid4().hex[:8]}"))
-        yield StaticSink(f"s3://{bucket}/out", storage_options={"endpoint_url": address, "skip_instance_cache": True})
-    finally:
-        server.stop()
+        return StaticSink(str(tmp_path / "out"))
+    request.getfixturevalue("s3")
+    return StaticSink("s3://bucket/out")
 
 
 def test_events_are_found_by_time_area_and_collection(sink: StaticSink) -> None:

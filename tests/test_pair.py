@@ -420,32 +420,18 @@ def test_other_formats_than_tiff(tmp_path: Path) -> None:
     assert np.array_equal(found, expected)
 
 
-def test_inputs_on_s3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from moto.server import ThreadedMotoServer
+@pytest.mark.usefixtures("s3")
+def test_inputs_on_s3(tmp_path: Path) -> None:
+    import boto3
 
     pan, ms = write_pair(tmp_path)
     expected = sharpened(pan, ms, tmp_path / "a.tif", method="exp")
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    server.start()
-    try:
-        host, port = server.get_host_and_port()
-        for name, value in {
-            "AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "x", "AWS_REGION": "us-east-1", "AWS_HTTPS": "NO",
-            "AWS_DEFAULT_REGION": "us-east-1", "AWS_VIRTUAL_HOSTING": "FALSE", "AWS_S3_ENDPOINT": f"{host}:{port}",
-        }.items():  # fmt: skip
-            monkeypatch.setenv(name, value)
-        import boto3
-
-        client = boto3.client("s3", endpoint_url=f"http://{host}:{port}")
-        client.create_bucket(Bucket="scenes")
-        for path in (pan, ms):
-            client.upload_file(str(path), "scenes", f"one/{path.name}")
-        found = sharpened("s3://scenes/one/pan.tif", "s3://scenes/one/ms.tif", tmp_path / "b.tif", method="exp")
-        assert np.array_equal(found, expected)
-        with pytest.raises(InvalidSceneError, match=r"s3://scenes/one/none\.tif: cannot be read"):
-            sharpened("s3://scenes/one/none.tif", "s3://scenes/one/ms.tif", tmp_path / "c.tif")
-    finally:
-        server.stop()
+    for path in (pan, ms):
+        boto3.client("s3").upload_file(str(path), "bucket", f"one/{path.name}")
+    found = sharpened("s3://bucket/one/pan.tif", "s3://bucket/one/ms.tif", tmp_path / "b.tif", method="exp")
+    assert np.array_equal(found, expected)
+    with pytest.raises(InvalidSceneError, match=r"s3://bucket/one/none\.tif: cannot be read"):
+        sharpened("s3://bucket/one/none.tif", "s3://bucket/one/ms.tif", tmp_path / "c.tif")
 
 
 @pytest.mark.parametrize("window_px", [None, 128])

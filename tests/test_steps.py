@@ -510,30 +510,14 @@ def test_output_catalog_opens_with_what_analysts_use(finished) -> None:
     assert int(cube["sharpened.3"].max()) > 0
 
 
-def test_whole_path_to_s3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from moto.server import ThreadedMotoServer
-    from s3fs import S3FileSystem
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    try:
-        host, port = server.get_host_and_port()
-        for name, value in {
-            "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1",
-            "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-        }.items():  # fmt: skip
-            monkeypatch.setenv(name, value)
-        S3FileSystem.clear_instance_cache()
-        S3FileSystem(skip_instance_cache=True).call_s3("create_bucket", Bucket="sharp")
-        add_scene(tmp_path / "source", "scene", side_px=128)
-        settings = settings_in(tmp_path, sink="s3://sharp/catalog")
-        (outcome,) = runs.run(settings, _silent)
-        assert outcome.item_href.startswith("s3://sharp/catalog/geoeye-1-sharpened/")
-        with open_ledger(settings) as ledger:
-            assert discovery.discover(settings, ledger).eligible == ()
-    finally:
-        server.stop()
-        S3FileSystem.clear_instance_cache()
+@pytest.mark.usefixtures("s3")
+def test_whole_path_to_s3(tmp_path: Path) -> None:
+    add_scene(tmp_path / "source", "scene", side_px=128)
+    settings = settings_in(tmp_path, sink="s3://bucket/catalog")
+    (outcome,) = runs.run(settings, _silent)
+    assert outcome.item_href.startswith("s3://bucket/catalog/geoeye-1-sharpened/")
+    with open_ledger(settings) as ledger:
+        assert discovery.discover(settings, ledger).eligible == ()
 
 
 _ON_A_FULL_DISK = """

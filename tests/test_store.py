@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -214,27 +213,9 @@ def test_unwritable_place_is_the_sinks_fault(tmp_path: Path) -> None:
         create(str(tmp_path / "file" / "scene.zarr"))
 
 
-@pytest.fixture
-def s3_bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    server = pytest.importorskip("moto.server")
-    boto3 = pytest.importorskip("boto3")
-    running = server.ThreadedMotoServer(port=0, verbose=False)
-    running.start()
-    _, port = running.get_host_and_port()
-    for name, value in {
-        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
-        "AWS_ACCESS_KEY_ID": "testing",
-        "AWS_SECRET_ACCESS_KEY": "testing",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }.items():
-        monkeypatch.setenv(name, value)
-    boto3.client("s3").create_bucket(Bucket="staging")
-    yield "s3://staging"
-    running.stop()
-
-
-def test_same_code_on_object_storage(s3_bucket: str) -> None:
-    uri = f"{s3_bucket}/scene.zarr"
+@pytest.mark.usefixtures("s3")
+def test_same_code_on_object_storage() -> None:
+    uri = "s3://bucket/scene.zarr"
     with pytest.raises(InvalidSceneError, match="no staged scene"):
         SceneStore.open(uri)
     store = create(uri)
