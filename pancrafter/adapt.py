@@ -66,13 +66,13 @@ class Adapted:
     after: float | None = None
 
 
-def adapted_method(name: str, sharpener: NetworkSharpener, limits: AdaptLimits | None = None) -> Method:
+def adapted_method(name: str, sharpener: NetworkSharpener) -> Method:
     """A contestant of ``evaluate`` that adapts to each pair it is given; it never sees the truth it is scored with."""
     plain = network_method(name, sharpener)
 
     def run(tile: Tile, mtfs: tuple[Mtf | float, ...], pan_gain: float) -> Floats:
         fitted = sharpener.fitted_to(tile, mtfs, pan_gain)
-        return sharpen_tile(adapt(fitted, cut_patches(tile, limits), mtfs, limits).sharpener, tile)
+        return sharpen_tile(adapt(fitted, cut_patches(tile), mtfs).sharpener, tile)
 
     return replace(plain, sharpen=run)
 
@@ -108,7 +108,7 @@ def cut_patches(tile: Tile, limits: AdaptLimits | None = None) -> list[Tile]:
     return _most_textured(patches, limits.patches)
 
 
-def patches_of_store(store: ScenePixels, limits: AdaptLimits | None = None) -> list[Tile]:
+def patches_of_store(store: ScenePixels, limits: AdaptLimits | None) -> list[Tile]:
     """The same of a staged scene, from up to five times as many candidates over the scene, all fully valid."""
     limits, staged = limits or DEFAULT_LIMITS, store.staged
     side, ratio = _patch_side(store.pan_shape_yx, staged.grid.ratio, limits), staged.grid.ratio

@@ -35,6 +35,9 @@ _ITEM_ASSETS: Json = {
     THUMBNAIL: {"type": str(pystac.MediaType.PNG), "roles": ["thumbnail"], "title": "Preview"},
 }
 
+TITLE = "Sharpened imagery"
+"""What an output catalog and its report page are called."""
+
 
 class CollectionInfo(Record):
     """What an output collection says about itself; extents come from its items."""
@@ -64,15 +67,15 @@ def essence(document: Json) -> Json:
     return plain
 
 
-def new_catalog(title: str) -> Json:
+def new_catalog() -> Json:
     """The root of a catalog without collections."""
     return {
         "type": "Catalog",
         "stac_version": "1.1.0",
         "id": "pancrafter",
-        "title": title,
+        "title": TITLE,
         "description": "Pansharpened satellite imagery with its quality, provenance and cost.",
-        "links": [{"rel": "root", "href": "./catalog.json", "type": MEDIA_JSON, "title": title}],
+        "links": [{"rel": "root", "href": "./catalog.json", "type": MEDIA_JSON, "title": TITLE}],
     }
 
 

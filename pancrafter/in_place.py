@@ -11,7 +11,7 @@ import numpy as np
 from dask.delayed import delayed
 from numpy.typing import NDArray
 
-from pancrafter.access import OPEN_TO_ALL, Access
+from pancrafter.access import OPEN_TO_ALL
 from pancrafter.bands import measure_bands
 from pancrafter.counting import (
     Tally,
@@ -108,8 +108,7 @@ def read_in_place(
     *,
     block_px: int,
     reach_px: int,
-    hold_bytes: int = 0,
-    access: Access = OPEN_TO_ALL,
+    hold_bytes: int,
 ) -> SceneFiles | None:
     """The scene read from its files, without a store; None where reading a file twice would cost much more than once.
 
@@ -117,7 +116,7 @@ def read_in_place(
     arguments, constants, pixels and errors as in ``stage_scene``; runs under whatever Dask scheduler is active, in this
     process.
     """
-    sources = on_common_grid(scene, read_headers(scene, contract, access), contract)
+    sources = on_common_grid(scene, read_headers(scene, contract, OPEN_TO_ALL), contract)
     if not all(source.at_hand and not source.warped for source in (sources.pan, *sources.ms)):
         return None
     pair = matched_grids(scene, sources, contract.ratio)

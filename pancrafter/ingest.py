@@ -62,7 +62,6 @@ class _Member(NamedTuple):
     key: str
     raster: Raster
     bands: tuple[Json, ...]
-    role: str
 
 
 def add_pair(
@@ -265,14 +264,14 @@ def _check_pair(contract: SensorContract, pan: Raster, rasters: Sequence[Raster]
 
 def _pan_member(contract: SensorContract, raster: Raster) -> _Member:
     band = _band_object("pan", "pan", contract.pan_center_um, contract.pan_fwhm_um)
-    return _Member(PAN_KEY, raster, (band,), "data")
+    return _Member(PAN_KEY, raster, (band,))
 
 
 def _ms_members(rasters: Sequence[Raster], specs: Sequence[BandSpec]) -> list[_Member]:
     bands = tuple(_band_object(spec.name, spec.common_name, spec.center_um, spec.fwhm_um) for spec in specs)
     if len(rasters) == 1:
-        return [_Member(MS_KEY, rasters[0], bands, "data")]
-    return [_Member(spec.name, r, (band,), "data") for spec, r, band in zip(specs, rasters, bands, strict=True)]
+        return [_Member(MS_KEY, rasters[0], bands)]
+    return [_Member(spec.name, r, (band,)) for spec, r, band in zip(specs, rasters, bands, strict=True)]
 
 
 def _band_object(name: str, common_name: str | None, center_um: float | None, fwhm_um: float | None) -> Json:
@@ -312,7 +311,7 @@ def _asset(member: _Member, item_folder: Path, root: Path) -> pystac.Asset:
     href = raster.path.as_posix()
     if raster.path.is_relative_to(root):
         href = Path(os.path.relpath(raster.path, item_folder)).as_posix()
-    return pystac.Asset(href=href, media_type=raster.media_type, roles=[member.role], extra_fields=fields)
+    return pystac.Asset(href=href, media_type=raster.media_type, roles=["data"], extra_fields=fields)
 
 
 def _json_number(value: float | None) -> float | str | None:

@@ -48,7 +48,7 @@ _EXTENSIONS = {
         "view": "v1.0.0",
     }.items()
 }
-_CARRIED_TEXT = ("platform", "constellation", "mission", "processing:level")
+_CARRIED_TEXT = ("platform", "constellation", "mission")
 _CARRIED_RANGE = {
     "eo:cloud_cover": (0, 100),
     "eo:snow_cover": (0, 100),

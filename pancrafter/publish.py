@@ -83,13 +83,11 @@ class StaticSink:
 
     Args:
         uri: Folder, ``file://`` or ``s3://bucket/prefix``. Nothing is touched before the first call.
-        title: Title of the root catalog when it is made.
         storage_options: Options of the fsspec file system, such as ``endpoint_url``.
     """
 
-    def __init__(self, uri: str, *, title: str = "Sharpened imagery", storage_options: Json | None = None) -> None:
+    def __init__(self, uri: str, *, storage_options: Json | None = None) -> None:
         self.uri = uri.rstrip("/")
-        self.title = title
         self._options = storage_options or {}
         self._store: ObjectStore | None = None
         self._linked: set[str] = set()  # documents that were found linked from the root: no publisher unlinks these
@@ -358,7 +356,7 @@ class StaticSink:
         if self.store.read(schema) != text:
             self.store.write(schema, text, "application/schema+json")
         if self._read("catalog.json") is None:
-            self._update("catalog.json", lambda old: old or new_catalog(self.title))
+            self._update("catalog.json", lambda old: old or new_catalog())
 
     def _put_asset(self, asset: AssetFile, name: str) -> None:
         self.store.put(Path(asset.path), name, asset.media_type)
@@ -406,7 +404,7 @@ class StaticSink:
         except _FullMeanwhileError:  # others were faster; one that publishes the same item may link it from its page
             return self._link(collection, document)
         if collection.id not in self._linked:
-            self._update("catalog.json", lambda old: with_child(old or new_catalog(self.title), collection))
+            self._update("catalog.json", lambda old: with_child(old or new_catalog(), collection))
         return {collection.id} if direct else {collection.id, day}
 
     def _unlink(self, collection_id: str, document: Json) -> None:

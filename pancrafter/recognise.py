@@ -44,7 +44,6 @@ CARRIED = (
     "instruments",
     "providers",
     "license",
-    "gsd",
     "eo:cloud_cover",
     "eo:snow_cover",
     "view:off_nadir",

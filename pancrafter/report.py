@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from html import escape
 from typing import TYPE_CHECKING
 
+from pancrafter.catalog_links import TITLE, extent_box
 from pancrafter.changes import Change, ChangeFeed
 from pancrafter.ledger import Ledger
 from pancrafter.states import State, Stuck
@@ -59,7 +60,6 @@ def write_report(
     ledger: Ledger | None = None,
     since: datetime | None = None,
     stopped: bool = False,
-    title: str = "Sharpened imagery",
 ) -> str:
     """Write the page of everything announced since a moment, and of scenes stuck since; returns its address.
 
@@ -68,7 +68,6 @@ def write_report(
         ledger: Knows the scenes for this sink; without it only published ones are told.
         since: Earliest moment; None: from the beginning.
         stopped: The run that the page is about ended before its work was done.
-        title: Heading.
 
     Raises:
         SinkError: The catalog cannot be read or the page not written.
@@ -83,7 +82,7 @@ def write_report(
     shown = [sink.item(c.collection, c.item_id) for c in announced if sink.exists(c.collection, c.item_id)]
     stuck = Stuck() if ledger is None else ledger.stuck(sink.uri, _GOES_ON, since=since, limit=MOST_SHOWN)
     left_out = published - len(announced)
-    page = report_page(shown, stuck, title=title, since=since, stopped=stopped, left_out=left_out)
+    page = report_page(shown, stuck, since=since, stopped=stopped, left_out=left_out)
     sink.store.write(REPORT, page.encode(), "text/html")
     return sink.store.address(REPORT)
 
@@ -92,7 +91,6 @@ def report_page(
     items: Sequence[Json],
     stuck: Stuck,
     *,
-    title: str,
     since: datetime | None,
     stopped: bool = False,
     left_out: int = 0,
@@ -100,7 +98,7 @@ def report_page(
     """The page as text; pure, so that it can be looked at and tested without a catalog."""
     period = f"since {since:%Y-%m-%d %H:%M} UTC" if since else "from the beginning"
     parts = [
-        f"<h1>{escape(title)}</h1>",
+        f"<h1>{TITLE}</h1>",
         f'<small>{period}, written {datetime.now(UTC):%Y-%m-%d %H:%M} UTC; <a href="catalog.json">catalog</a></small>',
         "<p><b>The run stopped before its end</b>; its log says why. Running it again goes on.</p>" if stopped else "",
         _counts(items, stuck, left_out),
@@ -111,7 +109,7 @@ def report_page(
     ]
     return (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
-        f"<title>{escape(title)}</title><style>{_STYLE}</style><main>{''.join(parts)}</main></html>\n"
+        f"<title>{TITLE}</title><style>{_STYLE}</style><main>{''.join(parts)}</main></html>\n"
     )
 
 
@@ -136,8 +134,6 @@ def _polygon(points: Sequence[str], colour: str) -> str:
 
 def _map(items: Sequence[Json]) -> str:
     """Footprints on a plain longitude and latitude frame, each with a dot so that small ones are seen."""
-    from pancrafter.catalog_links import extent_box
-
     boxes = [extent_box(item) for item in items if item.get("bbox")]
     if not boxes:
         return ""

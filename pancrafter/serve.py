@@ -700,8 +700,8 @@ def _listener() -> socket.socket:
     return listener
 
 
-def _await_start(server: Any, thread: threading.Thread, timeout_s: float = 30) -> None:
-    deadline = time.monotonic() + timeout_s
+def _await_start(server: Any, thread: threading.Thread) -> None:
+    deadline = time.monotonic() + 30
     while not server.started:
         if not thread.is_alive() or time.monotonic() > deadline:
             raise SourceError("the embedded STAC API did not start on 127.0.0.1; see the log above for its reason")

@@ -66,11 +66,6 @@ def validate_document(document: Json) -> None:
         raise InvalidSceneError(f"{_label(document)}: not valid STAC: {listed}{more}")
 
 
-def known_extensions() -> tuple[str, ...]:
-    """Addresses of the extensions that can be checked offline."""
-    return tuple(sorted(_extensions()))
-
-
 def own_schema_text() -> str:
     """The JSON schema of the ``pancrafter:*`` properties, as it is published beside the catalog."""
     return (resources.files("pancrafter") / "schemas" / OWN_SCHEMA).read_text(encoding="utf-8")

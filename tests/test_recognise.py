@@ -218,7 +218,7 @@ def test_times_become_utc() -> None:
 
 
 def test_properties_are_carried() -> None:
-    carried = {"constellation": "wv", "instruments": ["vnir"], "license": "other", "gsd": 0.5, "eo:cloud_cover": 3}
+    carried = {"constellation": "wv", "instruments": ["vnir"], "license": "other", "eo:cloud_cover": 3}
     scene = _verdict(_item(PAIR, **carried, **{"view:sun_elevation": 40.5, "secret": "x"}))
     assert isinstance(scene, Scene)
     assert scene.properties == carried | {"platform": "worldview-2", "view:sun_elevation": 40.5}

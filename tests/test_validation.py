@@ -12,7 +12,7 @@ import pytest
 
 from pancrafter import validation
 from pancrafter.errors import InvalidSceneError
-from pancrafter.validation import known_extensions, validate_document, validate_item
+from pancrafter.validation import validate_document, validate_item
 
 EXTENSION = "https://stac-extensions.github.io/{}/schema.json"
 
@@ -137,7 +137,7 @@ def test_examples_of_the_extensions_pass(shared_data: Path) -> None:
     folder, seen = shared_data / "stac" / "spec-examples-stac-1.1", set()
     for path in sorted(folder.glob("*.json")):
         document = json.loads(path.read_text())
-        document["stac_extensions"] = [uri for uri in document["stac_extensions"] if uri in known_extensions()]
+        document["stac_extensions"] = [uri for uri in document["stac_extensions"] if uri in validation._extensions()]
         validate_document(document)
         seen |= {uri.split("/")[-3] for uri in document["stac_extensions"]}
     assert {"eo", "raster", "projection", "processing", "view"} <= seen

@@ -137,12 +137,10 @@ class Canvas:
         for draw, value in zip(self._draws, values, strict=True):
             draw.polygon(points, fill=value)
 
-    def disc(self, x: float, y: float, radius: float, material: Material, tone: float = 1.0) -> None:
+    def disc(self, x: float, y: float, radius: float, material: Material) -> None:
         """Fill a circle around a pixel point."""
         angles = np.linspace(0, 2 * np.pi, max(8, int(radius * 3)), endpoint=False)
-        self.paint(
-            list(zip(x + radius * np.cos(angles), y + radius * np.sin(angles), strict=True)), material, tone=tone
-        )
+        self.paint(list(zip(x + radius * np.cos(angles), y + radius * np.sin(angles), strict=True)), material)
 
     def line(
         self, points: Sequence[tuple[float, float]], width_px: float, material: Material, *, tone: float = 1.0
