@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from small_archive import add_scene, settings_in
+from small_archive import add_scene, settings_in, silent
 
 from pancrafter import runs, steps
 from pancrafter.census import Census, command, take_census
@@ -20,17 +20,13 @@ from pancrafter.states import SceneKey, State
 from pancrafter.sweep import sweep
 
 
-def _silent(_: str) -> None:
-    pass
-
-
 @pytest.fixture(scope="module")
 def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two published scenes; each test works on a copy."""
     root = tmp_path_factory.mktemp("census")
     for day in (1, 2):
         add_scene(root / "source", f"day-{day}", side_px=128, seed=day, day=day)
-    runs.run(settings_in(root), _silent)
+    runs.run(settings_in(root), silent)
     return root
 
 
@@ -66,7 +62,7 @@ def test_fixes_name_commands_on_the_same_places(settings: Settings) -> None:
     fixes = {difference.fix for difference in take_census(settings).differences}
     options = f"--source {settings.source} --sink {settings.sink} --state-dir {settings.state_dir}"
     assert fixes == {f"pancrafter run {options}"}
-    runs.run(settings, _silent)
+    runs.run(settings, silent)
     assert take_census(settings).clean
 
 
@@ -120,7 +116,7 @@ def test_damaged_file_is_found_and_made_again(settings: Settings, damage: str) -
     assert difference.fix.startswith("pancrafter redrive geoeye-1/day-1 ")
     with open_ledger(settings) as ledger:
         ledger.redrive([SceneKey(sink=settings.sink, collection="geoeye-1", item_id="day-1")])
-    (outcome,) = runs.run(settings, _silent)
+    (outcome,) = runs.run(settings, silent)
     assert not outcome.failed, outcome.reason
     assert file.read_bytes() == good
     assert take_census(settings, checksums=True).clean
@@ -218,7 +214,7 @@ def test_sweep_frees_dead_workers_and_removes_only_what_nobody_holds(settings: S
     assert [path.exists() for path in (orphan, draft, living, foreign)] == [False, False, True, True]
     living.unlink()
     shutil.rmtree(state / "staged" / kept)
-    runs.run(settings, _silent)
+    runs.run(settings, silent)
     assert take_census(settings).clean
     assert sweep(settings).removed == ()
 

@@ -10,7 +10,7 @@ from typing import Any
 import pystac
 import pytest
 from networks import random_checkpoint
-from small_archive import add_scene, settings_in
+from small_archive import add_scene, settings_in, silent
 from typer.testing import CliRunner
 
 from pancrafter import discovery, runs, steps
@@ -24,10 +24,6 @@ from pancrafter.publish import StaticSink
 from pancrafter.sensors import get_contract
 from pancrafter.settings import Settings
 from pancrafter.validation import validate_document, validate_item
-
-
-def _silent(_: str) -> None:
-    pass
 
 
 def settings_with(root: Path, **rule: object) -> Settings:
@@ -58,16 +54,16 @@ def items_of(settings: Settings) -> dict[str, dict]:
 
 def test_held_scene_waits_is_released_and_says_so(source: Path) -> None:
     settings = settings_with(source, max_consistency=0.001, max_of_detail=0, on_miss="hold")
-    (outcome,) = runs.run(settings, _silent)
+    (outcome,) = runs.run(settings, silent)
     assert (outcome.verdict, outcome.failed) == ("held", False)
     assert "consistency ERGAS" in outcome.reason
     assert StaticSink(settings.sink).collection_ids() == ()
-    assert runs.run(settings, _silent) == []
+    assert runs.run(settings, silent) == []
     state = ("--state-dir", settings.state_dir)
     (listed,) = json.loads(command("held", "list", "--json", *state))
     assert listed["reason"] == outcome.reason
     command("held", "release", "scene", "--reason", "looked at it: fine", *state)
-    (outcome,) = runs.run(settings, _silent)
+    (outcome,) = runs.run(settings, silent)
     assert outcome.verdict == "published"
     (item,) = items_of(settings).values()
     assert item["properties"]["pancrafter:gate"] == {
@@ -80,20 +76,20 @@ def test_held_scene_waits_is_released_and_says_so(source: Path) -> None:
 
 def test_rejected_scene_stays_away(source: Path) -> None:
     settings = settings_with(source, max_consistency=0.001, max_of_detail=0, on_miss="hold")
-    runs.run(settings, _silent)
+    runs.run(settings, silent)
     state = ("--state-dir", settings.state_dir)
     command("held", "reject", "scene", "--reason", "clouds", *state)
-    assert runs.run(settings, _silent) == []
+    assert runs.run(settings, silent) == []
     assert "rejected" in command("ledger", "show", "scene", *state)
 
 
 def test_classical_result_stands_in_and_is_held_when_it_fails_too(source: Path) -> None:
-    (outcome,) = runs.run(settings_with(source, min_gain=5.0), _silent)
+    (outcome,) = runs.run(settings_with(source, min_gain=5.0), silent)
     assert outcome.verdict == "fallback"
     (item,) = items_of(settings_with(source)).values()
     assert item["properties"]["pancrafter:gate"]["verdict"] == "fallback"
     assert "classical fallback" in item["properties"]["title"]
-    (outcome,) = runs.run(settings_with(source, max_consistency=0.001, max_of_detail=0), _silent)
+    (outcome,) = runs.run(settings_with(source, max_consistency=0.001, max_of_detail=0), silent)
     assert outcome.verdict == "held"
     assert outcome.reason.startswith("network: consistency ERGAS")
     assert "mtf-glp-fs: consistency ERGAS" in outcome.reason
@@ -117,14 +113,14 @@ def test_assessing_again_judges_the_classical_result_that_stood_in(source: Path,
     settings, compute = settings_with(source, min_gain=5.0), _LosesWorkers()
     with open_ledger(settings) as ledger:
         (key,) = discovery.discover(settings, ledger).eligible
-        with steps.claimed(ledger, key, settings, _silent) as work:
+        with steps.claimed(ledger, key, settings, silent) as work:
             assert work is not None
             staged = steps.stage(work, settings, compute, ledger)
-            sharpened = steps.sharpen(work, staged, settings, compute, ledger, _silent)
+            sharpened = steps.sharpen(work, staged, settings, compute, ledger, silent)
             compute.begun, compute.lost_at = 0, lost_at
             with pytest.raises(WorkerLostError):
-                steps.assess(work, staged, sharpened, settings, compute, ledger, _silent)
-            assessed = steps.assess(work, staged, sharpened, settings, compute, ledger, _silent)
+                steps.assess(work, staged, sharpened, settings, compute, ledger, silent)
+            assessed = steps.assess(work, staged, sharpened, settings, compute, ledger, silent)
     assert (assessed.gate.verdict, assessed.sharpened.fallback) == ("fallback", True)
     assert assessed.sharpened.method == "mtf-glp-fs"
     assert "gain over the classical result" in assessed.reason
@@ -134,7 +130,7 @@ def test_product_links_its_model_and_is_made_again_with_another(source: Path) ->
     settings = settings_with(source, min_gain=-1000.0, max_consistency=1e6, max_consistency_sam_deg=360, max_bias=1e6,
                              max_band_confusion=1e6, max_block=10, max_displacement_px=1e6, min_hqnr=-10,
                              max_residual_shift_px=1e6, min_detail_correlation=0)  # fmt: skip
-    runs.run(settings, _silent)
+    runs.run(settings, silent)
     (old,) = items_of(settings)
     catalog = pystac.Catalog.from_file(str(Path(settings.sink) / "catalog.json"))
     product = next(catalog.get_child("geoeye-1-sharpened").get_items())
@@ -186,7 +182,7 @@ def test_product_links_its_model_and_is_made_again_with_another(source: Path) ->
 def test_lost_announcement_is_repaired(source: Path) -> None:
     """Killed between the item and its announcement: publishing again changes nothing and announces."""
     settings = settings_with(source)
-    runs.run(settings, _silent)
+    runs.run(settings, silent)
     feed = ChangeFeed(StaticSink(settings.sink).store)
     (event,) = feed.events()
     for file in Path(settings.sink).glob("changes/*/*"):

@@ -12,7 +12,7 @@ import pytest
 from networks import random_network
 from numpy.typing import NDArray
 from published_scene import recipe
-from small_archive import add_scene, settings_in
+from small_archive import add_scene, settings_in, silent
 
 from pancrafter import discovery, killpoints, runs, steps
 from pancrafter.census import take_census
@@ -31,10 +31,6 @@ from pancrafter.states import State
 from pancrafter.store import SceneStore
 
 KEY = "geoeye-1/S1"
-
-
-def _silent(_: str) -> None:
-    pass
 
 
 def write_contract(folder: Path, **changes: object) -> None:
@@ -110,7 +106,7 @@ def test_blocks_of_an_interrupted_run_are_not_taken_for_those_of_another(
     undisturbed = b.model_copy(update={"state_dir": str(tmp_path / "undisturbed")})
     with open_ledger(undisturbed) as ledger:
         discovery.discover(undisturbed, ledger)
-        expected = sharpened_pixels(undisturbed, ledger, _silent)
+        expected = sharpened_pixels(undisturbed, ledger, silent)
     assert not any("were finished before" in line for line in said)
     assert expected is not None
     assert found is not None
@@ -124,11 +120,11 @@ def test_weights_that_are_replaced_meanwhile_make_no_block(archive: Path, tmp_pa
     settings = settings_of(archive, tmp_path, weights)
     with open_ledger(settings) as ledger:
         discovery.discover(settings, ledger)
-        with steps.claimed(ledger, KEY, settings, _silent) as work:
+        with steps.claimed(ledger, KEY, settings, silent) as work:
             staged = steps.stage(work, settings, Compute(), ledger)
             shutil.copy(archive / "b.safetensors", weights)
             with pytest.raises(WeightsError, match="the file was replaced meanwhile"):
-                steps.sharpen(work, staged, settings, Compute(), ledger, _silent)
+                steps.sharpen(work, staged, settings, Compute(), ledger, silent)
     assert not SceneStore.open(staged.store_uri).done_flags().any()
     assert StaticSink(settings.sink).collection_ids() == ()
 
@@ -168,42 +164,42 @@ def events_of(settings: Settings) -> list[tuple[str, str, str | None]]:
 def test_a_run_that_only_planned_leaves_the_published_item_as_it_is(tmp_path: Path) -> None:
     """What is published by this recipe is not computed again, although another run had planned to replace it."""
     a, b = one_recipe_after_another(tmp_path)
-    runs.run(a, _silent)
+    runs.run(a, silent)
     (item,) = current_items(a)
     with open_ledger(b) as ledger:
         assert discovery.discover(b, ledger).eligible == (KEY,)
     assert make_plan(a).scenes == 0
-    assert runs.run(a, _silent) == []
+    assert runs.run(a, silent) == []
     assert current_items(a) == [item]
     assert events_of(a) == [("new", item, None)]
-    (outcome,) = runs.run(b, _silent)
+    (outcome,) = runs.run(b, silent)
     assert outcome.verdict in {"published", "fallback"}
 
 
 def test_a_nightly_run_leaves_to_another_what_that_is_to_replace(tmp_path: Path) -> None:
     """Such as a backfill with new weights, stopped before it was done: the night's recipe is what is published."""
     a, b = one_recipe_after_another(tmp_path)
-    runs.run(a, _silent)
+    runs.run(a, silent)
     with open_ledger(b) as ledger:
         planned = discovery.discover(b, ledger).eligible
     night = a.model_copy(update={"new_since": datetime.now(UTC) + timedelta(days=1)})
-    assert runs.run(night, _silent) == []
+    assert runs.run(night, silent) == []
     with open_ledger(b) as ledger:
-        assert runs.process_scene(planned[0], b, Compute(), ledger, _silent) is not None
+        assert runs.process_scene(planned[0], b, Compute(), ledger, silent) is not None
 
 
 def test_a_lost_ledger_learns_from_the_catalog_what_is_published(tmp_path: Path) -> None:
     a, b = one_recipe_after_another(tmp_path)
-    runs.run(a, _silent)
+    runs.run(a, silent)
     shutil.rmtree(a.state_dir)
     assert make_plan(a).scenes == 0
-    assert runs.run(a, _silent) == []
+    assert runs.run(a, silent) == []
     with open_ledger(a) as ledger:
         (row,) = ledger.rows()
         assert (row.state, row.output_item_id) == (State.CONFIRMED, *current_items(a))
-    runs.run(b, _silent)
+    runs.run(b, silent)
     shutil.rmtree(a.state_dir)
-    (outcome,) = runs.run(a, _silent)
+    (outcome,) = runs.run(a, silent)
     assert outcome.verdict in {"published", "fallback"}, "what is superseded is not taken for current"
 
 
@@ -211,7 +207,7 @@ def test_there_and_back_again_leaves_the_last_one_current(tmp_path: Path) -> Non
     a, b = one_recipe_after_another(tmp_path)
     made = []
     for settings in (a, b, a, b):
-        runs.run(settings, _silent)
+        runs.run(settings, silent)
         (item,) = current_items(settings)
         made.append(item)
     first, second = made[:2]
@@ -229,9 +225,9 @@ def test_there_and_back_again_leaves_the_last_one_current(tmp_path: Path) -> Non
 
 def test_an_output_that_is_gone_can_be_superseded(tmp_path: Path) -> None:
     a, b = one_recipe_after_another(tmp_path)
-    runs.run(a, _silent)
+    runs.run(a, silent)
     shutil.rmtree(a.sink)
-    (outcome,) = runs.run(b, _silent)
+    (outcome,) = runs.run(b, silent)
     assert outcome.verdict in {"published", "fallback"}
     (item,) = current_items(b)
     assert events_of(b) == [("new", item, None)]
@@ -243,12 +239,12 @@ def test_a_scene_is_finished_by_the_contract_it_was_begun_with(archive: Path, tm
     begun_with = contracts_of(settings)["geoeye-1"].digest
     with open_ledger(settings) as ledger:
         discovery.discover(settings, ledger)
-        with steps.claimed(ledger, KEY, settings, _silent) as work:
+        with steps.claimed(ledger, KEY, settings, silent) as work:
             staged = steps.stage(work, settings, Compute(), ledger)
             write_contract(tmp_path / "contracts")
-            sharpened = steps.sharpen(work, staged, settings, Compute(), ledger, _silent)
-            assessed = steps.assess(work, staged, sharpened, settings, Compute(), ledger, _silent)
-            steps.publish(work, staged, assessed, settings, ledger, _silent)
+            sharpened = steps.sharpen(work, staged, settings, Compute(), ledger, silent)
+            assessed = steps.assess(work, staged, sharpened, settings, Compute(), ledger, silent)
+            steps.publish(work, staged, assessed, settings, ledger, silent)
         assert discovery.discover(settings, ledger).eligible == (KEY,), "the new contract is for the next run"
     (item,) = StaticSink(settings.sink).items("geoeye-1-sharpened")
     assert sharpened.method == "mtf-glp-fs"

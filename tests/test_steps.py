@@ -15,7 +15,7 @@ import pytest
 import rasterio
 import rioxarray
 from rio_cogeo import cog_validate
-from small_archive import GSD_M, RATIO, add_scene, backdate, classical_contracts, settings_in, write_raster
+from small_archive import GSD_M, RATIO, add_scene, backdate, classical_contracts, settings_in, silent, write_raster
 
 from pancrafter import discovery, runs, steps
 from pancrafter.access import Access
@@ -45,10 +45,6 @@ from pancrafter.types import Refusal, Scene
 from pancrafter.validation import validate_item
 
 
-def _silent(_: str) -> None:
-    pass
-
-
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory):
     """A run over one good scene and one of each kind of bad one."""
@@ -59,7 +55,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory):
     for name, scene in bad.items():
         _SPOILERS[name](scene)
     settings = settings_in(root)
-    outcomes = runs.run(settings, _silent)
+    outcomes = runs.run(settings, silent)
     return settings, {outcome.key.split("/")[1]: outcome for outcome in outcomes}
 
 
@@ -201,7 +197,7 @@ def test_mended_scene_is_found_again(finished, tmp_path: Path) -> None:
 def test_output_that_vanished_is_made_again(tmp_path: Path) -> None:
     add_scene(tmp_path / "source", "scene", side_px=128)
     settings = settings_in(tmp_path)
-    runs.run(settings, _silent)
+    runs.run(settings, silent)
     with open_ledger(settings) as ledger:
         assert discovery.discover(settings, ledger).eligible == ()
     shutil.rmtree(settings.sink)
@@ -215,9 +211,9 @@ def test_what_was_planned_is_measured_in_the_ledger_and_in_the_item(tmp_path: Pa
         add_scene(tmp_path / "source", f"day-{day}", side_px=256, seed=day, day=day)
     classical_contracts(tmp_path / "contracts")
     settings = settings_in(tmp_path, price_per_hour=36.0, contracts_dir=str(tmp_path / "contracts"))
-    runs.run(settings.model_copy(update={"ids": ("day-1",)}), _silent)
+    runs.run(settings.model_copy(update={"ids": ("day-1",)}), silent)
     planned = make_plan(settings.model_copy(update={"ids": ("day-2",)}))
-    runs.run(settings, _silent)
+    runs.run(settings, silent)
     with open_ledger(settings) as ledger:
         (row,) = [row for row in ledger.rows() if row.key.item_id == "day-2"]
     measured, cost = row.measures, _item_of(settings, "day-2")["properties"]["pancrafter:cost"]
@@ -242,22 +238,22 @@ def test_a_scene_costs_what_all_attempts_at_it_took_and_a_product_made_anew_what
         (key,) = discovery.discover(settings, ledger).eligible
         with pytest.raises(KeyboardInterrupt):
             _sharpen_for_an_hour_and_stop(key, settings, ledger)
-        runs.run(settings, _silent)
+        runs.run(settings, silent)
         (row,) = ledger.rows()
         cost = _item_of(settings, "S1")["properties"]["pancrafter:cost"]
         assert 4200 < row.measures["seconds"] < 4260
         assert 4200 < cost["seconds"] < 4260
         assert 3600 <= cost["sharpen_seconds"] < 3630
         ledger.redrive([row.key])
-        runs.run(settings, _silent)
+        runs.run(settings, silent)
         (row,) = ledger.rows()
         assert row.measures["seconds"] < 60
 
 
 def _sharpen_for_an_hour_and_stop(key: str, settings: Settings, ledger: Ledger) -> None:
-    with steps.claimed(ledger, key, settings, _silent) as work:
+    with steps.claimed(ledger, key, settings, silent) as work:
         assert work is not None
-        steps.sharpen(work, steps.stage(work, settings, Compute(), ledger), settings, Compute(), ledger, _silent)
+        steps.sharpen(work, steps.stage(work, settings, Compute(), ledger), settings, Compute(), ledger, silent)
         ledger.note(work.lease, stage_seconds=600.0, sharpen_seconds=3600.0)
         raise KeyboardInterrupt
 
@@ -287,12 +283,12 @@ def test_an_error_nobody_foresaw_counts_and_the_run_goes_on(tmp_path: Path, capl
         assert ledger.show(key).attempts == 1
         ledger.redrive([key])
         for state in (State.ELIGIBLE, State.DEAD):
-            with pytest.raises(UnexpectedError), steps.claimed(ledger, str(key), settings, _silent):
+            with pytest.raises(UnexpectedError), steps.claimed(ledger, str(key), settings, silent):
                 raise KeyError("bands")
             assert ledger.show(key).state is state
         assert ledger.show(key).reason == "scene geoeye-1/day-1: KeyError: 'bands'"
         ledger.redrive([key])
-        with pytest.raises(KeyboardInterrupt), steps.claimed(ledger, str(key), settings, _silent):
+        with pytest.raises(KeyboardInterrupt), steps.claimed(ledger, str(key), settings, silent):
             raise KeyboardInterrupt
         assert (ledger.show(key).state, ledger.show(key).attempts) == (State.ELIGIBLE, 0)
 
@@ -309,7 +305,7 @@ def test_a_scene_of_a_contract_that_is_not_given_any_more_is_named_and_kept(tmp_
         ledger.record_found(settings.sink, [own])
         with (
             pytest.raises(ContractError, match=r"no sensor contract 'own-1'; known are .*--contracts-dir"),
-            steps.claimed(ledger, "geoeye-1/scene", settings, _silent),
+            steps.claimed(ledger, "geoeye-1/scene", settings, silent),
         ):
             pass
         (row,) = ledger.rows()
@@ -335,7 +331,7 @@ def test_providers_that_are_none_are_left_out(tmp_path: Path) -> None:
         settings = settings_in(
             tmp_path, sink=str(tmp_path / f"sink-{number}"), contracts_dir=str(tmp_path / "contracts")
         )
-        (outcome,) = runs.run(settings, _silent)
+        (outcome,) = runs.run(settings, silent)
         assert not outcome.failed, outcome.reason
         published = json.loads(Path(outcome.item_href).read_text())
         collection = json.loads((Path(settings.sink) / "geoeye-1-sharpened" / "collection.json").read_text())
@@ -347,11 +343,11 @@ def test_providers_that_are_none_are_left_out(tmp_path: Path) -> None:
 def test_new_content_supersedes_the_old_item(tmp_path: Path) -> None:
     scene = add_scene(tmp_path / "source", "scene", side_px=128)
     settings = settings_in(tmp_path)
-    (first,) = runs.run(settings, _silent)
+    (first,) = runs.run(settings, silent)
     with rasterio.open(scene.pan) as source:
         values = source.read()
     write_raster(scene.pan, values + 3, GSD_M)
-    (second,) = runs.run(settings, _silent)
+    (second,) = runs.run(settings, silent)
     old, new = (json.loads(Path(outcome.item_href).read_text()) for outcome in (first, second))
     assert old["id"] != new["id"]
     assert old["properties"]["deprecated"] is True
@@ -447,14 +443,14 @@ def test_publishing_goes_on_where_the_feed_gave_no_answer(tmp_path: Path) -> Non
     (tmp_path / "sink" / "changes").write_text("in the way of the feed")
     with open_ledger(settings) as ledger:
         (key,) = discovery.discover(settings, ledger).eligible
-        with steps.claimed(ledger, key, settings, _silent) as work:
+        with steps.claimed(ledger, key, settings, silent) as work:
             staged = steps.stage(work, settings, compute, ledger)
-            sharpened = steps.sharpen(work, staged, settings, compute, ledger, _silent)
-            assessed = steps.assess(work, staged, sharpened, settings, compute, ledger, _silent)
+            sharpened = steps.sharpen(work, staged, settings, compute, ledger, silent)
+            assessed = steps.assess(work, staged, sharpened, settings, compute, ledger, silent)
             with pytest.raises(SinkError, match="changes"):
-                steps.publish(work, staged, assessed, settings, ledger, _silent)
+                steps.publish(work, staged, assessed, settings, ledger, silent)
             (tmp_path / "sink" / "changes").unlink()
-            outcome = steps.publish(work, staged, assessed, settings, ledger, _silent)
+            outcome = steps.publish(work, staged, assessed, settings, ledger, silent)
         (row,) = ledger.rows()
         assert [event.after for event in ledger.why(row.key)].count(State.PUBLISHED) == 1
     assert outcome.verdict in {"published", "fallback"}
@@ -481,13 +477,13 @@ def test_pixels_that_were_lost_are_not_published(
     settings, compute = settings_in(tmp_path, contracts_dir=str(tmp_path / "contracts")), Compute()
     with open_ledger(settings) as ledger:
         (key,) = discovery.discover(settings, ledger).eligible
-        with steps.claimed(ledger, key, settings, _silent) as work:
+        with steps.claimed(ledger, key, settings, silent) as work:
             staged = steps.stage(work, settings, compute, ledger)
-            sharpened = steps.sharpen(work, staged, settings, compute, ledger, _silent)
-            assessed = steps.assess(work, staged, sharpened, settings, compute, ledger, _silent)
+            sharpened = steps.sharpen(work, staged, settings, compute, ledger, silent)
+            assessed = steps.assess(work, staged, sharpened, settings, compute, ledger, silent)
             (Path(staged.store_uri) / lost).unlink()
             with pytest.raises(error, match=message):
-                steps.publish(work, staged, assessed, settings, ledger, _silent)
+                steps.publish(work, staged, assessed, settings, ledger, silent)
     assert not list(Path(settings.sink).glob("**/*.tif"))
 
 
@@ -514,7 +510,7 @@ def test_output_catalog_opens_with_what_analysts_use(finished) -> None:
 def test_whole_path_to_s3(tmp_path: Path) -> None:
     add_scene(tmp_path / "source", "scene", side_px=128)
     settings = settings_in(tmp_path, sink="s3://bucket/catalog")
-    (outcome,) = runs.run(settings, _silent)
+    (outcome,) = runs.run(settings, silent)
     assert outcome.item_href.startswith("s3://bucket/catalog/geoeye-1-sharpened/")
     with open_ledger(settings) as ledger:
         assert discovery.discover(settings, ledger).eligible == ()
@@ -550,7 +546,7 @@ def test_full_disk_stops_the_run_and_loses_nothing(tmp_path: Path) -> None:
     assert not list((tmp_path / "sink").rglob("*.json")) or not list((tmp_path / "sink").rglob("*.tif"))
     with open_ledger(settings) as ledger:
         assert discovery.discover(settings, ledger).eligible == ("geoeye-1/scene",)
-    (outcome,) = runs.run(settings, _silent)
+    (outcome,) = runs.run(settings, silent)
     assert outcome.verdict in {"published", "fallback"}
 
 
@@ -568,11 +564,11 @@ def _slashed_source(root: Path, **changes: str) -> Settings:
 
 def test_item_whose_id_holds_a_slash_is_published_once(tmp_path: Path) -> None:
     settings = _slashed_source(tmp_path, id="2025/S1")
-    assert [outcome.verdict for outcome in runs.run(settings, _silent)] == ["published"]
+    assert [outcome.verdict for outcome in runs.run(settings, silent)] == ["published"]
     (item,) = StaticSink(settings.sink).items("geoeye-1-sharpened")
     assert item["id"].startswith("2025_S1_psh-")
     assert item["properties"]["pancrafter:source"]["item_id"] == "2025/S1"
-    assert runs.run(settings, _silent) == []
+    assert runs.run(settings, silent) == []
     assert take_census(settings, checksums=True).clean
 
 
@@ -582,11 +578,11 @@ def test_item_that_was_published_under_an_id_with_a_slash_is_superseded_once(
     settings, make_id = _slashed_source(tmp_path, id="2025/S1"), discovery.output_item_id
     with monkeypatch.context() as patch:  # as earlier versions called it
         patch.setattr(discovery, "output_item_id", lambda *given: make_id(*given).replace("2025_S1", "2025/S1"))
-        runs.run(settings, _silent)
-    assert [outcome.verdict for outcome in runs.run(settings, _silent)] == ["published"]
+        runs.run(settings, silent)
+    assert [outcome.verdict for outcome in runs.run(settings, silent)] == ["published"]
     states = {item["id"]: "deprecated" in item["properties"] for item in StaticSink(settings.sink).items()}
     assert sorted((name[:8], old) for name, old in states.items()) == [("2025/S1_", True), ("2025_S1_", False)]
-    assert runs.run(settings, _silent) == []
+    assert runs.run(settings, silent) == []
     assert {(leftover.place, leftover.name) for leftover in sweep(settings).removed} <= {
         ("staged", "2025"),
         ("attempts", "2025"),
@@ -596,7 +592,7 @@ def test_item_that_was_published_under_an_id_with_a_slash_is_superseded_once(
 
 def test_collection_whose_id_holds_a_slash_is_refused(tmp_path: Path) -> None:
     settings = _slashed_source(tmp_path, collection="org/geoeye-1")
-    (outcome,) = runs.run(settings, _silent)
+    (outcome,) = runs.run(settings, silent)
     assert outcome.verdict == "refused"
     assert "the collection 'org/geoeye-1' holds a slash" in outcome.reason
     assert take_census(settings).clean
@@ -618,7 +614,7 @@ def test_report_page_of_a_run_that_stopped(tmp_path: Path) -> None:
     folder.mkdir(parents=True)
     (folder / str(in_the_way)).touch()
     with pytest.raises(runs.RunStoppedError, match="day-2"):
-        runs.run(settings, _silent)
+        runs.run(settings, silent)
     page = (Path(settings.sink) / "report.html").read_text()
     assert "<b>1</b>published" in page
     assert "The run stopped before its end" in page
@@ -642,7 +638,7 @@ def test_report_page_says_of_how_many_products_its_sums_are(tmp_path: Path, monk
         add_scene(tmp_path / "source", f"day-{day}", side_px=128, seed=day, day=day)
     classical_contracts(tmp_path / "contracts")
     settings = settings_in(tmp_path, contracts_dir=str(tmp_path / "contracts"))
-    runs.run(settings, _silent)
+    runs.run(settings, silent)
     page = Path(settings.sink) / "report.html"
     assert "</b>Mpx</span>" in page.read_text()
     monkeypatch.setattr("pancrafter.report.MOST_SHOWN", 1)
@@ -679,8 +675,8 @@ def test_path_to_weights_is_no_part_of_recipe_and_item(tmp_path: Path, monkeypat
     shutil.copyfile(weights_path(DEFAULT_WEIGHTS), "B.v2.safetensors")
     spellings = ("B.v2.safetensors", "./B.v2.safetensors", f"{home}/B.v2.safetensors")
     first, *others = [settings_in(tmp_path, weights=weights) for weights in spellings]
-    assert [outcome.verdict for outcome in runs.run(first, _silent)] == ["published"]
-    assert [runs.run(settings, _silent) for settings in others] == [[], []]
+    assert [outcome.verdict for outcome in runs.run(first, silent)] == ["published"]
+    assert [runs.run(settings, silent) for settings in others] == [[], []]
     sink = StaticSink(first.sink)
     (item,) = sink.items("geoeye-1-sharpened")
     assert item["properties"]["pancrafter:recipe"]["weights"] == "B.v2"

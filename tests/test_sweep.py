@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
-from small_archive import add_scene, classical_contracts, settings_in
+from small_archive import add_scene, classical_contracts, settings_in, silent
 
 from pancrafter import runs, steps
 from pancrafter.census import take_census
@@ -19,10 +19,6 @@ from pancrafter.sweep import sweep
 
 COLLECTION = "geoeye-1-sharpened"
 KEY = "geoeye-1/day-1"
-
-
-def _silent(_: str) -> None:
-    pass
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +61,7 @@ def _confirm(settings: Settings, lease: Lease) -> None:
 
 def test_item_that_is_published_while_names_are_listed(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     """The worker's assets are there when the sweep lists; it writes the item and confirms before the ledger is read."""
-    runs.run(settings, _silent)
+    runs.run(settings, silent)
     lease, item_id = _claim_again(settings), _item_id(settings)
     item = Path(settings.sink) / COLLECTION / item_id / f"{item_id}.json"
     document = item.read_bytes()
@@ -88,7 +84,7 @@ def test_item_that_is_published_while_names_are_listed(settings: Settings, monke
 def test_scene_that_is_claimed_after_its_leftovers_were_found(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    runs.run(settings, _silent)
+    runs.run(settings, silent)
     item_id = _item_id(settings)
     store = Path(settings.state_dir) / "staged" / steps.store_name(item_id, settings.sink)
     orphan = Path(settings.sink) / COLLECTION / item_id / "mask-old-00000000.tif"
@@ -114,7 +110,7 @@ def test_scene_that_is_claimed_after_its_leftovers_were_found(
 
 def test_store_and_attempt_of_another_sink_in_the_same_state_folder(settings: Settings, tmp_path: Path) -> None:
     other = settings.model_copy(update={"sink": str(tmp_path / "other-sink")})
-    runs.run(settings, _silent)
+    runs.run(settings, silent)
     lease = _claim_again(settings)
     item_id, state = _item_id(settings), Path(settings.state_dir)
     work = (
@@ -124,7 +120,7 @@ def test_store_and_attempt_of_another_sink_in_the_same_state_folder(settings: Se
     for folder in work:
         folder.mkdir()
     assert sweep(other).removed == ()
-    assert [outcome.verdict for outcome in runs.run(other, _silent)] == ["published"]
+    assert [outcome.verdict for outcome in runs.run(other, silent)] == ["published"]
     assert sweep(settings).removed == ()
     assert all(folder.is_dir() for folder in work)
     _confirm(settings, lease)
@@ -133,7 +129,7 @@ def test_store_and_attempt_of_another_sink_in_the_same_state_folder(settings: Se
 
 
 def test_names_of_earlier_versions_go_when_nobody_works_on_the_scene(settings: Settings) -> None:
-    runs.run(settings, _silent)
+    runs.run(settings, silent)
     lease = _claim_again(settings)
     item_id, state = _item_id(settings), Path(settings.state_dir)
     old = (state / "staged" / f"{item_id}.zarr", state / "attempts" / f"{item_id}.{lease.fence}")

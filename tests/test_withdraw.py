@@ -6,7 +6,7 @@ import sqlite3
 from pathlib import Path
 
 import pytest
-from small_archive import add_scene, classical_contracts, settings_in
+from small_archive import add_scene, classical_contracts, settings_in, silent
 
 from pancrafter import discovery, object_store, runs, steps, withdrawal
 from pancrafter.changes import ChangeFeed
@@ -19,17 +19,13 @@ from pancrafter.states import SceneKey, State
 COLLECTION = "geoeye-1-sharpened"
 
 
-def _silent(_: str) -> None:
-    pass
-
-
 @pytest.fixture
 def published(tmp_path: Path) -> Settings:
     """A run that has published one scene."""
     add_scene(tmp_path / "source", "S1", side_px=128)
     classical_contracts(tmp_path / "contracts")
     settings = settings_in(tmp_path, contracts_dir=str(tmp_path / "contracts"))
-    runs.run(settings, _silent)
+    runs.run(settings, silent)
     return settings
 
 
@@ -75,7 +71,7 @@ def test_an_interrupted_withdrawal_is_finished_by_repeating_it(
     assert events_of(published) == [("new", None), ("withdrawn", "licence")]
     assert not [path for path in (Path(published.sink) / COLLECTION / item_id).iterdir() if path.is_file()]
     assert StaticSink(published.sink).item_ids(COLLECTION) == ()
-    assert runs.run(published, _silent) == []
+    assert runs.run(published, silent) == []
 
 
 def test_a_product_that_comes_back_is_news_each_time(published: Settings) -> None:
@@ -84,7 +80,7 @@ def test_a_product_that_comes_back_is_news_each_time(published: Settings) -> Non
         for _ in range(2):
             withdraw(published, ledger)
             ledger.redrive([key_of(published)])
-            assert [outcome.verdict for outcome in runs.run(published, _silent)] == ["published"]
+            assert [outcome.verdict for outcome in runs.run(published, silent)] == ["published"]
     assert [kind for kind, _ in events_of(published)] == ["new", "withdrawn", "new", "withdrawn", "new"]
     assert ChangeFeed(StaticSink(published.sink).store).repair(StaticSink(published.sink)) == ()
 
@@ -110,7 +106,7 @@ def test_what_was_withdrawn_stays_withdrawn_by_another_path_to_the_same_places(
     for way in (tmp_path / "link", tmp_path / "sink" / ".."):
         other = settings_in(way, source=published.source, contracts_dir=published.contracts_dir)
         assert (other.sink, other.state_dir) == (published.sink, published.state_dir)
-        assert runs.run(other, _silent) == []
+        assert runs.run(other, silent) == []
 
 
 @pytest.mark.parametrize("withdrawn", [True, False])
@@ -125,7 +121,7 @@ def test_a_ledger_that_knows_the_sink_by_another_path_is_gone_on_with(
     with sqlite3.connect(tmp_path / "state" / "ledger.db") as connection:
         connection.execute("UPDATE scene SET sink = ?", (str(tmp_path / "link" / "sink"),))
     connection.close()
-    assert runs.run(published, _silent) == []
+    assert runs.run(published, silent) == []
     with open_ledger(published) as ledger:
         assert [row.key.sink for row in ledger.rows()] == [published.sink]
 
@@ -135,7 +131,7 @@ def test_a_scene_in_work_is_not_withdrawn(published: Settings) -> None:
         key = key_of(published)
         ledger.redrive([key])
         with (
-            steps.claimed(ledger, "geoeye-1/S1", published, _silent),
+            steps.claimed(ledger, "geoeye-1/S1", published, silent),
             pytest.raises(LeaseLostError, match="is working on it"),
         ):
             withdraw(published, ledger)
