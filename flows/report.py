@@ -19,6 +19,7 @@ from prefect.artifacts import (
     update_progress_artifact,
 )
 from prefect.client.schemas.objects import FlowRun, State
+from prefect.logging.loggers import flow_run_logger
 
 from pancrafter.steps import Outcome
 
@@ -76,24 +77,28 @@ def failures_of(outcomes: Sequence[Outcome]) -> str:
     return "; ".join(f"{outcome.key}: {outcome.reason}" for outcome in outcomes if outcome.failed)
 
 
-async def announce(flow: Any, run: FlowRun, state: State[Any]) -> None:  # Any: Flow over all parameters
-    """Hook: send how a run ended to the webhook block that its parameter ``notify`` names. Never fails the run."""
+async def announce(flow: Any, flow_run: FlowRun, state: State[Any]) -> None:  # Any: Flow over all parameters
+    """Hook: send how a run ended to the webhook block that its parameter ``notify`` names. Never fails the run.
+
+    Called by a worker too, outside of the run and with these names, where it was cancelled or its process died.
+    """
     from prefect.blocks.webhook import Webhook
 
-    name = (run.parameters or {}).get("notify")
+    name = (flow_run.parameters or {}).get("notify")
     if not name:
         return
+    ended = "Cancelled" if state.is_cancelling() else state.name  # it is called while a worker cancels the run
     payload = {
         "flow": flow.name,
-        "run": run.name,
-        "state": state.name,
-        "text": f"{flow.name} {run.name}: {state.name}. {state.message or ''}".strip(),
+        "run": flow_run.name,
+        "state": ended,
+        "text": f"{flow_run.name}: {ended}. {state.message or ''}".strip(),
     }
     try:
         webhook: Any = await Webhook.aload(name)  # Any: its type parameter is lost on the way
         await webhook.call(payload)
     except Exception as error:  # noqa: BLE001 - whatever keeps the message from arriving, the work itself is done
-        get_run_logger().error("webhook %s could not be told: %s: %s", name, type(error).__name__, error)
+        flow_run_logger(flow_run).error("webhook %s could not be told: %s: %s", name, type(error).__name__, error)
 
 
 HOOKS_ON_TROUBLE: dict[str, Any] = {
