@@ -13,7 +13,7 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
-from flows.parameters import with_environment
+from flows.parameters import SettingsParameter, WorkSettingsParameter, with_environment
 from flows.report import HOOKS, Progress, failures_of, leave_artifacts, summary_of
 from flows.runs import crash_gone_runs, sign_run
 from flows.scene import process
@@ -39,7 +39,7 @@ NIGHTLY_PRIORITY = 10
 
 @flow(name="nightly", flow_run_name="nightly {settings.source}", **HOOKS)
 def nightly(
-    settings: Settings,
+    settings: SettingsParameter,
     lookback_days: int | None = None,
     notify: str | None = None,  # noqa: ARG001 - read by the hooks
 ) -> Outcomes:
@@ -75,7 +75,7 @@ def nightly(
 
 @flow(name="backfill", flow_run_name="backfill {settings.source}", **HOOKS)
 def backfill(
-    settings: WorkSettings,
+    settings: WorkSettingsParameter,
     selection: Selection,
     window_days: int = WINDOW_DAYS,
     budget: Budget | None = None,

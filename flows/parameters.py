@@ -5,12 +5,42 @@ Prefect keeps parameters in its database and shows them to everybody.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Annotated, Any, ClassVar
 from urllib.parse import urlsplit
+
+from pydantic import BeforeValidator, GetJsonSchemaHandler
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
 from pancrafter.cli.shared import require_apart, settings_from
 from pancrafter.errors import ErrorKind, PancrafterError
 from pancrafter.settings import Settings, WorkSettings
+
+
+class _NoDefaults:
+    """The schema of a model with null as the default of every field.
+
+    Prefect's form sends all defaults that the schema names, as if a person had given them.
+    """
+
+    def __get_pydantic_json_schema__(self, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        schema = handler(core_schema)
+        for field in handler.resolve_ref_schema(schema)["properties"].values():
+            if field.pop("default") is not None:
+                value = {key: field.pop(key) for key in field.keys() - {"title", "description"}}
+                field["anyOf"] = [value, {"type": "null"}]
+            field["default"] = None
+        return schema
+
+
+def _without_nulls(parameters: Any) -> Any:  # Any: a dictionary, or settings
+    if not isinstance(parameters, dict):
+        return parameters
+    return {name: value for name, value in parameters.items() if value is not None}
+
+
+SettingsParameter = Annotated[Settings, BeforeValidator(_without_nulls), _NoDefaults()]
+WorkSettingsParameter = Annotated[WorkSettings, BeforeValidator(_without_nulls), _NoDefaults()]
 
 
 class SecretParameterError(PancrafterError):

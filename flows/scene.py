@@ -13,7 +13,7 @@ from prefect.exceptions import PrefectException
 from prefect.tasks import Task
 
 from flows import tasks
-from flows.parameters import with_environment
+from flows.parameters import SettingsParameter, with_environment
 from flows.runs import sign_run
 from pancrafter import discovery, steps
 from pancrafter.cli.shared import on_device
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 @flow(name="sharpen-scene", flow_run_name="{key}")
-def sharpen_scene(key: str, settings: Settings) -> Outcome | None:
+def sharpen_scene(key: str, settings: SettingsParameter) -> Outcome | None:
     """Stage, sharpen, assess and publish one scene; running it again on a finished scene changes nothing.
 
     Args:

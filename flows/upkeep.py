@@ -9,18 +9,17 @@ from prefect.artifacts import create_table_artifact
 from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
-from flows.parameters import with_environment
+from flows.parameters import SettingsParameter, with_environment
 from flows.report import HOOKS_ON_TROUBLE
 from flows.runs import crash_gone_runs, sign_run
 from pancrafter.census import take_census
 from pancrafter.ledger import open_ledger
-from pancrafter.settings import Settings
 from pancrafter.sweep import sweep as do_sweep
 
 
 @flow(name="census", **HOOKS_ON_TROUBLE)
 def census(
-    settings: Settings,
+    settings: SettingsParameter,
     notify: str | None = None,  # noqa: ARG001 - read by the hooks
     *,
     checksums: bool = False,
@@ -44,7 +43,7 @@ def census(
 
 
 @flow(name="sweep")
-def sweep(settings: Settings) -> State[Any]:
+def sweep(settings: SettingsParameter) -> State[Any]:
     """Free the scenes of dead workers, remove what they left behind, and close flow runs whose process is gone."""
     sign_run()
     crashed = crash_gone_runs()
@@ -56,7 +55,7 @@ def sweep(settings: Settings) -> State[Any]:
 
 @flow(name="redrive")
 def redrive(
-    settings: Settings,
+    settings: SettingsParameter,
     states: tuple[str, ...] = ("dead", "held"),
     code: str | None = None,
     reason_contains: str | None = None,

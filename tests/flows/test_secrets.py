@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import subprocess
@@ -9,12 +10,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from prefect.utilities.schema_tools import validate
 from small_archive import add_scene, classical_contracts
 from test_access import _serving
 
 from flows.parameters import SecretParameterError, with_environment
 from pancrafter.cli.shared import OptionError
-from pancrafter.settings import Settings, WorkSettings
+from pancrafter.settings import Settings, WorkSettings, settings_from_environment
 
 PROJECT = Path(__file__).resolve().parents[2]
 TOKEN, OLD, KEY = "planted-token-7f3a", "planted-signature-91bc", "planted-aws-secret-55d0"
@@ -108,6 +110,41 @@ def test_empty_places_of_a_deployment_are_those_of_the_worker(monkeypatch: pytes
         assert [getattr(settings, place) for place in places] == [f"/data/{place}" for place in places]
     monkeypatch.setenv("PANCRAFTER_SINK", "")
     assert with_environment(Settings.model_validate({"sink": ""})).sink == str(Path("output").absolute())
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "required"),
+    [
+        ("area", "nightly", {}),
+        ("area", "backfill", {"selection": {}}),
+        ("scene", "sharpen_scene", {"key": "geoeye-1/scene"}),
+        ("upkeep", "census", {}),
+        ("upkeep", "sweep", {}),
+        ("upkeep", "redrive", {}),
+    ],
+)
+def test_what_nobody_changes_in_prefects_form_is_the_workers(
+    monkeypatch: pytest.MonkeyPatch, module: str, name: str, required: dict[str, object]
+) -> None:
+    """The form sends the default of every field (and of a switch without one, that it is off)."""
+    for variable, value in {
+        "DEVICE": "cuda",
+        "WEIGHTS": "/ours.safetensors",
+        "WORKERS": "8",
+        "KEEP_STAGED": "true",
+        "ACCESS": '{"roots": ["/data"]}',
+        "COLLECTIONS": '["a"]',
+    }.items():
+        monkeypatch.setenv(f"PANCRAFTER_{variable}", value)
+    flow = getattr(importlib.import_module(f"flows.{module}"), name)
+    schema = flow.parameters.model_dump()
+    fields = schema["definitions"][schema["properties"]["settings"]["$ref"].rpartition("/")[2]]["properties"]
+    form = {field: shown["default"] for field, shown in fields.items()}
+    untouched, changed = (required | {"settings": settings} for settings in (form, form | {"device": "cpu"}))
+    validate(untouched, schema, raise_on_error=True)
+    assert with_environment(flow.validate_parameters(untouched)["settings"]) == settings_from_environment()
+    given = with_environment(flow.validate_parameters(changed)["settings"])
+    assert given == settings_from_environment(device="cpu"), "who names the default gets it"
 
 
 def test_an_archive_is_no_place_for_its_products(tmp_path: Path) -> None:
