@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import httpx
 from prefect import flow, get_run_logger
+from prefect.client.schemas.objects import State as RunState
 from prefect.concurrency.asyncio import ConcurrencySlotAcquisitionError
 from prefect.exceptions import PrefectException
+from prefect.states import Completed, Failed
 from prefect.tasks import Task
 
 from flows import tasks
 from flows.parameters import SettingsParameter, with_environment
+from flows.report import leave_artifacts, summary_of
 from flows.runs import sign_run
 from pancrafter import discovery, steps
+from pancrafter.census import command
 from pancrafter.cli.shared import on_device
 from pancrafter.compute import Compute, open_compute
 from pancrafter.errors import ErrorKind, PancrafterError
@@ -31,7 +35,7 @@ if TYPE_CHECKING:
 
 
 @flow(name="sharpen-scene", flow_run_name="{key}")
-def sharpen_scene(key: str, settings: SettingsParameter) -> Outcome | None:
+def sharpen_scene(key: str, settings: SettingsParameter) -> Outcome | RunState[Any] | None:
     """Stage, sharpen, assess and publish one scene; running it again on a finished scene changes nothing.
 
     Args:
@@ -40,7 +44,8 @@ def sharpen_scene(key: str, settings: SettingsParameter) -> Outcome | None:
         settings: The run; what is left out is `PANCRAFTER_*` of the worker.
 
     Returns:
-        What became of it; None when there is nothing to do or another worker has it.
+        What became of it; None when there is nothing to do or another worker has it. The run fails where the scene is
+        not found, or will not be made before a person has done something.
     """
     sign_run()
     settings = on_device(with_environment(settings))
@@ -49,8 +54,25 @@ def sharpen_scene(key: str, settings: SettingsParameter) -> Outcome | None:
         if not _is_planned(ledger.show(scene), settings):
             only = {"collections": (scene.collection,), "ids": (scene.item_id,)}
             discovery.discover(settings.model_copy(update=only), ledger)
-        with open_compute(settings) as compute:
-            return process(key, settings, compute, ledger)
+        outcome, row = None, ledger.show(scene)
+        if row is not None and row.state is State.ELIGIBLE:
+            with open_compute(settings) as compute:
+                outcome = process(key, settings, compute, ledger)
+            row = ledger.show(scene)
+    if outcome is None:
+        return _left_as_it_is(row, settings)
+    leave_artifacts([outcome], command("redrive KEY", settings))
+    return Completed(message=summary_of([outcome]), data=outcome)
+
+
+def _left_as_it_is(row: LedgerRow | None, settings: Settings) -> RunState[Any]:
+    """The end of a run that did nothing: why, and whether that is well."""
+    if row is None:
+        return Failed(message=f"not found in {settings.source}; look at the spelling of collection and item id")
+    message = f"nothing was done, the scene is {row.state}" + (f": {row.reason}" if row.reason else "")
+    if row.state in {State.FOUND, State.REFUSED, State.HELD, State.DEAD}:
+        return Failed(message=message)
+    return Completed(message=message)
 
 
 def _is_planned(row: LedgerRow | None, settings: Settings) -> bool:

@@ -20,6 +20,7 @@ import rasterio
 from listening import listening
 from prefect import flow
 from prefect.client.orchestration import get_client
+from prefect.exceptions import FailedRun
 from prefect.testing.utilities import prefect_test_harness
 from small_archive import add_scene, backdate, classical_contracts, settings_in
 
@@ -28,7 +29,7 @@ from pancrafter.errors import CatalogUnavailableError, LeaseLostError, Pancrafte
 from pancrafter.ledger import Ledger, open_ledger
 from pancrafter.publish import StaticSink
 from pancrafter.settings import Settings
-from pancrafter.states import State
+from pancrafter.states import SceneKey, State
 from pancrafter.store import SceneStore
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -186,6 +187,30 @@ def test_one_scene_by_its_key(tmp_path: Path) -> None:
     assert outcome is not None, "who asks for a scene gets it, whatever another run had planned"
     assert outcome.key == "geoeye-1/day-1"
     assert sharpen_scene("geoeye-1/day-1", settings) is None
+    with get_client(sync_client=True) as client:
+        states = [run.state for run in client.read_flow_runs() if run.name == "geoeye-1/day-1" and run.state]
+        tables = [artifact.data for artifact in client.read_artifacts() if artifact.key == "scenes"]
+    assert {str(state.message).partition(";")[0] for state in states} == {
+        f"1 {outcome.verdict}",
+        "nothing was done, the scene is confirmed",
+    }
+    assert any('"geoeye-1/day-1"' in str(table) for table in tables)
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_one_scene_that_cannot_be_made_says_why(tmp_path: Path) -> None:
+    """There is no Dask cluster at that address: it is not opened for nothing."""
+    from flows.scene import sharpen_scene
+
+    add_scene(tmp_path / "source", "scene", side_px=128)
+    settings = settings_in(tmp_path, dask_scheduler="tcp://127.0.0.1:1")
+    with pytest.raises(FailedRun, match=r"not found in .*/source; look at the spelling"):
+        sharpen_scene("geoeye-1/typo", settings)
+    with open_ledger(settings) as ledger:
+        discovery.discover(settings, ledger)
+        ledger.mark_refused(SceneKey.parse("geoeye-1/scene", settings.sink), "by-hand", "cloudy")
+    with pytest.raises(FailedRun, match="nothing was done, the scene is refused: cloudy"):
+        sharpen_scene("geoeye-1/scene", settings)
 
 
 @pytest.mark.usefixtures("prefect_server")
