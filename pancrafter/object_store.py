@@ -14,6 +14,7 @@ import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -91,8 +92,8 @@ class ObjectStore(ABC):
     def list_names(self, folder: str) -> list[str]:
         """Names of all files below a folder."""
 
-    def list_drafts(self) -> list[str]:
-        """Names that readers never look at, of files that are being written."""
+    def list_drafts(self) -> list[tuple[str, datetime]]:
+        """Names that readers never look at, of files that are being written, and when they were changed last."""
         return []
 
     def exists(self, name: str) -> bool:
@@ -170,9 +171,14 @@ class _Folder(ObjectStore):
             if path.is_file() and not path.name.startswith(".draft-")
         )
 
-    def list_drafts(self) -> list[str]:
-        found = [path for kind in ("draft", "probe") for path in self.root.rglob(f".{kind}-*~*~*~*")]
-        return sorted(path.relative_to(self.root).as_posix() for path in found)
+    def list_drafts(self) -> list[tuple[str, datetime]]:
+        found = []
+        for kind in ("draft", "probe"):
+            for path in self.root.rglob(f".{kind}-*~*~*~*"):
+                with contextlib.suppress(FileNotFoundError):  # finished meanwhile
+                    changed = datetime.fromtimestamp(path.stat().st_mtime, UTC)
+                    found.append((path.relative_to(self.root).as_posix(), changed))
+        return sorted(found)
 
     def _place(self, name: str, fill: Callable[[Path], None]) -> None:
         target = self.root / name

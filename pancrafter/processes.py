@@ -10,11 +10,15 @@ from __future__ import annotations
 import hashlib
 import os
 import socket
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 _PROCESSES_OF_A_MACHINE = "pid:[4026531836]"
 """The pid namespace that every Linux starts with: PROC_PID_INIT_INO of include/linux/proc_ns.h. Containers have others,
 whose numbers are given anew after each start."""
+
+SILENCE = timedelta(days=2)
+"""How long a process of which nothing is known may show no sign of life; none of its steps takes nearly as long."""
 
 
 def lease_owner() -> str:
@@ -22,10 +26,11 @@ def lease_owner() -> str:
     return f"{_place()}/{os.getpid()}/{_started(os.getpid())}"
 
 
-def is_gone(owner: str) -> bool:
+def is_gone(owner: str, last_sign: datetime | None = None) -> bool:
     """Whether a process that could be seen from here has ended, or its machine was started again since.
 
-    False for those of other machines and containers, of which nothing is known.
+    Nothing is known of those of other machines and containers, and of names that older versions gave: they are gone if
+    their last sign of life is given and long ago.
     """
     parts = owner.rsplit("/", 2)
     if len(parts) != 3 or not parts[1].isdigit():
@@ -33,7 +38,9 @@ def is_gone(owner: str) -> bool:
     place, pid, started = parts
     if place == _place():
         return _started(int(pid)) != started
-    return bool(_machine()) and place.rpartition("+")[0] == _place().rpartition("+")[0]
+    if _machine() and place.rpartition("+")[0] == _place().rpartition("+")[0]:
+        return True
+    return last_sign is not None and datetime.now(UTC) - last_sign > SILENCE
 
 
 def _place() -> str:

@@ -16,6 +16,7 @@ import posixpath
 import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -287,10 +288,12 @@ class StaticSink:
         hrefs = [asset["href"] for asset in document["assets"].values()]
         return frozenset(posixpath.normpath(f"{collection_id}/{item_id}/{href}") for href in hrefs)
 
-    def drafts(self) -> tuple[tuple[str, str], ...]:
-        """Files that are being written, with the process (as in ``pancrafter.processes``) that does it."""
-        names = self.store.list_drafts()
-        return tuple((name, "/".join(posixpath.basename(name).split("-", 1)[1].split("~")[:3])) for name in names)
+    def drafts(self) -> tuple[tuple[str, str, datetime], ...]:
+        """Files that are being written, by which process (``pancrafter.processes``), and when they changed last."""
+        return tuple(
+            (name, "/".join(posixpath.basename(name).split("-", 1)[1].split("~")[:3]), changed)
+            for name, changed in self.store.list_drafts()
+        )
 
     def document(self, collection_id: str, item_id: str) -> Json | None:
         """An item's document, linked or not; None if there is none."""

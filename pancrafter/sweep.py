@@ -90,8 +90,8 @@ def _look(settings: Settings, ledger: Ledger, sink: StaticSink) -> Iterator[_Fou
         owner = at_rest.get(_item_of(name))
         if owner is not None:
             yield _Found(Leftover(place="sink", name=name, reason="no item refers to it"), owner)
-    for name, process in drafts:
-        if is_gone(process):
+    for name, process, changed in drafts:
+        if is_gone(process, changed):
             yield _Found(Leftover(place="sink", name=name, reason="half-written by a process that is gone"))
 
 

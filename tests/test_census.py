@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sqlite3
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -202,8 +204,12 @@ def test_sweep_frees_dead_workers_and_removes_only_what_nobody_holds(settings: S
     living = sink / "geoeye-1-sharpened" / f".draft-{lease_owner().replace('/', '~')}~abc-collection.json"
     foreign = sink / "geoeye-1-sharpened" / "not-ours" / "file.tif"
     foreign.parent.mkdir()
-    for path in (orphan, draft, living, foreign):
+    forgotten, unknown = (draft.with_name(f".draft-elsewhere~1~{n}~abc-collection.json") for n in (1, 2))
+    for path in (orphan, draft, living, foreign, forgotten, unknown):
         path.write_bytes(b"x")
+    days_ago = time.time() - 3 * 86400
+    for path in (living, forgotten):
+        os.utime(path, (days_ago, days_ago))
     found = _findings(take_census(settings))
     assert "worker" in found["geoeye-1/day-1"]
     assert not any("not-ours" in what for what in found)
@@ -212,7 +218,9 @@ def test_sweep_frees_dead_workers_and_removes_only_what_nobody_holds(settings: S
     assert sorted(path.name for path in (state / "staged").iterdir()) == [kept], "its blocks are kept"
     assert not list((state / "attempts").iterdir())
     assert [path.exists() for path in (orphan, draft, living, foreign)] == [False, False, True, True]
+    assert (forgotten.exists(), unknown.exists()) == (False, True), "a container, or the version before, left them"
     living.unlink()
+    unknown.unlink()
     shutil.rmtree(state / "staged" / kept)
     runs.run(settings, silent)
     assert take_census(settings).clean

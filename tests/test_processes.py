@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -53,3 +54,11 @@ def test_a_container_with_the_same_host_name_knows_nothing_of_processes_here_nor
 @pytest.mark.parametrize("owner", ["", "host", "host/x/1", "elsewhere+12345678+12345678/1/1", "host/1/1"])
 def test_an_owner_of_whom_nothing_is_known_is_not_gone(owner: str) -> None:
     assert not is_gone(owner)
+
+
+@pytest.mark.parametrize("owner", ["elsewhere+12345678+12345678/1/1", "host/1/1"])
+def test_an_owner_of_whom_nothing_is_known_is_gone_after_days_without_a_sign_of_life(owner: str) -> None:
+    now = datetime.now(UTC)
+    assert not is_gone(owner, now - timedelta(days=1))
+    assert is_gone(owner, now - timedelta(days=3))
+    assert not is_gone(lease_owner(), now - timedelta(days=3)), "it is there, as can be seen"

@@ -21,12 +21,14 @@ from listening import listening
 from prefect import flow
 from prefect.client.orchestration import get_client
 from prefect.exceptions import FailedRun
+from prefect.states import Cancelled, Running
 from prefect.testing.utilities import prefect_test_harness
 from small_archive import add_scene, backdate, classical_contracts, settings_in
 
-from pancrafter import discovery, runs
+from pancrafter import discovery, processes, runs
 from pancrafter.errors import CatalogUnavailableError, LeaseLostError, PancrafterError, SinkError
 from pancrafter.ledger import Ledger, open_ledger
+from pancrafter.processes import lease_owner
 from pancrafter.publish import StaticSink
 from pancrafter.settings import Settings
 from pancrafter.states import SceneKey, State
@@ -337,6 +339,32 @@ def test_nights_of_one_selection_do_not_hide_the_gap_of_another(tmp_path: Path) 
     assert [outcome.key for outcome in nightly(paused, lookback_days=2)] == ["geoeye-1/in-the-gap"]
     with open_ledger(everything) as ledger:
         assert ledger.last_look(everything.sink, everything.source) is not None, "of the whole source, as ever"
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_runs_of_gone_processes_are_closed_those_of_unknown_ones_when_they_have_been_silent(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from flows.runs import crash_gone_runs
+
+    @flow
+    def night() -> None: ...
+
+    owners = {
+        "gone": f"{lease_owner().split('/')[0]}/999999/1",
+        "here": lease_owner(),
+        "unknown": "restarted+12345678+12345678/1/1",
+    }
+    with get_client(sync_client=True) as client:
+        for name, owner in owners.items():
+            client.create_flow_run(night, name=name, tags=[f"process:{owner}"], state=Running())
+        assert crash_gone_runs() == ["gone"]
+        monkeypatch.setattr(processes, "SILENCE", timedelta(0))
+        assert crash_gone_runs() == ["unknown"]
+        (here,) = (run for run in client.read_flow_runs() if run.name == "here")
+        assert here.state is not None
+        assert here.state.is_running()
+        client.set_flow_run_state(here.id, Cancelled(), force=True)
 
 
 @pytest.mark.usefixtures("prefect_server")
