@@ -131,9 +131,16 @@ def _start() -> None:
 
 
 def _look_back(settings: Settings, days: int) -> tuple[datetime, datetime]:
-    """Start of the window, and the present, by the ledger's clock; the night before a gap is looked at again."""
+    """Start of the window, and the present, by the ledger's clock; the night before a gap is looked at again.
+
+    A selection that is new, changed, or older than its marks goes on from the last look at any part of the source.
+    """
     with open_ledger(settings) as ledger:
         last, now = ledger.last_look(settings.sink, _looked_at(settings)), ledger.now()
+        if last is None:
+            last = ledger.last_look(settings.sink, settings.source, or_part=True)
+            text = "no night looked at just this part of the source yet; what the window leaves out is for a backfill"
+            get_run_logger().warning(text)
     return (last or now) - timedelta(days=days), now
 
 

@@ -652,15 +652,18 @@ class Ledger:
         with self._transaction(write=True) as connection:
             connection.execute(LOOK.insert().values(**values, ended=self._now(connection)))
 
-    def last_look(self, sink: str, source: str) -> datetime | None:
+    def last_look(self, sink: str, source: str, *, or_part: bool = False) -> datetime | None:
         """When the last finished look began; None if there was none.
 
+        Those at parts of the source, whose names go on after a space, count too with ``or_part``.
         One that claims to be of the future was noted while the clock was wrong, and says nothing about what was seen.
         """
-        chosen = (LOOK.c.sink == sink, LOOK.c.source == tidy(source))
+        named = LOOK.c.source == tidy(source)
+        if or_part:
+            named |= LOOK.c.source.startswith(f"{tidy(source)} ", autoescape=True)
         with self._transaction() as connection:
             past = LOOK.c.started <= self._now(connection)
-            statement = sa.select(sa.func.max(LOOK.c.started)).where(*chosen, past)
+            statement = sa.select(sa.func.max(LOOK.c.started)).where(LOOK.c.sink == sink, named, past)
             started: datetime | None = connection.execute(statement).scalar_one()
             return started
 

@@ -342,6 +342,24 @@ def test_nights_of_one_selection_do_not_hide_the_gap_of_another(tmp_path: Path) 
 
 
 @pytest.mark.usefixtures("prefect_server")
+@pytest.mark.parametrize("looked_at", [{}, {"collections": ("geoeye-1",)}], ids=["older version", "other choice"])
+def test_missed_nights_count_where_the_selection_has_changed(tmp_path: Path, looked_at: dict[str, object]) -> None:
+    from flows.area import _looked_at, nightly
+
+    now = datetime.now(UTC)
+    classical_contracts(tmp_path / "contracts")
+    everything = settings_in(tmp_path, contracts_dir=str(tmp_path / "contracts"))
+    for seed, days in enumerate((21, 40)):
+        add_scene(tmp_path / "source", f"day-{days}", side_px=128, seed=seed, acquired=now - timedelta(days=days))
+        backdate(tmp_path / "source", f"day-{days}", now - timedelta(days=days))
+    with open_ledger(everything) as ledger:
+        before = _looked_at(everything.model_copy(update=looked_at))
+        ledger.note_look(everything.sink, before, now - timedelta(days=20), "the last night before the gap")
+    chosen = everything.model_copy(update={"ids": ("day-21", "day-40")})
+    assert [outcome.key for outcome in nightly(chosen, lookback_days=2)] == ["geoeye-1/day-21"]
+
+
+@pytest.mark.usefixtures("prefect_server")
 def test_runs_of_gone_processes_are_closed_those_of_unknown_ones_when_they_have_been_silent(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
