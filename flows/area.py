@@ -28,6 +28,7 @@ from pancrafter.ledger import Ledger, open_ledger
 from pancrafter.plan import Budget, check_budget, make_plan, plan_text
 from pancrafter.selection import Selection
 from pancrafter.settings import Settings, WorkSettings
+from pancrafter.states import Look
 from pancrafter.steps import Outcome
 
 Outcomes = list[Outcome] | State[Any]
@@ -58,13 +59,15 @@ def nightly(
     _start()
     settings = with_environment(settings)
     settings = settings.model_copy(update={"priority": max(settings.priority, NIGHTLY_PRIORITY)})
-    started = None
+    started = reported = None
     if lookback_days is not None:
-        since, started = _look_back(settings, lookback_days)
+        last, started = _last_look(settings)
+        since = (last.started if last else started) - timedelta(days=lookback_days)
+        reported = last.ended if last else since  # nights that were interrupted since then left no page
         get_run_logger().info("looking for what was acquired or changed since %s", f"{since:%Y-%m-%d %H:%M} UTC")
         settings = settings.model_copy(update={"new_since": since})
     try:
-        outcomes = _sharpen(settings)
+        outcomes = _sharpen(settings, since=reported)
     except runs.RunStoppedError as error:
         return _stopped(settings, error, error.outcomes)
     if started is not None:
@@ -130,8 +133,8 @@ def _start() -> None:
         get_run_logger().warning("flow run %s was left running by a process that is gone", name)
 
 
-def _look_back(settings: Settings, days: int) -> tuple[datetime, datetime]:
-    """Start of the window, and the present, by the ledger's clock; the night before a gap is looked at again.
+def _last_look(settings: Settings) -> tuple[Look | None, datetime]:
+    """The last finished look, and the present, by the ledger's clock.
 
     A selection that is new, changed, or older than its marks goes on from the last look at any part of the source.
     """
@@ -141,7 +144,7 @@ def _look_back(settings: Settings, days: int) -> tuple[datetime, datetime]:
             last = ledger.last_look(settings.sink, settings.source, or_part=True)
             text = "no night looked at just this part of the source yet; what the window leaves out is for a backfill"
             get_run_logger().warning(text)
-    return (last or now) - timedelta(days=days), now
+    return last, now
 
 
 def _looked_at(settings: Settings) -> str:

@@ -30,6 +30,7 @@ from pancrafter.states import (
     FoundCounts,
     Lease,
     LedgerRow,
+    Look,
     Order,
     Rate,
     RedriveResult,
@@ -652,8 +653,8 @@ class Ledger:
         with self._transaction(write=True) as connection:
             connection.execute(LOOK.insert().values(**values, ended=self._now(connection)))
 
-    def last_look(self, sink: str, source: str, *, or_part: bool = False) -> datetime | None:
-        """When the last finished look began; None if there was none.
+    def last_look(self, sink: str, source: str, *, or_part: bool = False) -> Look | None:
+        """The last finished look; None if there was none.
 
         Those at parts of the source, whose names go on after a space, count too with ``or_part``.
         One that claims to be of the future was noted while the clock was wrong, and says nothing about what was seen.
@@ -663,9 +664,9 @@ class Ledger:
             named |= LOOK.c.source.startswith(f"{tidy(source)} ", autoescape=True)
         with self._transaction() as connection:
             past = LOOK.c.started <= self._now(connection)
-            statement = sa.select(sa.func.max(LOOK.c.started)).where(LOOK.c.sink == sink, named, past)
-            started: datetime | None = connection.execute(statement).scalar_one()
-            return started
+            statement = sa.select(LOOK.c.started, LOOK.c.ended).where(LOOK.c.sink == sink, named, past)
+            found = connection.execute(statement.order_by(LOOK.c.started.desc()).limit(1)).one_or_none()
+            return None if found is None else Look(*found)
 
     def collections(self, sink: str) -> list[str]:
         """Source collections of which scenes were found for a sink."""

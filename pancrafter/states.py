@@ -172,6 +172,13 @@ class Standing(NamedTuple):
     fence: int
 
 
+class Look(NamedTuple):
+    """When a look at a source for what is new began and ended."""
+
+    started: datetime
+    ended: datetime
+
+
 class Rate(NamedTuple):
     """What a finished scene took, all of whose blocks were computed in one go."""
 

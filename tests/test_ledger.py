@@ -31,6 +31,7 @@ from pancrafter.states import (
     FoundCounts,
     Lease,
     LedgerRow,
+    Look,
     SceneKey,
     State,
     Work,
@@ -637,13 +638,14 @@ def test_a_database_server_decides_by_its_own_clock(url: str, hours: int, monkey
 def test_a_look_of_the_future_is_no_look(ledger: Ledger, clock: Clock) -> None:
     """Noted while the clock was ahead, when the window lay behind everything new: nights since then are not done."""
     good = clock.now
+    clock.wait(3600)
     ledger.note_look(SINK, "s", good, "a good night")
-    clock.wait(20 * 86400)
+    clock.wait(20 * 86400 - 3600)
     ledger.note_look(SINK, "s", clock.now, "a night with a wrong clock")
     clock.wait(-8 * 86400)
-    assert ledger.last_look(SINK, "s") == good
+    assert ledger.last_look(SINK, "s") == Look(good, good + timedelta(hours=1))
     clock.wait(30 * 86400)
-    assert ledger.last_look(SINK, "s") == good + timedelta(days=20)
+    assert ledger.last_look(SINK, "s") == Look(good + timedelta(days=20), good + timedelta(days=20))
 
 
 # --- the database -------------------------------------------------------------------------------------------------

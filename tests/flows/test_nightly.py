@@ -23,7 +23,7 @@ from prefect.client.orchestration import get_client
 from prefect.exceptions import FailedRun
 from prefect.states import Cancelled, Running
 from prefect.testing.utilities import prefect_test_harness
-from small_archive import add_scene, backdate, classical_contracts, settings_in
+from small_archive import add_scene, backdate, classical_contracts, settings_in, silent
 
 from pancrafter import discovery, processes, runs
 from pancrafter.errors import CatalogUnavailableError, LeaseLostError, PancrafterError, SinkError
@@ -357,6 +357,29 @@ def test_missed_nights_count_where_the_selection_has_changed(tmp_path: Path, loo
         ledger.note_look(everything.sink, before, now - timedelta(days=20), "the last night before the gap")
     chosen = everything.model_copy(update={"ids": ("day-21", "day-40")})
     assert [outcome.key for outcome in nightly(chosen, lookback_days=2)] == ["geoeye-1/day-21"]
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_the_page_of_a_night_tells_of_those_that_were_interrupted_before_it(tmp_path: Path) -> None:
+    from flows.area import nightly
+
+    now = datetime.now(UTC)
+    classical_contracts(tmp_path / "contracts")
+    settings = settings_in(tmp_path, contracts_dir=str(tmp_path / "contracts"))
+
+    def add(name: str) -> None:
+        add_scene(tmp_path / "source", name, side_px=128, seed=len(name), acquired=now)
+
+    add("reported")
+    runs.run(settings, silent)
+    with open_ledger(settings) as ledger:
+        ledger.note_look(settings.sink, settings.source, now, "a night that ended")
+    add("interrupted")
+    runs.run(settings, silent)
+    add("tonight")
+    assert [outcome.key for outcome in nightly(settings, lookback_days=2)] == ["geoeye-1/tonight"]
+    page = (Path(settings.sink) / "report.html").read_text()
+    assert [name in page for name in ("reported", "interrupted", "tonight")] == [False, True, True]
 
 
 @pytest.mark.usefixtures("prefect_server")
