@@ -26,6 +26,12 @@ from pancrafter.steps import Outcome
 PICTURE_PX = 900
 """Longest edge of the before/after picture inside Prefect; the catalog has the whole one."""
 
+MOST_ROWS = 200
+"""Scenes in the table, and failures with their command: the page of a run loads all of them at once."""
+
+MOST_NAMED = 20
+"""Failures in the message of a run, which the webhook sends on."""
+
 
 class Progress:
     """A progress bar of a run."""
@@ -51,13 +57,20 @@ class Progress:
 
 
 def leave_artifacts(outcomes: Sequence[Outcome], redrive: str) -> None:
-    """The run's table, the failures with the command that gives them another try, and one before/after picture."""
-    create_table_artifact(
-        [_table_row(outcome) for outcome in outcomes], key="scenes", description="What became of every scene"
-    )
+    """The run's table, the failures with the command that gives them another try, and one before/after picture.
+
+    Of very many scenes the failed ones come first, and those that were turned away last.
+    """
+    ranked = sorted(outcomes, key=lambda outcome: (not outcome.failed, outcome.turned_away))[:MOST_ROWS]
+    of = f"{len(ranked)} of {len(outcomes)} scenes" if len(ranked) < len(outcomes) else "every scene"
+    create_table_artifact([_table_row(o) for o in ranked], key="scenes", description=f"What became of {of}")
     failed = [outcome for outcome in outcomes if outcome.failed]
     if failed:
-        lines = [f"- **{o.key}**: {o.reason}\n  after a fix: `{redrive.replace('KEY', o.key)}`" for o in failed]
+        lines = [
+            f"- **{o.key}**: {o.reason}\n  after a fix: `{redrive.replace('KEY', o.key)}`" for o in failed[:MOST_ROWS]
+        ]
+        if len(failed) > MOST_ROWS:
+            lines.append(f"- and {len(failed) - MOST_ROWS} more, as the ledger lists them")
         create_markdown_artifact("\n".join(lines), key="failures", description="Scenes that need a person")
     pictured = [outcome for outcome in outcomes if outcome.picture_href]
     if pictured:
@@ -73,8 +86,10 @@ def summary_of(outcomes: Sequence[Outcome]) -> str:
 
 
 def failures_of(outcomes: Sequence[Outcome]) -> str:
-    """Every failed scene with its reason."""
-    return "; ".join(f"{outcome.key}: {outcome.reason}" for outcome in outcomes if outcome.failed)
+    """The failed scenes with their reasons; of very many the first ones."""
+    named = [f"{outcome.key}: {outcome.reason}" for outcome in outcomes if outcome.failed]
+    more = [f"and {len(named) - MOST_NAMED} more"] if len(named) > MOST_NAMED else []
+    return "; ".join(named[:MOST_NAMED] + more)
 
 
 async def announce(flow: Any, flow_run: FlowRun, state: State[Any]) -> None:  # Any: Flow over all parameters

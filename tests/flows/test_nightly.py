@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import sqlite3
@@ -20,6 +21,7 @@ import rasterio
 from listening import listening
 from prefect import flow
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.sorting import ArtifactSort
 from prefect.exceptions import FailedRun
 from prefect.states import Cancelled, Running
 from prefect.testing.utilities import prefect_test_harness
@@ -32,6 +34,7 @@ from pancrafter.processes import lease_owner
 from pancrafter.publish import StaticSink
 from pancrafter.settings import Settings
 from pancrafter.states import SceneKey, State
+from pancrafter.steps import Outcome
 from pancrafter.store import SceneStore
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -159,6 +162,28 @@ def test_nightly_reports_the_bad_scene_and_finishes_the_others(tmp_path: Path) -
     assert {"scenes", "failures"} <= artifacts
     assert run.state is not None
     assert run.state.is_failed()
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_of_very_many_scenes_the_page_of_a_run_shows_the_first_and_failures_before_the_rest() -> None:
+    from flows.report import failures_of, leave_artifacts
+
+    verdicts = ["refused"] * 300 + ["published"] * 10 + ["failed"] * 30
+    outcomes = [Outcome(key=f"c/{n}", sensor="", verdict=verdict, reason="why") for n, verdict in enumerate(verdicts)]
+
+    @flow
+    def night() -> None:
+        leave_artifacts(outcomes, "pancrafter redrive KEY")
+
+    night()
+    with get_client(sync_client=True) as client:
+        newest = client.read_artifacts(sort=ArtifactSort.CREATED_DESC)
+        table = next(artifact for artifact in newest if artifact.key == "scenes")
+    shown = [row["verdict"] for row in json.loads(str(table.data))]
+    assert shown == ["failed"] * 30 + ["published"] * 10 + ["refused"] * 160
+    assert table.description == "What became of 200 of 340 scenes"
+    assert failures_of(outcomes).startswith("c/310: why; c/311: why; ")
+    assert failures_of(outcomes).endswith("; c/329: why; and 10 more")
 
 
 @pytest.mark.usefixtures("prefect_server")
