@@ -175,9 +175,13 @@ def _sharpen(settings: Settings, *, since: datetime | None = None) -> list[Outco
 
         def make(key: str, settings: Settings, compute: Compute, ledger: Ledger) -> Outcome | None:
             try:
-                return process(key, settings, compute, ledger)
-            finally:
-                progress.step()
+                outcome = process(key, settings, compute, ledger)
+            except PancrafterError as error:
+                if error.kind != "system":  # that one ends the run, as does being cancelled
+                    progress.step()
+                raise
+            progress.step()
+            return outcome
 
         return runs.make_found(found, settings, ledger, log.info, since=started, process=make, complain=log.error)
 

@@ -165,6 +165,23 @@ def test_nightly_reports_the_bad_scene_and_finishes_the_others(tmp_path: Path) -
 
 
 @pytest.mark.usefixtures("prefect_server")
+def test_a_scene_that_was_interrupted_does_not_count_as_done(tmp_path: Path) -> None:
+    from flows.area import nightly
+
+    classical_contracts(tmp_path / "contracts")
+    add_scene(tmp_path / "source", "scene", side_px=128)
+    settings = settings_in(tmp_path, contracts_dir=str(tmp_path / "contracts"))
+    (tmp_path / "sink").mkdir()
+    (tmp_path / "sink" / "geoeye-1-sharpened").write_text("no folder: the sink's fault, which ends the run")
+    with pytest.raises(PancrafterError, match="geoeye-1-sharpened"):
+        nightly(settings)
+    with get_client(sync_client=True) as client:
+        newest = client.read_artifacts(sort=ArtifactSort.CREATED_DESC)
+        progress = next(artifact for artifact in newest if artifact.key == "progress")
+    assert progress.description == "0 of 1 scenes"
+
+
+@pytest.mark.usefixtures("prefect_server")
 def test_of_very_many_scenes_the_page_of_a_run_shows_the_first_and_failures_before_the_rest() -> None:
     from flows.report import failures_of, leave_artifacts
 
