@@ -17,7 +17,7 @@ from pancrafter.ledger import open_ledger
 from pancrafter.sweep import sweep as do_sweep
 
 
-@flow(name="census", **HOOKS_ON_TROUBLE)
+@flow(name="census", flow_run_name="census {settings.sink}", **HOOKS_ON_TROUBLE)
 def census(
     settings: SettingsParameter,
     notify: str | None = None,  # noqa: ARG001 - read by the hooks
@@ -42,7 +42,7 @@ def census(
     return Failed(message=f"{len(rows)} differences, {counted}; mend with: {fixes}"[:2000])
 
 
-@flow(name="sweep")
+@flow(name="sweep", flow_run_name="sweep {settings.sink}")
 def sweep(settings: SettingsParameter) -> State[Any]:
     """Free the scenes of dead workers, remove what they left behind, and close flow runs whose process is gone."""
     sign_run()
@@ -53,7 +53,7 @@ def sweep(settings: SettingsParameter) -> State[Any]:
     return Completed(message=message + closed, data=swept.model_dump(mode="json"))
 
 
-@flow(name="redrive")
+@flow(name="redrive", flow_run_name="redrive {settings.sink}")
 def redrive(
     settings: SettingsParameter,
     states: tuple[str, ...] = ("dead", "held"),

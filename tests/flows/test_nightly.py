@@ -451,6 +451,21 @@ def test_runs_of_gone_processes_are_closed_those_of_unknown_ones_when_they_have_
 
 
 @pytest.mark.usefixtures("prefect_server")
+def test_upkeep_is_named_by_what_it_keeps(tmp_path: Path) -> None:
+    from flows.upkeep import census, redrive, sweep
+
+    add_scene(tmp_path / "source", "scene", side_px=128)
+    settings = settings_in(tmp_path)
+    redrive(settings)
+    sweep(settings)
+    with pytest.raises(FailedRun, match="1 differences"):
+        census(settings)
+    with get_client(sync_client=True) as client:
+        names = {run.name for run in client.read_flow_runs()}
+    assert names >= {f"{name} {settings.sink}" for name in ("redrive", "sweep", "census")}
+
+
+@pytest.mark.usefixtures("prefect_server")
 def test_late_deliveries_and_redriven_scenes_are_done_the_next_night(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
