@@ -13,10 +13,12 @@ import socket
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from array import array
+from collections.abc import Callable, Iterator, Mapping, MutableSequence, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -34,6 +36,9 @@ UNCOLLECTED = "uncollected"
 COUNT_LIMIT = 2000
 """Candidates up to which a filtered search counts all matches; beyond, counting would cost more than the page."""
 
+KEPT_SEARCHES = 16
+"""Searches whose place is remembered, so that their next page goes on there instead of beginning again."""
+
 RECHECK_S = 2.0
 """Shortest time between two looks at the files of the catalog."""
 
@@ -48,6 +53,7 @@ CREATE TABLE items(
     n INTEGER PRIMARY KEY, collection TEXT NOT NULL, id TEXT NOT NULL,
     t0 TEXT NOT NULL, t1 TEXT NOT NULL, body TEXT NOT NULL, UNIQUE(collection, id));
 CREATE INDEX items_by_time ON items(t0, t1);
+CREATE INDEX items_by_id ON items(id);
 CREATE VIRTUAL TABLE boxes USING rtree(n, x0, x1, y0, y1, +item);
 """
 
@@ -81,6 +87,25 @@ class Page:
 
 
 @dataclass
+class _Search:
+    """What meets a query: row numbers in its order, found as far as pages asked for them."""
+
+    waiting: Iterator[int]
+    candidates: int
+    exact: bool
+    """Whether all candidates meet the query."""
+    found: MutableSequence[int] = field(default_factory=lambda: array("q"))
+
+    def page(self, start: int, end: int) -> tuple[Sequence[int], bool, int | None]:
+        """Row numbers of one page, whether there are more, and the total where it is known or cheap to count."""
+        countable = not self.exact and self.candidates <= COUNT_LIMIT
+        self.found.extend(self.waiting if countable else islice(self.waiting, max(0, end + 1 - len(self.found))))
+        has_more = len(self.found) > end
+        matched = self.candidates if self.exact else len(self.found) if countable or not has_more else None
+        return self.found[start:end], has_more, matched
+
+
+@dataclass
 class CatalogIndex:
     """The searchable content of a static catalog. Thread-safe; ``faults`` are the files left out and why."""
 
@@ -91,6 +116,7 @@ class CatalogIndex:
     _db: sqlite3.Connection = field(init=False, repr=False)
     _files: dict[str, tuple[int, int]] = field(init=False, repr=False)
     _checked_s: float = field(init=False, repr=False)
+    _searches: dict[str, _Search] = field(init=False, repr=False)
     _lock: threading.RLock = field(default_factory=threading.RLock, init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -130,15 +156,30 @@ class CatalogIndex:
         Raises:
             BadQueryError: The filter, geometry, bbox or sort field cannot be understood.
         """
+        end = query.offset + query.limit
+        key = repr(replace(query, limit=0, offset=0))
+        with self._lock:
+            search = self._searches.pop(key, None) or self._new_search(query)
+            numbers, has_more, matched = search.page(query.offset, end)
+            self._searches[key] = search  # only now: one that fails must begin again
+            if len(self._searches) > KEPT_SEARCHES:
+                del self._searches[next(iter(self._searches))]
+            items = [json.loads(self._body(number)) for number in numbers]
+        return Page(items, end if has_more else None, matched)
+
+    def _new_search(self, query: Query) -> _Search:
         where, values = _where(query)
         geometry, expression = _geometry(query), _expression(query.cql2)
+        exact = geometry is None and expression is None
         sql = f"FROM items i WHERE {where}"
-        with self._lock:
-            candidates = int(self._db.execute(f"SELECT count(*) {sql}", values).fetchone()[0])
-            exact = geometry is None and expression is None
-            rows = self._db.execute(f"SELECT i.body {sql} ORDER BY {_order(query.sort)}", values)
-            hits = (body for (body,) in rows if exact or _meets(body, geometry, expression))
-            return _page(hits, query, candidates, exact=exact)
+        candidates = int(self._db.execute(f"SELECT count(*) {sql}", values).fetchone()[0])
+        # Numbers only: SQLite would keep the bodies of all that it sorts.
+        rows = self._db.execute(f"SELECT i.n {sql} ORDER BY {_order(query.sort)}", values)
+        waiting = (number for (number,) in rows if exact or _meets(self._body(number), geometry, expression))
+        return _Search(waiting, candidates, exact)
+
+    def _body(self, number: int) -> str:
+        return str(self._db.execute("SELECT body FROM items WHERE n=?", (number,)).fetchone()[0])
 
     def _rebuild(self) -> None:
         db = sqlite3.connect(":memory:", check_same_thread=False)
@@ -159,6 +200,7 @@ class CatalogIndex:
         _add_orphanage(db)
         db.commit()
         with self._lock:
+            self._searches = {}
             self._db, self._files, self.faults = db, files, tuple(sorted(faults, key=lambda fault: fault.href))
             self._checked_s = time.monotonic()
 
@@ -394,21 +436,6 @@ def _sort_key(name: str) -> str:
     if not plain or not all(character.isalnum() or character in ":_-." for character in plain):
         raise BadQueryError(f"cannot sort by {name!r}")
     return f"json_extract(i.body, '$.properties.\"{plain}\"')"
-
-
-def _page(hits: Iterable[str], query: Query, candidates: int, *, exact: bool) -> Page:
-    end = query.offset + query.limit
-    found: list[str] = []
-    total = 0
-    countable = not exact and candidates <= COUNT_LIMIT
-    for body in hits:
-        if query.offset <= total < end:
-            found.append(body)
-        total += 1
-        if total > end and not countable:
-            break
-    matched = candidates if exact else total if countable or total <= end else None
-    return Page([json.loads(body) for body in found], end if total > end else None, matched)
 
 
 # --- the API --------------------------------------------------------------------------------------------------------

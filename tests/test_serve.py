@@ -267,6 +267,53 @@ def test_counting_stops_where_it_would_cost(catalog_dir: Path, monkeypatch: pyte
     assert (len(page.items), page.matched, page.next_offset) == (2, None, 2)
 
 
+@pytest.mark.parametrize(
+    "asked",
+    [{}, {"bbox": (-180, -90, 180, 90)}, {"sort": [("properties.eo:cloud_cover", "desc")]}, {"cql2": "gsd = 0.5"}],
+)
+def test_a_page_goes_on_where_the_one_before_it_ended(
+    catalog_dir: Path, asked: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serve, "COUNT_LIMIT", 10)
+    index, steps, offset = load_index(catalog_dir), list[int](), 0
+    whole = [item["id"] for item in load_index(catalog_dir).search(Query(limit=COUNT, **asked)).items]
+    index._db.set_progress_handler(lambda: steps.append(0), 1)
+    found, costs = list[str](), list[int]()
+    while offset is not None:
+        steps.clear()
+        page = index.search(Query(limit=5, offset=offset, **asked))
+        found += [item["id"] for item in page.items]
+        costs.append(len(steps))
+        offset = page.next_offset
+    assert found == whole
+    assert costs[-1] < costs[0] / 2
+
+
+def test_searches_in_turns_keep_their_places(catalog_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serve, "KEPT_SEARCHES", 1)
+    index = load_index(catalog_dir)
+    for offset in (30, 0, 40):
+        for collection in ("c0", "c1"):
+            page = index.search(Query(collections=[collection], limit=2, offset=offset // 2))
+            newest = COUNT - 1 - offset - (collection == "c1")
+            assert [item["id"] for item in page.items] == [f"scene-{newest:03d}", f"scene-{newest - 2:03d}"]
+
+
+def test_a_search_that_failed_begins_again(catalog_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    index, calls, genuine = load_index(catalog_dir), iter(range(COUNT + 10)), serve._meets
+
+    def meets(*asked: Any) -> bool:
+        if next(calls) == 3:
+            raise MemoryError
+        return genuine(*asked)
+
+    monkeypatch.setattr(serve, "_meets", meets)
+    everything = Query(bbox=(-180, -90, 180, 90), limit=COUNT)
+    with pytest.raises(MemoryError):
+        index.search(everything)
+    assert len(index.search(everything).items) == COUNT
+
+
 def test_bad_filter_says_so(catalog_dir: Path) -> None:
     with pytest.raises(BadQueryError, match="not valid CQL2"):
         load_index(catalog_dir).search(Query(cql2="((("))
