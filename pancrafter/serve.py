@@ -410,9 +410,17 @@ def _expression(cql2_filter: str | Mapping[str, Any] | None) -> Any:
 
 def _meets(body: str, geometry: BaseGeometry | None, expression: Any) -> bool:
     item = json.loads(body)
-    if geometry is not None and not (item.get("geometry") and geometry.intersects(_shape(item["geometry"]))):
+    if geometry is not None and not (item.get("geometry") and _touches(geometry, item["geometry"])):
         return False
     return expression is None or _matches(expression, item)
+
+
+def _touches(area: BaseGeometry, footprint: Any) -> bool:  # Any: JSON of an item that may be malformed
+    """Whether a footprint is in the area; True when it cannot be read, as its item's box touches the area."""
+    try:
+        return bool(area.intersects(_shape(footprint)))
+    except Exception:  # noqa: BLE001 - shapely raises whatever a malformed geometry trips over
+        return True
 
 
 def _matches(expression: Any, item: Mapping[str, Any]) -> bool:

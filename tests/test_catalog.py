@@ -276,6 +276,17 @@ def test_one_item_that_is_no_json_does_not_sink_the_search(
 
 
 @pytest.mark.parametrize("kind", ["folder", "static"])
+@pytest.mark.parametrize("geometry", [5, {"type": "Blob"}, {"type": "Polygon", "coordinates": [[["a", 0]]]}])
+def test_one_footprint_that_is_none_does_not_sink_a_search_by_area(tmp_path: Path, kind: str, geometry: Any) -> None:
+    make_catalog(tmp_path, 4)
+    file = tmp_path / "even" / "scene-00" / "scene-00.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"geometry": geometry}))
+    with http_server(partial(QuietFiles, directory=str(tmp_path))) as url:
+        verdicts = found(f"{url}/catalog.json" if kind == "static" else str(tmp_path), bbox=(-1, -1, 2.2, 2))
+    assert {verdict.item_id for verdict in verdicts} == {"scene-00", "scene-01", "scene-02"}
+
+
+@pytest.mark.parametrize("kind", ["folder", "static"])
 def test_broken_documents_of_one_name_are_several(tmp_path: Path, kind: str) -> None:
     make_catalog(tmp_path, 2)
     file = tmp_path / "even" / "collection.json"
