@@ -137,8 +137,9 @@ def discover(
                 parts[verdict.key] = (part_of(item, contracts), verdict)
             else:
                 yield verdict
+        whole = seen - _keys(parts)
         for entry in _joined(parts, catalog, window, contracts):
-            if not (isinstance(entry, Scene) and (entry.collection, entry.item_id) in seen - _keys(parts)):
+            if not (isinstance(entry, Scene) and (entry.collection, entry.item_id) in whole):
                 yield _permitted(_pin(entry) if isinstance(entry, Scene) else entry, rules)
 
 
