@@ -50,8 +50,9 @@ _REBUILT_LINKS = frozenset({"self", "root", "parent", "collection", "items", "ch
 _DDL = """
 CREATE TABLE collections(id TEXT PRIMARY KEY, body TEXT NOT NULL);
 CREATE TABLE items(
-    n INTEGER PRIMARY KEY, collection TEXT NOT NULL, id TEXT NOT NULL,
-    t0 TEXT NOT NULL, t1 TEXT NOT NULL, body TEXT NOT NULL, UNIQUE(collection, id));
+    n INTEGER PRIMARY KEY, collection TEXT NOT NULL, id TEXT NOT NULL, t0 TEXT NOT NULL, t1 TEXT NOT NULL,
+    changed TEXT NOT NULL, href TEXT NOT NULL, body TEXT NOT NULL);
+CREATE INDEX items_by_name ON items(collection, id);
 CREATE INDEX items_by_time ON items(t0, t1);
 CREATE INDEX items_by_id ON items(id);
 CREATE VIRTUAL TABLE boxes USING rtree(n, x0, x1, y0, y1, +item);
@@ -197,6 +198,7 @@ class CatalogIndex:
             fault = found if isinstance(found, Fault) else self._insert(db, found)
             if fault:
                 faults.append(fault)
+        faults.extend(_removed_twins(db))
         _add_orphanage(db)
         db.commit()
         with self._lock:
@@ -212,7 +214,7 @@ class CatalogIndex:
         try:
             if insert:
                 insert(db, document)
-        except (ValueError, TypeError, KeyError, AttributeError, OverflowError, sqlite3.IntegrityError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
             collection_id = document.collection["id"] if document.collection else None
             reason = f"{document.href}: {error}; expected a valid STAC {document.kind.lower()}"
             return Fault(document.href, reason, collection_id)
@@ -257,8 +259,10 @@ def _insert_item(db: sqlite3.Connection, document: Document) -> None:
         raise TypeError(f"collection is {body['collection']!r}, not the id of one")
     start, end = _interval(body["properties"])
     boxes = _boxes(body)
-    row = (body["collection"], body["id"], _iso(start), _iso(end), _readable_by_all(body))
-    number = db.execute("INSERT INTO items(collection, id, t0, t1, body) VALUES(?,?,?,?,?)", row).lastrowid
+    changed, text = _changed(body["properties"]), _readable_by_all(body)
+    row = (body["collection"], body["id"], _iso(start), _iso(end), changed, document.href, text)
+    columns = "collection, id, t0, t1, changed, href, body"
+    number = db.execute(f"INSERT INTO items({columns}) VALUES(?,?,?,?,?,?,?)", row).lastrowid
     for west, south, east, north in boxes:
         db.execute("INSERT INTO boxes(x0, x1, y0, y1, item) VALUES(?,?,?,?,?)", (west, east, south, north, number))
 
@@ -298,6 +302,14 @@ def _interval(properties: Mapping[str, Any]) -> tuple[datetime, datetime]:
     return _instant(start), _instant(end)
 
 
+def _changed(properties: Mapping[str, Any]) -> str:
+    """When the item was changed, as text that sorts; empty where it does not say."""
+    try:
+        return _iso(_instant(properties.get("updated") or properties.get("created")))  # type: ignore[arg-type]
+    except (TypeError, ValueError, OverflowError):
+        return ""
+
+
 def _instant(text: str) -> datetime:
     moment = datetime.fromisoformat(text)
     return moment.replace(tzinfo=moment.tzinfo or UTC).astimezone(UTC)
@@ -331,6 +343,23 @@ def _shape(geometry: Mapping[str, Any]) -> BaseGeometry:
     from shapely.geometry import shape
 
     return shape(geometry)
+
+
+def _removed_twins(db: sqlite3.Connection) -> list[Fault]:
+    """Of items with one name the one that was changed last stays, else the first by address; faults of the others."""
+    rows = db.execute(
+        "SELECT n, collection, id, href, first_value(href) OVER same FROM items "
+        "WINDOW same AS (PARTITION BY collection, id ORDER BY changed DESC, href)"
+    )
+    twins = [row for row in rows if row[3] != row[4]]
+    if twins:
+        db.executemany("DELETE FROM items WHERE n=?", [(number,) for number, *_ in twins])
+        db.execute("DELETE FROM boxes WHERE item NOT IN (SELECT n FROM items)")
+    advice = "give the items of a collection ids of their own, or link the valid one only"
+    return [
+        Fault(href, f"{href}: has the id {name} of {kept}, which is newer or comes first and is kept; {advice}", owner)
+        for _, owner, name, href, kept in twins
+    ]
 
 
 def _add_orphanage(db: sqlite3.Connection) -> None:

@@ -337,7 +337,38 @@ def test_malformed_files_are_reported_and_the_rest_served(tmp_path: Path) -> Non
     assert [item["id"] for item in index.search(Query()).items] == ["scene-007"]
     assert len(index.faults) == 7
     assert all(fault.collection_id == "c0" and fault.href in fault.reason for fault in index.faults)
-    assert any("UNIQUE" in fault.reason for fault in index.faults)
+    assert any("has the id scene-007 of" in fault.reason for fault in index.faults)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "kept"),
+    [
+        ({"updated": "2025-03-01T00:00:00Z"}, {"updated": "2025-03-01T01:00:00+02:00"}, "c0"),
+        ({"updated": "2025-03-01T00:00:00Z"}, {"updated": "2025-03-02T00:00:00Z"}, "redelivered"),
+        ({}, {"created": "2025-03-02T00:00:00Z"}, "redelivered"),
+        ({"updated": "last week"}, {}, "c0"),
+    ],
+)
+def test_of_two_deliveries_of_an_item_the_newer_one_is_served(
+    tmp_path: Path, old: dict[str, Any], new: dict[str, Any], kept: str
+) -> None:
+    make_catalog(tmp_path, 2, collections=1)
+    first, again = tmp_path / "c0" / "scene-001" / "scene-001.json", tmp_path / "redelivered" / "scene-001.json"
+    again.parent.mkdir()
+    body = json.loads(first.read_text())
+    for file, changes in ((first, old), (again, new)):
+        file.write_text(json.dumps(body | {"properties": body["properties"] | changes}))
+    collection = tmp_path / "c0" / "collection.json"
+    document = json.loads(collection.read_text())
+    document["links"].insert(0, {"rel": "item", "href": "../redelivered/scene-001.json"})
+    collection.write_text(json.dumps(document))
+    index = load_index(tmp_path)
+    served, left_out = (first, again) if kept == "c0" else (again, first)
+    (item,) = index.search(Query(ids=["scene-001"], bbox=(-180, -90, 180, 90))).items
+    assert item["links"][-1] == {"rel": "canonical", "type": "application/json", "href": served.as_uri()}
+    ((href, reason),) = [(fault.href, fault.reason) for fault in index.faults]
+    assert href == str(left_out)
+    assert f"has the id scene-001 of {served}" in reason
 
 
 def test_items_outside_collections_get_one(tmp_path: Path) -> None:
