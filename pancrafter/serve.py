@@ -236,7 +236,7 @@ def _portable(document: Document) -> dict[str, Any]:
     """The document with absolute hrefs, and without the links that only made sense among the files."""
     body = dict(document.body)
     links = [link for link in body.get("links", []) if isinstance(link, dict) and isinstance(link.get("href"), str)]
-    kept = [link | {"href": absolute(link["href"], document.href)} for link in links if _kept(link)]
+    kept = [link | {"href": _address(link["href"], document.href)} for link in links if _kept(link)]
     canonical = {"rel": "canonical", "type": "application/json", "href": Path(document.href).as_uri()}
     body["links"] = [*kept, canonical]
     return body
@@ -289,9 +289,13 @@ def _within_floats(digits: str) -> int:
 def _absolute_asset(asset: object, base: str) -> dict[str, Any]:
     if not isinstance(asset, dict) or not isinstance(asset.get("href"), str):
         raise TypeError("an asset has no href")
-    # A path would be taken for one on this server by clients that resolve hrefs against the item's address.
-    href = absolute(asset["href"], base)
-    return asset | {"href": Path(href).as_uri() if href.startswith("/") else href}
+    return asset | {"href": _address(asset["href"], base)}
+
+
+def _address(href: str, base: str) -> str:
+    """``href`` as URL: a path would be taken for one on this server by clients that resolve it against the item's."""
+    target = absolute(href, base)
+    return Path(target).as_uri() if target.startswith("/") else target
 
 
 def _interval(properties: Mapping[str, Any]) -> tuple[datetime, datetime]:

@@ -125,6 +125,20 @@ def test_asset_hrefs_are_file_urls_that_clients_leave_alone(client: Client, cata
     assert item.assets["pan"].get_absolute_href() == path.as_uri()
 
 
+def test_links_to_other_files_are_file_urls_that_clients_leave_alone(tmp_path: Path) -> None:
+    make_catalog(tmp_path, 1, collections=1)
+    documents = tmp_path / "c0" / "scene-000" / "scene-000.json", tmp_path / "c0" / "collection.json"
+    schema = tmp_path / "schemas" / "a schema.json"
+    for document in documents:
+        body = json.loads(document.read_text())
+        link = {"rel": "describedby", "href": os.path.relpath(schema, document.parent)}
+        document.write_text(json.dumps(body | {"links": [*body["links"], link]}))
+    with serving(tmp_path) as url:
+        client = Client.open(url)
+        for served in (next(client.search().items()), client.get_collection("c0")):
+            assert served.get_single_link("describedby").get_absolute_href() == schema.as_uri()
+
+
 @pytest.mark.parametrize(
     ("path", "status"),
     [
