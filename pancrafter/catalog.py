@@ -497,7 +497,7 @@ def _search(client: Client, window: _Window, *, is_at_hand: bool = False) -> Ite
 def _features(client: Client, window: _Window, origin: str, *, is_at_hand: bool) -> Iterator[Any]:
     """All features of all pages, as JSON so that one malformed item cannot sink its page.
 
-    A catalog that ``is_at_hand`` is gone through where it cannot filter by the time of a change.
+    A catalog that ``is_at_hand`` is gone through instead of being asked for changes.
     """
     if len(window.ids) > PAGE_SIZE:
         ids = sorted(window.ids)
@@ -505,7 +505,7 @@ def _features(client: Client, window: _Window, origin: str, *, is_at_hand: bool)
             part = replace(window, ids=frozenset(ids[start : start + PAGE_SIZE]))
             yield from _features(client, part, origin, is_at_hand=is_at_hand)
         return
-    cql2 = _changed_filter(client, window)
+    cql2 = None if is_at_hand else _changed_filter(client, window)
     if window.new_since and not is_at_hand:
         acquired = max(window.since or window.new_since, window.new_since)
         yield from _found_features(client, replace(window, since=acquired), origin, None)

@@ -45,7 +45,22 @@ RECHECK_S = 2.0
 SORT_1_0 = "https://api.stacspec.org/v1.0.0/item-search#sort"
 """Declared beside the extension's own 1.1 class, which pystac-client 0.9 does not know; the requests are the same."""
 
+QUERYABLES = "http://www.opengis.net/def/rel/ogc/1.0/queryables"
+"""Relation of the link that tells what filters can ask for."""
+
 _REBUILT_LINKS = frozenset({"self", "root", "parent", "collection", "items", "child", "item"})
+
+_TYPES = {"text": "string", "integer": "number", "real": "number", "true": "boolean", "false": "boolean"}
+"""JSON types whose name in SQLite is another one."""
+
+_TIMES = frozenset({"datetime", "start_datetime", "end_datetime", "created", "updated"})
+
+_ADDRESSED = {
+    "id": {"type": "string"},
+    "collection": {"type": "string"},
+    "geometry": {"$ref": "https://geojson.org/schema/Geometry.json"},
+}
+"""What filters can ask of every item besides its properties."""
 
 _DDL = """
 CREATE TABLE collections(id TEXT PRIMARY KEY, body TEXT NOT NULL);
@@ -150,6 +165,18 @@ class CatalogIndex:
         with self._lock:
             row = self._db.execute(sql, (collection_id, item_id)).fetchone()
         return json.loads(row[0]) if row else None
+
+    def queryables(self, collection_id: str | None = None) -> dict[str, dict[str, Any]]:
+        """JSON schemas of the properties that items of a collection have; without one, of each collection."""
+        sql = "SELECT DISTINCT i.collection, p.key, p.type FROM items i, json_each(i.body, '$.properties') p"
+        known: dict[str, dict[str, set[str]]] = {}
+        with self._lock:
+            rows = self._db.execute(f"{sql} WHERE i.collection=coalesce(?, i.collection)", (collection_id,)).fetchall()
+        for collection, name, kind in rows:
+            known.setdefault(collection, {}).setdefault(name, set()).add(kind)
+        common = set[str]().union(*known.values()).intersection(*known.values())
+        kinds = {name: set[str]().union(*(names[name] for names in known.values())) for name in sorted(common)}
+        return _ADDRESSED | {name: _schema(name, found) for name, found in kinds.items()}
 
     def search(self, query: Query) -> Page:
         """One page of the items that meet ``query``, newest first unless sorted otherwise.
@@ -378,6 +405,13 @@ def _add_orphanage(db: sqlite3.Connection) -> None:
         db.execute("INSERT INTO collections VALUES(?,?)", (name, json.dumps(body)))
 
 
+def _schema(name: str, kinds: set[str]) -> dict[str, Any]:
+    """Schema of a property by the kinds of its values, as SQLite names them."""
+    types = sorted({_TYPES.get(kind, kind) for kind in kinds} - {"null"})
+    dated = {"format": "date-time"} if name in _TIMES else {}
+    return ({"type": types[0] if len(types) == 1 else types} if types else {}) | dated
+
+
 # --- search ---------------------------------------------------------------------------------------------------------
 
 
@@ -518,13 +552,18 @@ def app_over(index: CatalogIndex) -> FastAPI:
         create_post_request_model,
         create_request_model,
     )
-    from stac_fastapi.extensions import SearchFilterExtension, TokenPaginationExtension
+    from stac_fastapi.extensions import TokenPaginationExtension
+    from stac_fastapi.extensions.filter import FilterExtension, SearchFilterExtension
     from stac_fastapi.extensions.sort import SearchSortExtension
     from stac_fastapi.types.config import ApiSettings
 
     sort = SearchSortExtension()
     sort.conformance_classes = [*sort.conformance_classes, SORT_1_0]
-    extensions = [SearchFilterExtension(), sort, TokenPaginationExtension()]
+    # Of the two only this one offers the queryables of a collection, but it promises filters on its items too.
+    filtering = FilterExtension(
+        client=_filters_client(index), conformance_classes=SearchFilterExtension().conformance_classes
+    )
+    extensions = [filtering, sort, TokenPaginationExtension()]
     settings = ApiSettings(
         stac_fastapi_title=index.title,
         stac_fastapi_description=index.description,
@@ -602,6 +641,31 @@ def _client(index: CatalogIndex, extensions: list[Any]) -> Any:
 
     client_class: Any = Client
     return client_class(extensions=extensions, landing_page_id=index.root.parent.name or "catalog")
+
+
+def _filters_client(index: CatalogIndex) -> Any:
+    """The stac-fastapi client that tells what filters can ask for; see `_client`."""
+    from stac_fastapi.extensions.filter.client import BaseFiltersClient
+
+    base_class: Any = BaseFiltersClient
+
+    class FiltersClient(base_class):  # type: ignore[misc]
+        """Answers the routes of queryables."""
+
+        def get_queryables(self, collection_id: str | None = None, request: Any = None, **_: Any) -> dict[str, Any]:
+            index.refresh()
+            if collection_id is not None:
+                _required(index.collection(collection_id), f"collection {collection_id}")
+            return {
+                "$schema": "https://json-schema.org/draft/2020-12/schema",
+                "$id": str(request.url),
+                "type": "object",
+                "title": f"Queryables of {collection_id or index.title}",
+                "properties": index.queryables(collection_id),
+                "additionalProperties": True,
+            }
+
+    return FiltersClient()
 
 
 def _required(body: dict[str, Any] | None, what: str) -> dict[str, Any]:
@@ -697,7 +761,8 @@ def _with_links(body: dict[str, Any], links: list[dict[str, str]]) -> dict[str, 
 def _collection_links(base: str, collection_id: str) -> list[dict[str, str]]:
     here = f"{base}/collections/{quote(collection_id, safe='')}"
     items = _link("items", f"{here}/items", "application/geo+json")
-    return [_link("self", here), _link("parent", f"{base}/"), _link("root", f"{base}/"), items]
+    queryables = _link(QUERYABLES, f"{here}/queryables", "application/schema+json")
+    return [_link("self", here), _link("parent", f"{base}/"), _link("root", f"{base}/"), items, queryables]
 
 
 def _item_links(base: str, item: Mapping[str, Any]) -> list[dict[str, str]]:

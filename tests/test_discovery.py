@@ -73,6 +73,12 @@ def test_new_items_of_a_static_catalog(tmp_path: Path) -> None:
         assert len(ids(f"{url}/catalog.json")) == 6
 
 
+@pytest.fixture
+def no_queryables(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pystac_client.Client.get_queryables", lambda _: {"properties": {}})
+
+
+@pytest.mark.usefixtures("no_queryables")
 def test_new_items_of_an_api_that_cannot_filter_by_change(tmp_path: Path) -> None:
     """No queryables: everything in the window is looked at, and what is old is left out here."""
     catalog(tmp_path, *ARRIVALS)
@@ -98,7 +104,6 @@ def test_new_items_of_an_api_that_filters(monkeypatch: pytest.MonkeyPatch, tmp_p
         return search(self, **options)
 
     monkeypatch.setattr(Client, "search", recorded)
-    monkeypatch.setattr(Client, "get_queryables", lambda _: {"properties": {"updated": {"type": "string"}}})
     with serving(tmp_path) as url:
         assert ids(url, changed_since=SINCE) == [
             name for name in NEW if name != "unreadable"
@@ -135,6 +140,7 @@ def test_what_was_acquired_or_changed_since(tmp_path: Path, kind: str) -> None:
         assert ids(source, new_since=SINCE, since=floor) == [name for name in DELIVERED_NEW if name != "late"]
 
 
+@pytest.mark.usefixtures("no_queryables")
 def test_an_api_that_cannot_filter_by_change_is_asked_by_acquisition_only(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -144,6 +144,7 @@ def test_links_to_other_files_are_file_urls_that_clients_leave_alone(tmp_path: P
     [
         ("/collections/nope", 404),
         ("/collections/nope/items", 404),
+        ("/collections/nope/queryables", 404),
         ("/collections/c0/items/nope", 404),
         ("/search?filter=this is not cql2 (", 400),
         ("/search?token=somewhere", 400),
@@ -230,6 +231,32 @@ def test_cql2_json(client: Client, method: str) -> None:
     found = ids(client, method=method, filter={"op": "and", "args": clauses}, filter_lang="cql2-json", limit=2)
     assert set(found) == expected(1, 15, 29, 43)
     assert len(found) == 4
+
+
+def test_queryables_are_the_properties_of_the_items(client: Client, url: str) -> None:
+    addressed = {"id", "collection", "geometry"}
+    everywhere = client.get_queryables()
+    assert set(everywhere["properties"]) == addressed | {"datetime", "eo:cloud_cover", "platform"}
+    assert everywhere["properties"]["datetime"] == {"type": "string", "format": "date-time"}
+    assert everywhere["properties"]["eo:cloud_cover"] == {"type": "number"}
+    assert everywhere["$id"] == f"{url}/queryables"
+    of_one = client.get_collection("c1").get_queryables()
+    assert set(of_one["properties"]) == set(everywhere["properties"]) | {"gsd"}
+    assert client.get_merged_queryables(["c0", "c1"])["properties"] == of_one["properties"]
+
+
+def test_queryables_of_mixed_and_of_no_values(tmp_path: Path) -> None:
+    make_catalog(tmp_path, 2, collections=1)
+    for number, values in ((0, {"a": 1, "b": True, "c": None}), (1, {"a": "x", "b": False, "c": None})):
+        file = tmp_path / "c0" / f"scene-00{number}" / f"scene-00{number}.json"
+        body = json.loads(file.read_text())
+        file.write_text(json.dumps(body | {"properties": body["properties"] | values}))
+    found = load_index(tmp_path).queryables()
+    assert {name: found[name] for name in "abc"} == {
+        "a": {"type": ["number", "string"]},
+        "b": {"type": "boolean"},
+        "c": {},
+    }
 
 
 def test_an_l_shaped_footprint_is_not_its_bounding_box(tmp_path: Path) -> None:
