@@ -51,6 +51,10 @@ class _Task:
     fault: str = ""
     """Why there is nothing to read."""
 
+    @property
+    def collection_id(self) -> str | None:
+        return self.collection["id"] if self.collection else None
+
 
 def printable(text: str) -> str:
     """The text with ``?`` for what is no Unicode (half of a character pair), which no file or database takes."""
@@ -92,7 +96,13 @@ def read_local(href: str) -> str:
     return local_path(href).read_text(encoding="utf-8")
 
 
-def crawl(root: str, read: ReadText = read_local, *, workers: int = 8) -> Iterator[Document | Fault]:
+def crawl(
+    root: str,
+    read: ReadText = read_local,
+    *,
+    workers: int = 8,
+    is_known: Callable[[str, str | None], bool] = lambda *_: False,
+) -> Iterator[Document | Fault]:
     """Every document reachable from ``root`` by child and item links, in no promised order, each once.
 
     At most ``2 * workers`` documents are in flight. A remote catalog is not followed into local files.
@@ -101,6 +111,7 @@ def crawl(root: str, read: ReadText = read_local, *, workers: int = 8) -> Iterat
         root: Path or URL of a catalog, collection or item document.
         read: Returns the text of an href; ``OSError`` and ``ValueError`` become faults.
         workers: Threads that read.
+        is_known: Whether the document at an href, reached from the collection with an id, can be left out.
     """
     pending = deque([_Task(root, None)])
     seen = {root}
@@ -115,14 +126,15 @@ def crawl(root: str, read: ReadText = read_local, *, workers: int = 8) -> Iterat
                     document = future.result()
                     yield document
                     if isinstance(document, Document):
-                        pending.extend(_unseen(_followed(document), seen))
+                        unseen = _unseen(_followed(document), seen)
+                        pending.extend(task for task in unseen if not is_known(task.href, task.collection_id))
         finally:
             for future in running:
                 future.cancel()
 
 
 def _fetch(task: _Task, read: ReadText) -> Document | Fault:
-    parent_id = task.collection.get("id") if task.collection else None
+    parent_id = task.collection_id
     if task.fault:
         return Fault(task.href, task.fault, parent_id)
     try:

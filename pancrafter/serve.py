@@ -1,7 +1,7 @@
 """A read-only STAC API over any static catalog on local disk, so that search is real with nothing installed.
 
-The files are the truth: an in-memory SQLite index (R*Tree for space, JSON for sorting) is rebuilt from them at start
-and whenever one of them changes. stac-fastapi speaks the protocol, cql2 decides filters.
+The files are the truth: an in-memory SQLite index (R*Tree for space, JSON for sorting) is built from them at start,
+and what changes later is read again. stac-fastapi speaks the protocol, cql2 decides filters.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import sqlite3
 import threading
 import time
 from array import array
-from collections.abc import Callable, Iterator, Mapping, MutableSequence, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableSequence, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -66,7 +66,7 @@ _DDL = """
 CREATE TABLE collections(id TEXT PRIMARY KEY, body TEXT NOT NULL);
 CREATE TABLE items(
     n INTEGER PRIMARY KEY, collection TEXT NOT NULL, id TEXT NOT NULL, t0 TEXT NOT NULL, t1 TEXT NOT NULL,
-    changed TEXT NOT NULL, href TEXT NOT NULL, body TEXT NOT NULL);
+    changed TEXT NOT NULL, href TEXT NOT NULL, parent TEXT, body TEXT NOT NULL);
 CREATE INDEX items_by_name ON items(collection, id);
 CREATE INDEX items_by_time ON items(t0, t1);
 CREATE INDEX items_by_id ON items(id);
@@ -130,22 +130,29 @@ class CatalogIndex:
     title: str = ""
     description: str = ""
     _db: sqlite3.Connection = field(init=False, repr=False)
-    _files: dict[str, tuple[int, int]] = field(init=False, repr=False)
+    _files: dict[str, tuple[int, int]] = field(default_factory=dict, init=False, repr=False)
     _checked_s: float = field(init=False, repr=False)
-    _searches: dict[str, _Search] = field(init=False, repr=False)
+    _searches: dict[str, _Search] = field(default_factory=dict, init=False, repr=False)
     _lock: threading.RLock = field(default_factory=threading.RLock, init=False, repr=False)
+    _refreshing: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        self._rebuild()
+        self._db = sqlite3.connect(":memory:", check_same_thread=False)
+        self._db.executescript(_DDL)
+        self._update(set())
 
     def refresh(self) -> None:
-        """Rebuild if a file that was read has changed; looks at most every ``RECHECK_S``."""
-        with self._lock:
+        """Read again what has changed; looks at most every ``RECHECK_S``. Others are answered as before meanwhile."""
+        if not self._refreshing.acquire(blocking=False):
+            return
+        try:
             if time.monotonic() - self._checked_s < RECHECK_S:
                 return
             self._checked_s = time.monotonic()
-            if any(_stamp(path) != stamp for path, stamp in self._files.items()):
-                self._rebuild()
+            if changed := {path for path, stamp in self._files.items() if _stamp(path) != stamp}:
+                self._update(changed)
+        finally:
+            self._refreshing.release()
 
     def collections(self) -> list[dict[str, Any]]:
         """All collections, by id."""
@@ -209,17 +216,40 @@ class CatalogIndex:
     def _body(self, number: int) -> str:
         return str(self._db.execute("SELECT body FROM items WHERE n=?", (number,)).fetchone()[0])
 
-    def _rebuild(self) -> None:
-        db = sqlite3.connect(":memory:", check_same_thread=False)
-        db.executescript(_DDL)
-        faults: list[Fault] = []
+    def _update(self, changed: set[str]) -> None:
+        """Read items that are new or ``changed``, and all documents with links, and put them in place of the old."""
+        with self._lock:
+            rows = self._db.execute("SELECT n, href, parent FROM items").fetchall()
+        unchanged = {(href, parent) for _, href, parent in rows if href not in changed}
         files: dict[str, tuple[int, int]] = {}
+        kept: set[str] = set()
 
         def read(href: str) -> str:
             files[href] = _stamp(href)  # before: what changes from here on is read again
             return read_local(href)
 
-        for found in crawl(str(self.root), read):
+        def is_known(href: str, parent: str | None) -> bool:
+            if (href, parent) not in unchanged:
+                return False
+            files[href] = self._files[href]
+            kept.add(href)
+            return True
+
+        found = crawl(str(self.root), read, is_known=is_known)
+        documents = list(found) if self._files else found  # at first nobody waits, and they would fill the memory
+        with self._lock:
+            self._searches = {}
+            with self._db:  # all or nothing
+                faults = self._replace(documents, [(number,) for number, href, _ in rows if href not in kept])
+            self._files, self.faults = files, tuple(sorted(faults, key=lambda fault: fault.href))
+            self._checked_s = time.monotonic()
+
+    def _replace(self, documents: Iterable[Document | Fault], outdated: Sequence[tuple[int]]) -> list[Fault]:
+        db, faults = self._db, list[Fault]()
+        db.executemany("DELETE FROM items WHERE n=?", outdated)
+        _remove_lone_boxes(db)
+        db.execute("DELETE FROM collections")
+        for found in documents:
             if isinstance(found, Fault) and found.href == str(self.root):
                 raise SourceError(f"{found.reason}; give the folder of a STAC catalog")
             fault = found if isinstance(found, Fault) else self._insert(db, found)
@@ -227,11 +257,7 @@ class CatalogIndex:
                 faults.append(fault)
         faults.extend(_removed_twins(db))
         _add_orphanage(db)
-        db.commit()
-        with self._lock:
-            self._searches = {}
-            self._db, self._files, self.faults = db, files, tuple(sorted(faults, key=lambda fault: fault.href))
-            self._checked_s = time.monotonic()
+        return faults
 
     def _insert(self, db: sqlite3.Connection, document: Document) -> Fault | None:
         if document.href == str(self.root):
@@ -287,9 +313,10 @@ def _insert_item(db: sqlite3.Connection, document: Document) -> None:
     start, end = _interval(body["properties"])
     boxes = _boxes(body)
     changed, text = _changed(body["properties"]), _readable_by_all(body)
-    row = (body["collection"], body["id"], _iso(start), _iso(end), changed, document.href, text)
-    columns = "collection, id, t0, t1, changed, href, body"
-    number = db.execute(f"INSERT INTO items({columns}) VALUES(?,?,?,?,?,?,?)", row).lastrowid
+    parent = document.collection["id"] if document.collection else None
+    row = (body["collection"], body["id"], _iso(start), _iso(end), changed, document.href, parent, text)
+    columns = "collection, id, t0, t1, changed, href, parent, body"
+    number = db.execute(f"INSERT INTO items({columns}) VALUES(?,?,?,?,?,?,?,?)", row).lastrowid
     for west, south, east, north in boxes:
         db.execute("INSERT INTO boxes(x0, x1, y0, y1, item) VALUES(?,?,?,?,?)", (west, east, south, north, number))
 
@@ -385,12 +412,16 @@ def _removed_twins(db: sqlite3.Connection) -> list[Fault]:
     twins = [row for row in rows if row[3] != row[4]]
     if twins:
         db.executemany("DELETE FROM items WHERE n=?", [(number,) for number, *_ in twins])
-        db.execute("DELETE FROM boxes WHERE item NOT IN (SELECT n FROM items)")
+        _remove_lone_boxes(db)
     advice = "give the items of a collection ids of their own, or link the valid one only"
     return [
         Fault(href, f"{href}: has the id {name} of {kept}, which is newer or comes first and is kept; {advice}", owner)
         for _, owner, name, href, kept in twins
     ]
+
+
+def _remove_lone_boxes(db: sqlite3.Connection) -> None:
+    db.execute("DELETE FROM boxes WHERE item NOT IN (SELECT n FROM items)")
 
 
 def _add_orphanage(db: sqlite3.Connection) -> None:

@@ -6,7 +6,8 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from pystac_client import Client
 from pancrafter import serve
 from pancrafter.crawl import Document, Fault
 from pancrafter.errors import SourceError
-from pancrafter.serve import BadQueryError, Query, load_index, serving
+from pancrafter.serve import BadQueryError, CatalogIndex, Query, load_index, serving
 
 COUNT = 45
 START = datetime(2025, 1, 1, tzinfo=UTC)
@@ -433,6 +434,120 @@ def test_changed_files_are_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         assert set(ids(client)) == expected(0, 1, 2, 3)
 
 
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the files that are read, as they are read; nothing is too soon to look again."""
+    monkeypatch.setattr(serve, "RECHECK_S", 0.0)
+    genuine, names = serve.read_local, list[str]()
+
+    def read(href: str) -> str:
+        names.append(Path(href).name)
+        return genuine(href)
+
+    monkeypatch.setattr(serve, "read_local", read)
+    return names
+
+
+def content(index: CatalogIndex) -> Any:
+    boxes = index._db.execute(
+        "SELECT i.id, x0, x1, y0, y1 FROM boxes JOIN items i ON i.n=item ORDER BY 1, 2"
+    ).fetchall()
+    count = index._db.execute("SELECT count(*) FROM boxes").fetchone()
+    return index.collections(), index.search(Query(limit=100)).items, index.faults, boxes, count
+
+
+def change_links(folder: Path, change: Callable[[list[Any]], list[Any]]) -> None:
+    file = folder / "c0" / "collection.json"
+    body = json.loads(file.read_text())
+    file.write_text(json.dumps(body | {"links": change(body["links"])}))
+
+
+def change_item(folder: Path, number: int, **change: Any) -> None:
+    file = folder / "c0" / f"scene-{number:03d}" / f"scene-{number:03d}.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+
+
+@pytest.mark.parametrize(
+    ("change", "reread"),
+    [
+        (lambda folder: change_item(folder, 3, bbox=[0, 0, 1, 1]), {"scene-003.json"}),
+        (lambda folder: change_item(folder, 3, id="scene-004"), {"scene-003.json"}),
+        (lambda folder: (folder / "c0" / "scene-003" / "scene-003.json").unlink(), {"scene-003.json"}),
+        (lambda folder: change_links(folder, lambda links: links[:-2]), set()),
+        (
+            lambda folder: change_links(folder, lambda links: [*links, {"rel": "item", "href": "./new.json"}]),
+            {"new.json"},
+        ),
+        (lambda folder: (folder / "catalog.json").write_text((folder / "bare.json").read_text()), {"scene-000.json"}),
+    ],
+    ids=["changed", "renamed", "gone", "unlinked", "linked", "no collection"],
+)
+def test_only_what_changed_is_read_again(
+    tmp_path: Path, reads: list[str], change: Callable[[Path], Any], reread: set[str]
+) -> None:
+    make_catalog(tmp_path, 6, collections=1)
+    bare = json.loads((tmp_path / "catalog.json").read_text())
+    bare["links"] = [{"rel": "item", "href": "./c0/scene-000/scene-000.json"}]
+    (tmp_path / "bare.json").write_text(json.dumps(bare))
+    shutil.copy(tmp_path / "c0" / "scene-005" / "scene-005.json", tmp_path / "c0" / "new.json")
+    index = load_index(tmp_path)
+    index.search(Query(limit=2))
+    reads.clear()
+    index.refresh()
+    assert not reads
+    change(tmp_path)
+    index.refresh()
+    assert set(reads) - {"catalog.json", "collection.json"} == reread
+    assert content(index) == content(load_index(tmp_path))
+
+
+def test_a_delivery_comes_back_when_the_newer_one_is_gone(tmp_path: Path, reads: list[str]) -> None:
+    make_catalog(tmp_path, 2, collections=1)
+    change_item(tmp_path, 1, id="scene-000")
+    index = load_index(tmp_path)
+    assert [Path(fault.href).name for fault in index.faults] == ["scene-001.json"]
+    change_item(tmp_path, 0, id="scene-002")
+    index.refresh()
+    assert {item["id"] for item in index.search(Query()).items} == expected(0, 2)
+    assert content(index) == content(load_index(tmp_path))
+
+
+def test_a_catalog_that_cannot_be_read_for_a_while_stays_as_it_was(tmp_path: Path, reads: list[str]) -> None:
+    make_catalog(tmp_path, 3, collections=1)
+    index = load_index(tmp_path)
+    before, root = content(index), (tmp_path / "catalog.json").read_text()
+    (tmp_path / "catalog.json").write_text(root[:9])
+    with pytest.raises(SourceError, match="give the folder of a STAC catalog"):
+        index.refresh()
+    assert content(index) == before
+    (tmp_path / "catalog.json").write_text(root)
+    change_item(tmp_path, 1, id="scene-009")
+    index.refresh()
+    assert {item["id"] for item in index.search(Query()).items} == expected(0, 2, 9)
+
+
+def test_questions_are_answered_while_changes_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serve, "RECHECK_S", 0.0)
+    make_catalog(tmp_path, 3, collections=1)
+    index, genuine, answers = load_index(tmp_path), serve.read_local, list[int]()
+
+    def ask() -> int:
+        index.refresh()
+        return len(index.search(Query(ids=["scene-001"])).items)
+
+    with ThreadPoolExecutor(1) as another:
+
+        def read(href: str) -> str:
+            answers.append(another.submit(ask).result(timeout=10))
+            return genuine(href)
+
+        monkeypatch.setattr(serve, "read_local", read)
+        change_item(tmp_path, 1, id="scene-004")
+        index.refresh()
+        assert answers == [1, 1, 1]
+        assert ask() == 0
+
+
 def test_a_file_that_changes_right_after_it_was_read_is_read_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -441,8 +556,8 @@ def test_a_file_that_changes_right_after_it_was_read_is_read_again(
     grown = make_catalog(tmp_path / "grown", 4, collections=1)
     genuine, published = serve.crawl, []
 
-    def crawl(*arguments: Any) -> Iterator[Document | Fault]:
-        for found in genuine(*arguments):
+    def crawl(*arguments: Any, **options: Any) -> Iterator[Document | Fault]:
+        for found in genuine(*arguments, **options):
             if found.href.endswith("collection.json") and not published:
                 published.append(shutil.copytree(grown / "c0", root / "c0", dirs_exist_ok=True))
             yield found
