@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,6 +13,7 @@ from pydantic import AfterValidator, Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from pancrafter.access import Access
+from pancrafter.crawl import absolute, is_local, local_path
 from pancrafter.model.names import DEFAULT_WEIGHTS
 from pancrafter.types import Record
 
@@ -104,8 +106,22 @@ class WorkSettings(Record):
     @property
     def sink_is_source(self) -> bool:
         """Whether products would be published among the originals, where the next run would find them as its source."""
-        folder = self.source.removeprefix("file://").rstrip("/").removesuffix("/catalog.json")
-        return (folder if "://" in folder else os.path.realpath(folder)) == self.sink
+        if is_local(self.source):
+            return self.sink in _catalog_folders(local_path(self.source))
+        return self.source.rstrip("/").removesuffix("/catalog.json") == self.sink
+
+
+def _catalog_folders(source: Path) -> set[str]:
+    """Folders of a catalog's document and of the root that it links to."""
+    place = source.resolve()
+    names = [place] if place.suffix == ".json" else [place / "catalog.json", place / "collection.json"]
+    document = next((name for name in names if name.is_file()), names[0])
+    try:
+        links = json.loads(document.read_text(encoding="utf-8"))["links"]
+        roots = [absolute(link["href"], str(document)) for link in links if link["rel"] == "root"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # discovery says what is wrong with it
+        roots = []
+    return {str(Path(file).parent) for file in (str(document), *roots)}
 
 
 class Settings(WorkSettings):

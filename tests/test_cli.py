@@ -364,6 +364,28 @@ def test_an_archive_is_no_place_for_its_products(tmp_path: Path, command: str, s
     assert list((tmp_path / "archive").iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("source", "sink", "same"),
+    [
+        ("catalog.json", ".", True),
+        ("catalog.json", "products", False),
+        ("c/collection.json", ".", True),
+        ("c", ".", True),
+        ("c", "products", False),
+        ("c/item.json", ".", False),
+    ],
+)
+def test_documents_belong_to_the_archive_of_their_root(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, sink: str, *, same: bool
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "c").mkdir()
+    (tmp_path / "catalog.json").write_text(json.dumps({"links": []}))
+    (tmp_path / "c" / "collection.json").write_text(json.dumps({"links": [{"rel": "root", "href": "../catalog.json"}]}))
+    (tmp_path / "c" / "item.json").write_text(json.dumps({"links": [{"href": 5}]}))
+    assert Settings(source=source, sink=sink).sink_is_source == same
+
+
 @pytest.mark.parametrize("command", ["run", "census"])
 def test_a_state_folder_that_cannot_be_made_is_named(archive: Path, tmp_path: Path, command: str) -> None:
     (tmp_path / "file").touch()
