@@ -321,7 +321,7 @@ def _opened(source: str, rules: Access) -> Iterator[_Catalog]:
     elif urlsplit(source).scheme in ("http", "https"):
         yield _open_http(source, rules)
     else:
-        yield _Catalog(partial(_find_static, source, partial(_read_object, source, rules)))
+        yield _Catalog(partial(_find_static, source, _object_reader(source, rules)))
 
 
 def _find_geoparquet(source: str, window: _Window) -> Iterator[_Found | Refusal]:
@@ -617,6 +617,17 @@ def _own_href(feature: Mapping[str, Any], origin: str) -> str:
 
 
 # --- static catalogs ------------------------------------------------------------------------------------------------
+
+
+def _object_reader(root: str, rules: Access) -> Callable[[str], str]:
+    """Reads documents of a catalog in an object store; published ones name their bucket's documents by https."""
+    io = _io(rules)
+
+    def read(href: str) -> str:
+        is_web = urlsplit(href).scheme in ("http", "https")
+        return str(io.read_text(href)) if is_web else _read_object(root, rules, href)
+
+    return read
 
 
 def _read_object(root: str, rules: Access, href: str) -> str:
