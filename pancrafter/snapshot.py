@@ -6,7 +6,11 @@ Needs the extra ``geoparquet`` (rustac, 33 MB); the pipeline itself does without
 from __future__ import annotations
 
 import asyncio
+import gzip
+import json
 import tempfile
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urljoin
@@ -17,6 +21,8 @@ if TYPE_CHECKING:
     from pancrafter.publish import StaticSink
 
 SNAPSHOT = "items.parquet"
+BATCH = 500
+"""Items in memory at once."""
 
 
 class SnapshotError(PancrafterError):
@@ -38,21 +44,53 @@ def write_snapshot(sink: StaticSink, target: Path | None = None) -> tuple[str, i
         import rustac
     except ImportError as err:
         raise SnapshotError("writing GeoParquet needs rustac: pip install 'pancrafter[geoparquet]'") from err
-    items = [_from_root(item) for item in sink.items()]
-    if not items:
-        raise SnapshotError(f"{sink.catalog_href}: no items to write; publish some first")
-
-    async def write(path: Path) -> None:
-        await rustac.write(str(path), items, format="geoparquet")
-
-    if target is not None:
-        asyncio.run(write(target))
-        return str(target), len(items)
     with tempfile.TemporaryDirectory() as folder:
-        draft = Path(folder) / SNAPSHOT
-        asyncio.run(write(draft))
+        spool, draft = Path(folder) / "items.jsonl.gz", Path(folder) / SNAPSHOT
+        first, count = _spooled(sink, spool)
+        if not first:
+            raise SnapshotError(f"{sink.catalog_href}: no items to write; publish some first")
+
+        async def write(path: str) -> None:
+            async with rustac.geoparquet_writer(first, path) as writer:
+                with gzip.open(spool, "rt", encoding="utf-8") as lines:
+                    while batch := [json.loads(line) for line in islice(lines, BATCH)]:
+                        await writer.write(batch)
+
+        asyncio.run(write(str((target or draft).absolute())))
+        if target is not None:
+            return str(target), count
         sink.store.put(draft, SNAPSHOT, "application/vnd.apache.parquet")
-    return sink.store.address(SNAPSHOT), len(items)
+    return sink.store.address(SNAPSHOT), count
+
+
+def _spooled(sink: StaticSink, spool: Path) -> tuple[list[dict[str, Any]], int]:
+    """Items that together have everything that any has, and the number of all; the others are put into ``spool``.
+
+    The columns of the file are made from the items that are written first: what only later ones have would be lost.
+    """
+    first: list[dict[str, Any]] = []
+    known: set[tuple[str, ...]] = set()
+    count = 0
+    with gzip.open(spool, "wt", compresslevel=1, encoding="utf-8") as lines:
+        for item in map(_from_root, sink.items()):
+            count += 1
+            if new := set(_kinds(item)) - known:
+                known |= new
+                first.append(item)
+            else:
+                lines.write(json.dumps(item) + "\n")
+    return first, count
+
+
+def _kinds(value: object, *path: str) -> Iterator[tuple[str, ...]]:
+    """Where a document has values, and of which type."""
+    if isinstance(value, dict):
+        for name, part in value.items():
+            yield from _kinds(part, *path, name)
+    elif isinstance(value, list):
+        for part in value:
+            yield from _kinds(part, *path, "[]")
+    yield (*path, type(value).__name__)
 
 
 def _from_root(item: dict[str, Any]) -> dict[str, Any]:

@@ -9,9 +9,11 @@ import shutil
 import subprocess
 import sys
 import warnings
+from collections.abc import Iterator
 from html.parser import HTMLParser
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import nbformat
 import numpy as np
@@ -29,7 +31,7 @@ from small_archive import add_scene, settings_in
 from stac_validator.stac_validator import StacValidate
 from titiler.core.factory import TilerFactory
 
-from pancrafter import runs, withdrawal
+from pancrafter import runs, snapshot, withdrawal
 from pancrafter.changes import ChangeFeed
 from pancrafter.ledger import open_ledger
 from pancrafter.publish import StaticSink
@@ -61,6 +63,35 @@ def settings(root: Path) -> Settings:
 
 def item_of(root: Path) -> pystac.Item:
     return next(pystac.Catalog.from_file(str(root / "output" / "catalog.json")).get_items(recursive=True))
+
+
+def test_a_snapshot_in_batches_is_one_of_all_items(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import rustac
+
+    (published,) = StaticSink(settings(home).sink).items()
+    own: list[dict[str, Any]] = [{}, {"a": 1}, {"a": 2.5}, {"b": {"c": ["x"]}}, {"b": {"d": []}, "a": None}, {}, {}, {}]
+    items = [
+        published | {"id": f"item-{n}", "properties": published["properties"] | change} for n, change in enumerate(own)
+    ]
+    items[6]["assets"] = {"other": {"href": "./x.tif", "bands": [{"name": "b1", "gsd": 2}]}}
+    items[7]["geometry"] = {"type": "MultiPolygon", "coordinates": [published["geometry"]["coordinates"]]}
+
+    class Sink:
+        catalog_href = "none"
+
+        def items(self) -> Iterator[dict[str, Any]]:
+            yield from items
+
+    monkeypatch.setattr(snapshot, "BATCH", 2)
+    target = tmp_path / "batches.parquet"
+    assert write_snapshot(Sink(), target) == (str(target), len(items))  # type: ignore[arg-type]
+    rustac.write_sync(str(tmp_path / "all.parquet"), [snapshot._from_root(item) for item in items])
+    found, expected = (
+        {feature["id"]: feature for feature in rustac.read_sync(str(path), set_self_link=False)["features"]}
+        for path in (target, tmp_path / "all.parquet")
+    )
+    assert found == expected
+    assert found["item-2"]["properties"]["a"] == 2.5
 
 
 def test_code_of_the_analysts_page_runs(
