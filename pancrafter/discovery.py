@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from pancrafter import killpoints
 from pancrafter.errors import SourceError
 from pancrafter.ledger import Ledger, batches
-from pancrafter.model.names import weights_sha256
+from pancrafter.model.names import planned_sha256
 from pancrafter.models import model_name
 from pancrafter.processes import is_gone
 from pancrafter.sensors import SensorContract, contracts_of
@@ -182,7 +182,7 @@ def planned_recipe(scene: Scene, settings: Settings, contracts: Mapping[str, Sen
     return Recipe(
         method=NETWORK_METHOD if network else "mtf-glp-fs",
         weights=model_name(settings.weights) if network else None,
-        weights_sha256=weights_sha256(settings.weights) if network else None,
+        weights_sha256=planned_sha256(settings.weights) if network else None,
         contract_digest=contract.digest,
         software_version=code_version(),
         settings={"mtf": "measured"} | (NETWORK_STEPS | {"precision": settings.precision} if network else {}),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -11,6 +12,7 @@ SOURCE_VERSION = "0+source"
 """Version of code that runs from a source tree and was never installed."""
 
 
+@cache
 def code_version() -> str:
     """The version that is installed, or ``SOURCE_VERSION``."""
     try:

@@ -57,9 +57,11 @@ def test_changes_anywhere_in_the_package_are_said(tmp_path: Path, changed: str) 
 
 def test_code_that_was_never_installed_has_a_version_too(monkeypatch: pytest.MonkeyPatch) -> None:
     assert code_version() == metadata.version("pancrafter")
+    code_version.cache_clear()
 
     def absent(name: str) -> metadata.Distribution:
         raise metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(metadata.Distribution, "from_name", absent)
     assert code_version() == SOURCE_VERSION
+    code_version.cache_clear()

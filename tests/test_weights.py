@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -9,7 +12,7 @@ from pancrafter.classical import METHODS, PairInput, sharpen
 from pancrafter.engine import NetworkSharpener
 from pancrafter.evaluate import AS_SHARP_AS_MS
 from pancrafter.metrics import ergas
-from pancrafter.model.names import shipped_weights, weights_sha256
+from pancrafter.model.names import file_sha256, planned_sha256, shipped_weights, weights_sha256
 from pancrafter.model.weights import load_checkpoint
 from pancrafter.resample import degrade
 from pancrafter.tiles import Tile
@@ -26,6 +29,19 @@ def test_every_shipped_file_is_the_recorded_one() -> None:
     for name in index:
         assert weights_sha256(name) == index[name]["sha256"]
         assert load_checkpoint(name).name == name
+
+
+def test_a_plan_reads_weights_once_until_they_are_replaced(tmp_path: Path) -> None:
+    weights = tmp_path / "own.safetensors"
+    weights.write_bytes(b"first")
+    before, first = weights.stat(), file_sha256(weights)
+    assert planned_sha256(str(weights)) == first
+    weights.write_bytes(b"other")
+    os.utime(weights, ns=(before.st_atime_ns, before.st_mtime_ns))  # nothing tells: only another read would
+    assert planned_sha256(str(weights)) == first
+    assert weights_sha256(str(weights)) == file_sha256(weights) != first
+    os.utime(weights, ns=(before.st_atime_ns, before.st_mtime_ns + 1))
+    assert planned_sha256(str(weights)) == file_sha256(weights)
 
 
 @pytest.mark.parametrize("ratio", [2, 4])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from functools import lru_cache
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
@@ -53,6 +54,17 @@ def weights_sha256(name_or_path: str) -> str:
     if found != expected:
         raise WeightsError(f"{path.name} has SHA-256 {found}, expected {expected}: the file is damaged; reinstall")
     return found
+
+
+def planned_sha256(name_or_path: str) -> str:
+    """As ``weights_sha256``, for plans over many scenes: a file is read once, and again when it was replaced."""
+    stat = weights_path(name_or_path).stat()
+    return _sha256_of(name_or_path, (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns))
+
+
+@lru_cache(maxsize=8)
+def _sha256_of(name_or_path: str, _stamp: tuple[int, ...]) -> str:
+    return weights_sha256(name_or_path)
 
 
 def for_benchmark(training: Mapping[str, Any]) -> bool:  # Any: parsed JSON
