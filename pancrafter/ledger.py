@@ -578,18 +578,20 @@ class Ledger:
             yield from (_standing(row, now) for row in rows.values())
 
     def each(self, sink: str) -> Iterator[Standing]:
-        """Where every scene of a sink stands, in batches: memory does not depend on how many there are."""
-        last = 0
+        """Where every scene of a sink stands, by its key, in batches: memory does not depend on how many there are.
+
+        Keys never change: who is there when it begins is seen once, whatever happens to it meanwhile.
+        """
+        c, last = SCENE.c, ("", "")
         while True:
-            statement = (
-                sa.select(*_STANDING).where(SCENE.c.sink == sink, SCENE.c.id > last).order_by(SCENE.c.id).limit(_PAGE)
-            )
+            after = sa.tuple_(c.collection, c.item_id) > last
+            statement = sa.select(*_STANDING).where(c.sink == sink, after).order_by(c.collection, c.item_id)
             with self._transaction() as connection:
-                now, rows = self._now(connection), _fetch(connection, statement)
+                now, rows = self._now(connection), _fetch(connection, statement.limit(_PAGE))
             yield from (_standing(row, now) for row in rows)
             if len(rows) < _PAGE:
                 return
-            last = rows[-1]["id"]
+            last = (rows[-1]["collection"], rows[-1]["item_id"])
 
     def totals(self, sink: str) -> list[Total]:
         """Sums over everything that was confirmed, for monitoring."""

@@ -818,6 +818,36 @@ def test_discovery_of_10000_known_items_is_quick(url: str) -> None:
     assert entered < 6, f"{entered:.2f} s"
 
 
+def test_going_through_all_scenes_sees_each_once_whatever_happens_meanwhile(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pancrafter.ledger._PAGE", 2)
+    ledger.record_found(SINK, [in_collection(name, item_id) for name in "ca" for item_id in "bdfe"])
+    ledger.record_found("elsewhere", [in_collection("b", "x")])
+    gone_through = ledger.each(SINK)
+    seen = [next(gone_through)]
+    ledger.mark_refused(SceneKey(sink=SINK, collection="c", item_id="e"), "by-hand", "cloudy")
+    ledger.record_found(SINK, [in_collection("a", "a")])
+    seen += gone_through
+    assert [row.collection + row.item_id for row in seen] == ["ab", "ad", "ae", "af", "cb", "cd", "ce", "cf"]
+    assert [row.item_id for row in seen if not row.claimable] == ["e"]
+
+
+def test_going_through_all_scenes_costs_in_proportion(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pancrafter.ledger._PAGE", 10)
+    steps: list[int] = []
+    costs = []
+    with Ledger(f"sqlite:///{tmp_path / 'ledger.db'}") as ledger:
+        for scenes in (range(300), range(300, 600)):
+            ledger.record_found(SINK, [work(f"s{i}", day=31 - i % 31) for i in scenes])
+            with ledger._transaction() as connection:
+                connection.connection.driver_connection.set_progress_handler(lambda: steps.append(1), 100)
+            steps.clear()
+            assert len(list(ledger.each(SINK))) == scenes.stop
+            costs.append(len(steps))
+    assert costs[1] < 3 * costs[0]
+
+
 # --- versions -------------------------------------------------------------------------------------------------------
 
 
