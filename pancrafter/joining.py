@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from pancrafter.recognise import PAN, Part, digest_of, ratio_fault
+from pancrafter.recognise import PAN, REQUESTER_PAYS, Part, digest_of, ratio_fault
 from pancrafter.sensors import JoinRule, SensorContract
 from pancrafter.types import Scene
 
@@ -104,6 +104,7 @@ def _choose_bands(pan: _Candidate, near: Sequence[_Candidate], rule: JoinRule) -
 def _scene(pan: Part, source_of: Mapping[str, Part]) -> tuple[Scene, tuple[Part, ...]]:
     """The scene of PAN and of the parts that its MS bands come from, named after the PAN item."""
     members = (pan, *{part.key: part for part in source_of.values()}.values())
+    charged = {REQUESTER_PAYS: True} if any(part.properties.get(REQUESTER_PAYS) for part in members) else {}
     scene = Scene(
         collection=pan.collection,
         item_id=_BAND_SUFFIX.sub("", pan.item_id) or pan.item_id,
@@ -116,7 +117,7 @@ def _scene(pan: Part, source_of: Mapping[str, Part]) -> tuple[Scene, tuple[Part,
         source_href=pan.source_href,
         further_source_hrefs=tuple(part.source_href for part in members[1:]),
         geometry=dict(pan.geometry),
-        properties=dict(pan.properties),
+        properties={**pan.properties, **charged},
     )
     return scene, members
 

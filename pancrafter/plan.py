@@ -18,6 +18,7 @@ from pancrafter.crawl import is_local, local_path
 from pancrafter.discovery import look, output_collection_id, work_of
 from pancrafter.errors import ErrorKind, InvalidSceneError, PancrafterError
 from pancrafter.ledger import COMPARED, may_be_published_again, open_ledger, verdict_on_known
+from pancrafter.recognise import REQUESTER_PAYS
 from pancrafter.sensors import contracts_of
 from pancrafter.settings import Settings
 from pancrafter.states import IN_WORK, LedgerRow, Rate, State, Work
@@ -53,8 +54,8 @@ _RESTING = {
 }
 
 
-REQUESTER_PAYS = ("s3://usgs-landsat/",)
-"""Where archives let the reader pay for requests and traffic; items may say so too (``storage:requester_pays``)."""
+_CHARGED_PLACES = ("s3://usgs-landsat/",)
+"""Where archives let the reader pay for requests and traffic; items may say so too."""
 
 
 class PlanLine(Record):
@@ -259,8 +260,8 @@ def _per_pixel(rates: Sequence[Rate], what: Literal["bytes_read", "seconds", "sh
 
 
 def _is_charged(scene: Scene) -> bool:
-    said = scene.properties.get("storage:requester_pays")
-    return bool(said) or any(ref.href.startswith(REQUESTER_PAYS) for ref in (scene.pan, *scene.ms))
+    said = bool(scene.properties.get(REQUESTER_PAYS))
+    return said or any(ref.href.startswith(_CHARGED_PLACES) for ref in (scene.pan, *scene.ms))
 
 
 def _staging_bytes(pan_px: int, bands: int) -> int:

@@ -54,6 +54,9 @@ CARRIED = (
 )
 """Properties of the source item that the published item keeps."""
 
+REQUESTER_PAYS = "storage:requester_pays"
+"""Set in a scene's properties where the item, or an asset that is used, says that the reader is charged."""
+
 _COMMON_NAMES = (
     "coastal", "blue", "green", "yellow", "red", "rededge", "nir", "nir08", "nir09", "swir16", "swir22", "rgb", "rgbn"
 )  # fmt: skip
@@ -165,7 +168,7 @@ def part_of(item: pystac.Item, contracts: Mapping[str, SensorContract]) -> Part:
         fingerprint=_fingerprint(item, {piece.ref.key for piece in pieces.values()}),
         source_href=unsigned(item.get_self_href() or ""),
         geometry=dict(item.geometry or {}),
-        properties=_carried(item),
+        properties=_carried(item, (piece.fields for piece in pieces.values())),
     )
 
 
@@ -332,7 +335,7 @@ def _scene(item: pystac.Item, contract: SensorContract, rasters: Sequence[_Raste
         fingerprint=_fingerprint(item, used),
         source_href=unsigned(item.get_self_href() or ""),
         geometry=dict(item.geometry or {}),
-        properties=_carried(item),
+        properties=_carried(item, (raster.fields for raster in (pans[0], *(raster for raster, _ in refs)))),
     )
 
 
@@ -344,8 +347,12 @@ def _part_reason(rule: JoinRule, ms: _Choice) -> str:
     )
 
 
-def _carried(item: pystac.Item) -> dict[str, Any]:
-    return {name: item.properties[name] for name in CARRIED if item.properties.get(name) is not None}
+def _carried(item: pystac.Item, used: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """What of the item's properties goes into a scene, given the fields of its assets that are used."""
+    kept = {name: item.properties[name] for name in CARRIED if item.properties.get(name) is not None}
+    if any(fields.get(REQUESTER_PAYS, item.properties.get(REQUESTER_PAYS)) for fields in used):
+        kept[REQUESTER_PAYS] = True
+    return kept
 
 
 def _refusal(item: pystac.Item, code: str, reason: str, contract: SensorContract | None = None) -> Refusal:

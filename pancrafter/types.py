@@ -50,7 +50,8 @@ class Scene(Record):
 
     ``ms`` and ``bands`` run in the order of the sensor contract. ``fingerprint`` says what the source really was when
     it was found (sha256 over updated time, hrefs, and size/checksum/ETag of each asset where known).
-    ``properties`` holds what the published item carries over (platform, instruments, providers, license, ...).
+    ``properties`` holds what the published item carries over (platform, instruments, providers, license, ...), and
+    whether the reader is charged.
     """
 
     collection: str

@@ -17,6 +17,7 @@ from pancrafter import runs
 from pancrafter.catalog import MAX_PARTNER_SEARCHES, discover
 from pancrafter.ledger import open_ledger
 from pancrafter.plan import make_plan
+from pancrafter.recognise import REQUESTER_PAYS
 from pancrafter.sensors import load_contracts
 from pancrafter.serve import serving
 from pancrafter.settings import Settings
@@ -96,6 +97,14 @@ def test_pan_and_ms_of_two_collections_are_joined(shared_data: Path, tmp_path: P
         ["0.json"],
     )
     assert refused == {ms["id"]: "joined"}
+
+
+def test_a_joined_scene_costs_its_reader_what_any_of_its_items_does(shared_data: Path, tmp_path: Path) -> None:
+    pan, ms = halves(shared_data)
+    ms["assets"]["B2"][REQUESTER_PAYS] = True
+    (scene,), _ = found(catalog(tmp_path, [ms, pan]))
+    assert scene.properties[REQUESTER_PAYS] is True
+    assert scene.properties["platform"] == pan["properties"]["platform"]
 
 
 def test_the_published_pair_of_different_scenes_is_not_joined(shared_data: Path, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pystac
 import pytest
 
-from pancrafter.recognise import recognise, unsigned
+from pancrafter.recognise import REQUESTER_PAYS, recognise, unsigned
 from pancrafter.sensors import load_contracts
 from pancrafter.types import Refusal, Scene
 
@@ -137,6 +137,24 @@ def test_a_wrong_platform_is_not_overruled_by_hints() -> None:
     assert isinstance(verdict, Refusal)
     assert verdict.code == "unknown_sensor"
     assert "worldview-1" in verdict.reason
+
+
+@pytest.mark.parametrize(
+    ("said", "assets", "charged"),
+    [
+        ({}, {}, None),
+        ({REQUESTER_PAYS: True}, {}, True),
+        ({}, {"ms": {REQUESTER_PAYS: True}}, True),
+        ({}, {"thumbnail": {"roles": ["thumbnail"], REQUESTER_PAYS: True}}, None),
+        ({REQUESTER_PAYS: True}, {"pan": {REQUESTER_PAYS: False}, "ms": {REQUESTER_PAYS: False}}, None),
+    ],
+)
+def test_a_scene_knows_that_its_reader_is_charged(
+    said: dict[str, Any], assets: dict[str, Any], charged: object
+) -> None:
+    scene = _verdict(_item({key: PAIR.get(key, {}) | assets.get(key, {}) for key in (*PAIR, *assets)}, **said))
+    assert isinstance(scene, Scene)
+    assert scene.properties.get(REQUESTER_PAYS) is charged
 
 
 @pytest.mark.parametrize(

@@ -111,6 +111,17 @@ def test_plan_counts_bytes_as_staging_does_and_knows_measured_rates(archive: Set
     assert priced.money == pytest.approx(priced.seconds)
 
 
+def test_plan_counts_what_the_reader_is_charged_for(tmp_path: Path) -> None:
+    add_scene(tmp_path / "source", "S1", side_px=128)
+    (path,) = (tmp_path / "source").rglob("S1.json")
+    item = json.loads(path.read_text())
+    item["assets"]["pan"]["storage:requester_pays"] = True
+    path.write_text(json.dumps(item))
+    plan = make_plan(settings_in(tmp_path))
+    assert (plan.requester_pays, plan.requester_pays_bytes) == (1, plan.read_bytes)
+    assert plan.read_bytes > 0
+
+
 def test_plan_above_its_budget_is_refused(archive: Settings) -> None:
     plan = make_plan(archive)
     check_budget(plan, Budget(scenes=2, read_gb=1, hours=10))
