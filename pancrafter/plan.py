@@ -6,26 +6,24 @@ pixel is read, and what is not known is said to be unknown.
 
 from __future__ import annotations
 
-import contextlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext, suppress
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
+from heapq import nsmallest
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
 from pancrafter.crawl import is_local, local_path
 from pancrafter.discovery import look, output_collection_id, work_of
 from pancrafter.errors import ErrorKind, InvalidSceneError, PancrafterError
-from pancrafter.ledger import COMPARED, may_be_published_again, open_ledger, verdict_on_known
+from pancrafter.ledger import COMPARED, batches, may_be_published_again, open_ledger, verdict_on_known
 from pancrafter.recognise import REQUESTER_PAYS
 from pancrafter.sensors import contracts_of
 from pancrafter.settings import Settings
 from pancrafter.states import IN_WORK, LedgerRow, Rate, State, Work
 from pancrafter.types import Record, Refusal, Scene
-
-if TYPE_CHECKING:
-    from pancrafter.sensors import SensorContract
 
 MEANINGS: Mapping[str, str] = {
     "new": "not seen before",
@@ -146,41 +144,45 @@ def make_plan(settings: Settings) -> Plan:
         LedgerError: The ledger cannot be read.
         WeightsError: The weights do not exist.
     """
-    contracts = contracts_of(settings)
-    found = list(look(settings, contracts))
-    scenes = [entry for entry in found if isinstance(entry, Scene)]
-    refusals = [entry for entry in found if isinstance(entry, Refusal)]
-    verdicts = _verdicts(scenes, settings, contracts)
-    counts = Counter(verdicts.values()) + Counter("incomplete" if refusal.waits else "refused" for refusal in refusals)
-    chosen = sorted((s for s in scenes if verdicts[s.key] in TO_DO), key=lambda scene: scene.acquired)[: settings.limit]
-    sizes = {scene.key: size for scene in chosen if (size := pan_pixels(scene)) is not None}
-    weights = {scene.key: size for scene in chosen if (size := source_bytes(scene)) is not None}
-    charged = [scene for scene in chosen if _is_charged(scene)]
-    work = _work_ahead(chosen, sizes, settings)
+    counts: Counter[str] = Counter()
+    refusals: Counter[str] = Counter()
+
+    def to_do() -> Iterator[Scene]:
+        for verdict, entry in _judged(settings):
+            counts[verdict] += 1
+            if isinstance(entry, Refusal):
+                refusals[entry.code] += 1
+            elif verdict in TO_DO:
+                yield entry
+
+    ahead = _Ahead(_measured_rates(settings))
+    first = to_do() if settings.limit is None else nsmallest(settings.limit, to_do(), key=lambda scene: scene.acquired)
+    for scene in first:
+        ahead.add(scene)
     return Plan(
         source=settings.source,
         sink=settings.sink,
-        found=len(found),
+        found=counts.total(),
         lines=tuple(
             PlanLine(verdict=name, scenes=counts[name], meaning=meaning, to_do=name in TO_DO)
             for name, meaning in MEANINGS.items()
             if counts[name]
         ),
-        scenes=len(chosen),
-        sensors=dict(Counter(scene.sensor for scene in chosen)),
-        refusals=dict(Counter(refusal.code for refusal in refusals)),
-        mpx=sum(sizes.values()) / 1e6,
-        mpx_known=len(sizes),
-        read_bytes=sum(weights.values()),
-        read_bytes_known=len(weights),
-        pixel_bytes=work.pixel_bytes,
-        staging_bytes=max((_staging_bytes(sizes[s.key], len(s.bands)) for s in chosen if s.key in sizes), default=0),
-        seconds=work.seconds,
-        sharpen_seconds=work.sharpen_seconds,
-        measured_scenes=work.measured_scenes,
-        money=None if work.seconds is None else settings.money(work.seconds),
-        requester_pays=len(charged),
-        requester_pays_bytes=sum(weights.get(scene.key, 0) for scene in charged),
+        scenes=ahead.sensors.total(),
+        sensors=dict(ahead.sensors),
+        refusals=dict(refusals),
+        mpx=ahead.pixels / 1e6,
+        mpx_known=ahead.pixels_known,
+        read_bytes=ahead.read_bytes,
+        read_bytes_known=ahead.read_bytes_known,
+        pixel_bytes=round(ahead.pixel_bytes),
+        staging_bytes=ahead.staging_bytes,
+        seconds=ahead.seconds if ahead.rates else None,
+        sharpen_seconds=ahead.sharpen_seconds if ahead.rates else None,
+        measured_scenes=len(ahead.rates),
+        money=settings.money(ahead.seconds) if ahead.rates else None,
+        requester_pays=ahead.charged,
+        requester_pays_bytes=ahead.charged_bytes,
     )
 
 
@@ -223,35 +225,48 @@ def _known(text: str, known: int, total: int) -> str:
     return f"{text}, known for {known} of {total} scenes" if known else "unknown (remote files)"
 
 
-class _Ahead(NamedTuple):
-    pixel_bytes: int
-    seconds: float | None
-    sharpen_seconds: float | None
-    measured_scenes: int
+class _Ahead:
+    """What scenes take, added up one by one, by the rates of finished ones: of the sensor, else (seconds) of all."""
 
+    def __init__(self, rates: Sequence[Rate]) -> None:
+        self.rates = rates
+        self.sensors: Counter[str] = Counter()
+        self.pixels = self.pixels_known = self.read_bytes = self.read_bytes_known = 0
+        self.staging_bytes = self.charged = self.charged_bytes = 0
+        self.pixel_bytes = self.seconds = self.sharpen_seconds = 0.0
+        self._by_sensor: dict[str, list[Rate]] = {}
+        for rate in rates:
+            self._by_sensor.setdefault(rate.sensor or "", []).append(rate)
 
-def _work_ahead(scenes: Sequence[Scene], sizes: Mapping[str, int], settings: Settings) -> _Ahead:
-    """What scenes with these PAN pixels take, by the rates of finished ones: of the sensor, else (seconds) of all."""
-    rates: list[Rate] = []
-    if settings.has_ledger:
-        with open_ledger(settings) as ledger:
-            rates = [rate for rate in ledger.rates() if rate.device == settings.device]
-    by_sensor: dict[str, list[Rate]] = {}
-    for rate in rates:
-        by_sensor.setdefault(rate.sensor or "", []).append(rate)
-    to_read = seconds = sharpening = 0.0
-    for scene in scenes:
-        pixels, same = sizes.get(scene.key), by_sensor.get(scene.sensor)
+    def add(self, scene: Scene) -> None:
+        """One more scene to sharpen."""
+        pixels, size, charged = pan_pixels(scene), source_bytes(scene), _is_charged(scene)
+        self.sensors[scene.sensor] += 1
+        self.read_bytes += size or 0
+        self.read_bytes_known += size is not None
+        self.charged += charged
+        self.charged_bytes += (size or 0) * charged
+        same = self._by_sensor.get(scene.sensor)
         if pixels is None or same is None:
-            to_read += pixel_bytes(scene)
+            self.pixel_bytes += pixel_bytes(scene)
         else:
-            to_read += pixels * _per_pixel(same, "bytes_read")
-        if pixels is not None and rates:
-            seconds += pixels * _per_pixel(same or rates, "seconds")
-            sharpening += pixels * _per_pixel(same or rates, "sharpen_seconds")
-    if not rates:
-        return _Ahead(round(to_read), None, None, 0)
-    return _Ahead(round(to_read), seconds, sharpening, len(rates))
+            self.pixel_bytes += pixels * _per_pixel(same, "bytes_read")
+        if pixels is None:
+            return
+        self.pixels += pixels
+        self.pixels_known += 1
+        self.staging_bytes = max(self.staging_bytes, _staging_bytes(pixels, len(scene.bands)))
+        if self.rates:
+            self.seconds += pixels * _per_pixel(same or self.rates, "seconds")
+            self.sharpen_seconds += pixels * _per_pixel(same or self.rates, "sharpen_seconds")
+
+
+def _measured_rates(settings: Settings) -> list[Rate]:
+    """What finished scenes took on this device."""
+    if not settings.has_ledger:
+        return []
+    with open_ledger(settings) as ledger:
+        return [rate for rate in ledger.rates() if rate.device == settings.device]
 
 
 def _per_pixel(rates: Sequence[Rate], what: Literal["bytes_read", "seconds", "sharpen_seconds"]) -> float:
@@ -279,7 +294,7 @@ def pixel_bytes(scene: Scene) -> int:
     total = 0
     for href, count in bands.items():
         if is_local(href):
-            with contextlib.suppress(InvalidSceneError):
+            with suppress(InvalidSceneError):
                 header = read_file_header(local_path(href))
                 total += header.shape_yx[0] * header.shape_yx[1] * count * np.dtype(header.dtype).itemsize
     return total
@@ -329,21 +344,24 @@ def source_bytes(scene: Scene) -> int | None:
         return None
 
 
-def _verdicts(scenes: Sequence[Scene], settings: Settings, contracts: Mapping[str, SensorContract]) -> dict[str, str]:
-    """Scene key -> verdict; a ledger that does not exist yet is not made."""
-    present, now = _published_items(settings), datetime.now(UTC)
-    rows: Mapping[tuple[str, str], LedgerRow] = {}
-    if settings.has_ledger:
-        with open_ledger(settings) as ledger:
-            now = ledger.now()
-            rows = ledger.rows_of(settings.sink, [(scene.collection, scene.item_id) for scene in scenes])
-    verdicts = {}
-    for scene in scenes:
-        work = work_of(scene, settings, contracts)
-        published = work.output_item_id in present.get(output_collection_id(scene.collection), frozenset())
-        row = rows.get((scene.collection, scene.item_id))
-        verdicts[scene.key] = verdict_on(row, work, now=now, published=published)
-    return verdicts
+def _judged(settings: Settings) -> Iterator[tuple[str, Scene | Refusal]]:
+    """Everything in the source with its verdict, in batches; a ledger that does not exist yet is not made."""
+    contracts, present = contracts_of(settings), _published_items(settings)
+    with open_ledger(settings) if settings.has_ledger else nullcontext() as ledger:
+        for batch in batches(look(settings, contracts)):
+            rows: Mapping[tuple[str, str], LedgerRow] = {}
+            if ledger is not None:
+                keys = [(entry.collection, entry.item_id) for entry in batch if isinstance(entry, Scene)]
+                rows = ledger.rows_of(settings.sink, keys)
+            now = datetime.now(UTC) if ledger is None else ledger.now()
+            for entry in batch:
+                if isinstance(entry, Refusal):
+                    yield "incomplete" if entry.waits else "refused", entry
+                    continue
+                work = work_of(entry, settings, contracts)
+                published = work.output_item_id in present.get(output_collection_id(entry.collection), frozenset())
+                row = rows.get((entry.collection, entry.item_id))
+                yield verdict_on(row, work, now=now, published=published), entry
 
 
 def _published_items(settings: Settings) -> dict[str, frozenset[str]]:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
+from weakref import WeakValueDictionary
 
 import pytest
 from small_archive import add_scene, settings_in
@@ -17,6 +19,7 @@ from pancrafter.plan import Budget, OverBudgetError, check_budget, make_plan
 from pancrafter.selection import Area, SelectionError, made_by, read_ids, windows, windows_of
 from pancrafter.sensors import contracts_of
 from pancrafter.settings import Settings
+from pancrafter.types import Scene
 
 
 @pytest.fixture(scope="module")
@@ -109,6 +112,27 @@ def test_plan_counts_bytes_as_staging_does_and_knows_measured_rates(archive: Set
     assert ahead.pixel_bytes == pytest.approx(2 * rate.bytes_read)
     priced = make_plan(archive.model_copy(update={"price_per_hour": 3600.0}))
     assert priced.money == pytest.approx(priced.seconds)
+
+
+@pytest.mark.parametrize("limit", [None, 3])
+def test_plan_does_not_hold_all_scenes(archive: Settings, monkeypatch: pytest.MonkeyPatch, limit: int | None) -> None:
+    monkeypatch.setattr("pancrafter.ledger.BATCH", 5)
+    found = next(iter(discovery.look(archive, contracts_of(archive))))
+    assert isinstance(found, Scene)
+    living: WeakValueDictionary[int, Scene] = WeakValueDictionary()
+    held = []
+
+    def many(*_: object) -> Iterator[Scene]:
+        for number in range(50):
+            scene = found.model_copy(update={"item_id": f"S{number}"})
+            living[number] = scene
+            held.append(len(living))
+            yield scene
+
+    monkeypatch.setattr("pancrafter.plan.look", many)
+    plan = make_plan(archive.model_copy(update={"limit": limit}))
+    assert (plan.found, plan.scenes) == (50, limit or 50)
+    assert max(held) < 20
 
 
 def test_plan_counts_what_the_reader_is_charged_for(tmp_path: Path) -> None:
