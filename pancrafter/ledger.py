@@ -546,12 +546,20 @@ class Ledger:
         limit: int | None = None,
     ) -> list[LedgerRow]:
         """Scenes that match everything given."""
-        statement = sa.select(SCENE).order_by(*_ORDERS[order]).limit(limit)
-        for column, value in ((SCENE.c.sink, sink), (SCENE.c.sensor, sensor), (SCENE.c.collection, collection)):
-            if value is not None:
-                statement = statement.where(column == value)
+        chosen = [
+            column == value
+            for column, value in ((SCENE.c.sink, sink), (SCENE.c.sensor, sensor), (SCENE.c.collection, collection))
+            if value is not None
+        ]
         if states is not None:
-            statement = statement.where(SCENE.c.state.in_([State(s) for s in states]))
+            chosen.append(SCENE.c.state.in_([State(s) for s in states]))
+        elif sink is not None and limit is not None:  # those of a state are in order, those of a sink are not
+            first = (
+                sa.select(SCENE.c.id).where(*chosen, SCENE.c.state == state).order_by(*_ORDERS[order]).limit(limit)
+                for state in State
+            )
+            chosen = [SCENE.c.id.in_(sa.union_all(*(sa.select(ids.subquery()) for ids in first)))]
+        statement = sa.select(SCENE).where(*chosen).order_by(*_ORDERS[order]).limit(limit)
         with self._transaction() as connection:
             return [_row(values) for values in _fetch(connection, statement)]
 
@@ -595,17 +603,16 @@ class Ledger:
 
     def totals(self, sink: str) -> list[Total]:
         """Sums over everything that was confirmed, for monitoring."""
-        measures = SCENE.c.measures
-        groups = (sa.func.coalesce(SCENE.c.sensor, ""), sa.func.coalesce(measures["device"].as_string(), ""))
-        sums = [
-            sa.func.coalesce(sa.func.sum(measures[name].as_float()), 0.0)
-            for name in ("pixels", "bytes_read", "seconds", "sharpen_seconds")
-        ]
-        statement = (
-            sa.select(*groups, sa.func.count(), *sums)
-            .where(SCENE.c.sink == sink, SCENE.c.state == State.CONFIRMED)
-            .group_by(sa.literal_column("1"), sa.literal_column("2"))
-        )
+        measures, names = SCENE.c.measures, ("pixels", "bytes_read", "seconds", "sharpen_seconds")
+        figures = sa.select(
+            sa.func.coalesce(SCENE.c.sensor, "").label("sensor"),
+            sa.func.coalesce(measures["device"].as_string(), "").label("device"),
+            *(measures[name].as_float().label(name) for name in names),
+        ).where(SCENE.c.sink == sink, SCENE.c.state == State.CONFIRMED)
+        each = figures.cte().prefix_with("MATERIALIZED")  # otherwise SQLite sorts all measures to group them
+        sums = [sa.func.coalesce(sa.func.sum(each.c[name]), 0.0) for name in names]
+        groups = (each.c.sensor, each.c.device)
+        statement = sa.select(*groups, sa.func.count(), *sums).group_by(*groups)
         with self._transaction() as connection:
             return [Total(*row) for row in connection.execute(statement)]
 

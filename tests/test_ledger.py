@@ -8,6 +8,7 @@ import sqlite3
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta, tzinfo
 from itertools import product
 from pathlib import Path
@@ -32,6 +33,7 @@ from pancrafter.states import (
     Lease,
     LedgerRow,
     Look,
+    Order,
     SceneKey,
     State,
     Work,
@@ -833,19 +835,48 @@ def test_going_through_all_scenes_sees_each_once_whatever_happens_meanwhile(
     assert [row.item_id for row in seen if not row.claimable] == ["e"]
 
 
+@contextmanager
+def counted_steps(ledger: Ledger) -> Iterator[list[int]]:
+    """One entry for every hundred steps that SQLite takes."""
+    steps: list[int] = []
+    with ledger._transaction() as connection:
+        connection.connection.driver_connection.set_progress_handler(lambda: steps.append(1), 100)
+    yield steps
+
+
 def test_going_through_all_scenes_costs_in_proportion(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pancrafter.ledger._PAGE", 10)
-    steps: list[int] = []
     costs = []
-    with Ledger(f"sqlite:///{tmp_path / 'ledger.db'}") as ledger:
+    with Ledger(f"sqlite:///{tmp_path / 'ledger.db'}") as ledger, counted_steps(ledger) as steps:
         for scenes in (range(300), range(300, 600)):
             ledger.record_found(SINK, [work(f"s{i}", day=31 - i % 31) for i in scenes])
-            with ledger._transaction() as connection:
-                connection.connection.driver_connection.set_progress_handler(lambda: steps.append(1), 100)
             steps.clear()
             assert len(list(ledger.each(SINK))) == scenes.stop
             costs.append(len(steps))
     assert costs[1] < 3 * costs[0]
+
+
+def test_the_newest_scenes_of_a_sink_do_not_cost_more_in_a_large_ledger(tmp_path: Path) -> None:
+    costs = []
+    with Ledger(f"sqlite:///{tmp_path / 'ledger.db'}") as ledger, counted_steps(ledger) as steps:
+        for scenes in (range(300), range(300, 900)):
+            ledger.record_found(SINK, [work(f"s{i}", day=1 + i % 28) for i in scenes])
+            steps.clear()
+            assert len(ledger.rows(sink=SINK, order="newest", limit=3)) == 3
+            costs.append(len(steps))
+    assert costs[1] <= costs[0] + 1
+
+
+@pytest.mark.parametrize("order", ["newest", "oldest", "found"])
+def test_scenes_of_one_sink_are_in_the_order_of_all(ledger: Ledger, order: Order) -> None:
+    days = (7, 3, 3, 9, 1, 5)
+    ledger.record_found(SINK, [work(f"s{i}", day=day) for i, day in enumerate(days)] + [refusal("r")])
+    ledger.mark_refused(key("s1"), "by-hand", "cloudy")
+    confirm(ledger, "s3")
+    everything = ledger.rows(order=order)
+    for limit in (1, 3, 7, 9):
+        assert ledger.rows(sink=SINK, order=order, limit=limit) == everything[:limit]
+    assert ledger.rows(sink=SINK, collection="other", order=order, limit=3) == []
 
 
 # --- versions -------------------------------------------------------------------------------------------------------
