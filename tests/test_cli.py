@@ -663,6 +663,17 @@ def test_catalog_add_makes_an_item_that_check_accepts(pair: tuple[Path, Path], t
     assert [asset["band"] for asset in verdict["ms"]] == [1, 2, 3, 4]
 
 
+def test_catalog_add_knows_a_sensor_of_ones_own(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    own = call("sensors", "show", "geoeye-1").stdout.replace("name: geoeye-1", "name: my-sensor", 1)
+    (tmp_path / "contracts").mkdir()
+    (tmp_path / "contracts" / "mine.yaml").write_text(own)
+    words = ["catalog", "add", "--catalog", tmp_path / "catalog", "--sensor", "my-sensor", *pair, "--id", "S1"]
+    assert "with --contracts-dir" in fails(2, *words)
+    result = call(*words, "--contracts-dir", tmp_path / "contracts")
+    assert result.exit_code == 0, result.output
+    assert "my-sensor/S1" in result.stdout
+
+
 def test_catalog_add_of_pairs_names_what_it_skips(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     pairs = tmp_path / "pairs"

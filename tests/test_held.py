@@ -179,6 +179,21 @@ def test_product_links_its_model_and_is_made_again_with_another(source: Path) ->
     ]  # fmt: skip
 
 
+def test_what_is_made_again_by_command_follows_the_rules_of_ones_own_contract(
+    source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PANCRAFTER_WORKERS", "0")
+    settings = settings_with(source, max_consistency=0.001, max_of_detail=0, on_miss="hold")
+    runs.run(settings.model_copy(update={"contracts_dir": None}), silent)
+    (old,) = items_of(settings)
+    other = source / "mine.safetensors"
+    save_checkpoint(other, load_checkpoint().network, {})
+    words = ["models", "remake", "open-compact", "--with", str(other), "--contracts-dir", str(settings.contracts_dir)]
+    words += ["--sink", settings.sink, "--state-dir", settings.state_dir]
+    assert "1 held" in command(*words)
+    assert list(items_of(settings)) == [old]
+
+
 def test_lost_announcement_is_repaired(source: Path) -> None:
     """Killed between the item and its announcement: publishing again changes nothing and announces."""
     settings = settings_with(source)

@@ -11,6 +11,7 @@ import typer
 from pancrafter.cli.app import app
 from pancrafter.cli.shared import (
     SCENE_FAILED,
+    ContractsOption,
     OptionError,
     contracts_from,
     counting_reporter,
@@ -49,6 +50,7 @@ def catalog_add(
     *,
     catalog: Annotated[Path, typer.Option("--catalog", help="Folder of the catalog; made when missing.")],
     sensor: Annotated[str | None, typer.Option("--sensor", help="Sensor contract or platform.")] = None,
+    contracts_dir: ContractsOption = None,
     item_id: Annotated[
         str | None,
         typer.Option("--id", help="Id of the item; default: name of the PAN file, of its folder where that is 'pan'."),
@@ -72,7 +74,8 @@ def catalog_add(
 ) -> None:
     """Describe vendor files as items of a static STAC catalog; adding them again changes nothing."""
     if pairs is not None:
-        _add_pairs(catalog, pairs, names, given={"PAN and MS": pan, "--sensor": sensor, "--id": item_id})
+        unfit = {"PAN and MS": pan, "--sensor": sensor, "--id": item_id}
+        _add_pairs(catalog, pairs, names, contracts_from(contracts_dir), given=unfit)
         return
     if pan is None or not ms or sensor is None:
         raise OptionError("expected --sensor NAME PAN MS..., or --pairs DIR; see `pancrafter catalog add --help`")
@@ -92,18 +95,20 @@ def catalog_add(
         bands=split_names(bands),
         copy=copy,
         georeference=frame,
-        contracts=contracts_from(None),
+        contracts=contracts_from(contracts_dir),
     )
     _print_added(added)
 
 
-def _add_pairs(catalog: Path, pairs: Path, names: list[str] | None, given: Mapping[str, object]) -> None:
+def _add_pairs(
+    catalog: Path, pairs: Path, names: list[str] | None, contracts: dict[str, Any], *, given: Mapping[str, object]
+) -> None:
     unfit = [option for option, value in given.items() if value is not None]
     if unfit:
         raise OptionError(f"{', '.join(unfit)}: not together with --pairs, whose descriptions say it")
     from pancrafter.ingest_arrays import add_pairs_directory
 
-    result = add_pairs_directory(catalog, pairs, names, contracts=contracts_from(None))
+    result = add_pairs_directory(catalog, pairs, names, contracts=contracts)
     for added in result.added:
         _print_added(added)
     for name, reason in result.skipped:

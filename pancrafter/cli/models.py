@@ -11,9 +11,11 @@ from pancrafter.cli.app import app
 from pancrafter.cli.ledger import require_ledger
 from pancrafter.cli.pipeline import carry_out
 from pancrafter.cli.shared import (
+    ContractsOption,
     DeviceOption,
     JsonOption,
     OptionError,
+    PrecisionOption,
     SinkOption,
     StateDirOption,
     line_reporter,
@@ -88,14 +90,24 @@ def models_remake(
     plan: Annotated[bool, typer.Option("--plan", help="Only say what would be made again.")] = False,
     sink: SinkOption = None,
     state_dir: StateDirOption = None,
+    contracts_dir: ContractsOption = None,
+    precision: PrecisionOption = None,
     device: DeviceOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Make a model's products again with other weights; each new item supersedes the old one.
 
-    Runs with other weights would turn them back: give later runs the same --weights.
+    Runs with other weights would turn them back: give later runs the same --weights. Give here what runs are given:
+    --contracts-dir holds the rules that results are held or published by.
     """
-    settings = settings_from(sink=sink, state_dir=state_dir, weights=weights, device=device)
+    settings = settings_from(
+        sink=sink,
+        state_dir=state_dir,
+        contracts_dir=contracts_dir,
+        weights=weights,
+        precision=precision,
+        device=device,
+    )
     require_ledger(settings)
     _require_model(name, settings)
     from pancrafter import runs
