@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, ClassVar, Literal
@@ -14,11 +14,12 @@ from pancrafter.errors import ErrorKind, LeaseLostError, PancrafterError
 from pancrafter.ledger import Ledger, open_ledger
 from pancrafter.model.names import weights_sha256
 from pancrafter.models import Product
-from pancrafter.sensors import contracts_of
+from pancrafter.plan import MEANINGS, TO_DO, verdict_on
+from pancrafter.sensors import SensorContract, contracts_of
 from pancrafter.settings import Settings
-from pancrafter.states import SceneKey, State
+from pancrafter.states import LedgerRow, SceneKey, State
 from pancrafter.steps import Outcome, Report, assess, claimed, publish, sharpen, stage
-from pancrafter.types import Record, Refusal
+from pancrafter.types import Record, Refusal, Scene
 
 if TYPE_CHECKING:
     from pancrafter.compute import Compute
@@ -189,19 +190,39 @@ def plan_remake(model: str, settings: Settings) -> RemakePlan:
     from pancrafter.models import products_of
     from pancrafter.publish import StaticSink
 
+    contracts = contracts_of(settings)
     sha256, products, left, seconds = weights_sha256(settings.weights), [], [], 0.0
     with open_ledger(settings) as ledger:
+        now = ledger.now()
         for product in products_of(StaticSink(settings.sink), model):
             row = ledger.show(SceneKey.parse(product.source, settings.sink))
             if product.weights_sha256 == sha256:
                 left.append((product.source, "made with these weights already"))
             elif row is None or row.scene is None:
                 left.append((product.source, "not in this ledger; give --state-dir of the run that made it"))
+            elif obstacle := _obstacle(row, row.scene, settings, contracts, now):
+                left.append((product.source, obstacle))
             else:
                 products.append(product)
                 seconds += float(row.measures.get("seconds") or 0)
     mpx = sum(product.mpx for product in products)
     return RemakePlan(weights=settings.weights, products=tuple(products), left=tuple(left), mpx=mpx, seconds=seconds)
+
+
+def _obstacle(
+    row: LedgerRow, scene: Scene, settings: Settings, contracts: Mapping[str, SensorContract], now: datetime
+) -> str | None:
+    """Why a scene cannot be made again now, and what to do about it; None if it can."""
+    if scene.sensor not in contracts:
+        return f"no contract for {scene.sensor}; give --contracts-dir of the run that made it"
+    verdict = verdict_on(row, work_of(scene, settings, contracts), now=now, published=True)
+    if verdict in TO_DO:
+        return None
+    if verdict == "refused":
+        return f"a newer result was refused ({row.code}: {row.reason}); `pancrafter ledger redrive {row.key}` first"
+    if verdict == "held":
+        return "a newer result waits for a person; see `pancrafter held list`"
+    return MEANINGS[verdict]
 
 
 def remake(made: RemakePlan, settings: Settings, report: Report) -> list[Outcome]:

@@ -192,6 +192,15 @@ def test_what_is_made_again_by_command_follows_the_rules_of_ones_own_contract(
     words += ["--sink", settings.sink, "--state-dir", settings.state_dir]
     assert "1 held" in command(*words)
     assert list(items_of(settings)) == [old]
+    assert "left alone: geoeye-1/scene: a newer result waits for a person" in command(*words, "--plan")
+    state = ("--state-dir", settings.state_dir)
+    command("held", "reject", "scene", "--reason", "blurry", *state)
+    said = command(*words, "--plan")
+    assert "refused (rejected: blurry); `pancrafter ledger redrive geoeye-1/scene` first" in said
+    assert "0 products of open-compact" in said
+    assert "1 products of open-compact are left alone; --plan says why" in CliRunner().invoke(app, words).output
+    command("ledger", "redrive", "geoeye-1/scene", *state)
+    assert "1 products of open-compact, " in command(*words, "--plan")
 
 
 def test_lost_announcement_is_repaired(source: Path) -> None:

@@ -128,6 +128,8 @@ def models_remake(
         return
     if as_json:
         raise OptionError("--json: only together with --plan; see `pancrafter run --json FILE` for runs")
+    if made.left:
+        note(f"{len(made.left)} products of {name} are left alone; --plan says why")
     settings, report = on_device(settings), line_reporter()
     carry_out(settings, lambda: runs.remake(made, settings, report))
 
