@@ -23,7 +23,7 @@ from pancrafter.recognise import REQUESTER_PAYS
 from pancrafter.sensors import contracts_of
 from pancrafter.settings import Settings
 from pancrafter.states import IN_WORK, LedgerRow, Rate, State, Work
-from pancrafter.types import Record, Refusal, Scene
+from pancrafter.types import Json, Record, Refusal, Scene
 
 MEANINGS: Mapping[str, str] = {
     "new": "not seen before",
@@ -346,7 +346,10 @@ def source_bytes(scene: Scene) -> int | None:
 
 def _judged(settings: Settings) -> Iterator[tuple[str, Scene | Refusal]]:
     """Everything in the source with its verdict, in batches; a ledger that does not exist yet is not made."""
-    contracts, present = contracts_of(settings), _published_items(settings)
+    from pancrafter.publish import StaticSink
+
+    contracts, sink = contracts_of(settings), StaticSink(settings.sink)
+    present = {name: frozenset(sink.item_ids(name)) for name in sink.collection_ids()}
     with open_ledger(settings) if settings.has_ledger else nullcontext() as ledger:
         for batch in batches(look(settings, contracts)):
             rows: Mapping[tuple[str, str], LedgerRow] = {}
@@ -359,13 +362,12 @@ def _judged(settings: Settings) -> Iterator[tuple[str, Scene | Refusal]]:
                     yield "incomplete" if entry.waits else "refused", entry
                     continue
                 work = work_of(entry, settings, contracts)
-                published = work.output_item_id in present.get(output_collection_id(entry.collection), frozenset())
-                row = rows.get((entry.collection, entry.item_id))
+                row, collection = rows.get((entry.collection, entry.item_id)), output_collection_id(entry.collection)
+                published = work.output_item_id in present.get(collection, frozenset())
+                if published and row is None:
+                    published = _is_current(sink.document(collection, work.output_item_id))
                 yield verdict_on(row, work, now=now, published=published), entry
 
 
-def _published_items(settings: Settings) -> dict[str, frozenset[str]]:
-    from pancrafter.publish import StaticSink
-
-    sink = StaticSink(settings.sink)
-    return {name: frozenset(sink.item_ids(name)) for name in sink.collection_ids()}
+def _is_current(item: Json | None) -> bool:
+    return item is not None and not item["properties"].get("deprecated")

@@ -199,6 +199,7 @@ def test_a_lost_ledger_learns_from_the_catalog_what_is_published(tmp_path: Path)
         assert (row.state, row.output_item_id) == (State.CONFIRMED, *current_items(a))
     runs.run(b, silent)
     shutil.rmtree(a.state_dir)
+    assert make_plan(a).scenes == 1
     (outcome,) = runs.run(a, silent)
     assert outcome.verdict in {"published", "fallback"}, "what is superseded is not taken for current"
 
