@@ -27,7 +27,7 @@ from pancrafter.types import Json, Record, Refusal, Scene
 
 MEANINGS: Mapping[str, str] = {
     "new": "not seen before",
-    "changed": "source, weights, contract or settings changed; the new result will supersede the old one",
+    "changed": "source, weights, contract or settings changed; what is published, if anything, will be superseded",
     "waiting": "found before and not done yet; finished blocks are kept",
     "lost": "published before, but gone from the output catalog",
     "paused": "failed in a way that may pass; tried again after a pause",
@@ -128,11 +128,21 @@ def check_budget(plan: Plan, budget: Budget) -> None:
         incomplete = found is None or plan.mpx_known < plan.scenes
         if allowed is not None and plan.scenes and (incomplete or (found is not None and found > allowed)):
             what = f"an unknown amount of {name}" if incomplete else f"{found:.3g} {name}"
-            problems.append(f"{what}, allowed {allowed:g}")
+            problems.append(f"{what}, allowed {allowed:g}" + (f" ({_why_unknown(plan)})" if incomplete else ""))
     if plan.requester_pays and not budget.requester_pays:
         problems.append(f"{plan.requester_pays} scenes at the reader's cost, allowed none")
     if problems:
-        raise OverBudgetError(f"the plan is above the budget: {'; '.join(problems)}; raise it, or choose less")
+        advice = "raise it, choose less, or leave that limit out"
+        raise OverBudgetError(f"the plan is above the budget: {'; '.join(problems)}; {advice}")
+
+
+def _why_unknown(plan: Plan) -> str:
+    """Why there is no figure of the work, and what would give one."""
+    if plan.seconds is None:
+        return "nothing was measured with this device yet: make a few scenes first, with --limit"
+    if plan.mpx_known < plan.scenes:
+        return f"the size of {plan.scenes - plan.mpx_known} scenes is not known: their files are remote or unreadable"
+    return "no price is set: PANCRAFTER_PRICE_PER_HOUR"
 
 
 def make_plan(settings: Settings) -> Plan:

@@ -40,6 +40,7 @@ _ID_WIDTH = 21
 _HEADER_WIDTH = 8
 _BESIDE_KEYS = 100
 """What the columns of the ledger take beside keys, with 30 characters for reasons."""
+_SINK_WIDTH = 40
 _MOST_PICTURES = 8
 _UPSAMPLING = "exp"
 _NONE = "-"
@@ -250,6 +251,9 @@ def _ledger_table(rows: Sequence[LedgerRow], key_width: int | None) -> Table:
         _add_id_column(table)
     else:
         table.add_column("scene", no_wrap=True, min_width=key_width)
+    several_sinks = len({row.key.sink for row in rows}) > 1
+    if several_sinks:
+        table.add_column("sink", overflow="fold", max_width=_SINK_WIDTH)
     table.add_column("sensor")
     table.add_column("acquired", no_wrap=True)
     table.add_column("state", no_wrap=True)
@@ -259,6 +263,7 @@ def _ledger_table(rows: Sequence[LedgerRow], key_width: int | None) -> Table:
     for row in rows:
         table.add_row(
             _id(str(row.key)) if key_width is None else Text(str(row.key)),
+            *([Text(row.key.sink)] if several_sinks else []),
             Text(row.sensor or _NONE),
             Text((row.acquired or _NONE)[:10]),
             Text(row.state.value, style=_STATE_STYLES.get(row.state.value, "")),

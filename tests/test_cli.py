@@ -132,6 +132,7 @@ def test_run_shows_table_catalog_and_picture_and_fails_for_the_damaged_scene(fir
     assert row[:4] == ["good", "geoeye-1", "fallback", "0.04"]
     assert "the file is truncated or damaged; fetch it again" in " ".join(result.stdout.split())
     assert f"output catalog: {sink}/catalog.json" in result.stdout
+    assert "failed: see `pancrafter ledger list --state dead`; after a fix, `pancrafter" in result.stdout
     picture = re.search(r"before/after: +(\S+)", result.stdout)
     assert picture
     assert Path(picture[1]).read_bytes().startswith(b"\x89PNG")
@@ -249,6 +250,7 @@ def test_ledger_redrive_gives_another_try(first_run: tuple, places: list, tmp_pa
 def test_ledger_mistakes(first_run: tuple, places: list, tmp_path: Path) -> None:
     state = places[4:6]
     assert "no scene 'nobody' in ledger" in fails(1, "ledger", "why", "nobody", *state)
+    assert "`pancrafter withdraw geoeye-1/good --reason TEXT`" in fails(1, "ledger", "refuse", "good", "bad", *state)
     assert "found 'ded', expected one of found, refused, eligible" in fails(
         2, "ledger", "list", "--state", "ded", *state
     )

@@ -190,7 +190,9 @@ def test_what_is_made_again_by_command_follows_the_rules_of_ones_own_contract(
     save_checkpoint(other, load_checkpoint().network, {})
     words = ["models", "remake", "open-compact", "--with", str(other), "--contracts-dir", str(settings.contracts_dir)]
     words += ["--sink", settings.sink, "--state-dir", settings.state_dir]
-    assert "1 held" in command(*words)
+    said = command(*words)
+    assert "1 held" in said
+    assert "held: see `pancrafter held list`" in said
     assert list(items_of(settings)) == [old]
     assert "left alone: geoeye-1/scene: a newer result waits for a person" in command(*words, "--plan")
     state = ("--state-dir", settings.state_dir)

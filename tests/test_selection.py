@@ -151,8 +151,12 @@ def test_plan_above_its_budget_is_refused(archive: Settings) -> None:
     check_budget(plan, Budget(scenes=2, read_gb=1, hours=10))
     with pytest.raises(OverBudgetError, match=r"2 scenes, allowed 1; .*GB to read, allowed 0 GB"):
         check_budget(plan, Budget(scenes=1, read_gb=0))
-    with pytest.raises(OverBudgetError, match="unknown amount of money, allowed 5"):
+    with pytest.raises(OverBudgetError, match=r"allowed 5 \(no price is set: PANCRAFTER_PRICE_PER_HOUR"):
         check_budget(plan, Budget(money=5))
+    with pytest.raises(OverBudgetError, match=r"allowed 1 \(nothing was measured .* make a few scenes first"):
+        check_budget(plan.model_copy(update={"seconds": None}), Budget(hours=1))
+    with pytest.raises(OverBudgetError, match=r"allowed 1 \(the size of 2 scenes is not known"):
+        check_budget(plan.model_copy(update={"mpx_known": 0}), Budget(hours=1))
     charged = plan.model_copy(update={"requester_pays": 2})
     with pytest.raises(OverBudgetError, match="2 scenes at the reader's cost"):
         check_budget(charged, Budget())

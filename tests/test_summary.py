@@ -221,26 +221,33 @@ def test_states_in_one_line() -> None:
     assert state_line(many) == "7 scenes known: 3 confirmed, 1 eligible, 2 refused, 1 dead"
 
 
+def ledger_row(item_id: str, *, sink: str = "s") -> LedgerRow:
+    return LedgerRow.model_construct(
+        key=SceneKey(sink=sink, collection="worldview-3", item_id=item_id),
+        sensor="worldview-3",
+        acquired="2025-05-01T00:00:00Z",
+        state=State.REFUSED,
+        attempts=0,
+        updated=datetime(2025, 5, 1, tzinfo=UTC),
+        code="no-pan",
+        reason="found no PAN asset; " * 8,
+    )
+
+
 @pytest.mark.parametrize(("width", "terminal", "whole"), [(80, False, True), (200, True, True), (120, True, False)])
 def test_keys_of_the_ledger_are_whole_where_there_is_room(width: int, *, terminal: bool, whole: bool) -> None:
-    out, reason = io.StringIO(), "found no PAN asset; " * 8
-    rows = [
-        LedgerRow.model_construct(
-            key=SceneKey(sink="s", collection="worldview-3", item_id=item_id),
-            sensor="worldview-3",
-            acquired="2025-05-01T00:00:00Z",
-            state=State.REFUSED,
-            attempts=0,
-            updated=datetime(2025, 5, 1, tzinfo=UTC),
-            code="no-pan",
-            reason=reason,
-        )
-        for item_id in (LONG, "S2")
-    ]
-    print_ledger(Console(file=out, width=width, force_terminal=terminal), rows)
+    out = io.StringIO()
+    print_ledger(Console(file=out, width=width, force_terminal=terminal), [ledger_row(LONG), ledger_row("S2")])
     assert (f"worldview-3/{LONG} " in out.getvalue()) == whole
     assert ("worldview-3/S2 " in out.getvalue()) == whole
     assert out.getvalue().count("\n") < 20
+
+
+@pytest.mark.parametrize(("other", "listed"), [("/data/before", True), ("/data/now", False)])
+def test_sinks_are_listed_where_there_are_several(other: str, *, listed: bool) -> None:
+    out = io.StringIO()
+    print_ledger(Console(file=out), [ledger_row("S2", sink="/data/now"), ledger_row("S2", sink=other)])
+    assert all((sink in out.getvalue()) == listed for sink in ("/data/now", other))
 
 
 def test_row_lists_nested_measures_one_by_one() -> None:

@@ -140,6 +140,11 @@ def ledger_refuse(
 ) -> None:
     """Set a scene aside for good; it comes back when its source changes or somebody redrives it."""
     with one_scene(scene, sink, state_dir) as (ledger, row):
+        if row.state == "confirmed":
+            raise PancrafterError(
+                f"scene {row.key}: is published as {row.output_item_id}; `pancrafter withdraw {row.key} --reason TEXT` "
+                "takes it out of the catalog and sets it aside"
+            )
         ledger.mark_refused(row.key, "by-hand", reason)
     typer.echo(f"refused: {row.key}: {reason}")
 

@@ -146,20 +146,30 @@ def carry_out(settings: Settings, work: Callable[[], list[Outcome]], json_file: 
     raise typer.Exit(code)
 
 
+_NEXT = {
+    "held": "held: see `pancrafter held list`, then `pancrafter held release|reject SCENE --reason TEXT`",
+    "dead": "failed: see `pancrafter ledger list --state dead`; after a fix, `pancrafter ledger redrive`",
+}
+"""What a person can do about scenes that wait for one, by their state."""
+
+
 def _print_run(settings: Settings, outcomes: Sequence[Outcome], console: Console) -> None:
     from pancrafter.summary import catalog_href, print_refusals, print_summary, state_line
 
     if any(not outcome.turned_away for outcome in outcomes):
         print_summary(console, outcomes, settings.sink)
-        return
-    print_refusals(console, outcomes)
-    with ledger_of(settings) as ledger:
-        counts = ledger.counts(settings.sink)
-    typer.echo(f"nothing to do: {state_line(counts)}", err=console.stderr)
-    if counts.get("dead"):  # type: ignore[call-overload]  # State is a string
-        hint = "see `pancrafter ledger list --state dead`; after a fix, `pancrafter ledger redrive`"
-        typer.echo(hint, err=console.stderr)
-    typer.echo(f"output catalog: {catalog_href(settings.sink)}", err=console.stderr)
+        verdicts = {outcome.verdict for outcome in outcomes}
+        waiting = {"held": "held" in verdicts, "dead": "failed" in verdicts}
+    else:
+        print_refusals(console, outcomes)
+        with ledger_of(settings) as ledger:
+            counts = ledger.counts(settings.sink)
+        typer.echo(f"nothing to do: {state_line(counts)}", err=console.stderr)
+        typer.echo(f"output catalog: {catalog_href(settings.sink)}", err=console.stderr)
+        waiting = {state.value: count > 0 for state, count in counts.items()}
+    for state, advice in _NEXT.items():
+        if waiting[state]:
+            typer.echo(advice, err=console.stderr)
 
 
 def _run_report(settings: Settings, outcomes: Sequence[Outcome], code: int) -> dict[str, Any]:
