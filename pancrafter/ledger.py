@@ -64,6 +64,9 @@ _ORDERS: Mapping[Order, tuple[sa.ColumnElement[Any], ...]] = {
 _PAGE = 5000
 """Rows per query when all of them are gone through."""
 
+_ON_ITS_WAY = timedelta(minutes=1)
+"""How long an event with a lower id may appear after others: ids are given out before transactions end."""
+
 
 def _columns(*names: str) -> tuple[sa.Column[Any], ...]:
     return tuple(SCENE.c[name] for name in ("id", "collection", "item_id", "state", "output_item_id", *names))
@@ -696,6 +699,21 @@ class Ledger:
         statement = sa.select(EVENT).join(SCENE, SCENE.c.id == EVENT.c.scene_id).where(_is(key)).order_by(EVENT.c.id)
         with self._transaction() as connection:
             return [_event(values) for values in _fetch(connection, statement)]
+
+    def confirmations(self, sink: str, after: int = 0) -> tuple[int, int]:
+        """How often scenes of a sink were made and confirmed, and the id of the last event looked at.
+
+        To go on counting, give that id as ``after``. What is younger than a minute is left for the next time.
+        """
+        c = EVENT.c
+        # not a join: SQLite would begin with all scenes of the sink
+        sink_of_event = sa.select(SCENE.c.sink).where(SCENE.c.id == c.scene_id).scalar_subquery()
+        made = (c.from_state == State.PUBLISHED, c.to_state == State.CONFIRMED, sink_of_event == sink)
+        with self._transaction() as connection:
+            settled = sa.select(sa.func.max(c.id)).where(c.id > after, c.at <= self._now(connection) - _ON_ITS_WAY)
+            last = connection.execute(settled).scalar_one() or after
+            counted = sa.select(sa.func.count()).where(c.id > after, c.id <= last, *made)
+            return connection.execute(counted).scalar_one(), last
 
     # inside
 

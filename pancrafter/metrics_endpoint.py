@@ -5,6 +5,7 @@ Nothing is counted in the workers: a run that is killed takes no numbers with it
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -29,6 +30,8 @@ class SinkMetrics(Collector):
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
+        self._confirmations, self._last_event = 0, 0
+        self._counting = threading.Lock()
 
     def describe(self) -> Iterator[Metric]:
         """Nothing: asking would read the ledger before anybody scrapes."""
@@ -52,6 +55,10 @@ class SinkMetrics(Collector):
             raise LedgerError(f"no ledger in {self._settings.state_dir}")
         with Ledger(self._settings.ledger) as ledger:
             counts, totals, waiting = ledger.counts(sink), ledger.totals(sink), ledger.waiting(sink)
+            with self._counting:
+                more, self._last_event = ledger.confirmations(sink, self._last_event)
+                self._confirmations += more
+                confirmations = self._confirmations
         scenes = GaugeMetricFamily("pancrafter_scenes", "Scenes of the ledger by state.", labels=["state"])
         for state, count in counts.items():
             scenes.add_metric([state.value], count)
@@ -78,16 +85,19 @@ class SinkMetrics(Collector):
             "Time that the oldest scene has waited to be claimed.",
             [moment for state, moment in since.items() if state is State.ELIGIBLE],
         )
+        yield CounterMetricFamily(
+            "pancrafter_confirmations", "Times a scene was made and confirmed, up to a minute ago.", value=confirmations
+        )
         names = ("scenes", "pixels", "bytes_read", "seconds", "sharpen_seconds")
         meanings = (
-            "Scenes confirmed.",
-            "PAN pixels sharpened.",
-            "Bytes read from the source.",
-            "Wall seconds from claim to confirmation.",
-            "Seconds of the sharpening step: GPU time on a GPU.",
+            "Scenes that are confirmed.",
+            "PAN pixels sharpened for them.",
+            "Bytes read from the source for them.",
+            "Wall seconds from claim to confirmation for them.",
+            "Seconds of the sharpening step for them: GPU time on a GPU.",
         )
         for name, meaning in zip(names, meanings, strict=True):
-            family = CounterMetricFamily(f"pancrafter_confirmed_{name}", meaning, labels=["sensor", "device"])
+            family = GaugeMetricFamily(f"pancrafter_confirmed_{name}", meaning, labels=["sensor", "device"])
             for total in totals:
                 family.add_metric([total.sensor, total.device], getattr(total, name))
             yield family

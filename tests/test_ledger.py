@@ -389,6 +389,24 @@ def test_a_scene_goes_all_the_way_and_tells_its_story(ledger: Ledger, clock: Clo
     assert ledger.claim(key(), "w2", 10, recipe="r1") is None
 
 
+def test_what_was_confirmed_stays_counted(ledger: Ledger, clock: Clock) -> None:
+    ledger.record_found(SINK, [work("a"), work("b")])
+    ledger.record_found("elsewhere", [work("a")])
+    for item_id in "ab":
+        confirm(ledger, item_id)
+    assert ledger.confirmations(SINK) == (0, 0), "an event with a lower id may still be on its way"
+    clock.wait(60)
+    first, last = ledger.confirmations(SINK)
+    assert first == 2
+    ledger.mark_refused(key("b"), "withdrawn", "clouds", withdrawn=True)
+    ledger.record_found(SINK, [work("a", fingerprint="f2")])
+    confirm(ledger, "a")
+    clock.wait(60)
+    assert ledger.confirmations(SINK, last)[0] == 1
+    assert ledger.confirmations(SINK)[0] == 3
+    assert ledger.confirmations("elsewhere")[0] == 0
+
+
 def test_only_one_gets_the_claim(ledger: Ledger) -> None:
     ledger.record_found(SINK, [work()])
     assert claim(ledger).fence == 1

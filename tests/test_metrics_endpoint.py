@@ -15,9 +15,10 @@ from typer.testing import CliRunner
 from pancrafter import discovery, runs
 from pancrafter.cli import app
 from pancrafter.ledger import Ledger, open_ledger
-from pancrafter.metrics_endpoint import text
+from pancrafter.metrics_endpoint import SinkMetrics, text
 from pancrafter.settings import Settings
-from pancrafter.states import SceneKey, State
+from pancrafter.states import SceneKey, State, Work
+from pancrafter.types import AssetRef, Scene
 
 ALERTS = Path(__file__).resolve().parents[1] / "infra" / "prometheus" / "alerts.yml"
 
@@ -59,13 +60,54 @@ def test_numbers_are_those_of_the_ledger(settings: Settings) -> None:
         for state, count in ledger.counts(settings.sink).items():
             assert found[f"pancrafter_scenes{{{state}}}"] == count
         (row,) = ledger.rows(sink=settings.sink, states=[State.CONFIRMED])
-    assert found["pancrafter_confirmed_scenes_total{cpu,geoeye-1}"] == 1
+    assert found["pancrafter_confirmed_scenes{cpu,geoeye-1}"] == 1
     for name in ("pixels", "bytes_read", "seconds", "sharpen_seconds"):
-        assert found[f"pancrafter_confirmed_{name}_total{{cpu,geoeye-1}}"] == pytest.approx(row.measures[name])
+        assert found[f"pancrafter_confirmed_{name}{{cpu,geoeye-1}}"] == pytest.approx(row.measures[name])
     assert found["pancrafter_changes_last_day{new}"] == 1
     assert 7000 < found["pancrafter_oldest_claim_seconds"] < 9000
     assert found["pancrafter_oldest_eligible_seconds"] == 0
     assert sum(value for name, value in found.items() if name.startswith("pancrafter_failures{")) == 1
+
+
+def counters(metrics: SinkMetrics) -> dict[str, float]:
+    samples = [sample for metric in metrics.collect() if metric.type == "counter" for sample in metric.samples]
+    assert all(not sample.labels for sample in samples)
+    return {sample.name: sample.value for sample in samples}
+
+
+def test_counters_never_go_down(settings: Settings, tmp_path: Path) -> None:
+    settings = settings.model_copy(update={"state_dir": str(tmp_path)})
+    metrics = SinkMetrics(settings)
+    told = []
+    with Ledger(settings.ledger, clock=lambda: datetime.now(UTC) - timedelta(hours=2)) as ledger:
+        for fingerprint in ("f1", "f2"):  # made, taken back, made again from a newer source
+            key = found(ledger, settings.sink, fingerprint)
+            lease = ledger.claim(key, "somebody", 900, recipe="r")
+            assert lease is not None
+            for state in ("staged", "sharpened", "assessed", "published", "confirmed"):
+                ledger.advance(lease, state)
+            told.append(counters(metrics))
+            ledger.mark_refused(key, "withdrawn", "clouds", withdrawn=True)
+            told.append(counters(metrics))
+    assert told == [{"pancrafter_confirmations_total": count} for count in (1, 1, 2, 2)]
+    assert counters(SinkMetrics(settings)) == told[-1], "one that starts later counts from the beginning"
+
+
+def found(ledger: Ledger, sink: str, fingerprint: str) -> SceneKey:
+    scene = Scene(
+        collection="geoeye-1",
+        item_id="a",
+        sensor="geoeye-1",
+        acquired="2026-01-01T10:00:00Z",
+        pan=AssetRef(key="pan", href="/a/pan.tif"),
+        ms=(AssetRef(key="ms", href="/a/ms.tif"),),
+        bands=("red",),
+        fingerprint=fingerprint,
+        source_href="/a.json",
+        geometry={"type": "Point", "coordinates": [1.0, 2.0]},
+    )
+    ledger.record_found(sink, [Work(scene=scene, recipe="r", output_item_id=f"a-{fingerprint}")])
+    return SceneKey(sink=sink, collection="geoeye-1", item_id="a")
 
 
 def test_unreachable_ledger_is_a_number_and_no_crash(settings: Settings, tmp_path: Path) -> None:
