@@ -390,7 +390,7 @@ def _at_hand(path: str | Path, folder: Path) -> Path:
     local = folder / f"{Path(source.partition('?')[0]).stem}.tif"
     folder.mkdir()
     if Path(source).suffix.lower() == ".vrt" and Path(source).is_file():  # a copy loses its way to the mask
-        local.symlink_to(source)
+        local.symlink_to(Path(source).resolve())
         return local
     try:
         with warnings.catch_warnings():

@@ -405,6 +405,21 @@ def test_a_vrt_keeps_its_mask_and_stays_as_it_was(tmp_path: Path, stem: str) -> 
     assert given.read_bytes() == before
 
 
+def test_a_vrt_is_found_through_relative_links(tmp_path: Path) -> None:
+    for folder in ("data", "links", "more"):
+        (tmp_path / folder).mkdir()
+    pan, ms = write_pair(tmp_path / "data")
+    inputs = []
+    for path in (pan, ms):
+        name = f"{path.stem}.vrt"
+        rasterio.shutil.copy(path, path.with_suffix(".vrt"), driver="VRT")
+        (tmp_path / "links" / name).symlink_to(Path("..") / "data" / name)
+        (tmp_path / "more" / name).symlink_to(Path("..") / "links" / name)
+        inputs.append(tmp_path / "more" / name)
+    expected = sharpened(pan, ms, tmp_path / "a.tif", method="exp")
+    assert np.array_equal(sharpened(*inputs, tmp_path / "b.tif", method="exp"), expected)
+
+
 def test_a_remote_file_given_twice_is_refused(tmp_path: Path) -> None:
     pan, ms = write_pair(tmp_path, bands=1)
     with pytest.raises(InvalidSceneError, match=r"^s3://b/ms\.tif: the same file is given twice"):
