@@ -152,14 +152,25 @@ def test_kubernetes_gpu_workers_declare_what_the_code_asks_for() -> None:
     assert gpu["resources"]["limits"]["nvidia.com/gpu"] == 1
     assert gpu["nodeSelector"]
     assert any("spot" in toleration["key"] for toleration in gpu["tolerations"])
+    metrics = next(yaml.safe_load_all((INFRA / "kubernetes" / "metrics.yaml").read_text()))["spec"]["template"]["spec"]
     for part in (values["scheduler"], values["worker"], gpu):
-        assert part["securityContext"]["runAsNonRoot"] is True
-    patch = yaml.safe_load((INFRA / "kubernetes" / "gpu-worker-patch.yaml").read_text())
-    assert patch["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] > 60
+        assert part["securityContext"] == metrics["securityContext"], "the chart writes it into the pod"
+    patches = {name: pod_of_patch(name) for name in ("scheduler", "worker")}
+    for name, pod in patches.items():
+        (container,) = pod["containers"]
+        assert container["name"] == f"dask-{name}", "the chart's name of it"
+        assert container["securityContext"].items() <= metrics["containers"][0]["securityContext"].items()
+        assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+    assert patches["worker"]["terminationGracePeriodSeconds"] > 60
     scaled = list(yaml.safe_load_all((INFRA / "kubernetes" / "autoscaling.yaml").read_text()))
     assert {one["spec"]["scaleTargetRef"]["name"] for one in scaled} == {"dask-worker", f"dask-worker-{gpu['name']}"}
     states = re.findall(r"state=~\"([a-z|]+)\"", scaled[0]["spec"]["triggers"][0]["metadata"]["query"])[0].split("|")
     assert set(states) == {State.ELIGIBLE, State.CLAIMED, State.STAGED, State.SHARPENED, State.ASSESSED}
+
+
+def pod_of_patch(name: str) -> dict[str, Any]:
+    patch = yaml.safe_load((INFRA / "kubernetes" / f"dask-{name}-patch.yaml").read_text())
+    return patch["spec"]["template"]["spec"]
 
 
 # --- audit ------------------------------------------------------------------------------------------------------------
