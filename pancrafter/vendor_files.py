@@ -219,7 +219,7 @@ def place_files(
         raise InvalidSceneError(f"{pan}: the same file is given twice; expected PAN and MS in files of their own")
     if georeference is not None:
         targets = _targets(folder, [f"{path.stem}.tif" for path in sources])
-        if not replace and not any(map(_is_as_old, sources, targets)):
+        if not replace and not any(map(_may_be_of, sources, targets)):
             raise InvalidSceneError(_of_other_files(folder, pan))
         steps = [georeference.gsd, *[georeference.gsd * contract.ratio] * len(ms)]
         for path, target, step in zip(sources, targets, steps, strict=True):
@@ -242,9 +242,21 @@ def _targets(folder: Path, names: Sequence[str]) -> list[Path]:
     ]
 
 
-def _is_as_old(path: Path, target: Path) -> bool:
-    """Whether a copy may be one of this file, whose time it would have; a file that is missing is another error."""
-    return not path.exists() or (target.exists() and path.stat().st_mtime_ns == target.stat().st_mtime_ns)
+def _may_be_of(path: Path, target: Path) -> bool:
+    """Whether a copy with a frame is one of this file, by time or pixels; a file that is missing is another error."""
+    if not (path.exists() and target.exists()):
+        return not path.exists()
+    return path.stat().st_mtime_ns == target.stat().st_mtime_ns or _same_pixels(path, target)
+
+
+def _same_pixels(path: Path, target: Path) -> bool:
+    with _opened(path) as one, _opened(target) as other:
+        return (one.count, one.shape) == (other.count, other.shape) and all(
+            np.array_equal(
+                _read_window(path, one.read, window), _read_window(target, other.read, window), equal_nan=True
+            )
+            for _, window in other.block_windows(1)
+        )
 
 
 def _is_copy(path: Path, target: Path) -> bool:
@@ -253,8 +265,8 @@ def _is_copy(path: Path, target: Path) -> bool:
 
 def _of_other_files(folder: Path, pan: Path) -> str:
     return (
-        f"{folder}: item {folder.name} exists already with copies of other files than {pan}; give another id with "
-        f"--id, or --id {folder.name} to replace them"
+        f"{folder}: item {folder.name} exists already with copies of other content than {pan} has; give another scene "
+        f"another id with --id, a new delivery of this one --id {folder.name}"
     )
 
 

@@ -347,7 +347,7 @@ def test_copies_of_another_scene_are_replaced_only_by_an_id_that_is_given(
             os.utime(tmp_path / order / "x" / name, (1e9 + seed, 1e9 + seed))
     assert [add("a"), add("a")] == ["added", "unchanged"]
     before = tree(catalog)
-    with pytest.raises(InvalidSceneError, match="item x exists already with copies of other files"):
+    with pytest.raises(InvalidSceneError, match="item x exists already with copies of other content"):
         add("b")
     assert tree(catalog) == before
     assert add("b", "x") == "updated"
@@ -503,6 +503,9 @@ def test_a_declared_frame_is_written_into_copies_and_marked(catalog: Path, tmp_p
             np.testing.assert_array_equal(pixels, original.read())
     assert item.assets["ms"].extra_fields["nodata"] == 0
     assert add_pair(catalog, "worldview-3", pan, [ms], georeference=frame).change == "unchanged"
+    for path in (pan, ms):
+        os.utime(path, (1e9, 1e9))
+    assert add_pair(catalog, "worldview-3", pan, [ms], georeference=frame).change == "unchanged", "only touched"
 
 
 def masked_by_file(path: Path, hidden: tuple[slice, slice], *, internal: bool) -> Path:
