@@ -37,19 +37,25 @@ _HEADERS_OPTION = "GDAL_HTTP_HEADERS"
 _SIGNED_FOR_S = 600.0  # where a signing service names no expiry
 _REMEMBERED_S = 86_400.0  # after a signature ran out: files are still open with it, and `forget` must know of them
 
-# The query of a URL, or of what an error message names of one ("pan.tif?sig=..., band 1: read failed"), without the
-# punctuation after it. Lengths are bounded, as strangers' texts are searched.
-_QUERY = re.compile(
-    r"""(\b[a-z][a-z0-9+.-]{0,20}://[^\s?#'"<>]{0,2000}\?|\?(?=[^\s'"<>?]{0,2000}=))"""
-    r"""(?:[^\s'"<>]*[^\s'"<>,;:.)\]])?""",
-    re.IGNORECASE,
+# An address with its query, or the query of what an error message names of one ("pan.tif?sig=..., band 1: failed"),
+# without the punctuation after it. Addresses without a query are matched too: no part of a text is then looked through
+# twice, and a stranger's text takes time in proportion to its length.
+_SCHEME = r"\b[a-z][a-z0-9+.-]{0,20}://"
+_REST = r"""(?:[^\s'"<>]*[^\s'"<>,;:.)\]])?"""
+_ADDRESS_OR_QUERY = re.compile(
+    rf"""({_SCHEME}[^\s?#'"<>]*)(\?{_REST})?|\?(?=[^\s'"<>?]{{0,2000}}=){_REST}""", re.IGNORECASE
 )
-_USERINFO = re.compile(r"(\b[a-z][a-z0-9+.-]{0,20}://)[^/\s@'\"<>]{1,2000}@", re.IGNORECASE)
+_USERINFO = re.compile(rf"({_SCHEME})[^/\s@'\"<>]{{1,2000}}@", re.IGNORECASE)
 
 
 def without_secrets(text: str) -> str:
     """The text without passwords and signatures: error messages of other libraries quote whole URLs."""
-    return _USERINFO.sub(r"\1", _QUERY.sub(r"\1...", text))
+    return _USERINFO.sub(r"\1", _ADDRESS_OR_QUERY.sub(_without_query, text))
+
+
+def _without_query(found: re.Match[str]) -> str:
+    address, query = found.groups()
+    return found[0] if address and not query else f"{address or ''}?..."
 
 
 class HostProfile(Record):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -322,6 +323,17 @@ def test_signatures_stay_out_of_what_gdal_says(tmp_path: Path, kept: float, said
 )
 def test_texts_without_secrets(text: str, shown: str) -> None:
     assert without_secrets(text) == shown
+
+
+@pytest.mark.parametrize("hostile", ["a://", "a://x@"])
+def test_a_hostile_text_takes_no_longer_than_others(hostile: str) -> None:
+    def seconds(part: str) -> float:
+        text = part * (400_000 // len(part))
+        begun = time.process_time()
+        without_secrets(text)
+        return time.process_time() - begun
+
+    assert seconds(hostile) < 8 * seconds("<p>an error page ")
 
 
 def test_headers_come_from_a_secret_file(tmp_path: Path) -> None:
