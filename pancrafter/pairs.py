@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal
 
@@ -276,9 +277,9 @@ def measured_phases(
 
 
 def catalog_pairs(
-    path: Path, contracts: Mapping[str, SensorContract], *, block_px: int = 1024
+    path: Path, contracts: Mapping[str, SensorContract], pattern: str = "*", *, block_px: int = 1024
 ) -> Iterator[Pair | Unreadable]:
-    """Every scene of a static STAC catalog that the pipeline would sharpen, staged as the pipeline stages it.
+    """Scenes of a static STAC catalog that the pipeline would sharpen, staged as it stages them, whose id fits.
 
     Of a large scene the middle one of the windows counts that the quality gate samples.
     """
@@ -287,7 +288,11 @@ def catalog_pairs(
     from pancrafter.cube import stage_scene
     from pancrafter.store import SceneStore
 
+    is_empty = True
     for verdict in discover(str(path), contracts=contracts):
+        if not fnmatchcase(verdict.item_id, pattern):
+            continue
+        is_empty = False
         if isinstance(verdict, Refusal):
             yield Unreadable(verdict.key, f"refused: {verdict.reason}")
             continue
@@ -303,6 +308,8 @@ def catalog_pairs(
                 yield _staged_pair(store, verdict, windows[len(windows) // 2], contract)
             except PancrafterError as err:
                 yield Unreadable(verdict.key, str(err))
+    if is_empty:
+        yield Unreadable(str(path), f"no item {pattern} in it")
 
 
 def _staged_pair(store: Any, scene: Scene, window: Any, contract: SensorContract) -> Pair:  # Any: imported late

@@ -319,12 +319,17 @@ def test_command_draws_what_networks_make_of_a_pair(folder: Path, tmp_path: Path
     assert all((a != b).any() for a, b in pairwise(panels))
 
 
-def test_command_takes_catalogs(tmp_path: Path) -> None:
-    add_scene(tmp_path, "scene", side_px=256, seed=1)
-    result = call("evaluate", tmp_path, "--method", "exp", "--no-full", "--json", "-")
+def test_command_takes_catalogs_and_of_them_what_is_named(tmp_path: Path) -> None:
+    for item_id in ("scene", "other"):
+        add_scene(tmp_path, item_id, side_px=256, seed=1)
+    words = ("evaluate", tmp_path, "--method", "exp", "--no-full", "--json", "-", "--name")
+    result = call(*words, "sc*")
     assert result.exit_code == 0, result.output
     (pair,) = json.loads(result.stdout)["pairs"]
     assert (pair["name"], pair["sensor"], pair["truth"]) == ("scene", "geoeye-1", "wald")
+    result = call(*words, "zzz*")
+    assert result.exit_code == 1
+    assert f"{tmp_path}: no item zzz* in it" in result.stderr
 
 
 @pytest.mark.parametrize(

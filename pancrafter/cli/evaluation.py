@@ -47,7 +47,8 @@ def evaluate(
         typer.Option("--weights", help="Shipped weights by name, or a checkpoint file; may be given again."),
     ] = None,
     names: Annotated[
-        str, typer.Option("--name", metavar="PATTERN", help="Only pairs of a folder with such a name, like 'WV2_*'.")
+        str,
+        typer.Option("--name", metavar="PATTERN", help="Only such pairs of a folder or catalog, like 'WV2_*'."),
     ] = "*",
     ratio: Annotated[
         int | None, typer.Option("--ratio", min=2, max=4, help="Degrade MS by this at reduced resolution.")
@@ -203,7 +204,7 @@ def _pairs_of(
 
     for path in paths:
         if is_catalog(path):
-            yield from catalog_pairs(path, contracts)
+            yield from catalog_pairs(path, contracts, names)
             continue
         try:
             if is_pancollection(path):
