@@ -806,12 +806,15 @@ precision: float32
 """
 
 
-def test_train_writes_weights_that_sharpen(pair: tuple[Path, Path], tmp_path: Path) -> None:
+def test_train_writes_weights_that_sharpen(
+    pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     config = tmp_path / "tiny.yaml"
     config.write_text(TINY_TRAINING)
-    result = call("train", config, tmp_path / "run", "--device", "cpu")
+    result = call("train", config, "--device", "cpu")
     assert result.exit_code == 0, result.output
-    best = tmp_path / "run" / "best.safetensors"
+    best = Path("runs") / "tiny" / "best.safetensors"
     assert result.stdout.rstrip().endswith(str(best))
     assert call("sharpen", *pair, tmp_path / "o.tif", "--weights", best, *ONE_TILE).exit_code == 0
 

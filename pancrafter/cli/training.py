@@ -18,7 +18,10 @@ from pancrafter.cli.shared import (
 @app.command()
 def train(
     config: Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file, such as training/open-compact.yaml.")],
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder of the run; an interrupted one goes on.")],
+    folder: Annotated[
+        Path | None,
+        typer.Argument(metavar="FOLDER", help="Of the run; an interrupted one goes on. Default: runs/CONFIG."),
+    ] = None,
     device: DeviceOption = "auto",
     loaders: Annotated[
         int | None,
@@ -31,6 +34,7 @@ def train(
     from pancrafter.model.devices import resolve_device
     from pancrafter.training.loop import train as train_network
 
+    folder = folder or Path("runs") / config.stem
     typer.echo(train_network(config, folder, device=resolve_device(device or "auto"), loaders=loaders))
 
 
