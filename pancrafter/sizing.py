@@ -90,7 +90,7 @@ class Forecast(Record):
     """What the model says."""
 
     hours: float
-    money: float
+    money: float | None = Field(description="None where no price is known.")
     utilisation: dict[str, float] = Field(description="Share of the time that each shared thing is busy.")
     bottleneck: str
     gpu_hours: float
@@ -269,7 +269,7 @@ def _summary(archive: Archive, fleet: Fleet, end_s: float, run: _Run, rates: Rat
     per_s = archive.scenes / end_s
     return Forecast(
         hours=hours,
-        money=hours * (fleet.gpus * fleet.gpu_hour_price + fleet.cpus * fleet.cpu_hour_price),
+        money=hours * (fleet.gpus * fleet.gpu_hour_price + fleet.cpus * fleet.cpu_hour_price) or None,
         utilisation={**utilisation, "runners": runners},
         bottleneck=bottleneck,
         gpu_hours=per_scene["gpu"] * archive.scenes / HOUR_S,

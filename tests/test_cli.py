@@ -842,6 +842,13 @@ def test_size_names_what_does_not_fit(words: list[object], message: str) -> None
     assert message in fails(2, "size", "--scenes", 10, "--mpx", 10, "--rates", rates, *words)
 
 
+def test_size_tells_money_only_where_prices_are_known() -> None:
+    rates = Path(__file__).resolve().parents[1] / "infra" / "sizing-rates.json"
+    words = ("size", "--scenes", 10, "--mpx", 200, "--rates", rates)
+    assert "money" not in call(*words).stdout
+    assert "money 1\n" in call(*words, "--gpu-price", 2, "--cpu-price", 0.04).stdout
+
+
 def test_size_names_the_rate_that_is_missing(tmp_path: Path) -> None:
     rates = tmp_path / "rates.json"
     rates.write_text('{"stage": {"fixed_s": 1}}')

@@ -77,6 +77,8 @@ def test_money_is_time_times_fleet() -> None:
     fleet = Fleet(gpus=2, cpus=4, runners=4, gpu_hour_price=3, cpu_hour_price=0.5)
     found = forecast(Archive(scenes=500, mpx=10), fleet, RATES)
     assert found.money == pytest.approx(found.hours * 8)
+    free = fleet.model_copy(update={"gpu_hour_price": 0, "cpu_hour_price": 0})
+    assert forecast(Archive(scenes=500, mpx=10), free, RATES).money is None, "not known"
 
 
 def test_rates_come_from_scenes_that_were_done_in_one_go() -> None:

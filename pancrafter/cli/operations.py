@@ -126,9 +126,10 @@ def size(
     if as_json:
         print_json({"rates": known.model_dump(), "forecast": found.model_dump()})
         return
+    money = "" if found.money is None else f", money {found.money:.0f}"
     typer.echo(
-        f"{found.hours:.1f} hours, {found.gpu_hours:.1f} GPU hours ({found.gpu_hours_lost:.1f} lost to interruptions), "
-        f"money {found.money:.0f}\nread {found.read_tb:.2f} TB, written {found.written_tb:.2f} TB, {found.objects} "
+        f"{found.hours:.1f} hours, {found.gpu_hours:.1f} GPU hours ({found.gpu_hours_lost:.1f} lost to interruptions)"
+        f"{money}\nread {found.read_tb:.2f} TB, written {found.written_tb:.2f} TB, {found.objects} "
         f"objects\nledger {found.ledger_writes_per_s:.2f} writes/s, STAC API {found.api_requests_per_s:.2f} requests/s"
     )
     shares = ", ".join(f"{name} {share:.0%}" for name, share in found.utilisation.items())
