@@ -14,6 +14,7 @@ from flows.report import HOOKS_ON_TROUBLE
 from flows.runs import crash_gone_runs, sign_run
 from pancrafter.census import take_census
 from pancrafter.ledger import open_ledger
+from pancrafter.states import State as SceneState
 from pancrafter.sweep import sweep as do_sweep
 
 
@@ -56,7 +57,7 @@ def sweep(settings: SettingsParameter) -> State[Any]:
 @flow(name="redrive", flow_run_name="redrive {settings.sink}")
 def redrive(
     settings: SettingsParameter,
-    states: tuple[str, ...] = ("dead", "held"),
+    states: tuple[SceneState, ...] = (SceneState.DEAD, SceneState.HELD),
     code: str | None = None,
     reason_contains: str | None = None,
 ) -> State[Any]:

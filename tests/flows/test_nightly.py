@@ -383,6 +383,19 @@ def test_nights_of_one_selection_do_not_hide_the_gap_of_another(tmp_path: Path) 
         assert ledger.last_look(everything.sink, everything.source) is not None, "of the whole source, as ever"
 
 
+def test_the_api_refuses_to_redrive_states_that_do_not_exist() -> None:
+    from prefect.utilities.callables import parameter_schema
+    from prefect.utilities.schema_tools.validation import ValidationError, validate
+
+    from flows.upkeep import redrive
+
+    schema = parameter_schema(redrive).model_dump_for_openapi()
+    for states in ({}, {"states": schema["properties"]["states"]["default"]}, {"states": ["refused"]}):
+        validate({"settings": {}, **states}, schema, raise_on_error=True)
+    with pytest.raises(ValidationError, match="'bogus' is not one of"):
+        validate({"settings": {}, "states": ["bogus"]}, schema, raise_on_error=True)
+
+
 @pytest.mark.usefixtures("prefect_server")
 @pytest.mark.parametrize("looked_at", [{}, {"collections": ("geoeye-1",)}], ids=["older version", "other choice"])
 def test_missed_nights_count_where_the_selection_has_changed(tmp_path: Path, looked_at: dict[str, object]) -> None:
