@@ -109,9 +109,13 @@ def has_room_for(collection: Json | None, item: Json) -> bool:
 
 
 def with_item_link(parent: Json, item: Json, up: str) -> Json:
-    """The collection or page with a link to the item; ``up`` leads to the collection's folder."""
-    if any(leads_to(link, item["id"]) for link in parent["links"]):
-        return parent
+    """The collection or page with a link to the item; ``up`` leads to the collection's folder.
+
+    Links that lead nowhere, as their ids hold ``#`` or ``?``, are left out: earlier versions wrote them.
+    """
+    links = [link for link in parent["links"] if link["rel"] != "item" or not {"#", "?"} & set(link["href"])]
+    if any(leads_to(link, item["id"]) for link in links):
+        return parent | {"links": links}
     link = {
         "rel": "item",
         "href": f"{up}{item['id']}/{item['id']}.json",
@@ -120,7 +124,7 @@ def with_item_link(parent: Json, item: Json, up: str) -> Json:
     }
     if SOURCE_FIELD in item["properties"]:
         link[SOURCE_FIELD] = item["properties"][SOURCE_FIELD]["item_id"]
-    return parent | {"links": [*parent["links"], link]}
+    return parent | {"links": [*links, link]}
 
 
 def without_item(parent: Json, item_id: str) -> Json:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -42,6 +43,9 @@ class Discovery(Record):
 
 NETWORK_STEPS = {"pan_detail": "put-back", "reprojection": "relative-mtf"}
 """What the engine makes of a network's result, in recipes: scenes made otherwise are made again once."""
+
+_NOT_IN_ADDRESSES = re.compile(r"[/#?;% ]")
+"""Other printable characters stay, as readers find files that are called so, and published addresses do not move."""
 
 
 def discover(settings: Settings, ledger: Ledger) -> Discovery:
@@ -192,10 +196,10 @@ def planned_recipe(scene: Scene, settings: Settings, contracts: Mapping[str, Sen
 def output_item_id(scene: Scene, recipe: Recipe) -> str:
     """The id that follows from source, fingerprint and recipe: the same pixels always get the same id.
 
-    It names files and folders, so it has no slash where the source's id has one; the hash tells ids apart all the same.
+    It is a part of addresses, so what ends or changes one is ``_`` in it; the hash tells ids apart all the same.
     """
     text = f"{scene.key}\n{scene.fingerprint}\n{recipe.digest}"
-    return f"{scene.item_id.replace('/', '_')}_psh-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
+    return f"{_NOT_IN_ADDRESSES.sub('_', scene.item_id)}_psh-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
 
 
 def output_collection_id(collection: str) -> str:

@@ -182,7 +182,7 @@ class _Folder(ObjectStore):
 
     def _place(self, name: str, fill: Callable[[Path], None]) -> None:
         target = self.root / name
-        draft = target.with_name(f".draft-{signature()}-{target.name}")
+        draft = target.with_name(f".draft-{signature()}")
         with self._named(name):
             target.parent.mkdir(parents=True, exist_ok=True)
             try:

@@ -28,8 +28,10 @@ if TYPE_CHECKING:
 UNCOLLECTED = "uncollected"
 """Collection name of items that name none."""
 
-MAX_ID_LENGTH = 200
+MAX_ID_BYTES = 200
 """File names end at 255 bytes, and output ids are longer than source ids."""
+
+_ENDS_OF_NAMES = frozenset("/#?;")
 
 PAN = "pan"
 """What PAN is called among the pieces of a `Part`."""
@@ -215,9 +217,15 @@ def digest_of(facts: object) -> str:
 def _malformed(item: pystac.Item) -> str | None:
     for what, name in (("id", item.id), ("collection", item.collection_id or UNCOLLECTED)):
         if not _is_plain_name(name):
-            return f"the {what} {name[:80]!r} cannot name a file; expected printable characters, no \\ and no .. in it"
-    if "/" in (item.collection_id or ""):
-        return f"the collection {item.collection_id!r} holds a slash; scenes are called collection/item, so none may"
+            return (
+                f"the {what} {name[:80]!r} cannot name a file; expected printable characters, no \\ and no .. in it, "
+                f"and at most {MAX_ID_BYTES} bytes"
+            )
+    if ends := sorted(_ENDS_OF_NAMES & set(item.collection_id or "")):
+        return (
+            f"the collection {item.collection_id!r} holds {ends[0]!r}, where the name of a scene or the address of a "
+            f"product would end; expected none of {' '.join(sorted(_ENDS_OF_NAMES))}; call the collection otherwise"
+        )
     if not isinstance(item.geometry, dict):
         return "the item has no geometry; expected a GeoJSON footprint"
     if _acquired(item) is None:
@@ -230,7 +238,8 @@ def _malformed(item: pystac.Item) -> str | None:
 def _is_plain_name(name: str) -> bool:
     """Whether a name may stand in messages and names of files; real ids of items do hold slashes."""
     parts = name.split("/")
-    return len(name) <= MAX_ID_LENGTH and name.isprintable() and "\\" not in name and not {"", ".", ".."} & set(parts)
+    plain = name.isprintable() and "\\" not in name and not {"", ".", ".."} & set(parts)
+    return plain and len(name.encode()) <= MAX_ID_BYTES
 
 
 def _of_unknown_sensor(item: pystac.Item, contracts: Mapping[str, SensorContract]) -> Refusal:

@@ -120,6 +120,11 @@ def test_ordinary_tools_open_it_even_after_moving(tmp_path: Path, assets: tuple[
     assert json.loads(Path(described.absolute_href).read_text())["x-prefix"] == "pancrafter:"
 
 
+def test_ids_may_be_as_long_as_names_of_files(tmp_path: Path, assets: tuple[AssetFile, ...]) -> None:
+    put(StaticSink(str(tmp_path)), assets, "S" * 250)
+    assert seen_by_reader(tmp_path) == ["S" * 250]
+
+
 def test_pystac_client_opens_it(tmp_path: Path, assets: tuple[AssetFile, ...]) -> None:
     import pystac_client
 

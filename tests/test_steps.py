@@ -14,6 +14,7 @@ import pystac
 import pytest
 import rasterio
 import rioxarray
+from listening import serving_files
 from rio_cogeo import cog_validate
 from small_archive import GSD_M, RATIO, add_scene, backdate, classical_contracts, settings_in, silent, write_raster
 
@@ -550,10 +551,10 @@ def test_full_disk_stops_the_run_and_loses_nothing(tmp_path: Path) -> None:
     assert outcome.verdict in {"published", "fallback"}
 
 
-# --- ids that hold slashes ------------------------------------------------------------------------------------------
+# --- ids that hold slashes, or characters that end an address -------------------------------------------------------
 
 
-def _slashed_source(root: Path, **changes: str) -> Settings:
+def _source_called(root: Path, **changes: str) -> Settings:
     """An archive of one scene whose item has other ids than its file is called after."""
     add_scene(root / "source", "S1", side_px=128)
     classical_contracts(root / "contracts")
@@ -563,7 +564,7 @@ def _slashed_source(root: Path, **changes: str) -> Settings:
 
 
 def test_item_whose_id_holds_a_slash_is_published_once(tmp_path: Path) -> None:
-    settings = _slashed_source(tmp_path, id="2025/S1")
+    settings = _source_called(tmp_path, id="2025/S1")
     assert [outcome.verdict for outcome in runs.run(settings, silent)] == ["published"]
     (item,) = StaticSink(settings.sink).items("geoeye-1-sharpened")
     assert item["id"].startswith("2025_S1_psh-")
@@ -575,7 +576,7 @@ def test_item_whose_id_holds_a_slash_is_published_once(tmp_path: Path) -> None:
 def test_item_that_was_published_under_an_id_with_a_slash_is_superseded_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings, make_id = _slashed_source(tmp_path, id="2025/S1"), discovery.output_item_id
+    settings, make_id = _source_called(tmp_path, id="2025/S1"), discovery.output_item_id
     with monkeypatch.context() as patch:  # as earlier versions called it
         patch.setattr(discovery, "output_item_id", lambda *given: make_id(*given).replace("2025_S1", "2025/S1"))
         runs.run(settings, silent)
@@ -590,12 +591,39 @@ def test_item_that_was_published_under_an_id_with_a_slash_is_superseded_once(
     assert take_census(settings, checksums=True).clean
 
 
-def test_collection_whose_id_holds_a_slash_is_refused(tmp_path: Path) -> None:
-    settings = _slashed_source(tmp_path, collection="org/geoeye-1")
+@pytest.mark.parametrize("collection", ["org/geoeye-1", "geo#eye-1", "geo?eye-1", "geo;eye-1"])
+def test_collection_whose_id_cannot_name_a_folder_is_refused(tmp_path: Path, collection: str) -> None:
+    settings = _source_called(tmp_path, collection=collection)
     (outcome,) = runs.run(settings, silent)
     assert outcome.verdict == "refused"
-    assert "the collection 'org/geoeye-1' holds a slash" in outcome.reason
+    assert f"the collection {collection!r} holds {collection[3]!r}" in outcome.reason
+    assert not Path(settings.sink).joinpath("catalog.json").exists()
     assert take_census(settings).clean
+
+
+def test_item_whose_id_would_end_an_address_is_found_by_any_reader(tmp_path: Path) -> None:
+    settings = _source_called(tmp_path, id="S1 #7?;%2F.é+(1)")
+    assert [outcome.verdict for outcome in runs.run(settings, silent)] == ["published"]
+    with serving_files(Path(settings.sink)) as url:
+        for place in (f"{settings.sink}/", url):
+            (item,) = pystac.Catalog.from_file(f"{place}catalog.json").get_items(recursive=True)
+            assert item.id.startswith("S1__7___2F.é+(1)_psh-")
+            assert item.properties["pancrafter:source"]["item_id"] == "S1 #7?;%2F.é+(1)"
+    assert not {" ", "%"} & set(str(item.assets["mask"].get_absolute_href()))  # GDAL and curl refuse a space
+    assert runs.run(settings, silent) == []
+
+
+def test_link_that_an_earlier_version_left_to_an_id_that_ends_an_address_goes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings, make_id = _source_called(tmp_path, id="S1#7"), discovery.output_item_id
+    with monkeypatch.context() as patch:
+        patch.setattr(discovery, "output_item_id", lambda *given: make_id(*given).replace("S1_7", "S1#7"))
+        with pytest.raises(PancrafterError, match="no link leads to"):
+            runs.run(settings, silent)
+    assert [outcome.verdict for outcome in runs.run(settings, silent)] == ["published"]
+    (item,) = pystac.Catalog.from_file(f"{settings.sink}/catalog.json").get_items(recursive=True)
+    assert item.id.startswith("S1_7_psh-")
 
 
 # --- the report page ------------------------------------------------------------------------------------------------
