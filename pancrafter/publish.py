@@ -13,10 +13,12 @@ from __future__ import annotations
 
 import json
 import posixpath
+import re
 import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +65,7 @@ from pancrafter.types import Json, Record
 from pancrafter.validation import own_schema_text, validate_document, validate_item
 
 _READERS = 8
+_ASSET_NAME = re.compile(r"(?P<key>.+)-[0-9a-f]{12}-[0-9a-f]{8}\.\w+")
 
 
 class Published(Record):
@@ -272,15 +275,22 @@ class StaticSink:
         return sorted(newest_first, key=lambda document: bool(document["properties"].get("deprecated")))
 
     def orphans(self, collection_id: str) -> tuple[str, ...]:
-        """Files of the collection that no item refers to: leftovers of dead attempts and replaced assets."""
-        referenced = {f"{collection_id}/collection.json"}
-        names = self.store.list_names(collection_id)
-        for name in names:
-            parts = name.split("/")
-            if len(parts) == 3 and parts[2] == f"{parts[1]}.json":
-                referenced |= {name, *self.files_of(collection_id, parts[1])}
-        unknown = set(names) - referenced
-        return tuple(sorted(name for name in unknown if not name.startswith(f"{collection_id}/{PAGES}/")))
+        """Files of the collection that no item refers to: leftovers of dead attempts and replaced assets.
+
+        An item with one file per asset is not read: an attempt, finished or not, puts a file for the same assets.
+        """
+        unknown: list[str] = []
+        for folder, names in groupby(self.store.list_names(collection_id), posixpath.dirname):
+            if folder == f"{collection_id}/{PAGES}":
+                continue
+            files, item_id = set(names), posixpath.basename(folder)
+            files.discard(f"{collection_id}/collection.json")
+            document = item_name(collection_id, item_id)
+            if document in files:
+                files.remove(document)
+                files -= files if _is_one_per_asset(files) else self.files_of(collection_id, item_id)
+            unknown += files
+        return tuple(sorted(unknown))
 
     def files_of(self, collection_id: str, item_id: str) -> frozenset[str]:
         """Names of the files that an item's document refers to; none if there is no document."""
@@ -536,6 +546,12 @@ def _asset_name(asset: AssetFile, document: Json) -> str:
     """``<key>-<version>-<checksum>.<suffix>``: other content never takes the name of a file that readers may hold."""
     version = document["properties"]["version"]
     return f"{asset.key}-{version}-{asset.checksum[4:12]}{Path(asset.path).suffix.lower()}"
+
+
+def _is_one_per_asset(names: Collection[str]) -> bool:
+    """Whether all are names that ``_asset_name`` makes, each for another asset."""
+    matched = [_ASSET_NAME.fullmatch(posixpath.basename(name)) for name in names]
+    return None not in matched and len({found["key"] for found in matched if found}) == len(names)
 
 
 class _FullMeanwhileError(Exception):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import posixpath
 import shutil
 import signal
 import threading
@@ -159,6 +160,27 @@ def test_replacing_keeps_created_and_old_files(
     orphans = sink.orphans(NAME)
     assert any("sharpened" in name for name in orphans)
     assert set(orphans) <= old_files | {name for name in tree(tmp_path) if "thumbnail" in name}
+
+
+def test_orphans_are_looked_for_in_no_more_items_than_may_have_some(
+    tmp_path: Path,
+    assets: tuple[AssetFile, ...],
+    other_assets: tuple[AssetFile, ...],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sink = StaticSink(str(tmp_path))
+    for name in ("whole", "replaced", "strange", "begun"):
+        put(sink, assets, name)
+    put(sink, other_assets, "replaced", made={"now": datetime(2025, 1, 1, tzinfo=UTC)})
+    (tmp_path / NAME / "strange" / "mask.tif.aux.xml").write_text("not ours")
+    (tmp_path / NAME / "begun" / "begun.json").unlink()
+    read = sink.store.read
+    asked: list[str] = []
+    monkeypatch.setattr(sink.store, "read", lambda name: asked.append(name) or read(name))
+    orphans = sink.orphans(NAME)
+    assert {posixpath.dirname(name).removeprefix(f"{NAME}/") for name in orphans} == {"replaced", "strange", "begun"}
+    assert not set(orphans) & (sink.files_of(NAME, "replaced") | sink.files_of(NAME, "strange"))
+    assert not [name for name in asked if "whole" in name or "begun" in name]
 
 
 def test_superseding(tmp_path: Path, assets: tuple[AssetFile, ...], other_assets: tuple[AssetFile, ...]) -> None:
