@@ -151,6 +151,18 @@ class ChangeFeed:
             if bbox is None or (change.bbox is not None and _touch(change.bbox, bbox)):
                 yield change
 
+    def newest(self, kind: Kind, since: datetime | None = None) -> tuple[int, Iterator[Change]]:
+        """How many events of a kind were announced since then, as the names tell, and these events, latest first.
+
+        An event is read when it is asked for; failures are those of ``events``.
+        """
+        first = _utc(since)
+        names: dict[str, str] = {}
+        for name, stamp, event_id in self._names(first, None):
+            if name.endswith(f"-{kind}-{event_id}.jsonl") and (first is None or stamp >= first):
+                names.setdefault(event_id, name)
+        return len(names), map(self._read, reversed(names.values()))
+
     def counts(self, since: datetime) -> dict[str, int]:
         """Events per type announced since then, from the names alone."""
         kinds = {

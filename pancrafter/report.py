@@ -7,14 +7,14 @@ that goes on from there. Pictures are the items' own assets, by relative address
 from __future__ import annotations
 
 import math
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from html import escape
 from typing import TYPE_CHECKING
 
 from pancrafter.catalog_links import TITLE, extent_box
-from pancrafter.changes import Change, ChangeFeed
+from pancrafter.changes import ChangeFeed
 from pancrafter.ledger import Ledger
 from pancrafter.states import State, Stuck
 from pancrafter.types import Json
@@ -73,15 +73,15 @@ def write_report(
         SinkError: The catalog cannot be read or the page not written.
         LedgerError: The ledger cannot be read.
     """
-    announced: deque[Change] = deque(maxlen=MOST_SHOWN)
-    published = 0
-    for change in ChangeFeed(sink.store).events(since):
-        if change.type == "new":
-            announced.append(change)
-            published += 1
-    shown = [sink.item(c.collection, c.item_id) for c in announced if sink.exists(c.collection, c.item_id)]
+    left_out, announced = ChangeFeed(sink.store).newest("new", since)
+    latest: dict[tuple[str, str], None] = {}  # an item that became current again was announced again
+    for change in announced:
+        latest[change.collection, change.item_id] = None
+        left_out -= 1
+        if len(latest) == MOST_SHOWN:
+            break
+    shown = [sink.item(*product) for product in reversed(latest) if sink.exists(*product)]
     stuck = Stuck() if ledger is None else ledger.stuck(sink.uri, _GOES_ON, since=since, limit=MOST_SHOWN)
-    left_out = published - len(announced)
     page = report_page(shown, stuck, since=since, stopped=stopped, left_out=left_out)
     sink.store.write(REPORT, page.encode(), "text/html")
     return sink.store.address(REPORT)
@@ -120,6 +120,7 @@ def _counts(items: Sequence[Json], stuck: Stuck, left_out: int) -> str:
     figures: list[tuple[object, str]] = [
         (len(items) + left_out, "published"),
         *((count, name + of) for name, count in verdicts.items() if name != "pass"),
+        *([(old, f"superseded since{of}")] if (old := sum(map(_is_superseded, items))) else []),
         *((count, _GOES_ON[state][0]) for state, count in stuck.counts.items()),
         (f"{sum(_mpx(item) for item in items):.1f}", f"Mpx{of}"),
         (f"{sum(cost.get('seconds', 0) for cost in costs) / 60:.1f}", f"minutes of work{of}"),
@@ -173,6 +174,7 @@ def _table(items: Sequence[Json]) -> str:
     rows = []
     for item in items:
         p, verdict = item["properties"], _verdict(item)
+        old = f" {_badge('superseded')}" if _is_superseded(item) else ""
         gate = p.get("pancrafter:gate", {})
         why = f"<br><small>{escape(gate.get('reason', ''))}</small>" if gate.get("reason") else ""
         cells = (
@@ -185,7 +187,7 @@ def _table(items: Sequence[Json]) -> str:
         numbers = "".join(f'<td class="n">{"-" if v is None else form.format(v)}</td>' for v, form in cells)
         rows.append(
             f'<tr><td><a href="{escape(_place(item))}">{escape(p["pancrafter:source"]["item_id"])}</a>{why}</td>'
-            f"<td>{escape(p['pancrafter:sensor'])}</td><td>{_badge(verdict)}</td>{numbers}</tr>"
+            f"<td>{escape(p['pancrafter:sensor'])}</td><td>{_badge(verdict)}{old}</td>{numbers}</tr>"
         )
     return _as_table(("scene", "sensor", "verdict"), rows, ("consistency ERGAS", "HQNR", "gain", "Mpx", "s"))
 
@@ -244,6 +246,10 @@ def _verdict(item: Json) -> str:
     properties = item["properties"]
     default = "fallback" if properties.get("pancrafter:fallback") else "pass"
     return str(properties.get("pancrafter:gate", {}).get("verdict", default))
+
+
+def _is_superseded(item: Json) -> bool:
+    return bool(item["properties"].get("deprecated"))
 
 
 def _place(item: Json) -> str:

@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
+import published_scene
 import pystac
 import pytest
 import rasterio
@@ -20,6 +21,7 @@ from small_archive import GSD_M, RATIO, add_scene, backdate, classical_contracts
 
 from pancrafter import discovery, runs, steps
 from pancrafter.access import Access
+from pancrafter.catalog_links import CollectionInfo
 from pancrafter.census import take_census
 from pancrafter.changes import ChangeFeed
 from pancrafter.compute import Compute
@@ -673,6 +675,31 @@ def test_report_page_says_of_how_many_products_its_sums_are(tmp_path: Path, monk
     write_report(StaticSink(settings.sink))
     assert "<b>2</b>published" in page.read_text()
     assert "</b>Mpx of the last 1</span>" in page.read_text()
+
+
+def test_report_page_has_each_product_once_and_says_which_is_old(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A scene whose recipe changed and changed back: its first product was announced twice."""
+    sink, assets = StaticSink(str(tmp_path / "sink")), published_scene.files(tmp_path / "files")
+    collection = CollectionInfo(id="wv3-sharpened", title="WorldView-3", description="Sharpened scenes.")
+    for year, name, older in ((2024, "a", None), (2025, "b", "a"), (2026, "a", "b")):
+        made = published_scene.item(assets, name, now=datetime(year, 6, 1, tzinfo=UTC))
+        steps.announce(sink, sink.publish(made, assets, collection=collection, supersedes=older))
+    page = Path(write_report(sink)).read_text()
+    assert "<b>2</b>published" in page
+    assert "<b>1</b>superseded" in page
+    rows = page.split("<tr>")
+    assert [(f"{name}/{name}.json" in row, "superseded" in row) for name, row in zip("ba", rows[-2:], strict=True)] == [
+        (True, True),
+        (True, False),
+    ]
+    read = sink.store.read
+    asked: list[str] = []
+    monkeypatch.setattr(sink.store, "read", lambda name: asked.append(name) or read(name))
+    monkeypatch.setattr("pancrafter.report.MOST_SHOWN", 1)
+    write_report(sink)
+    assert len([name for name in asked if name.startswith("changes/")]) == 1
 
 
 def test_report_page_lists_the_first_of_many_refusals_and_counts_all(tmp_path: Path) -> None:
