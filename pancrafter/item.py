@@ -203,7 +203,6 @@ def build_item(
     bands: Sequence[BandLike],
     assets: Sequence[AssetFile],
     cost: Cost,
-    version: str | None = None,
     fallback: bool = False,
     gate: Gate | None = None,
     model_link: dict[str, Any] | None = None,
@@ -223,7 +222,6 @@ def build_item(
         bands: One per band of the sharpened asset, in file order.
         assets: The finished files; ``sharpened`` must be among them.
         cost: Measured effort.
-        version: Version of the item; by default the first 12 characters of the recipe's digest.
         fallback: A classical result stands in for the network's.
         gate: What the quality gate said; by default that it passed.
         model_link: Link to the model item (``pancrafter.models.ensure_model``), for the network's results.
@@ -247,7 +245,7 @@ def build_item(
         "gsd": ground_sample_distance_m(grid),
         **_projection(grid),
         **_processing(staged, recipe, stamp),
-        "version": version or recipe.digest[:12],
+        "version": hashlib.sha256(f"{scene.fingerprint}\n{recipe.digest}".encode()).hexdigest()[:12],
         "pancrafter:sensor": scene.sensor,
         "pancrafter:method": recipe.method,
         "pancrafter:fallback": fallback,

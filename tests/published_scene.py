@@ -130,6 +130,8 @@ def files(folder: Path, seed: int = 0) -> tuple[AssetFile, ...]:
 
 def item(assets: tuple[AssetFile, ...], item_id: str = "S1-sharp", **changed: Any) -> pystac.Item:
     options = {
+        "staged": staged(),
+        "quality": QUALITY,
         "item_id": item_id,
         "collection_id": "wv3-sharpened",
         "recipe": recipe(),
@@ -138,4 +140,4 @@ def item(assets: tuple[AssetFile, ...], item_id: str = "S1-sharp", **changed: An
         "cost": Cost(seconds=12.5, mpx_per_s=0.4, device="cpu"),
         "now": datetime(2024, 6, 1, 12, tzinfo=UTC),
     }
-    return build_item(staged(), QUALITY, **(options | changed))
+    return build_item(**(options | changed))

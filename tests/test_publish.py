@@ -145,6 +145,17 @@ def test_again_changes_nothing(tmp_path: Path, assets: tuple[AssetFile, ...]) ->
     assert tree(tmp_path) == before
 
 
+def test_version_of_an_earlier_release_stays_with_its_files(tmp_path: Path, assets: tuple[AssetFile, ...]) -> None:
+    sink, made = StaticSink(str(tmp_path)), item(assets)
+    made.properties["version"] = recipe().digest[:12]
+    sink.publish(made, assets, collection=COLLECTION)
+    before = tree(tmp_path)
+    assert not put(sink, assets).changed
+    assert tree(tmp_path) == before
+    put(sink, assets, made={"recipe": recipe(method="gsa")})
+    assert sink.item(NAME, "S1-sharp")["properties"]["version"] != recipe().digest[:12]
+
+
 def test_replacing_keeps_created_and_old_files(
     tmp_path: Path, assets: tuple[AssetFile, ...], other_assets: tuple[AssetFile, ...]
 ) -> None:
