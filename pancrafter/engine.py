@@ -41,7 +41,7 @@ from pancrafter.metrics import PhaseYX, shift_reach_px
 from pancrafter.model import pan_detail, reprojection
 from pancrafter.model.conditions import Conditions, build_conditions, ms_at, unexplained_pan
 from pancrafter.model.config import CUBIC_REACH_MS_PX
-from pancrafter.model.devices import DeviceError, use_full_float32
+from pancrafter.model.devices import DeviceError, is_out_of_memory, resolve_device, use_full_float32
 from pancrafter.model.inference import MsNetwork, working_bytes
 from pancrafter.model.names import DEFAULT_WEIGHTS, SharpeningMethod, for_benchmark, require_weights, weights_sha256
 from pancrafter.model.weights import Checkpoint, load_checkpoint
@@ -142,14 +142,15 @@ class NetworkSharpener:
         """
         core = core or (slice(0, tile.pan.shape[0]), slice(0, tile.pan.shape[1]))
         made = _grown(core, self._margin_px(tile.ratio, tile.phases_yx), tile.ratio, tile.pan.shape)
-        conditions = self._conditions(tile)
-        groups = len(conditions.ms[0])
+        groups = len(tile.ms) // self.checkpoint.network.config.bands
         result = np.empty((len(tile.ms), *(part.stop - part.start for part in made)), np.float32)
         wanted = tuple(slice(a.start - b.start, a.stop - b.start) for a, b in zip(core, made, strict=True))
         at_once = groups if self.device.startswith("cuda") else 1
         try:
-            return self._run(tile, conditions, made, at_once, result)[:, *wanted]
-        except torch.OutOfMemoryError as err:
+            return self._run(tile, made, at_once, result)[:, *wanted]
+        except RuntimeError as err:
+            if not is_out_of_memory(err):
+                raise
             if at_once == 1:
                 raise self._no_memory(tile) from err
         torch.cuda.empty_cache()
@@ -158,8 +159,10 @@ class NetworkSharpener:
             stacklevel=2,
         )
         try:
-            return self._run(tile, conditions, made, 1, result)[:, *wanted]
-        except torch.OutOfMemoryError as err:
+            return self._run(tile, made, 1, result)[:, *wanted]
+        except RuntimeError as err:
+            if not is_out_of_memory(err):
+                raise
             raise self._no_memory(tile) from err
 
     def _no_memory(self, tile: Tile) -> DeviceError:
@@ -168,9 +171,9 @@ class NetworkSharpener:
             "smaller --block-px or --memory, or a device with more"
         )
 
-    def _run(self, tile: Tile, conditions: Conditions, made: Window, at_once: int, result: Floats) -> Floats:
+    def _run(self, tile: Tile, made: Window, at_once: int, result: Floats) -> Floats:
         """Fill ``result`` with the part ``made`` of the tile, so many band groups at a time."""
-        config = self.checkpoint.network.config
+        config, conditions = self.checkpoint.network.config, self._conditions(tile)
         region = (made[0].start, made[0].stop), (made[1].start, made[1].stop)
         given = conditions.ms[0].new_empty((len(conditions.ms[0]), config.head_channels, *result.shape[1:]))
         for first in range(0, len(given), at_once):
@@ -653,6 +656,7 @@ def build_sharpener(spec: SharpenerSpec) -> Sharpener:
 
     Raises:
         WeightsError: The weights cannot be loaded, are not those of the specification, or are for the benchmark.
+        DeviceError: This process cannot use the device.
     """
     torch.set_num_threads(1 if spec.fusion is not None else spec.threads)
     keep_freed_memory()
@@ -673,7 +677,8 @@ def _built(spec: SharpenerSpec) -> Sharpener:
             "pancrafter reproduce): scenes have other DN ranges and another place of MS on PAN; choose "
             f"{DEFAULT_WEIGHTS}, or weights trained on pairs or simulated scenes"
         )
-    return NetworkSharpener(checkpoint, spec.device, spec.precision, spec.injection, spec.relative_mtf)
+    device = resolve_device(spec.device)  # of this worker
+    return NetworkSharpener(checkpoint, device, spec.precision, spec.injection, spec.relative_mtf)
 
 
 def to_unit(values: torch.Tensor, ranges: Sequence[ValueRange]) -> torch.Tensor:

@@ -23,6 +23,7 @@ from staged_scenes import observed, overlap
 from test_pair import write_pair, write_tif
 from typer.testing import CliRunner
 
+from pancrafter import engine
 from pancrafter.cli import app
 from pancrafter.model.inference import MsNetwork
 
@@ -141,13 +142,26 @@ def test_a_budget_without_room_for_a_window_says_what_is_needed(tmp_path: Path, 
     refused(result, tmp_path, "memory of 300 MiB is too small", "MiB with the program; allow at least that")
 
 
-def test_a_device_without_memory_for_one_band_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("place", "name"),
+    [(MsNetwork, "__call__"), (engine, "build_conditions"), (engine, "unexplained_pan")],
+)
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    ],
+)
+def test_a_device_without_memory_for_one_band_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: Any, name: str, error: RuntimeError
+) -> None:
     """Taking the bands one by one is tried first where they went together (``test_engine``)."""
 
     def full(*_: Any) -> torch.Tensor:
-        raise torch.OutOfMemoryError("CUDA out of memory")
+        raise error
 
-    monkeypatch.setattr(MsNetwork, "__call__", full)
+    monkeypatch.setattr(place, name, full)
     pan, ms = write_pair(tmp_path)
     refused(sharpen(pan, ms), tmp_path, "has no memory for a tile of", "one band group at a time", "--block-px")
 

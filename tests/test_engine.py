@@ -38,6 +38,7 @@ from pancrafter.engine import (
 from pancrafter.errors import WeightsError
 from pancrafter.model import reprojection
 from pancrafter.model.conditions import build_conditions
+from pancrafter.model.devices import DeviceError
 from pancrafter.model.names import weights_sha256
 from pancrafter.model.weights import Checkpoint, load_checkpoint, save_checkpoint
 from pancrafter.resample import Mtf
@@ -858,6 +859,15 @@ def test_weights_of_the_benchmark_sharpen_no_scene(tmp_path: Path) -> None:
     save_checkpoint(path, random_network(1), {"config": {"pancollection": {"train": ["train_gf2.h5"]}}})
     with pytest.raises(WeightsError, match=r"gf2\.safetensors was trained on PanCollection.*choose open-compact, or"):
         build_sharpener(SharpenerSpec(weights=str(path), weights_sha256=weights_sha256(str(path))))
+
+
+def test_a_worker_without_the_device_is_no_fault_of_the_scene() -> None:
+    spec = SharpenerSpec(weights="open-compact", weights_sha256=weights_sha256("open-compact"), device="cuda:99")
+    with pytest.raises(
+        DeviceError, match=r"device 'cuda:99' cannot be used here \(.*\); expected auto, cpu, cuda"
+    ) as it:
+        build_sharpener(spec)
+    assert it.value.kind == "system"
 
 
 def test_sharpening_again_writes_the_same_dn(tmp_path: Path) -> None:

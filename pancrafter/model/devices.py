@@ -11,7 +11,7 @@ from pancrafter.heap import keep_freed_memory
 
 
 class DeviceError(PancrafterError):
-    """The wanted device is not there."""
+    """The wanted device is not there, or its memory is full."""
 
     kind: ClassVar[ErrorKind] = "system"
 
@@ -30,6 +30,11 @@ def resolve_device(name: str) -> str:
         said = (str(err) or type(err).__name__).splitlines()[0]
         raise DeviceError(f"device {name!r} cannot be used here ({said}); expected auto, cpu, cuda or cuda:N") from err
     return name
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether torch says that a device's memory is full; what it says for cuBLAS and cuDNN has no type of its own."""
+    return isinstance(error, torch.OutOfMemoryError) or "STATUS_ALLOC_FAILED" in str(error)
 
 
 def use_full_float32() -> None:
