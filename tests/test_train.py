@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import shutil
 import struct
 import sys
@@ -47,9 +48,18 @@ from pancrafter.training.images import (
     simulate_image,
     training_image,
 )
-from pancrafter.training.loop import Run, _steps, batch_loss, learning_rate, train
+from pancrafter.training.loop import Run, _steps, batch_loss, learning_rate, loaders_for, train
 from pancrafter.training.record import MadeFrom, MetricsLog
-from pancrafter.training.samples import Sample, acquire, batches, draw_batch, draw_patch, draw_sample, normalise
+from pancrafter.training.samples import (
+    Sample,
+    _Batches,
+    acquire,
+    batches,
+    draw_batch,
+    draw_patch,
+    draw_sample,
+    normalise,
+)
 from pancrafter.training.validation import patch_ergas, sharpen_arrays, validation_ergas
 from pancrafter.types import ValueRange
 
@@ -700,6 +710,25 @@ def test_resumed_run_equals_the_unbroken_run(tmp_path: Path, pairs: Path) -> Non
     # A finished run is left as it is.
     train(path, tmp_path / "unbroken")
     assert torch.load(tmp_path / "unbroken" / "state.pt", weights_only=True)["step"] == 6
+
+
+def test_loaders_share_the_pixels_they_cut_from(pairs: Path) -> None:
+    """What they draw is tested with the resumed run, here what each of them is sent and what all of them map."""
+    images = [image(0), load_pair(pairs / "P_0.npz")]
+    frame, sizes, file = _Batches(images, config())._written
+    assert sum(sizes) == sum(i.pan.nbytes + i.truth.nbytes for i in images) == os.fstat(file.fileno()).st_size
+    assert len(frame) < 10_000 < sum(sizes)
+
+
+@pytest.mark.parametrize(
+    ("device", "usable", "loaders"), [("cpu", 8, 0), ("cuda", 1, 1), ("cuda", 3, 2), ("cuda", 64, 4)]
+)
+def test_a_gpu_gets_a_few_of_the_cores_that_may_be_used(
+    monkeypatch: pytest.MonkeyPatch, device: str, usable: int, loaders: int
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(usable)))
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    assert loaders_for(device) == loaders
 
 
 def test_a_step_whose_state_was_not_kept_is_not_in_the_table(tmp_path: Path, pairs: Path) -> None:

@@ -25,7 +25,7 @@ def train(
     device: DeviceOption = "auto",
     loaders: Annotated[
         int | None,
-        typer.Option("--loaders", min=0, help="Processes that prepare batches; default: 0, or all cores but one."),
+        typer.Option("--loaders", min=0, help="Processes that prepare batches; default: 0, for a GPU up to 4."),
     ] = None,
 ) -> None:
     """Train the network; run it again on the same folder to continue."""

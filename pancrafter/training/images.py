@@ -50,7 +50,9 @@ def training_image(name: str, pan: Floats, truth: Floats) -> TrainingImage:
     phase, gain = ((ratio - 1) / 2,) * 2, GENERIC_MTF_GAIN
     ms = np.stack([degrade(band, (height // ratio, width // ratio), ratio, phase, gain) for band in truth])
     injection = fit_injection(injection_sums(pan, ms, ratio, (phase,) * len(ms), gain))
-    return TrainingImage(name, pan, truth, value_range(pan), tuple(value_range(band) for band in truth), injection)
+    ranges = value_range(pan), tuple(value_range(band) for band in truth)
+    # in one piece, as loaders share it (samples.batches)
+    return TrainingImage(name, np.ascontiguousarray(pan), np.ascontiguousarray(truth), *ranges, injection)
 
 
 def load_pair(path: Path) -> TrainingImage:

@@ -6,7 +6,6 @@ import copy
 import json
 import logging
 import math
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -214,8 +213,7 @@ def train(config_path: Path, folder: Path, *, device: str = "cpu", loaders: int 
         config_path: A ``TrainConfig`` as YAML.
         folder: Where the run lives.
         device: ``cpu`` or ``cuda``.
-        loaders: Processes that prepare batches; by default none on the CPU and, for a GPU, all cores but one. They do
-            not change what is trained.
+        loaders: Processes that prepare batches; by default as ``loaders_for`` says. They do not change what is trained.
 
     Returns:
         The checkpoint with the best validation ERGAS.
@@ -271,9 +269,15 @@ def train(config_path: Path, folder: Path, *, device: str = "cpu", loaders: int 
     return best
 
 
+MOST_LOADERS = 4
+"""One core prepares a batch of training/open-quality.yaml in 0.06 s, all of its 16,000 in 16 minutes."""
+
+
 def loaders_for(device: str) -> int:
-    """A GPU waits for one core that cuts, blurs and turns patches; a CPU has no core to spare."""
-    return 0 if device == "cpu" else max(1, (os.cpu_count() or 1) - 1)
+    """A GPU waits for a core that cuts, blurs and turns patches, so a few do; a CPU has no core to spare."""
+    from pancrafter.cli.shared import usable_cores
+
+    return 0 if device == "cpu" else max(1, min(MOST_LOADERS, usable_cores() - 1))
 
 
 def _require_finite(value: float, name: str, run: Run) -> None:

@@ -6,9 +6,16 @@ Everything random about step ``k`` comes from ``(seed, k)``, so a resumed run se
 from __future__ import annotations
 
 import math
+import mmap
+import os
+import pickle
+import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from itertools import accumulate
+from multiprocessing.reduction import DupFd
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -223,13 +230,35 @@ def draw_batch(images: TrainingData, config: TrainConfig, step: int) -> tuple[in
 
 
 class _Batches(Dataset[tuple[int, list[Sample]]]):
-    """The batch of every step by its number."""
+    """The batch of every step by its number; processes that it is sent to share one copy of the pixels."""
 
     def __init__(self, images: TrainingData, config: TrainConfig) -> None:
         self._images, self._config = images, config
 
     def __getitem__(self, step: int) -> tuple[int, list[Sample]]:
         return draw_batch(self._images, self._config, step)
+
+    @cached_property
+    def _written(self) -> tuple[bytes, list[int], BinaryIO]:
+        """All but the arrays, pickled; their sizes, bytes; and a file without a name that holds them."""
+        arrays: list[pickle.PickleBuffer] = []
+        frame = pickle.dumps((self._images, self._config), protocol=5, buffer_callback=arrays.append)
+        file = tempfile.TemporaryFile()  # noqa: SIM115  # open as long as processes may be started
+        sizes = [file.write(array.raw()) for array in arrays]
+        file.flush()
+        return frame, sizes, file
+
+    def __getstate__(self) -> tuple[bytes, list[int], Any]:  # Any: a descriptor on its way
+        frame, sizes, file = self._written
+        return frame, sizes, DupFd(file.fileno())
+
+    def __setstate__(self, state: tuple[bytes, list[int], Any]) -> None:
+        frame, sizes, descriptor = state
+        with os.fdopen(descriptor.detach(), "rb") as file:
+            pixels = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY))
+        ends = list(accumulate(sizes))
+        arrays = [pixels[end - size : end] for size, end in zip(sizes, ends, strict=True)]
+        self._images, self._config = pickle.loads(frame, buffers=arrays)  # noqa: S301  # our own
 
 
 def batches(images: TrainingData, config: TrainConfig, first: int, loaders: int) -> Iterator[tuple[int, list[Sample]]]:
