@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING
 from pancrafter import killpoints
 from pancrafter.errors import SourceError
 from pancrafter.ledger import Ledger, batches
-from pancrafter.model.names import planned_sha256
-from pancrafter.models import model_name
+from pancrafter.model.names import model_name, planned_sha256
 from pancrafter.processes import is_gone
 from pancrafter.sensors import SensorContract, contracts_of
 from pancrafter.settings import Settings

@@ -15,7 +15,15 @@ from typing import TYPE_CHECKING, NamedTuple
 from pydantic import Field
 
 from pancrafter.errors import WeightsError
-from pancrafter.model.names import for_benchmark, require_weights, shipped_weights, weights_path, weights_sha256
+from pancrafter.model.names import (
+    for_benchmark,
+    model_name,
+    require_weights,
+    shipped_weights,
+    weights_path,
+    weights_sha256,
+    without_folders,
+)
 from pancrafter.types import Json, Record
 
 if TYPE_CHECKING:
@@ -55,11 +63,6 @@ class Product(Record):
 def model_item_id(name: str, sha256: str) -> str:
     """Id of a model item: name and the start of the weights' hash, so that retrained weights are another item."""
     return f"{re.sub(r'[^A-Za-z0-9._-]+', '-', name)}-{sha256[:10]}"
-
-
-def model_name(name_or_path: str) -> str:
-    """What weights are called in items: the shipped name, or that of the file, without folders."""
-    return Path(name_or_path).name.removesuffix(".safetensors")
 
 
 def ensure_model(sink: StaticSink, recipe: Recipe, name_or_path: str) -> Json | None:
@@ -223,7 +226,7 @@ def _header(path: Path) -> Mapping[str, str]:
 
 
 def _mlm(name: str, network: Json, training: Json, header: Mapping[str, str]) -> Json:
-    bands = int(network.get("bands", 1))
+    bands, settings = int(network.get("bands", 1)), _training_settings(training)
     size = [-1, bands, _TILE_PX, _TILE_PX]
     axes = ["batch", "channel", "height", "width"]
     contract = _benchmark_contract(training) if for_benchmark(training) else _scene_contract(bands, training)
@@ -235,7 +238,7 @@ def _mlm(name: str, network: Json, training: Json, header: Mapping[str, str]) ->
         "mlm:total_parameters": int(header["parameters"]),
         "mlm:memory_size": 4 * int(header["parameters"]),
         "mlm:pretrained": True,
-        "mlm:pretrained_source": training.get("config", {}).get("start"),
+        "mlm:pretrained_source": settings["training"].get("start"),
         "mlm:accelerator_constrained": False,
         "mlm:input": [
             {
@@ -259,7 +262,7 @@ def _mlm(name: str, network: Json, training: Json, header: Mapping[str, str]) ->
                 "result": {"shape": size, "dim_order": axes, "data_type": "float32"},
             }
         ],
-        "mlm:hyperparameters": {"network": network, **_training_settings(training)},
+        "mlm:hyperparameters": {"network": network, **settings},
     }
 
 
@@ -302,8 +305,9 @@ def _benchmark_contract(training: Json) -> _Contract:
 
 
 def _training_settings(training: Json) -> Json:
-    """What the trainer was told and reached; where its files lay on somebody's disk is left out."""
-    config = {k: v for k, v in training.get("config", {}).items() if k not in {"pairs_dir", "network"}}
+    """What the trainer was told, with hashes of the weights that it was given, and what it reached."""
+    config = {k: v for k, v in without_folders(training.get("config", {})).items() if k != "network"}
+    config |= {key: training[key] for key in ("start_sha256", "mean_with_sha256") if training.get(key)}
     measured = {key: training[key] for key in ("ergas", "ergas_cubic", "step") if key in training}
     return {"training": config, "validation": measured}
 

@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from pancrafter.errors import ErrorKind, PancrafterError
-from pancrafter.models import model_name
+from pancrafter.model.names import model_name
 from pancrafter.publish import StaticSink
 from pancrafter.settings import Bbox, Moment, Settings, WorkSettings
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,27 @@ def test_weights_of_the_benchmark_say_what_they_are_for(
     assert f"The bands of {sensor} in PanCollection ({names}), ratio 4, MS pixel i at PAN index 4 i + 2" in ms
     assert "nothing is put back. For the benchmark's tables only" in result
     assert not any("percentile" in words or "any wavelength" in words for words in (pan, ms, result))
+
+
+def test_where_files_lay_on_the_trainers_disk_is_left_out(tmp_path: Path) -> None:
+    """Also of weights whose record was written before it left that out itself."""
+    config = {
+        "start": "/home/me/my weights/first.safetensors",
+        "mean_with": "open-compact",
+        "pairs_dir": "/home/me/pairs",
+        "pancollection": {"train": ["/home/me/train_gf2.h5"], "validation": ["/home/me/valid_gf2.h5"], "sensor": None},
+    }
+    path = tmp_path / "tuned.safetensors"
+    save_checkpoint(path, random_network(bands=4), {"config": config, "start_sha256": "ab", "mean_with_sha256": None})
+    properties = build_model_item(str(path))[0].properties
+    assert properties["mlm:pretrained_source"] == "first"
+    assert properties["mlm:hyperparameters"]["training"] == {
+        "start": "first",
+        "mean_with": "open-compact",
+        "pancollection": {"train": ["train_gf2.h5"], "validation": ["valid_gf2.h5"], "sensor": None},
+        "start_sha256": "ab",
+    }
+    assert "/home/me" not in json.dumps(properties)
 
 
 def test_weights_of_several_bands_take_those_they_learned(tmp_path: Path) -> None:

@@ -768,6 +768,8 @@ def test_fine_tuning_starts_from_the_given_weights(tmp_path: Path, pairs: Path) 
         assert (tuned[key] - value).abs().max() < 1e-6, key
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     assert record["images"] == ["P_0", "P_9"]  # what the weights were taught before counts as well
+    assert record["config"]["start"] == "start"
+    assert str(tmp_path) not in json.dumps(load_checkpoint(str(tmp_path / "run" / "best.safetensors")).training)
     assert record["data_sha256"]["P_9.npz"] == "ab"
     assert record["data_sha256"]["P_0.npz"] == hashlib.sha256((pairs / "P_0.npz").read_bytes()).hexdigest()
     wider = {**TINY, "injected_detail": True}

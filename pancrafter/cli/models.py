@@ -41,8 +41,8 @@ def models_list(*, sink: SinkOption = None, as_json: JsonOption = False) -> None
     settings = settings_from(sink=sink)
     if sink is not None:
         require_catalog(settings)
-    from pancrafter.model.names import shipped_weights
-    from pancrafter.models import MODELS, model_name
+    from pancrafter.model.names import model_name, shipped_weights
+    from pancrafter.models import MODELS
     from pancrafter.publish import StaticSink
 
     catalog = StaticSink(settings.sink)

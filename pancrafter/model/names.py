@@ -42,6 +42,21 @@ def weights_path(name_or_path: str) -> Path:
     return path
 
 
+def model_name(name_or_path: str) -> str:
+    """What weights are called in items: the shipped name, or that of the file, without folders."""
+    return Path(name_or_path).name.removesuffix(".safetensors")
+
+
+def without_folders(config: Mapping[str, Any]) -> dict[str, Any]:  # Any: parsed JSON
+    """A training configuration that names weights and files, but not where they lie on somebody's disk."""
+    told = {key: value for key, value in config.items() if key != "pairs_dir"}
+    told |= {key: model_name(told[key]) for key in ("start", "mean_with") if told.get(key)}
+    if patches := told.get("pancollection"):
+        files = {key: [Path(file).name for file in patches[key]] for key in ("train", "validation") if key in patches}
+        told["pancollection"] = {**patches, **files}
+    return told
+
+
 def weights_sha256(name_or_path: str) -> str:
     """SHA-256 of the weights file, hex.
 

@@ -12,7 +12,7 @@ from typing import Any, Self
 
 import torch
 
-from pancrafter.model.names import weights_sha256
+from pancrafter.model.names import weights_sha256, without_folders
 from pancrafter.model.weights import load_checkpoint
 from pancrafter.pancollection import Patches
 from pancrafter.training.config import TrainConfig
@@ -82,6 +82,7 @@ def provenance(
         "images": list(dict.fromkeys(chain(names[0], *(training.get("images", ()) for training in before)))),
         "validation": names[1],
         **made_from.model_dump(mode="json"),
+        "config": without_folders(config.model_dump(mode="json")),
         "data_sha256": dict(ChainMap(made_from.data_sha256, *(t.get("data_sha256", {}) for t in before))),
         "commit": code_commit(),
         "version": code_version(),
