@@ -32,6 +32,7 @@ from pancrafter.errors import InvalidSceneError, PancrafterError, WeightsError
 from pancrafter.evaluate import network_method
 from pancrafter.metrics import ergas
 from pancrafter.model.config import NetworkConfig
+from pancrafter.model.names import file_sha256
 from pancrafter.model.network import PanCrafter
 from pancrafter.model.weights import load_checkpoint, save_checkpoint
 from pancrafter.pairs import read_pair, value_range
@@ -436,6 +437,25 @@ def test_validation_is_never_trained_on(pairs: Path) -> None:
     for one in trained:
         for other in held:
             assert one.pan.shape != other.pan.shape or not np.array_equal(one.pan, other.pan)
+
+
+def test_no_copy_of_what_is_trained_on_is_validated_on(tmp_path: Path, pairs: Path) -> None:
+    """Neither in the same run nor where the weights that it starts from, or is averaged with, learned it."""
+    given: dict[str, Any] = {"pairs_dir": str(pairs), "train_pairs": ["P_0"], "validation_pairs": ["P_2"], "steps": 1}
+    taught = {"P_9.npz": file_sha256(pairs / "P_2.npz"), "P_9.json": "ab"}
+    before = tmp_path / "before.safetensors"
+    save_checkpoint(
+        before, random_network(5, attention="bottleneck"), {"images": ["P_9", "simulated-0"], "data_sha256": taught}
+    )
+    for field in ("start", "mean_with"):
+        with pytest.raises(
+            InvalidSceneError, match=r"^P_2\.npz: to validate on, and the weights of start or mean_with"
+        ):
+            train(write_config(tmp_path, **given, **{field: str(before)}), tmp_path / "run")
+    shutil.copy(pairs / "P_0.npz", pairs / "P_2.npz")
+    with pytest.raises(InvalidSceneError, match=r"^P_2\.npz: to validate on, and the same file is to train on"):
+        train(write_config(tmp_path, **given), tmp_path / "run")
+    assert not list(tmp_path.glob("run/*.safetensors"))
 
 
 def test_no_seed_trains_on_what_another_validates_on(tmp_path: Path) -> None:
@@ -1087,11 +1107,16 @@ def test_benchmark_score_passes_over_patches_with_an_empty_band() -> None:
     [
         ({"network": TINY | {"bands": 8}}, "network.bands is 8, the files have: train_gf2.h5 4"),
         ({"pancollection": {"train": ["gone_gf2.h5"], "validation": ["train_gf2.h5"]}}, "gone_gf2.h5: not a readable"),
+        (
+            {"pancollection": {"train": ["train_gf2.h5", "valid_gf2.h5"], "validation": ["valid_gf2.h5"]}},
+            "valid_gf2.h5: to validate on, and the same file is to train on",
+        ),
     ],
 )
 def test_benchmark_configurations_that_cannot_work(tmp_path: Path, change: dict[str, Any], problem: str) -> None:
-    write_benchmark(tmp_path, "train_gf2.h5", 2, 1)
-    data = {"train": ["train_gf2.h5"], "validation": ["train_gf2.h5"]}
+    for seed, name in enumerate(("train_gf2.h5", "valid_gf2.h5")):
+        write_benchmark(tmp_path, name, 2, seed)
+    data = {"train": ["train_gf2.h5"], "validation": ["valid_gf2.h5"]}
     path = write_config(tmp_path, **({"network": TINY | {"bands": 4}, "pancollection": data} | change))
     with pytest.raises(PancrafterError, match=problem):
         train(path, tmp_path / "run")

@@ -160,15 +160,24 @@ def data_hashes(config: TrainConfig, base: Path) -> dict[str, str]:
     """SHA-256 (hex) of every file that is trained or validated on; simulated scenes follow from the seed.
 
     Raises:
-        InvalidSceneError: No pair is meant by the patterns, or a file cannot be read.
+        InvalidSceneError: No pair is meant by the patterns, a file cannot be read, or one is for both.
     """
-    files = [file for paths in _pair_files(config, base) for path in paths for file in files_of(path)]
+    train, validation = _pair_files(config, base)
+    beside = [file for path in (*train, *validation) for file in files_of(path)[1:]]
     if config.pancollection is not None:
-        files += [(base / f).resolve() for f in (*config.pancollection.train, *config.pancollection.validation)]
+        train += [(base / file).resolve() for file in config.pancollection.train]
+        validation += [(base / file).resolve() for file in config.pancollection.validation]
     try:
-        return {path.name: file_sha256(path) for path in files}
+        hashes = {path: file_sha256(path) for path in (*train, *validation, *beside)}
     except OSError as err:
         raise InvalidSceneError(f"{err.filename}: not a readable file ({err.strerror}); mend its path") from err
+    taught = {hashes[path] for path in train}
+    if both := [path.name for path in validation if hashes[path] in taught]:
+        raise InvalidSceneError(
+            f"{', '.join(both)}: to validate on, and the same file is to train on, so the best step would be chosen by "
+            "what was learned; name other files"
+        )
+    return {path.name: sha256 for path, sha256 in hashes.items()}
 
 
 def load_images(config: TrainConfig, base: Path) -> tuple[list[TrainingImage], list[TrainingImage]]:

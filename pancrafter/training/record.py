@@ -5,15 +5,17 @@ from __future__ import annotations
 import csv
 import time
 from collections import ChainMap
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from itertools import chain
 from pathlib import Path
 from typing import Any, Self
 
 import torch
 
+from pancrafter.errors import InvalidSceneError
 from pancrafter.model.names import weights_sha256, without_folders
 from pancrafter.model.weights import load_checkpoint
+from pancrafter.pair_files import pair_name
 from pancrafter.pancollection import Patches
 from pancrafter.training.config import TrainConfig
 from pancrafter.training.images import TrainingData, data_hashes
@@ -74,10 +76,21 @@ def _leaves(values: dict[str, Any], above: str = "") -> dict[str, Any]:
 def provenance(
     made_from: MadeFrom, images: TrainingData, validation: TrainingData
 ) -> dict[str, Any]:  # Any: plain JSON
-    """Where a run's weights come from: configuration, seed, code and data, that of the weights before included."""
+    """Where a run's weights come from: configuration, seed, code and data, that of the weights before included.
+
+    Raises:
+        InvalidSceneError: The weights before were trained on what this run validates on.
+    """
     config = made_from.config
     before = [load_checkpoint(name).training for name in (config.start, config.mean_with) if name is not None]
     names = [[d.name] if isinstance(d, Patches) else [image.name for image in d] for d in (images, validation)]
+    taught = {sha256 for t in before for sha256 in _files(t.get("images", ()), t.get("data_sha256", {})).values()}
+    held_out = _files(names[1], made_from.data_sha256)
+    if known := [file for file, sha256 in held_out.items() if sha256 in taught]:
+        raise InvalidSceneError(
+            f"{', '.join(known)}: to validate on, and the weights of start or mean_with were trained on it, so the "
+            "best step would be chosen by what was learned; name other files"
+        )
     return {
         "images": list(dict.fromkeys(chain(names[0], *(training.get("images", ()) for training in before)))),
         "validation": names[1],
@@ -87,6 +100,16 @@ def provenance(
         "commit": code_commit(),
         "version": code_version(),
         "torch": str(torch.__version__),
+    }
+
+
+def _files(images: Iterable[str], sha256: Mapping[str, str]) -> dict[str, str]:
+    """Of the hashes of files by name those that hold the pixels of some pairs, or patches, by name."""
+    names = {part for image in images for part in image.split("+")}
+    return {
+        file: found
+        for file, found in sha256.items()
+        if not file.endswith(".json") and not names.isdisjoint((file, pair_name(Path(file))))
     }
 
 
