@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 import operator
+import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache, partial, reduce
 from typing import Protocol, TypeVar
 
@@ -41,7 +42,7 @@ from pancrafter.metrics import PhaseYX, shift_reach_px
 from pancrafter.model import pan_detail, reprojection
 from pancrafter.model.conditions import Conditions, build_conditions, ms_at, unexplained_pan
 from pancrafter.model.config import CUBIC_REACH_MS_PX
-from pancrafter.model.devices import DeviceError, is_out_of_memory, resolve_device, use_full_float32
+from pancrafter.model.devices import DeviceError, free_bytes, is_out_of_memory, resolve_device, use_full_float32
 from pancrafter.model.inference import MsNetwork, working_bytes
 from pancrafter.model.names import DEFAULT_WEIGHTS, SharpeningMethod, for_benchmark, require_weights, weights_sha256
 from pancrafter.model.weights import Checkpoint, load_checkpoint
@@ -101,6 +102,8 @@ class NetworkSharpener:
     precision: str = "float32"
     injection: InjectionConstants | None = None
     relative_mtf: tuple[Mtf, ...] | None = None
+    _most_at_once: int = field(default=sys.maxsize, init=False, repr=False)
+    """Band groups, once more of them did not fit on the device."""
 
     def __post_init__(self) -> None:
         """Make ``float32`` mean it, on whatever worker this is."""
@@ -138,38 +141,35 @@ class NetworkSharpener:
         """Sharpen one tile.
 
         On the CPU band groups run one after the other, so memory does not grow with the band count; CUDA takes all at
-        once, or one at a time where its memory does not hold them.
+        once, or half as many, again and again, where its memory does not hold them: what it held the next call takes.
         """
         core = core or (slice(0, tile.pan.shape[0]), slice(0, tile.pan.shape[1]))
         made = _grown(core, self._margin_px(tile.ratio, tile.phases_yx), tile.ratio, tile.pan.shape)
-        groups = len(tile.ms) // self.checkpoint.network.config.bands
         result = np.empty((len(tile.ms), *(part.stop - part.start for part in made)), np.float32)
         wanted = tuple(slice(a.start - b.start, a.stop - b.start) for a, b in zip(core, made, strict=True))
-        at_once = groups if self.device.startswith("cuda") else 1
-        try:
-            return self._run(tile, made, at_once, result)[:, *wanted]
-        except RuntimeError as err:
-            if not is_out_of_memory(err):
-                raise
-            if at_once == 1:
-                raise self._no_memory(tile) from err
-        torch.cuda.empty_cache()
-        warnings.warn(
-            f"{self.device} has no memory for {groups} band groups of {tile.pan.shape} px at once: one after the other",
-            stacklevel=2,
-        )
-        try:
-            return self._run(tile, made, 1, result)[:, *wanted]
-        except RuntimeError as err:
-            if not is_out_of_memory(err):
-                raise
-            raise self._no_memory(tile) from err
+        while True:
+            at_once = min(self._groups_at_once(len(tile.ms)), self._most_at_once)
+            try:
+                return self._run(tile, made, at_once, result)[:, *wanted]
+            except RuntimeError as err:
+                if not is_out_of_memory(err):
+                    raise
+                if at_once == 1:
+                    raise DeviceError(
+                        f"{self.device} has no memory for a tile of {tile.pan.shape} px, one band group at a time; "
+                        "choose a smaller --block-px, or a device with more"
+                    ) from err
+            torch.cuda.empty_cache()
+            warnings.warn(
+                f"{self.device} has no memory for {at_once} band groups of {tile.pan.shape} px at once: "
+                f"{at_once // 2} from here on",
+                stacklevel=2,
+            )
+            object.__setattr__(self, "_most_at_once", at_once // 2)
 
-    def _no_memory(self, tile: Tile) -> DeviceError:
-        return DeviceError(
-            f"{self.device} has no memory for a tile of {tile.pan.shape} px, one band group at a time; choose a "
-            "smaller --block-px or --memory, or a device with more"
-        )
+    def _groups_at_once(self, bands: int) -> int:
+        """How many band groups one pass takes, as long as its device holds them."""
+        return bands // self.checkpoint.network.config.bands if self.device.startswith("cuda") else 1
 
     def _run(self, tile: Tile, made: Window, at_once: int, result: Floats) -> Floats:
         """Fill ``result`` with the part ``made`` of the tile, so many band groups at a time."""
@@ -263,12 +263,29 @@ class NetworkSharpener:
         return self if self.relative_mtf is None else replace(self, relative_mtf=tuple(map(Mtf.of, mtfs)))
 
     def working_bytes(self, tile_px: int, core_px: int, bands: int) -> int:
-        """The network's maps and inputs, what it gives of all bands, and what is made of that around the core."""
-        margin = self._margin_px(_WIDEST_RATIO, [((_WIDEST_RATIO - 1) / 2,) * 2])
-        made_px, config = min(tile_px, (math.isqrt(core_px) + 2 * margin) ** 2), self.checkpoint.network.config
+        """What is made around the core, and of this machine's memory what ``device_bytes`` says or CUDA gives back."""
+        made = 4 * bands * self._made_px(tile_px, core_px)
+        working = made if self.device.startswith("cuda") else self.device_bytes(tile_px, core_px, bands)
+        return working + made - 4 * bands * core_px
+
+    def device_bytes(self, tile_px: int, core_px: int, bands: int) -> int:
+        """The network's maps and inputs, and what it gives of all bands, with as many at once as the device takes."""
+        made_px, config = self._made_px(tile_px, core_px), self.checkpoint.network.config
         given = 4 * made_px * bands * config.head_channels // config.bands
-        network = working_bytes(config, PRECISIONS[self.precision], tile_px, made_px, bands)
-        return network + given + 4 * bands * (made_px - core_px)
+        groups, dtype = self._groups_at_once(bands), PRECISIONS[self.precision]
+        return working_bytes(config, dtype, tile_px, made_px, bands, groups) + given
+
+    def fits_device(self, tile_px: int, core_px: int, bands: int) -> bool:
+        """Whether the device has room for ``device_bytes``; the CPU's is this machine's, which has a budget."""
+        if not self.device.startswith("cuda"):
+            return True
+        values = self._groups_at_once(bands) * self.checkpoint.network.config.width * tile_px
+        return values <= _MOST_VALUES and self.device_bytes(tile_px, core_px, bands) <= free_bytes(self.device)
+
+    def _made_px(self, tile_px: int, core_px: int) -> int:
+        """The core with the margin that what is put back needs."""
+        margin = self._margin_px(_WIDEST_RATIO, [((_WIDEST_RATIO - 1) / 2,) * 2])
+        return min(tile_px, (math.isqrt(core_px) + 2 * margin) ** 2)
 
     @cached_property
     def _network(self) -> MsNetwork:
@@ -322,6 +339,9 @@ class NetworkSharpener:
 
 
 _WIDEST_RATIO = 4
+
+_MOST_VALUES = 2**31
+"""Of a map on CUDA: cuDNN counts in 32 bits, and what torch does with larger ones has not been tried here."""
 
 
 def _grown(core: Window, margin: int, ratio: int, shape_yx: tuple[int, ...]) -> Window:

@@ -17,7 +17,7 @@ from typing import ClassVar, TypeVar
 import numpy as np
 
 from pancrafter.cog import CACHE_BYTES
-from pancrafter.engine import Sharpener
+from pancrafter.engine import NetworkSharpener, Sharpener
 from pancrafter.errors import ErrorKind, PancrafterError
 from pancrafter.pyramid import neighbours_together
 from pancrafter.store import Pixels, Window, cut_windows
@@ -77,10 +77,15 @@ class Layout:
         return cls(bands, staged.grid.ratio, longest, sharpener.halo_px(staged), adapting)
 
 
+def _pixels(layout: Layout, window_px: int) -> tuple[int, int]:
+    """Of a window of an edge with its halo, and without."""
+    edge = min(window_px, layout.longest_px)
+    return (edge + 2 * layout.halo_px + 8) ** 2, edge**2
+
+
 def window_bytes(sharpener: Sharpener, layout: Layout, window_px: int) -> int:
     """Memory that windows of an edge take at most while one is read, one sharpened and one written."""
-    edge = min(window_px, layout.longest_px)
-    core, tile = edge**2, (edge + 2 * layout.halo_px + 8) ** 2
+    tile, core = _pixels(layout, window_px)
     read = (_LOOK_AHEAD + 2) * (tile * 4 * (1 + layout.bands / layout.ratio**2) + core)
     written = (_LOOK_AHEAD + 3) * core * (2 * layout.bands + 1) + 2 * core * 4 * layout.bands
     return int(read + written) + sharpener.working_bytes(tile, core, layout.bands)
@@ -93,14 +98,21 @@ def needed_bytes(sharpener: Sharpener, layout: Layout, window_px: int) -> int:
 
 
 def choose_window_px(sharpener: Sharpener, layout: Layout, memory_bytes: int) -> int:
-    """The largest edge whose windows fit into a memory budget beside the program.
+    """The largest edge whose windows fit into a memory budget beside the program, and onto the network's device.
+
+    Where not even the smallest fits onto the device it is tried all the same, fewer bands at a time.
 
     Raises:
-        MemoryBudgetError: Not even the smallest fits.
+        MemoryBudgetError: Not even the smallest fits into the budget.
     """
-    for window_px in WINDOW_PX:
-        if needed_bytes(sharpener, layout, window_px) <= memory_bytes:
+    fitting = [window_px for window_px in WINDOW_PX if needed_bytes(sharpener, layout, window_px) <= memory_bytes]
+    for window_px in fitting:
+        if not isinstance(sharpener, NetworkSharpener) or sharpener.fits_device(
+            *_pixels(layout, window_px), layout.bands
+        ):
             return window_px
+    if fitting:
+        return fitting[-1]
     least = needed_bytes(sharpener, layout, WINDOW_PX[-1])
     raise MemoryBudgetError(
         f"memory of {memory_bytes / 2**20:.0f} MiB is too small: a window of {WINDOW_PX[-1]} px with its halo, "

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from networks import random_checkpoint
 from staged_scenes import observed, overlap, stage_arrays
 
+from pancrafter import engine
 from pancrafter.classical import PairInput
 from pancrafter.classical import sharpen as sharpen_classically
 from pancrafter.cog import CACHE_BYTES
@@ -123,6 +124,24 @@ def test_adapting_leaves_less_room() -> None:
     adapting = replace(LARGE, adapting=True)
     assert needed_bytes(SHIPPED, adapting, 512) == needed_bytes(SHIPPED, LARGE, 512) + ADAPTING_BYTES
     assert choose_window_px(SHIPPED, adapting, GIB) < choose_window_px(SHIPPED, LARGE, GIB)
+
+
+def test_windows_of_a_gpu_are_those_its_own_memory_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All bands at once; the budget counts what this machine holds of them."""
+    on_gpu = NetworkSharpener(SHIPPED.checkpoint, "cuda:pretended")
+    free = [0]
+    monkeypatch.setattr(engine, "free_bytes", lambda device: free[0])
+    chosen = []
+    for free[0] in (1, GIB, 4 * GIB, 64 * GIB):
+        chosen.append(choose_window_px(on_gpu, LARGE, 2 * GIB))
+    assert chosen[0] == WINDOW_PX[-1]
+    assert chosen == sorted(set(chosen))
+    assert chosen[-1] > choose_window_px(SHIPPED, LARGE, 2 * GIB)
+    one, all_four = (s.device_bytes(1200**2, 1000**2, 4) for s in (SHIPPED, on_gpu))
+    assert 3 * one < all_four < 4 * one
+    assert on_gpu.working_bytes(1200**2, 1000**2, 4) < SHIPPED.working_bytes(1200**2, 1000**2, 4) / 4
+    with pytest.raises(MemoryBudgetError):
+        choose_window_px(on_gpu, LARGE, GIB // 2)
 
 
 def test_a_window_that_is_asked_for_must_fit() -> None:

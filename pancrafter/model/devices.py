@@ -32,6 +32,12 @@ def resolve_device(name: str) -> str:
     return name
 
 
+def free_bytes(device: str) -> int:
+    """Memory of a CUDA device that this process can have: what nobody has, and what torch keeps for reuse."""
+    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + kept
+
+
 def is_out_of_memory(error: RuntimeError) -> bool:
     """Whether torch says that a device's memory is full; what it says for cuBLAS and cuDNN has no type of its own."""
     return isinstance(error, torch.OutOfMemoryError) or "STATUS_ALLOC_FAILED" in str(error)

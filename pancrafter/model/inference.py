@@ -176,8 +176,10 @@ class MsNetwork:
         return out
 
 
-def working_bytes(config: NetworkConfig, dtype: torch.dtype, tile_px: int, core_px: int, bands: int) -> int:
-    """Memory of one pass of a ``MsNetwork`` over one sample, and of the conditions of all bands: an upper estimate.
+def working_bytes(
+    config: NetworkConfig, dtype: torch.dtype, tile_px: int, core_px: int, bands: int, samples: int = 1
+) -> int:
+    """Memory of one pass of a ``MsNetwork`` over samples, and of the conditions of all bands: an upper estimate.
 
     Beside the first skip (on the core) there are either seven maps at half resolution, twice as wide two of them,
     or those of a strip.
@@ -186,7 +188,7 @@ def working_bytes(config: NetworkConfig, dtype: torch.dtype, tile_px: int, core_
     half, strip = 7 * tile_px // 4, 7 * min(STRIP_PX, tile_px)
     conditions = 4 * tile_px * (bands * (2 if config.injected_detail else 1) + 2) * 1.4
     made = 4 * core_px * config.head_channels
-    return int(feature * (core_px + tile_px // 2 + max(half, strip)) + conditions + made)
+    return int(samples * (feature * (core_px + tile_px // 2 + max(half, strip)) + made) + conditions)
 
 
 # --- stages ---------------------------------------------------------------------------------------------------------
