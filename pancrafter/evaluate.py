@@ -55,7 +55,7 @@ class ReferenceScores(Record):
     sam_deg: float
     q2n: float
     scc: float
-    psnr_db: float
+    psnr_db: float | None = Field(description="None where result and truth are identical: no number says that.")
     ssim: float
 
 
@@ -304,12 +304,13 @@ def _reduced_scores(
 
 def reference_scores(truth: Pixels, result: Pixels, ratio: int, dn_max: float) -> ReferenceScores:
     """All indices against a truth of the same shape, (band, y, x)."""
+    psnr_db = metrics.psnr(truth, result, dn_max)
     return ReferenceScores(
         ergas=metrics.ergas(truth, result, ratio),
         sam_deg=metrics.sam_deg(truth, result),
         q2n=metrics.q2n(truth, result),
         scc=metrics.scc(truth, result),
-        psnr_db=metrics.psnr(truth, result, dn_max),
+        psnr_db=psnr_db if math.isfinite(psnr_db) else None,
         ssim=metrics.ssim(truth, result, dn_max),
     )
 

@@ -200,6 +200,6 @@ def deviations(result: Evaluation, score: str, method: str = NETWORK) -> float |
         getattr(section[method], score)
         for report in result.pairs
         for section in (report.reduced or {}, report.full or {})
-        if method in section and hasattr(section[method], score)
+        if method in section and getattr(section[method], score, None) is not None
     ]
     return float(np.std(values, ddof=1)) if len(values) > 1 else None
