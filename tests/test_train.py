@@ -32,6 +32,7 @@ from pancrafter.errors import InvalidSceneError, PancrafterError, WeightsError
 from pancrafter.evaluate import network_method
 from pancrafter.metrics import ergas
 from pancrafter.model.config import NetworkConfig
+from pancrafter.model.devices import DeviceError
 from pancrafter.model.names import file_sha256
 from pancrafter.model.network import PanCrafter
 from pancrafter.model.weights import load_checkpoint, save_checkpoint
@@ -40,6 +41,7 @@ from pancrafter.pancollection import SENSORS, BenchmarkSensor, Patches, rebuild_
 from pancrafter.resample import Mtf, degrade, mtf_sigma, upsample
 from pancrafter.sensors import load_contracts
 from pancrafter.sharpness import combine, sharpness
+from pancrafter.training import loop
 from pancrafter.training.config import Augmentation, TrainConfig, read_config
 from pancrafter.training.images import (
     TrainingImage,
@@ -773,6 +775,22 @@ def test_infinite_loss_stops_and_keeps_the_last_good_state(tmp_path: Path, pairs
         train(path, tmp_path / "run")
     assert {name: (tmp_path / "run" / name).read_bytes() for name in good} == good
     assert torch.load(tmp_path / "run" / "state.pt", weights_only=True)["step"] == 2
+
+
+def test_a_device_without_memory_for_a_step_says_what_is_kept(
+    tmp_path: Path, pairs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.20 GiB")
+
+    chosen = {"pairs_dir": str(pairs), "train_pairs": ["P_0"], "validation_pairs": ["P_2"], "validate_every": 2}
+    train(write_config(tmp_path, steps=2, **chosen), tmp_path / "run")
+    monkeypatch.setattr(loop, "batch_loss", full)
+    with pytest.raises(
+        DeviceError,
+        match=r"cpu has no memory for step 3 \(CUDA out .* \(of step 2\), to go on .* lower batch or patch_px",
+    ):
+        train(write_config(tmp_path, steps=4, **chosen), tmp_path / "run")
 
 
 def test_fine_tuning_starts_from_the_given_weights(tmp_path: Path, pairs: Path) -> None:

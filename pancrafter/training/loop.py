@@ -7,6 +7,7 @@ import json
 import logging
 import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 from pancrafter.errors import PancrafterError, SinkError, WeightsError
 from pancrafter.heap import keep_freed_memory
 from pancrafter.model.conditions import build_conditions
-from pancrafter.model.devices import use_full_float32
+from pancrafter.model.devices import DeviceError, is_out_of_memory, use_full_float32
 from pancrafter.model.network import MS_MODE, PAN_MODE, PanCrafter
 from pancrafter.model.reprojection import BLUR_RADIUS_MS_PX, reprojected
 from pancrafter.model.weights import load_checkpoint, save_checkpoint
@@ -158,6 +159,11 @@ class Run:
     best: float = math.inf
     saved_step: int | None = None
 
+    @property
+    def kept(self) -> str:
+        """Of which step the state in the folder is, in words."""
+        return "nothing was saved yet" if self.saved_step is None else f"of step {self.saved_step}"
+
     def save(self) -> None:
         """Write the resumable state; the file appears only when whole."""
         partial = self.folder / "state.partial"
@@ -221,6 +227,7 @@ def train(config_path: Path, folder: Path, *, device: str = "cpu", loaders: int 
     Raises:
         PancrafterError: The configuration or an image is not usable, the folder holds a run made from something else,
             or the loss is no longer finite; the last good state stays in the folder.
+        DeviceError: The device's memory does not hold a step.
         SinkError: The folder cannot be made.
     """
     keep_freed_memory()
@@ -252,7 +259,7 @@ def train(config_path: Path, folder: Path, *, device: str = "cpu", loaders: int 
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
     )
-    with Progress(*columns) as progress, MetricsLog(folder, run.step) as log:
+    with _full_memory_is_named(run, device), Progress(*columns) as progress, MetricsLog(folder, run.step) as log:
         bar = progress.add_task("", total=config.steps, completed=run.step, note="")
         for loss in _steps(run, batches(images, config, run.step, loaders), config, device):
             progress.update(bar, completed=run.step)
@@ -280,11 +287,29 @@ def loaders_for(device: str) -> int:
     return 0 if device == "cpu" else max(1, min(MOST_LOADERS, usable_cores() - 1))
 
 
+@contextmanager
+def _full_memory_is_named(run: Run, device: str) -> Iterator[None]:
+    """Say what to do where a device does not hold a step, or a validation.
+
+    Raises:
+        DeviceError: It does not.
+    """
+    try:
+        yield
+    except RuntimeError as err:
+        if not is_out_of_memory(err):
+            raise
+        raise DeviceError(
+            f"{device} has no memory for step {run.step + 1} ({str(err).splitlines()[0]}); the last state is in "
+            f"{run.folder} ({run.kept}), to go on with more memory; or lower batch or patch_px, and begin in another "
+            "folder"
+        ) from err
+
+
 def _require_finite(value: float, name: str, run: Run) -> None:
     if not math.isfinite(value):
-        kept = "nothing was saved yet" if run.saved_step is None else f"of step {run.saved_step}"
         raise PancrafterError(
-            f"{name} is {value} at step {run.step}; the last good state is in {run.folder} ({kept}); lower "
+            f"{name} is {value} at step {run.step}; the last good state is in {run.folder} ({run.kept}); lower "
             "learning_rate"
         )
 
