@@ -732,6 +732,9 @@ def test_resumed_run_equals_the_unbroken_run(tmp_path: Path, pairs: Path) -> Non
     # A finished run is left as it is.
     train(path, tmp_path / "unbroken")
     assert torch.load(tmp_path / "unbroken" / "state.pt", weights_only=True)["step"] == 6
+    best.unlink()
+    with pytest.raises(PancrafterError, match=r"best\.safetensors is not there, and all 6 steps are done"):
+        train(path, tmp_path / "unbroken")
 
 
 def test_loaders_share_the_pixels_they_cut_from(pairs: Path) -> None:

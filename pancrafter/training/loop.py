@@ -242,6 +242,11 @@ def train(config_path: Path, folder: Path, *, device: str = "cpu", loaders: int 
     run = Run(folder, network, optimiser, made_from)
     run.restore()
     if run.step >= config.steps:
+        if not best.is_file():
+            raise PancrafterError(
+                f"{best} is not there, and all {run.step} steps are done: only the last one's state is kept; put the "
+                "file back, raise steps, or train in another folder"
+            )
         return best
     try:
         folder.mkdir(parents=True, exist_ok=True)
