@@ -436,7 +436,7 @@ def roofline(setting: Setting) -> Measure:
         **stages,
     }
     if device.startswith("cuda"):
-        details["device_peak_mib"] = torch.cuda.max_memory_allocated() / 2**20
+        details["device_peak_mib"] = torch.cuda.max_memory_allocated(device) / 2**20
     return measure.model_copy(update={"details": details})
 
 
@@ -538,7 +538,7 @@ def _settle(device: str) -> None:
     if device.startswith("cuda"):
         import torch
 
-        torch.cuda.synchronize()
+        torch.cuda.synchronize(device)
 
 
 def _cpu_s() -> float:

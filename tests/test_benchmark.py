@@ -46,6 +46,14 @@ def test_work_shorter_than_a_tick_of_the_system_clock_has_a_rate() -> None:
     assert measure.mpx_per_cpu_s > 100
 
 
+def test_the_gpu_that_is_measured_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    waited: list[str | None] = []
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device=None: waited.append(device))
+    for device in ("cuda:1", "cpu"):
+        benchmark._settle(device)
+    assert waited == ["cuda:1"]
+
+
 def test_cpu_time_of_other_programs_counts() -> None:
     before = benchmark._cpu_s()
     busy = "import time\nwhile time.process_time() < 0.2: pass"
