@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from pydantic import Field
 
 from pancrafter.errors import WeightsError
+from pancrafter.model.config import NetworkConfig
 from pancrafter.model.names import (
     for_benchmark,
     model_name,
@@ -226,10 +227,8 @@ def _header(path: Path) -> Mapping[str, str]:
 
 
 def _mlm(name: str, network: Json, training: Json, header: Mapping[str, str]) -> Json:
-    bands, settings = int(network.get("bands", 1)), _training_settings(training)
-    size = [-1, bands, _TILE_PX, _TILE_PX]
-    axes = ["batch", "channel", "height", "width"]
-    contract = _benchmark_contract(training) if for_benchmark(training) else _scene_contract(bands, training)
+    config, settings = NetworkConfig.model_validate(network), _training_settings(training)
+    contract = _benchmark_contract(training) if for_benchmark(training) else _scene_contract(config, training)
     return {
         "mlm:name": name,
         "mlm:architecture": "PAN-Crafter",
@@ -241,29 +240,26 @@ def _mlm(name: str, network: Json, training: Json, header: Mapping[str, str]) ->
         "mlm:pretrained_source": settings["training"].get("start"),
         "mlm:accelerator_constrained": False,
         "mlm:input": [
-            {
-                "name": "pan",
-                "bands": [],
-                "description": f"Panchromatic band on its own grid, {contract.scaling}.",
-                "input": {"shape": [-1, 1, _TILE_PX, _TILE_PX], "dim_order": axes, "data_type": "float32"},
-            },
-            {
-                "name": "ms",
-                "bands": [],
-                "description": f"{contract.ms}; {contract.scaling}.",
-                "input": {"shape": [-1, bands, -1, -1], "dim_order": axes, "data_type": "float32"},
-            },
+            {"name": given, "bands": [], "description": f"{words}.", "input": _tensor(*shape)}
+            for given, words, shape in _inputs(config, contract)
         ],
         "mlm:output": [
             {
                 "name": "sharpened",
                 "tasks": ["super-resolution"],
-                "description": f"The bands on the PAN grid, scaled back to their own DN{contract.afterwards}.",
-                "result": {"shape": size, "dim_order": axes, "data_type": "float32"},
+                "description": f"The bands on the PAN grid{contract.shares}, scaled back to their own "
+                f"DN{contract.afterwards}.",
+                "result": _tensor(config.head_channels, _TILE_PX, _TILE_PX),
             }
         ],
         "mlm:hyperparameters": {"network": network, **settings},
     }
+
+
+def _tensor(channels: int, *size: int) -> Json:
+    """Float32 of any number of samples, of a size (y, x) or, without one, one number per channel."""
+    axes = ["batch", "channel", "height", "width"][: 2 + len(size)]
+    return {"shape": [-1, channels, *size], "dim_order": axes, "data_type": "float32"}
 
 
 class _Contract(NamedTuple):
@@ -272,22 +268,48 @@ class _Contract(NamedTuple):
     scaling: str
     ms: str
     afterwards: str
+    shares: str = ""
 
 
-def _scene_contract(bands: int, training: Json) -> _Contract:
+def _inputs(config: NetworkConfig, contract: _Contract) -> Iterator[tuple[str, str, tuple[int, ...]]]:
+    """What the network is given: name, in words, and channels with their size; high-pass PAN is PAN less low-pass."""
+    tile = (_TILE_PX, _TILE_PX)
+    yield "pan", f"Panchromatic band on its own grid, {contract.scaling}", (1, *tile)
+    yield "ms", f"{contract.ms}; {contract.scaling}", (config.bands, -1, -1)
+    if config.split_pan:
+        blur = "the scene's MS is, mean of the bands" if config.matched_lowpass else "a Gaussian MTF says"
+        yield "lowpass_pan", f"PAN as blurred as {blur}", (1, *tile)
+    if config.injected_detail:
+        words = "What each band would take from PAN by Gram-Schmidt adaptive, fitted on the scene, in the units of ms"
+        yield "injected_detail", words, (config.bands, *tile)
+    if config.told_uncertainty:
+        yield "uncertainty", "How uncertain shift, MTF and DN are: 1 as at full resolution, 0 exact", (1,)
+
+
+def _scene_contract(config: NetworkConfig, training: Json) -> _Contract:
     ratios = sorted(int(ratio) for ratio in (training.get("config") or {}).get("ratios", ()))
     known = f"trained at ratio {', '.join(map(str, ratios))}" if ratios else "ratio of training not recorded"
     which = (
         "One multispectral band of any wavelength, the others follow one after the other"
-        if bands == 1
-        else f"{bands} multispectral bands at once, which and in the order that the weights were trained with"
+        if config.bands == 1
+        else f"{config.bands} multispectral bands at once, which and in the order that the weights were trained with"
     )
     return _Contract(
         scaling="2 (DN - low) / (high - low) - 1 with low and high the 1st and 99th percentile of the scene",
         ms=f"{which}; {known}, at a stated phase against PAN",
-        afterwards="; what the sensor's MTF would make of them is then brought into agreement with the MS input (one "
-        "step of back-projection)",
+        afterwards=("; what their mix misses of PAN's fine detail is put back" if config.injected_detail else "")
+        + "; what the sensor's MTF would make of them is then brought into agreement with the MS input "
+        f"({_FOLLOWING_MS[config.weighs_ms]})",
+        shares=("", " and a share for each", " and two shares for each")[config.weighs_ms],
     )
+
+
+_FOLLOWING_MS = (
+    "one step of back-projection",
+    "one step of back-projection, and the share of what that leaves",
+    "one step of back-projection, the first share of what that leaves, the second of what four more would add",
+)
+"""By ``weighs_ms``."""
 
 
 def _benchmark_contract(training: Json) -> _Contract:

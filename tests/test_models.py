@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from pancrafter.models import build_model_item
 def words_of(weights: str) -> tuple[str, str, str]:
     """How the item of some weights describes PAN, MS and result."""
     properties = build_model_item(weights)[0].properties
-    pan, ms = (entry["description"] for entry in properties["mlm:input"])
+    pan, ms = (entry["description"] for entry in properties["mlm:input"][:2])
     return pan, ms, properties["mlm:output"][0]["description"]
 
 
@@ -46,6 +47,34 @@ def test_weights_of_the_benchmark_say_what_they_are_for(
     assert f"The bands of {sensor} in PanCollection ({names}), ratio 4, MS pixel i at PAN index 4 i + 2" in ms
     assert "nothing is put back. For the benchmark's tables only" in result
     assert not any("percentile" in words or "any wavelength" in words for words in (pan, ms, result))
+
+
+@pytest.mark.parametrize(
+    ("parts", "inputs", "result", "agreement"),
+    [
+        ({}, {"lowpass_pan": 1}, 2, r"brought into agreement with the MS input \(one step of back-projection\)\."),
+        ({"split_pan": False, "weighs_ms": 1}, {}, 4, "and the share of what that leaves"),
+        (
+            {"injected_detail": True, "matched_lowpass": True, "told_uncertainty": True, "weighs_ms": 2},
+            {"lowpass_pan": 1, "injected_detail": 2, "uncertainty": 1},
+            6,
+            "PAN's fine detail is put back; .* the second of what four more would add",
+        ),
+    ],
+)
+def test_inputs_and_outputs_are_those_of_the_network(
+    tmp_path: Path, parts: dict[str, Any], inputs: dict[str, int], result: int, agreement: str
+) -> None:
+    """High-pass PAN is the one input of the stem that follows from two others."""
+    network, path = random_network(bands=2, **parts), tmp_path / "two.safetensors"
+    save_checkpoint(path, network, {})
+    properties = build_model_item(str(path))[0].properties
+    given = {entry["name"]: entry["input"]["shape"][1] for entry in properties["mlm:input"]}
+    assert given == {"pan": 1, "ms": 2, **inputs}
+    assert network.config.stem_channels == sum(given.values()) + network.config.split_pan
+    (output,) = properties["mlm:output"]
+    assert output["result"]["shape"][1] == result == network.config.head_channels
+    assert re.search(agreement, output["description"])
 
 
 def test_where_files_lay_on_the_trainers_disk_is_left_out(tmp_path: Path) -> None:
