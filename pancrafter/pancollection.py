@@ -223,6 +223,8 @@ def _check(path: Path, arrays: dict[str, Floats], sensor: BenchmarkSensor) -> No
             f"{path}: pan is {pan.shape} and ms {ms.shape}; expected (n, 1, 4y, 4x) and (n, {len(sensor.bands)}, y, x) "
             f"of {sensor.contract}; give --sensor if it is another one"
         )
+    if not len(ms):
+        raise InvalidSceneError(f"{path}: holds no patches, pan is {pan.shape}; fetch the file again, or leave it out")
     if "gt" in arrays and arrays["gt"].shape != (*ms.shape[:2], *pan.shape[1:]):
         raise InvalidSceneError(f"{path}: gt is {arrays['gt'].shape}, expected {(*ms.shape[:2], *pan.shape[1:])}")
     for name, values in arrays.items():

@@ -156,6 +156,7 @@ def test_which_files_are_meant(tmp_path: Path) -> None:
         ({"ms": np.full((3, 4, 16, 16), 2000.0)}, "above the ceiling 1023"),
         ({"pan": np.full((3, 1, 64, 64), 0.5)}, "pan lies between 0 and 1"),
         ({"gt": None}, "holds no gt"),
+        ({name: values[:0] for name, values in content(1).items()}, r"holds no patches, pan is \(0, 64, 64\)"),
     ],
 )
 def test_files_that_contradict_themselves_are_refused(
