@@ -728,6 +728,8 @@ def test_resumed_run_equals_the_unbroken_run(tmp_path: Path, pairs: Path) -> Non
     assert checkpoint.training["config"]["seed"] == 2025
     rows = [row.split(",") for row in (tmp_path / "unbroken" / "metrics.csv").read_text().splitlines()]
     assert [row[0] for row in rows] == ["3", "6"]
+    gone_on = (tmp_path / "resumed" / "metrics.csv").read_text().split(",")
+    assert (gone_on[0], gone_on[2]) == (rows[1][0], rows[1][2])  # step and loss
     assert min(float(row[3]) for row in rows) == pytest.approx(checkpoint.training["ergas"], abs=1e-4)
     # A finished run is left as it is.
     train(path, tmp_path / "unbroken")

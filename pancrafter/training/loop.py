@@ -8,7 +8,7 @@ import logging
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -158,6 +158,8 @@ class Run:
     step: int = 0
     best: float = math.inf
     saved_step: int | None = None
+    recent: list[float] = field(default_factory=list)
+    """Losses of the last hundred steps."""
 
     @property
     def kept(self) -> str:
@@ -173,6 +175,7 @@ class Run:
                 "optimiser": self.optimiser.state_dict(),
                 "step": self.step,
                 "best": self.best,
+                "recent": self.recent,
                 "made_from": self.made_from.model_dump(mode="json"),
             },
             partial,
@@ -194,7 +197,7 @@ class Run:
             self._require_same_origin(path, state)
             self.network.load_state_dict(state["network"])
             self.optimiser.load_state_dict(state["optimiser"])
-            self.step, self.best = state["step"], state["best"]
+            self.step, self.best, self.recent = state["step"], state["best"], state.get("recent", [])
             self.saved_step = self.step
         except (AttributeError, EOFError, LookupError, RuntimeError, TypeError, ValueError, UnpicklingError) as err:
             raise PancrafterError(
@@ -321,7 +324,6 @@ def _require_finite(value: float, name: str, run: Run) -> None:
 
 def _steps(run: Run, prepared: Iterator[tuple[int, list[Sample]]], config: TrainConfig, device: str) -> Iterator[float]:
     """Optimise until the last step, yielding the mean loss of the last hundred steps."""
-    recent: list[float] = []
     run.network.train()
     for ratio, samples in prepared:
         for group in run.optimiser.param_groups:
@@ -335,5 +337,5 @@ def _steps(run: Run, prepared: Iterator[tuple[int, list[Sample]]], config: Train
         _require_finite(float(norm), "gradient norm", run)
         run.optimiser.step()
         run.step += 1
-        recent = [*recent[-99:], value]
-        yield float(np.mean(recent))
+        run.recent = [*run.recent[-99:], value]
+        yield float(np.mean(run.recent))
