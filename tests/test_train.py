@@ -898,6 +898,16 @@ def test_sharpening_arrays_takes_bands_in_groups() -> None:
 # --- configuration --------------------------------------------------------------------------------------------------
 
 
+def test_weights_lie_where_the_configuration_does(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    given = {"start": "../tuned.safetensors", "mean_with": str(tmp_path / "other.safetensors")}
+    found = read_config(write_config(tmp_path / "elsewhere", **given))
+    assert found.start is not None
+    assert Path(found.start).resolve() == tmp_path / "tuned.safetensors"
+    assert found.mean_with == given["mean_with"]
+    assert read_config(write_config(tmp_path, start="open-compact")).start == "open-compact"
+
+
 @pytest.mark.parametrize(
     ("content", "problem"),
     [

@@ -10,6 +10,7 @@ from pydantic import Field, PositiveFloat, field_validator, model_validator
 
 from pancrafter.errors import PancrafterError
 from pancrafter.model.config import NetworkConfig
+from pancrafter.model.names import shipped_weights
 from pancrafter.types import Record
 
 
@@ -85,11 +86,14 @@ class TrainConfig(Record):
     """One training run."""
 
     network: NetworkConfig
-    start: str | None = Field(default=None, description="Weights to fine-tune, by name or path; None starts afresh.")
+    start: str | None = Field(
+        default=None,
+        description="Weights to fine-tune, by name or by path relative to the config file; None starts afresh.",
+    )
     mean_with: str | None = Field(
         default=None,
-        description="Weights of the same network, by name or path, that the trained ones come from: what is validated "
-        "and kept is the mean of both (Wortsman et al. 2022, Robust fine-tuning of zero-shot models).",
+        description="Weights of the same network, named like those of ``start``, that the trained ones come from: what "
+        "is validated and kept is the mean of both (Wortsman et al. 2022, Robust fine-tuning of zero-shot models).",
     )
     pairs_dir: str | None = Field(
         default=None, description="Folder of pairs, as docs/quality.md lays them out; relative to the config file."
@@ -169,12 +173,15 @@ class TrainConfig(Record):
 
 
 def read_config(path: Path) -> TrainConfig:
-    """Read a YAML training configuration.
+    """Read a YAML training configuration; weights that have no shipped name are looked for beside it.
 
     Raises:
         PancrafterError: Not readable or not valid; the message names the field.
     """
     try:
-        return TrainConfig.model_validate(yaml.safe_load(path.read_text()))
+        config = TrainConfig.model_validate(yaml.safe_load(path.read_text()))
     except (OSError, ValueError, yaml.YAMLError) as err:
         raise PancrafterError(f"training configuration {path}: {err}") from err
+    given = {"start": config.start, "mean_with": config.mean_with}
+    beside = {field: str(path.parent / name) for field, name in given.items() if name and name not in shipped_weights()}
+    return config.model_copy(update=beside)
