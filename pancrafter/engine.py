@@ -689,16 +689,26 @@ def _built(spec: SharpenerSpec) -> Sharpener:
         return GlpSharpener(*spec.glp)
     if spec.fusion is not None:
         return FusionSharpener(spec.fusion)
-    checkpoint = load_checkpoint(spec.weights)
-    require_weights(spec.weights, checkpoint.sha256, spec.weights_sha256)
+    checkpoint = load_for_scenes(spec.weights, spec.weights_sha256)
+    device = resolve_device(spec.device)  # of this worker
+    return NetworkSharpener(checkpoint, device, spec.precision, spec.injection, spec.relative_mtf)
+
+
+def load_for_scenes(weights: str, sha256: str | None) -> Checkpoint:
+    """Weights that scenes, made with those of this SHA-256, can be sharpened with.
+
+    Raises:
+        WeightsError: They cannot be loaded, are others by now, or are for the benchmark.
+    """
+    checkpoint = load_checkpoint(weights)
+    require_weights(weights, checkpoint.sha256, sha256)
     if for_benchmark(checkpoint.training):
         raise WeightsError(
-            f"{spec.weights} was trained on PanCollection, whose published tables it is for (pancrafter evaluate, "
+            f"{weights} was trained on PanCollection, whose published tables it is for (pancrafter evaluate, "
             "pancrafter reproduce): scenes have other DN ranges and another place of MS on PAN; choose "
             f"{DEFAULT_WEIGHTS}, or weights trained on pairs or simulated scenes"
         )
-    device = resolve_device(spec.device)  # of this worker
-    return NetworkSharpener(checkpoint, device, spec.precision, spec.injection, spec.relative_mtf)
+    return checkpoint
 
 
 def to_unit(values: torch.Tensor, ranges: Sequence[ValueRange]) -> torch.Tensor:

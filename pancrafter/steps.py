@@ -205,9 +205,16 @@ def store_uri(work: Claimed, settings: Settings) -> str:
 
 
 def stage(work: Claimed, settings: Settings, compute: Compute, ledger: Ledger) -> StagedScene:
-    """Read the source files into the scene's Zarr store; a finished store is kept."""
-    from pancrafter.cube import REACH_PX, stage_scene
+    """Read the source files into the scene's Zarr store; a finished store is kept.
 
+    Raises:
+        WeightsError: Those of the recipe are of no use: the scene would be read for nothing.
+    """
+    from pancrafter.cube import REACH_PX, stage_scene
+    from pancrafter.engine import load_for_scenes
+
+    if work.recipe.weights is not None:
+        load_for_scenes(settings.weights, work.recipe.weights_sha256)
     started = time.perf_counter()
     with compute.active():
         staged = stage_scene(

@@ -326,6 +326,17 @@ def test_scene_in_two_sinks_must_be_named_in_full(first_run: tuple, places: list
     assert row["sink"] == str(tmp_path / "other")
 
 
+def test_weights_of_no_use_stop_a_run_before_a_scene_is_read(archive: Path, weights: Path, tmp_path: Path) -> None:
+    torn = tmp_path / "torn.safetensors"
+    torn.write_bytes(weights.read_bytes()[:-1])
+    options = ["--sink", tmp_path / "sink", "--state-dir", tmp_path / "state", "--workers", 0, "--weights", torn]
+    result = call("run", "--source", archive, *options)
+    assert result.exit_code == 2
+    assert "torn.safetensors is not a readable safetensors file" in result.stderr
+    assert "stopped: 2 scenes known: 2 eligible" in result.stdout
+    assert not (tmp_path / "state" / "staged").exists()
+
+
 @pytest.mark.parametrize(
     ("option", "value", "message"),
     [

@@ -133,16 +133,17 @@ def carry_out(settings: Settings, work: Callable[[], list[Outcome]], json_file: 
     """Do it, show what became of every scene, and end with the exit code that says it."""
     from pancrafter.runs import RunStoppedError
 
+    done = "nothing to do"
     try:
         outcomes = work()
     except RunStoppedError as error:
-        outcomes, code = error.outcomes, NOTHING_WORKED
+        outcomes, code, done = error.outcomes, NOTHING_WORKED, "stopped"
         note(f"error: {error}")
     else:
         code = SCENE_FAILED if any(outcome.failed for outcome in outcomes) else 0
     if json_file is not None:
         write_json(json_file, _run_report(settings, outcomes, code))
-    _print_run(settings, outcomes, console_for_tables(stderr=json_file == Path("-")))
+    _print_run(settings, outcomes, done, console_for_tables(stderr=json_file == Path("-")))
     raise typer.Exit(code)
 
 
@@ -153,7 +154,8 @@ _NEXT = {
 """What a person can do about scenes that wait for one, by their state."""
 
 
-def _print_run(settings: Settings, outcomes: Sequence[Outcome], console: Console) -> None:
+def _print_run(settings: Settings, outcomes: Sequence[Outcome], done: str, console: Console) -> None:
+    """A table of what was made, or what was done in its place and how far the archive is."""
     from pancrafter.summary import catalog_href, print_refusals, print_summary, state_line
 
     if any(not outcome.turned_away for outcome in outcomes):
@@ -164,7 +166,7 @@ def _print_run(settings: Settings, outcomes: Sequence[Outcome], console: Console
         print_refusals(console, outcomes)
         with ledger_of(settings) as ledger:
             counts = ledger.counts(settings.sink)
-        typer.echo(f"nothing to do: {state_line(counts)}", err=console.stderr)
+        typer.echo(f"{done}: {state_line(counts)}", err=console.stderr)
         typer.echo(f"output catalog: {catalog_href(settings.sink)}", err=console.stderr)
         waiting = {state.value: count > 0 for state, count in counts.items()}
     for state, advice in _NEXT.items():
