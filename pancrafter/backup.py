@@ -11,13 +11,14 @@ from __future__ import annotations
 import json
 import sqlite3
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from contextlib import closing
 from pathlib import Path
 from typing import ClassVar
 
 from pancrafter.changes import FOLDER as CHANGES
 from pancrafter.changes import ChangeFeed
+from pancrafter.discovery import enter_withdrawals, linked_items
 from pancrafter.durable import flush
 from pancrafter.errors import ErrorKind, PancrafterError
 from pancrafter.ledger import open_ledger
@@ -97,7 +98,15 @@ def bring_back(settings: Settings, place: str) -> Copied:
             draft.replace(ledger)
             said = "put back" + _of_another_sink(settings)
     sink = StaticSink(settings.sink)
-    copied, kept = copy_catalog(source, sink, _superfluous(sink))
+    withdrawn = _withdrawn(source, sink)
+    copied, kept = copy_catalog(source, sink, _superfluous(sink, withdrawn))
+    for collection, item_id in withdrawn:
+        document = source.document(collection, item_id)
+        if document is not None:
+            sink.unlink(collection, document)
+    if ledger is not None and saved is not None:
+        with open_ledger(settings) as opened:
+            enter_withdrawals(opened, sink, settings, linked_items(sink))
     sent = None if settings.catalog_url is None else StacApi(settings.catalog_url, settings.access).send_all(sink)
     return Copied(copied=copied, kept=kept, ledger=said, sent=sent)
 
@@ -110,18 +119,24 @@ def _of_another_sink(settings: Settings) -> str:
             return ""
     old = first[0].key.sink
     return (
-        f", but it is of {old}, and knows nothing of {settings.sink}: what was withdrawn, refused or held there is "
+        f", but it is of {old}, and knows nothing of {settings.sink}: what was refused or held there is "
         f"made again here; restore to --sink {old} where that can be"
     )
 
 
-def _superfluous(sink: StaticSink) -> Callable[[str], bool]:
+def _withdrawn(*catalogs: StaticSink) -> frozenset[tuple[str, str]]:
+    """Collection and id of the items that were withdrawn last, as these states of a catalog tell, older ones first."""
+    events = (event for catalog in catalogs for event in ChangeFeed(catalog.store).events())
+    last = {(event.collection, event.item_id): event.type for event in events}
+    return frozenset(item for item, kind in last.items() if kind == "withdrawn")
+
+
+def _superfluous(sink: StaticSink, withdrawn: Container[tuple[str, str]]) -> Callable[[str], bool]:
     """What of a backup the rest of a catalog does without: documents that it has, and items withdrawn since."""
-    last = {(event.collection, event.item_id): event.type for event in ChangeFeed(sink.store).events()}
 
     def superfluous(name: str) -> bool:
         parts = name.split("/")
-        if len(parts) > 2 and last.get((parts[0], parts[1])) == "withdrawn":
+        if len(parts) > 2 and (parts[0], parts[1]) in withdrawn:
             return True
         return name.endswith(".json") and _is_document(sink, name)
 

@@ -13,6 +13,7 @@ import hashlib
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, date, datetime, timedelta
 from itertools import count
 from typing import TYPE_CHECKING, Literal, Protocol
@@ -34,6 +35,7 @@ OVERLAP = timedelta(minutes=10)
 _NAME = re.compile(r"changes/date=(\d{4}-\d\d-\d\d)/(\d{8}T\d{6}\.\d{6}Z)-([a-z]+)-([0-9a-f]{16})\.jsonl")
 _STAMP = "%Y%m%dT%H%M%S.%fZ"
 _DAYS_LISTED_ONE_BY_ONE = 400
+_READERS = 8
 
 
 class Change(Record):
@@ -169,6 +171,20 @@ class ChangeFeed:
             event_id: _NAME.fullmatch(name) for name, stamp, event_id in self._names(since, None) if stamp >= since
         }
         return dict(Counter(matched[3] for matched in kinds.values() if matched))
+
+    def withdrawals(self) -> dict[tuple[str, str], Change]:
+        """The last withdrawal of a product of each source item, by its collection and id.
+
+        The product may have been published again since. Names tell which events these are: no other one is read.
+
+        Raises:
+            SinkError: The feed cannot be read, or holds something else.
+        """
+        matched = map(_NAME.fullmatch, self._store.list_names(FOLDER))
+        names = [found[0] for found in matched if found and found[3] == "withdrawn"]
+        with ThreadPoolExecutor(_READERS) as pool:
+            changes = list(pool.map(self._read, names))
+        return {(one.source["collection"], one.source["item_id"]): one for one in changes if one.source}
 
     def repair(self, sink: StaticSink) -> tuple[Change, ...]:
         """Announce every item of the catalog that the feed does not know, and every superseded one."""

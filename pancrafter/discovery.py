@@ -5,17 +5,18 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pancrafter import killpoints
-from pancrafter.errors import SourceError
+from pancrafter.errors import LeaseLostError, SourceError
 from pancrafter.ledger import Ledger, batches
 from pancrafter.model.names import model_name, planned_sha256
 from pancrafter.processes import is_gone
 from pancrafter.sensors import SensorContract, contracts_of
 from pancrafter.settings import Settings
-from pancrafter.states import FoundCounts, SceneKey, Standing, State, Work
+from pancrafter.states import IN_WORK, WITHDRAWN, FoundCounts, SceneKey, Standing, State, Work
 from pancrafter.types import JOINED, Record, Refusal, Scene
 from pancrafter.version import code_version
 
@@ -39,6 +40,9 @@ class Discovery(Record):
         """Whether the look entered anything: a page may tell of it even if there is nothing to do."""
         return self.counts.new + self.counts.changed > 0
 
+
+LinkedItems = Mapping[str, Mapping[str, str | None]]
+"""Output collection -> item -> id of its source item."""
 
 NETWORK_STEPS = {"pan_detail": "put-back", "reprojection": "relative-mtf"}
 """What the engine makes of a network's result, in recipes: scenes made otherwise are made again once."""
@@ -210,22 +214,56 @@ def _by_acquisition(row: Standing) -> tuple[str, str]:
     return row.acquired, row.item_id
 
 
+def enter_withdrawals(ledger: Ledger, sink: StaticSink, settings: Settings, linked: LinkedItems) -> None:
+    """Refuse scenes whose product was withdrawn, as the catalog's own feed tells, where the ledger does not know of it.
+
+    It was lost since, or is a copy from before, or knew the catalog at another place. What changed at the source since,
+    or is published again, is no longer withdrawn.
+    """
+    from pancrafter.changes import OVERLAP, ChangeFeed
+
+    withdrawals = ChangeFeed(sink.store).withdrawals()
+    for name, row in ledger.rows_of(settings.sink, withdrawals).items():
+        change = withdrawals[name]
+        if row.state in IN_WORK | {State.REFUSED} or row.fingerprint != change.source["fingerprint"]:
+            continue
+        known = ledger.withdrawn_at(row.key)
+        if known is not None and known >= change.time - OVERLAP:
+            continue
+        items = (item_id for item_id, source in linked.get(change.collection, {}).items() if source == row.key.item_id)
+        if not any(_is_current(sink, change.collection, item_id) for item_id in items):
+            with suppress(LeaseLostError):  # somebody began with it meanwhile
+                ledger.mark_refused(row.key, WITHDRAWN, change.reason or "", withdrawn=True)
+
+
+def linked_items(sink: StaticSink) -> LinkedItems:
+    """What the catalog links to now."""
+    return {name: sink.sources(name) for name in sink.collection_ids()}
+
+
+def _is_current(sink: StaticSink, collection: str, item_id: str) -> bool:
+    document = sink.document(collection, item_id)
+    return document is not None and not document["properties"].get("deprecated")
+
+
 def _match_with_outputs(
     ledger: Ledger, sink: StaticSink, settings: Settings, wanted: Iterable[tuple[str, str]]
 ) -> None:
-    """Make again what vanished from the catalog, and confirm what is there although this ledger never made it."""
-    present = {name: frozenset(sink.item_ids(name)) for name in sink.collection_ids()}
+    """Make again what vanished from the catalog, and confirm what is there although this ledger never made it.
+
+    What vanished because it was withdrawn is not made again.
+    """
+    present = linked_items(sink)
+    enter_withdrawals(ledger, sink, settings, present)
     lost, found = [], []
     for row in ledger.standing(settings.sink, wanted):
         key = SceneKey(sink=settings.sink, collection=row.collection, item_id=row.item_id)
         collection = output_collection_id(row.collection)
-        is_there = row.output_item_id in present.get(collection, frozenset())
+        is_there = row.output_item_id in present.get(collection, {})
         if row.state is State.CONFIRMED and not is_there:
             lost.append(key)
         elif row.state is State.ELIGIBLE and row.fence == 0 and is_there:
-            product = sink.document(collection, row.output_item_id or "")
-            if product is not None and not product["properties"].get("deprecated"):
-                found.append(key)
+            found += [key] if _is_current(sink, collection, row.output_item_id or "") else []
     if lost:
         ledger.redrive(lost, message="its output vanished from the catalog")
     if found:

@@ -403,12 +403,13 @@ class Ledger:
             self._update(connection, row, now, **_NO_LEASE, state=State.REFUSED, code=code, reason=text)
             self._log(connection, row, now, _Step(who, before, State.REFUSED, f"{code}: {text}"))
 
-    def was_withdrawn(self, key: SceneKey) -> bool:
-        """Whether a product of the scene was taken back once."""
+    def withdrawn_at(self, key: SceneKey) -> datetime | None:
+        """When a product of the scene was last taken back, as far as this ledger knows; None if never."""
         said = sa.and_(EVENT.c.to_state == State.REFUSED, EVENT.c.message.startswith(f"{WITHDRAWN}: "))
-        statement = sa.select(EVENT.c.scene_id).join(SCENE, EVENT.c.scene_id == SCENE.c.id).where(_is(key), said)
+        statement = sa.select(sa.func.max(EVENT.c.at)).join(SCENE, EVENT.c.scene_id == SCENE.c.id).where(_is(key), said)
         with self._transaction() as connection:
-            return connection.execute(statement.limit(1)).first() is not None
+            at: datetime | None = connection.execute(statement).scalar_one()
+            return at
 
     def approve(self, key: SceneKey, reason: str) -> None:
         """A person lets a held scene through: eligible again, and ``measures["approved"]`` names item and reason.

@@ -163,7 +163,7 @@ class StaticSink:
             replaced = self._switch(f"{folder}/{item.id}.json", document)
             killpoints.at("item-written")
             if replaced is not None and page_name(replaced) != page_name(document):
-                self._unlink(collection.id, replaced)
+                self.unlink(collection.id, replaced)
         linked = self._link(collection, document)
         killpoints.at("linked")
         if superseded is not None:
@@ -221,7 +221,11 @@ class StaticSink:
 
     def item_ids(self, collection_id: str) -> tuple[str, ...]:
         """Ids of the items that a collection links to, itself or by its pages, each once."""
-        return tuple(dict.fromkeys(linked_id(link) for link in self._item_links(collection_id)))
+        return tuple(self.sources(collection_id))
+
+    def sources(self, collection_id: str) -> dict[str, str | None]:
+        """Id of the source item of each item that a collection links to; None where the link does not say."""
+        return {linked_id(link): link.get(SOURCE_FIELD) for link in self._item_links(collection_id)}
 
     def item(self, collection_id: str, item_id: str) -> Json:
         """The document of one item.
@@ -248,7 +252,7 @@ class StaticSink:
             SinkError: It is not there.
         """
         document = self.item(collection_id, item_id)
-        self._unlink(collection_id, document)
+        self.unlink(collection_id, document)
         for older in self.find_by_source(collection_id, document["properties"][SOURCE_FIELD]["item_id"]):
             if successor_of(older) == item_id:
                 self._update(item_name(collection_id, older["id"]), lambda old: without_successor(old or {}))
@@ -423,7 +427,8 @@ class StaticSink:
             self._update("catalog.json", lambda old: with_child(old or new_catalog(), collection))
         return {collection.id} if direct else {collection.id, day}
 
-    def _unlink(self, collection_id: str, document: Json) -> None:
+    def unlink(self, collection_id: str, document: Json) -> None:
+        """Take the links to an item out of its collection and its page; its document and its files stay."""
         for name in (f"{collection_id}/collection.json", page_name(document)):
             if self._read(name) is not None:
                 self._update(name, lambda old: without_item(old or {}, document["id"]))

@@ -605,7 +605,7 @@ def publish(
     if not _was_published_before(work.lease, ledger):
         ledger.advance(work.lease, State.PUBLISHED, published.href)
     killpoints.at("published")
-    announce(sink, published, returned=ledger.was_withdrawn(work.lease.key))
+    announce(sink, published, returned=ledger.withdrawn_at(work.lease.key) is not None)
     killpoints.at("announced")
     ledger.advance(
         work.lease,

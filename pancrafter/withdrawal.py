@@ -39,7 +39,6 @@ def withdraw(key: SceneKey, reason: str, settings: Settings, ledger: Ledger) -> 
     item_ids = () if row is None else _current_items(row, sink)
     if row is None or (not item_ids and row.code != WITHDRAWN):
         raise InvalidSceneError("has no published item in this catalog; see `pancrafter ledger show`", scene=str(key))
-    before = ledger.was_withdrawn(key)
     if row.state is not State.REFUSED:
         ledger.mark_refused(key, WITHDRAWN, reason, withdrawn=True)
     collection, feed = output_collection_id(key.collection), ChangeFeed(sink.store)
@@ -50,7 +49,7 @@ def withdraw(key: SceneKey, reason: str, settings: Settings, ledger: Ledger) -> 
             for older in sink.find_by_source(collection, key.item_id):
                 if older["properties"].get("deprecated") and successor_of(older) is None:
                     api.send(sink, collection, older["id"])
-        feed.announce("withdrawn", item, reason=reason, returned=before)
+        feed.announce("withdrawn", item, reason=reason, returned=True)
 
     for item_id in item_ids:
         if api is not None:

@@ -71,7 +71,7 @@ def test_torch_stays_in_model_engine_and_training() -> None:
 
 
 KNOWN_TO = {
-    "discovery": {"census.py", "plan.py", "runs.py", "steps.py", "sweep.py", "withdrawal.py"},
+    "discovery": {"backup.py", "census.py", "plan.py", "runs.py", "steps.py", "sweep.py", "withdrawal.py"},
     "steps": {"backfill.py", "runs.py", "summary.py", "sweep.py"},
     "runs": {"backfill.py"},
     "withdrawal": set[str](),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from published_scene import files, item
-from small_archive import add_scene, settings_in
+from small_archive import add_scene, classical_contracts, settings_in
 from typer.testing import CliRunner
 
 from pancrafter import runs
@@ -61,6 +61,33 @@ def test_what_is_left_of_a_catalog_is_newer_than_its_backup(tmp_path: Path) -> N
     restored = bring_back(settings, str(tmp_path / "backup"))
     assert (restored.copied, restored.ledger) == (0, "put back")
     assert contents(tmp_path / "sink") == before
+    with open_ledger(settings) as ledger:
+        assert [(row.state, row.code) for row in ledger.rows()] == [("refused", "withdrawn")]
+
+
+def test_no_link_to_what_was_withdrawn_is_put_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither in a collection nor on its pages."""
+    monkeypatch.setattr("pancrafter.catalog_links.ITEMS_IN_COLLECTION", 1)
+    for name, day in (("one", 1), ("two", 2), ("three", 2)):
+        add_scene(tmp_path / "source", name, side_px=128, day=day)
+    classical_contracts(tmp_path / "contracts")
+    settings = settings_in(tmp_path, contracts_dir=str(tmp_path / "contracts"))
+    runs.run(settings, lambda _: None)
+    back_up(settings, str(tmp_path / "backup"))
+    with open_ledger(settings) as ledger:
+        for row in ledger.rows():
+            if row.key.item_id != "three":
+                withdraw(row.key, "licence", settings, ledger)
+    for name in ("collection.json", "by-day/2025-05-02.json"):
+        (tmp_path / "sink" / "geoeye-1-sharpened" / name).unlink()
+    bring_back(settings.model_copy(update={"state_dir": str(tmp_path / "new")}), str(tmp_path / "backup"))
+    (left,) = StaticSink(settings.sink).item_ids("geoeye-1-sharpened")
+    assert left.startswith("three_psh-")
+    assert StaticSink(settings.sink).exists("geoeye-1-sharpened", left)
+    back_up(settings, str(tmp_path / "backup"))
+    shutil.rmtree(settings.sink)
+    bring_back(settings.model_copy(update={"state_dir": str(tmp_path / "newer")}), str(tmp_path / "backup"))
+    assert not list((tmp_path / "sink" / "geoeye-1-sharpened").glob("one_psh-*")), "a backup keeps its files"
 
 
 def test_a_ledger_of_another_sink_is_said(tmp_path: Path) -> None:

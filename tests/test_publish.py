@@ -487,7 +487,7 @@ def test_read_back_notices_damage(tmp_path: Path, assets: tuple[AssetFile, ...],
         sink.read_back(NAME, "S1-sharp")
     with pytest.raises(SinkError, match="no such item"):
         sink.read_back(NAME, "S9")
-    sink._unlink(NAME, sink.item(NAME, "S1-sharp"))
+    sink.unlink(NAME, sink.item(NAME, "S1-sharp"))
     with pytest.raises(SinkError, match="no link leads to"):
         sink.read_back(NAME, "S1-sharp")
 

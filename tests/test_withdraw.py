@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sqlite3
 from pathlib import Path
 
@@ -83,6 +84,47 @@ def test_a_product_that_comes_back_is_news_each_time(published: Settings) -> Non
             assert [outcome.verdict for outcome in runs.run(published, silent)] == ["published"]
     assert [kind for kind, _ in events_of(published)] == ["new", "withdrawn", "new", "withdrawn", "new"]
     assert ChangeFeed(StaticSink(published.sink).store).repair(StaticSink(published.sink)) == ()
+
+
+@pytest.mark.parametrize("ledger_is", ["lost", "older", "of the place before"])
+def test_a_withdrawal_outlives_what_the_ledger_knows_of_it(published: Settings, tmp_path: Path, ledger_is: str) -> None:
+    """The catalog's own feed tells; a person may still have the product made again, and readers hear of that."""
+    state = Path(published.state_dir)
+    if ledger_is == "older":
+        shutil.copytree(state, tmp_path / "saved")
+    with open_ledger(published) as ledger:
+        withdraw(published, ledger)
+    settings = published
+    if ledger_is == "of the place before":
+        settings = published.model_copy(update={"sink": str(tmp_path / "moved")})
+        Path(published.sink).rename(settings.sink)
+    else:
+        shutil.rmtree(state)
+    if ledger_is == "older":
+        (tmp_path / "saved").rename(state)
+    assert runs.run(settings, silent) == []
+    with open_ledger(settings) as ledger:
+        row = ledger.show(key_of(settings))
+        assert row is not None
+        assert (row.state, row.code, row.reason) == (State.REFUSED, "withdrawn", "licence")
+        ledger.redrive([key_of(settings)])
+        assert [outcome.verdict for outcome in runs.run(settings, silent)] == ["published"]
+        assert discovery.discover(settings, ledger).eligible == ()
+        assert ledger.counts(settings.sink)[State.CONFIRMED] == 1
+    assert [kind for kind, _ in events_of(settings)] == ["new", "withdrawn", "new"]
+
+
+def test_what_came_back_is_taken_over_by_a_ledger_that_knows_of_neither(published: Settings) -> None:
+    with open_ledger(published) as ledger:
+        withdraw(published, ledger)
+        ledger.redrive([key_of(published)])
+    runs.run(published, silent)
+    shutil.rmtree(published.state_dir)
+    assert runs.run(published, silent) == []
+    with open_ledger(published) as ledger:
+        assert ledger.counts(published.sink)[State.CONFIRMED] == 1
+        assert len(withdraw(published, ledger)) == 1
+    assert [kind for kind, _ in events_of(published)] == ["new", "withdrawn", "new", "withdrawn"]
 
 
 def test_what_readers_see_is_withdrawn_while_a_newer_version_waits(published: Settings) -> None:
