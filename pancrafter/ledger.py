@@ -385,8 +385,8 @@ class Ledger:
     def mark_refused(self, target: Lease | SceneKey, code: str, reason: str, *, withdrawn: bool = False) -> None:
         """Set a scene aside for good, by the worker that holds it or by a person while nobody does.
 
-        It stays refused until its fingerprint changes or somebody redrives it. One that is published is refused only
-        by who takes its product back (``withdrawn``, with that code).
+        It stays refused until its fingerprint changes or somebody redrives it. One that is published, or was refused
+        for another reason before, is refused only by who takes its product back (``withdrawn``, with that code).
 
         Raises:
             LeaseLostError: The lease is lost, or a key was given and somebody works on the scene.
@@ -397,7 +397,7 @@ class Ledger:
             now = self._now(connection)
             row, who = self._target(connection, target)
             before = State(row["state"])
-            if not (withdrawn and before is State.CONFIRMED):
+            if not (withdrawn and before in {State.CONFIRMED, State.REFUSED}):
                 check_transition(before, State.REFUSED, scene=f"{row['collection']}/{row['item_id']}")
             text = tidy(reason)
             self._update(connection, row, now, **_NO_LEASE, state=State.REFUSED, code=code, reason=text)

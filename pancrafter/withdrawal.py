@@ -8,7 +8,7 @@ from pancrafter.discovery import output_collection_id
 from pancrafter.errors import InvalidSceneError
 from pancrafter.ledger import Ledger
 from pancrafter.settings import Settings
-from pancrafter.states import WITHDRAWN, LedgerRow, SceneKey, State
+from pancrafter.states import WITHDRAWN, LedgerRow, SceneKey
 from pancrafter.types import Json
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def withdraw(key: SceneKey, reason: str, settings: Settings, ledger: Ledger) -> 
     item_ids = () if row is None else _current_items(row, sink)
     if row is None or (not item_ids and row.code != WITHDRAWN):
         raise InvalidSceneError("has no published item in this catalog; see `pancrafter ledger show`", scene=str(key))
-    if row.state is not State.REFUSED:
+    if item_ids:
         ledger.mark_refused(key, WITHDRAWN, reason, withdrawn=True)
     collection, feed = output_collection_id(key.collection), ChangeFeed(sink.store)
     api = None if settings.catalog_url is None else StacApi(settings.catalog_url, settings.access)

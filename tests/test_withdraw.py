@@ -114,6 +114,25 @@ def test_a_withdrawal_outlives_what_the_ledger_knows_of_it(published: Settings, 
     assert [kind for kind, _ in events_of(settings)] == ["new", "withdrawn", "new"]
 
 
+def test_a_scene_that_was_refused_before_is_known_as_withdrawn_too(published: Settings) -> None:
+    """A newer result was rejected, the older one was still to be seen and is taken back: it may return as news."""
+    contract = Path(published.contracts_dir or "") / "geoeye-1.yaml"
+    text = contract.read_text()
+    contract.write_text(text.replace("title: ", "title: New ", 1))
+    with open_ledger(published) as ledger:
+        discovery.discover(published, ledger)
+        ledger.mark_refused(key_of(published), "rejected", "blurry")
+        assert len(withdraw(published, ledger)) == 1
+        assert withdraw(published, ledger) == ()
+        row = ledger.show(key_of(published))
+        assert row is not None
+        assert (row.code, row.reason) == ("withdrawn", "licence")
+        ledger.redrive([key_of(published)])
+    contract.write_text(text)
+    assert [outcome.verdict for outcome in runs.run(published, silent)] == ["published"]
+    assert [kind for kind, _ in events_of(published)] == ["new", "withdrawn", "new"]
+
+
 def test_what_came_back_is_taken_over_by_a_ledger_that_knows_of_neither(published: Settings) -> None:
     with open_ledger(published) as ledger:
         withdraw(published, ledger)
