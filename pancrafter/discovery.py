@@ -262,7 +262,7 @@ def _match_with_outputs(
         is_there = row.output_item_id in present.get(collection, {})
         if row.state is State.CONFIRMED and not is_there:
             lost.append(key)
-        elif row.state is State.ELIGIBLE and row.fence == 0 and is_there:
+        elif row.state is State.ELIGIBLE and is_there:
             found += [key] if _is_current(sink, collection, row.output_item_id or "") else []
     if lost:
         ledger.redrive(lost, message="its output vanished from the catalog")

@@ -236,14 +236,15 @@ class Ledger:
     def take_over(self, keys: Iterable[SceneKey]) -> int:
         """Confirm scenes whose product is in the catalog already, made under a ledger that was lost; returns how many.
 
-        Only what nobody has begun since this ledger knows it: others go on as they are.
+        Only what nobody has begun (measures) or redriven since it was found, or found changed: others go on as they
+        are.
         """
         taken = 0
         with self._transaction(write=True) as connection:
             now = self._now(connection)
             for key in keys:
                 row = self._find(connection, key)
-                if State(row["state"]) is State.ELIGIBLE and row["fence"] == 0:
+                if State(row["state"]) is State.ELIGIBLE and not row["measures"]:
                     self._update(connection, row, now, state=State.CONFIRMED)
                     step = _Step(self._who, State.ELIGIBLE, State.CONFIRMED, "was published before this ledger knew it")
                     self._log(connection, row, now, step)
@@ -512,7 +513,7 @@ class Ledger:
                 values = {**_NO_FAILURE, "state": State.ELIGIBLE}
                 if State(row["state"]) is State.CONFIRMED:  # made anew: what it took before is paid
                     kept = {name: v for name, v in row["measures"].items() if not name.endswith("_seconds")}
-                    values["measures"] = kept
+                    values["measures"] = kept | {"redriven": message}
                 self._update(connection, row, now, **values)
                 self._log(connection, row, now, _Step(self._who, State(row["state"]), State.ELIGIBLE, message))
                 redriven.append(_key(row))

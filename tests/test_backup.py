@@ -90,6 +90,25 @@ def test_no_link_to_what_was_withdrawn_is_put_back(tmp_path: Path, monkeypatch: 
     assert not list((tmp_path / "sink" / "geoeye-1-sharpened").glob("one_psh-*")), "a backup keeps its files"
 
 
+def test_what_changed_and_was_published_since_the_backup_is_taken_over(tmp_path: Path) -> None:
+    """Its id follows from source and recipe, so it has the pixels that would be made now."""
+    add_scene(tmp_path / "source", "S1", side_px=128)
+    classical_contracts(tmp_path / "contracts")
+    settings = settings_in(tmp_path, contracts_dir=str(tmp_path / "contracts"))
+    runs.run(settings, lambda _: None)
+    back_up(settings, str(tmp_path / "backup"))
+    contract = tmp_path / "contracts" / "geoeye-1.yaml"
+    contract.write_text(contract.read_text().replace("title: ", "title: New ", 1))
+    (outcome,) = runs.run(settings, lambda _: None)
+    assert outcome.verdict == "published"
+    shutil.rmtree(settings.state_dir)
+    bring_back(settings, str(tmp_path / "backup"))
+    assert runs.run(settings, lambda _: None) == []
+    with open_ledger(settings) as ledger:
+        (row,) = ledger.rows()
+        assert (row.state, row.output_item_id) == ("confirmed", Path(outcome.item_href or "").stem)
+
+
 def test_a_ledger_of_another_sink_is_said(tmp_path: Path) -> None:
     add_scene(tmp_path / "source", "S1", side_px=128)
     settings = settings_in(tmp_path)

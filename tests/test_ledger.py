@@ -296,12 +296,20 @@ def test_back_to_what_was_published_is_made_again_once_its_successor_was_begun(l
 
 
 def test_only_what_nobody_has_begun_is_taken_over(ledger: Ledger) -> None:
-    ledger.record_found(SINK, [work("a"), work("b"), work("c"), refusal("x")])
-    ledger.release(claim(ledger, "b"), "stopped")
+    """Begun since it changed: what it was before does not count."""
+    ledger.record_found(SINK, [work("a"), work("b"), work("c"), work("d"), work("e"), refusal("x")])
+    lease = claim(ledger, "b")
+    ledger.advance(lease, State.STAGED, stage_seconds=1.0)
+    ledger.release(lease, "stopped")
     claim(ledger, "c")
-    assert ledger.take_over([key("a"), key("b"), key("c"), key("x")]) == 1
-    assert [row(ledger, name).state for name in "abcx"] == ["confirmed", "eligible", "claimed", "refused"]
-    assert ledger.record_found(SINK, [work("a")]) == FoundCounts(known=1)
+    for name in "de":
+        confirm(ledger, name)
+    ledger.record_found(SINK, [work("d", recipe="r2")])
+    ledger.redrive([key("e")])
+    assert ledger.take_over([key(name) for name in "abcdex"]) == 2
+    states = ["confirmed", "eligible", "claimed", "confirmed", "eligible", "refused"]
+    assert [row(ledger, name).state for name in "abcdex"] == states
+    assert ledger.record_found(SINK, [work("a"), work("d", recipe="r2")]) == FoundCounts(known=2)
 
 
 def test_refused_stays_refused_until_the_source_changes(ledger: Ledger) -> None:
