@@ -14,6 +14,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from pancrafter.catalog_links import SOURCE_FIELD
 from pancrafter.discovery import look, output_collection_id, work_of
 from pancrafter.ledger import COMPARED, Ledger, batches, open_ledger, verdict_on_known
 from pancrafter.processes import is_gone
@@ -22,7 +23,7 @@ from pancrafter.sensors import contracts_of
 from pancrafter.settings import Settings
 from pancrafter.states import IN_WORK, WITHDRAWN, LedgerRow, SceneKey, Standing, State, Work
 from pancrafter.sweep import find_leftovers
-from pancrafter.types import Record, Refusal, Scene
+from pancrafter.types import Json, Record, Refusal, Scene
 
 Place = Literal["source", "ledger", "catalog", "files"]
 
@@ -39,6 +40,9 @@ _RUN_OPTIONS = {
     "aoi": "--aoi",
 }
 """Settings beside the places that decide what a run does, and their options."""
+
+
+_GONE = "published, but gone from the source meanwhile"
 
 
 class Difference(Record):
@@ -192,7 +196,7 @@ class _Comparison:
         assert row.output_item_id is not None
         seen = self._seen(row)
         if self.whole and not seen:
-            self.notes["published, but gone from the source meanwhile"] += 1
+            self.notes[_GONE] += 1
         if row.output_item_id not in self.linked.get(collection, frozenset()):
             redo = "run" if seen else f"redrive {key}"
             finding = f"is confirmed, but {row.output_item_id} is not in the catalog"
@@ -246,9 +250,16 @@ class _Comparison:
             self._add("catalog", f"{collection}/{item_id}", "is linked, but there is neither document nor scene", "run")
         elif document["properties"].get("deprecated"):
             self.notes["older versions, kept and marked as deprecated"] += 1
+        elif self.whole and _source_of(document) not in self.in_source:
+            self.notes[_GONE] += 1
         else:
             finding = "is in the catalog, but not in this ledger (another ledger, or a lost one: a run takes it over)"
             self._add("catalog", f"{collection}/{item_id}", finding, "run")
+
+
+def _source_of(product: Json) -> tuple[str, str]:
+    source = product["properties"][SOURCE_FIELD]
+    return source["collection"], source["item_id"]
 
 
 def command(text: str, settings: Settings) -> str:

@@ -21,7 +21,8 @@ def withdraw(key: SceneKey, reason: str, settings: Settings, ledger: Ledger) -> 
     Older versions of it stay, deprecated, without their links to it.
 
     The ledger comes first and the item's document goes last: after a crash in between the scene is not made again, and
-    withdrawing can be repeated. A newer version that waits to be made is refused with it.
+    withdrawing can be repeated. A newer version that waits to be made is refused with it. What the ledger does not know
+    is refused by the first discovery that finds it, as the feed tells.
 
     Returns:
         Ids of what was taken out now; empty if nothing was left to do.
@@ -36,10 +37,10 @@ def withdraw(key: SceneKey, reason: str, settings: Settings, ledger: Ledger) -> 
     from pancrafter.stac_api import StacApi
 
     row, sink = ledger.show(key), StaticSink(settings.sink)
-    item_ids = () if row is None else _current_items(row, sink)
-    if row is None or (not item_ids and row.code != WITHDRAWN):
+    item_ids = _current_items(key, row, sink)
+    if not item_ids and (row is None or row.code != WITHDRAWN):
         raise InvalidSceneError("has no published item in this catalog; see `pancrafter ledger show`", scene=str(key))
-    if item_ids:
+    if item_ids and row is not None:
         ledger.mark_refused(key, WITHDRAWN, reason, withdrawn=True)
     collection, feed = output_collection_id(key.collection), ChangeFeed(sink.store)
     api = None if settings.catalog_url is None else StacApi(settings.catalog_url, settings.access)
@@ -58,13 +59,29 @@ def withdraw(key: SceneKey, reason: str, settings: Settings, ledger: Ledger) -> 
     return item_ids
 
 
-def _current_items(row: LedgerRow, sink: StaticSink) -> tuple[str, ...]:
+def published_scenes(name: str, sink: StaticSink) -> list[SceneKey]:
+    """Scenes that a catalog has a product of, by ``ITEM`` or ``COLLECTION/ITEM``; a ledger may not know them."""
+    from pancrafter.catalog_links import SOURCE_FIELD
+
+    linked = [
+        (collection, item_id)
+        for collection in sink.collection_ids()
+        for item_id, source in sink.sources(collection).items()
+        if source is not None and (name == source or name.endswith(f"/{source}"))
+    ]
+    sources = (sink.item(*one)["properties"][SOURCE_FIELD] for one in linked)
+    keys = {SceneKey(sink=sink.uri, collection=one["collection"], item_id=one["item_id"]) for one in sources}
+    return sorted((key for key in keys if name in {key.item_id, str(key)}), key=str)
+
+
+def _current_items(key: SceneKey, row: LedgerRow | None, sink: StaticSink) -> tuple[str, ...]:
     """Ids of a scene's items that are not superseded, and of those that were left without a link by an interruption.
 
     The ledger alone does not know: what it plans may not be published yet.
     """
-    collection = output_collection_id(row.key.collection)
-    planned = [sink.document(collection, item_id) for item_id in (row.output_item_id, row.supersedes) if item_id]
-    documents = [*sink.find_by_source(collection, row.key.item_id), *(item for item in planned if item is not None)]
+    collection = output_collection_id(key.collection)
+    ids = (row.output_item_id, row.supersedes) if row is not None else ()
+    planned = [sink.document(collection, item_id) for item_id in ids if item_id]
+    documents = [*sink.find_by_source(collection, key.item_id), *(item for item in planned if item is not None)]
     current = [str(item["id"]) for item in documents if not item["properties"].get("deprecated")]
     return tuple(dict.fromkeys(current))

@@ -139,6 +139,10 @@ def test_scene_that_left_the_source(settings: Settings, tmp_path: Path) -> None:
     add_scene(tmp_path / "other", "day-9", side_px=128)
     census = take_census(settings.model_copy(update={"source": str(tmp_path / "other")}))
     assert "2 published, but gone from the source meanwhile" in census.notes
+    lost = settings.model_copy(update={"source": str(tmp_path / "other"), "state_dir": str(tmp_path / "new")})
+    census = take_census(lost)
+    assert "2 published, but gone from the source meanwhile" in census.notes
+    assert {d.what for d in census.differences} == {"geoeye-1/day-9"}, "no run could take the others over"
     with open_ledger(settings) as ledger:
         ledger.redrive([SceneKey(sink=settings.sink, collection="geoeye-1", item_id="day-1")])
     census = take_census(settings.model_copy(update={"source": str(tmp_path / "other")}))

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 from small_archive import add_scene, classical_contracts, settings_in, silent
+from typer.testing import CliRunner
 
 from pancrafter import discovery, object_store, runs, steps, withdrawal
 from pancrafter.changes import ChangeFeed
+from pancrafter.cli import app
 from pancrafter.errors import InvalidSceneError, LeaseLostError
 from pancrafter.ledger import Ledger, open_ledger
 from pancrafter.publish import StaticSink
@@ -131,6 +133,23 @@ def test_a_scene_that_was_refused_before_is_known_as_withdrawn_too(published: Se
     contract.write_text(text)
     assert [outcome.verdict for outcome in runs.run(published, silent)] == ["published"]
     assert [kind for kind, _ in events_of(published)] == ["new", "withdrawn", "new"]
+
+
+@pytest.mark.parametrize("name", ["S1", "geoeye-1/S1"])
+def test_a_product_that_the_ledger_does_not_know_is_withdrawn(published: Settings, tmp_path: Path, name: str) -> None:
+    """The ledger was lost, and the source has it no more; should it come back, it stays withdrawn."""
+    add_scene(tmp_path / "other", "S2", side_px=128)
+    shutil.rmtree(published.state_dir)
+    elsewhere = published.model_copy(update={"source": str(tmp_path / "other")})
+    with open_ledger(published) as ledger:
+        discovery.discover(elsewhere, ledger)
+    options = ["--reason", "licence", "--sink", published.sink, "--state-dir", published.state_dir]
+    done = CliRunner().invoke(app, ["withdraw", name, *options])
+    assert done.exit_code == 0, done.output
+    assert events_of(published) == [("new", None), ("withdrawn", "licence")]
+    assert "and no product of one in" in CliRunner().invoke(app, ["withdraw", "S3", *options]).output
+    with open_ledger(published) as ledger:
+        assert discovery.discover(published, ledger).eligible == ()
 
 
 def test_what_came_back_is_taken_over_by_a_ledger_that_knows_of_neither(published: Settings) -> None:

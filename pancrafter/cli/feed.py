@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from pancrafter.cli.app import app
-from pancrafter.cli.ledger import existing_ledger, one_row
+from pancrafter.cli.ledger import existing_ledger, rows_meant, the_one
 from pancrafter.cli.shared import (
     BboxOption,
     SceneArgument,
@@ -22,7 +22,7 @@ from pancrafter.cli.shared import (
     require_catalog,
     settings_from,
 )
-from pancrafter.errors import SinkError
+from pancrafter.errors import PancrafterError, SinkError
 
 PlaceArgument = Annotated[
     str | None, typer.Argument(metavar="[SINK]", help="Folder or s3://bucket/prefix; default: as --sink of a run.")
@@ -131,9 +131,17 @@ def withdraw(
     """Take the published item of a source scene out of the catalog; the scene is not made again by itself."""
     settings = settings_from(sink=sink, state_dir=state_dir)
     from pancrafter import withdrawal
+    from pancrafter.publish import StaticSink
 
     with existing_ledger(state_dir) as ledger:
-        key = one_row(ledger, scene, settings.sink).key
+        known = [row.key for row in rows_meant(ledger, scene, settings.sink)]
+        keys = known or withdrawal.published_scenes(scene, StaticSink(settings.sink))
+        if not keys:
+            raise PancrafterError(
+                f"no scene {scene!r} in ledger {ledger.url}, and no product of one in {settings.sink}; "
+                "see `pancrafter ledger list`"
+            )
+        key = the_one(scene, keys)
         item_ids = withdrawal.withdraw(key, reason, settings, ledger)
     for item_id in item_ids:
         typer.echo(f"{item_id}: withdrawn")

@@ -28,7 +28,7 @@ from pancrafter.errors import PancrafterError
 if TYPE_CHECKING:
     from pancrafter.ledger import Ledger
     from pancrafter.settings import Settings
-    from pancrafter.states import LedgerRow
+    from pancrafter.states import LedgerRow, SceneKey
 
 ledger_app = typer.Typer(no_args_is_help=True, help="See what became of scenes, and give failed ones another try.")
 app.add_typer(ledger_app, name="ledger")
@@ -158,16 +158,27 @@ def one_scene(scene: str, sink: str | None, state_dir: str | None) -> Iterator[t
 
 def one_row(ledger: Ledger, scene: str, sink: str | None) -> LedgerRow:
     """The scene a person means by ``ITEM`` or ``COLLECTION/ITEM``."""
-    rows = ledger.find(scene, sink=sink)
-    collection, _, item_id = scene.partition("/")
-    if not rows and item_id:
-        rows = [row for row in ledger.find(item_id, sink=sink) if row.key.collection == collection]
+    rows = {row.key: row for row in rows_meant(ledger, scene, sink)}
     if not rows:
         raise PancrafterError(f"no scene {scene!r} in ledger {ledger.url}; see `pancrafter ledger list`")
-    if len(rows) > 1:
-        found = "; ".join(f"{row.key} --sink {row.key.sink}" for row in rows)
-        raise PancrafterError(f"{scene!r} means {len(rows)} scenes: {found}; name one of them in full")
-    return rows[0]
+    return rows[the_one(scene, list(rows))]
+
+
+def rows_meant(ledger: Ledger, scene: str, sink: str | None) -> list[LedgerRow]:
+    """All scenes that a person may mean by ``ITEM`` or ``COLLECTION/ITEM``."""
+    collection, _, item_id = scene.partition("/")
+    found = ledger.find(scene, sink=sink)
+    if found or not item_id:
+        return found
+    return [row for row in ledger.find(item_id, sink=sink) if row.key.collection == collection]
+
+
+def the_one(scene: str, keys: Sequence[SceneKey]) -> SceneKey:
+    """The only one of the scenes that a person may mean."""
+    if len(keys) > 1:
+        found = "; ".join(f"{key} --sink {key.sink}" for key in keys)
+        raise PancrafterError(f"{scene!r} means {len(keys)} scenes: {found}; name one of them in full")
+    return keys[0]
 
 
 def _states(names: Sequence[str] | None) -> list[str] | None:
