@@ -55,10 +55,10 @@ def back_up(settings: Settings, place: str) -> Copied:
 
     Raises:
         SinkError: The catalog cannot be read, or the place cannot be written.
-        BackupError: There is no catalog, or the ledger cannot be read.
+        BackupError: There is no catalog, and no scene that waits to be published there, or the ledger cannot be read.
     """
     source, target, ledger = StaticSink(settings.sink), StaticSink(place), _ledger_file(settings)
-    if source.store.read("catalog.json") is None:
+    if source.store.read("catalog.json") is None and not _knows_scenes(settings):
         raise BackupError(f"{source.catalog_href}: no such catalog; give --sink of the runs")
     said = "on a server, save it with pg_dump"
     if ledger is not None:
@@ -73,6 +73,13 @@ def back_up(settings: Settings, place: str) -> Copied:
     return Copied(copied=copied, kept=kept, ledger=said)
 
 
+def _knows_scenes(settings: Settings) -> bool:
+    if not settings.has_ledger:
+        return False
+    with open_ledger(settings) as ledger:
+        return any(ledger.counts(settings.sink).values())
+
+
 def bring_back(settings: Settings, place: str) -> Copied:
     """Put catalog and ledger back from ``place``, and fill the STAC API of the settings from the catalog.
 
@@ -81,9 +88,9 @@ def bring_back(settings: Settings, place: str) -> Copied:
         SinkError: A place cannot be read or written.
     """
     base, source = StaticSink(place), StaticSink(f"{place.rstrip('/')}/{CATALOG}")
-    if source.store.read("catalog.json") is None:
-        raise BackupError(f"{source.catalog_href}: no backup there; give the place that `pancrafter backup` wrote to")
     said, ledger, saved = "on a server, restore it with pg_restore", _ledger_file(settings), base.store.read(LEDGER)
+    if saved is None and source.store.read("catalog.json") is None:
+        raise BackupError(f"{source.catalog_href}: no backup there; give the place that `pancrafter backup` wrote to")
     if ledger is not None:
         said = "not in this backup"
         if saved is not None:

@@ -15,6 +15,7 @@ from pancrafter.backup import _rank, back_up, bring_back
 from pancrafter.catalog_links import CollectionInfo
 from pancrafter.census import take_census
 from pancrafter.cli import app
+from pancrafter.discovery import discover
 from pancrafter.errors import PancrafterError
 from pancrafter.ledger import open_ledger
 from pancrafter.publish import StaticSink
@@ -153,6 +154,19 @@ def test_copies_go_in_the_order_of_publication(tmp_path: Path, monkeypatch: pyte
     places = [next(k for k, name in enumerate(names) if name.endswith(f"/{end}") or name == end) for end in order]
     assert places == sorted(places)
     assert max(k for k, name in enumerate(names) if name.endswith((".tif", ".png"))) < places[0]
+
+
+def test_decisions_are_saved_where_nothing_is_published_yet(tmp_path: Path) -> None:
+    add_scene(tmp_path / "source", "one", side_px=128)
+    settings = settings_in(tmp_path)
+    with open_ledger(settings) as ledger:
+        discover(settings, ledger)
+        ledger.mark_refused(ledger.rows()[0].key, "by-hand", "licence")
+    saved = back_up(settings, str(tmp_path / "backup"))
+    assert (saved.copied, saved.ledger) == (0, "copied")
+    shutil.rmtree(settings.state_dir)
+    assert bring_back(settings, str(tmp_path / "backup")).ledger == "put back"
+    assert runs.run(settings, lambda _: None) == []
 
 
 def test_missing_places_are_said(tmp_path: Path) -> None:
