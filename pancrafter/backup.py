@@ -18,10 +18,10 @@ from typing import ClassVar
 
 from pancrafter.changes import FOLDER as CHANGES
 from pancrafter.changes import ChangeFeed
-from pancrafter.discovery import enter_withdrawals, linked_items
+from pancrafter.discovery import enter_withdrawals, linked_items, recognise
 from pancrafter.durable import flush
 from pancrafter.errors import ErrorKind, PancrafterError
-from pancrafter.ledger import open_ledger
+from pancrafter.ledger import Ledger, open_ledger
 from pancrafter.publish import StaticSink
 from pancrafter.settings import Settings
 from pancrafter.stac_api import StacApi
@@ -103,7 +103,7 @@ def bring_back(settings: Settings, place: str) -> Copied:
             draft.write_bytes(saved)
             flush(draft)
             draft.replace(ledger)
-            said = "put back" + _of_another_sink(settings)
+            said = "put back"
     sink = StaticSink(settings.sink)
     withdrawn = _withdrawn(source, sink)
     copied, kept = copy_catalog(source, sink, _superfluous(sink, withdrawn))
@@ -113,17 +113,18 @@ def bring_back(settings: Settings, place: str) -> Copied:
             sink.unlink(collection, document)
     if ledger is not None and saved is not None:
         with open_ledger(settings) as opened:
+            recognise(opened, sink, settings)
+            said += _of_another_sink(opened, settings)
             enter_withdrawals(opened, sink, settings, linked_items(sink))
     sent = None if settings.catalog_url is None else StacApi(settings.catalog_url, settings.access).send_all(sink)
     return Copied(copied=copied, kept=kept, ledger=said, sent=sent)
 
 
-def _of_another_sink(settings: Settings) -> str:
+def _of_another_sink(ledger: Ledger, settings: Settings) -> str:
     """What to say of a ledger that knows scenes, but none for this sink; nothing if it is of use here."""
-    with open_ledger(settings) as ledger:
-        first = ledger.rows(limit=1)
-        if not first or any(ledger.counts(settings.sink).values()):
-            return ""
+    first = ledger.rows(limit=1)
+    if not first or any(ledger.counts(settings.sink).values()):
+        return ""
     old = first[0].key.sink
     return (
         f", but it is of {old}, and knows nothing of {settings.sink}: what was refused or held there is "

@@ -53,6 +53,11 @@ class Change(Record):
     successor: str | None = Field(default=None, description="Id of the item that takes its place (superseded).")
     reason: str | None = Field(default=None, description="Why it was taken back (withdrawn).")
 
+    @property
+    def name(self) -> str:
+        """Name of its object, relative to the catalog's folder."""
+        return f"{FOLDER}/date={self.time:%Y-%m-%d}/{self.time.strftime(_STAMP)}-{self.type}-{self.id}.jsonl"
+
 
 class Storage(Protocol):
     """The few operations the feed needs; names are relative to the catalog's root. Failures are ``SinkError``."""
@@ -117,9 +122,8 @@ class ChangeFeed:
             successor=successor,
             reason=reason,
         )
-        name = f"{FOLDER}/date={now:%Y-%m-%d}/{now.strftime(_STAMP)}-{kind}-{event_id}.jsonl"
         text = change.model_dump_json(exclude_none=True) + "\n"
-        self._store.write(name, text.encode(), "application/x-ndjson")
+        self._store.write(change.name, text.encode(), "application/x-ndjson")
         return change
 
     def events(
@@ -164,6 +168,10 @@ class ChangeFeed:
             if name.endswith(f"-{kind}-{event_id}.jsonl") and (first is None or stamp >= first):
                 names.setdefault(event_id, name)
         return len(names), map(self._read, reversed(names.values()))
+
+    def first(self) -> str | None:
+        """Name of the object of the first event; None if nothing was announced yet."""
+        return next((name for name, _, _ in self._names(None, None)), None)
 
     def counts(self, since: datetime) -> dict[str, int]:
         """Events per type announced since then, from the names alone."""

@@ -80,6 +80,7 @@ def discover(settings: Settings, ledger: Ledger) -> Discovery:
                 wanted[verdict.collection, verdict.item_id] = None
                 yield work_of(verdict, settings, contracts)
 
+    recognise(ledger, sink, settings)
     counts = ledger.record_found(settings.sink, entries())
     killpoints.at("found")
     ledger.sweep(is_gone=is_gone)
@@ -212,6 +213,21 @@ def output_collection_id(collection: str) -> str:
 
 def _by_acquisition(row: Standing) -> tuple[str, str]:
     return row.acquired, row.item_id
+
+
+def recognise(ledger: Ledger, sink: StaticSink, settings: Settings) -> None:
+    """Go on with what the ledger knows of the catalog from before it was moved or copied here."""
+    from pancrafter.changes import ChangeFeed
+
+    catalogs = ledger.catalogs()
+    if settings.sink in catalogs:
+        return
+    for other in ledger.sinks():
+        if other in catalogs and sink.store.exists(catalogs[other]):
+            ledger.go_on(settings.sink, other)
+    first = ChangeFeed(sink.store).first()
+    if first is not None:
+        ledger.know_catalog(settings.sink, first)
 
 
 def enter_withdrawals(ledger: Ledger, sink: StaticSink, settings: Settings, linked: LinkedItems) -> None:

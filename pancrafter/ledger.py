@@ -22,7 +22,18 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Connection
 
 from pancrafter.errors import IllegalTransitionError, LeaseLostError, LedgerError, PancrafterError
-from pancrafter.ledger_tables import EVENT, LOOK, METADATA, SCENE, SCHEMA_VERSION, VERSION, Instant, open_engine, tidy
+from pancrafter.ledger_tables import (
+    CATALOG,
+    EVENT,
+    LOOK,
+    METADATA,
+    SCENE,
+    SCHEMA_VERSION,
+    VERSION,
+    Instant,
+    open_engine,
+    tidy,
+)
 from pancrafter.states import (
     IN_WORK,
     WITHDRAWN,
@@ -153,20 +164,58 @@ class Ledger:
 
     def use_one_name(self, sink: str) -> None:
         """Enter scenes of a folder under its real path that an earlier version knew by another path to it."""
-        if "://" in sink:
+        if "://" in sink or sink in self.catalogs():
             return
         with self._transaction() as connection:
-            if connection.execute(sa.select(SCENE.c.id).where(SCENE.c.sink == sink).limit(1)).first():
-                return
-            known = connection.execute(sa.select(SCENE.c.sink).distinct()).scalars()
-            others = [name for name in known if "://" not in name and os.path.realpath(name) == sink]
-        if not others:
-            return
+            has_scenes = connection.execute(sa.select(SCENE.c.id).where(SCENE.c.sink == sink).limit(1)).first()
+        others = [name for name in self.sinks() if "://" not in name and os.path.realpath(name) == sink != name]
+        if others and not has_scenes:
+            with self._transaction(write=True) as connection:
+                for table in (SCENE, LOOK):
+                    connection.execute(sa.update(table).where(table.c.sink == others[0]).values(sink=sink))
+        for other in others[0 if has_scenes else 1 :]:
+            self.go_on(sink, other)
+
+    def sinks(self) -> list[str]:
+        """All sinks, the one whose scenes changed last first."""
+        statement = sa.select(SCENE.c.sink).group_by(SCENE.c.sink).order_by(sa.func.max(SCENE.c.updated).desc())
+        with self._transaction() as connection:
+            return list(connection.execute(statement).scalars())
+
+    def catalogs(self) -> dict[str, str]:
+        """Sink -> name of an event in its feed, for those that are known by one."""
+        with self._transaction() as connection:
+            return {row.sink: row.event for row in connection.execute(sa.select(CATALOG))}
+
+    def know_catalog(self, sink: str, event: str) -> None:
+        """Remember a sink by an event of its feed, if it is not known yet."""
         with self._transaction(write=True) as connection:
-            latest = sa.select(SCENE.c.sink).where(SCENE.c.sink.in_(others)).group_by(SCENE.c.sink)
-            other = connection.execute(latest.order_by(sa.func.max(SCENE.c.updated).desc()).limit(1)).scalar()
-            for table in (SCENE, LOOK):
-                connection.execute(sa.update(table).where(table.c.sink == other).values(sink=sink))
+            connection.execute(_insert(connection, CATALOG).on_conflict_do_nothing(), {"sink": sink, "event": event})
+
+    def go_on(self, sink: str, other: str) -> None:
+        """Enter all that is known of another sink, whose catalog was moved or copied here, but for scenes in work.
+
+        What is known of this one stays. The other one's scenes are not touched: it may still be in use.
+        """
+        copied = [column for column in SCENE.c if column.name not in {"id", "sink"}]
+        here, there = SCENE.alias(), SCENE.alias()
+        same = sa.and_(here.c.collection == there.c.collection, here.c.item_id == there.c.item_id)
+        steps = [column for column in EVENT.c if column.name not in {"id", "scene_id"}]
+        looks = [column for column in LOOK.c if column.name not in {"id", "sink"}]
+        with self._transaction(write=True) as connection:
+            scenes = sa.select(sa.literal(sink), *copied).where(SCENE.c.sink == other, SCENE.c.state.not_in(IN_WORK))
+            insert = _insert(connection, SCENE).from_select(["sink", *(c.name for c in copied)], scenes)
+            connection.execute(insert.on_conflict_do_nothing())
+            history = (
+                sa.select(here.c.id, *steps)
+                .join(there, EVENT.c.scene_id == there.c.id)
+                .join(here, same)
+                .where(there.c.sink == other, here.c.sink == sink, here.c.id.not_in(sa.select(EVENT.c.scene_id)))
+                .order_by(EVENT.c.id)
+            )
+            connection.execute(EVENT.insert().from_select(["scene_id", *(c.name for c in steps)], history))
+            seen = sa.select(sa.literal(sink), *looks).where(LOOK.c.sink == other)
+            connection.execute(LOOK.insert().from_select(["sink", *(c.name for c in looks)], seen))
 
     def now(self) -> datetime:
         """The present by the clock that leases are measured with: what is compared with the ledger's times."""
@@ -208,8 +257,8 @@ class Ledger:
         if not entries:
             return 0
         values = [{**_columns_of(entry), "sink": sink, "created": now, "updated": now} for entry in entries]
-        insert = (postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert)(SCENE)
-        statement = insert.on_conflict_do_nothing().returning(SCENE.c.id, SCENE.c.state, SCENE.c.code, SCENE.c.reason)
+        insert = _insert(connection, SCENE).on_conflict_do_nothing()
+        statement = insert.returning(SCENE.c.id, SCENE.c.state, SCENE.c.code, SCENE.c.reason)
         inserted = [row._asdict() for row in connection.execute(statement, values)]
         events = [_event_values(row["id"], now, self._first_step(row)) for row in inserted]
         if events:
@@ -957,6 +1006,11 @@ def _lookup(
         # one statement in the same order everywhere: two discoveries cannot lock each other out
         statement = statement.order_by(c.id).with_for_update()
     return {(values["collection"], values["item_id"]): values for values in _fetch(connection, statement)}
+
+
+def _insert(connection: Connection, table: sa.Table) -> postgresql.Insert | sqlite.Insert:
+    """An insert that can leave out what is there already."""
+    return (postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert)(table)
 
 
 def _fetch(connection: Connection, statement: sa.Executable) -> list[_Values]:

@@ -15,7 +15,7 @@ from sqlalchemy.engine import Connection, Dialect, Engine
 from pancrafter.access import without_secrets
 from pancrafter.errors import LedgerError
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 """Version of the tables below; each step from one to the next is a migration in ``pancrafter/migrations``."""
 
 BUSY_TIMEOUT_S = 60
@@ -119,6 +119,14 @@ LOOK = sa.Table(
     sa.Index("ix_look_started", "sink", "source", "started"),
 )
 """Finished looks at a source for what is new, so that a missed night becomes part of the next window."""
+
+CATALOG = sa.Table(
+    "catalog",
+    METADATA,
+    sa.Column("sink", sa.Text, primary_key=True),
+    sa.Column("event", sa.Text, nullable=False),
+)
+"""Name of an event in the feed of each sink: a catalog is known by it where it was moved or copied to."""
 
 
 def open_engine(url: str) -> Engine:

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
     from pancrafter.assess import Sample, WindowSums
     from pancrafter.catalog_links import CollectionInfo
+    from pancrafter.changes import Change
     from pancrafter.cog import Block as CogBlock
     from pancrafter.cog import CogInfo
     from pancrafter.compute import Compute
@@ -605,7 +606,9 @@ def publish(
     if not _was_published_before(work.lease, ledger):
         ledger.advance(work.lease, State.PUBLISHED, published.href)
     killpoints.at("published")
-    announce(sink, published, returned=ledger.withdrawn_at(work.lease.key) is not None)
+    told = announce(sink, published, returned=ledger.withdrawn_at(work.lease.key) is not None)
+    if told is not None:
+        ledger.know_catalog(settings.sink, told.name)
     killpoints.at("announced")
     ledger.advance(
         work.lease,
@@ -657,8 +660,8 @@ def _set_aside(work: Claimed, assessed: Assessed, ledger: Ledger, report: Report
     )
 
 
-def announce(sink: StaticSink, published: Published, *, returned: bool = False) -> None:
-    """Tell the change feed; ``returned`` as it takes it.
+def announce(sink: StaticSink, published: Published, *, returned: bool = False) -> Change | None:
+    """Tell the change feed, and give what was new to it; ``returned`` as it takes it.
 
     The item was read back before, and the scene is confirmed after: a crash in between leaves a scene that is
     published again (nothing changes) and announced if it was not yet.
@@ -667,10 +670,11 @@ def announce(sink: StaticSink, published: Published, *, returned: bool = False) 
 
     feed = ChangeFeed(sink.store)
     item = sink.item(published.collection_id, published.item_id)
-    feed.announce("new", item, once=not published.changed, returned=returned)
+    told = feed.announce("new", item, once=not published.changed, returned=returned)
     if published.superseded is not None:
         old = sink.item(published.collection_id, published.superseded)
         feed.announce("superseded", old, successor=published.item_id, once=not published.changed)
+    return told
 
 
 def _tell_stac_api(published: Published, settings: Settings) -> None:

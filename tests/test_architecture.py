@@ -18,6 +18,8 @@ def _name(path: Path) -> str:
     return path.relative_to(PACKAGE).as_posix()
 
 
+MIGRATIONS = {"migrations/__init__.py", *(f"migrations/versions/v000{version}.py" for version in (2, 3))}
+
 DOORS = {
     "zarr": {"store.py"},
     "xarray": {"store.py", "arrays.py"},
@@ -28,10 +30,10 @@ DOORS = {
     "pystac_client": {"catalog.py"},
     "stac_fastapi": {"serve.py"},
     "httpx": {"stac_api.py"},
-    "sqlalchemy": {"ledger.py", "ledger_tables.py", "migrations/__init__.py", "migrations/versions/v0002.py"},
+    "sqlalchemy": {"ledger.py", "ledger_tables.py", *MIGRATIONS},
     "simpy": {"sizing.py"},
     "prometheus_client": {"metrics_endpoint.py"},
-    "alembic": {"migrations/__init__.py", "migrations/versions/v0002.py"},
+    "alembic": MIGRATIONS,
     "rio_cogeo": {"cog.py"},
     "safetensors": {"model/weights.py"},
     "h5py": {"pancollection.py"},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sqlite3
 from pathlib import Path
 
 import pytest
@@ -110,7 +111,9 @@ def test_what_changed_and_was_published_since_the_backup_is_taken_over(tmp_path:
         assert (row.state, row.output_item_id) == ("confirmed", Path(outcome.item_href or "").stem)
 
 
-def test_a_ledger_of_another_sink_is_said(tmp_path: Path) -> None:
+@pytest.mark.parametrize("recognised", [True, False])
+def test_a_ledger_of_another_sink_is_gone_on_with_or_said(tmp_path: Path, *, recognised: bool) -> None:
+    """One that an earlier version wrote does not know the catalog by anything but its place."""
     add_scene(tmp_path / "source", "S1", side_px=128)
     settings = settings_in(tmp_path)
     runs.run(settings, lambda _: None)
@@ -118,9 +121,14 @@ def test_a_ledger_of_another_sink_is_said(tmp_path: Path) -> None:
     shutil.rmtree(settings.state_dir)
     assert bring_back(settings, str(tmp_path / "kept")).ledger == "put back"
     other = settings_in(tmp_path / "other", source=settings.source)
-    assert f"put back, but it is of {settings.sink}, and knows nothing of {other.sink}" in str(
-        bring_back(other, str(tmp_path / "kept"))
-    )
+    if not recognised:
+        with sqlite3.connect(tmp_path / "kept" / "ledger.db") as connection:
+            connection.execute("DELETE FROM catalog")
+        connection.close()
+    said = bring_back(other, str(tmp_path / "kept")).ledger
+    with open_ledger(other) as ledger:
+        assert len(ledger.rows(sink=other.sink)) == recognised
+    assert (f"but it is of {settings.sink}, and knows nothing of {other.sink}" in said) is not recognised
 
 
 def test_what_sqlite_kept_beside_a_ledger_is_in_the_way_too(tmp_path: Path) -> None:

@@ -312,6 +312,26 @@ def test_only_what_nobody_has_begun_is_taken_over(ledger: Ledger) -> None:
     assert ledger.record_found(SINK, [work("a"), work("d", recipe="r2")]) == FoundCounts(known=2)
 
 
+def test_a_catalog_at_another_place_is_gone_on_with(ledger: Ledger) -> None:
+    """But for what is in work; what the ledger knows of the new place already stays."""
+    moved = "/data/moved"
+    ledger.record_found(SINK, [work("a"), work("b"), work("c")])
+    confirm(ledger, "a")
+    ledger.mark_refused(key("b"), "by-hand", "licence")
+    claim(ledger, "c")
+    ledger.note_look(SINK, "source", datetime(2026, 1, 1, tzinfo=UTC), "1 published")
+    ledger.record_found(moved, [work("a")])
+    for _ in range(2):
+        ledger.go_on(moved, SINK)
+    rows = {row.key.item_id: row for row in ledger.rows(sink=moved)}
+    assert {name: row.state for name, row in rows.items()} == {"a": "eligible", "b": "refused"}
+    history = [(event.at, event.after, event.message) for event in ledger.why(key("b"))]
+    assert [(event.at, event.after, event.message) for event in ledger.why(rows["b"].key)] == history
+    assert len(ledger.why(rows["a"].key)) == 1
+    assert ledger.last_look(moved, "source") == ledger.last_look(SINK, "source") is not None
+    assert ledger.counts(SINK)[State.CLAIMED] == 1
+
+
 def test_refused_stays_refused_until_the_source_changes(ledger: Ledger) -> None:
     ledger.record_found(SINK, [work()])
     ledger.mark_refused(claim(ledger), "ratio", "ratio is 3, expected 4")
@@ -917,6 +937,7 @@ def test_version_1_ledger_is_upgraded_and_equals_a_fresh_one(url: str) -> None:
     engine = sa.create_engine(url)
     with engine.begin() as connection:
         connection.execute(sa.text("DROP TABLE look"))
+        connection.execute(sa.text("DROP TABLE catalog"))
         connection.execute(sa.text("UPDATE ledger_version SET version = 1"))
     with Ledger(url) as ledger:
         assert [r.key.item_id for r in ledger.rows()] == ["a"]

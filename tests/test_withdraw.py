@@ -189,6 +189,27 @@ def test_what_was_withdrawn_stays_withdrawn_by_another_path_to_the_same_places(
         assert runs.run(other, silent) == []
 
 
+def test_what_people_decided_counts_where_a_link_leads_to_another_disk(published: Settings, tmp_path: Path) -> None:
+    """The name that everybody uses stays, and the catalog is moved behind it."""
+    add_scene(Path(published.source), "S2", side_px=128, seed=2)
+    (tmp_path / "products").symlink_to(tmp_path / "sink")
+    settings = settings_in(tmp_path, sink=str(tmp_path / "products"), contracts_dir=published.contracts_dir)
+    with open_ledger(settings) as ledger:
+        assert discovery.discover(settings, ledger).eligible == ("geoeye-1/S2",)
+        ledger.mark_refused(SceneKey(sink=settings.sink, collection="geoeye-1", item_id="S2"), "by-hand", "blurry")
+    (tmp_path / "sink").rename(tmp_path / "disk2")
+    (tmp_path / "products").unlink()
+    (tmp_path / "products").symlink_to(tmp_path / "disk2")
+    moved = settings_in(tmp_path, sink=str(tmp_path / "products"), contracts_dir=published.contracts_dir)
+    assert moved.sink != settings.sink
+    with open_ledger(moved) as ledger:
+        assert discovery.discover(moved, ledger).eligible == ()
+        assert [(row.state, row.code) for row in ledger.rows(sink=moved.sink)] == [
+            ("confirmed", None),
+            ("refused", "by-hand"),
+        ]
+
+
 @pytest.mark.parametrize("withdrawn", [True, False])
 def test_a_ledger_that_knows_the_sink_by_another_path_is_gone_on_with(
     published: Settings, tmp_path: Path, *, withdrawn: bool
@@ -200,10 +221,25 @@ def test_a_ledger_that_knows_the_sink_by_another_path_is_gone_on_with(
     (tmp_path / "link").symlink_to(tmp_path)
     with sqlite3.connect(tmp_path / "state" / "ledger.db") as connection:
         connection.execute("UPDATE scene SET sink = ?", (str(tmp_path / "link" / "sink"),))
+        connection.execute("DELETE FROM catalog")
     connection.close()
     assert runs.run(published, silent) == []
     with open_ledger(published) as ledger:
         assert [row.key.sink for row in ledger.rows()] == [published.sink]
+
+
+def test_a_ledger_that_knows_the_sink_by_two_paths_goes_on_with_both(published: Settings, tmp_path: Path) -> None:
+    """As an earlier version left it that was given one and then the other."""
+    add_scene(Path(published.source), "S2", side_px=128, seed=2)
+    (tmp_path / "link").symlink_to(tmp_path)
+    with open_ledger(published) as ledger:
+        discovery.discover(published, ledger)
+        ledger.mark_refused(SceneKey(sink=published.sink, collection="geoeye-1", item_id="S2"), "by-hand", "blurry")
+    with sqlite3.connect(tmp_path / "state" / "ledger.db") as connection:
+        connection.execute("UPDATE scene SET sink = ? WHERE item_id = 'S2'", (str(tmp_path / "link" / "sink"),))
+        connection.execute("DELETE FROM catalog")
+    connection.close()
+    assert runs.run(published, silent) == []
 
 
 def test_a_scene_in_work_is_not_withdrawn(published: Settings) -> None:
