@@ -12,7 +12,9 @@ import json
 import sqlite3
 import tempfile
 from collections.abc import Callable, Container
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from itertools import groupby
 from pathlib import Path
 from typing import ClassVar
 
@@ -21,7 +23,7 @@ from pancrafter.changes import ChangeFeed
 from pancrafter.discovery import enter_withdrawals, linked_items, recognise
 from pancrafter.durable import flush
 from pancrafter.errors import ErrorKind, PancrafterError
-from pancrafter.ledger import Ledger, open_ledger
+from pancrafter.ledger import Ledger, batches, open_ledger
 from pancrafter.publish import StaticSink
 from pancrafter.settings import Settings
 from pancrafter.stac_api import StacApi
@@ -29,6 +31,7 @@ from pancrafter.types import Record
 
 CATALOG, LEDGER = "catalog", "ledger.db"
 _SQLITE = "sqlite:///"
+_READERS = 8
 
 
 class BackupError(PancrafterError):
@@ -161,20 +164,29 @@ def _is_document(sink: StaticSink, name: str) -> bool:
 def copy_catalog(
     source: StaticSink, target: StaticSink, left_out: Callable[[str], bool] = lambda _: False
 ) -> tuple[int, int]:
-    """Copy what is missing or differs, in the order of publication; returns the files copied and those left alone."""
-    copied = kept = 0
-    listed = source.store.list_names("")
-    names = sorted((name for name in listed if not Path(name).name.startswith(".")), key=_rank)  # locks and drafts stay
-    for name in names:
-        if left_out(name) or _is_same(source, target, name):
-            kept += 1
-            continue
+    """Copy what is missing or differs, in the order of publication; returns the files copied and those left alone.
+
+    Names of assets hold their checksum, so size is enough for them; documents are compared byte by byte.
+    """
+    sizes, there = source.store.sizes(""), target.store.sizes("")
+    names = sorted((name for name in sizes if not Path(name).name.startswith(".")), key=_rank)  # locks and drafts stay
+
+    def copy(name: str) -> bool:
+        same = sizes[name] == there.get(name)
+        if same and name.endswith(".json"):
+            same = target.store.read(name) == source.store.read(name)
+        if same or left_out(name):
+            return False
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "file"
             source.store.get(name, path)
             target.store.put(path, name, _media_type(name))
-        copied += 1
-    return copied, kept
+        return True
+
+    with ThreadPoolExecutor(_READERS) as pool:
+        ranks = (batches(rank) for _, rank in groupby(names, lambda name: _rank(name)[0]))
+        copied = sum(sum(pool.map(copy, batch)) for rank in ranks for batch in rank)
+    return copied, len(names) - copied
 
 
 def _rank(name: str) -> tuple[int, str]:
@@ -189,13 +201,6 @@ def _rank(name: str) -> tuple[int, str]:
     if len(parts) == 3 and parts[1] == "by-day":
         return (2 if parts[2].count("-") == 2 else 3), name
     return (1 if len(parts) == 3 and parts[2] == f"{parts[1]}.json" else 0), name
-
-
-def _is_same(source: StaticSink, target: StaticSink, name: str) -> bool:
-    """Names of assets hold their checksum, so size is enough for them; documents are compared byte by byte."""
-    if target.store.size(name) != source.store.size(name):
-        return False
-    return not name.endswith(".json") or target.store.read(name) == source.store.read(name)
 
 
 def _media_type(name: str) -> str:

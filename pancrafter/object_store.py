@@ -9,6 +9,7 @@ import hashlib
 import os
 import random
 import shutil
+import stat
 import time
 import uuid
 from abc import ABC, abstractmethod
@@ -89,8 +90,12 @@ class ObjectStore(ABC):
         """Remove a file, if there is one."""
 
     @abstractmethod
+    def sizes(self, folder: str) -> dict[str, int]:
+        """Bytes of all files below a folder, by name."""
+
     def list_names(self, folder: str) -> list[str]:
-        """Names of all files below a folder."""
+        """Names of all files below a folder, sorted."""
+        return sorted(self.sizes(folder))
 
     def list_drafts(self) -> list[tuple[str, datetime]]:
         """Names that readers never look at, of files that are being written, and when they were changed last."""
@@ -163,13 +168,14 @@ class _Folder(ObjectStore):
         with self._named(name):
             (self.root / name).unlink(missing_ok=True)
 
-    def list_names(self, folder: str) -> list[str]:
-        base = self.root / folder
-        return sorted(
-            path.relative_to(self.root).as_posix()
-            for path in base.rglob("*")
-            if path.is_file() and not path.name.startswith(".draft-")
-        )
+    def sizes(self, folder: str) -> dict[str, int]:
+        found = {}
+        for path in (self.root / folder).rglob("*"):
+            with contextlib.suppress(FileNotFoundError):  # removed meanwhile
+                status = path.stat()
+                if stat.S_ISREG(status.st_mode) and not path.name.startswith(".draft-"):
+                    found[path.relative_to(self.root).as_posix()] = status.st_size
+        return found
 
     def list_drafts(self) -> list[tuple[str, datetime]]:
         found = []
@@ -303,13 +309,13 @@ class _Bucket(ObjectStore):
         with self._named(name):
             self.filesystem.rm_file(self._path(name))
 
-    def list_names(self, folder: str) -> list[str]:
+    def sizes(self, folder: str) -> dict[str, int]:
         with self._named(folder):
             try:
-                found = self.filesystem.find(self._path(folder), refresh=True)
+                found = self.filesystem.find(self._path(folder), refresh=True, detail=True)
             except FileNotFoundError:
-                return []
-        return sorted(path.removeprefix(f"{self.root}/") for path in found)
+                return {}
+        return {path.removeprefix(f"{self.root}/"): int(info["size"]) for path, info in found.items()}
 
     def _path(self, name: str) -> str:
         return f"{self.root}/{name}"

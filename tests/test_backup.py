@@ -158,6 +158,7 @@ def test_copies_go_in_the_order_of_publication(tmp_path: Path, monkeypatch: pyte
     collection = CollectionInfo(id="wv3-sharpened", title="WV3", description="Sharpened.")
     sink.publish(item(assets), assets, collection=collection)
     names = sorted(sink.store.list_names(""), key=_rank)
+    assert sink.store.sizes("") == {name: (tmp_path / "out" / name).stat().st_size for name in names}
     order = ["S1-sharp.json", "2024-05-01.json", "2024-05.json", "collection.json", "catalog.json"]
     places = [next(k for k, name in enumerate(names) if name.endswith(f"/{end}") or name == end) for end in order]
     assert places == sorted(places)

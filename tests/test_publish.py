@@ -524,6 +524,10 @@ def test_on_s3(s3: dict[str, Any], assets: tuple[AssetFile, ...], other_assets: 
     put(again, other_assets, "S1-b", supersedes="S1-sharp", made={"recipe": recipe(weights="better")})
     assert [found["id"] for found in sink.find_by_source(NAME, "S1")] == ["S1-b", "S1-sharp"]
     assert sink.orphans(NAME) == ()
+    sizes = sink.store.sizes("")
+    assert published.assets["sharpened"].removeprefix("s3://bucket/out/") in sizes
+    assert sizes == {name: sink.store.size(name) for name in sizes}
+    assert sink.store.sizes("nothing") == {}
     filesystem = sink.store.filesystem  # type: ignore[attr-defined]
     info = filesystem.call_s3("head_object", Bucket="bucket", Key=published.assets["sharpened"].split("/", 3)[3])
     assert info["ContentType"].startswith("image/tiff")
