@@ -9,7 +9,10 @@ from __future__ import annotations
 import posixpath
 import shlex
 from collections import Counter
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
+from functools import partial
 from typing import Literal
 
 from pydantic import Field
@@ -42,6 +45,7 @@ _RUN_OPTIONS = {
 """Settings beside the places that decide what a run does, and their options."""
 
 
+_READERS = 8
 _GONE = "published, but gone from the source meanwhile"
 
 
@@ -158,8 +162,15 @@ class _Comparison:
     # --- ledger -> source, catalog, files
 
     def _ledger(self) -> None:
+        sizes = {name: size for one in self.linked for name, size in self.sink.store.sizes(one).items()}
+        fault_of = partial(self._fault_of, sizes=sizes)
+        with ThreadPoolExecutor(_READERS) as pool:
+            for rows in batches(self.ledger.each(self.settings.sink)):
+                self._ledger_rows(rows, list(pool.map(fault_of, rows)))
+
+    def _ledger_rows(self, rows: list[Standing], faults: list[str | None]) -> None:
         now = self.ledger.now()  # not this machine's: its clock may be wrong
-        for row in self.ledger.each(self.settings.sink):
+        for row, fault in zip(rows, faults, strict=True):
             key = SceneKey(sink=self.settings.sink, collection=row.collection, item_id=row.item_id)
             if row.output_item_id:
                 self.known_outputs.add((output_collection_id(row.collection), row.output_item_id))
@@ -170,7 +181,7 @@ class _Comparison:
             elif row.state is State.ELIGIBLE:
                 self._waiting(key, row)
             elif row.state is State.CONFIRMED:
-                self._confirmed(key, row)
+                self._confirmed(key, row, fault)
             elif row.state is State.REFUSED:
                 self._refused(key, row)
             elif row.state in (State.DEAD, State.HELD):
@@ -191,7 +202,7 @@ class _Comparison:
             pause = "" if row.claimable else ", after a pause"
             self._add("ledger", str(key), f"waits to be sharpened{pause}", "run", seen=self._seen(row))
 
-    def _confirmed(self, key: SceneKey, row: Standing) -> None:
+    def _confirmed(self, key: SceneKey, row: Standing, fault: str | None) -> None:
         collection = output_collection_id(row.collection)
         assert row.output_item_id is not None
         seen = self._seen(row)
@@ -202,7 +213,6 @@ class _Comparison:
             finding = f"is confirmed, but {row.output_item_id} is not in the catalog"
             self._add("ledger", str(key), finding, redo, seen=seen)
             return
-        fault = self._fault_of(collection, row.output_item_id)
         if fault:
             self._add("files", str(key), fault, f"redrive {key}", "run", seen=seen)
 
@@ -223,13 +233,19 @@ class _Comparison:
         withdraw = f"withdraw {shlex.quote(str(key))} --reason {shlex.quote(known.reason or '')}"
         self._add("catalog", str(key), f"is refused ({known.code}), but {published[0]} is in the catalog", withdraw)
 
-    def _fault_of(self, collection: str, item_id: str) -> str | None:
+    def _fault_of(self, row: Standing, sizes: Mapping[str, int]) -> str | None:
+        """What is wrong with the files of a scene that is confirmed and linked."""
+        collection, item_id = output_collection_id(row.collection), row.output_item_id
+        if row.state is not State.CONFIRMED or item_id not in self.linked.get(collection, frozenset()):
+            return None
         document = self.sink.document(collection, item_id)
         if document is None:
             return f"item {item_id} is linked, but its document is gone"
         for key, asset in document["assets"].items():
             name = posixpath.normpath(f"{collection}/{item_id}/{asset['href']}")
-            size = self.sink.store.size(name)
+            size = sizes.get(name)
+            if size != asset["file:size"]:  # or published since the listing
+                size = self.sink.store.size(name)
             if size != asset["file:size"]:
                 return f"asset {key} of {item_id} has {size} bytes, its item says {asset['file:size']}"
             if self.checksums and self.sink.store.multihash(name, asset["file:size"]) != asset["file:checksum"]:
