@@ -6,6 +6,7 @@ import math
 import warnings
 from collections import OrderedDict
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -111,7 +112,7 @@ def _describe_file(
     scene: Scene, assets: list[tuple[int, AssetRef]], contract: SensorContract, access: Access
 ) -> Source:
     handle = open_source(assets[0][1].href, access, scene.key, assets[0][1].key)
-    with rasterio.Env(**GDAL_OPTIONS, **handle.options), handle.dataset:
+    with rasterio.Env(**GDAL_OPTIONS, **handle.options), closing(handle):
         return replace(_describe_source(handle.dataset, scene, assets, contract), access=access)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 from pathlib import PurePosixPath
 from typing import Any, NamedTuple, TypeVar
@@ -52,10 +53,16 @@ T = TypeVar("T")
 
 
 class Handle(NamedTuple):
-    """An open dataset and the GDAL options it must be read with."""
+    """An open dataset, the GDAL options it must be read with, and the lock under which it is opened and closed."""
 
     dataset: Any  # Any: rasterio is untyped
     options: dict[str, Any]  # Any: GDAL options of several types
+    lock: AbstractContextManager[Any] = nullcontext()
+
+    def close(self) -> None:
+        """Close the dataset."""
+        with self.lock:
+            self.dataset.close()
 
 
 def open_source(href: str, access: Access, scene: str, asset: str) -> Handle:
@@ -73,17 +80,18 @@ def open_source(href: str, access: Access, scene: str, asset: str) -> Handle:
             return Handle(
                 rasterio.open(path, sharing=False, driver=None if any_format else _plain_driver(path)), options
             )
-        with _opening(path):
+        lock = _lock_of(path)
+        with lock:
             dataset = rasterio.open(path, sharing=False, driver=_plain_driver(path))
             _ = dataset.mask_flag_enums
-            return Handle(dataset, options)
+            return Handle(dataset, options, lock)
 
 
 @lru_cache(maxsize=1024)
-def _opening(_path: str) -> threading.Lock:
-    """Held while a thread opens a remote file and reads all of its header.
+def _lock_of(_path: str) -> threading.Lock:
+    """Held while a thread opens a remote file and reads all of its header, and while one closes it.
 
-    Opening makes GDAL forget what it knows of the address. What of the header another thread had not looked at yet, it
+    Either makes GDAL forget what it knows of the address. What of the header another thread had not looked at yet, it
     would fetch later, inside ``read``, where rasterio holds Python's lock: no other thread could go on until the
     server has answered.
     """

@@ -49,19 +49,21 @@ class _OpenFiles(threading.local):
             self._token = token
         if source.href not in self._handles:
             self._close_down_to(_MAX_OPEN_FILES - 1)
-            dataset, options = open_source(source.href, source.access, source.scene, source.asset)
-            self._handles[source.href] = Handle(_warped(dataset, source) if source.warped else dataset, options)
+            handle = open_source(source.href, source.access, source.scene, source.asset)
+            self._handles[source.href] = (
+                handle._replace(dataset=_warped(handle.dataset, source)) if source.warped else handle
+            )
         self._handles.move_to_end(source.href)
         return self._handles[source.href]
 
     def drop(self, href: str) -> None:
         """Close a file that must be opened anew."""
         if href in self._handles:
-            self._handles.pop(href).dataset.close()
+            self._handles.pop(href).close()
 
     def _close_down_to(self, count: int) -> None:
         while len(self._handles) > count:
-            self._handles.popitem(last=False)[1].dataset.close()
+            self._handles.popitem(last=False)[1].close()
 
 
 _OPEN_FILES = _OpenFiles()
@@ -206,7 +208,7 @@ def _read_source(source: Source, window: RasterWindow, token: str) -> tuple[NDAr
 
 
 def _read_window(source: Source, window: RasterWindow, token: str) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-    dataset, options = _OPEN_FILES.get(source, token)
+    dataset, options, _ = _OPEN_FILES.get(source, token)
     with rasterio.Env(**GDAL_OPTIONS, **options):
         values = dataset.read(source.indexes, window=window)
         measured = np.isfinite(values) if values.dtype.kind == "f" else np.ones(values.shape, bool)

@@ -550,6 +550,5 @@ def test_plain_local_formats_are_read_under_rules(
     with rasterio.open(path, "w", driver=driver, height=128, width=128, count=1, dtype="uint16", crs="EPSG:4326",
                        transform=from_origin(15, 36, 1e-5, 1e-5), **options) as target:  # fmt: skip
         target.write(pan, 1)
-    dataset, _ = open_source(str(path), Access(roots=(str(tmp_path),)), "scene", "pan")
-    with dataset:
+    with open_source(str(path), Access(roots=(str(tmp_path),)), "scene", "pan").dataset as dataset:
         assert np.array_equal(dataset.read(1), pan)
