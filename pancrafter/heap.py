@@ -45,3 +45,8 @@ def leave_cores_soon() -> None:
     up to 2 % on idle cores. For entry points only, before torch is imported; processes that they start inherit it.
     """
     os.environ.setdefault("GOMP_SPINCOUNT", "2000")
+
+
+def usable_cores() -> int:
+    """Cores this process may use, which in a container can be fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

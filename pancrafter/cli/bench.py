@@ -15,9 +15,9 @@ from pancrafter.cli.shared import (
     note,
     print_json,
     split_names,
-    usable_cores,
     write_json,
 )
+from pancrafter.heap import usable_cores
 
 
 @app.command()

@@ -28,8 +28,8 @@ from pancrafter.cli.shared import (
     print_json,
     settings_from,
     split_names,
-    usable_cores,
 )
+from pancrafter.heap import usable_cores
 from pancrafter.model.names import SharpeningMethod
 
 if TYPE_CHECKING:

@@ -350,11 +350,6 @@ def parse_size(option: str, text: str) -> int:
     return int(number * base ** " kmgt".index(found[2].lower() or " "))
 
 
-def usable_cores() -> int:
-    """Cores this process may use, which in a container can be fewer than the machine has."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def split_names(text: str | None) -> list[str] | None:
     """Names as a person types them, separated by commas; None when nothing was given."""
     return [name.strip() for name in text.split(",") if name.strip()] if text else None

@@ -20,7 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, nn
 
 from pancrafter.errors import PancrafterError, SinkError, WeightsError
-from pancrafter.heap import keep_freed_memory
+from pancrafter.heap import keep_freed_memory, usable_cores
 from pancrafter.model.conditions import build_conditions
 from pancrafter.model.devices import DeviceError, is_out_of_memory, use_full_float32
 from pancrafter.model.network import MS_MODE, PAN_MODE, PanCrafter
@@ -290,8 +290,6 @@ MOST_LOADERS = 4
 
 def loaders_for(device: str) -> int:
     """A GPU waits for a core that cuts, blurs and turns patches, so a few do; a CPU has no core to spare."""
-    from pancrafter.cli.shared import usable_cores
-
     return 0 if device == "cpu" else max(1, min(MOST_LOADERS, usable_cores() - 1))
 
 
