@@ -21,7 +21,7 @@ def main() -> int:
     parser.add_argument("--folder", type=Path, help="keep the folders of runs with losses here")
     parser.add_argument("--results", type=Path, metavar="FILE", help="add each run here; what it has is not repeated")
     options = parser.parse_args()
-    folder = (options.folder or Path(tempfile.mkdtemp(prefix="faults-"))).absolute()
+    folder = (options.folder or Path(tempfile.mkdtemp(prefix="faults-"))).resolve()
     results = campaign(
         options.runs,
         options.seed,
