@@ -68,6 +68,13 @@ def test_compose_has_the_shape_of_the_stack() -> None:
     assert started <= set(compose()["services"])
 
 
+def test_compose_starts_the_stac_api_as_the_stack_does() -> None:
+    started = re.search(r'_python\(("uvicorn",[^)]+)\)', (INFRA / "stack.py").read_text())
+    assert started is not None
+    expected = re.findall(r'"([^"]+)"', started[1])
+    assert compose()["services"]["stac-api"]["command"][: len(expected)] == expected
+
+
 def test_compose_pins_images_and_knows_its_services() -> None:
     services = compose()["services"]
     for name, service in services.items():
