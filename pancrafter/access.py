@@ -34,6 +34,8 @@ EXPIRY_MARGIN_S = 120.0
 
 MAX_REDIRECTS = 5
 _HEADERS_OPTION = "GDAL_HTTP_HEADERS"
+_PLAIN_HOST = re.compile(r"([^@\\]*@)?[\w.:\[\]-]+", re.ASCII)
+"""User, host and port that all libraries read alike: of ``a\\@b`` some ask a and some b, others decode ``%31`` to 1."""
 _SIGNED_FOR_S = 600.0  # where a signing service names no expiry
 _REMEMBERED_S = 86_400.0  # after a signature ran out: files are still open with it, and `forget` must know of them
 
@@ -98,6 +100,11 @@ class Access(Record):
         if len(parts.scheme) > 1 and parts.scheme not in {"file", *REMOTE_SCHEMES}:
             return f"scheme {parts.scheme!r} is not read; expected a path, file, http, https or s3"
         if parts.scheme in ("http", "https"):
+            if parts.hostname and not _PLAIN_HOST.fullmatch(parts.netloc):
+                return (
+                    f"host {parts.hostname} is read as one or another, expected letters, digits, '.' and '-'; write "
+                    "letters of other scripts as xn--..., and @ in a password as %40"
+                )
             return self._host_fault(parts.hostname or "", resolve=resolve)
         return None if parts.scheme == "s3" else self._path_fault(href)
 

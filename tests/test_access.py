@@ -51,6 +51,10 @@ PUBLIC = Access()
         "http://0x7f000001/a.tif",
         "http://0/a.tif",
         "http:///a.tif",
+        "http://%31%32%37.0.0.1/a.tif",
+        "http://127.0.0.1\\@example.com/a.tif",
+        "http://a@127.0.0.1@example.com/a.tif",
+        "http://l\u1d3ccalhost/a.tif",
         "file:///etc/passwd",
         "file://server/share/a.tif",
         "/etc/passwd",
@@ -68,7 +72,16 @@ def test_what_a_remote_catalog_must_not_reach(href: str) -> None:
     assert PUBLIC.trusting("https://stac.example.com/v1").fault(href)
 
 
-@pytest.mark.parametrize("href", ["https://example.com/a.tif", "s3://bucket/a.tif", "https://8.8.8.8/a.tif"])
+@pytest.mark.parametrize(
+    "href",
+    [
+        "https://example.com/a.tif",
+        "https://user:p%40ss@a_b.example.com:8443/a%20b.tif",
+        "s3://bucket/a.tif",
+        "https://8.8.8.8/a.tif",
+        "https://[2606:4700::1111]/a.tif",
+    ],
+)
 def test_what_it_may(href: str) -> None:
     assert PUBLIC.fault(href) is None
 
@@ -484,6 +497,17 @@ def test_headers_are_not_shown_to_the_host_of_a_redirect(tmp_path: Path, *, allo
         with pytest.raises(TransientReadError, match=r"127\.0\.0\.1:9/a\.tif cannot be read: ConnectionError"):
             Reader(Access(profiles=(profile,), allow_private=allow_private).trusting(first)).open(f"{first}/a.tif")
         assert (asked, seen) == (["/a.tif one"], ["/a.tif -"])
+
+
+def test_headers_are_not_shown_to_a_host_that_only_looks_like_theirs(tmp_path: Path) -> None:
+    """Of this address, some libraries take what is before the backslash for the host."""
+    secret = tmp_path / "headers.json"
+    secret.write_text('{"X-Key": "one"}')
+    profile = HostProfile(match=("example.com",), kind="headers", headers_file=str(secret))
+    with _redirecting("http://127.0.0.1:9") as (stranger, seen):
+        with pytest.raises(InvalidSceneError, match=r"host example\.com is read as one or another"):
+            Reader(Access(profiles=(profile,), allow_private=True)).open(f"{stranger}\\@example.com/a.tif")
+        assert seen == []
 
 
 def test_catalogs_and_the_api_of_results_do_not_show_headers_to_the_host_of_a_redirect(tmp_path: Path) -> None:
