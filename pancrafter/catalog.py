@@ -399,15 +399,24 @@ def _io(rules: Access) -> StacApiIO:
     from requests.adapters import HTTPAdapter
     from urllib3 import Retry
 
+    searched = set[str | None]()
+
     class Guarded(HTTPAdapter):
         """Asks the access rules before every request, so also before each hop of a redirect.
 
-        A copy of the request gets the credentials of its host, so that a redirect does not take them along.
+        A copy of the request gets the credentials of its host, so that a redirect does not take them along. Where the
+        next page is, strangers say: they must not have those credentials used to change something elsewhere.
         """
 
         def send(self, request: Any, *args: Any, **kwargs: Any) -> Any:  # Any: requests is untyped here
             if fault := rules.fault(request.url, resolve=True):
                 raise SourceError(f"{request.url}: {fault}")
+            methods = ("GET", "POST") if urlsplit(request.url).hostname in searched else ("GET",)
+            if request.method not in methods:
+                raise SourceError(
+                    f"{request.url}: the catalog leads to it by {request.method}, which might change something there; "
+                    "expected GET, or POST to the host that is searched; report it to the catalog's owner"
+                )
             request = request.copy()
             request.url, headers = reader_for(rules).request(request.url)
             request.headers.update(headers)
@@ -430,6 +439,7 @@ def _io(rules: Access) -> StacApiIO:
         def get_pages(
             self, url: str, method: str | None = None, parameters: dict[str, Any] | None = None
         ) -> Iterator[dict[str, Any]]:
+            searched.add(urlsplit(url).hostname)
             page, empty = self.read_json(url, method=method, parameters=parameters), 0
             while True:
                 if page.get("features") or page.get("collections"):

@@ -13,7 +13,7 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import fsspec
 import pystac
@@ -698,6 +698,50 @@ def test_paging_that_never_ends_is_stopped() -> None:
         pytest.raises(SourceError, match="same page again"),
     ):
         found(url)
+
+
+class _LeadingElsewhere(BaseHTTPRequestHandler):
+    """An API whose second page is ``next_page``; ``/moved`` is now where items of another API are."""
+
+    next_page: ClassVar[dict[str, Any]]
+    other: ClassVar[str]
+
+    def do_GET(self) -> None:
+        self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        url = f"http://{self.headers['Host']}"
+        link = {"rel": "next"} | self.next_page | {"href": self.next_page["href"].format(other=self.other, here=url)}
+        page = {"type": "FeatureCollection", "features": [feature(0)], "links": [link]}
+        data = json.dumps(page if self.path.startswith("/search") else landing(url)).encode()
+        self.send_response(307 if self.path == "/moved" else 200)
+        self.send_header("Location", f"{self.other}/collections/c/items")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    do_POST = do_GET  # noqa: N815 - the name http.server looks for
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    "next_page",
+    [
+        {"href": "{other}/collections/c/items/a", "method": "DELETE"},
+        {"href": "{other}/collections/c/items", "method": "POST", "body": {"id": "a"}},
+        {"href": "{here}/moved", "method": "POST", "body": {"id": "a"}},
+    ],
+)
+def test_a_source_cannot_have_other_catalogs_changed(next_page: dict[str, Any]) -> None:
+    """They may be the one that results are sent to, for which there are credentials."""
+    reached = list[str]()
+    other = answering(lambda request, _: (200, reached.append(request.requestline)))
+    with http_server(other) as there:
+        elsewhere = there.replace("127.0.0.1", "localhost")
+        source = type("Source", (_LeadingElsewhere,), {"next_page": next_page, "other": elsewhere})
+        with http_server(source) as url, pytest.raises(SourceError, match="which might change something there"):
+            found(url, access=Access(allow_private=True))
+    assert reached == []
 
 
 def test_pages_without_items_are_no_end() -> None:
