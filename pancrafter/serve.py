@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, MutableSequen
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from itertools import islice
+from itertools import accumulate, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -35,6 +35,9 @@ UNCOLLECTED = "uncollected"
 
 COUNT_LIMIT = 2000
 """Candidates up to which a filtered search counts all matches; beyond, counting would cost more than the page."""
+
+MAX_FILTER_CHARS, MAX_FILTER_DEPTH = 2000, 8
+"""Of a filter as text: cql2 takes twice as long per open parenthesis, and long chains of operators exceed its stack."""
 
 KEPT_SEARCHES = 16
 """Searches whose place is remembered, so that their next page goes on there instead of beginning again."""
@@ -500,10 +503,22 @@ def _expression(cql2_filter: str | Mapping[str, Any] | None) -> Any:
         return None
     from cql2 import Expr
 
+    text = cql2_filter if isinstance(cql2_filter, str) else ""
+    if len(text) > MAX_FILTER_CHARS or _depth(text) > MAX_FILTER_DEPTH:
+        raise BadQueryError(
+            f"the filter is longer than {MAX_FILTER_CHARS} characters or nested more than {MAX_FILTER_DEPTH} deep; "
+            "simplify it, or send it as cql2-json"
+        )
     try:
         return Expr(cql2_filter if isinstance(cql2_filter, str) else dict(cql2_filter))
     except Exception as error:  # the extension module raises bare exceptions of its own
         raise BadQueryError(f"the filter is not valid CQL2: {error}") from error
+
+
+def _depth(text: str) -> int:
+    """How deep parentheses are nested in a filter, outside of its texts and quoted names."""
+    steps = {"(": 1, ")": -1}
+    return max(accumulate(steps.get(character, 0) for character in re.sub(r"'[^']*'|\"[^\"]*\"", "", text)), default=0)
 
 
 def _meets(body: str, geometry: BaseGeometry | None, expression: Any) -> bool:

@@ -148,6 +148,9 @@ def test_links_to_other_files_are_file_urls_that_clients_leave_alone(tmp_path: P
         ("/collections/nope/queryables", 404),
         ("/collections/c0/items/nope", 404),
         ("/search?filter=this is not cql2 (", 400),
+        ("/search?filter=" + "(" * 3000 + "gsd=1" + ")" * 3000, 400),
+        ("/search?filter=" + "(" * 40, 400),
+        ("/search?filter=gsd=" + "2^" * 5000 + "2", 400),
         ("/search?token=somewhere", 400),
         ("/search?bbox=1,2,3", 400),
         ("/search?datetime=yesterday", 400),
@@ -354,6 +357,13 @@ def test_a_search_that_failed_begins_again(catalog_dir: Path, monkeypatch: pytes
     with pytest.raises(MemoryError):
         index.search(everything)
     assert len(index.search(everything).items) == COUNT
+
+
+def test_parentheses_in_texts_are_not_nested(catalog_dir: Path) -> None:
+    text = "(((((((((''((("
+    assert load_index(catalog_dir).search(Query(cql2=f"gsd > 0 and platform <> '{text}'")).items
+    with pytest.raises(BadQueryError, match=r"longer than 2000 characters or nested more than 8 deep"):
+        load_index(catalog_dir).search(Query(cql2=f"platform = '))))' and {'(' * 9}gsd=1{')' * 9}"))
 
 
 def test_bad_filter_says_so(catalog_dir: Path) -> None:
