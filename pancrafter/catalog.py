@@ -6,6 +6,7 @@ pystac and pystac-client stay in here; what leaves is a `Scene` or a `Refusal`.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -43,10 +44,16 @@ TIMEOUT_S = (10.0, 60.0)
 RETRIES = 4
 """Attempts after the first for one request; waits 0.5, 1, 2, 4 s, or what the server asks for."""
 
+MAX_RETRY_AFTER_S = 60
+"""Longest wait that a server may ask for: some name the end of their maintenance, hours away."""
+
 MAX_PARTNER_SEARCHES = 100
 """Searches of an API for the missing parts of scenes in one look; more are merged, none is left out."""
 
 MAX_DOCUMENT_BYTES = 256 * 2**20
+MAX_DOCUMENT_S = 900.0
+"""For one answer as a whole: the time-outs of requests begin anew with every byte."""
+
 CRAWL_WORKERS = 16
 GEOPARQUET_SUFFIXES = frozenset({".parquet", ".geoparquet"})
 
@@ -430,6 +437,7 @@ def _io(rules: Access) -> StacApiIO:
         status_forcelist=(429, 500, 502, 503, 504),
         allowed_methods=("GET", "POST"),  # searching changes nothing, so POST may be repeated
         respect_retry_after_header=True,
+        retry_after_max=MAX_RETRY_AFTER_S,
         raise_on_status=False,  # so that the last answer, and what the server says in it, reaches the message
     )
 
@@ -464,10 +472,14 @@ def _io(rules: Access) -> StacApiIO:
 
 
 def _read_bounded(response: Any) -> None:  # Any: requests is untyped here
-    """Read an answer in parts, as they are when unpacked: neither its packed size nor a stated one is a bound."""
-    content = bytearray()
-    for part in response.iter_content(2**16):
+    """Read an answer in parts, as they come and unpacked: neither its packed size nor a stated one is a bound."""
+    content, end = bytearray(), time.monotonic() + MAX_DOCUMENT_S
+    while part := response.raw.read1(2**16, decode_content=True):
         content += part
+        if time.monotonic() > end:
+            response.close()
+            place = without_secrets(response.url)
+            raise SourceError(f"{place}: has not ended after {MAX_DOCUMENT_S:g} s; look at the server or the network")
         if len(content) > MAX_DOCUMENT_BYTES:
             response.close()
             place = without_secrets(response.url)

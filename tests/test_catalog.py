@@ -7,6 +7,7 @@ import gzip
 import json
 import shutil
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -456,6 +457,28 @@ def test_documents_are_bounded_whatever_the_server_says(monkeypatch: pytest.Monk
             found(f"{url}/{path}")
 
 
+class _Dripping(BaseHTTPRequestHandler):
+    """Answers with a byte now and then, as long as somebody listens."""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+        with contextlib.suppress(ConnectionError):
+            while True:
+                self.wfile.write(b" ")
+                time.sleep(0.01)
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.mark.usefixtures("no_retries")
+def test_a_document_that_comes_byte_by_byte_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(catalog, "MAX_DOCUMENT_S", 0.1)
+    with http_server(_Dripping) as url, pytest.raises(SourceError, match=r"has not ended after 0\.1 s"):
+        found(f"{url}/catalog.json")
+
+
 def test_documents_of_an_object_store_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     root = {"type": "Catalog", "id": "c", "stac_version": "1.1.0", "description": "d" * 2000, "links": []}
     fsspec.filesystem("memory").pipe({"/big/catalog.json": json.dumps(root).encode()})
@@ -773,6 +796,26 @@ def test_short_trouble_is_retried(monkeypatch: pytest.MonkeyPatch) -> None:
     pages = {0: (503, "busy"), 1: (200, [feature(0)]), 2: (429, "slow down"), 3: (200, [])}
     with http_server(scripted(pages.__getitem__)) as url:
         assert numbers(found(url)) == [0]
+
+
+class _Closed(BaseHTTPRequestHandler):
+    """Asks to come back in six hours."""
+
+    def do_GET(self) -> None:
+        self.send_response(503)
+        self.send_header("Retry-After", "21600")
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+def test_a_server_is_not_waited_for_as_long_as_it_asks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(catalog, "RETRIES", 1)
+    monkeypatch.setattr(catalog, "MAX_RETRY_AFTER_S", 0.01)
+    with http_server(_Closed) as url, pytest.raises(SourceError, match="503"):
+        found(f"{url}/catalog.json")
 
 
 def test_an_api_without_item_search() -> None:
