@@ -29,6 +29,8 @@ class Document:
     kind: Kind
     body: dict[str, Any]
     collection: dict[str, Any] | None
+    lineage: frozenset[int] = field(default=frozenset(), repr=False)
+    """Of one with links: hashes of its text and of those of the documents that led to it."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,7 @@ class _Task:
     collection: dict[str, Any] | None = field(repr=False)
     fault: str = ""
     """Why there is nothing to read."""
+    lineage: frozenset[int] = field(default=frozenset(), repr=False)
 
     @property
     def collection_id(self) -> str | None:
@@ -138,13 +141,20 @@ def _fetch(task: _Task, read: ReadText) -> Document | Fault:
     if task.fault:
         return Fault(task.href, task.fault, parent_id)
     try:
-        body = json.loads(read(task.href))
+        text = read(task.href)
+        body = json.loads(text)
     except (OSError, ValueError, RecursionError) as error:
         return Fault(task.href, f"{task.href}: {error}; expected a readable STAC JSON document", parent_id)
     kind = kind_of(body)
     if kind is None:
         return Fault(task.href, f"{task.href}: no STAC document (id, type and links were looked for)", parent_id)
-    return Document(task.href, kind, body, body if kind == "Collection" else task.collection)
+    if kind == "Item":
+        return Document(task.href, kind, body, task.collection)
+    lineage = task.lineage | {hash(text)}
+    if lineage == task.lineage:  # relative links would lead to further addresses of it, without end
+        reason = f"{task.href}: is the same document as one that leads to it; look at the answers of its server"
+        return Fault(task.href, reason, parent_id)
+    return Document(task.href, kind, body, body if kind == "Collection" else task.collection, lineage)
 
 
 def kind_of(body: object) -> Kind | None:
@@ -182,4 +192,4 @@ def _followed(document: Document) -> Iterator[_Task]:
             yield _Task(f"{document.href}#/links/{number}", document.collection, fault)
             continue
         if allowed:
-            yield _Task(target, document.collection)
+            yield _Task(target, document.collection, lineage=document.lineage)

@@ -397,6 +397,15 @@ def test_a_catalog_that_links_in_circles(tmp_path: Path) -> None:
     assert len(list(crawl(str(tmp_path / "catalog.json")))) == 5
 
 
+def test_a_server_that_gives_one_catalog_for_every_address() -> None:
+    links = [{"rel": "child", "href": f"./{name}/catalog.json"} for name in "ab"]
+    root = {"type": "Catalog", "id": "c", "stac_version": "1.1.0", "description": "d", "links": links}
+    with http_server(answering(lambda *_: (200, root))) as url:
+        verdicts = found(f"{url}/catalog.json")
+    assert sorted(verdict.item_id for verdict in verdicts) == ["a/catalog.json", "b/catalog.json"]
+    assert all("the same document as one that leads to it" in verdict.reason for verdict in verdicts)
+
+
 def test_a_wide_catalog_is_walked_with_bounded_concurrency(tmp_path: Path) -> None:
     children = [{"rel": "child", "href": f"./{n}.json"} for n in range(300)]
     (tmp_path / "catalog.json").write_text(json.dumps({"type": "Catalog", "id": "root", "links": children}))
