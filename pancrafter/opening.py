@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, TypeVar
 from urllib.parse import unquote, urlsplit
 
@@ -34,6 +34,8 @@ _REMOTE_OPTIONS: dict[str, Any] = {  # Any: rasterio is untyped
 }
 _PLAIN_DRIVERS = {".jp2": "JP2OpenJPEG", ".j2k": "JP2OpenJPEG", ".img": "HFA", ".ntf": "NITF"}
 """Formats, by suffix (else GeoTIFF), of what catalogs name: none can refer to further files or hosts, as VRT does."""
+
+_TIFF_BEGINNINGS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 READ_ERRORS = (RasterioError, CPLE_BaseError, OSError, UnicodeDecodeError)
 """What rasterio raises on files it cannot read; the last where a CRS is named in no known encoding."""
@@ -76,15 +78,27 @@ def open_source(href: str, access: Access, scene: str, asset: str) -> Handle:
     path = unquote(urlsplit(opened.href).path) if opened.href.startswith("file:") else opened.href
     with rasterio.Env(**GDAL_OPTIONS, **options):
         if not remote:
-            any_format = access == OPEN_TO_ALL
-            return Handle(
-                rasterio.open(path, sharing=False, driver=None if any_format else _plain_driver(path)), options
-            )
+            if access == OPEN_TO_ALL:
+                return Handle(rasterio.open(path, sharing=False), options)
+            if mask := _strange_mask(Path(path)):
+                advice = "expected a GeoTIFF, as others may refer to further files and hosts; convert or remove it"
+                raise InvalidSceneError(f"its mask is {mask}; {advice}", scene=scene, asset=asset)
+            return Handle(rasterio.open(path, sharing=False, driver=_plain_driver(path)), options)
         lock = _lock_of(path)
         with lock:
             dataset = rasterio.open(path, sharing=False, driver=_plain_driver(path))
             _ = dataset.mask_flag_enums
             return Handle(dataset, options, lock)
+
+
+def _strange_mask(path: Path) -> Path | None:
+    """The side file that GDAL would take for the mask of a local file, whatever its format, if it is no TIFF."""
+    for side in path.parent.glob("*.[mM][sS][kK]"):
+        if side.name.casefold() == f"{path.name}.msk".casefold():
+            with side.open("rb") as file:
+                if file.read(4) not in _TIFF_BEGINNINGS:
+                    return side
+    return None
 
 
 @lru_cache(maxsize=1024)

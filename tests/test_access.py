@@ -558,6 +558,19 @@ def test_a_local_vrt_leads_nowhere_else(tmp_path: Path, *, trusting: bool) -> No
         stage_scene(scene, contract(), str(tmp_path / "x.zarr"), block_px=64, access=rules)
 
 
+def test_a_vrt_beside_a_local_file_is_not_its_mask(tmp_path: Path) -> None:
+    (tmp_path / "root").mkdir()
+    scene = Pair(np.ones((128, 128), np.uint16), np.ones((3, 32, 32), np.uint16)).write(tmp_path / "root")
+    rules = Access(roots=(str(tmp_path / "root"),))
+    with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=False), rasterio.open(scene.pan.href, "r+") as target:
+        target.write_mask(np.ones((128, 128), bool))
+    mask = Path(f"{scene.pan.href}.msk")
+    assert open_source(scene.pan.href, rules, "s", "pan").dataset.read_masks(1).all()
+    _write_vrt(mask.rename(mask.with_suffix(".MSK")), tmp_path / "secret.tif")
+    with pytest.raises(InvalidSceneError, match=r"asset pan: its mask is .*\.MSK; expected a GeoTIFF"):
+        stage_scene(scene, contract(), str(tmp_path / "x.zarr"), block_px=64, access=rules)
+
+
 @pytest.mark.parametrize(
     ("driver", "suffix", "options"),
     [
