@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import shlex
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -67,7 +68,8 @@ def leave_artifacts(outcomes: Sequence[Outcome], redrive: str) -> None:
     failed = [outcome for outcome in outcomes if outcome.failed]
     if failed:
         lines = [
-            f"- **{o.key}**: {o.reason}\n  after a fix: `{redrive.replace('KEY', o.key)}`" for o in failed[:MOST_ROWS]
+            f"- **{o.key}**: {o.reason}\n  after a fix: `{redrive.replace('KEY', shlex.quote(o.key))}`"
+            for o in failed[:MOST_ROWS]
         ]
         if len(failed) > MOST_ROWS:
             lines.append(f"- and {len(failed) - MOST_ROWS} more, as the ledger lists them")

@@ -50,9 +50,18 @@ _ADDRESS_OR_QUERY = re.compile(
 _USERINFO = re.compile(rf"({_SCHEME})[^/\s@'\"<>]{{1,2000}}@", re.IGNORECASE)
 
 
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+"""What commands a terminal, or shows a text in another order than it has; line breaks and tabs are harmless."""
+
+
 def without_secrets(text: str) -> str:
-    """The text without passwords and signatures: error messages of other libraries quote whole URLs."""
-    return _USERINFO.sub(r"\1", _ADDRESS_OR_QUERY.sub(_without_query, text))
+    """The text without passwords, signatures and control characters: errors quote whole URLs and answers of servers."""
+    return _USERINFO.sub(r"\1", _ADDRESS_OR_QUERY.sub(_without_query, without_controls(text)))
+
+
+def without_controls(text: str) -> str:
+    """The text with ``?`` for control characters, which must not reach a terminal from a stranger."""
+    return _CONTROLS.sub("?", text)
 
 
 def _without_query(found: re.Match[str]) -> str:

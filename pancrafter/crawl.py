@@ -15,7 +15,7 @@ from typing import Any, Literal
 from urllib.parse import urljoin, urlsplit
 from urllib.request import url2pathname
 
-from pancrafter.access import without_secrets
+from pancrafter.access import without_controls, without_secrets
 
 Kind = Literal["Catalog", "Collection", "Item"]
 ReadText = Callable[[str], str]
@@ -60,8 +60,8 @@ class _Task:
 
 
 def printable(text: str) -> str:
-    """The text with ``?`` for what is no Unicode (half of a character pair), which no file or database takes."""
-    return text.encode(errors="replace").decode()
+    """The text with ``?`` for control characters and what is no Unicode (half of a pair), which no database takes."""
+    return without_controls(text).encode(errors="replace").decode()
 
 
 def is_local(href: str) -> bool:

@@ -17,6 +17,7 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
+from pancrafter.access import without_controls
 from pancrafter.crawl import local_path
 from pancrafter.examine import NOT_IMAGERY, RATIO_TOLERANCE, declared_ratios
 from pancrafter.sensors import GENERIC, BandSpec, Delivery, JoinRule, SensorContract, contract_for_platform, fold
@@ -232,7 +233,9 @@ def _malformed(item: pystac.Item) -> str | None:
         return "the item has neither datetime nor start_datetime; expected an acquisition time"
     if not item.assets:
         return "the item has no assets; expected PAN and MS files"
-    return None
+    texts = (text for key, asset in item.assets.items() for text in (key, asset.href))
+    strange = next((text for text in texts if text != without_controls(text)), None)
+    return strange and f"{strange[:80]!r}, key or href of an asset, holds control characters; expected none"
 
 
 def _is_plain_name(name: str) -> bool:
@@ -365,9 +368,12 @@ def _carried(item: pystac.Item, used: Iterable[Mapping[str, Any]]) -> dict[str, 
 
 
 def _refusal(item: pystac.Item, code: str, reason: str, contract: SensorContract | None = None) -> Refusal:
-    sensor = contract.name if contract else None
     return Refusal(
-        collection=item.collection_id or UNCOLLECTED, item_id=item.id, code=code, reason=reason, sensor=sensor
+        collection=without_controls(item.collection_id or UNCOLLECTED),
+        item_id=without_controls(item.id),
+        code=code,
+        reason=without_controls(reason),
+        sensor=contract.name if contract else None,
     )
 
 

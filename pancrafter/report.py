@@ -7,6 +7,7 @@ that goes on from there. Pictures are the items' own assets, by relative address
 from __future__ import annotations
 
 import math
+import shlex
 from collections import Counter
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -198,7 +199,7 @@ def _stuck_table(stuck: Stuck) -> str:
         name, command = _GOES_ON[row.state]
         lines.append(
             f"<tr><td>{escape(str(row.key))}</td><td>{escape(name)}</td><td>{escape(row.reason or '')}"
-            f"<br><code>{escape(command.format(key=row.key))}</code></td></tr>"
+            f"<br><code>{escape(command.format(key=shlex.quote(str(row.key))))}</code></td></tr>"
         )
     left_out = sum(stuck.counts.values()) - len(stuck.rows)
     more = f"<p>and {left_out} more: <code>pancrafter ledger list</code></p>" if left_out else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from functools import partial
@@ -219,7 +220,8 @@ def _obstacle(
     if verdict in TO_DO:
         return None
     if verdict == "refused":
-        return f"a newer result was refused ({row.code}: {row.reason}); `pancrafter ledger redrive {row.key}` first"
+        redrive = f"pancrafter ledger redrive {shlex.quote(str(row.key))}"
+        return f"a newer result was refused ({row.code}: {row.reason}); `{redrive}` first"
     if verdict == "held":
         return "a newer result waits for a person; see `pancrafter held list`"
     return MEANINGS[verdict]

@@ -153,6 +153,16 @@ def test_forbidden_assets_are_refused_in_discovery_and_the_others_go_on(tmp_path
     assert "asset pan: host 169.254.169.254" in refused.reason
 
 
+def test_strangers_do_not_command_the_terminal(tmp_path: Path) -> None:
+    told = "\x1b]0;told\x07"
+    named, gone = _item("https://example.com/p.tif", told), _item(f"https://example.com/{told}.tif", "b")
+    keyed = _item("https://example.com/p.tif", "c")
+    keyed["assets"][told] = keyed["assets"].pop("pan")
+    verdicts = _verdicts(tmp_path, named, gone, keyed)
+    assert [getattr(verdict, "code", None) for verdict in verdicts] == ["malformed"] * 3
+    assert "\x1b" not in "".join(map(str, verdicts)) + "".join(verdict.item_id for verdict in verdicts)
+
+
 @pytest.mark.parametrize(
     "item_id", ["../../../tmp/x", "a/../b", "..", "a\\b", "a\nb", "/abs", "x" * 201, "é" * 101, "a\x00b"]
 )
@@ -333,6 +343,7 @@ def test_signatures_stay_out_of_what_gdal_says(tmp_path: Path, kept: float, said
         ("p.tif?a=1,2&sig=S: failed", "p.tif?...: failed"),
         ("(see https://h/x?S).", "(see https://h/x?...)."),
         ("s3://user:S@h/k", "s3://h/k"),
+        ("it said \x1b[2J\x9b2J\u202egpj.a\n", "it said ?[2J?2J?gpj.a\n"),
         ("is it up? It is tried=again", "is it up? It is tried=again"),
     ],
 )

@@ -653,12 +653,14 @@ def test_report_page_of_a_run_that_stopped(tmp_path: Path) -> None:
 def test_report_page_of_a_night_that_only_refused_and_of_an_idle_one(tmp_path: Path) -> None:
     add_scene(tmp_path / "source", "S1", side_px=128)
     (item,) = (tmp_path / "source").rglob("S1.json")
-    item.write_text(item.read_text().replace('"platform": "geoeye-1"', '"platform": "unknown"'))
+    spoiled = item.read_text().replace('"platform": "geoeye-1"', '"platform": "unknown"')
+    item.write_text(spoiled.replace('"id": "S1"', '"id": "$(id)"'))
     settings, lines = settings_in(tmp_path), []
     (outcome,) = runs.run(settings, lines.append)
     assert outcome.verdict == "refused"
     page = Path(settings.sink) / "report.html"
     assert "<b>1</b>refused" in page.read_text()
+    assert "<code>pancrafter ledger why &#x27;geoeye-1/$(id)&#x27;</code>" in page.read_text(), "somebody will paste it"
     runs.run(settings, lines.append)
     assert lines == [f"report page: {page}"], "the page of the last news stays"
 

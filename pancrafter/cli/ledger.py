@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -142,8 +143,8 @@ def ledger_refuse(
     with one_scene(scene, sink, state_dir) as (ledger, row):
         if row.state == "confirmed":
             raise PancrafterError(
-                f"scene {row.key}: is published as {row.output_item_id}; `pancrafter withdraw {row.key} --reason TEXT` "
-                "takes it out of the catalog and sets it aside"
+                f"scene {row.key}: is published as {row.output_item_id}; `pancrafter withdraw "
+                f"{shlex.quote(str(row.key))} --reason TEXT` takes it out of the catalog and sets it aside"
             )
         ledger.mark_refused(row.key, "by-hand", reason)
     typer.echo(f"refused: {row.key}: {reason}")

@@ -187,6 +187,7 @@ def test_of_very_many_scenes_the_page_of_a_run_shows_the_first_and_failures_befo
 
     verdicts = ["refused"] * 300 + ["published"] * 10 + ["failed"] * 30
     outcomes = [Outcome(key=f"c/{n}", sensor="", verdict=verdict, reason="why") for n, verdict in enumerate(verdicts)]
+    outcomes[-1] = outcomes[-1].model_copy(update={"key": "c/$(id)"})
 
     @flow
     def night() -> None:
@@ -201,6 +202,9 @@ def test_of_very_many_scenes_the_page_of_a_run_shows_the_first_and_failures_befo
     assert table.description == "What became of 200 of 340 scenes"
     assert failures_of(outcomes).startswith("c/310: why; c/311: why; ")
     assert failures_of(outcomes).endswith("; c/329: why; and 10 more")
+    failures = next(artifact for artifact in newest if artifact.key == "failures")
+    assert "`pancrafter redrive c/338`" in str(failures.data)
+    assert "`pancrafter redrive 'c/$(id)'`" in str(failures.data), "somebody will paste it"
 
 
 @pytest.mark.usefixtures("prefect_server")
