@@ -22,6 +22,7 @@ from pancrafter.errors import PancrafterError
 from pancrafter.heap import leave_cores_soon
 from pancrafter.ledger import open_ledger
 from pancrafter.settings import Settings, settings_from_environment
+from pancrafter.states import State
 from pancrafter.steps import Outcome
 
 SAMPLE_ARCHIVE = "archive"
@@ -93,20 +94,26 @@ def _run_nightly(settings: Settings) -> list[Outcome]:
 
 
 def _say_nothing_to_do(console: Console, settings: Settings, found: Discovery) -> None:
-    from pancrafter.summary import state_line
+    from pancrafter.summary import next_steps, state_line
 
     with open_ledger(settings) as ledger:
-        console.print(f"nothing to do: {state_line(ledger.counts(settings.sink))}", highlight=False)
+        counts = ledger.counts(settings.sink)
+    console.print(f"nothing to do: {state_line(counts)}", highlight=False)
     if found.refused:
         console.print(f"{len(found.refused)} refused in this search; see pancrafter ledger list --state refused")
     console.print(f"output catalog: {settings.sink}", highlight=False)
+    for line in next_steps(held=counts[State.HELD] > 0, failed=counts[State.DEAD] > 0):
+        console.print(line, highlight=False)
 
 
 def _conclude(console: Console, settings: Settings, outcomes: list[Outcome]) -> int:
     from pancrafter.simulate.archive import damaged_scenes
-    from pancrafter.summary import print_summary
+    from pancrafter.summary import next_steps, print_summary
 
     print_summary(console, outcomes, settings.sink)
+    verdicts = {outcome.verdict for outcome in outcomes}
+    for line in next_steps(held="held" in verdicts, failed="failed" in verdicts):
+        console.print(line, highlight=False)
     failed = {outcome.key for outcome in outcomes if outcome.failed}
     if settings.source == SAMPLE_ARCHIVE and failed and failed <= damaged_scenes():
         console.print("the sample archive damages one file on purpose; everything else is done", highlight=False)

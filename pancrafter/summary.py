@@ -225,6 +225,16 @@ def _gain(gain: float | None, method: str | None) -> Text:
     return Text(f"{gain:+.1%} {method}", style="green" if gain > 0 else "yellow")
 
 
+def next_steps(*, held: bool, failed: bool) -> list[str]:
+    """What a person can do about scenes that wait for one."""
+    steps = []
+    if held:
+        steps.append("held: see `pancrafter held list`, then `pancrafter held release|reject SCENE --reason TEXT`")
+    if failed:
+        steps.append("failed: see `pancrafter ledger list --state dead`; after a fix, `pancrafter ledger redrive`")
+    return steps
+
+
 # --- ledger ---------------------------------------------------------------------------------------------------------
 
 

@@ -147,31 +147,24 @@ def carry_out(settings: Settings, work: Callable[[], list[Outcome]], json_file: 
     raise typer.Exit(code)
 
 
-_NEXT = {
-    "held": "held: see `pancrafter held list`, then `pancrafter held release|reject SCENE --reason TEXT`",
-    "dead": "failed: see `pancrafter ledger list --state dead`; after a fix, `pancrafter ledger redrive`",
-}
-"""What a person can do about scenes that wait for one, by their state."""
-
-
 def _print_run(settings: Settings, outcomes: Sequence[Outcome], done: str, console: Console) -> None:
     """A table of what was made, or what was done in its place and how far the archive is."""
-    from pancrafter.summary import catalog_href, print_refusals, print_summary, state_line
+    from pancrafter.states import State
+    from pancrafter.summary import catalog_href, next_steps, print_refusals, print_summary, state_line
 
     if any(not outcome.turned_away for outcome in outcomes):
         print_summary(console, outcomes, settings.sink)
         verdicts = {outcome.verdict for outcome in outcomes}
-        waiting = {"held": "held" in verdicts, "dead": "failed" in verdicts}
+        advice = next_steps(held="held" in verdicts, failed="failed" in verdicts)
     else:
         print_refusals(console, outcomes)
         with ledger_of(settings) as ledger:
             counts = ledger.counts(settings.sink)
         typer.echo(f"{done}: {state_line(counts)}", err=console.stderr)
         typer.echo(f"output catalog: {catalog_href(settings.sink)}", err=console.stderr)
-        waiting = {state.value: count > 0 for state, count in counts.items()}
-    for state, advice in _NEXT.items():
-        if waiting[state]:
-            typer.echo(advice, err=console.stderr)
+        advice = next_steps(held=counts[State.HELD] > 0, failed=counts[State.DEAD] > 0)
+    for line in advice:
+        typer.echo(line, err=console.stderr)
 
 
 def _run_report(settings: Settings, outcomes: Sequence[Outcome], code: int) -> dict[str, Any]:

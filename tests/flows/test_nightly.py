@@ -164,6 +164,19 @@ def test_nightly_reports_the_bad_scene_and_finishes_the_others(tmp_path: Path) -
     assert run.state.is_failed()
 
 
+def test_make_run_says_what_to_do_about_scenes_that_wait_for_a_person(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from flows.__main__ import main
+
+    add_scene(tmp_path / "source", "bad", side_px=128).ms.write_bytes(b"not a tiff")
+    settings = settings_in(tmp_path)
+    runs.run(settings, lambda _: None)
+    places = ["--source", settings.source, "--sink", settings.sink, "--state-dir", settings.state_dir]
+    assert main(places) == 0
+    assert "failed: see `pancrafter ledger list --state dead`; after a fix" in capsys.readouterr().out
+
+
 @pytest.mark.usefixtures("prefect_server")
 def test_a_scene_that_was_interrupted_does_not_count_as_done(tmp_path: Path) -> None:
     from flows.area import nightly
