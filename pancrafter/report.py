@@ -28,7 +28,7 @@ MOST_SHOWN = 200
 """Scenes with a row and a slider, and as many with a reason; further ones are counted only."""
 
 _PANELS = ("overview", 3, 4, 26)  # asset, panels side by side, gap and label height of pancrafter.preview, pixels
-_COLOURS = {"pass": "#3a9d5d", "fallback": "#d9a21b", "released": "#b565c9"}
+_COLOURS = {"pass": "#2b7d48", "fallback": "#8f6400", "released": "#8e44a5"}
 _MAP_PX = (920, 340)
 _GOES_ON = {
     State.HELD: ("held for a person", "pancrafter held release|reject {key} --reason TEXT"),
@@ -52,6 +52,8 @@ background-repeat:no-repeat}.cut .after{clip-path:inset(0 0 0 var(--at,50%))}.cu
 left:var(--at,50%);width:2px;background:#fff}.cut em{position:absolute;top:6px;padding:0 7px;background:#0009;
 color:#fff;
 font-style:normal;font-size:12px}input[type=range]{width:420px;margin:4px 0}small{color:#5b6670}
+@media(max-width:700px){table{display:block;overflow-x:auto}td,td:first-child{min-width:9em}.scene{zoom:.75}
+svg text{font-size:24px}}
 """
 
 
@@ -190,7 +192,7 @@ def _table(items: Sequence[Json]) -> str:
             f'<tr><td><a href="{escape(_place(item))}">{escape(p["pancrafter:source"]["item_id"])}</a>{why}</td>'
             f"<td>{escape(p['pancrafter:sensor'])}</td><td>{_badge(verdict)}{old}</td>{numbers}</tr>"
         )
-    return _as_table(("scene", "sensor", "verdict"), rows, ("consistency ERGAS", "HQNR", "gain", "Mpx", "s"))
+    return _as_table(("scene", "sensor", "verdict"), rows, ("consistency ERGAS", "HQNR", "gain", "Mpx", "seconds"))
 
 
 def _stuck_table(stuck: Stuck) -> str:
