@@ -77,7 +77,7 @@ class SinkMetrics(Collector):
         yield failures
         yield _age(
             "pancrafter_oldest_claim_seconds",
-            "Time since the claimed scene that moved last long ago.",
+            "Time since a claimed scene last moved, of the one that has stood still the longest.",
             [moment for state, moment in since.items() if state in IN_WORK],
         )
         yield _age(

@@ -13,7 +13,7 @@ from pancrafter.cli.shared import JsonOption, LedgerSinkOption, SceneArgument, S
 held_app = typer.Typer(no_args_is_help=True, help="Decide on scenes that the quality gate holds.")
 app.add_typer(held_app, name="held")
 
-ReasonOption = Annotated[str, typer.Option("--reason", help="Goes into the history, and into a released item.")]
+ReasonOption = Annotated[str, typer.Option("--reason", help="Goes into the history; of a release, into the item too.")]
 
 
 @held_app.command("list")
