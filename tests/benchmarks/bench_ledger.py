@@ -140,7 +140,7 @@ def plot(reports: Sequence[dict[str, Any]]) -> str:
     parts += ['<rect width="760" height="300" fill="white"/>']
     for panel, (key, title) in enumerate(panels):
         left, limit = 60 + panel * 370, LIMITS[key]
-        low, high = math.log10(limit) - 2, math.log10(limit) + 0.3
+        low, high = math.log10(limit) - 2.5, math.log10(limit) + 0.3
 
         def place(scenes: float, value: float, left: int = left, low: float = low, high: float = high) -> str:
             x = left + (math.log10(scenes) - 3) / 3 * 290
