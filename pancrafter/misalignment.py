@@ -172,7 +172,7 @@ def plot(curves: Sequence[Curve], path: Path) -> None:
     names = list(dict.fromkeys(curve.method for curve in curves))
     width = (_SIZE[0] - _LEGEND_PX - 50) // 2
     for panel, series in enumerate(SERIES):
-        box = (50 + panel * width, 40, 30 + (panel + 1) * width, _SIZE[1] - 50)
+        box = (50 + panel * width, 40, 10 + (panel + 1) * width, _SIZE[1] - 50)
         _axes(draw, box, top, f"{series}: ERGAS over shift in MS pixels")
         for curve in (c for c in curves if c.series == series):
             points = [_place(box, top, s, e) for s, e in zip(SHIFTS_MS_PX, curve.ergas, strict=True)]
