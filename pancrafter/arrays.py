@@ -180,6 +180,11 @@ class _Image:
 
 
 def _check_axes(image: xr.DataArray, name: str) -> None:
+    if not isinstance(image, xr.DataArray):
+        raise InvalidSceneError(
+            f"{name} is of type {type(image).__name__}, expected an xarray.DataArray; open a file with "
+            "rioxarray.open_rasterio, or sharpen files with the command `pancrafter sharpen PAN MS OUT`"
+        )
     counts, expected = ((2, 3), "(y, x) or (1, y, x)") if name == "pan" else ((3,), "(band, y, x)")
     if image.ndim not in counts or 0 in image.shape:
         found = ", ".join(f"{axis}: {size}" for axis, size in image.sizes.items())

@@ -327,6 +327,8 @@ def test_bad_arrays_say_what_is_wrong(pair: tuple[Path, Path]) -> None:
         pancrafter.sharpen(xr.DataArray(np.ones((8, 8), np.uint16), dims=("y", "x")), ms)
     with pytest.raises(GridMismatchError, match="swapped"):
         pancrafter.sharpen(ms[:1], pan)
+    with pytest.raises(InvalidSceneError, match="pan is of type str, expected an xarray"):
+        pancrafter.sharpen(str(pair[0]), str(pair[1]))
     with pytest.raises(GridMismatchError, match="pan has 3 bands"):
         pancrafter.sharpen(ms, ms)
     with pytest.raises(GridMismatchError, match="expected one CRS"):
