@@ -1016,8 +1016,9 @@ def test_serve_answers_searches_until_interrupted(archive: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         assert f"127.0.0.1:{port} cannot be listened on" in fails(2, "serve", archive, "--port", port)
-    with _started("serve", archive, "--port", port) as process:
-        found = _eventually(f"http://127.0.0.1:{port}/search")
+    with _started("serve", archive, "--port", 0) as process:
+        announced = re.search(r"at (http://\S+) ", process.stderr.readline())[1]
+        found = _eventually(f"{announced}/search")
         assert {feature["id"] for feature in found["features"]} == {"good", "damaged"}
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=60)

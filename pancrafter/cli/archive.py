@@ -133,7 +133,7 @@ def serve(
     port: Annotated[int, typer.Option("--port", min=0, max=65535)] = 8182,
 ) -> None:
     """Offer a static STAC catalog as a searchable STAC API until interrupted."""
-    _require_free(host, port)
+    port = _free_port(host, port)
     from pancrafter.serve import load_index, serve_forever
 
     index = load_index(directory)
@@ -141,7 +141,8 @@ def serve(
     serve_forever(index, host, port)
 
 
-def _require_free(host: str, port: int) -> None:
+def _free_port(host: str, port: int) -> int:
+    """The port to listen on: of 0, one that is free."""
     import socket
 
     try:
@@ -149,5 +150,6 @@ def _require_free(host: str, port: int) -> None:
         with socket.socket(family, socket.SOCK_STREAM) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind((host, port))
+            return int(probe.getsockname()[1])
     except OSError as err:
         raise OptionError(f"{host}:{port} cannot be listened on ({err}); choose another --host or --port") from err
