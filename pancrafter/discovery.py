@@ -81,9 +81,9 @@ def discover(settings: Settings, ledger: Ledger) -> Discovery:
                 yield work_of(verdict, settings, contracts)
 
     recognise(ledger, sink, settings)
+    ledger.sweep(is_gone=is_gone)  # first: what changed of a scene in work is not entered
     counts = ledger.record_found(settings.sink, entries())
     killpoints.at("found")
-    ledger.sweep(is_gone=is_gone)
     _match_with_outputs(ledger, sink, settings, wanted)
     left_over = _enter_left_overs(ledger, settings, contracts, wanted) if settings.new_since else ()
     first, then = _claimable(ledger, settings, wanted), _claimable(ledger, settings, left_over)

@@ -82,6 +82,18 @@ def test_what_another_run_planned_anew_is_left_to_it(archive: Path, tmp_path: Pa
     assert said == [f"{KEY}: left to another run, which planned it since with other weights, contract or settings"]
 
 
+def test_what_a_dead_worker_left_is_made_by_the_recipe_of_the_run_that_finds_it(archive: Path, tmp_path: Path) -> None:
+    write_contract(tmp_path / "contracts")
+    a, b = (settings_of(archive, tmp_path, f"{name}.safetensors") for name in "ab")
+    with open_ledger(a) as ledger:
+        discovery.discover(a, ledger)
+        (row,) = ledger.rows()
+        assert ledger.claim(row.key, "a worker that died", 1e-6, recipe=row.recipe or "") is not None
+        assert discovery.discover(b, ledger).eligible == (KEY,)
+        with steps.claimed(ledger, KEY, b, silent) as work:
+            assert work is not None
+
+
 def test_blocks_of_an_interrupted_run_are_not_taken_for_those_of_another(
     archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
