@@ -37,29 +37,37 @@ def write_snapshot(sink: StaticSink, target: Path | None = None) -> tuple[str, i
     Hrefs of assets and links become relative to the catalog's folder, where the file lies unless ``target`` is given.
 
     Raises:
-        SnapshotError: rustac is not installed, or there is nothing to write.
+        SnapshotError: rustac is not installed, there is nothing to write, or the file cannot be written.
         SinkError: The catalog cannot be read or written.
     """
     try:
         import rustac
     except ImportError as err:
         raise SnapshotError("writing GeoParquet needs rustac: pip install 'pancrafter[geoparquet]'") from err
-    with tempfile.TemporaryDirectory() as folder:
-        spool, draft = Path(folder) / "items.jsonl.gz", Path(folder) / SNAPSHOT
-        first, count = _spooled(sink, spool)
-        if not first:
-            raise SnapshotError(f"{sink.catalog_href}: no items to write; publish some first")
+    if target is not None and target.exists() and not target.is_file():
+        raise SnapshotError(f"{target}: is no regular file; give the name of a file to write")
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            spool, draft = Path(folder) / "items.jsonl.gz", Path(folder) / SNAPSHOT
+            first, count = _spooled(sink, spool)
+            if not first:
+                raise SnapshotError(f"{sink.catalog_href}: no items to write; publish some first")
 
-        async def write(path: str) -> None:
-            async with rustac.geoparquet_writer(first, path) as writer:
-                with gzip.open(spool, "rt", encoding="utf-8") as lines:
-                    while batch := [json.loads(line) for line in islice(lines, BATCH)]:
-                        await writer.write(batch)
+            async def write(path: str) -> None:
+                async with rustac.geoparquet_writer(first, path) as writer:
+                    with gzip.open(spool, "rt", encoding="utf-8") as lines:
+                        while batch := [json.loads(line) for line in islice(lines, BATCH)]:
+                            await writer.write(batch)
 
-        asyncio.run(write(str((target or draft).absolute())))
-        if target is not None:
-            return str(target), count
-        sink.store.put(draft, SNAPSHOT, "application/vnd.apache.parquet")
+            asyncio.run(write(str((target or draft).absolute())))
+            if target is not None:
+                return str(target), count
+            sink.store.put(draft, SNAPSHOT, "application/vnd.apache.parquet")
+    except (rustac.RustacError, OSError) as err:
+        raise SnapshotError(
+            f"{target or sink.store.address(SNAPSHOT)}: cannot be written ({err}); check path, rights and free space, "
+            f"also of {tempfile.gettempdir()} (TMPDIR)"
+        ) from err
     return sink.store.address(SNAPSHOT), count
 
 

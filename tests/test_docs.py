@@ -37,7 +37,7 @@ from pancrafter.ledger import open_ledger
 from pancrafter.publish import StaticSink
 from pancrafter.report import write_report
 from pancrafter.settings import Settings
-from pancrafter.snapshot import write_snapshot
+from pancrafter.snapshot import SnapshotError, write_snapshot
 from pancrafter.states import SceneKey
 from pancrafter.validation import validate_document, validate_item
 
@@ -92,6 +92,16 @@ def test_a_snapshot_in_batches_is_one_of_all_items(home: Path, tmp_path: Path, m
     )
     assert found == expected
     assert found["item-2"]["properties"]["a"] == 2.5
+
+
+def test_a_snapshot_that_cannot_be_written_is_said(home: Path, tmp_path: Path) -> None:
+    sink, file = StaticSink(settings(home).sink), tmp_path / "file"
+    for target in (tmp_path, Path("/dev/null")):  # as root, a device would be replaced
+        with pytest.raises(SnapshotError, match=f"^{target}: is no regular file"):
+            write_snapshot(sink, target)
+    file.touch()
+    with pytest.raises(SnapshotError, match=f"^{file}/items.parquet: cannot be written .*TMPDIR"):
+        write_snapshot(sink, file / "items.parquet")
 
 
 def test_code_of_the_analysts_page_runs(
