@@ -226,4 +226,6 @@ def _snapshot(ledger: Path, copy: Path) -> None:
         with closing(sqlite3.connect(ledger)) as source, closing(sqlite3.connect(copy)) as target:
             source.backup(target)
     except sqlite3.Error as err:
-        raise BackupError(f"{ledger}: {err}; is it a ledger?") from err
+        raise BackupError(
+            f"{ledger}: {err}; expected a ledger, and room for a copy of it in {copy.parent.parent} (TMPDIR)"
+        ) from err

@@ -186,6 +186,10 @@ def test_missing_places_are_said(tmp_path: Path) -> None:
     (tmp_path / "out" / "catalog.json").write_text("{}")
     with pytest.raises(PancrafterError, match="no such ledger; give --state-dir"):
         back_up(settings, str(tmp_path / "backup"))
+    (tmp_path / "state").mkdir()
+    (tmp_path / "state" / "ledger.db").write_text("something else")
+    with pytest.raises(PancrafterError, match=r"not a database; expected a ledger, and room for .*TMPDIR"):
+        back_up(settings, str(tmp_path / "backup"))
     done = CliRunner().invoke(app, ["restore", str(tmp_path / "none"), "--sink", settings.sink])
     assert done.exit_code == 2
     assert "no backup there" in done.output
