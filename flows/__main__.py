@@ -16,7 +16,7 @@ from rich.console import Console
 from flows.local_server import prefect_server
 from flows.parameters import without_ledger
 from pancrafter import discovery
-from pancrafter.cli import parse_bbox, parse_moment
+from pancrafter.cli import parse_bbox, parse_moment, print_all_characters
 from pancrafter.discovery import Discovery
 from pancrafter.errors import PancrafterError
 from pancrafter.heap import leave_cores_soon
@@ -31,6 +31,7 @@ SAMPLE_ARCHIVE = "archive"
 def main(arguments: list[str]) -> int:
     """Run, show the summary, and say how it ended."""
     leave_cores_soon()
+    print_all_characters()
     options = _parse(arguments)
     console = Console(soft_wrap=True)
     try:

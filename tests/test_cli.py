@@ -914,6 +914,14 @@ def test_help_names_every_command_and_loads_nothing_heavy() -> None:
     assert done.stdout.rstrip().endswith("[]")
 
 
+def test_characters_that_a_terminal_lacks_do_not_end_a_command() -> None:
+    command = [sys.executable, "-m", "pancrafter.cli", "sensors", "list"]
+    in_ascii = os.environ | {"PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=PROJECT, env=in_ascii)
+    assert done.returncode == 0, done.stderr
+    assert r"Pl\xe9iades" in done.stdout
+
+
 @pytest.mark.parametrize("command", ["run", "backfill", "plan"])
 def test_help_names_the_defaults_of_settings(command: str) -> None:
     options = {option.name: option for option in get_command(cli.app).commands[command].params}

@@ -26,10 +26,10 @@ from pancrafter.cli import (  # noqa: F401
     upkeep,
 )
 from pancrafter.cli.app import app
-from pancrafter.cli.shared import INTERRUPTED, parse_bbox, parse_moment
+from pancrafter.cli.shared import INTERRUPTED, parse_bbox, parse_moment, print_all_characters
 from pancrafter.heap import collect_less_often, keep_freed_memory, leave_cores_soon
 
-__all__ = ["app", "main", "parse_bbox", "parse_moment"]
+__all__ = ["app", "main", "parse_bbox", "parse_moment", "print_all_characters"]
 
 
 def main() -> None:
@@ -37,6 +37,7 @@ def main() -> None:
     keep_freed_memory()
     collect_less_often()
     leave_cores_soon()
+    print_all_characters()
     try:
         app()
     except SystemExit as end:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import difflib
 import functools
 import inspect
+import io
 import json
 import os
 import re
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -376,6 +378,12 @@ def on_device(settings: Settings) -> Settings:
 
 
 # --- output ---------------------------------------------------------------------------------------------------------
+
+
+def print_all_characters() -> None:
+    """Where stdout is not in Unicode, characters that it lacks become escapes, as they do on stderr."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # None where it is closed
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def note(text: str) -> None:
