@@ -95,7 +95,7 @@ def _run_nightly(settings: Settings) -> list[Outcome]:
 
 
 def _say_nothing_to_do(console: Console, settings: Settings, found: Discovery) -> None:
-    from pancrafter.summary import next_steps, state_line
+    from pancrafter.summary import print_next, state_line
 
     with open_ledger(settings) as ledger:
         counts = ledger.counts(settings.sink)
@@ -103,18 +103,14 @@ def _say_nothing_to_do(console: Console, settings: Settings, found: Discovery) -
     if found.refused:
         console.print(f"{len(found.refused)} refused in this search; see pancrafter ledger list --state refused")
     console.print(f"output catalog: {settings.sink}", highlight=False)
-    for line in next_steps(held=counts[State.HELD] > 0, failed=counts[State.DEAD] > 0):
-        console.print(line, highlight=False)
+    print_next(console, held=counts[State.HELD] > 0, failed=counts[State.DEAD] > 0)
 
 
 def _conclude(console: Console, settings: Settings, outcomes: list[Outcome]) -> int:
     from pancrafter.simulate.archive import damaged_scenes
-    from pancrafter.summary import next_steps, print_summary
+    from pancrafter.summary import print_summary
 
     print_summary(console, outcomes, settings.sink)
-    verdicts = {outcome.verdict for outcome in outcomes}
-    for line in next_steps(held="held" in verdicts, failed="failed" in verdicts):
-        console.print(line, highlight=False)
     failed = {outcome.key for outcome in outcomes if outcome.failed}
     if settings.source == SAMPLE_ARCHIVE and failed and failed <= damaged_scenes():
         console.print("the sample archive damages one file on purpose; everything else is done", highlight=False)

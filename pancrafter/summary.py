@@ -35,6 +35,8 @@ WIDTH = 118
 
 REFUSED_HINT = "see `pancrafter ledger list --state refused`"
 
+_HELD_HINT = "held: see `pancrafter held list`, then `pancrafter held release|reject SCENE --reason TEXT`"
+_FAILED_HINT = "failed: see `pancrafter ledger list --state dead`; after a fix, `pancrafter ledger redrive`"
 _MOST_REFUSED = 20
 _ID_WIDTH = 21
 _HEADER_WIDTH = 8
@@ -61,7 +63,7 @@ _STATE_STYLES = {"confirmed": "green", "dead": "bold red", "held": "yellow", "re
 
 
 def print_summary(console: Console, outcomes: Sequence[Outcome], sink: str) -> None:
-    """Print what a run did: its tables, one line of counts, and where catalog and before/after pictures lie."""
+    """Print what a run did: its tables, one line of counts, where catalog and pictures lie, and how to go on."""
     shown = _without_most_refused(outcomes)
     tables = (outcome_table(shown), reason_table(shown), truth_table(shown), truth_methods_table(shown))
     with _roomy(console):
@@ -78,6 +80,16 @@ def print_summary(console: Console, outcomes: Sequence[Outcome], sink: str) -> N
         _print_line(console, f"before/after:   {href}")
     if len(pictures) > _MOST_PICTURES:
         _print_line(console, f"                and {len(pictures) - _MOST_PICTURES} more: asset overview of each item")
+    verdicts = {outcome.verdict for outcome in outcomes}
+    print_next(console, held="held" in verdicts, failed="failed" in verdicts)
+
+
+def print_next(console: Console, *, held: bool, failed: bool) -> None:
+    """Print what a person can do about scenes that wait for one."""
+    if held:
+        _print_line(console, _HELD_HINT)
+    if failed:
+        _print_line(console, _FAILED_HINT)
 
 
 def print_refusals(console: Console, outcomes: Sequence[Outcome]) -> None:
@@ -223,16 +235,6 @@ def _gain(gain: float | None, method: str | None) -> Text:
     if gain is None or method is None:
         return Text("scene too small", style="dim")
     return Text(f"{gain:+.1%} {method}", style="green" if gain > 0 else "yellow")
-
-
-def next_steps(*, held: bool, failed: bool) -> list[str]:
-    """What a person can do about scenes that wait for one."""
-    steps = []
-    if held:
-        steps.append("held: see `pancrafter held list`, then `pancrafter held release|reject SCENE --reason TEXT`")
-    if failed:
-        steps.append("failed: see `pancrafter ledger list --state dead`; after a fix, `pancrafter ledger redrive`")
-    return steps
 
 
 # --- ledger ---------------------------------------------------------------------------------------------------------

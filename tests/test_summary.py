@@ -167,10 +167,11 @@ def test_truth_tables_need_truth() -> None:
 
 def test_summary_ends_with_counts_and_places() -> None:
     lines = _summary([REFUSED, FAILED, GOOD]).splitlines()
-    assert lines[-3] == "1 published, 1 refused, 1 failed; 2.50 Mpx in 83 s"
-    assert lines[-2].startswith("output catalog: /")
-    assert lines[-2].endswith("/sink/catalog.json")
-    assert lines[-1] == "before/after:   /sink/x/overview.png"
+    assert lines[-4] == "1 published, 1 refused, 1 failed; 2.50 Mpx in 83 s"
+    assert lines[-3].startswith("output catalog: /")
+    assert lines[-3].endswith("/sink/catalog.json")
+    assert lines[-2] == "before/after:   /sink/x/overview.png"
+    assert lines[-1].startswith("failed: see ")
 
 
 def test_many_refusals_are_counted_not_listed() -> None:
@@ -182,6 +183,15 @@ def test_many_refusals_are_counted_not_listed() -> None:
     out = io.StringIO()
     print_refusals(Console(file=out), refused)
     assert "2980 more refused" in out.getvalue()
+
+
+def test_what_waits_for_a_person_is_followed_by_how_to_go_on() -> None:
+    held = FAILED.model_copy(update={"verdict": "held"})
+    assert not {"held:", "failed:"} & set(_summary([GOOD]).split())
+    assert _summary([held, FAILED]).splitlines()[-2:] == [
+        "held: see `pancrafter held list`, then `pancrafter held release|reject SCENE --reason TEXT`",
+        "failed: see `pancrafter ledger list --state dead`; after a fix, `pancrafter ledger redrive`",
+    ]
 
 
 def test_pipes_get_room_for_tables_and_the_console_its_width_back() -> None:

@@ -150,21 +150,17 @@ def carry_out(settings: Settings, work: Callable[[], list[Outcome]], json_file: 
 def _print_run(settings: Settings, outcomes: Sequence[Outcome], done: str, console: Console) -> None:
     """A table of what was made, or what was done in its place and how far the archive is."""
     from pancrafter.states import State
-    from pancrafter.summary import catalog_href, next_steps, print_refusals, print_summary, state_line
+    from pancrafter.summary import catalog_href, print_next, print_refusals, print_summary, state_line
 
     if any(not outcome.turned_away for outcome in outcomes):
         print_summary(console, outcomes, settings.sink)
-        verdicts = {outcome.verdict for outcome in outcomes}
-        advice = next_steps(held="held" in verdicts, failed="failed" in verdicts)
     else:
         print_refusals(console, outcomes)
         with ledger_of(settings) as ledger:
             counts = ledger.counts(settings.sink)
         typer.echo(f"{done}: {state_line(counts)}", err=console.stderr)
         typer.echo(f"output catalog: {catalog_href(settings.sink)}", err=console.stderr)
-        advice = next_steps(held=counts[State.HELD] > 0, failed=counts[State.DEAD] > 0)
-    for line in advice:
-        typer.echo(line, err=console.stderr)
+        print_next(console, held=counts[State.HELD] > 0, failed=counts[State.DEAD] > 0)
 
 
 def _run_report(settings: Settings, outcomes: Sequence[Outcome], code: int) -> dict[str, Any]:
