@@ -14,7 +14,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -56,17 +56,19 @@ largest build is 143 without shifts."""
 _PROGRESS_EVERY_S = 5.0
 
 
-class Sharpened(Record):
+@dataclass(frozen=True)
+class Sharpened:
     """A sharpened store: how it was made and what that cost in this run."""
 
     store_uri: str
+    spec: SharpenerSpec
     method: str
-    fallback: bool = False
     blocks: int
     computed_blocks: int
     """Blocks that were not finished before."""
     computed_pixels: int
     seconds: float
+    fallback: bool = False
 
 
 class Outcome(Record):
@@ -249,7 +251,7 @@ def sharpen(
         report(f"{work.scene.key}: {work.fallback_reason}; going on with the classical result")
     spec = _sharpener(work, staged, settings, classical=given_up or work.contract.weights == "none")
     recipe = _fallback_recipe(work) if given_up else work.recipe.digest
-    sharpened = _sharpen_with(staged, spec, recipe, compute, report).model_copy(update={"fallback": given_up})
+    sharpened = replace(_sharpen_with(staged, spec, recipe, compute, report), fallback=given_up)
     killpoints.at("sharpen-computed")
     ledger.advance(
         work.lease,
@@ -321,6 +323,7 @@ def _sharpen_with(
             report(f"{staged.scene.key}: {finished}/{total} blocks, {rate / 1e6:.2f} Mpx/s, ETA {left:.0f} s")
     return Sharpened(
         store_uri=staged.store_uri,
+        spec=spec,
         method="mtf-glp-fs" if spec.glp else "pan-crafter",
         blocks=total,
         computed_blocks=len(pending),
@@ -342,7 +345,8 @@ def sharpen_block_task(block: tuple[int, int], uri: str, spec: SharpenerSpec) ->
     return sharpen_block(store, block, build_sharpener(spec))
 
 
-class Assessed(Record):
+@dataclass(frozen=True)
+class Assessed:
     """The quality of what will be published, and whether the classical result had to stand in."""
 
     quality: Quality
@@ -378,10 +382,9 @@ def assess(
     rule, ratio = contract.quality, staged.grid.ratio
     given_up: str | None = _measures(work, ledger).get("fallback_reason")  # by this attempt or an earlier one
     classical = given_up is not None or sharpened.method != "pan-crafter"
-    spec = _sharpener(work, staged, settings, classical=classical)
     if given_up is not None and not sharpened.fallback:  # this step failed since it gave up the network's result
-        sharpened = _sharpen_instead(work, staged, spec, compute, ledger, report)
-    quality, raster = _measure(staged, spec, sharpened.method, contract, compute)
+        sharpened = _sharpen_instead(work, staged, settings, compute, ledger, report)
+    quality, raster = _measure(staged, sharpened, contract, compute)
     verdict, reason = rule.verdict(quality, ratio, classical=classical)
     if verdict == "fallback":
         report(f"{work.scene.key}: {reason}; trying the classical result instead")
@@ -389,9 +392,8 @@ def assess(
         # Noted first: a worker that goes on after a crash keeps the classical blocks that are finished by then.
         ledger.note(work.lease, fallback_reason=reason)
         killpoints.at("fallback-begun")
-        given_up, spec = reason, _sharpener(work, staged, settings, classical=True)
-        sharpened = _sharpen_instead(work, staged, spec, compute, ledger, report)
-        quality, raster = _measure(staged, spec, sharpened.method, contract, compute)
+        given_up, sharpened = reason, _sharpen_instead(work, staged, settings, compute, ledger, report)
+        quality, raster = _measure(staged, sharpened, contract, compute)
         verdict, reason = rule.verdict(quality, ratio, classical=True)
     if given_up is not None:
         verdict, reason = _second_verdict((verdict, reason), given_up, sharpened)
@@ -415,12 +417,13 @@ def assess(
 
 
 def _sharpen_instead(
-    work: Claimed, staged: StagedScene, spec: SharpenerSpec, compute: Compute, ledger: Ledger, report: Report
+    work: Claimed, staged: StagedScene, settings: Settings, compute: Compute, ledger: Ledger, report: Report
 ) -> Sharpened:
     """The classical result in place of the network's."""
+    spec = _sharpener(work, staged, settings, classical=True)
     sharpened = _sharpen_with(staged, spec, _fallback_recipe(work), compute, report)
     ledger.note(work.lease, fallback_computed_blocks=sharpened.computed_blocks)
-    return sharpened.model_copy(update={"fallback": True})
+    return replace(sharpened, fallback=True)
 
 
 def _second_verdict(classical: tuple[str, str], network_reason: str, sharpened: Sharpened) -> tuple[Verdict, str]:
@@ -440,7 +443,7 @@ def _approved(gate: Gate, work: Claimed, ledger: Ledger) -> Gate:
 
 
 def _measure(
-    staged: StagedScene, spec: SharpenerSpec, method: str, contract: SensorContract, compute: Compute
+    staged: StagedScene, sharpened: Sharpened, contract: SensorContract, compute: Compute
 ) -> tuple[Quality, NDArray[np.float32]]:
     """The scene's quality, and the raster of its local consistency."""
     from pancrafter.assess import assessment_windows, combine, consistency_raster, sample_windows
@@ -450,9 +453,11 @@ def _measure(
     store, mtfs = SceneStore.open(staged.store_uri), scene_mtfs(staged, contract)
     blur = mean_relative_mtf(staged, contract)
     windows = compute.map(_window_task, assessment_windows(store), staged.store_uri, mtfs, blur)
-    samples = compute.map(_sample_task, sample_windows(store), staged.store_uri, spec, mtfs, blur, on_gpu=True)
+    samples = compute.map(
+        _sample_task, sample_windows(store), staged.store_uri, sharpened.spec, mtfs, blur, on_gpu=True
+    )
     measured = list(windows)
-    return combine(staged, method, measured, samples), consistency_raster(staged, measured)
+    return combine(staged, sharpened.method, measured, samples), consistency_raster(staged, measured)
 
 
 def _window_task(window: Window, uri: str, mtfs: tuple[Mtf, ...], pan_blur: Mtf) -> WindowSums:

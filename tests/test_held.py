@@ -13,10 +13,11 @@ from networks import random_checkpoint
 from small_archive import add_scene, settings_in, silent
 from typer.testing import CliRunner
 
-from pancrafter import discovery, runs, steps
+from pancrafter import discovery, engine, runs, steps
 from pancrafter.changes import ChangeFeed
 from pancrafter.cli import app
 from pancrafter.compute import Compute
+from pancrafter.engine import fit_sharpener
 from pancrafter.errors import WorkerLostError
 from pancrafter.ledger import open_ledger
 from pancrafter.model.weights import load_checkpoint, save_checkpoint
@@ -108,9 +109,17 @@ class _LosesWorkers(Compute):
 
 
 @pytest.mark.parametrize("lost_at", [3, 4])
-def test_assessing_again_judges_the_classical_result_that_stood_in(source: Path, lost_at: int) -> None:
+def test_assessing_again_judges_the_classical_result_that_stood_in(
+    source: Path, lost_at: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Prefect calls the step anew as it was called first: workers lost while that result is made, or is measured."""
-    settings, compute = settings_with(source, min_gain=5.0), _LosesWorkers()
+    settings, compute, fitted = settings_with(source, min_gain=5.0), _LosesWorkers(), list[str]()
+
+    def fit(store: Any, contract: Any, method: Any, **given: Any) -> engine.SharpenerSpec:
+        fitted.append(method)
+        return fit_sharpener(store, contract, method, **given)
+
+    monkeypatch.setattr(engine, "fit_sharpener", fit)
     with open_ledger(settings) as ledger:
         (key,) = discovery.discover(settings, ledger).eligible
         with steps.claimed(ledger, key, settings, silent) as work:
@@ -123,6 +132,7 @@ def test_assessing_again_judges_the_classical_result_that_stood_in(source: Path,
             assessed = steps.assess(work, staged, sharpened, settings, compute, ledger, silent)
     assert (assessed.gate.verdict, assessed.sharpened.fallback) == ("fallback", True)
     assert assessed.sharpened.method == "mtf-glp-fs"
+    assert fitted == ["pan-crafter", "mtf-glp-fs", "mtf-glp-fs"], "the network is not fitted again to be measured"
     assert "gain over the classical result" in assessed.reason
 
 
