@@ -37,7 +37,7 @@ from pancrafter.headers import (
 )
 from pancrafter.reading import WindowReader, window_readers
 from pancrafter.sensors import SensorContract
-from pancrafter.store import UNWRITTEN, SceneStore, Window, open_scene
+from pancrafter.store import UNWRITTEN, SceneStore, Window
 from pancrafter.types import FORMAT_VERSION, PairGrid, Scene, StagedScene
 
 REACH_PX = 192
@@ -95,7 +95,7 @@ def stage_scene(
         merge_tallies,
     )
     check_pixels(scene, sources, tally, contract, ms_reader)
-    valid_share = _valid_share(store_uri, pair, scene, tally)
+    valid_share = _valid_share(store, pair, scene, tally)
     measured = measure_bands(store, pair, gain=mean_gain(scene, contract))
     staged = described_scene(
         scene, contract, sources, pair, tally, measured, valid_share=valid_share, store_uri=store_uri
@@ -176,19 +176,26 @@ def compute_merged(tasks: Iterable[Any], merge: Callable[[Sequence[T]], T]) -> T
     return result
 
 
-def _valid_share(store_uri: str, pair: PairGrid, scene: Scene, tally: Tally) -> float:
+def _valid_share(store: SceneStore, pair: PairGrid, scene: Scene, tally: Tally) -> float:
     """Share of PAN pixels that are valid and lie nearest to a valid MS pixel."""
-    if int(tally.pan.sum()) == math.prod(pair.pan.shape_yx) and int(tally.ms[0].sum()) == math.prod(pair.ms_shape_yx):
+    total = math.prod(pair.pan.shape_yx)
+    if int(tally.pan.sum()) == total and int(tally.ms[0].sum()) == math.prod(pair.ms_shape_yx):
         return 1.0
+    count = delayed(partial(_valid_pixels, store, pair), traverse=False)
+    add: Callable[[Sequence[int]], int] = sum
+    valid = compute_merged((count(window) for window in store.pan_windows()), add)
+    require_common_area(scene, valid / total)
+    return valid / total
+
+
+def _valid_pixels(store: SceneStore, pair: PairGrid, window: Window) -> int:
     rows, cols = (
-        ms_index(slice(0, size), pair.ratio, phase, ms_size)
-        for size, phase, ms_size in zip(pair.pan.shape_yx, pair.phase_yx, pair.ms_shape_yx, strict=True)
+        ms_index(part, pair.ratio, phase, size)
+        for part, phase, size in zip(window, pair.phase_yx, pair.ms_shape_yx, strict=True)
     )
-    with open_scene(store_uri) as cube:
-        nearest = cube.ms_valid.isel(ym=("y", rows), xm=("x", cols)).drop_vars(("ym", "xm"))
-        share = float(((cube.pan_valid == 1) & (nearest == 1)).mean())
-    require_common_area(scene, share)
-    return share
+    beneath = store.read_ms_valid((slice(rows[0], rows[-1] + 1), slice(cols[0], cols[-1] + 1)))
+    nearest = beneath[np.ix_(rows - rows[0], cols - cols[0])]
+    return int(np.count_nonzero((store.read_pan_valid(window) == 1) & (nearest == 1)))
 
 
 def mean_gain(scene: Scene, contract: SensorContract) -> float:
