@@ -39,6 +39,10 @@ class StacApi:
             timeout=TIMEOUT_S, follow_redirects=True, event_hooks={"request": [_Headers(access)]}
         )
 
+    def close(self) -> None:
+        """End the connections; Python would keep them until it looks for cycles."""
+        self._client.close()
+
     def send(self, sink: StaticSink, collection_id: str, item_id: str) -> str:
         """Insert or update an item of the static catalog, and its collection, and read it back.
 

@@ -689,10 +689,11 @@ def _tell_stac_api(published: Published, settings: Settings) -> None:
     from pancrafter.publish import StaticSink
     from pancrafter.stac_api import StacApi
 
-    sink, api = StaticSink(settings.sink), StacApi(settings.catalog_url, settings.access)
-    for item_id in (published.superseded, published.item_id):
-        if item_id is not None:
-            api.send(sink, published.collection_id, item_id)
+    sink = StaticSink(settings.sink)
+    with contextlib.closing(StacApi(settings.catalog_url, settings.access)) as api:
+        for item_id in (published.superseded, published.item_id):
+            if item_id is not None:
+                api.send(sink, published.collection_id, item_id)
 
 
 def _used_recipe(work: Claimed, sharpened: Sharpened) -> Recipe:
