@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -18,7 +18,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from pancrafter.access import OPEN_TO_ALL, Access, reader_for, without_secrets
+from pancrafter.access import Access, reader_for, without_secrets
 from pancrafter.crawl import Document, Fault, absolute, crawl, is_local, kind_of, local_path, printable
 from pancrafter.errors import SourceError
 from pancrafter.joining import bounds_of, join_parts, later
@@ -326,9 +326,11 @@ def _opened(source: str, rules: Access) -> Iterator[_Catalog]:
         with _opened_folder(local_path(source), rules) as catalog:
             yield catalog
     elif urlsplit(source).scheme in ("http", "https"):
-        yield _open_http(source, rules)
+        with _asking(rules) as io:
+            yield _open_http(source, io)
     else:
-        yield _Catalog(partial(_find_static, source, _object_reader(source, rules)))
+        with _asking(rules) as io:
+            yield _Catalog(partial(_find_static, source, _object_reader(source, rules, io)))
 
 
 def _find_geoparquet(source: str, window: _Window) -> Iterator[_Found | Refusal]:
@@ -355,19 +357,18 @@ def _opened_folder(path: Path, rules: Access) -> Iterator[_Catalog]:
         raise SourceError(f"{path}: no such file or folder; give a STAC API URL or the folder of a catalog.json")
     index = load_index(path)
     faults = tuple(_refused_document(fault, str(index.root)) for fault in index.faults)
-    with serving(index) as url:
-        search = partial(_search, open_api(url, rules.trusting(url)), is_at_hand=True)
+    with serving(index) as url, _asking(rules.trusting(url)) as io:
+        search = partial(_search, open_api(url, io), is_at_hand=True)
         yield _Catalog(search, MAX_PARTNER_SEARCHES, faults)
 
 
-def _open_http(source: str, rules: Access) -> _Catalog:
+def _open_http(source: str, io: StacApiIO) -> _Catalog:
     import pystac_client
 
-    io = _io(rules)
     root = _root_document(source, io)
     links = [link for link in root.get("links", []) if isinstance(link, dict)]
     if any(link.get("rel") == "search" for link in links) or root.get("conformsTo"):
-        client = open_api(source, rules)
+        client = open_api(source, io)
         if client.conforms_to(pystac_client.ConformanceClasses.ITEM_SEARCH):
             return _Catalog(partial(_search, client), MAX_PARTNER_SEARCHES)
         if not any(link.get("rel") in ("child", "item") for link in links):
@@ -398,6 +399,14 @@ def _short(error: Exception) -> str:
 
 
 # --- STAC API -------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _asking(rules: Access) -> Iterator[StacApiIO]:
+    """What asks servers; its connections end with the block: Python would keep them until it looks for cycles."""
+    io = _io(rules)
+    with closing(io.session):
+        yield io
 
 
 def _io(rules: Access) -> StacApiIO:
@@ -487,8 +496,8 @@ def _read_bounded(response: Any) -> None:  # Any: requests is untyped here
     response._content = bytes(content)  # noqa: SLF001 - where requests keeps what was read
 
 
-def open_api(url: str, rules: Access = OPEN_TO_ALL) -> Client:
-    """A client of the STAC API at ``url``, with timeouts and bounded retries.
+def open_api(url: str, io: StacApiIO) -> Client:
+    """A client of the STAC API at ``url``.
 
     Raises:
         SourceError: Nothing answers there, or it is not STAC.
@@ -496,7 +505,7 @@ def open_api(url: str, rules: Access = OPEN_TO_ALL) -> Client:
     from pystac_client import Client
 
     try:
-        return Client.open(url, stac_io=_io(rules))
+        return Client.open(url, stac_io=io)
     except Exception as error:  # see _root_document
         place = without_secrets(url)
         raise SourceError(f"GET {place}: {_short(error)}; expected a STAC API; check the address") from error
@@ -641,9 +650,8 @@ def _own_href(feature: Mapping[str, Any], origin: str) -> str:
 # --- static catalogs ------------------------------------------------------------------------------------------------
 
 
-def _object_reader(root: str, rules: Access) -> Callable[[str], str]:
+def _object_reader(root: str, rules: Access, io: StacApiIO) -> Callable[[str], str]:
     """Reads documents of a catalog in an object store; published ones name their bucket's documents by https."""
-    io = _io(rules)
 
     def read(href: str) -> str:
         is_web = urlsplit(href).scheme in ("http", "https")

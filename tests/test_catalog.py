@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import gzip
 import json
 import shutil
@@ -15,8 +16,10 @@ from functools import partial
 from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, ClassVar
+from urllib.parse import urlsplit
 
 import fsspec
+import psutil
 import pystac
 import pytest
 
@@ -240,6 +243,20 @@ def test_items_are_chosen_by_more_ids_than_a_page_holds(tmp_path: Path) -> None:
     assert numbers(found(str(tmp_path), ids=ids)) == [2, 3]
     with serving(tmp_path) as url:
         assert numbers(found(url, ids=ids)) == [2, 3]
+
+
+def test_connections_end_with_the_search(tmp_path: Path) -> None:
+    make_catalog(tmp_path, 2)
+    with serving(tmp_path) as url:
+        gc.disable()  # Python ends them when it looks for cycles, which may be a hundred searches later
+        try:
+            assert numbers(found(url)) == [0, 1]
+            left = [
+                one for one in psutil.Process().net_connections() if one.raddr and one.raddr.port == urlsplit(url).port
+            ]
+        finally:
+            gc.enable()
+    assert left == []
 
 
 @pytest.mark.parametrize("kind", ["folder", "api"])
