@@ -8,7 +8,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pancrafter.errors import GridMismatchError
-from pancrafter.grid import crop_grid, ms_grid, pair_grids, pixel_centres, same_pixels
+from pancrafter.grid import (
+    aligned_ms_grid,
+    crop_grid,
+    grid_bounds,
+    ms_grid,
+    needs_resampling,
+    pair_grids,
+    pixel_centres,
+    same_pixels,
+)
 from pancrafter.types import PairGrid, PixelGrid
 
 UTM = "EPSG:32633"
@@ -133,6 +142,41 @@ def test_grids_that_are_not_north_up_are_refused(transform: tuple[float, ...], m
     ms = PixelGrid.model_validate({"crs": UTM, "transform": transform, "shape_yx": (100, 100)})
     with pytest.raises(GridMismatchError, match=match):
         pair_grids(grid((400, 400), 0.5), ms, 4)
+
+
+@pytest.mark.parametrize(
+    ("ms", "needed"),
+    [
+        (grid((100, 100), 2.0), False),
+        (grid((100, 100), 1.9985), True),
+        (grid((10, 10), 1.9985), False),  # too small to drift
+        (grid((100, 100), 0.5), False),  # another product
+        (grid((100, 100), 1.9985, crs="EPSG:32634"), False),
+        (grid((100, 100), -1.9985), False),
+    ],
+)
+def test_only_nearly_fitting_pixels_need_resampling(ms: PixelGrid, *, needed: bool) -> None:
+    assert needs_resampling(grid((400, 400), 0.5), ms, 4) is needed
+
+
+@given(
+    pan_shape=st.tuples(st.integers(1, 40), st.integers(1, 40)),
+    ms_shape=st.tuples(st.integers(1, 12), st.integers(1, 12)),
+    offset_64ths=st.tuples(st.integers(-3200, 3200), st.integers(-3200, 3200)),  # no edge is a rounding off a centre
+)
+def test_resampled_ms_has_the_pixels_whose_centres_lie_in_ms(
+    pan_shape: tuple[int, int], ms_shape: tuple[int, int], offset_64ths: tuple[int, int]
+) -> None:
+    pan, coarse = grid(pan_shape, 1.0), grid((-(-pan_shape[0] // 4), -(-pan_shape[1] // 4)), 4.0)
+    corner = 5e5 + offset_64ths[1] / 64, 4e6 - offset_64ths[0] / 64
+    left, bottom, right, top = grid_bounds(grid(ms_shape, 3.997, corner))
+    ys, xs = pixel_centres(coarse)
+    wanted = [y for y in ys if bottom <= y <= top], [x for x in xs if left <= x <= right]
+    if all(wanted):
+        assert pixel_centres(aligned_ms_grid(pan, (left, bottom, right, top), 4)) == wanted
+    else:
+        with pytest.raises(GridMismatchError, match=r"MS covers .* which lies elsewhere; check that"):
+            aligned_ms_grid(pan, (left, bottom, right, top), 4)
 
 
 @pytest.mark.parametrize(("off_px", "same"), [(0.0, True), (1e-9, True), (1e-3, False)])
