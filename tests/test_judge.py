@@ -95,6 +95,8 @@ def test_every_defect_is_reported_and_no_other(shared_data: Path) -> None:
             assert found.defects, name
             assert all(expected in defect for defect in found.defects), (name, found.defects)
             assert found.defects[0] in found.reason
+            more = len(found.defects) - 1
+            assert found.code or found.reason.endswith(f" (and {more} more)" if more else found.defects[0]), name
 
 
 def test_verdicts_do_not_depend_on_the_id(shared_data: Path) -> None:
@@ -179,11 +181,14 @@ def test_ways_to_write_a_crs(projection: dict[str, Any], verdict: str, crs: str 
         ({"proj:shape": None}, {}, {}, "needs_header"),
         ({"proj:shape": None}, {"proj:shape": None}, {"proj:shape": [800, 800]}, "needs_header"),
         ({}, {"proj:shape": None}, {"proj:shape": [200, 200]}, "eligible"),
+        ({"proj:shape": None}, {}, {"proj:shape": [800, 800]}, "eligible"),
         ({"proj:shape": "800x800"}, {}, {}, "needs_header"),
         ({"proj:shape": [800, 800, 1]}, {}, {}, "needs_header"),
         ({"gsd": 0.5}, {"gsd": 2.0}, {"gsd": 0.5}, "eligible"),
         ({"gsd": 4.5e-06}, {"gsd": 1.8e-05}, {}, "defect"),
         ({"gsd": "0.5 m"}, {"gsd": "2 m"}, {}, "defect"),
+        ({"raster:spatial_resolution": 0.5, "raster:bands": [{"spatial_resolution": 0.6}]}, {}, {}, "defect"),
+        ({"raster:spatial_resolution": 0.5, "raster:bands": [{"spatial_resolution": 0.54}]}, {}, {}, "eligible"),
         (
             {"raster:bands": [{"spatial_resolution": 2.0}]},
             {"raster:bands": [{"spatial_resolution": 2.0}]},
@@ -222,6 +227,7 @@ def test_what_is_missing_or_contradicts_itself(
         ),
         ({"pan": PAN, "ms": MS | {"proj:shape": [800, 800]}}, {"platform": "sputnik"}, "ratio_mismatch"),
         ({"pan": PAN, "ms": MS}, {"platform": "sputnik"}, "unknown_sensor"),
+        ({"pan-r1": PAN, "pan-r2": PAN, "ms": MS}, {"platform": "sputnik"}, "unknown_sensor"),
         ({"red": {"eo:bands": _bands("red")}}, {"platform": "sputnik"}, "no_pan"),
         ({"B1": {"eo:bands": _bands("pan")}}, {"platform": "sputnik"}, "no_ms"),
         ({"vv": {"type": "application/json", "href": "./x.json"}}, {"platform": "sentinel-1"}, "no_imagery"),
@@ -232,6 +238,32 @@ def test_refused_with_the_reason_that_helps_most(
 ) -> None:
     found = _judge(_item(assets, **properties))
     assert (found.verdict, found.code) == ("refused", code), found.reason
+
+
+@pytest.mark.parametrize(
+    ("properties", "note"),
+    [
+        ({}, "no CRS in the metadata"),
+        ({"proj:wkt2": "PROJCRS[...]"}, None),
+        ({"proj:code": "EPSG:32632", "processing:level": "L1B"}, "level L1B: probably sensor geometry"),
+        ({"proj:code": "EPSG:32632", "processing:level": "L1B ortho"}, None),
+        ({"proj:code": "EPSG:32632", "id": "LC09_20250301_RT"}, "real-time tier"),
+    ],
+)
+def test_doubts_are_noted(properties: dict[str, Any], note: str | None) -> None:
+    found = _judge(_item({"pan": PAN, "ms": MS}, **properties)).notes
+    assert [text[: len(note or "")] for text in found] == ([note] if note else [])
+
+
+@pytest.mark.parametrize(
+    ("key", "band", "says_pan"),
+    [("pan", {}, True), ("B8", {"description": "Panchromatic"}, True), ("B2", {"description": "JAPAN, blue"}, False)],
+)
+def test_a_collection_tells_whether_its_items_hold_pan(key: str, band: dict[str, str], *, says_pan: bool) -> None:
+    assets = {key: {"eo:bands": [band]}, "red": {"eo:bands": [{"name": "B4"}]}}
+    found = _judge({"type": "Collection", "id": "c", "links": [], "item_assets": assets})
+    assert found.code == "no_item"
+    assert ("none of its item_assets" in found.reason) is not says_pan
 
 
 def test_ms_bands_may_be_spread_over_two_files() -> None:
