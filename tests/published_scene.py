@@ -69,7 +69,11 @@ def staged(**changed: Any) -> StagedScene:
             "eo:cloud_cover": 3,
             "secret:thing": 5,
             "instruments": "wv110",
-            "providers": [{"name": "V", "url": "https://v.example/about?X-Amz-Signature=SECRET"}],
+            "view:azimuth": 400,
+            "providers": [
+                {"name": "V", "url": "https://v.example/about?X-Amz-Signature=SECRET", "roles": ["producer", "owner"]},
+                "nobody",
+            ],
             **changed,
         },
     )

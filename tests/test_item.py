@@ -78,6 +78,7 @@ def test_mask_bits_are_described(assets: tuple[AssetFile, ...]) -> None:
         "saturated": 8,
         "low_consistency": 16,
     }
+    assert [[one["value"] for one in entry["classes"]] for entry in fields] == [[0, 1]] * 5
 
 
 def test_thumbnail_is_not_located(assets: tuple[AssetFile, ...]) -> None:
@@ -97,6 +98,14 @@ def test_provenance_quality_and_cost(assets: tuple[AssetFile, ...]) -> None:
         assert properties[f"pancrafter:{name}"] == value
     assert "pancrafter:classical_hqnr" not in properties
     assert properties["pancrafter:cost"] == {"seconds": 12.5, "mpx_per_s": 0.4, "device": "cpu"}
+    assert properties["pancrafter:alignment"] == {
+        "ratio": 4,
+        "phase_yx": [1.5, 1.5],
+        "band_shift_yx": [[0.0, 0.0]] * 4,
+        "shift_confidence": [0.9, 0.8, 0.9, 0.5],
+        "measured_mtf": 0.2,
+        "mtf_shape": 3.5,
+    }
     links = {link["rel"]: link["href"] for link in document["links"]}
     assert links["derived_from"] == "https://example.com/stac/S1.json"
     assert links["collection"] == "../collection.json"
@@ -110,6 +119,8 @@ def test_what_is_carried_from_the_source(assets: tuple[AssetFile, ...]) -> None:
         3,
     )
     assert properties["license"] == "other"
+    assert properties["providers"] == [{"name": "V", "roles": ["producer"], "url": "https://v.example/about"}]
+    assert "view:azimuth" not in properties, "beyond what STAC allows"
     assert "secret:thing" not in properties
     assert "instruments" not in properties, "a value that STAC does not allow is left behind"
 
@@ -142,6 +153,7 @@ def test_fallback_is_labelled(assets: tuple[AssetFile, ...]) -> None:
     validate_item(document)
     assert document["properties"]["title"] == "S1, pansharpened (classical fallback: mtf-glp-hpm)"
     assert document["properties"]["pancrafter:fallback"] is True
+    assert "by mtf-glp-hpm. " in document["properties"]["processing:lineage"]
 
 
 def test_another_source_or_recipe_is_another_version(assets: tuple[AssetFile, ...]) -> None:
