@@ -269,6 +269,12 @@ def test_signatures_never_enter_a_scene() -> None:
     assert "SECRET" not in scene.model_dump_json()
 
 
+def test_files_by_their_urls_are_paths() -> None:
+    scene = _verdict(_item({"pan": PAIR["pan"] | {"href": "file:///data/a%20b.tif"}, "ms": PAIR["ms"]}))
+    assert isinstance(scene, Scene)
+    assert scene.pan.href == "/data/a b.tif"
+
+
 @pytest.mark.parametrize(
     ("href", "expected"),
     [
