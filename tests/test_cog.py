@@ -19,10 +19,18 @@ from rasterio.windows import Window
 from rio_cogeo.cogeo import cog_validate
 
 from pancrafter import cog, pyramid, tiff
-from pancrafter.cog import Block, Reason, reason_bits, validate_cog, write_cog, write_reason_mask
+from pancrafter.cog import (
+    Block,
+    Reason,
+    reason_bits,
+    validate_cog,
+    write_cog,
+    write_quality_raster,
+    write_reason_mask,
+)
 from pancrafter.errors import GridMismatchError, InvalidSceneError, SinkError
 from pancrafter.pyramid import Level
-from pancrafter.types import PixelGrid
+from pancrafter.types import PairGrid, PixelGrid
 
 SHAPE = (1100, 1300)
 
@@ -558,6 +566,24 @@ def test_reason_mask_file(tmp_path: Path) -> None:
         assert source.dataset_mask().all()
         assert source.tags()["REASON_4"] == "EDGE"
         assert set(np.unique(source.read(1, out_shape=(275, 325)))) == {0, 3}
+
+
+@pytest.mark.parametrize("measured", [True, False])
+def test_quality_raster_file(tmp_path: Path, *, measured: bool) -> None:
+    """Blocks of 16 PAN pixels from the scene's corner; -1 where a block could not be compared."""
+    scene = PairGrid(pan=grid((70, 100)), ms_shape_yx=(35, 50), ratio=2, phase_yx=(0.5, 0.5))
+    values = np.full((5, 7), np.nan, np.float32)
+    if measured:
+        values[1, 2:4] = 0.0, 3.0
+    info = write_quality_raster(tmp_path / "quality.tif", values, scene=scene)
+    with rasterio.open(tmp_path / "quality.tif") as source:
+        np.testing.assert_array_equal(source.read(1), np.where(np.isnan(values), -1, values))
+        assert (source.nodata, source.descriptions) == (-1, ("consistency_ergas",))
+        assert tuple(source.transform)[:6] == (8.0, 0.0, 5e5, 0.0, -8.0, 4.6e6)
+    found = info.statistics[0]
+    assert (None if found is None else tuple(found.model_dump().values())) == (
+        (0.0, 3.0, 1.5, 1.5, 200 / 35) if measured else None
+    )
 
 
 def test_long_strip_gets_overviews_by_its_longer_side(tmp_path: Path) -> None:
