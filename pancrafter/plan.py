@@ -203,11 +203,12 @@ def plan_text(plan: Plan) -> str:
         lines.append(f"refused because: {_counted(plan.refusals)}")
     if not plan.scenes:
         return "\n".join([*lines, "nothing to do"])
+    disk = f"up to {plan.staging_bytes / 1e6:.1f} MB for a staged scene"
     lines += [
         f"to sharpen: {plan.scenes} scenes ({_counted(plan.sensors)}) into {plan.sink}",
         f"PAN size:   {_known(f'{plan.mpx:.2f} Mpx', plan.mpx_known, plan.scenes)}",
         f"to read:    {_known(f'{plan.read_bytes / 1e6:.1f} MB', plan.read_bytes_known, plan.scenes)}",
-        f"disk:       up to {plan.staging_bytes / 1e6:.1f} MB for a staged scene",
+        f"disk:       {_known(disk, plan.mpx_known, plan.scenes)}",
     ]
     if plan.seconds is None or plan.sharpen_seconds is None:
         lines.append("work:       unknown, nothing was measured with this device yet")
@@ -215,7 +216,8 @@ def plan_text(plan: Plan) -> str:
         rate = f"as measured on {plan.measured_scenes} scenes"
         money = "" if plan.money is None else f", {plan.money:.2f} at the price per hour"
         device = f"{plan.sharpen_seconds:.0f} s of them sharpening"
-        lines.append(f"work:       {plan.seconds:.0f} s, {device}, {rate}{money}")
+        work = _known(f"{plan.seconds:.0f} s, {device}, {rate}{money}", plan.mpx_known, plan.scenes)
+        lines.append(f"work:       {work}")
     if plan.requester_pays:
         size = plan.requester_pays_bytes / 1e9
         lines.append(

@@ -15,7 +15,7 @@ from small_archive import add_scene, settings_in
 
 from pancrafter import discovery, runs
 from pancrafter.ledger import open_ledger
-from pancrafter.plan import Budget, OverBudgetError, check_budget, make_plan
+from pancrafter.plan import Budget, OverBudgetError, check_budget, make_plan, plan_text
 from pancrafter.selection import Area, SelectionError, made_by, read_ids, windows, windows_of
 from pancrafter.sensors import contracts_of
 from pancrafter.settings import Settings
@@ -133,6 +133,18 @@ def test_plan_does_not_hold_all_scenes(archive: Settings, monkeypatch: pytest.Mo
     plan = make_plan(archive.model_copy(update={"limit": limit}))
     assert (plan.found, plan.scenes) == (50, limit or 50)
     assert max(held) < 20
+
+
+@pytest.mark.parametrize(
+    ("known", "said"), [(2, None), (1, ", known for 1 of 2 scenes"), (0, "unknown (remote files)")]
+)
+def test_plan_says_of_each_figure_how_much_of_it_is_known(archive: Settings, known: int, said: str | None) -> None:
+    plan = make_plan(archive).model_copy(update={"mpx_known": known, "read_bytes_known": known})
+    figures = [
+        line for line in plan_text(plan).splitlines() if line.startswith(("PAN size:", "to read:", "disk:", "work:"))
+    ]
+    assert len(figures) == 4
+    assert all(line.endswith(said) if said else "known" not in line for line in figures), figures
 
 
 def test_plan_counts_what_the_reader_is_charged_for(tmp_path: Path) -> None:
