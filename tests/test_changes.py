@@ -56,6 +56,8 @@ def test_events_are_found_by_time_area_and_collection(sink: StaticSink) -> None:
     assert found[0] == first
     assert found[0].href == "c/a/a.json"
     assert (found[2].successor, found[3].reason) == ("b", "wrong scene")
+    assert feed.counts(start) == {"new": 2, "superseded": 1, "withdrawn": 1}
+    assert feed.counts(found[2].time) == {"superseded": 1, "withdrawn": 1}
     assert [c.item_id for c in feed.events(bbox=(99, 39, 101, 42))] == ["b", "b"]
     assert [c.item_id for c in feed.events(collections=["c"])] == ["a", "a"]
     assert list(feed.events(found[1].time, found[2].time)) == found[1:3]
@@ -81,6 +83,7 @@ def test_an_event_is_announced_once(sink: StaticSink) -> None:
     feed.announce("new", item(), once=False)
     assert len(sink.store.list_names("changes")) == 3
     assert len(list(feed.events())) == 2
+    assert feed.counts(datetime.now(UTC) - timedelta(minutes=5)) == {"new": 2}
 
 
 def test_an_item_that_becomes_current_again_is_announced_again(sink: StaticSink) -> None:
