@@ -360,13 +360,13 @@ def inconsistent_pixels(store: SceneStore, raster: NDArray[np.float32], window: 
 def sample_windows(store: SceneStore) -> list[Window]:
     """Up to four windows, spread over the scene, whose pixels are mostly valid; fewer in small or empty scenes."""
     ratio = store.staged.grid.ratio
-    side = min(SAMPLE_PX, *(n // ratio * ratio for n in store.pan_shape_yx)) // ratio * ratio
+    side = min(SAMPLE_PX, *store.pan_shape_yx) // ratio * ratio
     if side == 0:
         return []
     whole = [w for w in cut_windows(store.pan_shape_yx, side) if all(part.stop - part.start == side for part in w)]
     candidates = [w for w in whole if valid_window(store, w).mean() > 0.95]
     picks = np.linspace(0, len(candidates) - 1, min(MAX_SAMPLES, len(candidates))).round().astype(int)
-    return [candidates[i] for i in dict.fromkeys(picks.tolist())]
+    return [candidates[i] for i in picks]
 
 
 def reduced_sample(

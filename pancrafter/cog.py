@@ -331,11 +331,11 @@ class _Header:
 
 
 class _BandCounts(NamedTuple):
-    """Valid values of one band of one tile: extremes, sum (exact for whole numbers) and sum of squares."""
+    """Valid values of one band of one tile: extremes, sum and sum of squares."""
 
     minimum: float
     maximum: float
-    total: float | int
+    total: float
     squares: float
 
 
@@ -396,15 +396,14 @@ class _Written:
 
 
 def _counts(values: Array) -> _BandCounts:
-    """Of a cacheful at a time: floats hold the sums of so few whole numbers exactly."""
-    flat, whole = values.ravel(), values.dtype.kind != "f"
-    low, high, total, squares = math.inf, -math.inf, 0 if whole else 0.0, 0.0
+    """Of a cacheful at a time."""
+    flat = values.ravel()
+    low, high, total, squares = math.inf, -math.inf, 0.0, 0.0
     for start in range(0, flat.size, _CACHEFUL):
         part = flat[start : start + _CACHEFUL]
         low, high = min(low, float(part.min())), max(high, float(part.max()))
         wide = part.astype(np.float64)
-        added = float(np.einsum("i->", wide))
-        total += int(added) if whole else added
+        total += float(np.einsum("i->", wide))
         squares += float(np.einsum("i,i", wide, wide))  # BLAS would wake its threads for each cacheful
     return _BandCounts(low, high, total, squares)
 

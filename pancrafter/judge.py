@@ -54,7 +54,6 @@ def judge(body: Mapping[str, Any], outcome: Scene | Refusal) -> Judgement:
     return Judgement(
         verdict=verdict,
         reason=reason,
-        code=None,
         sensor=outcome.sensor,
         collection=outcome.collection,
         item=outcome.item_id,

@@ -435,7 +435,7 @@ def _is_imagery(asset: pystac.Asset) -> bool:
     if NOT_IMAGERY & {str(role).casefold() for role in asset.roles or ()}:
         return False
     suffix = PurePosixPath(urlsplit(asset.href).path).suffix.casefold()
-    return suffix in _RASTER_SUFFIXES or (not suffix and str(asset.media_type or "").startswith(_RASTER_TYPES))
+    return suffix in _RASTER_SUFFIXES or (not suffix and str(asset.media_type).startswith(_RASTER_TYPES))
 
 
 def _raster(key: str, asset: pystac.Asset) -> _Raster:
