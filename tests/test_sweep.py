@@ -59,10 +59,16 @@ def _confirm(settings: Settings, lease: Lease) -> None:
             ledger.advance(lease, state)
 
 
-def test_item_that_is_published_while_names_are_listed(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The worker's assets are there when the sweep lists; it writes the item and confirms before the ledger is read."""
+@pytest.mark.parametrize("leased", [True, False])
+def test_item_that_is_published_while_names_are_listed(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, *, leased: bool
+) -> None:
+    """The worker's assets are there when the sweep lists; it writes the item and confirms before the ledger is read.
+
+    One whose lease was lost does so too, but nothing of it is in the ledger.
+    """
     runs.run(settings, silent)
-    lease, item_id = _claim_again(settings), _item_id(settings)
+    lease, item_id = _claim_again(settings) if leased else None, _item_id(settings)
     item = Path(settings.sink) / COLLECTION / item_id / f"{item_id}.json"
     document = item.read_bytes()
     item.unlink()
@@ -72,7 +78,8 @@ def test_item_that_is_published_while_names_are_listed(settings: Settings, monke
         orphans = list_orphans(sink, collection_id)
         assert len(orphans) == 5
         item.write_bytes(document)
-        _confirm(settings, lease)
+        if lease is not None:
+            _confirm(settings, lease)
         return orphans
 
     with monkeypatch.context() as patch:
