@@ -102,8 +102,17 @@ def test_scene_that_discovery_never_saw(settings: Settings, tmp_path: Path) -> N
     source = tmp_path / "source"
     shutil.copytree(settings.source, source, copy_function=shutil.copy2)
     add_scene(source, "day-3", side_px=128, seed=3, day=3)
-    found = _findings(take_census(settings.model_copy(update={"source": str(source)})))
-    assert found["geoeye-1/day-3"] == "is not in the ledger"
+    chosen = settings.model_copy(update={"source": str(source), "until": datetime(2090, 1, 1, tzinfo=UTC)})
+    (difference,) = (d for d in take_census(chosen).differences if d.what == "geoeye-1/day-3")
+    assert (difference.finding, difference.fix) == ("is not in the ledger", command("run", chosen))
+
+
+def test_products_that_a_new_ledger_does_not_know(settings: Settings, tmp_path: Path) -> None:
+    lost = settings.model_copy(update={"state_dir": str(tmp_path / "new")})
+    found = {d.what: d for d in take_census(lost).differences if d.place == "catalog"}
+    products = {f"geoeye-1-sharpened/{_item_folder(settings, day).name}" for day in ("day-1", "day-2")}
+    assert found.keys() == products
+    assert all("not in this ledger" in d.finding and d.fix == command("run", lost) for d in found.values())
 
 
 @pytest.mark.parametrize("damage", ["shortened", "changed", "missing"])
