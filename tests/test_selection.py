@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 from weakref import WeakValueDictionary
 
 import pytest
@@ -15,10 +16,11 @@ from small_archive import add_scene, settings_in
 
 from pancrafter import discovery, runs
 from pancrafter.ledger import open_ledger
-from pancrafter.plan import Budget, OverBudgetError, check_budget, make_plan, plan_text
+from pancrafter.plan import Budget, OverBudgetError, check_budget, make_plan, plan_text, verdict_on
 from pancrafter.selection import Area, SelectionError, made_by, read_ids, windows, windows_of
 from pancrafter.sensors import contracts_of
 from pancrafter.settings import Settings
+from pancrafter.states import State
 from pancrafter.types import Scene
 
 
@@ -133,6 +135,47 @@ def test_plan_does_not_hold_all_scenes(archive: Settings, monkeypatch: pytest.Mo
     plan = make_plan(archive.model_copy(update={"limit": limit}))
     assert (plan.found, plan.scenes) == (50, limit or 50)
     assert max(held) < 20
+
+
+PAST, FUTURE = datetime(2000, 1, 1, tzinfo=UTC), datetime(2100, 1, 1, tzinfo=UTC)
+OTHER = {"state": State.ELIGIBLE, "fingerprint": "another"}
+BACK = OTHER | {"supersedes": "what the work makes"}
+
+
+@pytest.mark.parametrize(
+    ("row", "published", "verdict"),
+    [
+        (None, False, "new"),
+        (None, True, "done"),  # by a ledger that was lost
+        ({}, True, "done"),
+        ({}, False, "lost"),
+        ({"state": State.ELIGIBLE}, False, "waiting"),
+        ({"state": State.ELIGIBLE, "not_before": PAST}, False, "waiting"),
+        ({"state": State.ELIGIBLE, "not_before": FUTURE}, False, "paused"),
+        ({"state": State.STAGED}, False, "in work"),
+        ({"state": State.STAGED, "fingerprint": "another"}, False, "in work"),
+        ({"state": State.HELD}, False, "held"),
+        ({"state": State.REFUSED, "recipe": "another"}, False, "refused"),
+        ({"state": State.DEAD, "recipe": "another"}, False, "changed"),
+        (OTHER, True, "changed"),
+        (BACK, False, "changed"),
+        (BACK, True, "done"),
+        (BACK | {"measures": {"seconds": 1}}, True, "changed"),  # what takes its place was begun
+    ],
+)
+def test_verdicts_of_a_plan(archive: Settings, row: dict[str, Any] | None, *, published: bool, verdict: str) -> None:
+    contracts = contracts_of(archive)
+    (scene,) = (entry for entry in discovery.look(archive, contracts) if entry.item_id == "day-1")
+    assert isinstance(scene, Scene)
+    work = discovery.work_of(scene, archive, contracts)
+    with open_ledger(archive) as ledger:
+        (confirmed,) = (known for known in ledger.rows() if known.key.item_id == "day-1")
+        now = ledger.now()
+    changes = (
+        {"measures": {}} | (row or {}) | ({"supersedes": work.output_item_id} if row and "supersedes" in row else {})
+    )
+    known = None if row is None else confirmed.model_copy(update=changes)
+    assert verdict_on(known, work, now=now, published=published) == verdict
 
 
 @pytest.mark.parametrize(
