@@ -20,6 +20,9 @@ from pancrafter.assess import (
     WindowSums,
     assessment_windows,
     combine,
+    consistency_raster,
+    inconsistent_pixels,
+    local_limit,
     reduced_sample,
     sample_windows,
     window_sums,
@@ -143,6 +146,33 @@ def test_pixels_at_the_ends_of_the_range_are_counted(tmp_path: Path) -> None:
     )
     assert found.clipped_share == pytest.approx((16 + 8) / (3 * 64))
     assert found.invalid_share == 0.5
+
+
+def test_damaged_blocks_are_where_the_raster_and_the_mask_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whichever window saw them."""
+    monkeypatch.setattr(assess, "WINDOW_PX", 128)
+    grid = overlap((308, 280), 4)
+    pan, ms = observed(grid, 3, seed=1)
+    pan_valid = np.ones(pan.shape, bool)
+    pan_valid[192:224, 192:224] = False
+    store = stage_arrays(tmp_path / "s.zarr", grid, pan, ms, pan_valid=pan_valid, nodata=0.0)
+    sharpened = np.stack([upsample(band, pan.shape, 4, grid.phase_yx) for band in ms])
+    damaged, marked = [(0, 0), (5, 3), (8, 7)], np.zeros(pan.shape, bool)
+    for y, x in damaged:
+        marked[32 * y : 32 * y + 32, 32 * x : 32 * x + 32] = True
+    write_result(store, np.where(marked, 1.0, sharpened))
+    windows = [window_sums(store, window, GAINS, GENERIC_MTF_GAIN) for window in assessment_windows(store)]
+    assert len(windows) == 9
+    raster = consistency_raster(store.staged, windows[::-1])
+    assert raster.shape == (10, 9)
+    assert np.isnan(raster[6, 6])
+    assert np.argwhere(raster > local_limit(4)).tolist() == [list(at) for at in damaged]
+    assert [raster[at] for at in damaged] == pytest.approx([100 / 4] * 3, rel=0.2)  # all of the signal is missing
+    for part in (everything(store), (slice(150, 308), slice(7, 280))):
+        np.testing.assert_array_equal(inconsistent_pixels(store, raster, part), marked[part])
+    found = combine(store.staged, "none", windows, [])
+    assert found.inconsistent_share == pytest.approx(3 / np.isfinite(raster).sum())
+    assert found.worst_block_ergas == np.nanmax(raster)
 
 
 # --- samples --------------------------------------------------------------------------------------------------------
@@ -381,9 +411,12 @@ def test_pan_of_another_scene_is_held(tmp_path: Path) -> None:
     [
         ({"gain_over_fallback": -0.08}, "gain over the classical result -8.0% < -7.0%"),
         ({"detail_correlation": 0.915}, "detail correlation 0.915 < 0.92"),
+        ({"detail_correlation": math.nan}, "detail correlation nan < 0.92"),
         ({"consistency_ergas": 3.01}, "consistency ERGAS 3.01 > 3"),
         ({"consistency_ergas": 7.6, "detail_ergas": 10.0}, "consistency ERGAS 7.6 > 7.5"),
+        ({"consistency_ergas": math.nan}, "consistency ERGAS nan > 3"),
         ({"consistency_sam_deg": 5.0}, "consistency SAM 5 deg > 4.5"),
+        ({"consistency_sam_deg": 7.6, "detail_sam_deg": 10.0}, "consistency SAM 7.6 deg > 7.5"),
         ({"radiometric_bias": 0.2}, "radiometric bias 0.2 > 0.05"),
         ({"band_confusion": 1.1}, "band confusion 1.1 > 1"),
         ({"worst_block_error": 1.1}, "worst block 1.1 > 0.85"),
@@ -398,7 +431,7 @@ def test_each_limit_alone_holds_a_scene_back(change: dict[str, Any], reason: str
     passing = Quality(
         consistency_ergas=2, consistency_sam_deg=1, d_lambda=0.1, d_s=0.1, hqnr=0.81, residual_shift_px=0.1,
         reduced_ergas=2, best_classical="gsa", best_classical_reduced_ergas=2.2, gain_over_classical=0.09,
-        clipped_share=0, invalid_share=0,
+        gain_over_fallback=-0.06, clipped_share=0, invalid_share=0,
     )  # fmt: skip
     assert rule.verdict(passing, 4) == ("pass", "")
     broken = passing.model_copy(update=change)
