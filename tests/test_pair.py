@@ -165,6 +165,7 @@ def test_files_read_in_place_give_the_pixels_of_staged_ones(
     assert made.valid_share == pytest.approx(staged.valid_share)
     assert (made.valid_share < 1) == (nodata is not None)
     assert (made.largest_shift_px, made.bands) == (staged.largest_shift_px, staged.bands)
+    assert (made.shape_yx, made.mpx) == ((700, 1100), 0.77)
     with rasterio.open(tmp_path / "in-place.tif") as a, rasterio.open(tmp_path / "staged.tif") as b:
         np.testing.assert_array_equal(a.dataset_mask(), b.dataset_mask())
         np.testing.assert_array_equal(a.read(), b.read())
