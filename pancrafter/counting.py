@@ -142,9 +142,3 @@ def require_common_area(scene: Scene, share: float) -> None:
             scene=scene.key,
             asset=f"{scene.pan.key} and {scene.ms[0].key}",
         )
-
-
-def ms_index(part: slice, ratio: int, phase: float, size: int) -> NDArray[np.int64]:
-    """MS pixel nearest to each PAN pixel of a range, along one axis."""
-    nearest = np.floor((np.arange(part.start, part.stop) - phase) / ratio + 0.5).astype(np.int64)
-    return nearest.clip(0, size - 1)

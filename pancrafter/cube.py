@@ -20,7 +20,6 @@ from pancrafter.counting import (
     check_pixels,
     histogram_of,
     merge_tallies,
-    ms_index,
     ms_tally,
     require_common_area,
     value_range,
@@ -38,6 +37,7 @@ from pancrafter.headers import (
 from pancrafter.reading import WindowReader, window_readers
 from pancrafter.sensors import SensorContract
 from pancrafter.store import UNWRITTEN, SceneStore, Window
+from pancrafter.tiles import ms_valid_beneath
 from pancrafter.types import FORMAT_VERSION, PairGrid, Scene, StagedScene
 
 REACH_PX = 192
@@ -189,13 +189,7 @@ def _valid_share(store: SceneStore, pair: PairGrid, scene: Scene, tally: Tally) 
 
 
 def _valid_pixels(store: SceneStore, pair: PairGrid, window: Window) -> int:
-    rows, cols = (
-        ms_index(part, pair.ratio, phase, size)
-        for part, phase, size in zip(window, pair.phase_yx, pair.ms_shape_yx, strict=True)
-    )
-    beneath = store.read_ms_valid((slice(rows[0], rows[-1] + 1), slice(cols[0], cols[-1] + 1)))
-    nearest = beneath[np.ix_(rows - rows[0], cols - cols[0])]
-    return int(np.count_nonzero((store.read_pan_valid(window) == 1) & (nearest == 1)))
+    return int(np.count_nonzero(store.read_pan_valid(window).astype(np.bool_) & ms_valid_beneath(store, pair, window)))
 
 
 def mean_gain(scene: Scene, contract: SensorContract) -> float:

@@ -18,7 +18,6 @@ from pancrafter.counting import (
     check_pixels,
     histogram_of,
     merge_tallies,
-    ms_index,
     ms_tally,
     require_common_area,
 )
@@ -27,6 +26,7 @@ from pancrafter.headers import matched_grids, on_common_grid, read_headers
 from pancrafter.reading import COUNTING_PX, Held, WindowReader, window_readers
 from pancrafter.sensors import SensorContract
 from pancrafter.store import BlockGrid, Mask, Pixels, Window, cut_windows
+from pancrafter.tiles import ms_valid_beneath
 from pancrafter.types import PairGrid, Scene, StagedScene
 
 
@@ -172,15 +172,10 @@ def _bytes(reader: WindowReader) -> int:
 
 def _measured_share(files: SceneFiles) -> float:
     """Share of PAN pixels that are valid and lie nearest to a valid MS pixel."""
-    valid, grid = 0, files.grid
-    for window in cut_windows(files.pan_shape_yx, COUNTING_PX):
-        rows, cols = (
-            ms_index(part, grid.ratio, phase, size)
-            for part, phase, size in zip(window, grid.phase_yx, files.ms_shape_yx, strict=True)
-        )
-        beneath = (slice(int(rows[0]), int(rows[-1]) + 1), slice(int(cols[0]), int(cols[-1]) + 1))
-        nearest = files.read_ms_valid(beneath)[np.ix_(rows - rows[0], cols - cols[0])]
-        valid += int(np.count_nonzero(files.read_pan_valid(window) & nearest))
+    valid = sum(
+        np.count_nonzero(files.read_pan_valid(window) & ms_valid_beneath(files, files.grid, window))
+        for window in cut_windows(files.pan_shape_yx, COUNTING_PX)
+    )
     return valid / math.prod(files.pan_shape_yx)
 
 

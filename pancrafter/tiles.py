@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from pancrafter.metrics import PhaseYX
 from pancrafter.store import Block, PixelReader, Pixels, Window
-from pancrafter.types import StagedScene, ValueRange
+from pancrafter.types import PairGrid, StagedScene, ValueRange
 
 Floats = NDArray[np.float32]
 Valid = NDArray[np.bool_]
@@ -144,19 +144,28 @@ class Measured:
 
 def measured_window(store: ScenePixels, window: Window) -> Measured:
     """Where PAN was measured and where the MS pixel beneath was, each (y, x) on the PAN grid."""
-    grid = store.staged.grid
     if not store.staged.has_holes:
         return Measured(*(np.ones([part.stop - part.start for part in window], np.bool_) for _ in range(2)))
+    return Measured(store.read_pan_valid(window).astype(np.bool_), ms_valid_beneath(store, store.staged.grid, window))
+
+
+def ms_valid_beneath(pixels: PixelReader, grid: PairGrid, window: Window) -> Valid:
+    """Where the MS pixel beneath a PAN pixel was measured, (y, x) on the PAN grid."""
     rows, cols = (
-        np.clip(np.floor((np.arange(part.start, part.stop) - phase) / grid.ratio + 0.5).astype(int), 0, size - 1)
-        for part, phase, size in zip(window, grid.phase_yx, store.ms_shape_yx, strict=True)
+        ms_index(part, grid.ratio, phase, size)
+        for part, phase, size in zip(window, grid.phase_yx, grid.ms_shape_yx, strict=True)
     )
-    ms_window = (slice(int(rows[0]), int(rows[-1]) + 1), slice(int(cols[0]), int(cols[-1]) + 1))
-    pan_valid = store.read_pan_valid(window).astype(np.bool_)
-    ms_valid = store.read_ms_valid(ms_window).astype(np.bool_)
-    if ms_valid.all():
-        return Measured(pan_valid, np.ones_like(pan_valid))
-    return Measured(pan_valid, ms_valid[np.ix_(rows - rows[0], cols - cols[0])])
+    beneath = (slice(int(rows[0]), int(rows[-1]) + 1), slice(int(cols[0]), int(cols[-1]) + 1))
+    valid = pixels.read_ms_valid(beneath).astype(np.bool_)
+    if valid.all():
+        return np.ones((len(rows), len(cols)), np.bool_)
+    return valid[np.ix_(rows - rows[0], cols - cols[0])]
+
+
+def ms_index(part: slice, ratio: int, phase: float, size: int) -> NDArray[np.int64]:
+    """MS pixel nearest to each PAN pixel of a range, along one axis."""
+    nearest = np.floor((np.arange(part.start, part.stop) - phase) / ratio + 0.5).astype(np.int64)
+    return nearest.clip(0, size - 1)
 
 
 def valid_window(store: ScenePixels, window: Window) -> Valid:
