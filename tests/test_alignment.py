@@ -268,6 +268,8 @@ def test_windows_in_which_a_band_is_like_pan_decide_for_it() -> None:
     assert combine_windows([[one] for one in weak])[0].shift_yx == (0.0, 0.0)
     assert agree([[_entry(0.8, 0.4)], [_entry(0.8, 0.4)]])
     assert not agree([[one] for one in weak])  # another window may know better
+    assert not agree([[_entry(0.8, 0.4)], [_entry(1.3, 0.4)]])
+    assert not agree([[_entry(0.8, 0.4)], [_entry(0.8, 0.4, certain=False)]])
 
 
 def test_windows_that_disagree_are_not_applied() -> None:
