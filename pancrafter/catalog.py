@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from functools import partial
 from http import HTTPStatus
 from itertools import chain
@@ -25,6 +25,7 @@ from pancrafter.joining import bounds_of, join_parts, later
 from pancrafter.judge import Judgement, judge, judge_other
 from pancrafter.recognise import UNCOLLECTED, Part, digest_of, part_of, recognise
 from pancrafter.sensors import SensorContract
+from pancrafter.times import in_utc, rfc3339
 from pancrafter.types import JOINED, Refusal, Scene
 
 if TYPE_CHECKING:
@@ -293,7 +294,7 @@ def _file_facts(href: str) -> tuple[int, int]:
 
 
 def _utc(moment: datetime | None) -> datetime | None:
-    return None if moment is None else moment.replace(tzinfo=moment.tzinfo or UTC).astimezone(UTC)
+    return None if moment is None else in_utc(moment)
 
 
 def _checked(bbox: Sequence[float] | None) -> Bbox | None:
@@ -587,7 +588,7 @@ def _changed_filter(client: Client, window: _Window) -> dict[str, Any] | None:
 
 
 def _at_least(name: str, moment: datetime) -> dict[str, Any]:
-    return {"op": ">=", "args": [{"property": name}, {"timestamp": _rfc3339(moment)}]}
+    return {"op": ">=", "args": [{"property": name}, {"timestamp": rfc3339(moment)}]}
 
 
 def _queryables(client: Client) -> frozenset[str]:
@@ -617,11 +618,7 @@ def _query_box(bbox: Bbox | None) -> list[float] | None:
 def _query_interval(window: _Window) -> str | None:
     if window.since is None and window.until is None:
         return None
-    return "/".join(_rfc3339(moment) for moment in (window.since, window.until))
-
-
-def _rfc3339(moment: datetime | None) -> str:
-    return ".." if moment is None else moment.isoformat().replace("+00:00", "Z")
+    return "/".join(".." if moment is None else rfc3339(moment) for moment in (window.since, window.until))
 
 
 def _collection(client: Client, name: str) -> Mapping[str, Any]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import posixpath
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any, Literal
 
 import pystac
 from pydantic import Field
 
 from pancrafter.item import MASK, QUALITY, SHARPENED, THUMBNAIL, stac_license
+from pancrafter.times import timestamp
 from pancrafter.types import Json, Record
 
 MEDIA_JSON = "application/json"
@@ -267,8 +268,3 @@ def plain_href(href: str) -> str:
 def dump(document: Json) -> bytes:
     """A document as it is written."""
     return (json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
-
-
-def timestamp() -> str:
-    """Now, as STAC writes moments."""
-    return datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 from pydantic import Field, ValidationError
 
 from pancrafter.errors import SinkError
+from pancrafter.times import in_utc
 from pancrafter.types import Json, Record
 
 if TYPE_CHECKING:
@@ -295,6 +296,6 @@ def _utc(moment: datetime | None) -> datetime | None:
     if moment is None:
         return None
     try:
-        return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+        return in_utc(moment)
     except OverflowError:  # hours before the year 1 or after the year 9999: the end of what there is
         return datetime.min.replace(tzinfo=UTC) if moment.year == 1 else datetime.max.replace(tzinfo=UTC)

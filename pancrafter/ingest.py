@@ -21,7 +21,8 @@ from pancrafter.grid import needs_resampling, pair_grids, same_pixels
 from pancrafter.item import footprint, multihash_of
 from pancrafter.scratch import undone_on_error
 from pancrafter.sensors import GENERIC, BandSpec, SensorContract, fold, get_contract, load_contracts
-from pancrafter.static_catalog import Change, StaticCatalog, catalog_lock, rfc3339
+from pancrafter.static_catalog import Change, StaticCatalog, catalog_lock
+from pancrafter.times import in_utc, rfc3339
 from pancrafter.types import Json, Record
 from pancrafter.vendor_files import DatetimeSource, Georeference, Raster, gsd_of, place_files, read_header
 
@@ -149,7 +150,7 @@ def add_pair(
 
 def _acquisition(given: datetime | None, pan: Raster) -> tuple[datetime, DatetimeSource]:
     if given is not None:
-        return (given if given.tzinfo else given.replace(tzinfo=UTC)).astimezone(UTC), "option"
+        return in_utc(given), "option"
     return pan.acquired or (datetime.fromtimestamp(int(pan.path.stat().st_mtime), UTC), "file time")
 
 

@@ -29,6 +29,7 @@ from shapely.geometry import mapping
 from pancrafter.cog import BandStatistics, CogInfo, Reason
 from pancrafter.crs import crs_code
 from pancrafter.errors import GridMismatchError
+from pancrafter.times import rfc3339
 from pancrafter.types import FORMAT_VERSION, PixelGrid, Quality, Record, StagedScene
 
 SHARPENED, MASK, THUMBNAIL, QUALITY = "sharpened", "mask", "thumbnail", "quality"
@@ -228,7 +229,7 @@ def build_item(
         now: Time of creation, by default the present.
     """
     scene, grid = staged.scene, staged.grid.pan
-    stamp, gate = _rfc3339(now or datetime.now(UTC)), gate or Gate()
+    stamp, gate = rfc3339((now or datetime.now(UTC)).replace(microsecond=0)), gate or Gate()
     geometry, bbox = footprint(grid)
     item = pystac.Item(
         id=item_id,
@@ -422,10 +423,6 @@ def _title(source_id: str, recipe: Recipe, gate: Gate, *, fallback: bool) -> str
     if gate.verdict == "released":
         notes.append("missed the quality rule, released by a person")
     return f"{source_id}, pansharpened" + (f" ({'; '.join(notes)})" if notes else "")
-
-
-def _rfc3339(moment: datetime) -> str:
-    return moment.astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
 def _projection(grid: PixelGrid) -> dict[str, Any]:

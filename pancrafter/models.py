@@ -25,6 +25,7 @@ from pancrafter.model.names import (
     weights_sha256,
     without_folders,
 )
+from pancrafter.times import timestamp
 from pancrafter.types import Json, Record
 
 if TYPE_CHECKING:
@@ -103,8 +104,6 @@ def build_model_item(name_or_path: str) -> tuple[pystac.Item, AssetFile]:
     Raises:
         WeightsError: The file is no checkpoint of ours.
     """
-    from datetime import UTC, datetime
-
     import pystac
 
     from pancrafter.item import AssetFile, multihash_of
@@ -112,7 +111,7 @@ def build_model_item(name_or_path: str) -> tuple[pystac.Item, AssetFile]:
     path, sha256, name = weights_path(name_or_path), weights_sha256(name_or_path), model_name(name_or_path)
     header = _header(path)
     network, training = json.loads(header["network"]), json.loads(header.get("training", "{}"))
-    stamp = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+    stamp = timestamp()
     item = pystac.Item(
         id=model_item_id(name, sha256),
         geometry={"type": "Polygon", "coordinates": [[[-180, -90], [180, -90], [180, 90], [-180, 90], [-180, -90]]]},

@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from fnmatch import fnmatchcase
 from functools import lru_cache
 from pathlib import PurePosixPath
@@ -21,6 +21,7 @@ from pancrafter.access import without_controls
 from pancrafter.crawl import local_path
 from pancrafter.examine import NOT_IMAGERY, RATIO_TOLERANCE, declared_ratios
 from pancrafter.sensors import GENERIC, BandSpec, Delivery, JoinRule, SensorContract, contract_for_platform, fold
+from pancrafter.times import rfc3339
 from pancrafter.types import PART_OF_SCENE, AssetRef, Refusal, Scene
 
 if TYPE_CHECKING:
@@ -379,9 +380,7 @@ def _refusal(item: pystac.Item, code: str, reason: str, contract: SensorContract
 
 def _acquired(item: pystac.Item) -> str | None:
     moment = item.datetime or item.common_metadata.start_datetime
-    if not isinstance(moment, datetime):
-        return None
-    return moment.replace(tzinfo=moment.tzinfo or UTC).astimezone(UTC).isoformat().replace("+00:00", "Z")
+    return rfc3339(moment) if isinstance(moment, datetime) else None
 
 
 def _instruments(item: pystac.Item) -> list[str]:

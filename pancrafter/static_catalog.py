@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
@@ -16,6 +15,7 @@ from pancrafter.errors import InvalidSceneError, SinkError
 from pancrafter.recognise import recognise
 from pancrafter.scratch import replace_file
 from pancrafter.sensors import SensorContract
+from pancrafter.times import timestamp
 from pancrafter.types import Json, Refusal
 
 Change = Literal["added", "updated", "unchanged"]
@@ -53,7 +53,7 @@ class StaticCatalog:
         """Write an item and link it; item first, so that no link ever leads nowhere."""
         path = self.item_path(item.id)
         old = _read_json(path) if path.exists() else None
-        now = rfc3339(datetime.now(UTC).replace(microsecond=0))
+        now = timestamp()
         if old is not None:
             _check_same_pair(item, old, path)
             _keep_file_time(item, old)
@@ -148,11 +148,6 @@ def _essence(document: Json) -> Json:
     kept = {name: value for name, value in document["properties"].items() if name not in {"created", "updated"}}
     essence: Json = json.loads(json.dumps({**document, "properties": kept}))
     return essence
-
-
-def rfc3339(moment: datetime) -> str:
-    """A moment as STAC writes it, in UTC."""
-    return moment.astimezone(UTC).isoformat().replace("+00:00", "Z")
 
 
 def _add_link(document: Json, rel: str, href: str, media_type: str) -> None:
