@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, ClassVar, Literal
@@ -43,31 +44,78 @@ def run(settings: Settings, report: Report, *, since: datetime | None = None) ->
     """
     started = since or datetime.now(UTC)
     with open_ledger(settings) as ledger:
-        found = discover(settings, ledger)
-        return make_found(found, settings, ledger, report, since=started)
+        return Run(settings, ledger, report, started).make_found(discover(settings, ledger))
 
 
-def make_found(
-    found: Discovery,
-    settings: Settings,
-    ledger: Ledger,
-    report: Report,
-    *,
-    since: datetime,
-    process: Process | None = None,
-    complain: Report | None = None,
-) -> list[Outcome]:
-    """Make what a discovery found; what it refused comes first. Arguments and errors as in ``make_each``."""
-    if not found.counts.seen:
-        report(f"nothing found: 0 items in {settings.source} match{_limits_of(settings)}")
-    refused = [refused_outcome(refusal) for refusal in found.refused]
-    if found.eligible:
-        return make_each(
-            found.eligible, refused, settings, ledger, report, since=since, process=process, complain=complain
-        )
-    if found.has_news:
-        leave_report(settings, ledger, since, report)
-    return refused
+@dataclass(frozen=True)
+class Run:
+    """Takes scenes from claim to confirmation one after the other, and leaves the report page of all since it began.
+
+    Attributes:
+        settings: What it is about.
+        ledger: Where it is written.
+        report: Told what goes on.
+        since: When it began.
+        process: Makes one scene; default: ``process_scene``.
+        complain: Told of scenes that failed; default: ``report``.
+    """
+
+    settings: Settings
+    ledger: Ledger
+    report: Report
+    since: datetime
+    process: Process | None = None
+    complain: Report | None = None
+
+    def make_found(self, found: Discovery) -> list[Outcome]:
+        """Make what a discovery found; what it refused comes first. Errors as of ``make_each``."""
+        if not found.counts.seen:
+            self.report(f"nothing found: 0 items in {self.settings.source} match{_limits_of(self.settings)}")
+        refused = [refused_outcome(refusal) for refusal in found.refused]
+        if found.eligible:
+            return self.make_each(found.eligible, refused)
+        if found.has_news:
+            self.leave_report()
+        return refused
+
+    def make_each(self, keys: Iterable[str], outcomes: list[Outcome]) -> list[Outcome]:
+        """What became of these scenes, after the ``outcomes`` of others before.
+
+        Raises:
+            RunStoppedError: Nothing else could work either.
+        """
+        from pancrafter.compute import open_compute
+
+        process = self.process or partial(process_scene, report=self.report)
+        with open_compute(self.settings) as compute:
+            self.report(f"working on {compute.description}")
+            for key in keys:
+                try:
+                    outcome = process(key, self.settings, compute, self.ledger)
+                except LeaseLostError as error:
+                    self.report(f"{key}: {error}")  # somebody else has it, and will say what became of it
+                except PancrafterError as error:
+                    if error.kind == "system":
+                        self.leave_report(stopped=True)
+                        raise RunStoppedError(str(error), outcomes) from error
+                    (self.complain or self.report)(f"{key}: {error}")
+                    outcomes.append(outcome_of_failure(key, self.settings, self.ledger, error))
+                else:
+                    outcomes += [] if outcome is None else [outcome]
+        self.leave_report()
+        return outcomes
+
+    def leave_report(self, *, stopped: bool = False) -> None:
+        """Write the report page beside the catalog; a run is not worse for a page that could not be written."""
+        from pancrafter.publish import StaticSink
+        from pancrafter.report import write_report
+
+        try:
+            sink = StaticSink(self.settings.sink)
+            address = write_report(sink, ledger=self.ledger, since=self.since, stopped=stopped)
+            self.report(f"report page: {address}")
+        except PancrafterError as error:
+            self.report(f"the report page was not written: {error}")
 
 
 def _limits_of(settings: Settings) -> str:
@@ -84,54 +132,6 @@ def _limits_of(settings: Settings) -> str:
     }
     said = "; ".join(f"{name} {value}" for name, value in limits.items() if value)
     return f" ({said})" if said else ""
-
-
-def make_each(
-    keys: Iterable[str],
-    outcomes: list[Outcome],
-    settings: Settings,
-    ledger: Ledger,
-    report: Report,
-    *,
-    since: datetime,
-    process: Process | None = None,
-    complain: Report | None = None,
-) -> list[Outcome]:
-    """Take scenes from claim to confirmation one after the other, and leave the report page of all since then.
-
-    Args:
-        keys: The scenes.
-        outcomes: What became of others before; those of these scenes follow.
-        settings: The run.
-        ledger: Where it is written.
-        report: Told what goes on.
-        since: When the run began.
-        process: Makes one scene; default: ``process_scene``.
-        complain: Told of scenes that failed; default: ``report``.
-
-    Raises:
-        RunStoppedError: Nothing else could work either.
-    """
-    from pancrafter.compute import open_compute
-
-    process = process or partial(process_scene, report=report)
-    with open_compute(settings) as compute:
-        report(f"working on {compute.description}")
-        for key in keys:
-            try:
-                outcome = process(key, settings, compute, ledger)
-            except LeaseLostError as error:
-                report(f"{key}: {error}")  # somebody else has it, and will say what became of it
-            except PancrafterError as error:
-                if error.kind == "system":
-                    leave_report(settings, ledger, since, report, stopped=True)
-                    raise RunStoppedError(str(error), outcomes) from error
-                (complain or report)(f"{key}: {error}")
-                outcomes.append(outcome_of_failure(key, settings, ledger, error))
-            else:
-                outcomes += [] if outcome is None else [outcome]
-    leave_report(settings, ledger, since, report)
-    return outcomes
 
 
 class RunStoppedError(PancrafterError):
@@ -158,18 +158,6 @@ def process_scene(key: str, settings: Settings, compute: Compute, ledger: Ledger
         sharpened = sharpen(work, staged, settings, compute, ledger, report)
         assessed = assess(work, staged, sharpened, settings, compute, ledger, report)
         return publish(work, staged, assessed, settings, ledger, report)
-
-
-def leave_report(settings: Settings, ledger: Ledger, since: datetime, report: Report, *, stopped: bool = False) -> None:
-    """Write the report page of a run beside the catalog; a run is not worse for a page that could not be written."""
-    from pancrafter.publish import StaticSink
-    from pancrafter.report import write_report
-
-    try:
-        address = write_report(StaticSink(settings.sink), ledger=ledger, since=since, stopped=stopped)
-        report(f"report page: {address}")
-    except PancrafterError as error:
-        report(f"the report page was not written: {error}")
 
 
 class RemakePlan(Record):
@@ -248,7 +236,7 @@ def remake(made: RemakePlan, settings: Settings, report: Report) -> list[Outcome
 
     keys = [product.source for product in made.products]
     with open_ledger(settings) as ledger:
-        return make_each(keys, [], settings, ledger, report, since=datetime.now(UTC), process=process)
+        return Run(settings, ledger, report, datetime.now(UTC), process).make_each(keys, [])
 
 
 def outcome_of_failure(key: str, settings: Settings, ledger: Ledger, error: PancrafterError) -> Outcome:
