@@ -85,7 +85,7 @@ class Block(NamedTuple):
 
 
 class BandStatistics(Record):
-    """Statistics of one band over its valid pixels, in DN. ``valid_percent`` is 0 to 100."""
+    """Statistics of one band over its valid pixels, in DN, named as in STAC. ``valid_percent`` is 0 to 100."""
 
     minimum: float
     maximum: float
@@ -559,14 +559,7 @@ def _describe(
                 sink.update_tags(OVERVIEW_RESAMPLING=resampling.upper())
             for band, found in enumerate(statistics, start=1):
                 if found is not None:
-                    named = {
-                        "MINIMUM": found.minimum,
-                        "MAXIMUM": found.maximum,
-                        "MEAN": found.mean,
-                        "STDDEV": found.stddev,
-                        "VALID_PERCENT": found.valid_percent,
-                    }
-                    sink.update_tags(band, **{f"STATISTICS_{name}": repr(value) for name, value in named.items()})
+                    sink.update_tags(band, **{f"STATISTICS_{name.upper()}": repr(value) for name, value in found})
         return tags_of(memory.read())
 
 

@@ -26,7 +26,7 @@ from shapely import Polygon, box, orient_polygons, union_all
 from shapely.affinity import translate
 from shapely.geometry import mapping
 
-from pancrafter.cog import BandStatistics, CogInfo, Reason
+from pancrafter.cog import CogInfo, Reason
 from pancrafter.crs import crs_code
 from pancrafter.errors import GridMismatchError
 from pancrafter.times import rfc3339
@@ -542,29 +542,20 @@ def _band(band: BandLike, info: CogInfo, index: int) -> dict[str, Any]:
         "raster:offset": info.offset[index] if info.offset else None,
     }
     entry |= {name: value for name, value in optional.items() if value is not None}
-    statistics = info.statistics[index]
-    if statistics is not None:
-        entry["statistics"] = _statistics(statistics)
+    entry |= _statistics(info, index)
     if not band.in_pan:
         entry["description"] = "The panchromatic band does not cover this band: fine detail in it is inferred."
     return entry
 
 
 def _quality_band(info: CogInfo) -> dict[str, Any]:
-    entry: dict[str, Any] = {"name": info.band_names[0], "description": _QUALITY_TITLE}
-    if info.statistics[0] is not None:
-        entry["statistics"] = _statistics(info.statistics[0])
-    return entry
+    return {"name": info.band_names[0], "description": _QUALITY_TITLE, **_statistics(info, 0)}
 
 
-def _statistics(found: BandStatistics) -> dict[str, float]:
-    return {
-        "minimum": found.minimum,
-        "maximum": found.maximum,
-        "mean": found.mean,
-        "stddev": found.stddev,
-        "valid_percent": found.valid_percent,
-    }
+def _statistics(info: CogInfo, index: int) -> dict[str, Any]:
+    """Of one band, by STAC's names; nothing where no pixel is valid."""
+    found = info.statistics[index]
+    return {} if found is None else {"statistics": found.model_dump()}
 
 
 def _bitfield(reason: Reason) -> dict[str, Any]:
