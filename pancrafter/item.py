@@ -13,7 +13,6 @@ from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, Protocol
-from urllib.parse import parse_qsl, urlsplit, urlunsplit
 
 import numpy as np
 import pystac
@@ -29,6 +28,7 @@ from shapely.geometry import mapping
 from pancrafter.cog import CogInfo, Reason
 from pancrafter.crs import crs_code
 from pancrafter.errors import GridMismatchError
+from pancrafter.hrefs import public
 from pancrafter.times import rfc3339
 from pancrafter.types import FORMAT_VERSION, PixelGrid, Quality, Record, StagedScene
 
@@ -63,13 +63,6 @@ _EO_COMMON_NAMES = frozenset((
     "pan", "coastal", "blue", "green", "green05", "yellow", "red", "rededge", "rededge071", "rededge075",
     "rededge078", "nir", "nir08", "nir09", "cirrus", "swir16", "swir22", "lwir", "lwir11", "lwir12"
 ))  # fmt: skip
-_SIGNING_PARAMETERS = frozenset((
-    "sig", "signature", "se", "sp", "sv", "sr", "st", "ske", "skoid", "sks", "skt", "sktid", "skv", "token",
-    "access_token", "accesstoken", "auth", "authorization", "apikey", "api_key", "api-key", "key", "key-pair-id",
-    "policy", "expires", "awsaccesskeyid", "googleaccessid", "password", "pwd", "secret", "session",
-    "security-token", "hdnts", "hmac", "jwt"
-))  # fmt: skip
-_SIGNING_PREFIXES = ("x-amz-", "x-goog-", "x-oss-", "q-sign", "q-ak", "x-cos-")
 _PROVIDER_ROLES = ("licensor", "producer", "processor", "host")
 _EDGE_STEPS = 8
 _LONLAT_DIGITS = 7
@@ -356,25 +349,10 @@ def ground_sample_distance_m(grid: PixelGrid) -> float:
     return round(math.sqrt(across * down), 4)
 
 
-def unsigned(href: str) -> str:
-    """The address without anything that grants access: user info, and a query that holds a signature or key."""
-    if "://" not in href:
-        return href
-    parts = urlsplit(href)
-    host = parts.netloc.rpartition("@")[2] if parts.scheme not in {"abfs", "abfss"} else parts.netloc
-    query = "" if any(_signs(name) for name, _ in parse_qsl(parts.query, keep_blank_values=True)) else parts.query
-    return urlunsplit((parts.scheme, host, parts.path, query, parts.fragment))
-
-
-def _signs(name: str) -> bool:
-    folded = name.casefold()
-    return folded in _SIGNING_PARAMETERS or folded.startswith(_SIGNING_PREFIXES)
-
-
 def _clean(value: Any) -> Any:  # Any: JSON from the source item
-    """The same JSON with every address unsigned."""
+    """The same JSON with every address made public."""
     if isinstance(value, str):
-        return unsigned(value)
+        return public(value)
     if isinstance(value, list | tuple):
         return [_clean(entry) for entry in value]
     if isinstance(value, dict):
@@ -478,9 +456,9 @@ def _links(staged: StagedScene, collection_id: str) -> Iterator[pystac.Link]:
     yield pystac.Link("parent", "../collection.json", pystac.MediaType.JSON, title=collection_id)
     yield pystac.Link("collection", "../collection.json", pystac.MediaType.JSON, title=collection_id)
     source = staged.scene
-    yield pystac.Link("derived_from", unsigned(source.source_href), "application/geo+json", title=source.item_id)
+    yield pystac.Link("derived_from", public(source.source_href), "application/geo+json", title=source.item_id)
     for href in source.further_source_hrefs:
-        yield pystac.Link("derived_from", unsigned(href), "application/geo+json")
+        yield pystac.Link("derived_from", public(href), "application/geo+json")
     yield pystac.Link(
         "describedby",
         f"../../schemas/{SCHEMA_FILE}",

@@ -15,11 +15,12 @@ from fnmatch import fnmatchcase
 from functools import lru_cache
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, NamedTuple
-from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
 from pancrafter.access import without_controls
 from pancrafter.crawl import local_path
 from pancrafter.examine import NOT_IMAGERY, RATIO_TOLERANCE, declared_ratios
+from pancrafter.hrefs import unsigned
 from pancrafter.sensors import GENERIC, BandSpec, Delivery, JoinRule, SensorContract, contract_for_platform, fold
 from pancrafter.times import rfc3339
 from pancrafter.types import PART_OF_SCENE, AssetRef, Refusal, Scene
@@ -67,11 +68,6 @@ _COMMON_NAMES = (
 _RASTER_SUFFIXES = frozenset({".tif", ".tiff", ".jp2", ".j2k", ".img", ".ntf"})
 _RASTER_TYPES = ("image/tiff", "image/jp2", "image/vnd.stac.geotiff")
 _MARKED_PROPERTIES = ("processing:level", "processing:lineage", "product_type")
-_SIGNATURE = re.compile(
-    r"(?i)^(x-(amz|goog|oss|cos)-.*|q-sign-.*|q-ak|q-key-time|q-header-list|q-url-param-list|q-signature|ossaccesskeyid"
-    r"|awsaccesskeyid|googleaccessid|signature|expires|key-pair-id|policy|token|access_token"
-    r"|sig|se|sp|sv|sr|st|spr|skoid|sktid|skt|ske|sks|skv)$"
-)
 
 
 @dataclass(frozen=True)
@@ -194,18 +190,6 @@ def identify(item: pystac.Item, contracts: Mapping[str, SensorContract]) -> Sens
 def _is_camera(item: pystac.Item, contract: SensorContract) -> bool:
     named, known = {fold(name) for name in _instruments(item)}, {fold(name) for name in contract.cameras}
     return not named or not known or bool(named & known)
-
-
-def unsigned(href: str) -> str:
-    """``href`` without the query parameters of signing schemes (AWS, Google, Azure, CloudFront, Alibaba, Tencent).
-
-    What does not expire, such as an API key or a password, stays: nobody could add it again for reading.
-    """
-    parts = urlsplit(href)
-    if not parts.query:
-        return href
-    kept = [(key, value) for key, value in parse_qsl(parts.query, keep_blank_values=True) if not _SIGNATURE.match(key)]
-    return urlunsplit(parts._replace(query=urlencode(kept)))
 
 
 def digest_of(facts: object) -> str:

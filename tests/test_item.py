@@ -18,7 +18,7 @@ from published_scene import BANDS, GRID, QUALITY, SHAPE, files, item, recipe, st
 from pancrafter import changes, report
 from pancrafter.catalog_links import extent_box
 from pancrafter.errors import GridMismatchError
-from pancrafter.item import AssetFile, Cost, build_item, footprint, ground_sample_distance_m, stac_license, unsigned
+from pancrafter.item import AssetFile, Cost, build_item, footprint, ground_sample_distance_m, stac_license
 from pancrafter.types import PixelGrid
 from pancrafter.validation import validate_item
 
@@ -174,24 +174,6 @@ def test_another_source_or_recipe_is_another_version(assets: tuple[AssetFile, ..
 def test_every_part_of_the_recipe_counts(changed: dict[str, Any]) -> None:
     assert recipe(**changed).digest != recipe().digest
     assert recipe().digest == recipe().digest
-
-
-@pytest.mark.parametrize(
-    ("href", "expected"),
-    [
-        ("https://a.b/x.tif?sv=2020&sig=abc%3D&se=2024", "https://a.b/x.tif"),
-        ("https://a.b/x.tif?X-Amz-Signature=1&X-Amz-Expires=5", "https://a.b/x.tif"),
-        ("https://a.b/x.tif?x-goog-signature=1", "https://a.b/x.tif"),
-        ("https://a.b/x.tif?AWSAccessKeyId=A&Signature=s&Expires=1", "https://a.b/x.tif"),
-        ("https://u:p@a.b:8080/x.tif", "https://a.b:8080/x.tif"),
-        ("https://a.b/items?id=7&f=json", "https://a.b/items?id=7&f=json"),
-        ("https://a.b/x?token=t&id=7", "https://a.b/x"),
-        ("s3://bucket/key with space.tif", "s3://bucket/key with space.tif"),
-        ("/data/what?.tif", "/data/what?.tif"),
-    ],
-)
-def test_unsigned(href: str, expected: str) -> None:
-    assert unsigned(href) == expected
 
 
 @pytest.mark.parametrize(

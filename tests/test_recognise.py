@@ -10,7 +10,7 @@ from typing import Any
 import pystac
 import pytest
 
-from pancrafter.recognise import REQUESTER_PAYS, recognise, unsigned
+from pancrafter.recognise import REQUESTER_PAYS, recognise
 from pancrafter.sensors import load_contracts
 from pancrafter.types import Refusal, Scene
 
@@ -273,19 +273,3 @@ def test_files_by_their_urls_are_paths() -> None:
     scene = _verdict(_item({"pan": PAIR["pan"] | {"href": "file:///data/a%20b.tif"}, "ms": PAIR["ms"]}))
     assert isinstance(scene, Scene)
     assert scene.pan.href == "/data/a b.tif"
-
-
-@pytest.mark.parametrize(
-    ("href", "expected"),
-    [
-        ("https://h/a.tif?X-Amz-Signature=1&X-Amz-Date=2", "https://h/a.tif"),
-        ("https://h/a.tif?version=3&Signature=1", "https://h/a.tif?version=3"),
-        ("https://h/a.tif?x-oss-signature=1&OSSAccessKeyId=2&Expires=3", "https://h/a.tif"),
-        ("https://h/a.tif?q-sign-algorithm=sha1&q-ak=2&q-key-time=1;2&q-signature=3", "https://h/a.tif"),
-        ("https://h/a.tif?api_key=mine", "https://h/a.tif?api_key=mine"),
-        ("/data/a b.tif", "/data/a b.tif"),
-        ("s3://bucket/a.tif", "s3://bucket/a.tif"),
-    ],
-)
-def test_unsigned(href: str, expected: str) -> None:
-    assert unsigned(href) == expected
