@@ -21,7 +21,7 @@ from pancrafter.ingest import SYNTHETIC_FRAME, AddedScene, add_pair, contract_of
 from pancrafter.pair_files import NPZ_ERRORS
 from pancrafter.scratch import replace_file, undone_on_error
 from pancrafter.sensors import SensorContract, load_contracts
-from pancrafter.types import Json, Record
+from pancrafter.types import Json, Record, faults_of
 from pancrafter.vendor_files import tiff_profile
 
 _Pixels = NDArray[Any]  # whatever type the file has
@@ -161,8 +161,8 @@ def _described(path: Path) -> _Description:
     try:
         return _Description.model_validate(json.loads(path.read_text(encoding="utf-8")))
     except ValidationError as err:
-        faults = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in err.errors())
-        raise InvalidSceneError(f"{path}: {faults}; expected the description of a pair, mend these fields") from err
+        expected = "expected the description of a pair, mend these fields"
+        raise InvalidSceneError(f"{path}: {faults_of(err)}; {expected}") from err
     except (OSError, ValueError) as err:
         raise InvalidSceneError(f"{path}: not readable as JSON ({err}); expected the description of a pair") from err
 

@@ -26,7 +26,7 @@ from pancrafter.resample import Mtf, mean_mtf, relative_mtf
 from pancrafter.scratch import scratch_folder
 from pancrafter.sensors import SensorContract, contract_for_platform, generic_contract
 from pancrafter.sharpness import band_mtfs, combine, measured_mtf, sharpness
-from pancrafter.types import Record, Refusal, Scene, ValueRange
+from pancrafter.types import Record, Refusal, Scene, ValueRange, faults_of
 
 Protocol = Literal["production", "benchmark"]
 
@@ -361,8 +361,7 @@ def _read_description(path: Path) -> Description:
     try:
         return Description.model_validate(said)
     except ValidationError as err:
-        faults = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in err.errors())
-        raise InvalidSceneError(f"{path}: {faults}; mend these fields or leave them out") from err
+        raise InvalidSceneError(f"{path}: {faults_of(err)}; mend these fields or leave them out") from err
 
 
 def _require_pixels(path: Path, arrays: Mapping[str, Pixels]) -> None:

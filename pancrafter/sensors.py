@@ -21,7 +21,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from pancrafter.errors import ContractError
 from pancrafter.quality import QualityRule
-from pancrafter.types import Record
+from pancrafter.types import Record, faults_of
 
 if TYPE_CHECKING:
     from pancrafter.settings import Settings
@@ -209,8 +209,7 @@ def parse_contract(text: str, origin: str) -> SensorContract:
     try:
         return SensorContract.model_validate(content)
     except ValidationError as error:
-        faults = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
-        raise ContractError(f"{origin}: {faults}; mend these fields") from error
+        raise ContractError(f"{origin}: {faults_of(error)}; mend these fields") from error
 
 
 def _loader() -> Any:
