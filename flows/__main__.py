@@ -16,11 +16,11 @@ from rich.console import Console
 from flows.local_server import prefect_server
 from flows.parameters import without_ledger
 from pancrafter import discovery
-from pancrafter.cli import parse_bbox, parse_moment, print_all_characters
 from pancrafter.discovery import Discovery
 from pancrafter.errors import PancrafterError
 from pancrafter.heap import leave_cores_soon
 from pancrafter.ledger import open_ledger
+from pancrafter.options import parse_bbox, parse_moment, print_all_characters
 from pancrafter.settings import Settings, settings_from_environment
 from pancrafter.states import State
 from pancrafter.steps import Outcome

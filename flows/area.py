@@ -21,10 +21,10 @@ from pancrafter import discovery, runs
 from pancrafter.backfill import WINDOW_DAYS
 from pancrafter.backfill import backfill as work_through
 from pancrafter.census import command
-from pancrafter.cli.shared import on_device
 from pancrafter.compute import Compute
 from pancrafter.errors import PancrafterError
 from pancrafter.ledger import Ledger, open_ledger
+from pancrafter.options import on_device
 from pancrafter.plan import Budget, check_budget, make_plan, plan_text
 from pancrafter.selection import Selection
 from pancrafter.settings import Settings, WorkSettings

@@ -12,8 +12,8 @@ from pydantic import BeforeValidator, GetJsonSchemaHandler
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
-from pancrafter.cli.shared import require_apart, settings_from
 from pancrafter.errors import ErrorKind, PancrafterError
+from pancrafter.options import require_apart, settings_from
 from pancrafter.settings import Settings, WorkSettings
 
 

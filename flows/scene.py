@@ -20,10 +20,10 @@ from flows.report import leave_artifacts, summary_of
 from flows.runs import sign_run
 from pancrafter import discovery, steps
 from pancrafter.census import command
-from pancrafter.cli.shared import on_device
 from pancrafter.compute import Compute, open_compute
 from pancrafter.errors import ErrorKind, PancrafterError
 from pancrafter.ledger import open_ledger
+from pancrafter.options import on_device
 from pancrafter.sensors import contracts_of
 from pancrafter.settings import Settings
 from pancrafter.states import SceneKey, State

@@ -189,7 +189,7 @@ def model(setting: Setting, *, reference: bool = False, precision: str = "float3
 
 def model_windows(setting: Setting) -> Measure:
     """The network on as many windows as the scene has, of the size that the memory allows: what cannot be hidden."""
-    from pancrafter.cli.shared import parse_size
+    from pancrafter.options import parse_size
     from pancrafter.stream import Layout, choose_window_px
 
     sharpener = _sharpener(setting)
@@ -326,7 +326,7 @@ def engine(setting: Setting) -> Measure:
 
 def end_to_end(setting: Setting, *, method: str | None = None, precision: str = "float32") -> Measure:
     """Files in, COG out, as the command does it; after a small scene, which takes the imports and ``first_s``."""
-    from pancrafter.cli.shared import parse_size
+    from pancrafter.options import parse_size
     from pancrafter.pair import sharpen_pair
     from pancrafter.settings import Settings
 

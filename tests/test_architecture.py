@@ -87,6 +87,11 @@ def test_lower_layers_do_not_know_the_upper_ones(upper: str) -> None:
     assert [_name(path) for path in below if f"pancrafter.{upper}" in _imports(path)] == []
 
 
+def test_only_commands_know_the_command_line() -> None:
+    others = [path for path in [*MODULES, *(PROJECT / "flows").glob("*.py")] if path.parent.name != "cli"]
+    assert [path.name for path in others if any(name.startswith("pancrafter.cli") for name in _imports(path))] == []
+
+
 @pytest.mark.parametrize("module", ["pancrafter", "pancrafter.runs", "pancrafter.cli", "pancrafter.settings"])
 def test_importing_the_top_loads_nothing_heavy(module: str) -> None:
     heavy = ["torch", "rasterio", "dask", "zarr", "prefect"]

@@ -32,6 +32,7 @@ from typer.testing import CliRunner, Result
 from pancrafter import cli
 from pancrafter.ledger import Ledger
 from pancrafter.model.weights import save_checkpoint
+from pancrafter.options import parse_moment
 from pancrafter.sensors import get_contract, parse_contract
 from pancrafter.settings import Settings
 from pancrafter.simulate import archive as simulated
@@ -213,9 +214,9 @@ def test_dates_choose_scenes(archive: Path, tmp_path: Path) -> None:
 
 
 def test_a_date_as_upper_bound_means_its_whole_day() -> None:
-    assert cli.parse_moment("--to", "2025-05-02", end_of_day=True) == datetime(2025, 5, 2, 23, 59, 59, 999_999, UTC)
+    assert parse_moment("--to", "2025-05-02", end_of_day=True) == datetime(2025, 5, 2, 23, 59, 59, 999_999, UTC)
     exact = "2025-05-02T00:00Z"
-    assert cli.parse_moment("--to", exact, end_of_day=True) == datetime.fromisoformat(exact)
+    assert parse_moment("--to", exact, end_of_day=True) == datetime.fromisoformat(exact)
 
 
 def test_ledger_list_show_and_why(first_run: tuple, places: list) -> None:

@@ -28,8 +28,8 @@ from typer.testing import CliRunner
 
 from pancrafter import pair as pair_module
 from pancrafter.cli import app
-from pancrafter.cli.shared import OptionError, parse_size
 from pancrafter.errors import InvalidSceneError, SinkError
+from pancrafter.options import OptionError, parse_size
 from pancrafter.pair import sharpen_pair
 from pancrafter.pyramid import Spool
 from pancrafter.settings import Settings

@@ -26,10 +26,11 @@ from pancrafter.cli import (  # noqa: F401
     upkeep,
 )
 from pancrafter.cli.app import app
-from pancrafter.cli.shared import INTERRUPTED, parse_bbox, parse_moment, print_all_characters
+from pancrafter.cli.shared import INTERRUPTED
 from pancrafter.heap import collect_less_often, keep_freed_memory, leave_cores_soon
+from pancrafter.options import print_all_characters
 
-__all__ = ["app", "main", "parse_bbox", "parse_moment", "print_all_characters"]
+__all__ = ["app", "main"]
 
 
 def main() -> None:

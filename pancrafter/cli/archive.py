@@ -9,16 +9,8 @@ from typing import Annotated, Any
 import typer
 
 from pancrafter.cli.app import app
-from pancrafter.cli.shared import (
-    SCENE_FAILED,
-    ContractsOption,
-    OptionError,
-    contracts_from,
-    counting_reporter,
-    note,
-    parse_moment,
-    split_names,
-)
+from pancrafter.cli.shared import SCENE_FAILED, ContractsOption, counting_reporter, note
+from pancrafter.options import OptionError, contracts_from, parse_moment, split_names
 
 catalog_app = typer.Typer(no_args_is_help=True, help="Make static STAC catalogs from files.")
 app.add_typer(catalog_app, name="catalog")

@@ -8,16 +8,9 @@ from typing import Annotated
 import typer
 
 from pancrafter.cli.app import app
-from pancrafter.cli.shared import (
-    DeviceOption,
-    OptionError,
-    ThreadsOption,
-    note,
-    print_json,
-    split_names,
-    write_json,
-)
+from pancrafter.cli.shared import DeviceOption, ThreadsOption, note, print_json, write_json
 from pancrafter.heap import usable_cores
+from pancrafter.options import OptionError, split_names
 
 
 @app.command()

@@ -13,14 +13,13 @@ from pancrafter.cli.shared import (
     SCENE_FAILED,
     ContractsOption,
     DeviceOption,
-    OptionError,
     ThreadsOption,
     console_for_tables,
-    contracts_from,
     note,
     require_writable,
     write_json,
 )
+from pancrafter.options import OptionError, contracts_from
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -17,12 +17,10 @@ from pancrafter.cli.shared import (
     StateDirOption,
     ledger_of,
     note,
-    parse_bbox,
-    parse_moment,
     require_catalog,
-    settings_from,
 )
 from pancrafter.errors import PancrafterError, SinkError
+from pancrafter.options import parse_bbox, parse_moment, settings_from
 
 PlaceArgument = Annotated[
     str | None, typer.Argument(metavar="[SINK]", help="Folder or s3://bucket/prefix; default: as --sink of a run.")

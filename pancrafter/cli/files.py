@@ -16,21 +16,17 @@ from pancrafter.cli.shared import (
     ContractsOption,
     DeviceOption,
     JsonOption,
-    OptionError,
     PrecisionOption,
     ThreadsOption,
     WeightsOption,
     console_for_tables,
     heed_interrupt,
     note,
-    on_device,
-    parse_size,
     print_json,
-    settings_from,
-    split_names,
 )
 from pancrafter.heap import usable_cores
 from pancrafter.model.names import SharpeningMethod
+from pancrafter.options import OptionError, on_device, parse_size, settings_from, split_names
 
 if TYPE_CHECKING:
     from pancrafter.pair import Phase, Progress, SharpenedPair

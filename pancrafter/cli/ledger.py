@@ -15,16 +15,15 @@ from pancrafter.cli.shared import (
     SCENE_FAILED,
     JsonOption,
     LedgerSinkOption,
-    OptionError,
     SceneArgument,
     StateDirOption,
     console_for_tables,
     ledger_of,
     note,
     print_json,
-    settings_from,
 )
 from pancrafter.errors import PancrafterError
+from pancrafter.options import OptionError, settings_from
 
 if TYPE_CHECKING:
     from pancrafter.ledger import Ledger

@@ -14,17 +14,15 @@ from pancrafter.cli.shared import (
     ContractsOption,
     DeviceOption,
     JsonOption,
-    OptionError,
     PrecisionOption,
     SinkOption,
     StateDirOption,
     line_reporter,
     note,
-    on_device,
     print_json,
     require_catalog,
-    settings_from,
 )
+from pancrafter.options import OptionError, on_device, settings_from
 
 if TYPE_CHECKING:
     from pancrafter.settings import Settings

@@ -10,16 +10,8 @@ import typer
 
 from pancrafter.cli.app import app
 from pancrafter.cli.ledger import existing_ledger
-from pancrafter.cli.shared import (
-    JsonOption,
-    OptionError,
-    SinkOption,
-    StateDirOption,
-    note,
-    print_json,
-    settings_from,
-    validated,
-)
+from pancrafter.cli.shared import JsonOption, SinkOption, StateDirOption, note, print_json
+from pancrafter.options import OptionError, settings_from, validated
 
 if TYPE_CHECKING:
     from pancrafter.sizing import Rates

@@ -20,12 +20,12 @@ from pancrafter.cli.shared import (
     ledger_of,
     line_reporter,
     note,
-    on_device,
     print_json,
     require_writable,
     takes,
     write_json,
 )
+from pancrafter.options import on_device
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -9,15 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pancrafter.cli.app import app
-from pancrafter.cli.shared import (
-    ContractsOption,
-    JsonOption,
-    console_for_tables,
-    contracts_from,
-    print_json,
-    settings_from,
-)
+from pancrafter.cli.shared import ContractsOption, JsonOption, console_for_tables, print_json
 from pancrafter.errors import PancrafterError
+from pancrafter.options import contracts_from, settings_from
 
 if TYPE_CHECKING:
     from pancrafter.judge import Judgement

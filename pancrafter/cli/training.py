@@ -8,11 +8,8 @@ from typing import Annotated
 import typer
 
 from pancrafter.cli.app import app
-from pancrafter.cli.shared import (
-    DeviceOption,
-    OptionError,
-    note,
-)
+from pancrafter.cli.shared import DeviceOption, note
+from pancrafter.options import OptionError
 
 
 @app.command()

@@ -16,9 +16,9 @@ from pancrafter.cli.shared import (
     StateDirOption,
     console_for_tables,
     print_json,
-    settings_from,
     takes,
 )
+from pancrafter.options import settings_from
 
 
 @app.command()

@@ -15,7 +15,7 @@ from small_archive import add_scene, classical_contracts
 from test_access import _serving
 
 from flows.parameters import SecretParameterError, with_environment
-from pancrafter.cli.shared import OptionError
+from pancrafter.options import OptionError
 from pancrafter.settings import Settings, WorkSettings, settings_from_environment
 
 PROJECT = Path(__file__).resolve().parents[2]
