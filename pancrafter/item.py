@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 import pystac
@@ -29,6 +29,7 @@ from pancrafter.cog import CogInfo, Reason
 from pancrafter.crs import crs_code
 from pancrafter.errors import GridMismatchError
 from pancrafter.hrefs import public
+from pancrafter.sensors import BandSpec
 from pancrafter.times import rfc3339
 from pancrafter.types import FORMAT_VERSION, PixelGrid, Quality, Record, StagedScene
 
@@ -75,21 +76,6 @@ _REASON_TEXT = {
     Reason.SATURATED: "a band is at the upper end of the sensor's range",
     Reason.LOW_CONSISTENCY: "degraded to multispectral resolution it disagrees with the input",
 }
-
-
-class BandLike(Protocol):
-    """What an item says about a band; ``sensors.BandSpec`` has it. Wavelengths are in micrometres."""
-
-    @property
-    def name(self) -> str: ...  # noqa: D102
-    @property
-    def common_name(self) -> str | None: ...  # noqa: D102
-    @property
-    def center_um(self) -> float | None: ...  # noqa: D102
-    @property
-    def fwhm_um(self) -> float | None: ...  # noqa: D102
-    @property
-    def in_pan(self) -> bool: ...  # noqa: D102
 
 
 class Recipe(Record):
@@ -194,7 +180,7 @@ def build_item(
     item_id: str,
     collection_id: str,
     recipe: Recipe,
-    bands: Sequence[BandLike],
+    bands: Sequence[BandSpec],
     assets: Sequence[AssetFile],
     cost: Cost,
     fallback: bool = False,
@@ -467,7 +453,7 @@ def _links(staged: StagedScene, collection_id: str) -> Iterator[pystac.Link]:
     )
 
 
-def _stac_asset(asset: AssetFile, grid: PixelGrid, bands: Sequence[BandLike]) -> pystac.Asset:
+def _stac_asset(asset: AssetFile, grid: PixelGrid, bands: Sequence[BandSpec]) -> pystac.Asset:
     fields: dict[str, Any] = {"file:size": asset.size_bytes, "file:checksum": asset.checksum}
     if asset.raster is None:
         fields |= {"proj:code": None, "proj:shape": list(asset.shape_yx)}
@@ -509,7 +495,7 @@ def _common_scale(info: CogInfo) -> dict[str, Any]:
     return found
 
 
-def _band(band: BandLike, info: CogInfo, index: int) -> dict[str, Any]:
+def _band(band: BandSpec, info: CogInfo, index: int) -> dict[str, Any]:
     entry: dict[str, Any] = {"name": band.name}
     common = band.common_name if band.common_name in _EO_COMMON_NAMES else None
     optional = {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -13,26 +12,16 @@ import pystac
 from pancrafter.cog import Block, Reason, write_cog, write_reason_mask
 from pancrafter.item import AssetFile, Cost, Recipe, build_item, cog_asset, picture_asset
 from pancrafter.preview import write_thumbnail
+from pancrafter.sensors import BandSpec
 from pancrafter.types import AssetRef, PairGrid, PixelGrid, Quality, Scene, StagedScene, ValueRange
 
 SHAPE = (600, 640)
 GRID = PixelGrid(crs="EPSG:32633", transform=(0.5, 0.0, 500000.0, 0.0, -0.5, 4600000.0), shape_yx=SHAPE)
-
-
-@dataclass(frozen=True)
-class Band:
-    name: str
-    common_name: str | None
-    center_um: float | None
-    fwhm_um: float | None
-    in_pan: bool
-
-
 BANDS = (
-    Band("Blue", "blue", 0.478, 0.07, in_pan=True),
-    Band("Green", "green", 0.546, 0.08, in_pan=True),
-    Band("Red", "red", 0.659, 0.06, in_pan=True),
-    Band("NIR1", "nir", 0.831, 0.12, in_pan=False),
+    BandSpec(name="Blue", common_name="blue", center_um=0.478, fwhm_um=0.07, mtf=0.3, in_pan=True),
+    BandSpec(name="Green", common_name="green", center_um=0.546, fwhm_um=0.08, mtf=0.3, in_pan=True),
+    BandSpec(name="Red", common_name="red", center_um=0.659, fwhm_um=0.06, mtf=0.3, in_pan=True),
+    BandSpec(name="NIR1", common_name="nir", center_um=0.831, fwhm_um=0.12, mtf=0.3, in_pan=False),
 )
 QUALITY = Quality(
     consistency_ergas=0.61,
