@@ -145,7 +145,7 @@ def discover(
                 parts[verdict.key] = (part_of(item, contracts), verdict)
             else:
                 yield verdict
-        whole = seen - _keys(parts)
+        whole = seen - {(part.collection, part.item_id) for part, _ in parts.values()}
         for entry in _joined(parts, catalog, window, contracts):
             if not (isinstance(entry, Scene) and (entry.collection, entry.item_id) in whole):
                 yield _permitted(_pin(entry) if isinstance(entry, Scene) else entry, rules)
@@ -176,10 +176,6 @@ def _joined(
                 collection=part.collection, item_id=part.item_id, code=JOINED, reason=reason, sensor=part.sensor
             )
     yield from (parts[part.key][1] for part in joined.waiting if part.key in parts)
-
-
-def _keys(parts: Mapping[str, tuple[Part, Refusal]]) -> set[tuple[str, str]]:
-    return {(part.collection, part.item_id) for part, _ in parts.values()}
 
 
 def _parts_in(found: Iterator[_Found | Refusal], contracts: Mapping[str, SensorContract]) -> Iterator[Part]:
@@ -557,7 +553,7 @@ def _found_features(client: Client, window: _Window, origin: str, cql2: dict[str
         method=_search_method(client),
         ids=sorted(window.ids) or None,
         collections=list(window.collections) or None,
-        bbox=_query_box(window.bbox),
+        bbox=window.bbox,
         datetime=_query_interval(window),
         limit=PAGE_SIZE,
         filter=cql2,
@@ -609,10 +605,6 @@ def _search_method(client: Client) -> str:
     """POST where the landing page offers it, as long parameters do not fit into a URL."""
     methods = {str(link.extra_fields.get("method", "GET")).upper() for link in client.get_links("search")}
     return "POST" if "POST" in methods else "GET"
-
-
-def _query_box(bbox: Bbox | None) -> list[float] | None:
-    return list(bbox) if bbox else None
 
 
 def _query_interval(window: _Window) -> str | None:
