@@ -354,11 +354,6 @@ class Assessed:
     gate: Gate
     truth: tuple[TruthScores, ...] = ()
 
-    @property
-    def reason(self) -> str:
-        """Why the gate did not simply pass the network's result."""
-        return self.gate.reason
-
 
 def assess(
     work: Claimed,
@@ -631,7 +626,7 @@ def publish(
         key=work.scene.key,
         sensor=work.scene.sensor,
         verdict="fallback" if sharpened.fallback else "published",
-        reason=assessed.reason,
+        reason=assessed.gate.reason,
         mpx=pixels / 1e6,
         seconds=seconds,
         mpx_per_s=rate,
@@ -653,13 +648,13 @@ def _bytes_on_disk(folder: str) -> int:
 
 
 def _set_aside(work: Claimed, assessed: Assessed, ledger: Ledger, report: Report) -> Outcome:
-    report(f"{work.scene.key}: held for a person: {assessed.reason}; see `pancrafter held list`")
-    ledger.advance(work.lease, State.HELD, assessed.reason)
+    report(f"{work.scene.key}: held for a person: {assessed.gate.reason}; see `pancrafter held list`")
+    ledger.advance(work.lease, State.HELD, assessed.gate.reason)
     return Outcome(
         key=work.scene.key,
         sensor=work.scene.sensor,
         verdict="held",
-        reason=assessed.reason,
+        reason=assessed.gate.reason,
         quality=assessed.quality,
         truth=assessed.truth,
     )

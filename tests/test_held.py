@@ -133,7 +133,7 @@ def test_assessing_again_judges_the_classical_result_that_stood_in(
     assert (assessed.gate.verdict, assessed.sharpened.fallback) == ("fallback", True)
     assert assessed.sharpened.method == "mtf-glp-fs"
     assert fitted == ["pan-crafter", "mtf-glp-fs", "mtf-glp-fs"], "the network is not fitted again to be measured"
-    assert "gain over the classical result" in assessed.reason
+    assert "gain over the classical result" in assessed.gate.reason
 
 
 def test_product_links_its_model_and_is_made_again_with_another(source: Path) -> None:
