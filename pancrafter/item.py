@@ -437,10 +437,15 @@ def _alignment(staged: StagedScene) -> dict[str, Any]:
     }
 
 
+def links_up(collection_id: str) -> list[pystac.Link]:
+    """From an item, at its place in the output catalog, to its collection and the root."""
+    collection = ("../collection.json", pystac.MediaType.JSON, collection_id)
+    root = pystac.Link("root", "../../catalog.json", pystac.MediaType.JSON)
+    return [root, pystac.Link("parent", *collection), pystac.Link("collection", *collection)]
+
+
 def _links(staged: StagedScene, collection_id: str) -> Iterator[pystac.Link]:
-    yield pystac.Link("root", "../../catalog.json", pystac.MediaType.JSON)
-    yield pystac.Link("parent", "../collection.json", pystac.MediaType.JSON, title=collection_id)
-    yield pystac.Link("collection", "../collection.json", pystac.MediaType.JSON, title=collection_id)
+    yield from links_up(collection_id)
     source = staged.scene
     yield pystac.Link("derived_from", public(source.source_href), "application/geo+json", title=source.item_id)
     for href in source.further_source_hrefs:

@@ -7,6 +7,7 @@ to theirs (``derived_from`` with ``mlm:name``), so that a reader gets from pixel
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -106,7 +107,7 @@ def build_model_item(name_or_path: str) -> tuple[pystac.Item, AssetFile]:
     """
     import pystac
 
-    from pancrafter.item import AssetFile, multihash_of
+    from pancrafter.item import AssetFile, links_up, multihash_of
 
     path, sha256, name = weights_path(name_or_path), weights_sha256(name_or_path), model_name(name_or_path)
     header = _header(path)
@@ -154,11 +155,7 @@ def build_model_item(name_or_path: str) -> tuple[pystac.Item, AssetFile]:
             },
         ),
     )
-    item.links = [
-        pystac.Link("root", "../../catalog.json", pystac.MediaType.JSON),
-        pystac.Link("parent", "../collection.json", pystac.MediaType.JSON, title=MODELS),
-        pystac.Link("collection", "../collection.json", pystac.MediaType.JSON, title=MODELS),
-    ]
+    item.links = links_up(MODELS)
     return item, asset
 
 
@@ -215,14 +212,8 @@ def _header(path: Path) -> Mapping[str, str]:
     metadata: dict[str, str] = content.get("__metadata__", {})
     if "network" not in metadata:
         raise WeightsError(f"{path} holds no network description; expected a checkpoint written by pancrafter train")
-    tensors = (tensor["shape"] for name, tensor in content.items() if name != "__metadata__")
-    total = 0
-    for shape in tensors:
-        count = 1
-        for side in shape:
-            count *= side
-        total += count
-    return {**metadata, "parameters": str(total)}
+    parameters = sum(math.prod(tensor["shape"]) for name, tensor in content.items() if name != "__metadata__")
+    return {**metadata, "parameters": str(parameters)}
 
 
 def _mlm(name: str, network: Json, training: Json, header: Mapping[str, str]) -> Json:
