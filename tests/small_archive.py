@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import resources
@@ -31,6 +32,18 @@ class SmallScene:
     item_id: str
     pan: Path
     ms: Path
+
+
+def write_catalog(folder: Path, items: Iterable[dict[str, Any]]) -> str:
+    """A static catalog of items as they are given; the path of its document."""
+    folder.mkdir(exist_ok=True)
+    links = []
+    for number, item in enumerate(items):
+        (folder / f"{number}.json").write_text(json.dumps(item))
+        links.append({"rel": "item", "href": f"./{number}.json"})
+    root = {"type": "Catalog", "id": "c", "stac_version": "1.0.0", "description": "x", "links": links}
+    (folder / "catalog.json").write_text(json.dumps(root))
+    return str(folder / "catalog.json")
 
 
 def write_raster(path: Path, values: NDArray, gsd_m: float, *, crs: str = "EPSG:32632", origin=ORIGIN, nodata=None):

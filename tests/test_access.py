@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import rasterio
 from rasterio.transform import from_origin
+from small_archive import write_catalog
 from test_cube import Pair, contract, whole
 
 from pancrafter.access import Access, HostProfile, Reader, without_secrets
@@ -135,12 +136,7 @@ def _item(href: str, item_id: str = "a") -> dict[str, Any]:
 
 
 def _verdicts(folder: Path, *items: dict[str, Any], **options: Any) -> list[Scene | Refusal]:
-    links = [{"rel": "item", "href": f"./{n}.json"} for n in range(len(items))]
-    for n, item in enumerate(items):
-        (folder / f"{n}.json").write_text(json.dumps(item))
-    root = {"type": "Catalog", "id": "c", "stac_version": "1.0.0", "description": "x", "links": links}
-    (folder / "catalog.json").write_text(json.dumps(root))
-    return list(discover(str(folder / "catalog.json"), contracts=load_contracts(), **options))
+    return list(discover(write_catalog(folder, items), contracts=load_contracts(), **options))
 
 
 def test_forbidden_assets_are_refused_in_discovery_and_the_others_go_on(tmp_path: Path) -> None:

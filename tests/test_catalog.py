@@ -22,6 +22,7 @@ import fsspec
 import psutil
 import pystac
 import pytest
+from small_archive import write_catalog
 
 from pancrafter import catalog
 from pancrafter.access import Access, HostProfile
@@ -868,17 +869,10 @@ def test_judging_one_document(shared_data: Path, tmp_path: Path) -> None:
 
 def test_real_items_through_a_folder_keep_their_verdicts(shared_data: Path, tmp_path: Path) -> None:
     """All real items in one served folder: what recognition says of each survives index, API and client."""
-    files = [
-        f for f in sorted((shared_data / "stac").rglob("*.json")) if json.loads(f.read_text()).get("type") == "Feature"
-    ]
-    links = []
-    for n, file in enumerate(files):
-        shutil.copy(file, tmp_path / f"{n}.json")
-        links.append({"rel": "item", "href": f"./{n}.json"})
-    root = {"type": "Catalog", "id": "real", "stac_version": "1.1.0", "description": "d", "links": links}
-    (tmp_path / "catalog.json").write_text(json.dumps(root))
-    alone = [judge_document(json.loads(file.read_text()), str(tmp_path / "x.json"), CONTRACTS) for file in files]
-    served = {verdict.item_id: verdict for verdict in found(str(tmp_path))}
+    documents = [json.loads(file.read_text()) for file in sorted((shared_data / "stac").rglob("*.json"))]
+    items = [document for document in documents if document.get("type") == "Feature"]
+    served = {verdict.item_id: verdict for verdict in found(write_catalog(tmp_path, items))}
+    alone = [judge_document(item, str(tmp_path / "x.json"), CONTRACTS) for item in items]
     for verdict in alone:
         other = served[verdict.item_id]
         assert type(other) is type(verdict), (verdict, other)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from small_archive import write_catalog
 
 from pancrafter.access import Access
 from pancrafter.catalog import discover
@@ -38,15 +39,6 @@ def item(item_id: str, **properties: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def catalog(folder: Path, *items: dict[str, Any]) -> Path:
-    links = [{"rel": "item", "href": f"./{n}.json"} for n in range(len(items))]
-    for n, body in enumerate(items):
-        (folder / f"{n}.json").write_text(json.dumps(body))
-    root = {"type": "Catalog", "id": "c", "stac_version": "1.0.0", "description": "x", "links": links}
-    (folder / "catalog.json").write_text(json.dumps(root))
-    return folder / "catalog.json"
-
-
 def ids(source: str, **options: Any) -> list[str]:
     return sorted(verdict.item_id for verdict in discover(source, contracts=CONTRACTS, **options))
 
@@ -67,7 +59,7 @@ SINCE = datetime(2025, 4, 1, tzinfo=UTC)
 
 
 def test_new_items_of_a_static_catalog(tmp_path: Path) -> None:
-    catalog(tmp_path, *ARRIVALS)
+    write_catalog(tmp_path, ARRIVALS)
     with _answering(_files(tmp_path)) as url:
         assert ids(f"{url}/catalog.json", changed_since=SINCE) == NEW
         assert len(ids(f"{url}/catalog.json")) == 6
@@ -81,7 +73,7 @@ def no_queryables(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("no_queryables")
 def test_new_items_of_an_api_that_cannot_filter_by_change(tmp_path: Path) -> None:
     """No queryables: everything in the window is looked at, and what is old is left out here."""
-    catalog(tmp_path, *ARRIVALS)
+    write_catalog(tmp_path, ARRIVALS)
     with serving(tmp_path) as url:
         assert ids(url, changed_since=SINCE) == NEW
         assert ids(url, changed_since=SINCE, since=datetime(2025, 1, 1, tzinfo=UTC)) == [
@@ -95,7 +87,7 @@ def test_new_items_of_an_api_that_filters(monkeypatch: pytest.MonkeyPatch, tmp_p
     """With ``updated`` among the queryables the server is asked, and items without it are not lost."""
     from pystac_client import Client
 
-    catalog(tmp_path, *ARRIVALS)
+    write_catalog(tmp_path, ARRIVALS)
     asked: list[Any] = []
     search = Client.search
 
@@ -126,7 +118,7 @@ DELIVERED_NEW = ["acquired", "acquired-silent", "entered", "late", "replaced"]
 @pytest.mark.parametrize("kind", ["static", "folder", "geoparquet"])
 def test_what_was_acquired_or_changed_since(tmp_path: Path, kind: str) -> None:
     """Late deliveries are found; what does not say when it changed counts by acquisition."""
-    root = catalog(tmp_path, *DELIVERED)
+    root = write_catalog(tmp_path, DELIVERED)
     with _answering(_files(tmp_path)) as files:
         source = {"static": f"{files}/catalog.json", "folder": str(root)}.get(kind)
         if source is None:
@@ -145,7 +137,7 @@ def test_an_api_that_cannot_filter_by_change_is_asked_by_acquisition_only(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """It may hold millions of items: they are not gone through every night, and the log says what that leaves out."""
-    catalog(tmp_path, *DELIVERED)
+    write_catalog(tmp_path, DELIVERED)
     with serving(tmp_path) as api:
         assert ids(api, new_since=SINCE) == ["acquired", "acquired-silent"]
     assert "cannot filter by the time of a change" in caplog.text
@@ -158,7 +150,7 @@ def test_what_was_acquired_or_changed_is_asked_of_an_api_that_filters(
 ) -> None:
     from pystac_client import Client
 
-    catalog(tmp_path, *DELIVERED)
+    write_catalog(tmp_path, DELIVERED)
     asked: list[Any] = []
     search = Client.search
 

@@ -11,7 +11,7 @@ import numpy as np
 import pystac
 import pytest
 from scipy import ndimage
-from small_archive import write_raster
+from small_archive import write_catalog, write_raster
 
 from pancrafter import runs
 from pancrafter.catalog import MAX_PARTNER_SEARCHES, discover
@@ -31,16 +31,6 @@ Body = dict[str, Any]
 def real(shared_data: Path, pattern: str) -> Body:
     body: Body = json.loads(next((shared_data / "stac").glob(pattern)).read_text())
     return body
-
-
-def catalog(folder: Path, items: list[Body]) -> str:
-    folder.mkdir(exist_ok=True)
-    links = [{"rel": "item", "href": f"./{number}.json"} for number in range(len(items))]
-    for number, item in enumerate(items):
-        (folder / f"{number}.json").write_text(json.dumps(item))
-    root = {"type": "Catalog", "id": "c", "stac_version": "1.0.0", "description": "x", "links": links}
-    (folder / "catalog.json").write_text(json.dumps(root))
-    return str(folder / "catalog.json")
 
 
 def found(source: str, **window: Any) -> tuple[list[Scene], dict[str, str]]:
@@ -73,7 +63,7 @@ def halves(shared_data: Path) -> tuple[Body, Body]:
 
 
 def test_items_of_one_band_are_joined(shared_data: Path, tmp_path: Path) -> None:
-    (scene,), refused = found(catalog(tmp_path, bands_of_one_scene(shared_data)))
+    (scene,), refused = found(write_catalog(tmp_path, bands_of_one_scene(shared_data)))
     assert scene.item_id == "CBERS_4A_WPM_20200730_209_139_L4"
     assert scene.bands == ("blue", "green", "red", "nir")
     assert [ref.href.rsplit("_", 1)[1] for ref in (scene.pan, *scene.ms)] == [f"BAND{n}.tif" for n in range(5)]
@@ -81,14 +71,14 @@ def test_items_of_one_band_are_joined(shared_data: Path, tmp_path: Path) -> None
 
 
 def test_they_wait_until_all_are_there(shared_data: Path, tmp_path: Path) -> None:
-    scenes, refused = found(catalog(tmp_path, bands_of_one_scene(shared_data)[:4]))
+    scenes, refused = found(write_catalog(tmp_path, bands_of_one_scene(shared_data)[:4]))
     assert scenes == []
     assert list(refused.values()) == ["part_of_scene"] * 4
 
 
 def test_pan_and_ms_of_two_collections_are_joined(shared_data: Path, tmp_path: Path) -> None:
     pan, ms = halves(shared_data)
-    (scene,), refused = found(catalog(tmp_path, [ms, pan]))
+    (scene,), refused = found(write_catalog(tmp_path, [ms, pan]))
     assert (scene.sensor, scene.collection, scene.item_id) == ("cbers-4-pan", "CBERS4-PAN5M", pan["id"])
     assert scene.bands == ("green", "red", "nir")
     assert [ref.key for ref in (scene.pan, *scene.ms)] == ["B1", "B2", "B3", "B4"]
@@ -102,14 +92,14 @@ def test_pan_and_ms_of_two_collections_are_joined(shared_data: Path, tmp_path: P
 def test_a_joined_scene_costs_its_reader_what_any_of_its_items_does(shared_data: Path, tmp_path: Path) -> None:
     pan, ms = halves(shared_data)
     ms["assets"]["B2"][REQUESTER_PAYS] = True
-    (scene,), _ = found(catalog(tmp_path, [ms, pan]))
+    (scene,), _ = found(write_catalog(tmp_path, [ms, pan]))
     assert scene.properties[REQUESTER_PAYS] is True
     assert scene.properties["platform"] == pan["properties"]["platform"]
 
 
 def test_the_published_pair_of_different_scenes_is_not_joined(shared_data: Path, tmp_path: Path) -> None:
     items = [real(shared_data, f"cbers-ams-kepler/ref_CBERS_4_PAN{size}M*.json") for size in (5, 10)]
-    scenes, refused = found(catalog(tmp_path, items))
+    scenes, refused = found(write_catalog(tmp_path, items))
     assert scenes == []
     assert set(refused.values()) == {"part_of_scene"}
 
@@ -132,7 +122,7 @@ def test_the_published_pair_of_different_scenes_is_not_joined(shared_data: Path,
 def test_what_parts_must_have_in_common(shared_data: Path, tmp_path: Path, change: Body, *, joins: bool) -> None:
     pan, ms = halves(shared_data)
     ms["properties"] |= change
-    assert bool(found(catalog(tmp_path, [pan, ms]))[0]) is joins
+    assert bool(found(write_catalog(tmp_path, [pan, ms]))[0]) is joins
 
 
 @pytest.mark.parametrize(("shift_deg", "joins"), [(0.1, True), (0.4, False), (5.0, False)])
@@ -140,7 +130,7 @@ def test_parts_must_overlap(shared_data: Path, tmp_path: Path, shift_deg: float,
     pan, ms = halves(shared_data)
     rings = [[[[x + shift_deg, y] for x, y in ring] for ring in polygon] for polygon in ms["geometry"]["coordinates"]]
     ms = ms | {"geometry": {"type": "MultiPolygon", "coordinates": rings}}
-    assert bool(found(catalog(tmp_path, [pan, ms]))[0]) is joins
+    assert bool(found(write_catalog(tmp_path, [pan, ms]))[0]) is joins
 
 
 def test_pixel_sizes_of_another_ratio_are_not_joined(shared_data: Path, tmp_path: Path) -> None:
@@ -148,16 +138,16 @@ def test_pixel_sizes_of_another_ratio_are_not_joined(shared_data: Path, tmp_path
     pan["assets"]["B1"]["gsd"] = 5.0
     for key in ("B2", "B3", "B4"):
         ms["assets"][key]["gsd"] = 20.0
-    assert found(catalog(tmp_path, [pan, ms]))[0] == []
+    assert found(write_catalog(tmp_path, [pan, ms]))[0] == []
 
 
 def test_of_two_versions_the_later_is_taken_and_equal_ones_are_not_guessed(shared_data: Path, tmp_path: Path) -> None:
     pan, ms = halves(shared_data)
     again = json.loads(json.dumps(ms).replace("CBERS_4_PAN10M", "V2_CBERS_4_PAN10M"))
-    assert found(catalog(tmp_path / "equal", [pan, ms, again]))[0] == []
+    assert found(write_catalog(tmp_path / "equal", [pan, ms, again]))[0] == []
     again["properties"]["updated"] = "2017-01-01T00:00:00Z"
     ms["properties"]["updated"] = "2016-12-01T00:00:00Z"
-    (scene,), refused = found(catalog(tmp_path / "later", [pan, again, ms]))
+    (scene,), refused = found(write_catalog(tmp_path / "later", [pan, again, ms]))
     assert "V2_CBERS_4_PAN10M" in scene.ms[0].href
     assert refused == {again["id"]: "joined", ms["id"]: "part_of_scene"}
 
@@ -170,7 +160,7 @@ def test_a_part_that_came_earlier_is_looked_up(shared_data: Path, tmp_path: Path
     """Only PAN is new; its MS was updated long before the look-back began."""
     pan, ms = halves(shared_data)
     pan["properties"]["updated"], ms["properties"]["updated"] = "2016-10-20T00:00:00Z", "2016-10-10T00:00:00Z"
-    source = catalog(tmp_path, [pan, ms])
+    source = write_catalog(tmp_path, [pan, ms])
     since = datetime(2016, 10, 19, tzinfo=UTC)
     if kind == "api":
         with serving(tmp_path) as url:
@@ -183,7 +173,7 @@ def test_a_part_that_came_earlier_is_looked_up(shared_data: Path, tmp_path: Path
 def test_a_part_outside_the_window_alone_is_nobodys_business(shared_data: Path, tmp_path: Path) -> None:
     pan, ms = halves(shared_data)
     other = json.loads(json.dumps(pan).replace("20161009", "20170101").replace("2016-10-09T", "2017-01-01T"))
-    source = catalog(tmp_path, [pan, ms, other])
+    source = write_catalog(tmp_path, [pan, ms, other])
     scenes, refused = found(source, ids=[other["id"]])
     assert (scenes, refused) == ([], {other["id"]: "part_of_scene"})
 
@@ -210,7 +200,8 @@ def test_the_search_for_parts_is_bounded(shared_data: Path, tmp_path: Path, monk
         return search(self, **options)
 
     monkeypatch.setattr(Client, "search", counted)
-    scenes, refused = found(catalog(tmp_path, [*lonely, *partners]), changed_since=datetime(2016, 10, 19, tzinfo=UTC))
+    source = write_catalog(tmp_path, [*lonely, *partners])
+    scenes, refused = found(source, changed_since=datetime(2016, 10, 19, tzinfo=UTC))
     assert len(asked) == 1 + MAX_PARTNER_SEARCHES
     assert sorted(scene.item_id for scene in scenes) == sorted(body["id"] for body in (lonely[0], lonely[150]))
     assert sum(code == "part_of_scene" for code in refused.values()) == 198
@@ -254,7 +245,7 @@ def test_a_late_half_makes_the_scene_on_a_later_night(shared_data: Path, tmp_pat
         name: SceneKey(sink=str(sink), collection=body["collection"], item_id=body["id"])
         for name, body in (("pan", pan), ("ms", ms))
     }
-    catalog(source, [ms])
+    write_catalog(source, [ms])
     assert [line.verdict for line in make_plan(settings).lines] == ["incomplete"]
     (outcome,) = runs.run(settings, lambda _: None)
     assert (outcome.verdict, outcome.failed) == ("waiting", False)
@@ -263,7 +254,7 @@ def test_a_late_half_makes_the_scene_on_a_later_night(shared_data: Path, tmp_pat
         assert row is not None
         assert (row.state, row.code) == (State.FOUND, "part_of_scene")
 
-    catalog(source, [ms, pan])
+    write_catalog(source, [ms, pan])
     night = settings.model_copy(update={"changed_since": datetime(2016, 10, 19, tzinfo=UTC)})
     (outcome,) = runs.run(night, lambda _: None)
     assert outcome.verdict in {"published", "fallback", "held"}, outcome.reason
