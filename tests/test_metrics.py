@@ -81,6 +81,15 @@ def tiles(image: Array, block: int) -> list[Array]:
     ]
 
 
+def mean_uqi(x: Array, y: Array) -> float:
+    return float(np.mean([naive_uqi(a, b) for a, b in zip(tiles(x, 32), tiles(y, 32), strict=True)]))
+
+
+def mean_q2n(x: Array, y: Array) -> float:
+    pairs = zip(tiles(x, 32), tiles(y, 32), strict=True)
+    return float(np.mean([naive_q2n_block(a.reshape(len(a), -1), b.reshape(len(b), -1)) for a, b in pairs]))
+
+
 # --- errors against a reference -------------------------------------------------------------------------------------
 
 
@@ -281,9 +290,7 @@ def test_q2n_mirrors_the_whole_image_at_right_and_bottom(shape_yx: tuple[int, in
 
     rows, columns = (mirrored_index(side) for side in shape_yx)
     grown = [image[:, rows][:, :, columns] for image in (x, y)]
-    pairs = zip(*(tiles(image, 32) for image in grown), strict=True)
-    slow = [naive_q2n_block(a.reshape(3, -1), b.reshape(3, -1)) for a, b in pairs]
-    assert metrics.q2n(x, y) == pytest.approx(np.mean(slow), abs=1e-10)
+    assert metrics.q2n(x, y) == pytest.approx(mean_q2n(*grown), abs=1e-10)
     turned = (np.ascontiguousarray(image.transpose(0, 2, 1)) for image in (x, y))
     assert metrics.q2n(*turned) == pytest.approx(metrics.q2n(x, y), abs=1e-12)
 
@@ -430,14 +437,9 @@ def test_hqnr_equals_its_definition_written_out() -> None:
     scores = metrics.hqnr(sharpened, pan, ms, 4, gains)
     blurred = np.stack([metrics.mtf_blur(b, metrics.mtf_kernel(g, 4)) for b, g in zip(sharpened, gains, strict=True)])
     dn = [np.clip(np.rint(v), 0, 65535) for v in (lms, blurred)]
-    pairs = zip(tiles(dn[0], 32), tiles(dn[1], 32), strict=True)
-    q4 = np.mean([naive_q2n_block(a.reshape(4, -1), b.reshape(4, -1)) for a, b in pairs])
+    q4 = mean_q2n(*dn)
     pan_low = metrics.poly_upsample(metrics.reduce_bicubic(pan, 4)[None], 4)[0]
-
-    def uqi(a: Array, b: Array) -> float:
-        return float(np.mean([naive_uqi(p, q) for p, q in zip(tiles(a, 32), tiles(b, 32), strict=True)]))
-
-    ds = np.mean([abs(uqi(f, pan) - uqi(low, pan_low)) for f, low in zip(sharpened, lms, strict=True)])
+    ds = np.mean([abs(mean_uqi(f, pan) - mean_uqi(low, pan_low)) for f, low in zip(sharpened, lms, strict=True)])
     assert scores.d_lambda == pytest.approx(1 - q4, abs=1e-10)
     assert scores.d_s == pytest.approx(ds, abs=1e-10)
     assert scores.hqnr == pytest.approx(q4 * (1 - ds), abs=1e-10)
@@ -565,15 +567,10 @@ def test_production_hqnr_equals_its_definition_written_out(ratio: int) -> None:
         for b, g in zip(sharpened, GAINS, strict=True)
     ]
     dn = [np.rint(np.stack(image)) for image in (lms, blurred)]
-    pairs = zip(tiles(dn[0], 32), tiles(dn[1], 32), strict=True)
-    q = np.mean([naive_q2n_block(a.reshape(3, -1), b.reshape(3, -1)) for a, b in pairs])
+    q = mean_q2n(*dn)
     centre = ((ratio - 1) / 2, (ratio - 1) / 2)
     pan_low = resample.upsample(resample.degrade(pan, small, ratio, centre, 0.5), shape, ratio, centre)
-
-    def uqi(a: Array, b: Array) -> float:
-        return float(np.mean([naive_uqi(p, q) for p, q in zip(tiles(a, 32), tiles(b, 32), strict=True)]))
-
-    ds = np.mean([abs(uqi(f, pan) - uqi(low, pan_low)) for f, low in zip(sharpened, lms, strict=True)])
+    ds = np.mean([abs(mean_uqi(f, pan) - mean_uqi(low, pan_low)) for f, low in zip(sharpened, lms, strict=True)])
     assert scores.d_lambda == pytest.approx(1 - q, abs=1e-5)
     assert scores.d_s == pytest.approx(ds, abs=1e-9)
 
