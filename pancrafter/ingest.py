@@ -18,7 +18,7 @@ import pystac
 
 from pancrafter.errors import ContractError, GridMismatchError, InvalidSceneError
 from pancrafter.grid import needs_resampling, pair_grids, same_pixels
-from pancrafter.item import footprint, multihash_of
+from pancrafter.item import band_object, footprint, multihash_of
 from pancrafter.scratch import undone_on_error
 from pancrafter.sensors import GENERIC, BandSpec, SensorContract, fold, get_contract, load_contracts
 from pancrafter.static_catalog import Change, StaticCatalog, catalog_lock
@@ -264,24 +264,15 @@ def _check_pair(contract: SensorContract, pan: Raster, rasters: Sequence[Raster]
 
 
 def _pan_member(contract: SensorContract, raster: Raster) -> _Member:
-    band = _band_object("pan", "pan", contract.pan_center_um, contract.pan_fwhm_um)
+    band = band_object("pan", "pan", contract.pan_center_um, contract.pan_fwhm_um)
     return _Member(PAN_KEY, raster, (band,))
 
 
 def _ms_members(rasters: Sequence[Raster], specs: Sequence[BandSpec]) -> list[_Member]:
-    bands = tuple(_band_object(spec.name, spec.common_name, spec.center_um, spec.fwhm_um) for spec in specs)
+    bands = tuple(band_object(spec.name, spec.common_name, spec.center_um, spec.fwhm_um) for spec in specs)
     if len(rasters) == 1:
         return [_Member(MS_KEY, rasters[0], bands)]
     return [_Member(spec.name, r, (band,)) for spec, r, band in zip(specs, rasters, bands, strict=True)]
-
-
-def _band_object(name: str, common_name: str | None, center_um: float | None, fwhm_um: float | None) -> Json:
-    facts = {
-        "eo:common_name": common_name,
-        "eo:center_wavelength": center_um,
-        "eo:full_width_half_max": fwhm_um,
-    }
-    return {"name": name} | {field: value for field, value in facts.items() if value is not None}
 
 
 def _asset(member: _Member, item_folder: Path, root: Path) -> pystac.Asset:

@@ -501,20 +501,24 @@ def _common_scale(info: CogInfo) -> dict[str, Any]:
 
 
 def _band(band: BandSpec, info: CogInfo, index: int) -> dict[str, Any]:
-    entry: dict[str, Any] = {"name": band.name}
     common = band.common_name if band.common_name in _EO_COMMON_NAMES else None
-    optional = {
-        "eo:common_name": common,
-        "eo:center_wavelength": band.center_um,
-        "eo:full_width_half_max": band.fwhm_um,
-        "raster:scale": info.scale[index] if info.scale else None,
-        "raster:offset": info.offset[index] if info.offset else None,
-    }
-    entry |= {name: value for name, value in optional.items() if value is not None}
+    entry = band_object(band.name, common, band.center_um, band.fwhm_um)
+    entry |= {"raster:scale": info.scale[index]} if info.scale else {}
+    entry |= {"raster:offset": info.offset[index]} if info.offset else {}
     entry |= _statistics(info, index)
     if not band.in_pan:
         entry["description"] = "The panchromatic band does not cover this band: fine detail in it is inferred."
     return entry
+
+
+def band_object(name: str, common_name: str | None, center_um: float | None, fwhm_um: float | None) -> dict[str, Any]:
+    """What STAC says of a band, as far as it is known."""
+    facts = {
+        "eo:common_name": common_name,
+        "eo:center_wavelength": center_um,
+        "eo:full_width_half_max": fwhm_um,
+    }
+    return {"name": name} | {field: value for field, value in facts.items() if value is not None}
 
 
 def _quality_band(info: CogInfo) -> dict[str, Any]:
