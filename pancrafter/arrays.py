@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from pancrafter.bands import measure_bands
 from pancrafter.counting import check_dn, value_range
 from pancrafter.crs import crs_code
-from pancrafter.cube import REACH_PX
+from pancrafter.cube import PAIR_BLOCK_PX, REACH_PX
 from pancrafter.engine import PRECISIONS, SharpenerSpec, build_sharpener, fit_sharpener
 from pancrafter.errors import GridMismatchError, InvalidSceneError
 from pancrafter.grid import pair_grids, pixel_centres, require_north_up
@@ -215,6 +215,10 @@ class _LazyScene(BlockGrid):
         self.__dict__.update(state)
         self._cached = lru_cache(maxsize=_KEPT_WINDOWS)(self._filled)
 
+    def cut_into(self, block_px: int) -> _LazyScene:
+        """The same scene in other blocks."""
+        return _LazyScene(self._pan, self._ms, self.grid, self.contract, self.dtype, block_px)
+
     def told(self, staged: StagedScene) -> _LazyScene:
         """The same scene, knowing its constants."""
         twin = _LazyScene(self._pan, self._ms, self.grid, self.contract, self.dtype, self.block_px)
@@ -339,6 +343,7 @@ def _sharpen_window(scene: _LazyScene, window: Window, known: _Known) -> NDArray
 def _describe(scene: _LazyScene, request: _Request) -> _Known:
     """Read the whole scene once, then a bounded number of windows again."""
     device = resolve_device(request.device)  # of this worker; before the scene is read for nothing
+    scene = scene.cut_into(PAIR_BLOCK_PX)  # those of files, whatever the chunks: constants are fitted on some of them
     pan, ms = _histograms(scene)
     names = tuple(band.name for band in scene.contract.bands)
     for channel, histogram in zip(("PAN", *names), (pan, *ms), strict=True):

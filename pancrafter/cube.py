@@ -43,6 +43,9 @@ from pancrafter.types import FORMAT_VERSION, PairGrid, Scene, StagedScene
 REACH_PX = 192
 """How far valid pixels are repeated into nodata, PAN pixels: more than any halo."""
 
+PAIR_BLOCK_PX = 512
+"""Edge of a block of two files or arrays, PAN pixels: constants are fitted on some, whatever the windows are."""
+
 T = TypeVar("T")
 _FAN_IN = 8
 STAGING_MEASURES = ("shift by cells", "mtf and its shape")

@@ -52,9 +52,6 @@ Progress = Callable[[Phase, int, int], None]
 
 DEFAULT_MEMORY_BYTES = 2 * 2**30
 
-STAGING_BLOCK_PX = 512
-"""Edge of a shard of the staged inputs, PAN pixels; windows of the engine are chosen apart from it."""
-
 _STAGING_THREAD_BYTES = 160 * 2**20
 """What a thread of staging takes: a shard with its surroundings while nodata is filled."""
 
@@ -470,7 +467,7 @@ def _read(
     scene: Scene, contract: SensorContract, store: Path, settings: Settings, memory_bytes: int
 ) -> SceneFiles | SceneStore:
     """The scene's pixels where they lie, or staged: what lies elsewhere, or is slow to decode, is read only once."""
-    from pancrafter.cube import REACH_PX, stage_scene
+    from pancrafter.cube import PAIR_BLOCK_PX, REACH_PX, stage_scene
     from pancrafter.in_place import read_in_place
     from pancrafter.store import SceneStore
     from pancrafter.stream import PROGRAM_BYTES
@@ -480,13 +477,13 @@ def _read(
         found = read_in_place(
             scene,
             contract,
-            block_px=STAGING_BLOCK_PX,
+            block_px=PAIR_BLOCK_PX,
             reach_px=REACH_PX,
             hold_bytes=int(_HELD_SHARE * memory_bytes),
         )
         if found is not None:
             return found
-        stage_scene(scene, contract, str(store), block_px=STAGING_BLOCK_PX, reach_px=REACH_PX)
+        stage_scene(scene, contract, str(store), block_px=PAIR_BLOCK_PX, reach_px=REACH_PX)
     return SceneStore.open(str(store))
 
 
