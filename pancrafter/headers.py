@@ -240,7 +240,7 @@ def on_common_grid(scene: Scene, sources: Sources, contract: SensorContract) -> 
         return sources
     target = aligned_ms_grid(pan, bounds, contract.ratio)
     for source in sources.ms:
-        if len(set(source.nodata)) > 1:
+        if len(set(map(str, source.nodata))) > 1:  # as words, for NaN is equal to no other NaN
             raise InvalidSceneError(
                 f"MS must be resampled, but its bands have different nodata values {source.nodata}; declare one",
                 scene=scene.key,

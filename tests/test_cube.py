@@ -294,6 +294,18 @@ def test_alpha_masks_wherever_gdal_sees_none(pair: Pair, tmp_path: Path, *, resa
     assert staged.valid_share == pytest.approx(27 / 37, abs=0.01 if resampled else 1e-6)
 
 
+def test_nan_declared_for_every_band_is_one_nodata_value(pair: Pair, tmp_path: Path) -> None:
+    pair.ms = np.full((3, 37, 51), 500, np.float32)
+    pair.ms[:, :10] = np.nan
+    pair.ms_gsd = 1.995
+    scene = pair.write(tmp_path)
+    with rasterio.open(scene.ms[0].href, "r+") as dataset:
+        dataset.nodata = np.nan
+    staged = stage_scene(scene, contract(), str(tmp_path / "a.zarr"), block_px=64)
+    assert staged.valid_share == pytest.approx(27 / 37, abs=0.01)
+    assert (SceneStore.open(staged.store_uri).read_ms(whole((37, 51))) == 500).all()
+
+
 def test_alpha_of_pan_masks(pair: Pair, tmp_path: Path) -> None:
     scene = pair.write(tmp_path)
     alpha = np.full(pair.pan.shape, 255, np.uint16)
