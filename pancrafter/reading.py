@@ -69,7 +69,7 @@ class _OpenFiles(threading.local):
 _OPEN_FILES = _OpenFiles()
 
 
-def _warped(dataset: Any, source: Source) -> Any:  # Any: rasterio is untyped
+def _warped(dataset: Any, source: Source, resampling: Resampling = Resampling.cubic) -> Any:  # Any: rasterio is untyped
     """The file seen on the source's grid: Keys' cubic, exact positions; an alpha band says what was interpolated."""
     alpha = alpha_bands(dataset)
     if not set(alpha).isdisjoint(source.indexes):
@@ -86,7 +86,7 @@ def _warped(dataset: Any, source: Source) -> Any:  # Any: rasterio is untyped
         transform=rasterio.Affine(*source.grid.transform),
         height=rows,
         width=cols,
-        resampling=Resampling.cubic,
+        resampling=resampling,
         tolerance=_WARP_TOLERANCE_PX,
         src_nodata=source.nodata[0],
         nodata=source.nodata[0],
@@ -213,12 +213,27 @@ def _read_window(source: Source, window: RasterWindow, token: str) -> tuple[NDAr
         values = dataset.read(source.indexes, window=window)
         measured = np.isfinite(values) if values.dtype.kind == "f" else np.ones(values.shape, bool)
         if source.warped:  # that alpha knows of the file's mask, alpha and nodata
-            return values, measured & (dataset.read(alpha_bands(dataset)[0], window=window) != 0)
+            measured &= dataset.read(alpha_bands(dataset)[0], window=window) != 0
+            return _without_overshoot(values, dataset, source, window), measured
         if source.masked:
             measured &= dataset.read_masks(source.indexes, window=window) != 0
         if source.alpha is not None:
             measured &= dataset.read(source.alpha, window=window) != 0
     return values, measured
+
+
+def _without_overshoot(values: NDArray[Any], dataset: Any, source: Source, window: RasterWindow) -> NDArray[Any]:
+    """Interpolated values as whole DN that are no nodata unless the file's own are. Where its own are no DN: those."""
+    nodata = _as_stored(math.nan if source.nodata[0] is None else source.nodata[0], values.dtype)
+    if values.dtype.kind == "u" and values.dtype.itemsize <= 2 and not (values == nodata).any():
+        return values
+    with _warped(dataset.src_dataset, source, Resampling.nearest) as nearest:
+        own = nearest.read(source.indexes, window=window)
+        empty = (own == nodata) | (nearest.read(alpha_bands(nearest)[0], window=window) == 0)
+    whole = np.rint(values).clip(0, DN_LIMIT)
+    whole[whole == nodata] += 1 if nodata == 0 else -1
+    sound = empty | ((own >= 0) & (own <= DN_LIMIT) & (own == np.rint(own)))
+    return np.where(sound, np.where(empty & (values == nodata), values, whole), own)
 
 
 def _as_stored(nodata: float, dtype: np.dtype[Any]) -> float:

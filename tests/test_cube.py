@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -304,6 +304,37 @@ def test_nan_declared_for_every_band_is_one_nodata_value(pair: Pair, tmp_path: P
     staged = stage_scene(scene, contract(), str(tmp_path / "a.zarr"), block_px=64)
     assert staged.valid_share == pytest.approx(27 / 37, abs=0.01)
     assert (SceneStore.open(staged.store_uri).read_ms(whole((37, 51))) == 500).all()
+
+
+@pytest.mark.parametrize("dtype", ["int16", "float32"])
+@pytest.mark.parametrize("nodata", [None, 0, -9999])
+def test_what_interpolation_adds_is_no_fault_of_the_file(
+    pair: Pair, tmp_path: Path, dtype: str, nodata: float | None
+) -> None:
+    """Beside a bright field it gives negative values, and fractions of floats; holes are the same in every type."""
+    pair.ms[:] = 5
+    pair.ms[:, 20:30, 20:30] = 1000
+    pair.ms_gsd = 1.995
+    stores = []
+    for name, declared in (("uint16", 65535 if nodata else nodata), (dtype, nodata)):
+        image = pair.ms.astype(name)
+        image[:, :5, :5] = image[1, 9, 9] = 5 if declared is None else declared
+        scene = replace(pair, ms=image).write(tmp_path)
+        with rasterio.open(scene.ms[0].href, "r+") as dataset:
+            dataset.nodata = declared
+        staged = stage_scene(scene, contract(), str(tmp_path / f"{name}.zarr"), block_px=64)
+        stores.append(SceneStore.open(staged.store_uri))
+    one, other = stores
+    window = whole(one.ms_shape_yx)
+    assert np.array_equal(one.read_ms_valid(window), other.read_ms_valid(window))
+    assert np.abs(one.read_ms(window).astype(int) - other.read_ms(window)).max() <= 1
+
+
+def test_fractions_of_the_file_are_refused_where_it_is_resampled_too(pair: Pair, tmp_path: Path) -> None:
+    pair.ms = pair.ms / np.float32(2000)
+    pair.ms_gsd = 1.995
+    with pytest.raises(InvalidSceneError, match="fractional float32 values, expected whole DN"):
+        stage_scene(pair.write(tmp_path), contract(), str(tmp_path / "a.zarr"), block_px=64)
 
 
 def test_alpha_of_pan_masks(pair: Pair, tmp_path: Path) -> None:
