@@ -92,6 +92,9 @@ def _warped(dataset: Any, source: Source, resampling: Resampling = Resampling.cu
         nodata=source.nodata[0],
         add_alpha=not alpha,
         UNIFIED_SRC_NODATA="PARTIAL",  # each band by itself, or a hole of one is interpolated into its surroundings
+        # or beside alpha a hole of one band only is 0, whatever nodata is; GDAL reads "nan" as 0 too
+        init_dest_nodata=False,
+        INIT_DEST="0" if source.nodata[0] is None else str(source.nodata[0]).replace("nan", "inf"),
     )
 
 
@@ -229,7 +232,7 @@ def _without_overshoot(values: NDArray[Any], dataset: Any, source: Source, windo
         return values
     with _warped(dataset.src_dataset, source, Resampling.nearest) as nearest:
         own = nearest.read(source.indexes, window=window)
-        empty = (own == nodata) | (nearest.read(alpha_bands(nearest)[0], window=window) == 0)
+        empty = (own == nodata) | ~np.isfinite(own) | (nearest.read(alpha_bands(nearest)[0], window=window) == 0)
     whole = np.rint(values).clip(0, DN_LIMIT)
     whole[whole == nodata] += 1 if nodata == 0 else -1
     sound = empty | ((own >= 0) & (own <= DN_LIMIT) & (own == np.rint(own)))
