@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 import tempfile
 import time
 import warnings
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -26,9 +27,11 @@ from rasterio.errors import NotGeoreferencedWarning, RasterioError
 
 from pancrafter.catalog import judge_document
 from pancrafter.compute import Compute
+from pancrafter.crawl import local_path
 from pancrafter.errors import InvalidSceneError, PancrafterError, SinkError
 from pancrafter.ingest import MS_KEY, PAN_KEY, add_pair
 from pancrafter.model.names import SharpeningMethod, weights_sha256
+from pancrafter.opening import READ_ERRORS
 from pancrafter.scratch import remove_folder
 from pancrafter.sensors import GENERIC, SensorContract, contract_for_platform, fold, generic_contract, load_contracts
 from pancrafter.settings import Settings
@@ -59,6 +62,7 @@ _HELD_SHARE = 1 / 8
 """Of the memory, for the pixels of a small scene: it is read several times, for ranges, shifts, fits and sharpening."""
 
 _REMOTE = {"s3": "/vsis3/", "gs": "/vsigs/", "az": "/vsiaz/"}
+_VIRTUAL = re.compile(r"^(/vsi[a-z0-9_]+/)+")
 _CATALOG_SUFFIXES = frozenset((".tif", ".tiff", ".jp2", ".j2k", ".img", ".ntf"))
 """Files that a catalog takes for rasters by their names."""
 
@@ -413,7 +417,7 @@ def _contract(
 
 
 def _check_output(out: Path, inputs: Sequence[str | Path], *, overwrite: bool) -> None:
-    if any(out.exists() and Path(path).exists() and out.samefile(path) for path in inputs):
+    if out.exists() and any(out.samefile(path) for source in inputs for path in _files_behind(source)):
         raise SinkError(f"{out}: is one of the inputs; give the output a name of its own (it comes last)")
     if out.exists() and not out.is_file():
         kind = "a folder" if out.is_dir() else "no regular file"
@@ -422,6 +426,16 @@ def _check_output(out: Path, inputs: Sequence[str | Path], *, overwrite: bool) -
         raise SinkError(f"{out}: exists already; choose another name or give --overwrite")
     if not out.absolute().parent.is_dir():
         raise SinkError(f"{out}: folder {out.absolute().parent} does not exist; make it first")
+
+
+def _files_behind(source: str | Path) -> Iterator[Path]:
+    """The local files that hold an input: also what a VRT names, and the archive that a file is read from."""
+    names = [str(local_path(str(source)))]
+    with suppress(*READ_ERRORS), rasterio.open(source) as dataset:
+        names += dataset.files
+    for name in names:
+        path = Path(_VIRTUAL.sub("", name).translate({ord("{"): None, ord("}"): None}))
+        yield from (part for part in (path, *path.parents) if part.is_file())
 
 
 @contextmanager

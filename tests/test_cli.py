@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -23,7 +24,9 @@ import distributed  # noqa: F401 - its defaults come before what tests set
 import numpy as np
 import pytest
 import rasterio
+import rasterio.shutil
 from networks import random_network
+from rasterio.vrt import WarpedVRT
 from rio_cogeo import cog_validate
 from small_archive import GSD_M, ORIGIN, RATIO, add_scene, write_raster
 from typer.main import get_command
@@ -537,10 +540,17 @@ def test_output_is_replaced_only_when_asked(pair: tuple[Path, Path], tmp_path: P
     assert cog_validate(out)[0]
 
 
-def test_inputs_are_never_overwritten(pair: tuple[Path, Path]) -> None:
-    before = pair[1].read_bytes()
-    assert "is one of the inputs" in fails(2, "sharpen", *pair, pair[1], "--overwrite")
-    assert pair[1].read_bytes() == before
+def test_inputs_are_never_overwritten(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    pan, ms = pair
+    archive, mosaic = tmp_path / "pan.zip", tmp_path / "pan.vrt"
+    with zipfile.ZipFile(archive, "w") as file:
+        file.write(pan, "pan.tif")
+    with rasterio.open(pan) as source, WarpedVRT(source) as view:
+        rasterio.shutil.copy(view, mosaic, driver="VRT")
+    for given, behind in ((pan, pan), (f"file://{pan}", pan), (mosaic, pan), (f"/vsizip/{archive}/pan.tif", archive)):
+        before = behind.read_bytes()
+        assert "is one of the inputs" in fails(2, "sharpen", given, ms, behind, "--overwrite"), given
+        assert behind.read_bytes() == before
 
 
 def _without_frame(pan: Path, ms: Path) -> list[object]:
