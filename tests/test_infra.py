@@ -122,6 +122,16 @@ def test_prefect_keeps_leases_on_disk_everywhere() -> None:
     assert {"name": setting[1], "value": setting[2]} in chart["server"]["env"]
 
 
+def test_prefect_forgets_old_runs_everywhere() -> None:
+    from prefect.settings.models.server.services import ServerServicesDBVacuumSettings
+
+    chart = yaml.safe_load((INFRA / "kubernetes" / "prefect-server.values.yaml").read_text())
+    name = "PREFECT_SERVER_SERVICES_DB_VACUUM_ENABLED"
+    value = compose()["services"]["prefect"]["environment"][name]
+    assert ServerServicesDBVacuumSettings(enabled=value).enabled_vacuum_types >= {"events", "flow_runs"}
+    assert {"name": name, "value": value} in chart["server"]["env"]
+
+
 @pytest.mark.parametrize("name", ["Dockerfile.cpu", "Dockerfile.cuda"])
 def test_images_are_small_pinned_and_without_root(name: str) -> None:
     lines = (INFRA / "images" / name).read_text().splitlines()
