@@ -34,7 +34,10 @@ def public(href: str) -> str:
     """``href`` without anything that grants access, for publishing: user info, and a query with a signature or key."""
     if "://" not in href:
         return href
-    parts = urlsplit(href)
+    try:
+        parts = urlsplit(href)
+    except ValueError:  # nobody gets anywhere by it
+        return ""
     host = parts.netloc.rpartition("@")[2] if parts.scheme not in {"abfs", "abfss"} else parts.netloc
     names = [name for name, _ in parse_qsl(parts.query, keep_blank_values=True)]
     grants = any(_SIGNATURE.match(name) or name.casefold() in _KEYS for name in names)

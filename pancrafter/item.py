@@ -359,13 +359,13 @@ def _carried_properties(source: dict[str, Any]) -> dict[str, Any]:
     if isinstance(instruments, list | tuple) and instruments and all(isinstance(entry, str) for entry in instruments):
         kept["instruments"] = _clean(instruments)
     if providers := stac_providers(source.get("providers")):
-        kept["providers"] = _clean(providers)
+        kept["providers"] = list(providers)
     return kept
 
 
 def stac_providers(found: object) -> tuple[dict[str, Any], ...]:
-    """The providers among ``found`` that are objects with a name, without the roles that STAC does not know."""
-    entries = found if isinstance(found, list | tuple) else ()
+    """The providers among ``found`` that are objects with a name, public, without roles that STAC does not know."""
+    entries = _clean(found) if isinstance(found, list | tuple) else ()
     named = (entry for entry in entries if isinstance(entry, dict) and isinstance(entry.get("name"), str))
     return tuple(entry | {"roles": _known_roles(entry["roles"])} if "roles" in entry else entry for entry in named)
 

@@ -315,7 +315,7 @@ def test_a_scene_of_a_contract_that_is_not_given_any_more_is_named_and_kept(tmp_
     assert (row.state, row.attempts) == (State.ELIGIBLE, 0)
 
 
-def test_providers_that_are_none_are_left_out(tmp_path: Path) -> None:
+def test_providers_that_are_none_and_what_is_secret_of_others_are_left_out(tmp_path: Path) -> None:
     scene = add_scene(tmp_path / "source", "scene", side_px=128)
     (path,) = (path for path in (tmp_path / "source").rglob("*.json") if path.stem == scene.item_id)
     classical_contracts(tmp_path / "contracts")
@@ -323,8 +323,16 @@ def test_providers_that_are_none_are_left_out(tmp_path: Path) -> None:
         (
             ({"name": "USGS"}, None),
             (
-                ["USGS", {"url": "x"}, {"name": "ACME", "roles": ["boss", "host"]}],
-                [{"name": "ACME", "roles": ["host"]}],
+                [
+                    "USGS",
+                    {"url": "x"},
+                    {"name": "ACME", "roles": ["boss", "host"], "url": "https://acme.example/?sig=SECRET"},
+                    {"name": "None such", "url": "https://[draft"},
+                ],
+                [
+                    {"name": "ACME", "roles": ["host"], "url": "https://acme.example/"},
+                    {"name": "None such", "url": ""},
+                ],
             ),
         )
     ):
