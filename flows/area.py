@@ -183,7 +183,8 @@ def _sharpen(settings: Settings, *, since: datetime | None = None) -> list[Outco
             progress.step()
             return outcome
 
-        return runs.Run(settings, ledger, log.info, started, make, log.error).make_found(found)
+        run = runs.Run(settings, ledger, log.info, since=started, process=make, complain=log.error)
+        return run.make_found(found)
 
 
 def _stopped(settings: Settings, error: PancrafterError, outcomes: list[Outcome]) -> Outcomes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, ClassVar, Literal
@@ -44,7 +44,7 @@ def run(settings: Settings, report: Report, *, since: datetime | None = None) ->
     """
     started = since or datetime.now(UTC)
     with open_ledger(settings) as ledger:
-        return Run(settings, ledger, report, started).make_found(discover(settings, ledger))
+        return Run(settings, ledger, report, since=started).make_found(discover(settings, ledger))
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,7 @@ class Run:
     settings: Settings
     ledger: Ledger
     report: Report
+    _: KW_ONLY
     since: datetime
     process: Process | None = None
     complain: Report | None = None
@@ -236,7 +237,7 @@ def remake(made: RemakePlan, settings: Settings, report: Report) -> list[Outcome
 
     keys = [product.source for product in made.products]
     with open_ledger(settings) as ledger:
-        return Run(settings, ledger, report, datetime.now(UTC), process).make_each(keys, [])
+        return Run(settings, ledger, report, since=datetime.now(UTC), process=process).make_each(keys, [])
 
 
 def outcome_of_failure(key: str, settings: Settings, ledger: Ledger, error: PancrafterError) -> Outcome:

@@ -719,9 +719,9 @@ def test_report_page_lists_the_first_of_many_refusals_and_counts_all(tmp_path: P
     ]
     with open_ledger(settings) as ledger:
         ledger.record_found(settings.sink, refusals)
-        runs.Run(settings, ledger, lines.append, datetime(2025, 1, 1, tzinfo=UTC)).leave_report()
+        runs.Run(settings, ledger, lines.append, since=datetime(2025, 1, 1, tzinfo=UTC)).leave_report()
         page = (Path(settings.sink) / "report.html").read_text()
-        runs.Run(settings, ledger, lines.append, datetime(2125, 1, 1, tzinfo=UTC)).leave_report()
+        runs.Run(settings, ledger, lines.append, since=datetime(2125, 1, 1, tzinfo=UTC)).leave_report()
     assert "<b>300</b>refused" in page
     assert page.count("ledger why c/item-") == 200
     assert "and 100 more" in page
