@@ -111,7 +111,7 @@ class Access(Record):
         if parts.scheme in ("http", "https"):
             if parts.hostname and not _PLAIN_HOST.fullmatch(parts.netloc):
                 return (
-                    f"host {parts.hostname} is read as one or another, expected letters, digits, '.' and '-'; write "
+                    f"libraries do not agree on host {parts.hostname}, expected letters, digits, '.' and '-'; write "
                     "letters of other scripts as xn--..., and @ in a password as %40"
                 )
             return self._host_fault(parts.hostname or "", resolve=resolve)

@@ -512,7 +512,7 @@ def test_headers_are_not_shown_to_a_host_that_only_looks_like_theirs(tmp_path: P
     secret.write_text('{"X-Key": "one"}')
     profile = HostProfile(match=("example.com",), kind="headers", headers_file=str(secret))
     with _redirecting("http://127.0.0.1:9") as (stranger, seen):
-        with pytest.raises(InvalidSceneError, match=r"host example\.com is read as one or another"):
+        with pytest.raises(InvalidSceneError, match=r"libraries do not agree on host example\.com"):
             Reader(Access(profiles=(profile,), allow_private=True)).open(f"{stranger}\\@example.com/a.tif")
         assert seen == []
 
