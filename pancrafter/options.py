@@ -1,4 +1,4 @@
-"""Between a person and a command: what was typed becomes settings, faults are named as it was, and all is printed."""
+"""Between person and command: what was typed becomes settings, faults are named as typed, and all can be printed."""
 
 from __future__ import annotations
 
