@@ -233,7 +233,7 @@ def _without_overshoot(values: NDArray[Any], dataset: Any, source: Source, windo
     with _warped(dataset.src_dataset, source, Resampling.nearest) as nearest:
         own = nearest.read(source.indexes, window=window)
         empty = (own == nodata) | ~np.isfinite(own) | (nearest.read(alpha_bands(nearest)[0], window=window) == 0)
-    whole = np.rint(values).clip(0, DN_LIMIT)
+    whole = np.rint(values, dtype=np.result_type(values, np.float32)).clip(0, DN_LIMIT)  # NumPy makes halves of bytes
     whole[whole == nodata] += 1 if nodata == 0 else -1
     sound = empty | ((own >= 0) & (own <= DN_LIMIT) & (own == np.rint(own)))
     return np.where(sound, np.where(empty & (values == nodata), values, whole), own)
