@@ -343,7 +343,6 @@ def _sharpen_window(scene: _LazyScene, window: Window, known: _Known) -> NDArray
 def _describe(scene: _LazyScene, request: _Request) -> _Known:
     """Read the whole scene once, then a bounded number of windows again."""
     device = resolve_device(request.device)  # of this worker; before the scene is read for nothing
-    scene = scene.cut_into(PAIR_BLOCK_PX)  # those of files, whatever the chunks: constants are fitted on some of them
     pan, ms = _histograms(scene)
     names = tuple(band.name for band in scene.contract.bands)
     for channel, histogram in zip(("PAN", *names), (pan, *ms), strict=True):
@@ -367,6 +366,8 @@ def _describe(scene: _LazyScene, request: _Request) -> _Known:
             for counts, shape in ((pan, scene.pan_shape_yx), (ms[0], scene.ms_shape_yx))
         ),
     )
+    if request.method != "mtf-glp-fs":  # which is fitted on all pixels, others on some blocks: those of files
+        scene = scene.cut_into(PAIR_BLOCK_PX)
     spec = fit_sharpener(
         scene.told(staged),
         scene.contract,

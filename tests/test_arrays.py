@@ -89,6 +89,32 @@ def test_chunks_do_not_decide_what_constants_are_fitted_on(tmp_path: Path) -> No
     assert np.abs(found - expected).max() <= 1
 
 
+@pytest.mark.parametrize("method", ["mtf-glp-fs", "gsa"])
+def test_large_chunks_are_read_as_a_whole(tmp_path: Path, method: str) -> None:
+    """Where it can be: what an array is computed from would be computed once for each part of it."""
+    pan, ms = observed(overlap((1040, 1040), 4), 3, seed=3)
+    fine, coarse = opened(
+        (
+            write_tif(tmp_path / "pan.tif", pan[None], 0.5, 5e5, 4e6, None),
+            write_tif(tmp_path / "ms.tif", ms, 2, 5e5, 4e6, None),
+        )
+    )
+    times: dict[int, int] = {}
+    for edge in (1040, 512):
+        computed: list[None] = []
+
+        def spy(block: NDArray[np.uint16], computed: list[None] = computed) -> NDArray[np.uint16]:
+            computed.append(None)
+            return block
+
+        whole = fine.data.rechunk(-1).map_blocks(spy, dtype=fine.dtype, meta=fine.data._meta)
+        lazy = pancrafter.sharpen(fine.copy(data=whole), coarse, method=method, chunk_px=edge)
+        with dask.config.set(scheduler="synchronous"):
+            lazy[:, :32, :32].compute()
+        times[edge] = len(computed)
+    assert times[1040] < times[512] / 1.5
+
+
 def test_nothing_is_read_before_it_is_needed_and_then_only_what_is(pair: tuple[Path, Path]) -> None:
     pan, ms = opened(pair)
     rows: list[int] = []
