@@ -62,6 +62,7 @@ _HELD_SHARE = 1 / 8
 """Of the memory, for the pixels of a small scene: it is read several times, for ranges, shifts, fits and sharpening."""
 
 _REMOTE = {"s3": "/vsis3/", "gs": "/vsigs/", "az": "/vsiaz/"}
+_ELSEWHERE = tuple(f"{scheme}://" for scheme in ("http", "https", *_REMOTE))
 _VIRTUAL = re.compile(r"^(/vsi[a-z0-9_]+/)+")
 _CATALOG_SUFFIXES = frozenset((".tif", ".tiff", ".jp2", ".j2k", ".img", ".ntf"))
 """Files that a catalog takes for rasters by their names."""
@@ -430,9 +431,13 @@ def _check_output(out: Path, inputs: Sequence[str | Path], *, overwrite: bool) -
 
 def _files_behind(source: str | Path) -> Iterator[Path]:
     """The local files that hold an input: also what a VRT names, and the archive that a file is read from."""
+    if str(source).startswith(_ELSEWHERE):
+        return
     names = [str(local_path(str(source)))]
-    with suppress(*READ_ERRORS), rasterio.open(source) as dataset:
-        names += dataset.files
+    with suppress(*READ_ERRORS), warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        with rasterio.open(source) as dataset:
+            names += dataset.files
     for name in names:
         path = Path(_VIRTUAL.sub("", name).translate({ord("{"): None, ord("}"): None}))
         yield from (part for part in (path, *path.parents) if part.is_file())

@@ -303,6 +303,21 @@ def test_the_empty_file_of_several_is_named(tmp_path: Path) -> None:
             sharpen_pair(fine, bands, tmp_path / "out.tif", ONE_THREAD, method="exp", **options)
 
 
+def test_replacing_a_result_looks_at_inputs_in_silence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those without a frame bring no warning, and those elsewhere are left to what reads them."""
+    pan, ms = write_pair(tmp_path, (64, 64))
+    for path in (pan, ms):
+        _without_frame(path)
+    frame, out = parse_georeference("EPSG:32633 500000 4000000 0.5"), tmp_path / "out.tif"
+    out.touch()
+    sharpen_pair(pan, [ms], out, ONE_THREAD, method="exp", georeference=frame, overwrite=True)
+    there = {"AWS_S3_ENDPOINT": "127.0.0.1:9", "AWS_HTTPS": "NO", "AWS_NO_SIGN_REQUEST": "YES"}
+    for name, value in (there | {"AWS_PROFILE": "none-of-this-name"}).items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(InvalidSceneError, match=r"^s3://bucket/pan.tif: cannot be read"):
+        sharpen_pair("s3://bucket/pan.tif", [ms], out, ONE_THREAD, overwrite=True)
+
+
 @pytest.mark.parametrize("name", ["ms.tif", "ms.vrt"])
 def test_bad_pixels_are_blamed_on_the_file_not_on_what_stands_for_it(tmp_path: Path, name: str) -> None:
     pan, ms = write_pair(tmp_path)
