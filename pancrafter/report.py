@@ -43,7 +43,7 @@ padding:20px}h1{font-size:24px;margin:0}h2{font-size:18px;margin:28px 0 8px}.cou
 .counts span{display:inline-block;margin:10px 26px 10px 0}svg{width:100%;background:#e8eef2;border:1px solid #cdd6dc}
 table{border-collapse:collapse;width:100%;background:#fff}td,th{padding:5px 8px;border-bottom:1px solid #e2e6e9;
 text-align:left;vertical-align:top}th{font-weight:600;background:#eef1f3}.n{text-align:right}td.n{white-space:nowrap}
-td{overflow-wrap:anywhere;min-width:7em}td:first-child{min-width:18em}td.n{min-width:0}
+td{overflow-wrap:anywhere;min-width:6.2em}td:first-child{min-width:18em}td.n{min-width:0}
 .v{display:inline-block;padding:0 8px;border-radius:9px;color:#fff;font-size:13px}code{background:#e9edf0;
 padding:1px 4px;font-size:13px}
 .scene{display:inline-block;margin:0 18px 20px 0;vertical-align:top;width:420px}
@@ -52,7 +52,8 @@ background-repeat:no-repeat}.cut .after{clip-path:inset(0 0 0 var(--at,50%))}.cu
 left:var(--at,50%);width:2px;background:#fff}.cut em{position:absolute;top:6px;padding:0 7px;background:#0009;
 color:#fff;
 font-style:normal;font-size:12px}input[type=range]{width:420px;margin:4px 0}small{color:#5b6670}
-@media(max-width:700px){table{display:block;overflow-x:auto}td,td:first-child{min-width:9em}.scene{zoom:.75}
+@media(max-width:960px){table{display:block;overflow-x:auto}}
+@media(max-width:700px){td,td:first-child{min-width:9em}.scene{zoom:.75}
 svg text{font-size:24px}}
 """
 
