@@ -192,7 +192,7 @@ def _valid_share(store: SceneStore, pair: PairGrid, scene: Scene, tally: Tally) 
 
 
 def _valid_pixels(store: SceneStore, pair: PairGrid, window: Window) -> int:
-    return int(np.count_nonzero(store.read_pan_valid(window).astype(np.bool_) & ms_valid_beneath(store, pair, window)))
+    return int(np.count_nonzero((store.read_pan_valid(window) == 1) & ms_valid_beneath(store, pair, window)))
 
 
 def mean_gain(scene: Scene, contract: SensorContract) -> float:
