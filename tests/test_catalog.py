@@ -13,9 +13,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from functools import partial
+from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 from urllib.parse import urlsplit
 
 import fsspec
@@ -95,7 +96,7 @@ class QuietFiles(SimpleHTTPRequestHandler):
 
 
 def answering(answer: Callable[[BaseHTTPRequestHandler, int], tuple[int, Any]]) -> type[BaseHTTPRequestHandler]:
-    """A handler whose n-th request (from 0) is answered with (status, JSON or text)."""
+    """A handler whose n-th request (from 0) is answered with (status, JSON or text); of a redirect where it leads."""
     count = iter(range(10_000))
 
     class Handler(BaseHTTPRequestHandler):
@@ -105,6 +106,8 @@ def answering(answer: Callable[[BaseHTTPRequestHandler, int], tuple[int, Any]]) 
             status, content = answer(self, next(count))
             data = (content if isinstance(content, str) else json.dumps(content)).encode()
             self.send_response(status)
+            if status == HTTPStatus.TEMPORARY_REDIRECT:
+                self.send_header("Location", content)
             self.send_header("Content-Length", str(len(data)))
             self.end_headers()
             self.wfile.write(data)
@@ -750,30 +753,6 @@ def test_paging_that_never_ends_is_stopped() -> None:
         found(url)
 
 
-class _LeadingElsewhere(BaseHTTPRequestHandler):
-    """An API whose second page is ``next_page``; ``/moved`` is now where items of another API are."""
-
-    next_page: ClassVar[dict[str, Any]]
-    other: ClassVar[str]
-
-    def do_GET(self) -> None:
-        self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        url = f"http://{self.headers['Host']}"
-        link = {"rel": "next"} | self.next_page | {"href": self.next_page["href"].format(other=self.other, here=url)}
-        page = {"type": "FeatureCollection", "features": [feature(0)], "links": [link]}
-        data = json.dumps(page if self.path.startswith("/search") else landing(url)).encode()
-        self.send_response(307 if self.path == "/moved" else 200)
-        self.send_header("Location", f"{self.other}/collections/c/items")
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
-    do_POST = do_GET  # noqa: N815 - the name http.server looks for
-
-    def log_message(self, *_: Any) -> None:
-        pass
-
-
 @pytest.mark.parametrize(
     "next_page",
     [
@@ -785,11 +764,22 @@ class _LeadingElsewhere(BaseHTTPRequestHandler):
 def test_a_source_cannot_have_other_catalogs_changed(next_page: dict[str, Any]) -> None:
     """They may be the one that results are sent to, for which there are credentials."""
     reached = list[str]()
-    other = answering(lambda request, _: (200, reached.append(request.requestline)))
-    with http_server(other) as there:
+
+    def answer(request: BaseHTTPRequestHandler, _: int) -> tuple[int, Any]:
+        here = f"http://{request.headers['Host']}"
+        if request.path == "/moved":
+            return 307, f"{elsewhere}/collections/c/items"
+        if not request.path.startswith("/search"):
+            return 200, landing(here)
+        link = {"rel": "next"} | next_page | {"href": next_page["href"].format(other=elsewhere, here=here)}
+        return 200, {"type": "FeatureCollection", "features": [feature(0)], "links": [link]}
+
+    with http_server(answering(lambda request, _: (200, reached.append(request.requestline)))) as there:
         elsewhere = there.replace("127.0.0.1", "localhost")
-        source = type("Source", (_LeadingElsewhere,), {"next_page": next_page, "other": elsewhere})
-        with http_server(source) as url, pytest.raises(SourceError, match="which might change something there"):
+        with (
+            http_server(answering(answer)) as url,
+            pytest.raises(SourceError, match="which might change something there"),
+        ):
             found(url, access=Access(allow_private=True))
     assert reached == []
 
