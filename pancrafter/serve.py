@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+import reprlib
 import socket
 import sqlite3
 import threading
@@ -38,6 +39,9 @@ COUNT_LIMIT = 2000
 
 MAX_FILTER_CHARS, MAX_FILTER_DEPTH = 2000, 8
 """Of a filter as text: cql2 takes twice as long per open parenthesis, and long chains of operators exceed its stack."""
+
+MAX_BODY_BYTES = 4 * 2**20
+"""Of a question: checking what is wrong with a longer one would take seconds and gigabytes."""
 
 KEPT_SEARCHES = 16
 """Searches whose place is remembered, so that their next page goes on there instead of beginning again."""
@@ -481,7 +485,7 @@ def _query_boxes(query: Query) -> list[tuple[float, float, float, float]]:
     try:
         if query.intersects is not None:
             return _split(_shape(query.intersects).bounds)
-        return _split(query.bbox) if query.bbox else []
+        return _split(query.bbox) if query.bbox is not None else []
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise BadQueryError(f"the area cannot be understood: {error}") from error
 
@@ -490,7 +494,7 @@ def _geometry(query: Query) -> BaseGeometry | None:
     """The exact area asked for, as the bounding boxes only preselect."""
     if query.intersects is not None:
         return _shape(query.intersects)
-    if not query.bbox:
+    if query.bbox is None:
         return None
     from shapely import box, union_all
 
@@ -590,7 +594,8 @@ def load_index(catalog_dir: Path) -> CatalogIndex:
 def app_over(index: CatalogIndex) -> FastAPI:
     """A read-only STAC API (core, item search, sort, CQL2 filter, paging) over an index."""
     logging.getLogger("stac_fastapi.types.config").setLevel(logging.ERROR)  # it warns of unset titles at import
-    from fastapi import FastAPI
+    from fastapi import APIRouter, FastAPI
+    from fastapi.exceptions import RequestValidationError
     from stac_fastapi.api.app import StacApi
     from stac_fastapi.api.models import (
         ItemCollectionUri,
@@ -622,6 +627,7 @@ def app_over(index: CatalogIndex) -> FastAPI:
     )
     StacApi(
         app=app,
+        router=APIRouter(route_class=_strict_route()),
         settings=settings,
         client=_client(index, extensions),
         extensions=extensions,
@@ -630,14 +636,75 @@ def app_over(index: CatalogIndex) -> FastAPI:
         items_get_request_model=items_model,
         middlewares=[],
     )
+    app.add_exception_handler(RequestValidationError, _told)
     return app
 
 
+def _strict_route() -> Any:
+    """The class of routes that read bodies of bounded size, and of what Python takes for JSON only what is JSON."""
+    from fastapi import HTTPException, Request
+    from fastapi.routing import APIRoute
+
+    class StrictRequest(Request):
+        async def body(self) -> bytes:
+            if not hasattr(self, "_body"):
+                body, size = bytearray(), 0
+                async for chunk in self.stream():  # to its end: nobody listens to an answer before
+                    size += len(chunk)
+                    body += chunk if size <= MAX_BODY_BYTES else b""
+                if size > MAX_BODY_BYTES:
+                    reason = f"the body has {size} bytes, expected at most {MAX_BODY_BYTES}; ask for less at a time"
+                    raise HTTPException(413, reason)
+                self._body = bytes(body)
+            return self._body
+
+        async def json(self) -> Any:
+            try:
+                found = json.loads(await self.body())
+                _readable_by_all(found)
+            except (ValueError, OverflowError, RecursionError) as error:
+                raise HTTPException(400, f"the body is not JSON: {error}; expected a JSON object") from error
+            return found
+
+    class StrictRoute(APIRoute):
+        def get_route_handler(self) -> Callable[[Request], Any]:
+            answer = super().get_route_handler()
+
+            async def answer_strictly(request: Request) -> Any:
+                return await answer(StrictRequest(request.scope, request.receive))
+
+            return answer_strictly
+
+    return StrictRoute
+
+
+async def _told(_: Any, error: Any) -> Any:
+    """The answer that says what is wrong with a question, without repeating all of it."""
+    from fastapi.responses import JSONResponse
+
+    wrong = [
+        f"{'.'.join(map(str, one['loc'][1:])) or one['loc'][0]} is {reprlib.repr(one['input'])}: {one['msg']}"
+        for one in error.errors()
+    ]
+    return JSONResponse({"code": type(error).__name__, "description": "; ".join(wrong)}, status_code=400)
+
+
 def _without_crashes(model: Any) -> Any:
-    """The model of a search's body, for which what crashes its own validators is a wrong body like any other."""
-    from pydantic import model_validator
+    """The model of a search's body, for which what crashes its own validators is a wrong body like any other.
+
+    The first wrong entry of a list is enough: to name all of a million takes gigabytes. What an area is, `_query_boxes`
+    decides, as for GET.
+    """
+    from pydantic import Field, model_validator
+    from stac_pydantic.api.extensions.sort import SortExtension
 
     class SearchPostRequest(model):  # type: ignore[misc]
+        collections: list[str] | None = Field(None, fail_fast=True)
+        ids: list[str] | None = Field(None, fail_fast=True)
+        bbox: list[float] | None = Field(None, fail_fast=True)
+        intersects: dict[str, Any] | None = None
+        sortby: list[SortExtension] | None = Field(None, fail_fast=True)
+
         @model_validator(mode="wrap")
         @classmethod
         def _understood(cls, body: object, validated: Callable[[object], Any]) -> Any:
@@ -683,7 +750,9 @@ def _client(index: CatalogIndex, extensions: list[Any]) -> Any:
             return _answer(index, request, asked | {"filter": asked.get("filter_expr")})
 
         def post_search(self, search_request: Any, request: Any = None, **_: Any) -> dict[str, Any]:
-            return _answer(index, request, search_request.model_dump(by_alias=True, exclude_none=True, mode="json"))
+            as_given = {"intersects": search_request.intersects, "filter": search_request.filter_expr}
+            dumped = search_request.model_dump(exclude={"intersects", "filter_expr"}, mode="json")
+            return _answer(index, request, dumped | as_given)
 
     client_class: Any = Client
     return client_class(extensions=extensions, landing_page_id=index.root.parent.name or "catalog")
@@ -753,15 +822,11 @@ def _query(asked: Mapping[str, Any], interval: tuple[datetime | None, datetime |
         bbox=asked.get("bbox"),
         intersects=_parsed(asked.get("intersects")),
         interval=interval,
-        cql2=_parsed(asked.get("filter")) if "cql2-json" in _filter_language(asked) else asked.get("filter"),
+        cql2=_parsed(asked.get("filter")) if asked.get("filter_lang") == "cql2-json" else asked.get("filter"),
         sort=_sort(asked.get("sortby")),
         limit=int(asked.get("limit") or 10),
         offset=_offset(asked.get("token")),
     )
-
-
-def _filter_language(asked: Mapping[str, Any]) -> str:
-    return str(asked.get("filter_lang") or asked.get("filter-lang") or "")
 
 
 def _parsed(value: Any) -> Any:
@@ -770,7 +835,7 @@ def _parsed(value: Any) -> Any:
         return value
     try:
         return json.loads(value)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BadQueryError(f"not JSON: {error}") from error
 
 

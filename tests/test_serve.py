@@ -172,6 +172,40 @@ def test_wrong_bodies_get_client_errors(url: str, body: Any) -> None:
     assert requests.post(f"{url}/search", json=body, timeout=10).status_code == 400
 
 
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        ('{"bbox": [0, 0, 1e400, 1]}', "the body is not JSON: Out of range float"),
+        ('{"limit": NaN}', "the body is not JSON: Out of range float"),
+        ('{"bbox": [' + "9" * 400 + ", 0, 1, 1]}", "the body is not JSON: int too large"),
+        ('{"ids": ["\\ud800"]}', "the body is not JSON: 'utf-8' codec"),
+        ('{"filter": ' + '{"op": "not", "args": [' * 2000 + "true" + "]}" * 2000 + "}", "maximum recursion depth"),
+        ('{"bbox": []}', "bbox has 0 numbers, expected 4 or 6"),
+        ('{"limit": 0}', '"limit is 0: Input should be greater than 0"'),
+        ('{"ids": [1, 2]}', '"ids.0 is 1: Input should be a valid string"'),
+    ],
+)
+def test_a_body_that_cannot_be_used_is_told_why(url: str, body: str, reason: str) -> None:
+    headers = {"content-type": "application/json"}
+    answer = requests.post(f"{url}/search", data=body, headers=headers, timeout=10)
+    assert answer.status_code == 400
+    assert reason in answer.text
+
+
+def test_filters_are_nested_as_deep_as_json_can_be_read(url: str) -> None:
+    body = '{"limit": 1, "filter": ' + '{"op": "not", "args": [' * 250 + "true" + "]}" * 250 + "}"
+    answer = requests.post(f"{url}/search", data=body, headers={"content-type": "application/json"}, timeout=10)
+    assert len(answer.json()["features"]) == 1
+
+
+def test_a_long_body_is_not_kept(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serve, "MAX_BODY_BYTES", 20)
+    assert requests.post(f"{url}/search", json={"ids": ["scene0"]}, timeout=10).ok
+    answer = requests.post(f"{url}/search", json={"ids": ["scene-001"]}, timeout=10)
+    assert answer.status_code == 413
+    assert "the body has 22 bytes, expected at most 20" in answer.text
+
+
 @pytest.mark.parametrize("method", ["post", "put", "delete"])
 def test_read_only(url: str, method: str) -> None:
     answer = requests.request(method, f"{url}/collections/c0/items", json={}, timeout=10)
