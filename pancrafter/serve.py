@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import re
 import reprlib
 import socket
@@ -42,6 +43,9 @@ MAX_FILTER_CHARS, MAX_FILTER_DEPTH = 2000, 8
 
 MAX_BODY_BYTES = 4 * 2**20
 """Of a question: checking what is wrong with a longer one would take seconds and gigabytes."""
+
+MAX_SORT_FIELDS = 16
+"""Of a search: SQLite bounds them too, by an error of its own."""
 
 KEPT_SEARCHES = 16
 """Searches whose place is remembered, so that their next page goes on there instead of beginning again."""
@@ -397,6 +401,8 @@ def _split(bbox: Sequence[float]) -> list[tuple[float, float, float, float]]:
     if len(bbox) not in (4, 6):
         raise ValueError(f"bbox has {len(bbox)} numbers, expected 4 or 6")
     west, south, east, north = (float(bbox[i]) for i in ((0, 1, 2, 3) if len(bbox) == 4 else (0, 1, 3, 4)))
+    if not all(map(math.isfinite, (west, south, east, north))):
+        raise ValueError(f"its bounds are {west}, {south}, {east}, {north}, which are not all finite numbers")
     if not south <= north:
         raise ValueError(f"bbox has south {south} above north {north}")
     if west <= east:
@@ -456,10 +462,11 @@ def _schema(name: str, kinds: set[str]) -> dict[str, Any]:
 def _where(query: Query) -> tuple[str, list[Any]]:
     """SQL condition and its values for everything SQLite can decide; space by bounding boxes only."""
     parts, values = ["1"], list[Any]()
-    for column, wanted in (("i.collection", query.collections), ("i.id", query.ids)):
+    collection = "+i.collection" if query.ids else "i.collection"  # else SQLite tries each id in each collection
+    for column, wanted in ((collection, query.collections), ("i.id", query.ids)):
         if wanted:
-            parts.append(f"{column} IN ({','.join('?' * len(wanted))})")
-            values += wanted
+            parts.append(f"{column} IN (SELECT value FROM json_each(?))")  # noqa: S608 - SQLite bounds how many ? it takes
+            values.append(json.dumps(wanted))
     if boxes := _query_boxes(query):
         touches = " OR ".join("(x1>=? AND x0<=? AND y1>=? AND y0<=?)" for _ in boxes)
         parts.append(f"i.n IN (SELECT item FROM boxes WHERE {touches})")  # noqa: S608 - placeholders only
@@ -486,8 +493,9 @@ def _query_boxes(query: Query) -> list[tuple[float, float, float, float]]:
         if query.intersects is not None:
             return _split(_shape(query.intersects).bounds)
         return _split(query.bbox) if query.bbox is not None else []
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise BadQueryError(f"the area cannot be understood: {error}") from error
+    except Exception as error:  # shapely raises whatever a malformed geometry trips over
+        expected = "expected bbox as west, south, east, north, or intersects as a GeoJSON geometry"
+        raise BadQueryError(f"the area cannot be understood: {error}; {expected}") from error
 
 
 def _geometry(query: Query) -> BaseGeometry | None:
@@ -549,6 +557,8 @@ def _matches(expression: Any, item: Mapping[str, Any]) -> bool:
 
 
 def _order(sort: Sequence[tuple[str, str]]) -> str:
+    if len(sort) > MAX_SORT_FIELDS:
+        raise BadQueryError(f"sortby has {len(sort)} fields, expected at most {MAX_SORT_FIELDS}")
     terms = [f"{_sort_key(name)} {'DESC' if direction == 'desc' else 'ASC'}" for name, direction in sort]
     return ", ".join([*(terms or ["i.t0 DESC"]), "i.collection", "i.id"])
 
@@ -559,7 +569,7 @@ def _sort_key(name: str) -> str:
     if plain in known:
         return known[plain]
     if not plain or not all(character.isalnum() or character in ":_-." for character in plain):
-        raise BadQueryError(f"cannot sort by {name!r}")
+        raise BadQueryError(f"cannot sort by {reprlib.repr(name)}, expected the name of a property such as datetime")
     return f"json_extract(i.body, '$.properties.\"{plain}\"')"
 
 

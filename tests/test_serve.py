@@ -155,7 +155,15 @@ def test_links_to_other_files_are_file_urls_that_clients_leave_alone(tmp_path: P
         ("/search?bbox=1,2,3", 400),
         ("/search?datetime=yesterday", 400),
         ("/search?sortby=bad'field", 400),
+        ("/search?sortby=" + "gsd," * 3000 + "gsd", 400),
         ("/search?intersects={}", 400),
+        ('/search?intersects={"type":"FeatureCollection","features":[]}', 400),
+        ('/search?intersects={"type":"LineString","coordinates":[[0,0]]}', 400),
+        ('/search?intersects={"type":"Point","coordinates":[0,0,0,0]}', 400),
+        ('/search?intersects={"type":"Polygon","coordinates":[]}', 400),
+        ("/search?intersects=" + "[" * 3000, 400),
+        ("/search?bbox=NaN,0,1,1", 400),
+        ("/search?bbox=0,0,1e400,1", 400),
         ('/search?bbox=0,0,1,1&intersects={"type":"Point","coordinates":[0,0]}', 400),
         ("/search?token=²", 400),
         ("/collections/c0/items?token=next:²", 400),
@@ -222,6 +230,12 @@ def test_paging_gives_each_item_once_newest_first(client: Client, method: str, l
     found = [item.id for item in search.items()]
     assert found == [f"scene-{n:03d}" for n in reversed(range(COUNT))]
     assert search.matched() == COUNT
+
+
+def test_many_ids_are_found_at_once(catalog_dir: Path) -> None:
+    wanted = [f"scene-{n}" for n in range(300_000)] + ["scene-007", "scene-044"]
+    page = load_index(catalog_dir).search(Query(ids=wanted, collections=["c0", "c1", *wanted]))
+    assert [item["id"] for item in page.items] == ["scene-044", "scene-007"]
 
 
 @pytest.mark.parametrize("method", ["GET", "POST"])
