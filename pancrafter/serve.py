@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, MutableSequen
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from itertools import accumulate, islice
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -76,7 +76,7 @@ _ADDRESSED = {
 _DDL = """
 CREATE TABLE collections(id TEXT PRIMARY KEY, body TEXT NOT NULL);
 CREATE TABLE items(
-    n INTEGER PRIMARY KEY, collection TEXT NOT NULL, id TEXT NOT NULL, t0 TEXT NOT NULL, t1 TEXT NOT NULL,
+    n INTEGER PRIMARY KEY AUTOINCREMENT, collection TEXT NOT NULL, id TEXT NOT NULL, t0 TEXT NOT NULL, t1 TEXT NOT NULL,
     changed TEXT NOT NULL, href TEXT NOT NULL, parent TEXT, body TEXT NOT NULL);
 CREATE INDEX items_by_name ON items(collection, id);
 CREATE INDEX items_by_time ON items(t0, t1);
@@ -115,21 +115,33 @@ class Page:
 
 @dataclass
 class _Search:
-    """What meets a query: row numbers in its order, found as far as pages asked for them."""
+    """What meets a query: its candidates in their order, looked at as far as pages asked for them."""
 
-    waiting: Iterator[int]
-    candidates: int
-    exact: bool
-    """Whether all candidates meet the query."""
+    candidates: Sequence[int]
+    """Numbers of all rows that may meet it."""
+    meets: Callable[[int], bool]
+    """Whether a row does."""
     found: MutableSequence[int] = field(default_factory=lambda: array("q"))
+    """Places of those candidates that do."""
+    seen: int = 0
+    """Candidates looked at."""
 
     def page(self, start: int, end: int) -> tuple[Sequence[int], bool, int | None]:
         """Row numbers of one page, whether there are more, and the total where it is known or cheap to count."""
-        countable = not self.exact and self.candidates <= COUNT_LIMIT
-        self.found.extend(self.waiting if countable else islice(self.waiting, max(0, end + 1 - len(self.found))))
-        has_more = len(self.found) > end
-        matched = self.candidates if self.exact else len(self.found) if countable or not has_more else None
-        return self.found[start:end], has_more, matched
+        countable = len(self.candidates) <= COUNT_LIMIT
+        while self.seen < len(self.candidates) and (countable or len(self.found) <= end):
+            self._look()
+        matched = len(self.found) if self.seen == len(self.candidates) else None
+        return [self.candidates[place] for place in self.found[start:end]], len(self.found) > end, matched
+
+    def _look(self) -> None:
+        if self.meets(self.candidates[self.seen]):
+            self.found.append(self.seen)
+        self.seen += 1
+
+
+class _GoneError(Exception):
+    """A row was replaced while a search was under way."""
 
 
 @dataclass
@@ -202,30 +214,46 @@ class CatalogIndex:
         Raises:
             BadQueryError: The filter, geometry, bbox or sort field cannot be understood.
         """
+        try:
+            return self._page(query)
+        except _GoneError:
+            with self._lock:  # against changes, so that this time nothing is gone
+                return self._page(query)
+
+    def _page(self, query: Query) -> Page:
+        """One page; others are answered meanwhile, as a filter may have to look at every item."""
         end = query.offset + query.limit
         key = repr(replace(query, limit=0, offset=0))
         with self._lock:
-            search = self._searches.pop(key, None) or self._new_search(query)
-            numbers, has_more, matched = search.page(query.offset, end)
-            self._searches[key] = search  # only now: one that fails must begin again
-            if len(self._searches) > KEPT_SEARCHES:
-                del self._searches[next(iter(self._searches))]
-            items = [json.loads(self._body(number)) for number in numbers]
+            searches = self._searches  # an update begins another, and what is put into this one is forgotten
+            search = searches.pop(key, None)
+        search = search or self._new_search(query)
+        numbers, has_more, matched = search.page(query.offset, end)
+        items = [json.loads(self._body(number)) for number in numbers]
+        with self._lock:
+            searches[key] = search  # only now: one that fails must begin again
+            if len(searches) > KEPT_SEARCHES:
+                del searches[next(iter(searches))]
         return Page(items, end if has_more else None, matched)
 
     def _new_search(self, query: Query) -> _Search:
         where, values = _where(query)
         geometry, expression = _geometry(query), _expression(query.cql2)
-        exact = geometry is None and expression is None
-        sql = f"FROM items i WHERE {where}"
-        candidates = int(self._db.execute(f"SELECT count(*) {sql}", values).fetchone()[0])
-        # Numbers only: SQLite would keep the bodies of all that it sorts.
-        rows = self._db.execute(f"SELECT i.n {sql} ORDER BY {_order(query.sort)}", values)
-        waiting = (number for (number,) in rows if exact or _meets(self._body(number), geometry, expression))
-        return _Search(waiting, candidates, exact)
+        sql = f"FROM items i WHERE {where} ORDER BY {_order(query.sort)}"
+        with self._lock:  # numbers only: SQLite would keep the bodies of all that it sorts
+            candidates = array("q", (number for (number,) in self._db.execute(f"SELECT i.n {sql}", values)))
+        search = _Search(candidates, lambda number: _meets(self._body(number), geometry, expression))
+        if geometry is None and expression is None:  # they all do
+            search.found.extend(range(len(candidates)))
+            search.seen = len(candidates)
+        return search
 
     def _body(self, number: int) -> str:
-        return str(self._db.execute("SELECT body FROM items WHERE n=?", (number,)).fetchone()[0])
+        with self._lock:
+            row = self._db.execute("SELECT body FROM items WHERE n=?", (number,)).fetchone()
+        if row is None:
+            raise _GoneError
+        return str(row[0])
 
     def _update(self, changed: set[str]) -> None:
         """Read items that are new or ``changed``, and all documents with links, and put them in place of the old."""

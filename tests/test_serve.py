@@ -407,6 +407,40 @@ def test_a_search_that_failed_begins_again(catalog_dir: Path, monkeypatch: pytes
     assert len(index.search(everything).items) == COUNT
 
 
+def test_questions_are_answered_while_a_search_looks_at_items(
+    catalog_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index, genuine, answers = load_index(catalog_dir), serve._meets, list[int]()
+    with ThreadPoolExecutor(1) as another:
+
+        def meets(*asked: Any) -> bool:
+            answers.append(len(another.submit(index.search, Query(ids=["scene-001"])).result(timeout=10).items))
+            return genuine(*asked)
+
+        monkeypatch.setattr(serve, "_meets", meets)
+        assert len(index.search(Query(bbox=(-180, -90, 180, 90), limit=COUNT)).items) == COUNT
+    assert answers == [1] * COUNT
+
+
+def test_an_item_that_changes_while_a_search_looks_at_it_is_found(tmp_path: Path, reads: list[str]) -> None:
+    make_catalog(tmp_path, 6, collections=1)
+    index, genuine, looked = load_index(tmp_path), serve._meets, list[int]()
+
+    def meets(*asked: Any) -> bool:
+        looked.append(0)
+        if len(looked) == 2:
+            change_item(tmp_path, 1, stac_extensions=["changed"])
+            index.refresh()
+        return genuine(*asked)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(serve, "_meets", meets)
+        items = index.search(Query(bbox=(-180, -90, 180, 90))).items
+    assert {item["id"] for item in items} == expected(*range(6))
+    assert items[-2]["stac_extensions"] == ["changed"]
+    assert "scene-001.json" in reads
+
+
 def test_parentheses_in_texts_are_not_nested(catalog_dir: Path) -> None:
     text = "(((((((((''((("
     assert load_index(catalog_dir).search(Query(cql2=f"gsd > 0 and platform <> '{text}'")).items
