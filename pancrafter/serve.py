@@ -16,6 +16,7 @@ import sqlite3
 import threading
 import time
 from array import array
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableSequence, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -23,7 +24,7 @@ from datetime import UTC, datetime
 from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 from pancrafter.crawl import Document, Fault, absolute, crawl, printable, read_local
 from pancrafter.errors import SourceError
@@ -102,6 +103,8 @@ class Query:
     sort: Sequence[tuple[str, str]] = ()
     limit: int = 10
     offset: int = 0
+    after: tuple[str, str] | None = None
+    """Collection and id of the item that came last, at ``offset`` then: new ones may have come before it since."""
 
 
 @dataclass(frozen=True)
@@ -133,6 +136,15 @@ class _Search:
             self._look()
         matched = len(self.found) if self.seen == len(self.candidates) else None
         return [self.candidates[place] for place in self.found[start:end]], len(self.found) > end, matched
+
+    def place_after(self, number: int, offset: int) -> int:
+        """Where the page begins that follows a row; the row was before ``offset`` and may be gone, with its place."""
+        if number not in self.candidates:
+            return max(0, offset - 1)
+        place = self.candidates.index(number)
+        while self.seen <= place:
+            self._look()
+        return bisect_right(self.found, place)
 
     def _look(self) -> None:
         if self.meets(self.candidates[self.seen]):
@@ -222,13 +234,14 @@ class CatalogIndex:
 
     def _page(self, query: Query) -> Page:
         """One page; others are answered meanwhile, as a filter may have to look at every item."""
-        end = query.offset + query.limit
-        key = repr(replace(query, limit=0, offset=0))
+        key = repr(replace(query, limit=0, offset=0, after=None))
         with self._lock:
             searches = self._searches  # an update begins another, and what is put into this one is forgotten
             search = searches.pop(key, None)
         search = search or self._new_search(query)
-        numbers, has_more, matched = search.page(query.offset, end)
+        start = search.place_after(self._number(*query.after), query.offset) if query.after else query.offset
+        end = start + query.limit
+        numbers, has_more, matched = search.page(start, end)
         items = [json.loads(self._body(number)) for number in numbers]
         with self._lock:
             searches[key] = search  # only now: one that fails must begin again
@@ -247,6 +260,13 @@ class CatalogIndex:
             search.found.extend(range(len(candidates)))
             search.seen = len(candidates)
         return search
+
+    def _number(self, collection_id: str, item_id: str) -> int:
+        """The row of an item; no row has the number 0."""
+        with self._lock:
+            sql = "SELECT n FROM items WHERE collection=? AND id=?"
+            row = self._db.execute(sql, (collection_id, item_id)).fetchone()
+        return int(row[0]) if row else 0
 
     def _body(self, number: int) -> str:
         with self._lock:
@@ -854,6 +874,7 @@ def _answer(index: CatalogIndex, request: Any, asked: Mapping[str, Any]) -> dict
 def _query(asked: Mapping[str, Any], interval: tuple[datetime | None, datetime | None]) -> Query:
     if asked.get("bbox") and asked.get("intersects"):
         raise BadQueryError("bbox and intersects are both given; ask for one area")
+    offset, after = _place(asked.get("token"))
     return Query(
         collections=asked.get("collections") or (),
         ids=asked.get("ids") or (),
@@ -863,7 +884,8 @@ def _query(asked: Mapping[str, Any], interval: tuple[datetime | None, datetime |
         cql2=_parsed(asked.get("filter")) if asked.get("filter_lang") == "cql2-json" else asked.get("filter"),
         sort=_sort(asked.get("sortby")),
         limit=int(asked.get("limit") or 10),
-        offset=_offset(asked.get("token")),
+        offset=offset,
+        after=after,
     )
 
 
@@ -888,11 +910,19 @@ def _sort(sortby: Any) -> list[tuple[str, str]]:
     ]
 
 
-def _offset(token: str | None) -> int:
-    text = (token or "0").removeprefix("next:")
-    if not re.fullmatch("[0-9]{1,18}", text):
-        raise BadQueryError(f"unknown paging token {token!r}")
-    return int(text)
+def _token(offset: int, last: Mapping[str, Any]) -> str:
+    """Where a page goes on: after how many items, and after which."""
+    return f"next:{offset}:{quote(last['collection'], safe='')}:{quote(last['id'], safe='')}"
+
+
+def _place(token: str | None) -> tuple[int, tuple[str, str] | None]:
+    """Offset and last item of a token; see `_token`."""
+    if not token:
+        return 0, None
+    parts = re.fullmatch("next:([0-9]{1,18}):([^:]+):([^:]+)", token)
+    if not parts:
+        raise BadQueryError(f"unknown paging token {reprlib.repr(token)}; expected that of a link to the next page")
+    return int(parts[1]), (unquote(parts[2]), unquote(parts[3]))
 
 
 def _base(request: Any) -> str:
@@ -925,7 +955,7 @@ def _feature_collection(page: Page, request: Any) -> dict[str, Any]:
     features = [_with_links(item, _item_links(base, item)) for item in page.items]
     links: list[dict[str, Any]] = [_link("root", f"{base}/"), _link("self", str(request.url), "application/geo+json")]
     if page.next_offset is not None:
-        links.append(_next_link(request, f"next:{page.next_offset}"))
+        links.append(_next_link(request, _token(page.next_offset, page.items[-1])))
     body = {"type": "FeatureCollection", "features": features, "links": links, "numberReturned": len(features)}
     return body | ({"numberMatched": page.matched} if page.matched is not None else {})
 

@@ -526,6 +526,37 @@ def test_changed_files_are_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         assert set(ids(client)) == expected(0, 1, 2, 3)
 
 
+@pytest.mark.parametrize(
+    ("search", "change"),
+    [
+        ({}, "added"),
+        ({"bbox": [-180, -90, 180, 90]}, "added"),
+        ({"sortby": "-properties.eo:cloud_cover"}, "added"),
+        ({}, "last one changed"),
+        ({"bbox": [-180, -90, 180, 90]}, "last one gone"),
+    ],
+)
+@pytest.mark.usefixtures("reads")
+def test_pages_give_each_item_once_while_the_catalog_changes(
+    tmp_path: Path, search: dict[str, Any], change: str
+) -> None:
+    make_catalog(tmp_path, 9, collections=1)
+    pages = list[list[str]]()
+    with serving(tmp_path) as url:
+        for page in Client.open(url).search(limit=3, **search).pages():
+            pages.append([item.id for item in page])
+            (last,) = [int(name[-3:]) for name in pages[-1][-1:]]
+            if change == "added" and len(pages) < 3:
+                make_catalog(tmp_path, 9 + len(pages), collections=1)
+            elif change == "last one changed":
+                change_item(tmp_path, last, stac_extensions=["changed"])
+            elif change == "last one gone":
+                (tmp_path / "c0" / f"scene-{last:03d}" / f"scene-{last:03d}.json").unlink()
+    found = [name for names in pages for name in names]
+    assert expected(*range(9)) <= set(found)
+    assert len(found) == len(set(found))
+
+
 @pytest.fixture
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the files that are read, as they are read; nothing is too soon to look again."""
