@@ -42,6 +42,9 @@ COUNT_LIMIT = 2000
 MAX_FILTER_CHARS, MAX_FILTER_DEPTH = 2000, 8
 """Of a filter as text: cql2 takes twice as long per open parenthesis, and long chains of operators exceed its stack."""
 
+MAX_PAGE = 1000
+"""Items of a page, whatever is asked for: our own are 10 kB each, and take ten times that in memory."""
+
 MAX_BODY_BYTES = 4 * 2**20
 """Of a question: checking what is wrong with a longer one would take seconds and gigabytes."""
 
@@ -800,14 +803,14 @@ def _client(index: CatalogIndex, extensions: list[Any]) -> Any:
             body = _required(index.item(collection_id, item_id), f"item {item_id} of collection {collection_id}")
             return _with_links(body, _item_links(_base(request), body))
 
-        def item_collection(self, collection_id: str, request: Any = None, **asked: Any) -> dict[str, Any]:
+        def item_collection(self, collection_id: str, request: Any = None, **asked: Any) -> Any:
             self.get_collection(collection_id, request=request)
             return _answer(index, request, asked | {"collections": [collection_id]})
 
-        def get_search(self, request: Any = None, **asked: Any) -> dict[str, Any]:
+        def get_search(self, request: Any = None, **asked: Any) -> Any:
             return _answer(index, request, asked | {"filter": asked.get("filter_expr")})
 
-        def post_search(self, search_request: Any, request: Any = None, **_: Any) -> dict[str, Any]:
+        def post_search(self, search_request: Any, request: Any = None, **_: Any) -> Any:
             as_given = {"intersects": search_request.intersects, "filter": search_request.filter_expr}
             dumped = search_request.model_dump(exclude={"intersects", "filter_expr"}, mode="json")
             return _answer(index, request, dumped | as_given)
@@ -857,7 +860,9 @@ def _all_collections(index: CatalogIndex, request: Any) -> dict[str, Any]:
     return {"collections": found, "links": links, "numberMatched": len(found), "numberReturned": len(found)}
 
 
-def _answer(index: CatalogIndex, request: Any, asked: Mapping[str, Any]) -> dict[str, Any]:
+def _answer(index: CatalogIndex, request: Any, asked: Mapping[str, Any]) -> Any:
+    """The page as a response: of a mere dict FastAPI looks at each value once more, and answers nobody meanwhile."""
+    from fastapi.responses import JSONResponse
     from stac_fastapi.types.errors import InvalidQueryParameter
     from stac_fastapi.types.rfc3339 import str_to_interval
 
@@ -868,7 +873,7 @@ def _answer(index: CatalogIndex, request: Any, asked: Mapping[str, Any]) -> dict
         page = index.search(_query(asked, interval if isinstance(interval, tuple) else (interval, interval)))
     except BadQueryError as error:
         raise InvalidQueryParameter(str(error)) from error
-    return _feature_collection(page, request)
+    return JSONResponse(_feature_collection(page, request), media_type="application/geo+json")
 
 
 def _query(asked: Mapping[str, Any], interval: tuple[datetime | None, datetime | None]) -> Query:
@@ -883,7 +888,7 @@ def _query(asked: Mapping[str, Any], interval: tuple[datetime | None, datetime |
         interval=interval,
         cql2=_parsed(asked.get("filter")) if asked.get("filter_lang") == "cql2-json" else asked.get("filter"),
         sort=_sort(asked.get("sortby")),
-        limit=int(asked.get("limit") or 10),
+        limit=min(int(asked.get("limit") or 10), MAX_PAGE),
         offset=offset,
         after=after,
     )

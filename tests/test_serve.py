@@ -239,6 +239,14 @@ def test_many_ids_are_found_at_once(catalog_dir: Path) -> None:
 
 
 @pytest.mark.parametrize("method", ["GET", "POST"])
+def test_pages_are_no_larger_than_memory_allows(client: Client, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serve, "MAX_PAGE", 20)
+    pages = [[item.id for item in page] for page in client.search(method=method, limit=10_000).pages()]
+    assert [len(page) for page in pages] == [20, 20, 5]
+    assert [name for page in pages for name in page] == [f"scene-{n:03d}" for n in reversed(range(COUNT))]
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
 @pytest.mark.parametrize(
     ("search", "numbers"),
     [
