@@ -6,6 +6,7 @@ georeference) is taken from options or assumed, and the item says which: its ``i
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import re
@@ -32,10 +33,15 @@ PAN_KEY, MS_KEY = "pan", "ms"
 SYNTHETIC_FRAME = "assumed, not real: only the pixel size is true"
 """Value of ``ingest:georeference`` where the place on the map was made up."""
 
-_EXTENSIONS = [
-    f"https://stac-extensions.github.io/{name}/schema.json"
-    for name in ("projection/v2.0.0", "raster/v2.0.0", "eo/v2.0.0", "file/v2.1.0")
-]
+_EXTENSIONS = {
+    prefix: f"https://stac-extensions.github.io/{name}/schema.json"
+    for prefix, name in {
+        "proj": "projection/v2.0.0",
+        "raster": "raster/v2.0.0",
+        "eo": "eo/v2.0.0",
+        "file": "file/v2.1.0",
+    }.items()
+}
 _DATA_TYPES = frozenset(
     ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float32", "float64")
 )
@@ -327,11 +333,13 @@ def _item(
         bbox=bbox,
         datetime=acquired,
         properties={**properties, "datetime": rfc3339(acquired)},
-        stac_extensions=list(_EXTENSIONS),
         collection=catalog.contract.name,
     )
     path = catalog.item_path(item_id)
     item.set_self_href(path.as_posix())
     for member in members:
         item.add_asset(member.key, _asset(member, path.parent, catalog.root))
+    text = json.dumps([item.properties, [asset.to_dict() for asset in item.assets.values()]])
+    # One that is declared without a field of it makes an item invalid.
+    item.stac_extensions = [uri for prefix, uri in _EXTENSIONS.items() if f'"{prefix}:' in text]
     return item

@@ -145,8 +145,9 @@ def _keep_file_time(item: pystac.Item, old: Json) -> None:
 
 
 def _essence(document: Json) -> Json:
+    """What an item says itself: not when it was written, nor whose words it uses, which its fields tell."""
     kept = {name: value for name, value in document["properties"].items() if name not in {"created", "updated"}}
-    essence: Json = json.loads(json.dumps({**document, "properties": kept}))
+    essence: Json = json.loads(json.dumps({**document, "properties": kept, "stac_extensions": None}))
     return essence
 
 
