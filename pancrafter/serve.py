@@ -51,6 +51,15 @@ MAX_BODY_BYTES = 4 * 2**20
 MAX_SORT_FIELDS = 16
 """Of a search: SQLite bounds them too, by an error of its own."""
 
+CQL2_OPERATORS = frozenset((
+    "and", "or", "not", "=", "<>", "<", ">", "<=", ">=", "like", "between", "in", "isNull", "casei", "accenti", "+",
+    "-", "*", "/", "%", "div", "^", "s_contains", "s_crosses", "s_disjoint", "s_equals", "s_intersects", "s_overlaps",
+    "s_touches", "s_within", "t_after", "t_before", "t_contains", "t_disjoint", "t_during", "t_equals",
+    "t_finishedBy", "t_finishes", "t_intersects", "t_meets", "t_metBy", "t_overlappedBy", "t_overlaps", "t_startedBy",
+    "t_starts", "a_containedBy", "a_contains", "a_equals", "a_overlaps"
+))  # fmt: skip
+"""Those of the standard; what else a filter calls is a function of its own, which no item could meet."""
+
 KEPT_SEARCHES = 16
 """Searches whose place is remembered, so that their next page goes on there instead of beginning again."""
 
@@ -573,9 +582,21 @@ def _expression(cql2_filter: str | Mapping[str, Any] | None) -> Any:
             "simplify it, or send it as cql2-json"
         )
     try:
-        return Expr(cql2_filter if isinstance(cql2_filter, str) else dict(cql2_filter))
+        expression = Expr(cql2_filter if isinstance(cql2_filter, str) else dict(cql2_filter))
+        asked = set(_operators(expression.to_json()))
     except Exception as error:  # the extension module raises bare exceptions of its own
         raise BadQueryError(f"the filter is not valid CQL2: {error}") from error
+    if unknown := sorted(asked - CQL2_OPERATORS):
+        raise BadQueryError(f"the filter calls {', '.join(unknown)}, expected operators and functions of CQL2 only")
+    return expression
+
+
+def _operators(node: Any) -> Iterator[str]:  # Any: JSON
+    inner = node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
+    if isinstance(node, dict) and isinstance(node.get("op"), str):
+        yield node["op"]
+    for value in inner:
+        yield from _operators(value)
 
 
 def _depth(text: str) -> int:

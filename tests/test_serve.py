@@ -456,6 +456,12 @@ def test_parentheses_in_texts_are_not_nested(catalog_dir: Path) -> None:
         load_index(catalog_dir).search(Query(cql2=f"platform = '))))' and {'(' * 9}gsd=1{')' * 9}"))
 
 
+@pytest.mark.parametrize("asked", ["gsd > 0 or nearby(gsd) = 1", {"op": "nearby", "args": [{"property": "gsd"}]}])
+def test_a_function_that_cql2_has_not_is_no_empty_answer(catalog_dir: Path, asked: Any) -> None:
+    with pytest.raises(BadQueryError, match="the filter calls nearby, expected operators and functions of CQL2 only"):
+        load_index(catalog_dir).search(Query(cql2=asked))
+
+
 def test_bad_filter_says_so(catalog_dir: Path) -> None:
     with pytest.raises(BadQueryError, match="not valid CQL2"):
         load_index(catalog_dir).search(Query(cql2="((("))
