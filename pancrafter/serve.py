@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 import re
 import reprlib
 import socket
@@ -347,7 +348,7 @@ class CatalogIndex:
 
 def _stamp(path: str) -> tuple[int, int]:
     try:
-        status = Path(path).stat()
+        status = os.stat(path)  # noqa: PTH116 - half the time, of which each look takes it for every file
     except OSError:
         return (0, 0)
     return (status.st_mtime_ns, status.st_size)
