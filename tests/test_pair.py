@@ -556,7 +556,11 @@ def test_swallowed_interrupt_is_raised_again_where_work_goes_on(
         return genuine(*arguments)
 
     monkeypatch.setattr(pair_module, "_read", read)
-    result = CliRunner().invoke(app, ["sharpen", str(pan), str(ms), str(tmp_path / "out.tif"), "--method", "exp"])
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's & ignores it
+    try:
+        result = CliRunner().invoke(app, ["sharpen", str(pan), str(ms), str(tmp_path / "out.tif"), "--method", "exp"])
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert (result.exit_code, result.stderr.splitlines()[-1]) == (130, "interrupted")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["ms.tif", "pan.tif"]
 
