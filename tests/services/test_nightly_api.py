@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import tempfile
+from pathlib import Path
+
 import pytest
 from benchmarks.bench_nightly import nights, pgstac, sender_to_api
 from real_stack import need_servers
@@ -11,15 +14,15 @@ from pancrafter.catalog import PAGE_SIZE
 pytestmark = pytest.mark.services
 
 
-def test_two_nights_over_pgstac(tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_two_nights_over_pgstac(tmp_path: Path) -> None:
     need_servers()
-    folder = tmp_path_factory.mktemp("nights")
-    for parent in (folder, *folder.parents[:2]):  # PostgreSQL runs as somebody else
-        parent.chmod(0o755)
     count = 6 * PAGE_SIZE + 13
-    with pgstac(folder / "servers") as url:
-        first, second = nights("STAC API", url, folder / "work", count, sender_to_api(url))
-    assert not (folder / "servers").exists()
+    with tempfile.TemporaryDirectory() as folder:  # PostgreSQL's own user may not enter that of the test
+        Path(folder).chmod(0o711)
+        servers = Path(folder, "servers")
+        with pgstac(servers) as url:
+            first, second = nights("STAC API", url, tmp_path, count, sender_to_api(url))
+        assert not servers.exists()
     for found in (first, second):
         assert (found["missed"], found["not_expected"], found["in_wrong_state"]) == (0, 0, 0), found
     assert first["items"] == count

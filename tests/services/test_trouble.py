@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -223,11 +224,9 @@ while True:
 
 
 @contextlib.contextmanager
-def servers_on_a_small_disk(folder: Path, size: str) -> Iterator[tuple[Path, dict[str, str]]]:
+def servers_on_a_small_disk(size: str) -> Iterator[tuple[Path, dict[str, str]]]:
     """PostgreSQL and a STAC API whose folder is a disk of its own; where it can be seen from here."""
-    folder.mkdir()
-    for place in (folder, *folder.parents[:3]):
-        place.chmod(place.stat().st_mode | 0o011)  # PostgreSQL's own user passes through
+    folder = Path(tempfile.mkdtemp())  # not below that of the test, which PostgreSQL's own user may not enter
     mounted = f'mount -t tmpfs -o size={size},mode=711 tmpfs {folder} && exec {sys.executable} -c "$0" {folder}'
     command = ["unshare", "--mount", "sh", "-c", mounted, SMALL_SERVERS]
     main = subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.PIPE, text=True)
@@ -239,6 +238,7 @@ def servers_on_a_small_disk(folder: Path, size: str) -> Iterator[tuple[Path, dic
         main.kill()
         main.wait(60)
         wait(lambda: not any(is_of(process, folder) for process in psutil.process_iter()), "the servers end")
+        folder.rmdir()
 
 
 def fill(disk: Path) -> Path:
@@ -257,7 +257,7 @@ def test_full_disk_of_a_server_stops_with_advice_and_loses_nothing(archive: Path
     need_servers()
     local = tmp_path / "archive"
     add_scene(local, "scene", side_px=128)
-    with servers_on_a_small_disk(tmp_path / "servers", "400m") as (disk, urls):
+    with servers_on_a_small_disk("400m") as (disk, urls):
         settings = Settings(
             source=str(local),
             sink=str(tmp_path / "out"),
