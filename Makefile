@@ -11,10 +11,11 @@ RUN_OPTIONS := $(if $(SOURCE),--source '$(SOURCE)') $(if $(SINK),--sink '$(SINK)
 run: setup
 	$(BIN)/python -m flows $(RUN_OPTIONS)
 
-# With the tests on real servers, where these are there or can be installed (root, Debian).
+# With the tests on real servers, where these are there or can be installed (root, Debian). In as many processes as there are
+# cores, at most four; PYTEST_OPTIONS='-n 0' runs all in one.
 test: setup
 	@$(MAKE) --no-print-directory services || echo "the tests on real servers are skipped: they cannot be installed"
-	$(BIN)/python -m pytest -m "" $(PYTEST_OPTIONS)
+	$(BIN)/python -m pytest -m "" -n logical --maxprocesses 4 $(PYTEST_OPTIONS)
 
 # BENCH='--device cuda --sizes 2048,8192,16384' runs the set of a GPU; the report names commit, machine and versions.
 bench: setup

@@ -5,12 +5,27 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from urllib.request import Request, urlopen
 
 import pytest
 import torch
+from xdist.scheduler import LoadFileScheduling
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+class ByFile(LoadFileScheduling):
+    """Files go to processes as a whole, for their fixtures; those of tests/services as one, for their servers."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        services = "tests/services/"
+        return services if nodeid.startswith(services) else super()._split_scope(nodeid)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByFile:
+    config.option.loadscopereorder = False  # folders, whose tests take longest, are collected first
+    return ByFile(config, log)
 
 
 @pytest.fixture(autouse=True, scope="session")
