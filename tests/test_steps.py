@@ -549,7 +549,8 @@ except steps.PancrafterError as error:
 def test_full_disk_stops_the_run_and_loses_nothing(tmp_path: Path) -> None:
     """No file may grow beyond 200 kB: the COG of the scene is larger, the ledger and the staged shards are not."""
     add_scene(tmp_path / "source", "scene", side_px=512)
-    settings = settings_in(tmp_path)
+    classical_contracts(tmp_path / "contracts")
+    settings = settings_in(tmp_path, contracts_dir=str(tmp_path / "contracts"))
     command = [sys.executable, "-c", _ON_A_FULL_DISK, settings.model_dump_json(), "200000"]
     full = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
     assert full.returncode == 2, full.stdout + full.stderr
