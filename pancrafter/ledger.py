@@ -289,15 +289,18 @@ class Ledger:
         are.
         """
         taken = 0
-        with self._transaction(write=True) as connection:
-            now = self._now(connection)
-            for key in keys:
-                row = self._find(connection, key)
-                if State(row["state"]) is State.ELIGIBLE and not row["measures"]:
-                    self._update(connection, row, now, state=State.CONFIRMED)
-                    step = _Step(self._who, State.ELIGIBLE, State.CONFIRMED, "was published before this ledger knew it")
-                    self._log(connection, row, now, step)
-                    taken += 1
+        for batch in batches(keys):
+            with self._transaction(write=True) as connection:
+                now = self._now(connection)
+                for key in batch:
+                    row = self._find(connection, key)
+                    if State(row["state"]) is State.ELIGIBLE and not row["measures"]:
+                        self._update(connection, row, now, state=State.CONFIRMED)
+                        step = _Step(
+                            self._who, State.ELIGIBLE, State.CONFIRMED, "was published before this ledger knew it"
+                        )
+                        self._log(connection, row, now, step)
+                        taken += 1
         return taken
 
     # work
@@ -551,21 +554,26 @@ class Ledger:
             chosen.append(SCENE.c.reason.icontains(reason_contains, autoescape=True))
         redriven: list[SceneKey] = []
         left: list[tuple[SceneKey, str]] = []
-        with self._transaction(write=True) as connection:
-            now = self._now(connection)
-            rows = self._select(connection, chosen) if keys is None else [self._find(connection, key) for key in keys]
-            for row in rows:
-                obstacle = _redrive_obstacle(row)
-                if obstacle:
-                    left.append((_key(row), obstacle))
-                    continue
-                values = {**_NO_FAILURE, "state": State.ELIGIBLE}
-                if State(row["state"]) is State.CONFIRMED:  # made anew: what it took before is paid
-                    kept = {name: v for name, v in row["measures"].items() if not name.endswith("_seconds")}
-                    values["measures"] = kept | {"redriven": message}
-                self._update(connection, row, now, **values)
-                self._log(connection, row, now, _Step(self._who, State(row["state"]), State.ELIGIBLE, message))
-                redriven.append(_key(row))
+        with self._transaction() as connection:
+            if keys is None:
+                ids = list(connection.execute(sa.select(SCENE.c.id).where(*chosen).order_by(SCENE.c.id)).scalars())
+            else:
+                ids, chosen = list(dict.fromkeys(self._find(connection, key)["id"] for key in keys)), []
+        for batch in batches(ids):  # workers must not wait for all of them
+            with self._transaction(write=True) as connection:
+                now = self._now(connection)
+                rows = {row["id"]: row for row in self._select(connection, [SCENE.c.id.in_(batch), *chosen])}
+                for row in (rows[number] for number in batch if number in rows):
+                    if obstacle := _redrive_obstacle(row):
+                        left.append((_key(row), obstacle))
+                        continue
+                    values = {**_NO_FAILURE, "state": State.ELIGIBLE}
+                    if State(row["state"]) is State.CONFIRMED:  # made anew: what it took before is paid
+                        kept = {name: v for name, v in row["measures"].items() if not name.endswith("_seconds")}
+                        values["measures"] = kept | {"redriven": message}
+                    self._update(connection, row, now, **values)
+                    self._log(connection, row, now, _Step(self._who, State(row["state"]), State.ELIGIBLE, message))
+                    redriven.append(_key(row))
         return RedriveResult(redriven=tuple(redriven), left=tuple(left))
 
     @contextmanager

@@ -568,6 +568,28 @@ def test_redrive_by_filter_and_by_key(ledger: Ledger) -> None:
         ledger.redrive([key("zzz")])
 
 
+def test_workers_need_not_wait_for_a_redrive_of_very_many(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With SQLite one transaction keeps all others from writing, and after a minute they give up."""
+    monkeypatch.setattr("pancrafter.ledger.BATCH", 2)
+    names = ("a", "b", "c", "d", "e")
+    ledger.record_found(SINK, map(work, names))
+    for name in names:
+        ledger.fail(claim(ledger, name), InvalidSceneError("all nodata"))
+    written: list[int] = []
+
+    def count(_connection: object, _cursor: object, text: str, *_: object) -> None:
+        if text.startswith("UPDATE scene"):
+            written[-1] += 1
+
+    sa.event.listen(ledger._engine, "begin", lambda _: written.append(0))
+    sa.event.listen(ledger._engine, "before_cursor_execute", count)
+    assert ledger.redrive().redriven == tuple(map(key, names))
+    assert written == [0, 2, 2, 1]
+    written.clear()
+    assert ledger.take_over(map(key, names)) == len(names)
+    assert written == [2, 2, 1]
+
+
 def test_a_wildcard_in_a_filter_is_just_text(ledger: Ledger) -> None:
     ledger.record_found(SINK, [work("a")])
     ledger.fail(claim(ledger, "a"), InvalidSceneError("all nodata"))
