@@ -15,6 +15,7 @@ from flows.runs import crash_gone_runs, sign_run
 from pancrafter.census import take_census
 from pancrafter.ledger import open_ledger
 from pancrafter.states import State as SceneState
+from pancrafter.summary import MOST_DIFFERENCES, differences_of
 from pancrafter.sweep import sweep as do_sweep
 
 
@@ -34,13 +35,15 @@ def census(
     """
     sign_run()
     taken = take_census(with_environment(settings), checksums=checksums)
-    rows = [difference.model_dump() for difference in taken.differences]
-    create_table_artifact(rows, key="census", description="What differs, and the command that mends it")
+    rows = [difference.model_dump() for difference in taken.differences[:MOST_DIFFERENCES]]
+    left_out = len(taken.differences) - len(rows)
+    more = f"; {left_out} more are left out here" if left_out else ""
+    create_table_artifact(rows, key="census", description=f"What differs, and the command that mends it{more}")
     counted = f"{taken.source_scenes} scenes in the source, {taken.catalog_items} items published"
     if taken.clean:
         return Completed(message=f"clean: {counted}", data=taken.model_dump(mode="json"))
     fixes = "; ".join(dict.fromkeys(difference.fix for difference in taken.differences))
-    return Failed(message=f"{len(rows)} differences, {counted}; mend with: {fixes}"[:2000])
+    return Failed(message=f"{differences_of(taken)}, {counted}; mend with: {fixes}"[:2000])
 
 
 @flow(name="sweep", flow_run_name="sweep {settings.sink}")

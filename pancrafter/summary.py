@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 WIDTH = 118
 """Least columns for a table that goes into a file or pipe."""
 
+MOST_DIFFERENCES = 200
+"""Differences of a census that are shown, further ones are counted: there is one for each scene that waits."""
+
 REFUSED_HINT = "see `pancrafter ledger list --state refused`"
 
 _HELD_HINT = "held: see `pancrafter held list`, then `pancrafter held release|reject SCENE --reason TEXT`"
@@ -371,18 +374,21 @@ def plan_table(plan: Plan) -> Table:
 
 
 def print_census(console: Console, census: Census) -> None:
-    """Print the counts of each place, every difference and the command that mends it."""
-    if census.differences:
+    """Print the counts of each place, the differences, the first of them at least, and the commands that mend them."""
+    shown = census.differences[:MOST_DIFFERENCES]
+    if shown:
         table = _table()
         table.add_column("noticed in", no_wrap=True)
         table.add_column("what", overflow="fold")
         table.add_column("differs", overflow="fold")
-        for difference in census.differences:
+        for difference in shown:
             table.add_row(Text(difference.place), Text(difference.what), Text(difference.finding))
         with _roomy(console):
             console.print(table, soft_wrap=False)
+        if left_out := len(census.differences) - len(shown):
+            _print_line(console, f"{left_out} more: see `pancrafter census --json`")
         _print_line(console, "mend with:")
-        for fix in dict.fromkeys(difference.fix for difference in census.differences):
+        for fix in dict.fromkeys(difference.fix for difference in shown):
             _print_line(console, f"  {fix}")
     states = ", ".join(f"{count} {state}" for state, count in census.ledger.items()) or "empty"
     window = "" if census.whole_source else " in the window"
@@ -391,7 +397,13 @@ def print_census(console: Console, census: Census) -> None:
     _print_line(console, f"catalog: {census.catalog_items} items")
     for note in census.notes:
         _print_line(console, f"note:    {note}")
-    _print_line(console, "clean" if census.clean else f"{len(census.differences)} differences")
+    _print_line(console, "clean" if census.clean else differences_of(census))
+
+
+def differences_of(census: Census) -> str:
+    """How many differences a census found, in words."""
+    count = len(census.differences)
+    return "1 difference" if count == 1 else f"{count} differences"
 
 
 # --- pieces ---------------------------------------------------------------------------------------------------------

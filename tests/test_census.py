@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -11,9 +12,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 from small_archive import add_scene, settings_in, silent
 
-from pancrafter import runs, steps
+from pancrafter import runs, steps, summary
 from pancrafter.census import Census, command, take_census
 from pancrafter.ledger import open_ledger
 from pancrafter.processes import is_gone, lease_owner
@@ -57,6 +59,19 @@ def test_finished_run_is_clean(settings: Settings) -> None:
     census = take_census(settings, checksums=True)
     assert census.clean, census.differences
     assert (census.source_scenes, census.ledger, census.catalog_items) == (2, {"confirmed": 2}, 2)
+
+
+def test_a_few_of_very_many_differences_are_shown(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A ledger may hold 100,000 scenes that wait."""
+    monkeypatch.setattr(summary, "MOST_DIFFERENCES", 1)
+    shutil.rmtree(settings.sink)
+    census, printed = take_census(settings), io.StringIO()
+    summary.print_census(Console(file=printed), census)
+    assert [name for name in _findings(census) if name in printed.getvalue()] == ["geoeye-1/day-1"]
+    assert "1 more: see `pancrafter census --json`" in printed.getvalue()
+    assert printed.getvalue().endswith("\n2 differences\n")
+    one = census.model_copy(update={"differences": census.differences[:1]})
+    assert summary.differences_of(one) == "1 difference"
 
 
 def test_fixes_name_commands_on_the_same_places(settings: Settings) -> None:

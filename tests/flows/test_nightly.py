@@ -488,7 +488,7 @@ def test_upkeep_is_named_by_what_it_keeps(tmp_path: Path) -> None:
     settings = settings_in(tmp_path)
     redrive(settings)
     sweep(settings)
-    with pytest.raises(FailedRun, match="1 differences"):
+    with pytest.raises(FailedRun, match="1 difference,"):
         census(settings)
     with get_client(sync_client=True) as client:
         names = {run.name for run in client.read_flow_runs()}
