@@ -110,12 +110,14 @@ def _enter_left_overs(
 ) -> list[tuple[str, str]]:
     """What the ledger has to do beside what was found, within the limits of the settings, by the present recipe.
 
-    Not what is published by this recipe and waits to be replaced: another run planned that.
+    Once there is enough for the limit of scenes, those acquired later are left for another time; so is always what is
+    published by this recipe and waits to be replaced: another run planned that.
     """
     asked_for = _limits(settings, contracts)
-    claimable = ((row.collection, row.item_id) for row in ledger.each(settings.sink) if row.claimable)
-    keys, entered = [key for key in claimable if key not in found], []
-    for batch in batches(keys):
+    entered: list[tuple[str, str]] = []
+    for batch in batches(key for key in ledger.claimable(settings.sink) if key not in found):
+        if settings.limit is not None and len(entered) >= settings.limit:
+            break
         rows = ledger.rows_of(settings.sink, batch).values()
         planned = [(row, work_of(row.scene, settings, contracts)) for row in rows if row.scene and asked_for(row.scene)]
         works = [work for row, work in planned if work.output_item_id != row.supersedes]

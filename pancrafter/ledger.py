@@ -663,6 +663,13 @@ class Ledger:
                 return
             last = (rows[-1]["collection"], rows[-1]["item_id"])
 
+    def claimable(self, sink: str) -> list[tuple[str, str]]:
+        """Collection and item id of what may be claimed now, by acquisition."""
+        c = SCENE.c
+        with self._transaction() as connection:
+            free = sa.select(c.collection, c.item_id).where(c.sink == sink, _may_start(self._now(connection)))
+            return [(row.collection, row.item_id) for row in connection.execute(free.order_by(c.acquired, c.id))]
+
     def totals(self, sink: str) -> list[Total]:
         """Sums over everything that was confirmed, for monitoring."""
         measures, names = SCENE.c.measures, ("pixels", "bytes_read", "seconds", "sharpen_seconds")

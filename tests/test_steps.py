@@ -377,7 +377,8 @@ def test_period_and_area_limit_what_is_done(tmp_path: Path) -> None:
         assert discovery.discover(elsewhere, ledger).eligible == ()
 
 
-def test_a_look_for_what_is_new_takes_what_was_left_over(tmp_path: Path) -> None:
+def test_a_look_for_what_is_new_takes_what_was_left_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pancrafter.ledger.BATCH", 1)
     now = datetime.now(UTC)
     for day in (1, 2):
         add_scene(tmp_path / "source", f"day-{day}", side_px=128, seed=day, day=day)
@@ -395,6 +396,9 @@ def test_a_look_for_what_is_new_takes_what_was_left_over(tmp_path: Path) -> None
         assert to_do() == (), "not found yet, and old"
         discovery.discover(settings, ledger)
         recipes = {row.recipe for row in ledger.rows()}
+        assert to_do(limit=1) == ("geoeye-1/day-1",)
+        (beyond,) = (row for row in ledger.rows() if row.recipe in recipes)
+        assert beyond.key.item_id == "day-2", "of very many only as many as the limit are looked at"
         assert to_do(bbox=(100.0, 10.0, 101.0, 11.0)) == ()
         assert to_do(collections=("others",)) == ()
         assert to_do(until=datetime(2025, 5, 1, 12, tzinfo=UTC)) == ("geoeye-1/day-1",)
