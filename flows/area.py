@@ -110,7 +110,7 @@ def backfill(
     if budget is not None:
         check_budget(plan, budget)
     try:
-        return _concluded(chosen, work_through(chosen, window_days, partial(_sharpen, since=started)))
+        return _concluded(chosen, work_through(chosen, window_days, partial(_sharpen, since=started, is_part=True)))
     except runs.RunStoppedError as error:
         return _stopped(chosen, error, error.outcomes)
 
@@ -157,7 +157,7 @@ def _looked_at(settings: Settings) -> str:
     return f"{settings.source} {mark}" if part else settings.source
 
 
-def _sharpen(settings: Settings, *, since: datetime | None = None) -> list[Outcome]:
+def _sharpen(settings: Settings, *, since: datetime | None = None, is_part: bool = False) -> list[Outcome]:
     """Everything that the settings ask for; the report page is about what happened ``since``, by default since now."""
     log, started = get_run_logger(), since or datetime.now(UTC)
     settings = on_device(settings)
@@ -183,7 +183,7 @@ def _sharpen(settings: Settings, *, since: datetime | None = None) -> list[Outco
             progress.step()
             return outcome
 
-        run = runs.Run(settings, ledger, log.info, since=started, process=make, complain=log.error)
+        run = runs.Run(settings, ledger, log.info, since=started, process=make, complain=log.error, is_part=is_part)
         return run.make_found(found)
 
 

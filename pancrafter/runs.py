@@ -36,7 +36,8 @@ def run(settings: Settings, report: Report, *, since: datetime | None = None) ->
     Args:
         settings: The run.
         report: Told what goes on.
-        since: When the work began that this run is a part of: the report page is about all of it.
+        since: When the work began that this run is a part of: the report page is about all of it. A part may well find
+            nothing, and does not say so.
 
     Raises:
         RunStoppedError: Nothing else could work either (sink, weights); what was finished before is in it.
@@ -44,7 +45,8 @@ def run(settings: Settings, report: Report, *, since: datetime | None = None) ->
     """
     started = since or datetime.now(UTC)
     with open_ledger(settings) as ledger:
-        return Run(settings, ledger, report, since=started).make_found(discover(settings, ledger))
+        run = Run(settings, ledger, report, since=started, is_part=since is not None)
+        return run.make_found(discover(settings, ledger))
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,7 @@ class Run:
         since: When it began.
         process: Makes one scene; default: ``process_scene``.
         complain: Told of scenes that failed; default: ``report``.
+        is_part: It is a part of other work, and may well find nothing.
     """
 
     settings: Settings
@@ -67,10 +70,11 @@ class Run:
     since: datetime
     process: Process | None = None
     complain: Report | None = None
+    is_part: bool = False
 
     def make_found(self, found: Discovery) -> list[Outcome]:
         """Make what a discovery found; what it refused comes first. Errors as of ``make_each``."""
-        if not found.counts.seen:
+        if not found.counts.seen and not self.is_part:
             self.report(f"nothing found: 0 items in {self.settings.source} match{_limits_of(self.settings)}")
         refused = [refused_outcome(refusal) for refusal in found.refused]
         if found.eligible:

@@ -45,6 +45,12 @@ def worked(root: Path, state: Path, *options: object) -> list[str]:
     return [outcome["key"] for outcome in json.loads(result.stdout)["outcomes"]]
 
 
+def test_empty_windows_are_passed_over_without_a_word(root: Path, tmp_path: Path) -> None:
+    result = backfill(root, tmp_path, "--from", "2024-04-01", "--to", "2024-05-01", "--window-days", 1)
+    assert "0 items found in" in result.stderr
+    assert "nothing found" not in result.stderr
+
+
 def test_windows_newest_first_within_the_limit_and_going_on(root: Path, tmp_path: Path) -> None:
     period = ("--from", "2025-05-01", "--to", "2025-05-04", "--window-days", 1)
     assert worked(root, tmp_path, *period, "--limit", 2) == ["geoeye-1/day-3", "geoeye-1/day-2"]
