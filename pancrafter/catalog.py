@@ -6,6 +6,7 @@ pystac and pystac-client stay in here; what leaves is a `Scene` or a `Refusal`.
 from __future__ import annotations
 
 import logging
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
@@ -105,7 +106,8 @@ def discover(
 
     Args:
         source: URL of a STAC API; URL of a static catalog document; path of a local catalog or its folder; path or
-            URL of a STAC GeoParquet file (needs the ``geoparquet`` extra).
+            URL of a STAC GeoParquet file, or of a folder of them that is called like one, on disk or S3 (needs the
+            ``geoparquet`` extra).
         since: Earliest acquisition time; a time without zone is UTC.
         until: Latest acquisition time.
         bbox: West, south, east, north in degrees; west above east crosses the antimeridian.
@@ -317,8 +319,8 @@ class _Catalog:
 
 @contextmanager
 def _opened(source: str, rules: Access) -> Iterator[_Catalog]:
-    if PurePosixPath(urlsplit(source).path).suffix in GEOPARQUET_SUFFIXES:
-        yield _Catalog(partial(_find_geoparquet, source))
+    if _is_geoparquet(urlsplit(source).path):
+        yield _Catalog(partial(_find_geoparquet, source, rules))
     elif is_local(source):
         with _opened_folder(local_path(source), rules) as catalog:
             yield catalog
@@ -330,19 +332,57 @@ def _opened(source: str, rules: Access) -> Iterator[_Catalog]:
             yield _Catalog(partial(_find_static, source, _object_reader(source, rules, io)))
 
 
-def _find_geoparquet(source: str, window: _Window) -> Iterator[_Found | Refusal]:
+def _find_geoparquet(source: str, rules: Access, window: _Window) -> Iterator[_Found | Refusal]:
+    """Search a file, or file after file of a folder; each is held as a whole."""
+    address = None
+    for address, place in _geoparquet_files(source, rules):
+        for feature in _read_geoparquet(address, place):
+            document = Document(_own_href(feature, address), "Item", feature, None)
+            if _inside(document, window):
+                yield _Found(feature, document.href)
+    if address is None:
+        raise SourceError(f"{source}: neither a file nor a folder of any; expected *.parquet or *.geoparquet")
+
+
+def _geoparquet_files(source: str, rules: Access) -> Iterator[tuple[str, str]]:
+    """Address of every file, and where rustac reads it: of S3 it knows neither profiles nor servers without TLS."""
+    if is_local(source):
+        path = local_path(source).absolute()
+        names = (str(file) for file in (path.rglob("*") if path.is_dir() else [path]) if file.is_file())
+        yield from ((name, name) for name in sorted(filter(_is_geoparquet, names)))
+    elif urlsplit(source).scheme == "s3":
+        import fsspec
+
+        with tempfile.TemporaryDirectory() as folder:
+            copy = f"{folder}/items.parquet"
+            try:
+                store = fsspec.filesystem("s3", **reader_for(rules).object_options(source))
+                for name in sorted(filter(_is_geoparquet, store.find(source))):
+                    store.get_file(name, copy)
+                    yield f"s3://{name}", copy
+            except Exception as error:  # those of botocore have no class in common with others
+                raise SourceError(f"{source}: {_short(error)}; expected a STAC GeoParquet file") from error
+    else:
+        yield source, source
+
+
+def _is_geoparquet(name: str) -> bool:
+    return PurePosixPath(name).suffix.lower() in GEOPARQUET_SUFFIXES
+
+
+def _read_geoparquet(source: str, place: str) -> list[dict[str, Any]]:
     try:
         import rustac
     except ImportError as error:
         raise SourceError(f"{source}: GeoParquet needs rustac; install pancrafter[geoparquet]") from error
     try:
-        features = rustac.read_sync(str(local_path(source)) if is_local(source) else source)["features"]
+        features: list[dict[str, Any]] = rustac.read_sync(place, format="parquet", set_self_link=False)["features"]
     except Exception as error:  # rustac raises bare exceptions of its own
         raise SourceError(f"{source}: {_short(error)}; expected a STAC GeoParquet file") from error
     for feature in features:
-        document = Document(_own_href(feature, source), "Item", feature, None)
-        if _inside(document, window):
-            yield _Found(feature, document.href)
+        if (feature.get("geometry") or {}).get("coordinates") == []:  # what rustac makes of none
+            feature["geometry"] = None
+    return features
 
 
 @contextmanager

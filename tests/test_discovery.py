@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from small_archive import write_catalog
 
-from pancrafter.access import Access
+from pancrafter.access import Access, HostProfile
 from pancrafter.catalog import discover
 from pancrafter.errors import SourceError
 from pancrafter.sensors import load_contracts
@@ -300,3 +300,66 @@ def test_geoparquet_is_a_source(shared_data: Path, tmp_path: Path) -> None:
     (tmp_path / "bad.parquet").write_text("no")
     with pytest.raises(SourceError, match="expected a STAC GeoParquet file"):
         ids(str(tmp_path / "bad.parquet"))
+
+
+def _write_parquet(path: Path, *items: dict[str, Any]) -> None:
+    import rustac
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rustac.write_sync(str(path), {"type": "FeatureCollection", "features": items})
+
+
+def test_a_folder_of_geoparquet_is_read_file_by_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Large archives come so, and no more than one file is held."""
+    import rustac
+
+    archive = tmp_path / "archive.parquet"
+    _write_parquet(archive / "month=1" / "part-0.parquet", item("a"), item("b"))
+    _write_parquet(archive / "month=2" / "part-0.parquet", item("c"))
+    (archive / "month=2" / "part-0.parquet").rename(archive / "month=2" / "part-0.PARQUET")
+    (archive / "_SUCCESS").touch()
+    reads: list[str] = []
+    read = rustac.read_sync
+    monkeypatch.setattr(rustac, "read_sync", lambda place, **options: reads.append(place) or read(place, **options))
+    found = discover(str(archive), contracts=CONTRACTS)
+    first = next(found)
+    assert isinstance(first, Scene)
+    assert first.source_href == str(archive / "month=1" / "part-0.parquet")
+    assert len(reads) == 1
+    assert [scene.item_id for scene in found] == ["b", "c"]
+    assert ids(str(archive / "month=2" / "part-0.PARQUET")) == ["c"]
+    (tmp_path / "empty.parquet").mkdir()
+    with pytest.raises(SourceError, match=r"empty.parquet: neither a file nor a folder of any"):
+        ids(str(tmp_path / "empty.parquet"))
+
+
+def test_geoparquet_in_a_bucket_is_read_as_its_profile_says(s3: str, tmp_path: Path) -> None:
+    """The server has no TLS, as many in a cluster."""
+    import fsspec
+
+    _write_parquet(tmp_path / "items.parquet", item("a"))
+    bucket = fsspec.filesystem("s3")
+    bucket.put_file(str(tmp_path / "items.parquet"), "bucket/one.parquet", ACL="public-read")
+    bucket.put_file(str(tmp_path / "items.parquet"), "bucket/many.parquet/0.parquet")
+    assert ids("s3://bucket/one.parquet") == ids("s3://bucket/many.parquet") == ["a"]
+    anonymous = Access(profiles=(HostProfile(match=("s3://bucket",), kind="anonymous"),))
+    (scene,) = discover("s3://bucket/one.parquet", contracts=CONTRACTS, access=anonymous)
+    assert isinstance(scene, Scene)
+    assert scene.source_href == "s3://bucket/one.parquet"
+    with pytest.raises(SourceError, match=r"s3://bucket/none.parquet: neither a file"):
+        ids("s3://bucket/none.parquet")
+
+
+def test_an_item_of_geoparquet_without_geometry_is_refused(tmp_path: Path) -> None:
+    """As one of JSON is; rustac makes an empty polygon of it."""
+    import duckdb
+
+    whole, path = tmp_path / "whole.parquet", tmp_path / "items.parquet"
+    _write_parquet(whole, item("a"), item("b"))
+    without_b = "SELECT * REPLACE (CASE id WHEN 'a' THEN geometry END AS geometry)"
+    duckdb.sql(f"COPY ({without_b} FROM '{whole}') TO '{path}'")
+    verdicts = {verdict.item_id: verdict for verdict in discover(str(path), contracts=CONTRACTS)}
+    assert isinstance(verdicts["a"], Scene)
+    refused = verdicts["b"]
+    assert isinstance(refused, Refusal)
+    assert "no geometry" in refused.reason
