@@ -39,6 +39,7 @@ from pancrafter.options import parse_moment
 from pancrafter.sensors import get_contract, parse_contract
 from pancrafter.settings import Settings
 from pancrafter.simulate import archive as simulated
+from pancrafter.types import Refusal
 
 RUNNER = CliRunner()
 ONE_TILE = ("--block-px", 192, "--threads", 1)
@@ -249,6 +250,16 @@ def test_ledger_redrive_gives_another_try(first_run: tuple, places: list, tmp_pa
     assert again.exit_code == 1
     assert "left as it is: geoeye-1/damaged: is eligible already" in again.stderr
     assert parsed("ledger", "show", "damaged", *state, "--json")["state"] == "eligible"
+
+
+def test_some_of_very_many_redriven_scenes_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pancrafter.cli.ledger.MOST_NAMED", 1)
+    with Ledger(f"sqlite:///{tmp_path / 'ledger.db'}") as ledger:
+        ledger.record_found("sink", [Refusal(collection="c", item_id=n, code="no_pan", reason="") for n in "abc"])
+    result = call("ledger", "redrive", "--state", "refused", "--state-dir", tmp_path)
+    assert result.stderr.startswith("left as it is: c/a: refused from its metadata")
+    assert result.stderr.count("\n") == 1
+    assert result.stdout == "and 2 more: see `pancrafter ledger list`\n0 redriven, 3 left\n"
 
 
 def test_ledger_mistakes(first_run: tuple, places: list, tmp_path: Path) -> None:

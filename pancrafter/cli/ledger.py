@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from pancrafter.settings import Settings
     from pancrafter.states import LedgerRow, SceneKey
 
+MOST_NAMED = 200
+"""Scenes that are named when very many are given another try."""
+
 ledger_app = typer.Typer(no_args_is_help=True, help="See what became of scenes, and give failed ones another try.")
 app.add_typer(ledger_app, name="ledger")
 
@@ -121,10 +124,13 @@ def ledger_redrive(
         else:
             wanted = _states(states) or ["dead", "held"]
             result = ledger.redrive(sink=sink, states=wanted, code=code, reason_contains=contains)
-    for key in result.redriven:
+    most = None if scenes else MOST_NAMED
+    for key in result.redriven[:most]:
         typer.echo(f"eligible again: {key}")
-    for key, reason in result.left:
+    for key, reason in result.left[:most]:
         note(f"left as it is: {key}: {reason}")
+    if not scenes and (more := len(result.redriven[most:]) + len(result.left[most:])):
+        typer.echo(f"and {more} more: see `pancrafter ledger list`")
     typer.echo(f"{len(result.redriven)} redriven, {len(result.left)} left")
     if scenes and result.left:
         raise typer.Exit(SCENE_FAILED)
