@@ -394,7 +394,7 @@ def _opened_folder(path: Path, rules: Access) -> Iterator[_Catalog]:
         raise SourceError(f"{path}: no such file or folder; give a STAC API URL or the folder of a catalog.json")
     index = load_index(path)
     faults = tuple(_refused_document(fault, str(index.root)) for fault in index.faults)
-    with serving(index) as url, _asking(rules.trusting(url)) as io:
+    with closing(index), serving(index) as url, _asking(rules.trusting(url)) as io:
         search = partial(_search, open_api(url, io), is_at_hand=True)
         yield _Catalog(search, MAX_PARTNER_SEARCHES, faults)
 

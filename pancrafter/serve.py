@@ -189,6 +189,11 @@ class CatalogIndex:
         self._db.executescript(_DDL)
         self._update(set())
 
+    def close(self) -> None:
+        """Give the memory back; Python would keep it until it looks for cycles, and an app over the index is in one."""
+        self._db.close()
+        self._files = {}
+
     def refresh(self) -> None:
         """Read again what has changed; looks at most every ``RECHECK_S``. Others are answered as before meanwhile."""
         if not self._refreshing.acquire(blocking=False):

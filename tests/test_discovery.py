@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,7 +19,7 @@ from pancrafter.access import Access, HostProfile
 from pancrafter.catalog import discover
 from pancrafter.errors import SourceError
 from pancrafter.sensors import load_contracts
-from pancrafter.serve import serving
+from pancrafter.serve import CatalogIndex, load_index, serving
 from pancrafter.types import Refusal, Scene
 
 CONTRACTS = load_contracts()
@@ -275,6 +276,16 @@ def test_redirects_and_links_do_not_lead_into_the_private_network(tmp_path: Path
     assert [v.item_id for v in verdicts if isinstance(v, Scene)] == ["good"]
     refused = [v.reason for v in verdicts if isinstance(v, Refusal)]
     assert sum("private address 127.0.0.2" in reason for reason in refused) == 2, refused
+
+
+def test_the_index_of_a_folder_goes_with_its_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A backfill searches once per window; one index after the other would fill the memory."""
+    made: list[CatalogIndex] = []
+    monkeypatch.setattr("pancrafter.serve.load_index", lambda path: made.append(load_index(path)) or made[-1])
+    assert ids(str(write_catalog(tmp_path, [item("a")]))) == ["a"]
+    (index,) = made
+    with pytest.raises(sqlite3.ProgrammingError, match="closed"):
+        index.collections()
 
 
 # --- GeoParquet -------------------------------------------------------------------------------------------------------
