@@ -268,9 +268,20 @@ class _Comparison:
             self.notes["older versions, kept and marked as deprecated"] += 1
         elif self.whole and _source_of(document) not in self.in_source:
             self.notes[_GONE] += 1
+        elif (key := self._made_otherwise(collection, document)) is not None:
+            finding = f"is current beside what was made of {key} since: the run that published it was interrupted"
+            self._add("catalog", f"{collection}/{item_id}", finding, f"redrive {shlex.quote(str(key))}", "run")
         else:
             finding = "is in the catalog, but not in this ledger (another ledger, or a lost one: a run takes it over)"
             self._add("catalog", f"{collection}/{item_id}", finding, "run")
+
+    def _made_otherwise(self, collection: str, document: Json) -> SceneKey | None:
+        """The scene of an item, if another item of it is confirmed and in the catalog."""
+        source, item_id = _source_of(document)
+        row = self.ledger.show(SceneKey(sink=self.settings.sink, collection=source, item_id=item_id))
+        if row is None or row.state is not State.CONFIRMED:
+            return None
+        return row.key if row.output_item_id in self.linked[collection] else None
 
 
 def _source_of(product: Json) -> tuple[str, str]:

@@ -20,7 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pystac
 from pydantic import Field
@@ -75,7 +75,7 @@ class Published(Record):
     item_id: str
     href: str = Field(description="Absolute address of the item.")
     changed: bool
-    superseded: str | None = Field(default=None, description="Id of the older item that points to this one now.")
+    superseded: tuple[str, ...] = Field(default=(), description="Ids of the older items that point to this one now.")
     assets: dict[str, str] = Field(description="Absolute address per asset key.")
 
 
@@ -129,7 +129,8 @@ class StaticSink:
     ) -> Published:
         """Put an item and its files into the catalog as the current version; doing it again changes nothing.
 
-        An item that was superseded becomes current again, and what had taken its place is superseded in turn.
+        An item that was superseded becomes current again, and what took its place is superseded in turn; so is what an
+        interrupted publication left current of the same source item.
 
         Args:
             item: From ``pancrafter.item.build_item``.
@@ -166,16 +167,17 @@ class StaticSink:
                 self.unlink(collection.id, replaced)
         linked = self._link(collection, document)
         killpoints.at("linked")
-        if superseded is not None:
-            self._deprecate(collection.id, superseded, item.id)
+        older = self._older(document, superseded, linked.siblings)
+        for older_id in older:
+            self._deprecate(collection.id, older_id, item.id)
         names = {f"{folder}/{_asset_name(asset, document)}" for asset in assets}
         try:
             published = self.read_back(collection.id, item.id, changed=changed, compared=names)
         except PancrafterError:
             self._linked.clear()  # somebody took the catalog apart: the next attempt looks at every link
             raise
-        self._linked |= linked
-        return published.model_copy(update={"superseded": superseded})
+        self._linked |= linked.lasting
+        return published.model_copy(update={"superseded": older})
 
     def read_back(
         self, collection_id: str, item_id: str, *, changed: bool = False, compared: Collection[str] = ()
@@ -327,6 +329,15 @@ class StaticSink:
             version = successor_of(document)
         return versions[-1] if versions else None
 
+    def _older(self, document: Json, superseded: str | None, siblings: set[str]) -> tuple[str, ...]:
+        """Ids of what an item takes the place of: ``superseded``, and what else of its source is older and current."""
+        found = [] if superseded is None else [superseded]
+        for sibling in sorted(siblings - {superseded, document["id"]}):
+            other = self._read(item_name(document["collection"], sibling))
+            if other is not None and not other["properties"].get("deprecated"):
+                found += [sibling] if other["properties"]["updated"] < document["properties"]["updated"] else []
+        return tuple(found)
+
     def _document(
         self,
         item: pystac.Item,
@@ -398,24 +409,27 @@ class StaticSink:
         self.store.write(name, dump(document), MEDIA_GEOJSON)
         return old
 
-    def _link(self, collection: CollectionInfo, document: Json) -> set[str]:
-        """Link an item from below to above, so that no reader meets a link that leads nowhere.
-
-        Returns:
-            What need not be linked again: the collection, and the item's page if it has one.
-        """
+    def _link(self, collection: CollectionInfo, document: Json) -> _Linked:
+        """Link an item from below to above, so that no reader meets a link that leads nowhere."""
         name = f"{collection.id}/collection.json"
         known = self.store.read_tagged(name)
         direct = has_room_for(self._parsed(name, known.data), document)
         day, month = page_name(document), month_name(document)
+        siblings: set[str] = set()
+
+        def grow_page(old: Json | None) -> Json:
+            siblings.update(_siblings(old, document))
+            return with_item_link(old or new_page(day, document), document, "../")
+
         if not direct:
-            self._update(day, lambda old: with_item_link(old or new_page(day, document), document, "../"))
+            self._update(day, grow_page)
         if not direct and day not in self._linked:
             self._update(month, lambda old: with_page(old or new_page(month, document), day))
 
         def grow(old: Json | None) -> Json:
             if direct and not has_room_for(old, document):
                 raise _FullMeanwhileError
+            siblings.update(_siblings(old, document))
             grown = with_extent(old or new_collection(collection, document), document)
             return with_item_link(grown, document, "./") if direct else with_page(grown, month_name(document))
 
@@ -425,7 +439,7 @@ class StaticSink:
             return self._link(collection, document)
         if collection.id not in self._linked:
             self._update("catalog.json", lambda old: with_child(old or new_catalog(), collection))
-        return {collection.id} if direct else {collection.id, day}
+        return _Linked({collection.id} if direct else {collection.id, day}, siblings)
 
     def unlink(self, collection_id: str, document: Json) -> None:
         """Take the links to an item out of its collection and its page; its document and its files stay."""
@@ -548,6 +562,20 @@ def _check_file(asset: AssetFile) -> None:
         raise InvalidSceneError(f"{path}: changed since it was described as asset {asset.key}; describe it again")
     if asset.raster is not None:
         validate_cog(path)
+
+
+class _Linked(NamedTuple):
+    """What came of linking an item."""
+
+    lasting: set[str]
+    """What need not be linked again: the collection, and the item's page if it has one."""
+    siblings: set[str]
+    """Ids of the items linked beside it that are made from the same source item."""
+
+
+def _siblings(parent: Json | None, document: Json) -> set[str]:
+    source = document["properties"].get(SOURCE_FIELD, {}).get("item_id")
+    return {linked_id(link) for link in links_of(parent, "item") if source and link.get(SOURCE_FIELD) == source}
 
 
 def _recipe_of(document: Json) -> str | None:

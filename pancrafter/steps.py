@@ -671,14 +671,14 @@ def announce(sink: StaticSink, published: Published, *, returned: bool = False) 
     feed = ChangeFeed(sink.store)
     item = sink.item(published.collection_id, published.item_id)
     told = feed.announce("new", item, once=not published.changed, returned=returned)
-    if published.superseded is not None:
-        old = sink.item(published.collection_id, published.superseded)
+    for item_id in published.superseded:
+        old = sink.item(published.collection_id, item_id)
         feed.announce("superseded", old, successor=published.item_id, once=not published.changed)
     return told
 
 
 def _tell_stac_api(published: Published, settings: Settings) -> None:
-    """Where there is a STAC API: the item, after the older one that it supersedes, is in it too and is read back."""
+    """Where there is a STAC API: the item, after the older ones that it supersedes, is in it too and is read back."""
     if settings.catalog_url is None:
         return
     from pancrafter.publish import StaticSink
@@ -686,9 +686,8 @@ def _tell_stac_api(published: Published, settings: Settings) -> None:
 
     sink = StaticSink(settings.sink)
     with contextlib.closing(StacApi(settings.catalog_url, settings.access)) as api:
-        for item_id in (published.superseded, published.item_id):
-            if item_id is not None:
-                api.send(sink, published.collection_id, item_id)
+        for item_id in (*published.superseded, published.item_id):
+            api.send(sink, published.collection_id, item_id)
 
 
 def _used_recipe(work: Claimed, sharpened: Sharpened) -> Recipe:

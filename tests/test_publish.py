@@ -239,7 +239,7 @@ def test_a_superseded_item_becomes_current_again(
     put(sink, other_assets, "S1-b", supersedes="S1-a")
     for supersedes in ("S1-b", None):  # None: the newer one was switched in, but its publisher died before it said so
         again = put(sink, assets, "S1-a", supersedes=supersedes)
-        assert (again.changed, again.superseded) == (True, "S1-b")
+        assert (again.changed, again.superseded) == (True, ("S1-b",))
         current, older = sink.find_by_source(NAME, "S1")
         assert (current["id"], current["properties"].get("deprecated"), version_links(current)) == ("S1-a", None, {})
         assert older["properties"]["deprecated"] is True
@@ -247,7 +247,7 @@ def test_a_superseded_item_becomes_current_again(
             "predecessor-version": "S1-a", "successor-version": "S1-a", "latest-version": "S1-a",
         }  # fmt: skip
         assert not put(sink, assets, "S1-a", supersedes=supersedes).changed
-        assert put(sink, other_assets, "S1-b", supersedes="S1-a").superseded == "S1-a"
+        assert put(sink, other_assets, "S1-b", supersedes="S1-a").superseded == ("S1-a",)
 
 
 def test_a_version_between_that_was_never_confirmed_is_superseded(
@@ -256,14 +256,37 @@ def test_a_version_between_that_was_never_confirmed_is_superseded(
     sink = StaticSink(str(tmp_path))
     put(sink, assets, "S1-a")
     put(sink, other_assets, "S1-b", supersedes="S1-a")
-    assert put(sink, other_assets, "S1-c", supersedes="S1-a").superseded == "S1-b"
+    assert put(sink, other_assets, "S1-c", supersedes="S1-a").superseded == ("S1-b",)
     assert [found["id"] for found in sink.items() if not found["properties"].get("deprecated")] == ["S1-c"]
+
+
+@pytest.mark.parametrize("in_collection", [200, 0])
+def test_what_an_interrupted_publication_left_current_is_superseded(
+    tmp_path: Path,
+    assets: tuple[AssetFile, ...],
+    other_assets: tuple[AssetFile, ...],
+    monkeypatch: pytest.MonkeyPatch,
+    in_collection: int,
+) -> None:
+    """It died after the link; another recipe made the scene then. A publisher that comes late supersedes nothing."""
+    monkeypatch.setattr(catalog_links, "ITEMS_IN_COLLECTION", in_collection)
+    sink = StaticSink(str(tmp_path))
+    put(sink, assets, "S1-a")
+    monkeypatch.setattr(StaticSink, "_deprecate", lambda *_: None)
+    put(sink, other_assets, "S1-b", supersedes="S1-a", made={"now": datetime(2025, 1, 1, tzinfo=UTC)})
+    monkeypatch.undo()
+    monkeypatch.setattr(catalog_links, "ITEMS_IN_COLLECTION", in_collection)
+    now = {"now": datetime(2025, 1, 2, tzinfo=UTC)}
+    assert put(sink, other_assets, "S1-c", supersedes="S1-a", made=now).superseded == ("S1-a", "S1-b")
+    assert put(sink, other_assets, "S1-late").superseded == ()
+    successors = {found["id"]: successor_of(found) for found in sink.items()}
+    assert successors == {"S1-a": "S1-c", "S1-b": "S1-c", "S1-c": None, "S1-late": None}
 
 
 def test_an_older_version_that_is_gone_needs_no_mark(tmp_path: Path, assets: tuple[AssetFile, ...]) -> None:
     sink = StaticSink(str(tmp_path))
     published = put(sink, assets, "S1-b", supersedes="S1-a")
-    assert (published.changed, published.superseded) == (True, None)
+    assert (published.changed, published.superseded) == (True, ())
     assert version_links(sink.item(NAME, "S1-b")) == {}
     assert not put(sink, assets, "S1-b", supersedes="S1-a").changed
 
@@ -608,7 +631,9 @@ def test_publishing_asks_an_object_store_few_questions(
         return await honest(operation, about)
 
     monkeypatch.setattr(client, "_make_api_call", count)
-    put(sink, assets, "c")
+    made = item(assets, "c")
+    made.properties["pancrafter:source"]["item_id"] = "S2"
+    sink.publish(made, assets, collection=COLLECTION)
     for asset in assets:
         assert asked.count(f"PutObject {asset.key}") == asked.count(f"GetObject {asset.key}") == 1
     assert len(asked) <= 11 + 4 * len(assets), asked
@@ -699,7 +724,7 @@ def test_no_link_leads_to_a_withdrawn_version(
     validate_item(older)
     assert older["properties"]["deprecated"]
     assert "S1-b" not in json.dumps(older["links"])
-    assert put(sink, other_assets, "S1-c", supersedes="S1-a").superseded == "S1-a"
+    assert put(sink, other_assets, "S1-c", supersedes="S1-a").superseded == ("S1-a",)
     assert successor_of(sink.item(NAME, "S1-a")) == "S1-c"
 
 
