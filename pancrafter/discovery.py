@@ -47,6 +47,7 @@ LinkedItems = Mapping[str, Mapping[str, str | None]]
 NETWORK_STEPS = {"pan_detail": "put-back", "reprojection": "relative-mtf"}
 """What the engine makes of a network's result, in recipes: scenes made otherwise are made again once."""
 
+HASH_LENGTH = 10
 _NOT_IN_ADDRESSES = re.compile(r"[/#?;% ]")
 """Other printable characters stay, as readers find files that are called so, and published addresses do not move."""
 
@@ -205,7 +206,12 @@ def output_item_id(scene: Scene, recipe: Recipe) -> str:
     It is a part of addresses, so what ends or changes one is ``_`` in it; the hash tells ids apart all the same.
     """
     text = f"{scene.key}\n{scene.fingerprint}\n{recipe.digest}"
-    return f"{_NOT_IN_ADDRESSES.sub('_', scene.item_id)}_psh-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
+    return f"{output_item_stem(scene.item_id)}{hashlib.sha256(text.encode()).hexdigest()[:HASH_LENGTH]}"
+
+
+def output_item_stem(item_id: str) -> str:
+    """What the ids of all output items of a scene begin with; ``HASH_LENGTH`` characters follow."""
+    return f"{_NOT_IN_ADDRESSES.sub('_', item_id)}_psh-"
 
 
 def output_collection_id(collection: str) -> str:

@@ -280,19 +280,22 @@ class StaticSink:
         newest_first = sorted(found, key=lambda document: str(document["properties"]["created"]), reverse=True)
         return sorted(newest_first, key=lambda document: bool(document["properties"].get("deprecated")))
 
-    def orphans(self, collection_id: str) -> tuple[str, ...]:
+    def orphans(self, collection_id: str, planned: Collection[str] = ()) -> tuple[str, ...]:
         """Files of the collection that no item refers to: leftovers of dead attempts and replaced assets.
 
-        An item with one file per asset is not read: an attempt, finished or not, puts a file for the same assets.
+        An item that no link leads to is such a leftover too, unless its id is ``planned``. One with one file per asset
+        is not read: an attempt, finished or not, puts a file for the same assets.
         """
         unknown: list[str] = []
-        for folder, names in groupby(self.store.list_names(collection_id), posixpath.dirname):
+        listed = self.store.list_names(collection_id)
+        known = {*self.item_ids(collection_id), *planned}  # after the files: an item is linked last
+        for folder, names in groupby(listed, posixpath.dirname):
             if folder == f"{collection_id}/{PAGES}":
                 continue
             files, item_id = set(names), posixpath.basename(folder)
             files.discard(f"{collection_id}/collection.json")
             document = item_name(collection_id, item_id)
-            if document in files:
+            if document in files and item_id in known:
                 files.remove(document)
                 files -= files if _is_one_per_asset(files) else self.files_of(collection_id, item_id)
             unknown += files

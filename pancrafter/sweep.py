@@ -13,13 +13,15 @@ beside any number of runs:
 
 from __future__ import annotations
 
+import posixpath
 import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from pancrafter.discovery import output_collection_id
+from pancrafter.catalog_links import item_name
+from pancrafter.discovery import HASH_LENGTH, output_collection_id, output_item_stem
 from pancrafter.ledger import Ledger, open_ledger
 from pancrafter.processes import is_gone
 from pancrafter.publish import StaticSink
@@ -76,20 +78,24 @@ def find_leftovers(settings: Settings, ledger: Ledger, sink: StaticSink) -> Iter
 
 
 def _look(settings: Settings, ledger: Ledger, sink: StaticSink) -> Iterator[_Found]:
-    before = _scenes(settings, ledger)
+    before = {(scene.collection, scene.item_id): scene for scene in ledger.each(settings.sink)}
+    planned = {item_id for scene in before.values() for item_id in _planned(scene) if item_id}
     attempts, stores = _names(settings, "attempts"), _names(settings, "staged")
     collections = [output_collection_id(name) for name in ledger.collections(settings.sink)]
-    orphans = [name for collection in collections for name in sink.orphans(collection)]
+    orphans = [name for collection in collections for name in sink.orphans(collection, planned)]
     drafts = sink.drafts()
-    scenes = _scenes(settings, ledger)
-    at_rest = {item_id: scene for item_id, scene in scenes.items() if _rests(before.get(item_id), scene)}
+    standing = list(ledger.each(settings.sink))
+    resting = [scene for scene in standing if _rests(before.get((scene.collection, scene.item_id)), scene)]
+    scenes, at_rest = ({one.output_item_id: one for one in ones if one.output_item_id} for ones in (standing, resting))
+    by_stem = {f"{output_collection_id(one.collection)}/{output_item_stem(one.item_id)}": one for one in resting}
     in_work = ledger.rows(states=IN_WORK)
     yield from _attempts(settings, attempts, scenes, in_work)
     yield from _stores(settings, stores, scenes, at_rest, in_work)
     for name in orphans:
-        owner = at_rest.get(_item_of(name))
+        folder, item_id = posixpath.dirname(name), _item_of(name)
+        owner = at_rest.get(item_id) if item_id in scenes else by_stem.get(folder[:-HASH_LENGTH])
         if owner is not None:
-            yield _Found(Leftover(place="sink", name=name, reason="no item refers to it"), owner)
+            yield _Found(Leftover(place="sink", name=name, reason="no item in the catalog refers to it"), owner)
     for name, process, changed in drafts:
         if is_gone(process, changed):
             yield _Found(Leftover(place="sink", name=name, reason="half-written by a process that is gone"))
@@ -140,7 +146,7 @@ def _remove(found: _Found, settings: Settings, ledger: Ledger, sink: StaticSink)
         taken = _take_away(leftover, settings, sink)
     else:
         with ledger.unclaimable(_key(scene, settings)) as now:
-            taken = _rests(scene, now) and not _has_item(leftover, sink) and _take_away(leftover, settings, sink)
+            taken = _rests(scene, now) and not _has_item(leftover, now, sink) and _take_away(leftover, settings, sink)
     if taken and leftover.place != "sink":
         shutil.rmtree(_aside(leftover, settings), ignore_errors=True)
     return taken
@@ -163,22 +169,25 @@ def _aside(leftover: Leftover, settings: Settings) -> Path:
     return Path(settings.state_dir) / leftover.place / f"{leftover.name}.gone"
 
 
-def _has_item(leftover: Leftover, sink: StaticSink) -> bool:
+def _has_item(leftover: Leftover, scene: Standing, sink: StaticSink) -> bool:
     """Whether an item refers to a file of the sink by now: a worker that lost its lease may be that late."""
     if leftover.place != "sink":
         return False
     collection, item_id, _ = leftover.name.split("/")
-    return leftover.name in sink.files_of(collection, item_id)
+    counts = item_id in _planned(scene) or sink.exists(collection, item_id)
+    return counts and leftover.name in {item_name(collection, item_id), *sink.files_of(collection, item_id)}
 
 
 def _rests(before: Standing | None, now: Standing) -> bool:
     """Whether nobody has worked on a scene since ``before``, and nobody does."""
-    return before is not None and now.state not in IN_WORK and (before.state, before.fence) == (now.state, now.fence)
+    if before is None or now.state in IN_WORK:
+        return False
+    return (before.state, before.fence, *_planned(before)) == (now.state, now.fence, *_planned(now))
 
 
-def _scenes(settings: Settings, ledger: Ledger) -> dict[str, Standing]:
-    """Output item id -> scene."""
-    return {scene.output_item_id: scene for scene in ledger.each(settings.sink) if scene.output_item_id}
+def _planned(scene: Standing) -> tuple[str | None, str | None]:
+    """Ids of the items that the ledger has for a scene; they may not be linked yet."""
+    return scene.output_item_id, scene.supersedes
 
 
 def _item_of(name: str) -> str:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
 from small_archive import add_scene, classical_contracts, settings_in, silent
 
-from pancrafter import runs, steps
+from pancrafter import killpoints, runs, steps
 from pancrafter.census import take_census
 from pancrafter.ledger import Ledger, open_ledger
 from pancrafter.processes import lease_owner
@@ -59,6 +60,39 @@ def _confirm(settings: Settings, lease: Lease) -> None:
             ledger.advance(lease, state)
 
 
+@pytest.mark.parametrize("point", ["item-written", "announced"])
+def test_what_an_interrupted_run_published_does_not_stay_beside_what_another_recipe_made(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, point: str
+) -> None:
+    """Earlier versions left it current in the catalog, which the census tells, or without a link."""
+
+    def stop(name: str) -> None:
+        if name == point:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(killpoints, "at", stop)
+        with pytest.raises(KeyboardInterrupt):
+            runs.run(settings, silent)
+    text = (Path(str(settings.contracts_dir)) / "geoeye-1.yaml").read_text()
+    (tmp_path / "geoeye-1.yaml").write_text(text.replace("pan_mtf: 0.16", "pan_mtf: 0.15"))
+    settings = settings.model_copy(update={"contracts_dir": str(tmp_path)})
+    with monkeypatch.context() as patch:
+        patch.setattr(StaticSink, "_older", lambda *_: ())
+        runs.run(settings, silent)
+    commands = {one.fix.split(" --")[0] for one in take_census(settings).differences}
+    assert commands == {"pancrafter sweep", *([f"pancrafter redrive {KEY}"] if point == "announced" else [])}
+    with open_ledger(settings) as ledger:
+        ledger.redrive([_key(settings)] if point == "announced" else [])
+        runs.run(settings, silent)
+        sweep(settings)
+        (row,) = ledger.rows()
+    assert take_census(settings).clean
+    items = list(StaticSink(settings.sink).items(COLLECTION))
+    assert [item["id"] for item in items if not item["properties"].get("deprecated")] == [row.output_item_id]
+    assert {file.parent.name for file in Path(settings.sink, COLLECTION).glob("*/*")} == {item["id"] for item in items}
+
+
 @pytest.mark.parametrize("leased", [True, False])
 def test_item_that_is_published_while_names_are_listed(
     settings: Settings, monkeypatch: pytest.MonkeyPatch, *, leased: bool
@@ -74,8 +108,10 @@ def test_item_that_is_published_while_names_are_listed(
     item.unlink()
     list_orphans = StaticSink.orphans
 
-    def list_before_the_item_is_written(sink: StaticSink, collection_id: str) -> tuple[str, ...]:
-        orphans = list_orphans(sink, collection_id)
+    def list_before_the_item_is_written(
+        sink: StaticSink, collection_id: str, planned: Collection[str]
+    ) -> tuple[str, ...]:
+        orphans = list_orphans(sink, collection_id, planned)
         assert len(orphans) == 5
         item.write_bytes(document)
         if lease is not None:
