@@ -347,13 +347,20 @@ def worst_block_error(windows: Sequence[WindowSums]) -> float | None:
 
 
 def inconsistent_pixels(store: SceneStore, raster: NDArray[np.float32], window: Window) -> NDArray[np.bool_]:
-    """Pixels (y, x) of a PAN window that lie in a block of ``consistency_raster`` above the local limit."""
+    """Pixels (y, x) of a PAN window that lie in a block of ``consistency_raster`` above the local limit.
+
+    The last row and column of blocks may be too narrow to be compared: what is not goes with the block before.
+    """
+    judged = raster.copy()
+    for last, before in ((judged[-1:], judged[-2:-1]), (judged[:, -1:], judged[:, -2:-1])):
+        if before.size:
+            np.copyto(last, before, where=np.isnan(last))
     side, limit = CONSISTENCY_BLOCK_MS_PX * store.staged.grid.ratio, local_limit(store.staged.grid.ratio)
     rows, cols = (
         np.minimum(np.arange(part.start, part.stop) // side, size - 1)
         for part, size in zip(window, raster.shape, strict=True)
     )
-    marked: NDArray[np.bool_] = (raster > limit)[np.ix_(rows, cols)]
+    marked: NDArray[np.bool_] = (judged > limit)[np.ix_(rows, cols)]
     return marked
 
 

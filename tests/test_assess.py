@@ -175,6 +175,18 @@ def test_damaged_blocks_are_where_the_raster_and_the_mask_say(tmp_path: Path, mo
     assert found.worst_block_ergas == np.nanmax(raster)
 
 
+def test_damage_reaches_into_a_border_too_narrow_to_be_compared(tmp_path: Path) -> None:
+    grid = overlap((136, 136), 4)  # the last blocks are 2 MS pixels wide
+    pan, ms = observed(grid, 3, seed=1)
+    store = stage_arrays(tmp_path / "s.zarr", grid, pan, ms)
+    marked = np.zeros(pan.shape, bool)
+    marked[96:, 96:], marked[:32, 96:] = True, True
+    write_result(store, np.where(marked, 1.0, np.stack([upsample(b, pan.shape, 4, grid.phase_yx) for b in ms])))
+    windows = [window_sums(store, window, GAINS, GENERIC_MTF_GAIN) for window in assessment_windows(store)]
+    found = inconsistent_pixels(store, consistency_raster(store.staged, windows), everything(store))
+    np.testing.assert_array_equal(found, marked)
+
+
 # --- samples --------------------------------------------------------------------------------------------------------
 
 
