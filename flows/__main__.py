@@ -9,6 +9,8 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
+from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -21,6 +23,7 @@ from pancrafter.errors import PancrafterError
 from pancrafter.heap import leave_cores_soon
 from pancrafter.ledger import open_ledger
 from pancrafter.options import parse_bbox, parse_moment, print_all_characters
+from pancrafter.runs import Run
 from pancrafter.settings import Settings, settings_from_environment
 from pancrafter.states import State
 from pancrafter.steps import Outcome
@@ -45,12 +48,16 @@ def main(arguments: list[str]) -> int:
         )
         if options.source is None and settings.source == SAMPLE_ARCHIVE:
             _make_sample(console)
+        started = datetime.now(UTC)
         with open_ledger(settings) as ledger:
             found = discovery.discover(settings, ledger)
+        outcomes = _run_nightly(settings) if found.eligible else []
+        if found.has_news:  # which the page of the nightly run, begun after this look, leaves out
+            with open_ledger(settings) as ledger:
+                Run(settings, ledger, partial(console.print, highlight=False), since=started).leave_report()
         if not found.eligible:
             _say_nothing_to_do(console, settings, found)
             return 0
-        outcomes = _run_nightly(settings)
     except PancrafterError as error:
         console.print(f"[red]stopped[/]: {error}", highlight=False)
         return 2

@@ -177,6 +177,25 @@ def test_make_run_says_what_to_do_about_scenes_that_wait_for_a_person(
     assert "failed: see `pancrafter ledger list --state dead`; after a fix" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("scenes", [[], ["good"]])
+def test_the_page_tells_what_was_refused_in_the_look_before_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scenes: list[str]
+) -> None:
+    from flows import __main__ as program
+
+    classical_contracts(tmp_path / "contracts")
+    for name in ("no-pan", *scenes):
+        add_scene(tmp_path / "source", name, side_px=128)
+    (path,) = (tmp_path / "source").rglob("no-pan.json")
+    item = json.loads(path.read_text())
+    path.write_text(json.dumps(item | {"assets": {"ms": item["assets"]["ms"]}}))
+    monkeypatch.setenv("PANCRAFTER_CONTRACTS_DIR", str(tmp_path / "contracts"))
+    monkeypatch.setattr(program, "_run_nightly", lambda settings: runs.run(settings, silent))
+    places = (f"--{name}={tmp_path / name}" for name in ("source", "sink", "state-dir"))
+    assert program.main(list(places)) == 0
+    assert "geoeye-1/no-pan" in (tmp_path / "sink" / "report.html").read_text()
+
+
 @pytest.mark.usefixtures("prefect_server")
 def test_a_scene_that_was_interrupted_does_not_count_as_done(tmp_path: Path) -> None:
     from flows.area import nightly
