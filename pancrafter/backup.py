@@ -24,6 +24,7 @@ from pancrafter.discovery import enter_withdrawals, linked_items, recognise
 from pancrafter.durable import flush
 from pancrafter.errors import ErrorKind, PancrafterError
 from pancrafter.ledger import Ledger, batches, open_ledger
+from pancrafter.ledger_tables import PRIVATE
 from pancrafter.publish import StaticSink
 from pancrafter.settings import Settings
 from pancrafter.stac_api import StacApi
@@ -70,7 +71,7 @@ def back_up(settings: Settings, place: str) -> Copied:
         with tempfile.TemporaryDirectory() as folder:
             snapshot = Path(folder) / LEDGER
             _snapshot(ledger, snapshot)
-            target.store.put(snapshot, LEDGER, "application/vnd.sqlite3")
+            target.store.put(snapshot, LEDGER, "application/vnd.sqlite3", rights=PRIVATE)
         said = "copied"
     copied, kept = copy_catalog(source, StaticSink(f"{place.rstrip('/')}/{CATALOG}"))
     return Copied(copied=copied, kept=kept, ledger=said)
@@ -103,6 +104,8 @@ def bring_back(settings: Settings, place: str) -> Copied:
                 raise BackupError(f"{', '.join(found)}: in the way; move aside, then restore again")
             ledger.parent.mkdir(parents=True, exist_ok=True)
             draft = ledger.with_name(f".{ledger.name}-restoring")
+            draft.unlink(missing_ok=True)
+            draft.touch(PRIVATE)
             draft.write_bytes(saved)
             flush(draft)
             draft.replace(ledger)

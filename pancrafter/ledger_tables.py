@@ -21,6 +21,9 @@ SCHEMA_VERSION = 3
 BUSY_TIMEOUT_S = 60
 """How long one process waits for another one's write to a SQLite ledger."""
 
+PRIVATE = 0o600
+"""Rights of a ledger file that is new; one that is there keeps its own."""
+
 _LONGEST_REASON = 4000
 
 
@@ -130,7 +133,7 @@ CATALOG = sa.Table(
 
 
 def open_engine(url: str) -> Engine:
-    """Connections to a ledger's database; the folder of a SQLite file is created.
+    """Connections to a ledger's database; a SQLite file and its folder are created, the file for its owner alone.
 
     Raises:
         LedgerError: The address makes no sense, its driver is missing, or it is of another kind of database.
@@ -138,7 +141,10 @@ def open_engine(url: str) -> Engine:
     try:
         parsed = sa.make_url(url)
         if parsed.get_backend_name() == "sqlite" and parsed.database and parsed.database != ":memory:":
-            Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
+            file = Path(parsed.database)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            if not file.exists():  # hrefs may hold keys; SQLite gives what it keeps beside the file the same rights
+                file.touch(mode=PRIVATE)
         # A plan that PostgreSQL kept from when the ledger was small reads the whole table when it is large.
         arguments = {"prepare_threshold": None} if parsed.get_driver_name() == "psycopg" else {}
         remote = parsed.get_backend_name() != "sqlite"

@@ -68,8 +68,8 @@ class ObjectStore(ABC):
         """Write a small file: readers see the old or the new one, never a part."""
 
     @abstractmethod
-    def put(self, source: Path, name: str, media_type: str) -> None:
-        """Copy a local file to its place, as ``write`` does."""
+    def put(self, source: Path, name: str, media_type: str, *, rights: int = 0o666) -> None:
+        """Copy a local file to its place, as ``write`` does; ``rights`` are for a new file in a folder."""
 
     @abstractmethod
     def get(self, name: str, target: Path) -> None:
@@ -139,8 +139,9 @@ class _Folder(ObjectStore):
 
         self._place(name, fill)
 
-    def put(self, source: Path, name: str, media_type: str) -> None:  # noqa: ARG002
+    def put(self, source: Path, name: str, media_type: str, *, rights: int = 0o666) -> None:  # noqa: ARG002
         def fill(draft: Path) -> None:
+            draft.touch(rights)
             with source.open("rb") as read, draft.open("wb") as written:
                 while chunk := read.read(_CHUNK):
                     written.write(chunk)
@@ -271,7 +272,7 @@ class _Bucket(ObjectStore):
         with self._named(name):
             self.filesystem.pipe_file(self._path(name), data, ContentType=media_type)
 
-    def put(self, source: Path, name: str, media_type: str) -> None:
+    def put(self, source: Path, name: str, media_type: str, *, rights: int = 0o666) -> None:  # noqa: ARG002
         with self._named(name):
             self.filesystem.put_file(str(source), self._path(name), ContentType=media_type)
 

@@ -33,6 +33,9 @@ def test_backup_wipe_restore_leaves_the_census_clean(tmp_path: Path) -> None:
     done = CliRunner().invoke(app, ["backup", place, *options])
     assert done.exit_code == 0, done.output
     assert "0 there already; ledger: copied" in done.output
+    rights = {path: path.stat().st_mode & 0o777 for path in tmp_path.glob("*/ledger.db*")}
+    assert {path.parent.name for path in rights} == {"state", "backup"}
+    assert set(rights.values()) == {0o600}, "hrefs may hold keys"
     before = contents(tmp_path / "out")
     assert "catalog: 0 files copied" in CliRunner().invoke(app, ["backup", place, *options]).output
     shutil.rmtree(tmp_path / "out")
@@ -42,6 +45,7 @@ def test_backup_wipe_restore_leaves_the_census_clean(tmp_path: Path) -> None:
     done = CliRunner().invoke(app, ["restore", place, *options])
     assert done.exit_code == 0, done.output
     assert contents(tmp_path / "out") == before
+    assert (tmp_path / "state" / "ledger.db").stat().st_mode & 0o777 == 0o600
     assert take_census(settings, checksums=True).clean
     assert runs.run(settings, lambda _: None) == []
     with pytest.raises(PancrafterError, match=r"ledger\.db: in the way; move aside"):

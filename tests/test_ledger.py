@@ -732,6 +732,16 @@ def test_what_is_not_a_ledger_is_named(tmp_path: Path) -> None:
         Ledger(f"sqlite:///{tmp_path / 'file' / 'ledger.db'}")
 
 
+def test_a_new_file_is_for_its_owner_and_one_that_is_there_keeps_its_rights(tmp_path: Path) -> None:
+    for name, rights in (("new.db", 0o600), ("shared.db", 0o640)):
+        if name == "shared.db":
+            (tmp_path / name).touch(rights)
+        with Ledger(f"sqlite:///{tmp_path / name}") as ledger:
+            ledger.record_found(SINK, [work("s1")])
+            found = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.glob(f"{name}*")}
+        assert found == dict.fromkeys((name, f"{name}-wal", f"{name}-shm"), rights)
+
+
 def test_passwords_of_the_address_are_not_shown(tmp_path: Path) -> None:
     with pytest.raises(LedgerError) as caught:
         Ledger("nodatabase://user:SECRET@host/db")
