@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -475,6 +476,23 @@ def test_tensors_that_do_not_fit_the_description(saved: Path, damage: str) -> No
         tensors["fourth_scale.weight"] = torch.zeros(1)
     save_file(tensors, saved, metadata)
     with pytest.raises(WeightsError, match="does not fit its own description"):
+        load_checkpoint(str(saved))
+
+
+@pytest.mark.parametrize(
+    ("asked", "found"),
+    [
+        ({"width": 20_000, "attention": "none"}, "tensors differ; .* is of shape"),
+        ({"depth": [10**9, 1, 1]}, r"it has \d+ tensors for 1000000002 blocks or more"),
+        ({"width": 16 * 10**30}, "[Oo]verflow"),
+    ],
+)
+def test_a_description_that_asks_for_more_than_memory_holds(saved: Path, asked: dict[str, Any], found: str) -> None:
+    with safe_open(saved, framework="pt") as file:
+        metadata = file.metadata()
+    metadata["network"] = json.dumps(json.loads(metadata["network"]) | asked)
+    save_file(load_file(saved), saved, metadata)
+    with pytest.raises(WeightsError, match=f"does not fit its own description .*: .*{found}"):
         load_checkpoint(str(saved))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,27 +39,15 @@ def load_checkpoint(name_or_path: str = DEFAULT_WEIGHTS) -> Checkpoint:
     path, sha256 = weights_path(name_or_path), weights_sha256(name_or_path)
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  # not a dict
+            config, training = _description(path, file.metadata() or {})
+            names = list(file.keys())
+            network = _empty_network(path, config, {key: tuple(file.get_slice(key).get_shape()) for key in names})
+            tensors = {key: file.get_tensor(key).float() for key in names}
     except (SafetensorError, OSError) as err:
         raise WeightsError(
             f"{path} is not a readable safetensors file ({err}); give a checkpoint of pancrafter train"
         ) from err
-    if "network" not in metadata:
-        raise WeightsError(f"{path} holds no network description; expected a checkpoint written by pancrafter train")
-    try:
-        config = NetworkConfig.model_validate_json(metadata["network"])
-        training = json.loads(metadata.get("training", "{}"))
-    except ValueError as err:
-        raise WeightsError(
-            f"{path} has a network description or training record this version cannot read ({err}); "
-            "use a checkpoint of this version"
-        ) from err
-    network = PanCrafter(config)
-    try:
-        network.load_state_dict(tensors, strict=True)
-    except RuntimeError as err:
-        raise WeightsError(f"{path} does not fit its own description {config}: {err}") from err
+    network.load_state_dict(tensors, strict=True, assign=True)
     broken = [key for key, value in tensors.items() if not value.isfinite().all()]
     if broken:
         raise WeightsError(
@@ -72,6 +61,36 @@ def load_checkpoint(name_or_path: str = DEFAULT_WEIGHTS) -> Checkpoint:
         network=network.to(memory_format=torch.channels_last),  # type: ignore[call-overload]  # torch stub misses it
         training=training,
     )
+
+
+def _description(path: Path, metadata: Mapping[str, str]) -> tuple[NetworkConfig, dict[str, Any]]:
+    if "network" not in metadata:
+        raise WeightsError(f"{path} holds no network description; expected a checkpoint written by pancrafter train")
+    try:
+        return NetworkConfig.model_validate_json(metadata["network"]), json.loads(metadata.get("training", "{}"))
+    except ValueError as err:
+        raise WeightsError(
+            f"{path} has a network description or training record this version cannot read ({err}); "
+            "use a checkpoint of this version"
+        ) from err
+
+
+def _empty_network(path: Path, config: NetworkConfig, shapes: Mapping[str, tuple[int, ...]]) -> PanCrafter:
+    """The network whose tensors are those of a file; memory for what a stranger's description asks is not taken."""
+    wrong = f"{path} does not fit its own description {config}"
+    if sum(config.depth) > len(shapes):
+        raise WeightsError(f"{wrong}: it has {len(shapes)} tensors for {sum(config.depth)} blocks or more")
+    try:
+        with torch.device("meta"):
+            network = PanCrafter(config)
+    except (RuntimeError, TypeError) as err:
+        raise WeightsError(f"{wrong}: {str(err).splitlines()[0]}") from err
+    expected = {key: tuple(value.shape) for key, value in network.state_dict().items()}
+    if differing := [key for key in sorted({*expected, *shapes}) if expected.get(key) != shapes.get(key)]:
+        first = differing[0]
+        found, wanted = (f"of shape {of[first]}" if first in of else "missing" for of in (shapes, expected))
+        raise WeightsError(f"{wrong}: {len(differing)} tensors differ; {first} is {found}, expected {wanted}")
+    return network
 
 
 def save_checkpoint(path: Path, network: PanCrafter, training: dict[str, Any]) -> None:
