@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
-from urllib.parse import quote, unquote, urljoin, urlsplit
+from urllib.parse import SplitResult, quote, unquote, urljoin, urlsplit
 
 from pydantic import Field
 
@@ -69,10 +69,18 @@ def _without_query(found: re.Match[str]) -> str:
     return found[0] if address and not query else f"{address or ''}?..."
 
 
+_SECRET = frozenset({"headers", "signed"})
+"""Kinds of profiles whose secrets travel as they are."""
+
+
 class HostProfile(Record):
     """How to read from some hosts or buckets. Secrets are named, not held: files that only the reader opens."""
 
-    match: tuple[str, ...] = Field(min_length=1, description="Host names, or s3://bucket, as shell patterns.")
+    match: tuple[str, ...] = Field(
+        min_length=1,
+        description="Host names, which mean https, or http://host, where secrets may go without encryption, or "
+        "s3://bucket, as shell patterns.",
+    )
     kind: Literal["anonymous", "aws", "headers", "signed"]
     aws_profile: str | None = Field(default=None, description="For aws: section of the AWS credentials file.")
     aws_region: str | None = None
@@ -140,10 +148,30 @@ class Access(Record):
         return None
 
     def profile_of(self, href: str) -> HostProfile | None:
-        """The profile that holds for ``href``."""
+        """The profile that holds for ``href``.
+
+        Raises:
+            InvalidSceneError: Its secrets would go over http, which it does not name.
+        """
         parts = urlsplit(href)
-        place = f"s3://{parts.netloc}" if parts.scheme == "s3" else (parts.hostname or "")
-        return next((p for p in self.profiles if any(fnmatchcase(place, pattern) for pattern in p.match)), None)
+        found = next((one for one in self.profiles if any(_means(pattern, parts) for pattern in one.match)), None)
+        if found is None or parts.scheme != "http" or found.kind not in _SECRET:
+            return found
+        if any("://" in pattern and _means(pattern, parts) for pattern in found.match):
+            return found
+        raise InvalidSceneError(
+            f"{without_secrets(href)}: the access profile for {', '.join(found.match)} means https, and its secrets "
+            "are not sent over http, where others can read them; put "
+            f"http://{parts.hostname} into its match if they may be"
+        )
+
+
+def _means(pattern: str, parts: SplitResult) -> bool:
+    """Whether a pattern of a profile is for an address."""
+    if parts.scheme == "s3":
+        return fnmatchcase(f"s3://{parts.netloc}", pattern)
+    host = parts.hostname or ""
+    return fnmatchcase(f"{parts.scheme}://{host}" if "://" in pattern else host, pattern)
 
 
 OPEN_TO_ALL = Access(roots=("/",), allow_private=True)
@@ -270,10 +298,10 @@ def _after_redirects(opened: Opened, access: Access) -> Opened:
             raise TransientReadError(f"{place} cannot be read: {type(err).__name__}; {advice}") from None
         if target is None:
             return Opened(href, options)
-        before, href = urlsplit(href).netloc, urljoin(href, target)
+        scheme, before, href = urlsplit(href).scheme, urlsplit(href).netloc, urljoin(href, target)
         if fault := access.fault(href, resolve=True):
             raise InvalidSceneError(f"{before} redirects to {urlsplit(href).netloc}: {fault}")
-        if urlsplit(href).netloc != before:
+        if urlsplit(href).netloc != before or (scheme, urlsplit(href).scheme) == ("https", "http"):
             options = {name: value for name, value in options.items() if name != _HEADERS_OPTION}
     raise InvalidSceneError(f"{urlsplit(href).netloc} redirects more than {MAX_REDIRECTS} times")
 

@@ -163,7 +163,10 @@ class _Headers:
     def __call__(self, request: httpx.Request) -> None:
         for name in self._given:
             request.headers.pop(name, None)
-        _, headers = self._reader.request(str(request.url))
+        try:
+            _, headers = self._reader.request(str(request.url))
+        except InvalidSceneError as err:  # no fault of the scene that is sent
+            raise SinkError(str(err)) from err
         self._given |= headers.keys()
         request.headers.update(headers)
 

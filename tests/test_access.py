@@ -6,7 +6,7 @@ import json
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -24,7 +24,7 @@ from test_cube import Pair, contract, whole
 from pancrafter.access import Access, HostProfile, Reader, without_secrets
 from pancrafter.catalog import discover
 from pancrafter.cube import stage_scene
-from pancrafter.errors import CatalogUnavailableError, InvalidSceneError, SourceError, TransientReadError
+from pancrafter.errors import CatalogUnavailableError, InvalidSceneError, SinkError, SourceError, TransientReadError
 from pancrafter.opening import open_source
 from pancrafter.sensors import load_contracts
 from pancrafter.stac_api import StacApi
@@ -257,7 +257,7 @@ def _remote_scene(folder: Path, url: str) -> tuple[Scene, Pair]:
 
 
 def _access(url: str, **fields: Any) -> Access:
-    profile = HostProfile.model_validate({"match": ("127.0.0.1",), **fields})
+    profile = HostProfile.model_validate({"match": ("http://127.0.0.1",), **fields})
     return Access(profiles=(profile,)).trusting(url)
 
 
@@ -425,6 +425,35 @@ def test_an_object_that_is_gone_is_not_tried_again(tmp_path: Path, place: str) -
         stage_scene(gone, contract(), str(tmp_path / "a.zarr"), block_px=64)
 
 
+@pytest.mark.parametrize(
+    ("match", "href", "goes"),
+    [
+        ("example.com", "https://example.com/a.tif", True),
+        ("example.com", "http://example.com/a.tif", False),
+        ("*", "http://example.com:8080/a.tif", False),
+        ("http://example.com", "http://example.com:8080/a.tif", True),
+        ("http*://*.com", "http://example.com/a.tif", True),
+    ],
+)
+def test_a_token_goes_over_http_only_where_its_profile_says_so(
+    tmp_path: Path, match: str, href: str, *, goes: bool
+) -> None:
+    """Whatever a catalog writes."""
+    secret = tmp_path / "headers.json"
+    secret.write_text('{"X-Api-Key": "s3cret"}')
+    reader = Reader(Access(profiles=(HostProfile(match=(match,), kind="headers", headers_file=str(secret)),)))
+    if goes:
+        assert reader.request(href) == (href, {"X-Api-Key": "s3cret"})
+        return
+    with pytest.raises(InvalidSceneError, match=r"not sent over http, .*; put http://example\.com into its match"):
+        reader.request(href)
+    with (
+        closing(StacApi(href.removesuffix("/a.tif"), reader.access)) as api,
+        pytest.raises(SinkError, match="not sent over http"),
+    ):
+        api.delete("c", "i")
+
+
 def test_profiles_that_cannot_work_say_so(tmp_path: Path) -> None:
     paying = Access(profiles=(HostProfile(match=("s3://usgs-*",), kind="aws", requester_pays=True),))
     with pytest.raises(InvalidSceneError, match=r"the requester pays .* may not spend; set allow_spending"):
@@ -499,7 +528,7 @@ def test_a_redirect_is_followed_only_where_the_rules_allow(tmp_path: Path) -> No
 def test_headers_are_not_shown_to_the_host_of_a_redirect(tmp_path: Path, *, allow_private: bool) -> None:
     secret = tmp_path / "headers.json"
     secret.write_text('{"X-Key": "one"}')
-    profile = HostProfile(match=("127.0.0.1",), kind="headers", headers_file=str(secret))
+    profile = HostProfile(match=("http://127.0.0.1",), kind="headers", headers_file=str(secret))
     with _redirecting("http://127.0.0.1:9") as (other, seen), _redirecting(other) as (first, asked):
         with pytest.raises(TransientReadError, match=r"127\.0\.0\.1:9/a\.tif cannot be read: ConnectionError"):
             Reader(Access(profiles=(profile,), allow_private=allow_private).trusting(first)).open(f"{first}/a.tif")
@@ -520,7 +549,7 @@ def test_headers_are_not_shown_to_a_host_that_only_looks_like_theirs(tmp_path: P
 def test_catalogs_and_the_api_of_results_do_not_show_headers_to_the_host_of_a_redirect(tmp_path: Path) -> None:
     secret = tmp_path / "headers.json"
     secret.write_text('{"X-Key": "one"}')
-    profile = HostProfile(match=("127.0.0.1",), kind="headers", headers_file=str(secret))
+    profile = HostProfile(match=("http://127.0.0.1",), kind="headers", headers_file=str(secret))
     rules = Access(profiles=(profile,), allow_private=True)
     with _redirecting("http://127.0.0.1:9", host="127.0.0.2") as (other, seen), _redirecting(other) as (first, asked):
         with pytest.raises(SourceError, match="Connection refused"):

@@ -46,8 +46,8 @@ def test_no_planted_secret_is_found_after_a_run(tmp_path: Path) -> None:
         _point_to(catalog, "good", url)
         _point_to(catalog, "damaged", by_name)
         profiles = [
-            {"match": ["127.0.0.1"], "kind": "signed", "sign_url": f"{url}/sign"},
-            {"match": ["localhost"], "kind": "headers", "headers_file": str(headers)},
+            {"match": ["http://127.0.0.1"], "kind": "signed", "sign_url": f"{url}/sign"},
+            {"match": ["http://localhost"], "kind": "headers", "headers_file": str(headers)},
         ]
         environment = os.environ | {
             "PANCRAFTER_ACCESS": json.dumps({"allow_private": True, "profiles": profiles}),
