@@ -22,6 +22,7 @@ from urllib.parse import urlsplit
 from pancrafter.access import Access, reader_for, without_secrets
 from pancrafter.crawl import Document, Fault, absolute, crawl, is_local, kind_of, local_path, printable
 from pancrafter.errors import SourceError
+from pancrafter.hrefs import scheme_of
 from pancrafter.joining import bounds_of, join_parts, later
 from pancrafter.judge import Judgement, judge, judge_other
 from pancrafter.recognise import UNCOLLECTED, Part, digest_of, part_of, recognise
@@ -58,6 +59,9 @@ MAX_DOCUMENT_S = 900.0
 
 CRAWL_WORKERS = 16
 GEOPARQUET_SUFFIXES = frozenset({".parquet", ".geoparquet"})
+
+_DOCUMENT_SCHEMES = frozenset({"", "file", "http", "https", "s3", "gs", "az", "abfs", "abfss"})
+"""What items are linked to by; anything else (a script) is no address of one."""
 
 INHERITED = ("license", "providers")
 """Item properties that STAC keeps in the collection."""
@@ -663,12 +667,15 @@ def _collection(client: Client, name: str) -> Mapping[str, Any]:
 
 
 def _own_href(feature: Mapping[str, Any], origin: str) -> str:
-    """Where the item lives: its canonical link (our own server names the file there), else its self link."""
+    """Where the item lives: its canonical link (our own server names the file there), else its self link.
+
+    Published items link to it, so it must be the address of a document, and no script.
+    """
     links = feature.get("links")
     known = [link for link in links if isinstance(link, dict)] if isinstance(links, list) else []
     hrefs = [link.get("href") for rel in ("canonical", "self") for link in known if link.get("rel") == rel]
     href = next((href for href in hrefs if isinstance(href, str) and href), None)
-    if href is None:
+    if href is None or scheme_of(href) not in _DOCUMENT_SCHEMES:
         return origin
     try:
         return str(local_path(href)) if href.startswith("file:") else absolute(href, origin)

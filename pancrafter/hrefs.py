@@ -18,6 +18,14 @@ _KEYS = frozenset((
 ))  # fmt: skip
 
 
+def scheme_of(href: str) -> str:
+    """What an address begins with, as browsers read it; nothing for a path and for what is no address."""
+    try:
+        return urlsplit(href).scheme
+    except ValueError:
+        return ""
+
+
 def unsigned(href: str) -> str:
     """``href`` without the query parameters of signing schemes, for reading, which signs it anew.
 

@@ -28,7 +28,7 @@ from shapely.geometry import mapping
 from pancrafter.cog import CogInfo, Reason
 from pancrafter.crs import crs_code
 from pancrafter.errors import GridMismatchError
-from pancrafter.hrefs import public
+from pancrafter.hrefs import public, scheme_of
 from pancrafter.sensors import BandSpec
 from pancrafter.times import rfc3339
 from pancrafter.types import FORMAT_VERSION, PixelGrid, Quality, Record, StagedScene
@@ -65,6 +65,7 @@ _EO_COMMON_NAMES = frozenset((
     "rededge078", "nir", "nir08", "nir09", "cirrus", "swir16", "swir22", "lwir", "lwir11", "lwir12"
 ))  # fmt: skip
 _PROVIDER_ROLES = ("licensor", "producer", "processor", "host")
+_WEB_SCHEMES = ("http", "https", "mailto")
 _EDGE_STEPS = 8
 _LONLAT_DIGITS = 7
 _METRES_PER_DEGREE = 111_320.0  # of latitude, spherical mean (WGS 84: 110.57 to 111.69 km)
@@ -364,10 +365,20 @@ def _carried_properties(source: dict[str, Any]) -> dict[str, Any]:
 
 
 def stac_providers(found: object) -> tuple[dict[str, Any], ...]:
-    """The providers among ``found`` that are objects with a name, public, without roles that STAC does not know."""
+    """The providers among ``found`` that are objects with a name, public.
+
+    Without roles that STAC does not know, and without a ``url`` that a browser would not just open, such as a script.
+    """
     entries = _clean(found) if isinstance(found, list | tuple) else ()
     named = (entry for entry in entries if isinstance(entry, dict) and isinstance(entry.get("name"), str))
-    return tuple(entry | {"roles": _known_roles(entry["roles"])} if "roles" in entry else entry for entry in named)
+    return tuple(map(_provider, named))
+
+
+def _provider(found: dict[str, Any]) -> dict[str, Any]:
+    kept = found | {"roles": _known_roles(found["roles"])} if "roles" in found else dict(found)
+    if scheme_of(str(kept.get("url"))) not in _WEB_SCHEMES:
+        kept.pop("url", None)
+    return kept
 
 
 def _known_roles(found: object) -> list[str]:

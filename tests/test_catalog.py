@@ -712,6 +712,14 @@ def scripted(pages: Callable[[int], tuple[int, Any]]) -> type[BaseHTTPRequestHan
     return answering(answer)
 
 
+def test_an_item_does_not_lead_to_a_script() -> None:
+    links = [{"rel": "self", "href": " javascript://x/%0aalert(1)"}]
+    with http_server(scripted({0: (200, [feature(0, links=links)]), 1: (200, [])}.__getitem__)) as url:
+        (scene,) = found(url)
+        assert isinstance(scene, Scene)
+        assert scene.source_href.startswith(url)
+
+
 def test_malformed_features_do_not_sink_their_page() -> None:
     broken = [feature(1) | {"id": "b1", "geometry": 5}, feature(2) | {"properties": None}, {"id": "b3"}, "text"]
     pages = {0: (200, [feature(0), *broken, feature(3)]), 1: (200, [])}

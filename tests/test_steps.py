@@ -328,10 +328,12 @@ def test_providers_that_are_none_and_what_is_secret_of_others_are_left_out(tmp_p
                     {"url": "x"},
                     {"name": "ACME", "roles": ["boss", "host"], "url": "https://acme.example/?sig=SECRET"},
                     {"name": "None such", "url": "https://[draft"},
+                    {"name": "Stranger", "url": " java\tscript://x/%0aalert(1)"},
                 ],
                 [
                     {"name": "ACME", "roles": ["host"], "url": "https://acme.example/"},
-                    {"name": "None such", "url": ""},
+                    {"name": "None such"},
+                    {"name": "Stranger"},
                 ],
             ),
         )
