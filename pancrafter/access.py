@@ -64,6 +64,12 @@ def without_controls(text: str) -> str:
     return _CONTROLS.sub("?", text)
 
 
+def spelled_out(name: str) -> str:
+    """A name with its control characters, and what is no Unicode, as codes: other names stay others."""
+    plain = _CONTROLS.sub(lambda found: f"\\u{ord(found[0]):04x}", name)
+    return plain.encode(errors="backslashreplace").decode()
+
+
 def _without_query(found: re.Match[str]) -> str:
     address, query = found.groups()
     return found[0] if address and not query else f"{address or ''}?..."

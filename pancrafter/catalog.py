@@ -19,7 +19,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from pancrafter.access import Access, reader_for, without_secrets
+from pancrafter.access import Access, reader_for, spelled_out, without_secrets
 from pancrafter.crawl import Document, Fault, absolute, crawl, is_local, kind_of, local_path, printable
 from pancrafter.errors import SourceError
 from pancrafter.hrefs import scheme_of
@@ -265,7 +265,7 @@ def _malformed(item_id: object, collection: object, href: str, reason: str) -> R
     name = item_id if isinstance(item_id, str) and item_id else PurePosixPath(urlsplit(href).path).name or href
     owner = collection if isinstance(collection, str) and collection else UNCOLLECTED
     shown = printable(without_secrets(reason))
-    return Refusal(collection=printable(owner), item_id=printable(name), code="malformed", reason=shown)
+    return Refusal(collection=spelled_out(owner), item_id=spelled_out(name), code="malformed", reason=shown)
 
 
 def _refused_document(fault: Fault, root: str) -> Refusal:

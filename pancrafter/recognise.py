@@ -17,7 +17,7 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
 
-from pancrafter.access import without_controls
+from pancrafter.access import spelled_out, without_controls
 from pancrafter.crawl import local_path
 from pancrafter.examine import NOT_IMAGERY, RATIO_TOLERANCE, declared_ratios
 from pancrafter.hrefs import unsigned
@@ -354,8 +354,8 @@ def _carried(item: pystac.Item, used: Iterable[Mapping[str, Any]]) -> dict[str, 
 
 def _refusal(item: pystac.Item, code: str, reason: str, contract: SensorContract | None = None) -> Refusal:
     return Refusal(
-        collection=without_controls(item.collection_id or UNCOLLECTED),
-        item_id=without_controls(item.id),
+        collection=spelled_out(item.collection_id or UNCOLLECTED),
+        item_id=spelled_out(item.id),
         code=code,
         reason=without_controls(reason),
         sensor=contract.name if contract else None,

@@ -154,9 +154,10 @@ def test_strangers_do_not_command_the_terminal(tmp_path: Path) -> None:
     named, gone = _item("https://example.com/p.tif", told), _item(f"https://example.com/{told}.tif", "b")
     keyed = _item("https://example.com/p.tif", "c")
     keyed["assets"][told] = keyed["assets"].pop("pan")
-    verdicts = _verdicts(tmp_path, named, gone, keyed)
-    assert [getattr(verdict, "code", None) for verdict in verdicts] == ["malformed"] * 3
+    verdicts = _verdicts(tmp_path, named, gone, keyed, _item("https://example.com/p.tif", "\x9b]0;told\x07"))
+    assert [getattr(verdict, "code", None) for verdict in verdicts] == ["malformed"] * 4
     assert "\x1b" not in "".join(map(str, verdicts)) + "".join(verdict.item_id for verdict in verdicts)
+    assert {verdict.item_id for verdict in verdicts} == {r"\u001b]0;told\u0007", r"\u009b]0;told\u0007", "b", "c"}
 
 
 @pytest.mark.parametrize(
