@@ -470,9 +470,11 @@ def _io(rules: Access) -> StacApiIO:
                 raise SourceError(f"{request.url}: {fault}")
             methods = ("GET", "POST") if urlsplit(request.url).hostname in searched else ("GET",)
             if request.method not in methods:
+                place = urlsplit(request.url).netloc  # the whole address could push out what to do about it
                 raise SourceError(
-                    f"{request.url}: the catalog leads to it by {request.method}, which might change something there; "
-                    "expected GET, or POST to the host that is searched; report it to the catalog's owner"
+                    f"the catalog leads to {place} by {request.method}, which might change something there; expected "
+                    "GET, or POST to the host that is searched; if that is the same API, give its landing page at "
+                    f"{place} as the source, else tell the catalog's owner"
                 )
             request = request.copy()
             request.url, headers = reader_for(rules).request(request.url)

@@ -792,6 +792,24 @@ def test_a_source_cannot_have_other_catalogs_changed(next_page: dict[str, Any]) 
     assert reached == []
 
 
+def test_an_api_that_calls_itself_otherwise_is_searched_by_that_name() -> None:
+    """Its gateway tells it the host of the first request only: further pages are at its own name, by POST."""
+
+    def answer(request: BaseHTTPRequestHandler, _: int) -> tuple[int, Any]:
+        here = f"http://{request.headers['Host']}"
+        if not request.path.startswith("/search"):
+            return (200, landing(here)) if request.path == "/" else (404, "no")
+        n = int(request.path.partition("page=")[2] or 0)
+        own = here.replace("127.0.0.1", "localhost")
+        links = [{"rel": "next", "href": f"{own}/search?page={n + 1}", "method": "POST"}] if n < 2 else []
+        return 200, {"type": "FeatureCollection", "features": [feature(n)], "links": links}
+
+    with http_server(answering(answer)) as url:
+        with pytest.raises(SourceError, match=r"the same API, give its landing page at localhost:\d+ as"):
+            found(url, access=Access(allow_private=True))
+        assert numbers(found(url.replace("127.0.0.1", "localhost"))) == [0, 1, 2]
+
+
 def test_pages_without_items_are_no_end() -> None:
     def answer(request: BaseHTTPRequestHandler, _: int) -> tuple[int, Any]:
         url = f"http://{request.headers['Host']}"
