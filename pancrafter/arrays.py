@@ -7,7 +7,7 @@ ranges, band shifts, injection constants) is one more task, on which all of them
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import Any, get_args
 
@@ -29,13 +29,16 @@ from pancrafter.grid import pair_grids, pixel_centres, require_north_up
 from pancrafter.model.devices import resolve_device
 from pancrafter.model.names import DEFAULT_WEIGHTS, SharpeningMethod
 from pancrafter.reading import DN_LIMIT, fill_invalid
-from pancrafter.sensors import SensorContract, generic_contract, get_contract
+from pancrafter.sensors import SensorContract, fold, generic_contract, get_contract
 from pancrafter.store import BlockGrid, Mask, Pixels, Window, cut_windows
 from pancrafter.tiles import plan_window, quantise, read_tile, valid_window
 from pancrafter.types import AssetRef, PairGrid, PixelGrid, Record, Scene, StagedScene
 
 _KEPT_WINDOWS = 4
 """Windows remembered per scene: pixels and validity of one are asked for one after the other."""
+
+_MASKS = frozenset({"alpha", "mask"})
+"""What bands that are no image are called, folded."""
 
 _INSIDE_A_TASK = "synchronous"
 """Dask scheduler for what a task computes itself. Named at each call: Dask's setting would hold for all threads."""
@@ -60,7 +63,8 @@ def sharpen(
     Args:
         pan: (y, x) or (1, y, x) whole DN with a CRS and transform (``.rio``). Missing are NaN and ``.rio.nodata``, by
             default the nodata value of the sensor's contract.
-        ms: (band, y, x) of the same CRS, pixels 2 or more times as large, north up.
+        ms: (band, y, x) of the same CRS, pixels 2 or more times as large, north up. Of both, a band that ``long_name``
+            or the coordinate of the bands calls alpha or mask is no image: pixels are missing where it is 0.
         sensor: Sensor contract by name; default: generic MTF gains and band names.
         method: ``pan-crafter``, ``mtf-glp-fs``, ``gsa``, ``brovey`` or ``exp``.
         weights: Shipped weights by name, or a checkpoint file that all workers see.
@@ -95,7 +99,7 @@ def sharpen(
     shared = delayed(scene, traverse=False)  # one node, or every chunk's task would carry the inputs' graphs along
     known = delayed(_describe, pure=True)(shared, request)
     chunks = [[_chunk(scene, shared, window, known) for window in row] for row in _rows_of(scene)]
-    return _georeferenced(da.block(chunks), scene, ms)  # type: ignore[no-untyped-call]
+    return _georeferenced(da.block(chunks), scene, ms, coarse)  # type: ignore[no-untyped-call]
 
 
 def _check_options(method: str, precision: str, chunk_px: int) -> None:
@@ -128,8 +132,13 @@ class _Image:
     Not a dataclass: Dask looks into those and would compute the pixels whenever one is handed to a task.
     """
 
-    def __init__(self, data: Any, nodata: float | None, grid: PixelGrid, name: str) -> None:
-        self.data = data
+    def __init__(
+        self, planes: Any, nodata: float | None, grid: PixelGrid, name: str, bands: tuple[int, ...]
+    ) -> None:  # Any: dask.array is untyped
+        self.planes = planes
+        self.bands = bands
+        self.data = planes if len(bands) == len(planes) else planes[list(bands)]
+        self.opaque = [plane != 0 for index, plane in enumerate(planes) if index not in bands]
         self.nodata = nodata
         self.grid = grid
         self.name = name
@@ -150,17 +159,23 @@ class _Image:
         require_north_up(name, grid)
         planes = image.expand_dims("band") if image.ndim == 2 else image
         nodata = image.rio.encoded_nodata if image.rio.encoded_nodata is not None else image.rio.nodata
-        data = da.asarray(planes.transpose(..., image.rio.y_dim, image.rio.x_dim).data)  # type: ignore[no-untyped-call]
-        return cls(data, None if nodata is None else float(nodata), grid, name)
+        planes = planes.transpose(..., image.rio.y_dim, image.rio.x_dim)
+        data = da.asarray(planes.data)  # type: ignore[no-untyped-call]
+        return cls(data, None if nodata is None else float(nodata), grid, name, _image_bands(planes))
 
     def or_nodata(self, nodata: float | None) -> _Image:
-        """The same image, of which ``nodata`` marks missing pixels unless it declares a value (or NaN) of its own."""
-        return _Image(self.data, nodata if self.nodata is None else self.nodata, self.grid, self.name)
+        """The same image, of which ``nodata`` marks missing pixels unless it says by itself which ones are."""
+        given = nodata if self.nodata is None and not self.opaque else self.nodata
+        return _Image(self.planes, given, self.grid, self.name, self.bands)
+
+    def told_of_bands(self, values: Sequence[Any]) -> tuple[Any, ...]:  # Any: what attributes hold
+        """The values of the bands that are image; none if there is not one for each band."""
+        return tuple(values[band] for band in self.bands) if len(values) == len(self.planes) else ()
 
     @property
     def may_have_holes(self) -> bool:
         """Whether pixels can be missing, as far as is known without reading them: floats may be NaN."""
-        return self.nodata is not None or self.data.dtype.kind == "f"
+        return self.nodata is not None or bool(self.opaque) or self.data.dtype.kind == "f"
 
     def read(self, window: Window) -> tuple[Pixels, NDArray[np.bool_]]:
         """DN (band, y, x) with zeros where missing, and validity (y, x)."""
@@ -168,6 +183,8 @@ class _Image:
         valid = np.isfinite(values)
         if self.nodata is not None:
             valid &= values != self.nodata
+        for opaque in self.opaque:
+            valid &= opaque[window].compute(scheduler=_INSIDE_A_TASK)
         found = np.where(valid, values, 0)
         if found.min() < 0 or found.max() > DN_LIMIT or not np.array_equal(found, np.rint(found)):
             y, x = window
@@ -177,6 +194,22 @@ class _Image:
                 "uint16, or declare nodata with .rio.write_nodata"
             )
         return found.astype(np.uint16), valid.all(axis=0)
+
+
+def _image_bands(planes: xr.DataArray) -> tuple[int, ...]:
+    """Places of the bands of (band, y, x) that are image, by what they are called; of all if none is."""
+    axis = planes.dims[0]
+    names = planes.coords[axis].to_numpy() if axis in planes.coords else ()
+    descriptions = _descriptions(planes)
+    told = (descriptions if len(descriptions) == len(planes) else (), names)
+    masks = {place for labels in told for place, label in enumerate(labels) if fold(str(label)) in _MASKS}
+    every = tuple(range(len(planes)))
+    return tuple(place for place in every if place not in masks) or every
+
+
+def _descriptions(image: xr.DataArray) -> tuple[Any, ...]:  # Any: text, or None where a band has none
+    told = image.attrs.get("long_name", ())
+    return (told,) if isinstance(told, str) else tuple(told)
 
 
 def _check_axes(image: xr.DataArray, name: str) -> None:
@@ -408,29 +441,26 @@ def _placeholder(bands: tuple[str, ...], sensor: str) -> Scene:
     )
 
 
-def _georeferenced(data: da.Array, scene: _LazyScene, ms: xr.DataArray) -> xr.DataArray:
+def _georeferenced(data: da.Array, scene: _LazyScene, ms: xr.DataArray, image: _Image) -> xr.DataArray:
     y, x = pixel_centres(scene.grid.pan)
     numbered = "band" in ms.dims and "band" in ms.coords
-    numbers = ms.coords["band"].to_numpy() if numbered else np.arange(1, scene.band_count + 1)
+    numbers = ms.coords["band"].to_numpy()[list(image.bands)] if numbered else np.arange(1, scene.band_count + 1)
     result = xr.DataArray(data, dims=("band", "y", "x"), coords={"band": numbers, "y": y, "x": x}, name="sharpened")
-    result.attrs |= _scaling(ms, scene.band_count) | {"long_name": _band_names(ms, scene.contract)}
+    result.attrs |= _scaling(ms, image) | {"long_name": _band_names(ms, image, scene.contract)}
     result = result.rio.write_crs(ms.rio.crs).rio.write_transform(Affine(*scene.grid.pan.transform))
     placed: xr.DataArray = result if scene.nodata is None else result.rio.write_nodata(scene.nodata)
     return placed
 
 
-def _scaling(ms: xr.DataArray, band_count: int) -> dict[str, Any]:  # Any: a number, or a tuple with one per band
+def _scaling(ms: xr.DataArray, image: _Image) -> dict[str, Any]:  # Any: a number, or a tuple with one per band
     """How DN become physical values: the attributes that rioxarray reads from and writes to files."""
     common = {name: ms.attrs[name] for name in ("scale_factor", "add_offset") if name in ms.attrs}
-    per_band = {name: ms.attrs[name] for name in ("scales", "offsets") if len(ms.attrs.get(name, ())) == band_count}
-    return common | per_band
+    per_band = {name: image.told_of_bands(ms.attrs.get(name, ())) for name in ("scales", "offsets")}
+    return common | {name: values for name, values in per_band.items() if values}
 
 
-def _band_names(ms: xr.DataArray, contract: SensorContract) -> tuple[str, ...]:
+def _band_names(ms: xr.DataArray, image: _Image, contract: SensorContract) -> tuple[str, ...]:
     """The band descriptions of MS; the contract's names where it has none, or not one per band."""
     names = tuple(band.name for band in contract.bands)
-    told = ms.attrs.get("long_name", ())
-    descriptions = (told,) if isinstance(told, str) else tuple(told)
-    if len(descriptions) != len(names):
-        return names
+    descriptions = image.told_of_bands(_descriptions(ms)) or names
     return tuple(description or name for description, name in zip(descriptions, names, strict=True))

@@ -16,6 +16,7 @@ import rioxarray
 import xarray as xr
 from affine import Affine
 from numpy.typing import NDArray
+from rasterio.enums import ColorInterp
 from staged_scenes import observed, overlap
 
 import pancrafter
@@ -73,6 +74,32 @@ def test_same_pixels_as_the_command(pair: tuple[Path, Path], tmp_path: Path, met
     assert ((found == 0).to_numpy() == (expected == 0)).all()
     assert difference.max() <= 1  # other windows round otherwise
     assert (difference == 0).mean() > 0.99
+
+
+@pytest.mark.parametrize("where", ["long_name", "band"])
+def test_a_band_that_is_called_alpha_is_a_mask_as_for_the_command(tmp_path: Path, where: str) -> None:
+    pan, ms = observed(overlap((128, 128), 4), 3, seed=3)
+    alpha = np.full((1, 32, 32), 255, ms.dtype)
+    alpha[:, :6] = 0
+    fine, coarse = (tmp_path / name for name in ("pan.tif", "ms.tif"))
+    write_tif(fine, pan[None], 0.5, 5e5, 4e6, None)
+    write_tif(coarse, np.concatenate([ms, alpha]), 2, 5e5, 4e6, None)
+    with rasterio.open(coarse, "r+") as file:
+        file.colorinterp = [*[ColorInterp.undefined] * 3, ColorInterp.alpha]
+    sharpen_pair(fine, [coarse], tmp_path / "out.tif", Settings(threads=1), method="exp")
+    with rasterio.open(tmp_path / "out.tif") as file:
+        expected = file.read()
+    images = opened((fine, coarse))
+    images[1].attrs["scales"] = (0.1, 0.2, 0.3, 1.0)
+    called = ("blue", "green", "red", "Alpha")
+    named = images[1].assign_coords(band=list(called)) if where == "band" else images[1].assign_attrs(long_name=called)
+    found = pancrafter.sharpen(images[0], named, method="exp")
+    assert (found.rio.nodata, found.attrs["scales"]) == (0, (0.1, 0.2, 0.3))
+    assert tuple(found.attrs["long_name"] if where == "long_name" else found.band.to_numpy()) == called[:3]
+    with dask.config.set(scheduler="synchronous"):
+        pixels = found.to_numpy()
+    assert (pixels[:, :24] == 0).all()
+    assert np.abs(pixels.astype(int) - expected).max() <= 1
 
 
 def test_chunks_do_not_decide_what_constants_are_fitted_on(tmp_path: Path) -> None:
