@@ -8,6 +8,7 @@ reading PAN elsewhere. Every band counts whose shift was certain before.
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 from pathlib import Path
@@ -91,4 +92,7 @@ def main(folder: Path, target: Path | None) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]) if len(sys.argv) > 2 else None)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", metavar="PAIRS_DIR", type=Path)
+    parser.add_argument("target", metavar="MARKDOWN", type=Path, nargs="?")
+    main(**vars(parser.parse_args()))

@@ -8,6 +8,7 @@ Nothing may be missed and nothing found twice. Each look runs in a process of it
 
 from __future__ import annotations
 
+import argparse
 import functools
 import json
 import resource
@@ -152,4 +153,7 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["--look"]:
         look(sys.argv[2], sys.argv[3] if len(sys.argv) > 3 else None)
     else:
-        main(*(int(text) for text in (sys.argv[1:] or ["5000", "10000"])))
+        parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+        parser.add_argument("static", metavar="STATIC_ITEMS", type=int, nargs="?", default=5000)
+        parser.add_argument("api", metavar="API_ITEMS", type=int, nargs="?", default=10_000)
+        main(**vars(parser.parse_args()))

@@ -12,6 +12,7 @@ is reported.
 
 from __future__ import annotations
 
+import argparse
 import json
 import resource
 import subprocess
@@ -315,4 +316,7 @@ if __name__ == "__main__":
         since = datetime.fromisoformat(sys.argv[4]) if len(sys.argv) > 4 else None
         _say(night(sys.argv[2], Path(sys.argv[3]), since))
     else:
-        main(*(int(text) for text in (sys.argv[1:] or ["10000", "5000"])))
+        parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+        parser.add_argument("api", metavar="API_ITEMS", type=int, nargs="?", default=10_000)
+        parser.add_argument("static", metavar="STATIC_ITEMS", type=int, nargs="?", default=5000)
+        main(**vars(parser.parse_args()))

@@ -10,6 +10,7 @@ seconds, ``*_of_plain_wall`` the same of elapsed time, in which threads and over
 
 from __future__ import annotations
 
+import argparse
 import itertools
 import json
 import resource
@@ -170,4 +171,6 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["--one"]:
         _say(_measure(sys.argv[2], Path(sys.argv[3]), int(sys.argv[4])))
     else:
-        main([int(text) for text in sys.argv[1:]] or [4096, 8192, 16384])
+        parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+        parser.add_argument("edges", metavar="EDGE_PX", type=int, nargs="*", default=[4096, 8192, 16384])
+        main(**vars(parser.parse_args()))

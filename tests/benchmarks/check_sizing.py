@@ -6,6 +6,7 @@ more than 20 % off.
 
 from __future__ import annotations
 
+import argparse
 import json
 import multiprocessing
 import sys
@@ -86,4 +87,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     sys.exit(main())

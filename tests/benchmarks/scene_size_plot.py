@@ -6,8 +6,8 @@ python tests/benchmarks/scene_size_plot.py benchmark.json docs/images/scene-size
 
 from __future__ import annotations
 
+import argparse
 import json
-import sys
 from collections import defaultdict
 from pathlib import Path
 
@@ -45,4 +45,7 @@ def main(report: Path, picture: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("report", metavar="JSON", type=Path)
+    parser.add_argument("picture", metavar="SVG", type=Path)
+    main(**vars(parser.parse_args()))
