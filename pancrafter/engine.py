@@ -44,7 +44,14 @@ from pancrafter.model.conditions import Conditions, build_conditions, ms_at, une
 from pancrafter.model.config import CUBIC_REACH_MS_PX
 from pancrafter.model.devices import DeviceError, free_bytes, is_out_of_memory, resolve_device, use_full_float32
 from pancrafter.model.inference import MsNetwork, working_bytes
-from pancrafter.model.names import DEFAULT_WEIGHTS, SharpeningMethod, for_benchmark, require_weights, weights_sha256
+from pancrafter.model.names import (
+    DEFAULT_WEIGHTS,
+    SharpeningMethod,
+    for_benchmark,
+    require_weights,
+    weights_sha256,
+    weights_stamp,
+)
 from pancrafter.model.weights import Checkpoint, load_checkpoint
 from pancrafter.resample import GENERIC_MTF_GAIN, Mtf, mean_mtf
 from pancrafter.sensors import SensorContract
@@ -709,6 +716,16 @@ def load_for_scenes(weights: str, sha256: str | None) -> Checkpoint:
             f"{DEFAULT_WEIGHTS}, or weights trained on pairs or simulated scenes"
         )
     return checkpoint
+
+
+def check_for_scenes(weights: str, sha256: str | None) -> None:
+    """Raise what ``load_for_scenes`` would; this process loads a file for it once, and again when it was replaced."""
+    _checked(weights, sha256, weights_stamp(weights))
+
+
+@lru_cache(maxsize=4)
+def _checked(weights: str, sha256: str | None, _stamp: tuple[int, ...]) -> None:
+    load_for_scenes(weights, sha256)
 
 
 def to_unit(values: torch.Tensor, ranges: Sequence[ValueRange]) -> torch.Tensor:

@@ -214,10 +214,10 @@ def stage(work: Claimed, settings: Settings, compute: Compute, ledger: Ledger) -
         WeightsError: Those of the recipe are of no use: the scene would be read for nothing.
     """
     from pancrafter.cube import REACH_PX, stage_scene
-    from pancrafter.engine import load_for_scenes
+    from pancrafter.engine import check_for_scenes
 
     if work.recipe.weights is not None:
-        load_for_scenes(settings.weights, work.recipe.weights_sha256)
+        check_for_scenes(settings.weights, work.recipe.weights_sha256)
     started = time.perf_counter()
     with compute.active():
         staged = stage_scene(

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from pancrafter import engine
 from pancrafter.classical import METHODS, PairInput, sharpen
 from pancrafter.engine import NetworkSharpener
+from pancrafter.errors import WeightsError
 from pancrafter.evaluate import AS_SHARP_AS_MS
 from pancrafter.metrics import ergas
-from pancrafter.model.names import file_sha256, planned_sha256, shipped_weights, weights_sha256
+from pancrafter.model.names import file_sha256, planned_sha256, shipped_weights, weights_path, weights_sha256
 from pancrafter.model.weights import load_checkpoint
 from pancrafter.resample import degrade
 from pancrafter.tiles import Tile
@@ -42,6 +45,21 @@ def test_a_plan_reads_weights_once_until_they_are_replaced(tmp_path: Path) -> No
     assert weights_sha256(str(weights)) == file_sha256(weights) != first
     os.utime(weights, ns=(before.st_atime_ns, before.st_mtime_ns + 1))
     assert planned_sha256(str(weights)) == file_sha256(weights)
+
+
+def test_scenes_check_weights_once_until_they_are_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = tmp_path / "own.safetensors"
+    shutil.copy(weights_path("open-compact"), weights)
+    sha256, loaded = weights_sha256(str(weights)), list[str]()
+    monkeypatch.setattr(engine, "load_checkpoint", lambda name: loaded.append(name) or load_checkpoint(name))
+    for _ in range(2):
+        engine.check_for_scenes(str(weights), sha256)
+    assert len(loaded) == 1
+    weights.write_bytes(b"other")
+    for _ in range(2):
+        with pytest.raises(WeightsError):
+            engine.check_for_scenes(str(weights), sha256)
+    assert len(loaded) == 3
 
 
 @pytest.mark.parametrize("ratio", [2, 4])

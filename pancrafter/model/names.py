@@ -73,8 +73,13 @@ def weights_sha256(name_or_path: str) -> str:
 
 def planned_sha256(name_or_path: str) -> str:
     """As ``weights_sha256``, for plans over many scenes: a file is read once, and again when it was replaced."""
+    return _sha256_of(name_or_path, weights_stamp(name_or_path))
+
+
+def weights_stamp(name_or_path: str) -> tuple[int, ...]:
+    """What changes when the file is replaced, without reading it."""
     stat = weights_path(name_or_path).stat()
-    return _sha256_of(name_or_path, (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns))
+    return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns
 
 
 @lru_cache(maxsize=8)
