@@ -20,6 +20,7 @@ from dask.delayed import delayed
 from numpy.typing import NDArray
 
 from pancrafter.bands import measure_bands
+from pancrafter.compute import held_by_cluster
 from pancrafter.counting import check_dn, value_range
 from pancrafter.crs import crs_code
 from pancrafter.cube import PAIR_BLOCK_PX, REACH_PX
@@ -58,7 +59,7 @@ def sharpen(
     """Sharpen a multispectral image with a panchromatic one, lazily.
 
     The pixels are those of ``pancrafter sharpen`` on the same files. Inputs are best chunked (``chunks=`` of
-    ``rioxarray.open_rasterio``); they are read several times, so persist what is costly to compute.
+    ``rioxarray.open_rasterio``); they are read several times, so load what is costly to compute, or store it first.
 
     Args:
         pan: (y, x) or (1, y, x) whole DN with a CRS and transform (``.rio``). Missing are NaN and ``.rio.nodata``, by
@@ -82,8 +83,8 @@ def sharpen(
 
     Raises:
         GridMismatchError: An input has no georeference or is not north up, or the two do not lie on one another.
-        InvalidSceneError: An input has other axes or is empty, the number of bands is not the sensor's, or there is no
-            such method, precision or ``chunk_px``.
+        InvalidSceneError: An input has other axes, is empty or was persisted on a Dask cluster, the number of bands is
+            not the sensor's, or there is no such method, precision or ``chunk_px``.
         ContractError: There is no such sensor.
     """
     _check_options(method, precision, chunk_px)
@@ -161,6 +162,11 @@ class _Image:
         nodata = image.rio.encoded_nodata if image.rio.encoded_nodata is not None else image.rio.nodata
         planes = planes.transpose(..., image.rio.y_dim, image.rio.x_dim)
         data = da.asarray(planes.data)  # type: ignore[no-untyped-call]
+        if held_by_cluster(data):
+            raise InvalidSceneError(
+                f"{name} was persisted on a Dask cluster, expected an array that any task can read by itself; leave "
+                ".persist() out, take the pixels into memory with .load(), or write them with .to_zarr() and open that"
+            )
         return cls(data, None if nodata is None else float(nodata), grid, name, _image_bands(planes))
 
     def or_nodata(self, nodata: float | None) -> _Image:

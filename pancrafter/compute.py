@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -121,6 +122,15 @@ def each(
     from dask.delayed import delayed
 
     return tuple(compute(*(delayed(function)(*call) for call in calls), scheduler=scheduler))  # type: ignore[no-untyped-call]
+
+
+def held_by_cluster(array: Any) -> bool:  # Any: a Dask array
+    """Whether parts of it were persisted on a cluster: its graph has futures in their place."""
+    if "distributed" not in sys.modules:
+        return False
+    from distributed.client import futures_of
+
+    return bool(futures_of(array))
 
 
 @contextlib.contextmanager

@@ -15,6 +15,7 @@ import rasterio
 import rioxarray
 import xarray as xr
 from affine import Affine
+from distributed import Client
 from numpy.typing import NDArray
 from rasterio.enums import ColorInterp
 from staged_scenes import observed, overlap
@@ -183,6 +184,16 @@ def test_tasks_leave_the_scheduler_to_others(pair: tuple[Path, Path]) -> None:
         assert dask.config.get("scheduler") is four_threads
     assert set(seen) == {four_threads}
     assert asked == [threading.get_ident()]
+
+
+def test_what_a_cluster_holds_is_refused_before_anything_is_computed(pair: tuple[Path, Path]) -> None:
+    """Tasks read inputs by themselves, without the scheduler; they would miss what stands for persisted pixels."""
+    pan, ms = opened(pair)
+    with Client(processes=False, n_workers=1, threads_per_worker=1, dashboard_address=":0"):
+        with pytest.raises(InvalidSceneError, match=r"ms was persisted on a Dask cluster, .* or write them with"):
+            pancrafter.sharpen(pan, ms.persist())
+        expected = pancrafter.sharpen(pan, ms, method="exp").compute(scheduler="synchronous")
+        assert np.array_equal(pancrafter.sharpen(pan, ms.persist().load(), method="exp"), expected)
 
 
 def test_masked_floats_are_whole_dn_with_holes(pair: tuple[Path, Path]) -> None:
