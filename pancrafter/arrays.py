@@ -100,7 +100,7 @@ def sharpen(
     shared = delayed(scene, traverse=False)  # one node, or every chunk's task would carry the inputs' graphs along
     known = delayed(_describe, pure=True)(shared, request)
     chunks = [[_chunk(scene, shared, window, known) for window in row] for row in _rows_of(scene)]
-    return _georeferenced(da.block(chunks), scene, ms, coarse)  # type: ignore[no-untyped-call]
+    return _georeferenced(da.block(chunks), scene, pan, ms, coarse)  # type: ignore[no-untyped-call]
 
 
 def _check_options(method: str, precision: str, chunk_px: int) -> None:
@@ -447,8 +447,10 @@ def _placeholder(bands: tuple[str, ...], sensor: str) -> Scene:
     )
 
 
-def _georeferenced(data: da.Array, scene: _LazyScene, ms: xr.DataArray, image: _Image) -> xr.DataArray:
-    y, x = pixel_centres(scene.grid.pan)
+def _georeferenced(
+    data: da.Array, scene: _LazyScene, pan: xr.DataArray, ms: xr.DataArray, image: _Image
+) -> xr.DataArray:
+    y, x = _centres(scene.grid, pan)
     numbered = "band" in ms.dims and "band" in ms.coords
     numbers = ms.coords["band"].to_numpy()[list(image.bands)] if numbered else np.arange(1, scene.band_count + 1)
     result = xr.DataArray(data, dims=("band", "y", "x"), coords={"band": numbers, "y": y, "x": x}, name="sharpened")
@@ -456,6 +458,13 @@ def _georeferenced(data: da.Array, scene: _LazyScene, ms: xr.DataArray, image: _
     result = result.rio.write_crs(ms.rio.crs).rio.write_transform(Affine(*scene.grid.pan.transform))
     placed: xr.DataArray = result if scene.nodata is None else result.rio.write_nodata(scene.nodata)
     return placed
+
+
+def _centres(grid: PairGrid, pan: xr.DataArray) -> Iterator[Any]:  # Any: numbers in a list or an array
+    """Coordinates of rows and of columns: PAN's own, as xarray joins arrays only where they agree to the last bit."""
+    axes = zip((pan.rio.y_dim, pan.rio.x_dim), grid.pan_offset_yx, pixel_centres(grid.pan), strict=True)
+    for axis, first, computed in axes:
+        yield pan.coords[axis].to_numpy()[first : first + len(computed)] if axis in pan.coords else computed
 
 
 def _scaling(ms: xr.DataArray, image: _Image) -> dict[str, Any]:  # Any: a number, or a tuple with one per band
