@@ -64,8 +64,10 @@ def sharpen(
     Args:
         pan: (y, x) or (1, y, x) whole DN with a CRS and transform (``.rio``). Missing are NaN and ``.rio.nodata``, by
             default the nodata value of the sensor's contract.
-        ms: (band, y, x) of the same CRS, pixels 2 or more times as large, north up. Of both, a band that ``long_name``
-            or the coordinate of the bands calls alpha or mask is no image: pixels are missing where it is 0.
+        ms: (band, y, x) of the same CRS, pixels a whole number of times as large, 2 or more, north up. Where the number
+            is only nearly whole (3.997) the command resamples MS; of arrays do so first, with ``ms.rio.reproject``. Of
+            both, a band that ``long_name`` or the coordinate of the bands calls alpha or mask is no image: pixels are
+            missing where it is 0.
         sensor: Sensor contract by name; default: generic MTF gains and band names.
         method: ``pan-crafter``, ``mtf-glp-fs``, ``gsa``, ``brovey`` or ``exp``.
         weights: Shipped weights by name, or a checkpoint file that all workers see.
@@ -157,6 +159,12 @@ class _Image:
         grid = PixelGrid(
             crs=crs_code(crs, transform, shape) or crs.to_wkt(), transform=tuple(transform)[:6], shape_yx=shape
         )
+        axes = image.rio.y_dim, image.rio.x_dim
+        if (grid.transform[0] < 0 or grid.transform[4] > 0) and all(axis in image.coords for axis in axes):
+            raise GridMismatchError(
+                f"{name} has rows that run north or columns that run west, expected rows that run south and columns "
+                f"that run east; sort it with .sortby({axes[0]!r}, ascending=False).sortby({axes[1]!r})"
+            )
         require_north_up(name, grid)
         planes = image.expand_dims("band") if image.ndim == 2 else image
         nodata = image.rio.encoded_nodata if image.rio.encoded_nodata is not None else image.rio.nodata
@@ -197,7 +205,7 @@ class _Image:
             raise InvalidSceneError(
                 f"{self.name}: rows {y.start}..{y.stop - 1}, columns {x.start}..{x.stop - 1} hold values from "
                 f"{found.min():g} to {found.max():g}, expected whole DN from 0 to {DN_LIMIT}; scale reflectance to "
-                "uint16, or declare nodata with .rio.write_nodata"
+                "uint16, open files with mask_and_scale=False, or declare nodata with .rio.write_nodata"
             )
         return found.astype(np.uint16), valid.all(axis=0)
 
