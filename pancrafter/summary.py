@@ -236,7 +236,7 @@ def _lead(ours: TruthScores, other: TruthScores) -> str:
 
 def _gain(gain: float | None, method: str | None) -> Text:
     if gain is None or method is None:
-        return Text("scene too small", style="dim")
+        return Text("not measured", style="dim")
     return Text(f"{gain:+.1%} {method}", style="green" if gain > 0 else "yellow")
 
 

@@ -101,9 +101,10 @@ def test_outcome_without_figures_shows_none() -> None:
     assert row == ["S2", "geoeye-1", "failed", *"------"]
 
 
-def test_scene_too_small_for_a_reduced_assessment_says_so() -> None:
-    small = QUALITY.model_copy(update={"gain_over_classical": None, "best_classical": None})
-    assert "scene too small" in _rendered(outcome_table([GOOD.model_copy(update={"quality": small})]))
+def test_scene_without_a_reduced_assessment_says_so() -> None:
+    """It may be small, flat, or without a large enough area of valid pixels."""
+    unmeasured = QUALITY.model_copy(update={"gain_over_classical": None, "best_classical": None})
+    assert "not measured" in _rendered(outcome_table([GOOD.model_copy(update={"quality": unmeasured})]))
 
 
 @pytest.mark.parametrize("width", [100, 110, 120])
