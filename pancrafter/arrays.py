@@ -153,7 +153,8 @@ class _Image:
         crs, transform = image.rio.crs, image.rio.transform(recalc=True)
         if crs is None or transform.is_identity:
             raise GridMismatchError(
-                f"{name} has no CRS or transform; set them with .rio.write_crs and .rio.write_transform"
+                f'{name} has no CRS or transform; open Zarr and netCDF with decode_coords="all", or set them with '
+                ".rio.write_crs and .rio.write_transform"
             )
         shape = (image.rio.height, image.rio.width)
         grid = PixelGrid(
