@@ -119,9 +119,9 @@ class SceneStore:
         uri: Where the group lies: a path, ``file://`` or any fsspec URL such as ``s3://bucket/prefix``.
     """
 
-    def __init__(self, uri: str, group: zarr.Group, mode: Mode) -> None:
+    def __init__(self, uri: str, group: zarr.Group | None, mode: Mode) -> None:
         self.uri = uri
-        self._group = group
+        self._opened = group
         self._mode: Mode = mode
         self._arrays: dict[str, Any] = {}
 
@@ -162,21 +162,17 @@ class SceneStore:
             InvalidSceneError: There is no scene store of this format at ``uri``.
             TransientReadError: The place did not answer.
         """
-        try:
-            group = zarr.open_group(_zarr_store(uri, mode), mode=mode, zarr_format=3, use_consolidated=False)
-        except (FileNotFoundError, zarr.errors.GroupNotFoundError) as err:
-            raise InvalidSceneError(f"no staged scene at {uri}; stage the scene first") from err
-        except OSError as err:
-            raise TransientReadError(f"store {uri} cannot be read: {err}; try again") from err
-        found = group.attrs.get("format_version")
-        if found != FORMAT_VERSION:
-            raise InvalidSceneError(
-                f"store {uri} has format version {found}, expected {FORMAT_VERSION}; delete it and stage again"
-            )
-        return cls(uri, group, mode)
+        return cls(uri, _open_group(uri, mode), mode)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (SceneStore.open, (self.uri, self._mode))
+        """A copy is opened when it is used: Dask's scheduler unpickles every task and need not reach the store."""
+        return (SceneStore, (self.uri, None, self._mode))
+
+    @property
+    def _group(self) -> zarr.Group:
+        if self._opened is None:
+            self._opened = _open_group(self.uri, self._mode)
+        return self._opened
 
     @classmethod
     def resume(cls, uri: str, staging: str) -> SceneStore | None:
@@ -600,6 +596,21 @@ def _require_whole_shards(selection: tuple[slice, ...], array: Any, where: str) 
 
 def _text(selection: tuple[slice, ...]) -> str:
     return "[" + ", ".join(":" if part == slice(None) else f"{part.start}:{part.stop}" for part in selection) + "]"
+
+
+def _open_group(uri: str, mode: Mode) -> zarr.Group:
+    try:
+        group = zarr.open_group(_zarr_store(uri, mode), mode=mode, zarr_format=3, use_consolidated=False)
+    except (FileNotFoundError, zarr.errors.GroupNotFoundError) as err:
+        raise InvalidSceneError(f"no staged scene at {uri}; stage the scene first") from err
+    except OSError as err:
+        raise TransientReadError(f"store {uri} cannot be read: {err}; try again") from err
+    found = group.attrs.get("format_version")
+    if found != FORMAT_VERSION:
+        raise InvalidSceneError(
+            f"store {uri} has format version {found}, expected {FORMAT_VERSION}; delete it and stage again"
+        )
+    return group
 
 
 def _writing(action: Callable[[], Any], where: str) -> Any:  # Any: hands through what the action returns

@@ -88,6 +88,18 @@ def test_round_trip_and_pickle_by_reference(store: SceneStore, uri: str) -> None
         assert opened.read_ms((slice(24, 25), slice(31, 33))).tolist() == [[[18, 19]]] * 3
 
 
+def test_a_copy_is_opened_when_it_is_used(store: SceneStore, uri: str, tmp_path: Path) -> None:
+    """Dask's scheduler unpickles the tasks on a machine that may have no such folder."""
+    pickled = pickle.dumps(store)
+    elsewhere = Path(uri).rename(tmp_path / "elsewhere")
+    copy = pickle.loads(pickled)
+    assert not Path(uri).exists()
+    with pytest.raises(InvalidSceneError, match="no staged scene"):
+        _ = copy.complete
+    elsewhere.rename(uri)
+    assert copy.complete
+
+
 def test_windows_cover_each_pixel_once(store: SceneStore) -> None:
     for windows, shape in ((store.pan_windows(), store.pan_shape_yx), (store.ms_windows(), store.ms_shape_yx)):
         count = np.zeros(shape, int)
