@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from datetime import date
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
@@ -162,32 +163,72 @@ def test_workers_of_the_images_keep_freed_memory(name: str) -> None:
     )
 
 
+def kubernetes(name: str) -> list[dict[str, Any]]:
+    documents = list(yaml.safe_load_all((INFRA / "kubernetes" / name).read_text()))
+    return [one for document in documents for one in document.get("items", [document])]
+
+
+def deployments() -> dict[str, dict[str, Any]]:
+    found = [*kubernetes("dask.yaml"), *kubernetes("metrics.yaml")]
+    return {one["metadata"]["name"]: one["spec"] for one in found if one["kind"] == "Deployment"}
+
+
 def test_kubernetes_gpu_workers_declare_what_the_code_asks_for() -> None:
-    values = yaml.safe_load((INFRA / "kubernetes" / "dask.values.yaml").read_text())
-    (gpu,) = values["additional_worker_groups"]
-    assert gpu["extraArgs"] == ["--resources", f"{GPU_RESOURCE}=1"]
-    assert gpu["resources"]["limits"]["nvidia.com/gpu"] == 1
-    assert gpu["nodeSelector"]
-    assert any("spot" in toleration["key"] for toleration in gpu["tolerations"])
-    metrics = next(yaml.safe_load_all((INFRA / "kubernetes" / "metrics.yaml").read_text()))["spec"]["template"]["spec"]
-    for part in (values["scheduler"], values["worker"], gpu):
-        assert part["securityContext"] == metrics["securityContext"], "the chart writes it into the pod"
-    patches = {name: pod_of_patch(name) for name in ("scheduler", "worker")}
-    for name, pod in patches.items():
+    pod = deployments()["dask-worker-gpu"]["template"]["spec"]
+    (container,) = pod["containers"]
+    assert container["command"][-2:] == ["--resources", f"{GPU_RESOURCE}=1"]
+    assert container["resources"]["limits"]["nvidia.com/gpu"] == 1
+    assert pod["nodeSelector"]
+    assert any("spot" in toleration["key"] for toleration in pod["tolerations"])
+
+
+def test_kubernetes_starts_programs_that_are_installed() -> None:
+    for name, deployment in deployments().items():
+        (container,) = deployment["template"]["spec"]["containers"]
+        program, command, *_ = container["command"]
+        if program == "dask":
+            assert command in {entry.name for entry in entry_points(group="dask_cli")}, name
+        else:
+            assert program in {entry.name for entry in entry_points(group="console_scripts")}, name
+
+
+def test_kubernetes_selects_the_pods_of_one_deployment_each() -> None:
+    """Autoscalers whose selectors overlap stop each other."""
+    selectors = [deployment["selector"]["matchLabels"] for deployment in deployments().values()]
+    labels = [deployment["template"]["metadata"]["labels"] for deployment in deployments().values()]
+    assert labels == selectors
+    assert all(labels.count(one) == 1 for one in labels)
+    scheduler = deployments()["dask-scheduler"]["selector"]["matchLabels"]
+    for one in (*kubernetes("dask.yaml"), *kubernetes("metrics.yaml")):
+        if one["kind"] == "Service":
+            assert one["spec"]["selector"] == scheduler
+        elif one["kind"] == "PodDisruptionBudget":
+            assert one["spec"]["selector"]["matchLabels"] == scheduler
+
+
+def test_kubernetes_pods_have_few_rights_and_workers_time_to_end() -> None:
+    for name, deployment in deployments().items():
+        pod = deployment["template"]["spec"]
+        assert (pod["securityContext"]["runAsUser"], pod["automountServiceAccountToken"]) == (1001, False), name
         (container,) = pod["containers"]
-        assert container["name"] == f"dask-{name}", "the chart's name of it"
-        assert container["securityContext"].items() <= metrics["containers"][0]["securityContext"].items()
-        assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
-    assert patches["worker"]["terminationGracePeriodSeconds"] > 60
-    scaled = list(yaml.safe_load_all((INFRA / "kubernetes" / "autoscaling.yaml").read_text()))
-    assert {one["spec"]["scaleTargetRef"]["name"] for one in scaled} == {"dask-worker", f"dask-worker-{gpu['name']}"}
+        assert container["securityContext"] == {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        }, name
+        if name.startswith("dask-worker"):
+            assert pod["terminationGracePeriodSeconds"] > 60
+
+
+def test_kubernetes_scales_the_workers_by_the_queue() -> None:
+    scaled = kubernetes("autoscaling.yaml")
+    assert (
+        {one["spec"]["scaleTargetRef"]["name"] for one in scaled}
+        == {"dask-worker", "dask-worker-gpu"}
+        <= set(deployments())
+    )
     states = re.findall(r"state=~\"([a-z|]+)\"", scaled[0]["spec"]["triggers"][0]["metadata"]["query"])[0].split("|")
     assert set(states) == {State.ELIGIBLE, State.CLAIMED, State.STAGED, State.SHARPENED, State.ASSESSED}
-
-
-def pod_of_patch(name: str) -> dict[str, Any]:
-    patch = yaml.safe_load((INFRA / "kubernetes" / f"dask-{name}-patch.yaml").read_text())
-    return patch["spec"]["template"]["spec"]
 
 
 # --- audit ------------------------------------------------------------------------------------------------------------

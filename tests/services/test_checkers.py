@@ -38,27 +38,11 @@ def test_manifests_follow_the_schemas_of_kubernetes() -> None:
 
     manifests = list(yaml.safe_load_all((INFRA / "kubernetes" / "metrics.yaml").read_text()))
     assert sorted(manifest["kind"] for manifest in manifests) == sorted(OWN_KINDS)
-    for manifest in manifests:
+    for manifest in (*manifests, *yaml.safe_load((INFRA / "kubernetes" / "dask.yaml").read_text())["items"]):
         kubernetes_validate.validate(manifest, KUBERNETES, strict=True)
     manifests[0]["spec"]["replicas"] = "one"
     with pytest.raises(kubernetes_validate.ValidationError):
         kubernetes_validate.validate(manifests[0], KUBERNETES, strict=True)
-
-
-@pytest.mark.parametrize("part", ["scheduler", "worker"])
-def test_settings_of_dask_fit_where_chart_and_patch_write_them(part: str) -> None:
-    kubernetes_validate = pytest.importorskip("kubernetes_validate")
-    import yaml
-
-    folder = INFRA / "kubernetes"
-    deployment = next(yaml.safe_load_all((folder / "metrics.yaml").read_text()))
-    values = yaml.safe_load((folder / "dask.values.yaml").read_text())
-    pod = deployment["spec"]["template"]["spec"]
-    patch = yaml.safe_load((folder / f"dask-{part}-patch.yaml").read_text())["spec"]["template"]["spec"]
-    (container,) = patch.pop("containers")
-    pod |= patch | {"securityContext": values[part]["securityContext"]}
-    pod["containers"][0] |= container
-    kubernetes_validate.validate(deployment, KUBERNETES, strict=True)
 
 
 @pytest.mark.parametrize("arguments", [["check", "rules", "alerts.yml"], ["test", "rules", "alerts_test.yml"]])
