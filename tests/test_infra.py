@@ -163,6 +163,14 @@ def test_workers_of_the_images_keep_freed_memory(name: str) -> None:
     )
 
 
+def test_jobs_have_what_prefects_kubernetes_worker_insists_on() -> None:
+    """It refuses a manifest without them, although Kubernetes knows the two numbers elsewhere only."""
+    template = json.loads((INFRA / "prefect" / "kubernetes-job-template.json").read_text())
+    pod = template["job_configuration"]["job_manifest"]["spec"]["template"]["spec"]
+    assert (pod["parallelism"], pod["completions"], pod["restartPolicy"]) == (1, 1, "Never")
+    assert pod["containers"][0]["name"] == "prefect-job"
+
+
 def kubernetes(name: str) -> list[dict[str, Any]]:
     documents = list(yaml.safe_load_all((INFRA / "kubernetes" / name).read_text()))
     return [one for document in documents for one in document.get("items", [document])]
