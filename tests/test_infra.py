@@ -228,6 +228,15 @@ def test_kubernetes_pods_have_few_rights_and_workers_time_to_end() -> None:
             assert pod["terminationGracePeriodSeconds"] > 60
 
 
+def test_who_mounts_the_state_folder_may_write_to_it() -> None:
+    """A new volume is root's; its group becomes that of the pod."""
+    template = json.loads((INFRA / "prefect" / "kubernetes-job-template.json").read_text())
+    pods = [deployment["template"]["spec"] for deployment in deployments().values()]
+    pods.append(template["job_configuration"]["job_manifest"]["spec"]["template"]["spec"])
+    mounting = [pod for pod in pods if any(volume["name"] == "state" for volume in pod.get("volumes", []))]
+    assert [pod["securityContext"].get("fsGroup") for pod in mounting] == [1001] * 3
+
+
 def test_kubernetes_scales_the_workers_by_the_queue() -> None:
     scaled = kubernetes("autoscaling.yaml")
     assert (
