@@ -121,6 +121,10 @@ def test_prefect_keeps_leases_on_disk_everywhere() -> None:
     assert prefect["environment"][setting[1]] == setting[2]
     assert prefect["volumes"] == ["prefect:/root/.prefect"]
     assert {"name": setting[1], "value": setting[2]} in chart["server"]["env"]
+    (mount,), (volume,) = chart["server"]["extraVolumeMounts"], chart["server"]["extraVolumes"]
+    assert {"name": "PREFECT_HOME", "value": mount["mountPath"]} in chart["server"]["env"]
+    claims = [one["metadata"]["name"] for one in kubernetes("metrics.yaml") if one["kind"] == "PersistentVolumeClaim"]
+    assert volume["persistentVolumeClaim"]["claimName"] in claims
 
 
 def test_prefect_forgets_old_runs_everywhere() -> None:

@@ -13,7 +13,7 @@ import pytest
 pytestmark = pytest.mark.services
 INFRA = Path(__file__).resolve().parents[2] / "infra"
 KUBERNETES = "1.31"
-OWN_KINDS = ("Deployment", "PersistentVolumeClaim", "PodDisruptionBudget", "NetworkPolicy")
+OWN_KINDS = ("Deployment", "PersistentVolumeClaim", "PersistentVolumeClaim", "PodDisruptionBudget", "NetworkPolicy")
 
 
 def program(name: str) -> str:
