@@ -20,6 +20,7 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from pancrafter.errors import ContractError
+from pancrafter.plain_yaml import parse_yaml
 from pancrafter.quality import QualityRule
 from pancrafter.types import Record, faults_of
 
@@ -200,8 +201,8 @@ def parse_contract(text: str, origin: str) -> SensorContract:
         ContractError: Not YAML, not a mapping, or fields missing, unknown or contradicting each other.
     """
     try:
-        content = yaml.load(text, Loader=_loader())  # noqa: S506 - a safe loader, in C where possible
-    except yaml.YAMLError as error:
+        content = parse_yaml(text)
+    except (yaml.YAMLError, ValueError) as error:
         raise ContractError(f"{origin}: not valid YAML ({error}); mend the file") from error
     if not isinstance(content, dict):
         found = type(content).__name__
@@ -210,11 +211,6 @@ def parse_contract(text: str, origin: str) -> SensorContract:
         return SensorContract.model_validate(content)
     except ValidationError as error:
         raise ContractError(f"{origin}: {faults_of(error)}; mend these fields") from error
-
-
-def _loader() -> Any:
-    """The C loader where libyaml was compiled in (yaml has no stubs here): ten times faster, same safe subset."""
-    return getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 @lru_cache(maxsize=1)
@@ -227,8 +223,17 @@ def _bundled() -> Mapping[str, SensorContract]:
 def _read_folder(folder: Path) -> dict[str, SensorContract]:
     if not folder.is_dir():
         raise ContractError(f"{folder}: not a folder; expected a folder of *.yaml sensor contracts")
-    files = sorted((*folder.glob("*.yaml"), *folder.glob("*.yml")))
-    return _by_name((str(file), file.read_text(encoding="utf-8")) for file in files)
+    files = sorted(file for file in folder.iterdir() if file.suffix.casefold() in (".yaml", ".yml"))
+    if not files:
+        raise ContractError(f"{folder}: holds no *.yaml file; expected sensor contracts right in this folder")
+    return _by_name((str(file), _text_of(file)) for file in files)
+
+
+def _text_of(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ContractError(f"{file}: cannot be read ({error}); expected a text file in UTF-8") from error
 
 
 def _by_name(texts: Iterable[tuple[str, str]]) -> dict[str, SensorContract]:

@@ -158,11 +158,36 @@ def test_digest_follows_content_not_layout() -> None:
         (MINIMAL + "deliveries: [{name: d, bands: [red, red]}]\n", "repeats a band"),
         ("- a\n- b\n", "found list, expected a mapping"),
         ("a: [", "not valid YAML"),
+        (MINIMAL + "ratio: 4\n", "(?s)x.yaml: not valid YAML .*'ratio' is given twice; keep one of them.*line"),
+        (MINIMAL + "quality: &q {}\njoin: {max_seconds: 1, <<: *q, max_seconds: 2}\n", "'max_seconds' is given twice"),
+        (MINIMAL.replace("measured", "2025-13-01"), "x.yaml: not valid YAML .*month must be in 1..12"),
     ],
 )
 def test_faulty_contracts_are_refused(wrong: str, message: str) -> None:
     with pytest.raises(ContractError, match=message):
         parse_contract(wrong, "x.yaml")
+
+
+def test_parts_of_a_contract_may_be_repeated_by_name_and_changed() -> None:
+    red, green = "{name: red, mtf: 0.3, in_pan: true}", "{name: green, mtf: 0.3, in_pan: true}"
+    merged = MINIMAL.replace(red, f"&red {red}").replace(green, "{<<: *red, name: green}")
+    assert parse_contract(merged, "x.yaml") == parse_contract(MINIMAL, "x.yaml")
+
+
+@pytest.mark.parametrize("content", ["name: Pl\xe9iades".encode("latin-1"), None])
+def test_a_contract_that_cannot_be_read_is_named(tmp_path: Path, content: bytes | None) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_bytes(content) if content else file.mkdir()
+    with pytest.raises(ContractError, match=r"mine\.yaml: cannot be read .*expected a text file in UTF-8"):
+        load_contracts(tmp_path)
+
+
+def test_no_file_of_a_folder_is_passed_over_by_its_suffix(tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text(MINIMAL)
+    with pytest.raises(ContractError, match=r"holds no \*\.yaml file"):
+        load_contracts(tmp_path)
+    (tmp_path / "mine.txt").rename(tmp_path / "MINE.YAML")
+    assert "my-sat" in load_contracts(tmp_path)
 
 
 def test_two_contracts_of_one_name_in_a_folder(tmp_path: Path) -> None:

@@ -914,6 +914,7 @@ def test_weights_lie_where_the_configuration_does(tmp_path: Path) -> None:
         ("network: {width: 8}", "network.width"),
         ("network: {width: 40}", "network\n.*width 40: heads of attention have 16 channels each"),
         ("network: {}\nstep: 5", "step"),
+        ("network: {}\nsteps: 5\nsteps: 6", "'steps' is given twice"),
         ("network: {}\nbatch: 0", "batch"),
         ("network: {}\nratios: {5: 1.0}", "expected one or more of 2, 3, 4"),
         ("network: {}\nratios: {}", "expected one or more of 2, 3, 4"),

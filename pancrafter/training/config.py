@@ -11,6 +11,7 @@ from pydantic import Field, PositiveFloat, field_validator, model_validator
 from pancrafter.errors import PancrafterError
 from pancrafter.model.config import NetworkConfig
 from pancrafter.model.names import shipped_weights
+from pancrafter.plain_yaml import parse_yaml
 from pancrafter.types import Record
 
 
@@ -179,7 +180,7 @@ def read_config(path: Path) -> TrainConfig:
         PancrafterError: Not readable or not valid; the message names the field.
     """
     try:
-        config = TrainConfig.model_validate(yaml.safe_load(path.read_text()))
+        config = TrainConfig.model_validate(parse_yaml(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, yaml.YAMLError) as err:
         raise PancrafterError(f"training configuration {path}: {err}") from err
     given = {"start": config.start, "mean_with": config.mean_with}
