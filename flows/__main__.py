@@ -22,9 +22,9 @@ from pancrafter.discovery import Discovery
 from pancrafter.errors import PancrafterError
 from pancrafter.heap import leave_cores_soon
 from pancrafter.ledger import open_ledger
-from pancrafter.options import parse_bbox, parse_moment, print_all_characters
+from pancrafter.options import parse_bbox, parse_moment, print_all_characters, settings_from
 from pancrafter.runs import Run
-from pancrafter.settings import Settings, settings_from_environment
+from pancrafter.settings import Settings
 from pancrafter.states import State
 from pancrafter.steps import Outcome
 
@@ -38,7 +38,7 @@ def main(arguments: list[str]) -> int:
     options = _parse(arguments)
     console = Console(soft_wrap=True)
     try:
-        settings = settings_from_environment(
+        settings = settings_from(
             source=options.source,
             sink=options.sink,
             state_dir=options.state_dir,

@@ -196,6 +196,19 @@ def test_the_page_tells_what_was_refused_in_the_look_before_the_run(
     assert "geoeye-1/no-pan" in (tmp_path / "sink" / "report.html").read_text()
 
 
+def test_make_run_names_a_setting_that_does_not_fit_and_one_that_does_not_exist(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from flows.__main__ import main
+
+    monkeypatch.setenv("PANCRAFTER_WORKERS", "two")
+    monkeypatch.setenv("PANCRAFTER_DEVCE", "cuda")
+    assert main(["--source", str(tmp_path)]) == 2
+    said = capsys.readouterr()
+    assert "stopped: PANCRAFTER_WORKERS: found 'two'; input should be a valid integer" in said.out
+    assert "PANCRAFTER_DEVCE is no setting and counts for nothing; is PANCRAFTER_DEVICE meant?" in said.err
+
+
 @pytest.mark.usefixtures("prefect_server")
 def test_a_scene_that_was_interrupted_does_not_count_as_done(tmp_path: Path) -> None:
     from flows.area import nightly
