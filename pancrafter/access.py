@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 from urllib.parse import SplitResult, quote, unquote, urljoin, urlsplit
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pancrafter.errors import InvalidSceneError, TransientReadError
 from pancrafter.types import Record
@@ -96,6 +96,17 @@ class HostProfile(Record):
         default=None,
         description="For signed: service that is asked `SIGN_URL?href=...` and answers `href` and `msft:expiry`.",
     )
+
+    @model_validator(mode="after")
+    def _holds_what_its_kind_needs(self) -> HostProfile:
+        needed = {"headers": {"headers_file"}, "signed": {"sign_url"}}.get(self.kind, set())
+        known = needed or ({"aws_profile", "aws_region", "requester_pays"} if self.kind == "aws" else set())
+        given = {name for name, value in self if name not in ("match", "kind") and value}
+        if missing := needed - given:
+            raise ValueError(f"kind {self.kind} needs {', '.join(missing)}; add it")
+        if unused := sorted(given - known):
+            raise ValueError(f"kind {self.kind} has no use for {', '.join(unused)}; remove it or choose another kind")
+        return self
 
 
 class Access(Record):
@@ -203,7 +214,7 @@ class Reader:
         """What to open for ``href``.
 
         Raises:
-            InvalidSceneError: The rules forbid it, or a profile is incomplete.
+            InvalidSceneError: The rules forbid it, or the file of a profile is not readable.
             TransientReadError: The signing service did not answer.
         """
         if fault := self.access.fault(href, resolve=True):
@@ -225,7 +236,7 @@ class Reader:
         """What to ask an HTTP server for, and with which headers, to get ``href``; the rules are not asked.
 
         Raises:
-            InvalidSceneError: The profile is incomplete.
+            InvalidSceneError: The file of the profile is not readable.
             TransientReadError: The signing service did not answer.
         """
         profile = self.access.profile_of(href)
@@ -261,8 +272,7 @@ class Reader:
             signed, expires = self._signed.get(href, ("", 0.0))
         if time.time() < expires - EXPIRY_MARGIN_S:
             return signed
-        if profile.sign_url is None:
-            raise InvalidSceneError(f"access profile for {', '.join(profile.match)}: sign_url is missing; add it")
+        assert profile.sign_url is not None
         signed, expires = _ask_to_sign(profile.sign_url, href)
         with self._lock:
             oldest = time.time() - _REMEMBERED_S
@@ -337,7 +347,7 @@ def _expiry(text: object) -> float:
 
 def _headers(profile: HostProfile) -> dict[str, str]:
     try:
-        read = json.loads(Path(profile.headers_file or "").read_text(encoding="utf-8"))
+        read = json.loads(Path(str(profile.headers_file)).read_text(encoding="utf-8"))
         headers = {str(name): str(value) for name, value in read.items()}
     except (OSError, ValueError, AttributeError) as err:
         raise InvalidSceneError(

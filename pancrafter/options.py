@@ -100,6 +100,7 @@ def _fault(fault: ErrorDetails, given: Mapping[str, Any]) -> str:
     field = str(fault["loc"][0])
     from_environment = given.get(field) is None
     place = f"{_PREFIX}{field.upper()}" if from_environment else _option_name(field)
+    place += "".join(f", {part}" for part in fault["loc"][1:])
     hint = f" ({_LISTS_AS_JSON})" if from_environment and fault["type"] == "tuple_type" else ""
     found = "a secret" if "password" in fault["msg"] else repr(fault["input"])
     return f"{place}: found {found}; {fault['msg'][:1].lower()}{fault['msg'][1:]}{hint}"

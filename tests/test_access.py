@@ -17,6 +17,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import numpy as np
 import pytest
 import rasterio
+from pydantic import ValidationError
 from rasterio.transform import from_origin
 from small_archive import write_catalog
 from test_cube import Pair, contract, whole
@@ -470,6 +471,20 @@ def test_profiles_that_cannot_work_say_so(tmp_path: Path) -> None:
     unsigned = Access(profiles=(HostProfile(match=("*",), kind="signed", sign_url="http://127.0.0.1:9/sign"),))
     with pytest.raises(TransientReadError, match=r"did not sign https://8\.8\.8\.8/a\.tif"):
         Reader(unsigned).open("https://8.8.8.8/a.tif")
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields", "fault"),
+    [
+        ("headers", {}, "kind headers needs headers_file; add it"),
+        ("signed", {"sign_url": ""}, "kind signed needs sign_url; add it"),
+        ("anonymous", {"requester_pays": True}, "kind anonymous has no use for requester_pays"),
+        ("aws", {"headers_file": "h.json", "sign_url": "http://s"}, "no use for headers_file, sign_url; remove it"),
+    ],
+)
+def test_a_profile_holds_what_its_kind_needs(kind: str, fields: dict[str, Any], fault: str) -> None:
+    with pytest.raises(ValidationError, match=fault):
+        HostProfile(match=("example.com",), kind=kind, **fields)
 
 
 class _Elsewhere(BaseHTTPRequestHandler):
