@@ -23,6 +23,7 @@ Group attributes: ``format_version``, ``staging`` (digest of what the pixels wer
 
 from __future__ import annotations
 
+import errno
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -59,6 +60,7 @@ _ARRAY_CONFIG: Any = {"write_empty_chunks": True}  # Any: zarr's own type for it
 # Level 1: 2 % larger than level 3 on real PAN, in less than half the time; the store is gone after publishing.
 _CODECS = (zarr.codecs.BloscCodec(cname="zstd", clevel=1, shuffle="shuffle"), zarr.codecs.Crc32cCodec())
 _LEAST_CHUNK_PX = 256
+_FAULTS_OF_THE_PLACE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR}
 """Shards up to this side, as those of MS are, are one chunk a band: smaller ones cost more than they save."""
 UNWRITTEN = 255
 """Value of the validity masks in shards that were not written."""
@@ -160,6 +162,7 @@ class SceneStore:
 
         Raises:
             InvalidSceneError: There is no scene store of this format at ``uri``.
+            SinkError: The place may not be used.
             TransientReadError: The place did not answer.
         """
         return cls(uri, _open_group(uri, mode), mode)
@@ -604,6 +607,8 @@ def _open_group(uri: str, mode: Mode) -> zarr.Group:
     except (FileNotFoundError, zarr.errors.GroupNotFoundError) as err:
         raise InvalidSceneError(f"no staged scene at {uri}; stage the scene first") from err
     except OSError as err:
+        if err.errno in _FAULTS_OF_THE_PLACE:
+            raise SinkError(f"store {uri} cannot be opened: {err}; check the folder and its rights") from err
         raise TransientReadError(f"store {uri} cannot be read: {err}; try again") from err
     found = group.attrs.get("format_version")
     if found != FORMAT_VERSION:

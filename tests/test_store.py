@@ -100,6 +100,13 @@ def test_a_copy_is_opened_when_it_is_used(store: SceneStore, uri: str, tmp_path:
     assert copy.complete
 
 
+def test_a_state_folder_that_may_not_be_used_ends_the_run_and_no_scene(uri: str) -> None:
+    """Here a file lies where a folder belongs; without rights it is the same, but not for root."""
+    Path(uri).write_text("")
+    with pytest.raises(SinkError, match=r"scene\.zarr/.*cannot be opened: .*check the folder and its rights"):
+        SceneStore.resume(f"{uri}/below.zarr", "digest")
+
+
 def test_windows_cover_each_pixel_once(store: SceneStore) -> None:
     for windows, shape in ((store.pan_windows(), store.pan_shape_yx), (store.ms_windows(), store.ms_shape_yx)):
         count = np.zeros(shape, int)
