@@ -242,6 +242,7 @@ def open_compute(settings: Settings) -> Iterator[Compute]:
     if settings.dask_scheduler is None and settings.workers == 0:
         yield Compute()
         return
+    import dask
     from distributed import Client, LocalCluster
     from distributed.gc import disable_gc_diagnosis
 
@@ -251,6 +252,7 @@ def open_compute(settings: Settings) -> Iterator[Compute]:
             yield Compute(client, priority=settings.priority, patience_s=settings.worker_wait_s)
         return
     with (
+        dask.config.set({"distributed.nanny.pre-spawn-environ.MALLOC_ARENA_MAX": 1}),
         LocalCluster(
             n_workers=settings.workers,
             threads_per_worker=1,
