@@ -31,7 +31,7 @@ from pancrafter.metrics import (
 from pancrafter.moments import products
 from pancrafter.resample import GENERIC_MTF_GAIN, Mtf, degrade
 from pancrafter.store import SceneStore, Window, cut_windows
-from pancrafter.tiles import Floats, Tile, band_phases, dn_limits, valid_window
+from pancrafter.tiles import Floats, Tile, band_phases, dn_limits, ms_index, valid_window
 from pancrafter.types import CONSISTENCY_BLOCK_MS_PX, Quality, Record, StagedScene, Sums
 
 Pixels = NDArray[Any]  # any integer or float dtype
@@ -355,10 +355,10 @@ def inconsistent_pixels(store: SceneStore, raster: NDArray[np.float32], window: 
     for last, before in ((judged[-1:], judged[-2:-1]), (judged[:, -1:], judged[:, -2:-1])):
         if before.size:
             np.copyto(last, before, where=np.isnan(last))
-    side, limit = CONSISTENCY_BLOCK_MS_PX * store.staged.grid.ratio, local_limit(store.staged.grid.ratio)
+    grid, limit = store.staged.grid, local_limit(store.staged.grid.ratio)
     rows, cols = (
-        np.minimum(np.arange(part.start, part.stop) // side, size - 1)
-        for part, size in zip(window, raster.shape, strict=True)
+        ms_index(part, grid.ratio, phase, size) // CONSISTENCY_BLOCK_MS_PX
+        for part, phase, size in zip(window, grid.phase_yx, grid.ms_shape_yx, strict=True)
     )
     marked: NDArray[np.bool_] = (judged > limit)[np.ix_(rows, cols)]
     return marked

@@ -37,6 +37,7 @@ from rio_cogeo.cogeo import cog_validate
 
 from pancrafter.durable import flush
 from pancrafter.errors import GridMismatchError, InvalidSceneError, SinkError
+from pancrafter.grid import ms_grid
 from pancrafter.pyramid import TILE_PX, Coding, Index, Level, Place, Pyramid, Resampling, Spool, Tile
 from pancrafter.tiff import TILE_MARGIN_BYTES, Tag, tags_of, write_tiles
 from pancrafter.types import CONSISTENCY_BLOCK_MS_PX, PairGrid, PixelGrid, Record
@@ -208,14 +209,18 @@ def write_reason_mask(
     profile: Profile = "fast",
     threads: int = 1,
 ) -> CogInfo:
-    """Write the mask asset: one uint8 band of :class:`Reason` bits, every pixel valid, overviews by most frequent."""
+    """Write the mask asset: one uint8 band of :class:`Reason` bits, every pixel valid, overviews by most frequent.
+
+    Nodata is 255, which no bits add up to: a reader that brings the mask onto a larger grid would fill that up with 0,
+    which means trust it.
+    """
     return write_cog(
         path,
         windows,
         grid=grid,
         count=1,
         dtype="uint8",
-        nodata=None,
+        nodata=255,
         band_names=("reasons",),
         profile=profile,
         overview_resampling="mode",
@@ -229,14 +234,14 @@ def write_quality_raster(
 ) -> CogInfo:
     """Write the quality asset: one float32 band of consistency ERGAS, one pixel per block of 8 by 8 MS pixels.
 
-    Its grid starts where the scene's PAN grid does; the last row and column may reach beyond it. Nodata is -1: every
+    Its grid starts where the scene's MS grid does; the last row and column may reach beyond it. Nodata is -1: every
     reader knows a number, and ERGAS is never negative.
     """
-    a, b, c, d, e, f = scene.pan.transform
-    step = CONSISTENCY_BLOCK_MS_PX * scene.ratio
+    a, b, c, d, e, f = ms_grid(scene).transform
+    side = CONSISTENCY_BLOCK_MS_PX
     grid = PixelGrid(
         crs=scene.pan.crs,
-        transform=(a * step, b * step, c, d * step, e * step, f),
+        transform=(a * side, b * side, c, d * side, e * side, f),
         shape_yx=(consistency.shape[0], consistency.shape[1]),
     )
     whole = (slice(0, grid.shape_yx[0]), slice(0, grid.shape_yx[1]))

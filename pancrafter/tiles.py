@@ -152,7 +152,7 @@ def measured_window(store: ScenePixels, window: Window) -> Measured:
 def ms_valid_beneath(pixels: PixelReader, grid: PairGrid, window: Window) -> Valid:
     """Where the MS pixel beneath a PAN pixel was measured, (y, x) on the PAN grid."""
     rows, cols = (
-        _ms_index(part, grid.ratio, phase, size)
+        ms_index(part, grid.ratio, phase, size)
         for part, phase, size in zip(window, grid.phase_yx, grid.ms_shape_yx, strict=True)
     )
     beneath = (slice(int(rows[0]), int(rows[-1]) + 1), slice(int(cols[0]), int(cols[-1]) + 1))
@@ -162,7 +162,7 @@ def ms_valid_beneath(pixels: PixelReader, grid: PairGrid, window: Window) -> Val
     return valid[np.ix_(rows - rows[0], cols - cols[0])]
 
 
-def _ms_index(part: slice, ratio: int, phase: float, size: int) -> NDArray[np.int64]:
+def ms_index(part: slice, ratio: int, phase: float, size: int) -> NDArray[np.int64]:
     """MS pixel nearest to each PAN pixel of a range, along one axis."""
     nearest = np.floor((np.arange(part.start, part.stop) - phase) / ratio + 0.5).astype(np.int64)
     return nearest.clip(0, size - 1)

@@ -187,6 +187,16 @@ def test_damage_reaches_into_a_border_too_narrow_to_be_compared(tmp_path: Path) 
     np.testing.assert_array_equal(found, marked)
 
 
+def test_marked_pixels_lie_on_the_ms_pixels_of_their_block(tmp_path: Path) -> None:
+    grid = overlap((120, 150), 4, (3, 1))  # PAN begins 3 rows and 1 column inside the first MS pixel
+    store = stage_arrays(tmp_path / "s.zarr", grid, *observed(grid, 3, seed=1))
+    errors = np.zeros((4, 5), np.float32)
+    errors[1, 2] = 100
+    marked = np.zeros(grid.pan.shape_yx, bool)
+    marked[29:61, 63:95] = True
+    np.testing.assert_array_equal(inconsistent_pixels(store, errors, everything(store)), marked)
+
+
 # --- samples --------------------------------------------------------------------------------------------------------
 
 
