@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import errno
 import math
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -60,7 +61,6 @@ _ARRAY_CONFIG: Any = {"write_empty_chunks": True}  # Any: zarr's own type for it
 # Level 1: 2 % larger than level 3 on real PAN, in less than half the time; the store is gone after publishing.
 _CODECS = (zarr.codecs.BloscCodec(cname="zstd", clevel=1, shuffle="shuffle"), zarr.codecs.Crc32cCodec())
 _LEAST_CHUNK_PX = 256
-_FAULTS_OF_THE_PLACE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR}
 """Shards up to this side, as those of MS are, are one chunk a band: smaller ones cost more than they save."""
 UNWRITTEN = 255
 """Value of the validity masks in shards that were not written."""
@@ -607,7 +607,7 @@ def _open_group(uri: str, mode: Mode) -> zarr.Group:
     except (FileNotFoundError, zarr.errors.GroupNotFoundError) as err:
         raise InvalidSceneError(f"no staged scene at {uri}; stage the scene first") from err
     except OSError as err:
-        if err.errno in _FAULTS_OF_THE_PLACE:
+        if _is_of_the_place(err, uri):
             raise SinkError(f"store {uri} cannot be opened: {err}; check the folder and its rights") from err
         raise TransientReadError(f"store {uri} cannot be read: {err}; try again") from err
     found = group.attrs.get("format_version")
@@ -616,6 +616,13 @@ def _open_group(uri: str, mode: Mode) -> zarr.Group:
             f"store {uri} has format version {found}, expected {FORMAT_VERSION}; delete it and stage again"
         )
     return group
+
+
+def _is_of_the_place(err: OSError, uri: str) -> bool:
+    """Whether no store at all could be opened there, which ends a run; rights of one store alone are its scene's."""
+    if err.errno in (errno.EACCES, errno.EPERM, errno.ENOTDIR):
+        return not os.access(Path(uri).parent, os.W_OK | os.X_OK)
+    return err.errno in (errno.EROFS, errno.ENOSPC, errno.EDQUOT)
 
 
 def _writing(action: Callable[[], Any], where: str) -> Any:  # Any: hands through what the action returns

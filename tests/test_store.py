@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -105,6 +106,19 @@ def test_a_state_folder_that_may_not_be_used_ends_the_run_and_no_scene(uri: str)
     Path(uri).write_text("")
     with pytest.raises(SinkError, match=r"scene\.zarr/.*cannot be opened: .*check the folder and its rights"):
         SceneStore.resume(f"{uri}/below.zarr", "digest")
+
+
+def test_a_store_without_rights_ends_no_run_where_others_can_be_made(store: SceneStore, uri: str) -> None:
+    Path(uri).chmod(0)
+    user = os.geteuid()
+    if user == 0:
+        os.seteuid(65534)  # root may read everything
+    try:
+        with pytest.raises(TransientReadError, match=r"cannot be read: .*Permission denied"):
+            SceneStore.resume(uri, "digest")
+    finally:
+        os.seteuid(user)
+        Path(uri).chmod(0o755)
 
 
 def test_windows_cover_each_pixel_once(store: SceneStore) -> None:
