@@ -174,7 +174,14 @@ class SceneStore:
     @property
     def _group(self) -> zarr.Group:
         if self._opened is None:
-            self._opened = _open_group(self.uri, self._mode)
+            fault = ""
+            try:
+                self._opened = _open_group(self.uri, self._mode)
+            except InvalidSceneError as err:
+                fault = err.message
+            if fault:  # raised out here: with zarr's error in its wake it would not survive the way from a Dask worker
+                raise TransientReadError(f"{fault}, or, as others have opened it, let every worker see that folder")
+        assert self._opened is not None
         return self._opened
 
     @classmethod

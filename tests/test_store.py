@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import os
 import pickle
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
+from distributed.core import error_message
 
 from pancrafter.errors import InvalidSceneError, SinkError, TransientReadError
 from pancrafter.grid import pair_grids
-from pancrafter.store import SceneStore
+from pancrafter.store import Mode, SceneStore
 from pancrafter.types import AssetRef, PairGrid, PixelGrid, Scene, StagedScene, ValueRange
 
 BANDS = ("blue", "green", "red")
@@ -89,16 +91,21 @@ def test_round_trip_and_pickle_by_reference(store: SceneStore, uri: str) -> None
         assert opened.read_ms((slice(24, 25), slice(31, 33))).tolist() == [[[18, 19]]] * 3
 
 
-def test_a_copy_is_opened_when_it_is_used(store: SceneStore, uri: str, tmp_path: Path) -> None:
-    """Dask's scheduler unpickles the tasks on a machine that may have no such folder."""
+@pytest.mark.parametrize("mode", ["r", "r+"])
+def test_a_copy_is_opened_when_it_is_used(uri: str, tmp_path: Path, mode: Mode) -> None:
+    """Dask's scheduler unpickles the tasks on a machine that may have no such folder; workers must have it."""
+    create(uri)
+    store = SceneStore.open(uri, mode)
     pickled = pickle.dumps(store)
     elsewhere = Path(uri).rename(tmp_path / "elsewhere")
     copy = pickle.loads(pickled)
     assert not Path(uri).exists()
-    with pytest.raises(InvalidSceneError, match="no staged scene"):
+    with pytest.raises(TransientReadError, match=r"no staged scene at .*, let every worker see that folder") as told:
         _ = copy.complete
+    assert isinstance(pickle.loads(error_message(told.value)["exception"].data), TransientReadError)
+    shutil.rmtree(uri, ignore_errors=True)
     elsewhere.rename(uri)
-    assert copy.complete
+    assert not copy.complete
 
 
 def test_a_state_folder_that_may_not_be_used_ends_the_run_and_no_scene(uri: str) -> None:
