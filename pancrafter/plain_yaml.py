@@ -9,6 +9,8 @@ import yaml
 # the C loader where libyaml was compiled in (yaml has no stubs here): ten times faster
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
+_MERGE = "tag:yaml.org,2002:merge"
+
 
 def parse_yaml(text: str) -> Any:  # Any: what the document holds
     """The one document in ``text``.
@@ -35,7 +37,7 @@ def _require_keys_once(node: yaml.Node, seen: set[int]) -> None:
     keys: set[tuple[str, str]] = set()
     for part in node.value:
         key, value = part if isinstance(node, yaml.MappingNode) else (None, part)
-        if isinstance(key, yaml.ScalarNode):
+        if isinstance(key, yaml.ScalarNode) and key.tag != _MERGE:  # of which each counts
             if (key.tag, key.value) in keys:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"{key.value!r} is given twice; keep one of them", key.start_mark

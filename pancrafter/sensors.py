@@ -221,9 +221,10 @@ def _bundled() -> Mapping[str, SensorContract]:
 
 
 def _read_folder(folder: Path) -> dict[str, SensorContract]:
-    if not folder.is_dir():
-        raise ContractError(f"{folder}: not a folder; expected a folder of *.yaml sensor contracts")
-    files = sorted(file for file in folder.iterdir() if file.suffix.casefold() in (".yaml", ".yml"))
+    try:
+        files = sorted(file for file in folder.iterdir() if file.suffix.casefold() in (".yaml", ".yml"))
+    except OSError as error:
+        raise ContractError(f"{folder}: cannot be listed ({error}); expected a folder of sensor contracts") from error
     if not files:
         raise ContractError(f"{folder}: holds no *.yaml file; expected sensor contracts right in this folder")
     return _by_name((str(file), _text_of(file)) for file in files)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -172,6 +173,8 @@ def test_parts_of_a_contract_may_be_repeated_by_name_and_changed() -> None:
     red, green = "{name: red, mtf: 0.3, in_pan: true}", "{name: green, mtf: 0.3, in_pan: true}"
     merged = MINIMAL.replace(red, f"&red {red}").replace(green, "{<<: *red, name: green}")
     assert parse_contract(merged, "x.yaml") == parse_contract(MINIMAL, "x.yaml")
+    twice = merged.replace("{<<: *red, name: green}", "{<<: {mtf: 0.3}, <<: {in_pan: true}, name: green}")
+    assert parse_contract(twice, "x.yaml") == parse_contract(MINIMAL, "x.yaml")
 
 
 @pytest.mark.parametrize("content", ["name: Pl\xe9iades".encode("latin-1"), None])
@@ -180,6 +183,19 @@ def test_a_contract_that_cannot_be_read_is_named(tmp_path: Path, content: bytes 
     file.write_bytes(content) if content else file.mkdir()
     with pytest.raises(ContractError, match=r"mine\.yaml: cannot be read .*expected a text file in UTF-8"):
         load_contracts(tmp_path)
+
+
+def test_a_folder_that_cannot_be_listed_is_named(tmp_path: Path) -> None:
+    user = os.geteuid()
+    tmp_path.chmod(0o300)
+    if user == 0:
+        os.seteuid(65534)  # root may list everything
+    try:
+        with pytest.raises(ContractError, match=r"cannot be listed .*expected a folder of sensor contracts"):
+            load_contracts(tmp_path)
+    finally:
+        os.seteuid(user)
+        tmp_path.chmod(0o700)
 
 
 def test_no_file_of_a_folder_is_passed_over_by_its_suffix(tmp_path: Path) -> None:
@@ -198,7 +214,7 @@ def test_two_contracts_of_one_name_in_a_folder(tmp_path: Path) -> None:
 
 
 def test_missing_folder(tmp_path: Path) -> None:
-    with pytest.raises(ContractError, match="not a folder"):
+    with pytest.raises(ContractError, match=r"nowhere: cannot be listed .*expected a folder of sensor contracts"):
         load_contracts(tmp_path / "nowhere")
 
 
