@@ -886,6 +886,11 @@ def open_ledger(settings: Settings) -> Ledger:
     Raises:
         LedgerError: The state folder cannot be made, or the ledger not be used.
     """
+    if settings.ledger_url is None and "?" in settings.state_dir:
+        raise LedgerError(
+            f"state folder {settings.state_dir}: holds a question mark, where the name of the ledger's file would end; "
+            "choose another folder, or set PANCRAFTER_LEDGER_URL"
+        )
     try:
         Path(settings.state_dir).mkdir(parents=True, exist_ok=True)
     except OSError as err:

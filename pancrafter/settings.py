@@ -75,13 +75,6 @@ class WorkSettings(Record):
         """Folders by one path, without links and ``..``: the ledger knows a sink by its name."""
         return place.rstrip("/") if "://" in place else os.path.realpath(place)
 
-    @field_validator("state_dir")
-    @classmethod
-    def _fits_into_the_address_of_the_ledger(cls, place: str) -> str:
-        if "?" in place:
-            raise ValueError("holds a question mark, where the ledger's file name would end; choose another folder")
-        return place
-
     @field_validator("source", "sink", "catalog_url")
     @classmethod
     def _no_password(cls, place: str | None) -> str | None:

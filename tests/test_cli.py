@@ -448,9 +448,6 @@ def test_faults_of_the_environment_are_named_after_their_variable(archive: Path,
     assert """JSON, like '{"hosts": [""" in fails(2, "run", *where, env={"PANCRAFTER_ACCESS": "x"})
     line = fails(2, "run", *where, env={"PANCRAFTER_ACCESS": '{"profiles": [{"match": ["a"], "hots": 1}]}'})
     assert "PANCRAFTER_ACCESS, profiles, 0, hots: found 1; extra inputs" in line
-    line = fails(2, "run", *where, "--state-dir", tmp_path / "what?")
-    assert "--state-dir: found" in line
-    assert "holds a question mark" in line
 
 
 def test_a_mistyped_variable_is_warned_of_once(first_run: tuple, places: list) -> None:

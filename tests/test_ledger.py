@@ -25,8 +25,9 @@ from pancrafter.errors import (
     SinkError,
     TransientReadError,
 )
-from pancrafter.ledger import Ledger
+from pancrafter.ledger import Ledger, open_ledger
 from pancrafter.ledger_tables import METADATA, SCHEMA_VERSION
+from pancrafter.settings import Settings
 from pancrafter.states import (
     IN_WORK,
     FoundCounts,
@@ -996,3 +997,11 @@ def test_ledger_of_a_newer_version_is_refused_untouched(url: str) -> None:
     with engine.connect() as connection:
         assert connection.execute(sa.text("SELECT max(version) FROM ledger_version")).scalar_one() == 99
     engine.dispose()
+
+
+def test_a_question_mark_in_the_state_folder_is_refused_only_where_the_ledger_lies_there(tmp_path: Path) -> None:
+    folder = str(tmp_path / "what?")
+    with pytest.raises(LedgerError, match=r"state folder .*/what\?: holds a question mark"):
+        open_ledger(Settings(state_dir=folder))
+    open_ledger(Settings(state_dir=folder, ledger_url=f"sqlite:///{tmp_path / 'ledger.db'}")).close()
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["ledger.db", "what?"]
