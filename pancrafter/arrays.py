@@ -141,7 +141,8 @@ class _Image:
         self.planes = planes
         self.bands = bands
         self.data = planes if len(bands) == len(planes) else planes[list(bands)]
-        self.opaque = [plane != 0 for index, plane in enumerate(planes) if index not in bands]
+        masks = [plane for index, plane in enumerate(planes) if index not in bands]
+        self.opaque = [plane > 0 if nodata == 0 else plane != 0 for plane in masks]  # NaN is what was nodata
         self.nodata = nodata
         self.grid = grid
         self.name = name

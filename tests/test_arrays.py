@@ -101,6 +101,12 @@ def test_a_band_that_is_called_alpha_is_a_mask_as_for_the_command(tmp_path: Path
         pixels = found.to_numpy()
     assert (pixels[:, :24] == 0).all()
     assert np.abs(pixels.astype(int) - expected).max() <= 1
+    for nodata in (0, 255):  # masking makes NaN of these in the alpha band too
+        masked = named.where(named != nodata).assign_attrs(named.attrs)
+        masked.rio.write_nodata(nodata, encoded=True, inplace=True)
+        same = pancrafter.sharpen(images[0], masked, method="exp")
+        with dask.config.set(scheduler="synchronous"):
+            assert ((same == same.rio.nodata).all("band").to_numpy() == (pixels == 0).all(axis=0)).all()
 
 
 def test_chunks_do_not_decide_what_constants_are_fitted_on(tmp_path: Path) -> None:
