@@ -463,6 +463,14 @@ def test_description_of_another_kind(tmp_path: Path, description: str) -> None:
         load_checkpoint(str(path))
 
 
+def test_a_network_does_not_change_with_a_file_that_is_written_over(saved: Path) -> None:
+    network = load_checkpoint(str(saved)).network
+    with saved.open("r+b") as file:
+        file.write(bytes(saved.stat().st_size))
+    for key, value in random_network(1, bands=2).state_dict().items():
+        assert torch.equal(network.state_dict()[key], value)
+
+
 @pytest.mark.parametrize("damage", ["shape", "missing", "unexpected"])
 def test_tensors_that_do_not_fit_the_description(saved: Path, damage: str) -> None:
     tensors = load_file(saved)

@@ -42,7 +42,8 @@ def load_checkpoint(name_or_path: str = DEFAULT_WEIGHTS) -> Checkpoint:
             config, training = _description(path, file.metadata() or {})
             names = list(file.keys())
             network = _empty_network(path, config, {key: tuple(file.get_slice(key).get_shape()) for key in names})
-            tensors = {key: file.get_tensor(key).float() for key in names}
+            # Copies: what safetensors gives is the file's own pages, and changes or ends with a file written over.
+            tensors = {key: file.get_tensor(key).to(torch.float32, copy=True) for key in names}
     except (SafetensorError, OSError) as err:
         raise WeightsError(
             f"{path} is not a readable safetensors file ({err}); give a checkpoint of pancrafter train"
