@@ -349,11 +349,13 @@ def worst_block_error(windows: Sequence[WindowSums]) -> float | None:
 def inconsistent_pixels(store: SceneStore, raster: NDArray[np.float32], window: Window) -> NDArray[np.bool_]:
     """Pixels (y, x) of a PAN window that lie in a block of ``consistency_raster`` above the local limit.
 
-    The last row and column of blocks may be too narrow to be compared: what is not goes with the block before.
+    The last row and column of blocks may be too narrow to be compared even where all is valid: such a block goes with
+    the one before.
     """
     judged = raster.copy()
-    for last, before in ((judged[-1:], judged[-2:-1]), (judged[:, -1:], judged[:, -2:-1])):
-        if before.size:
+    borders = (judged[-1:], judged[-2:-1]), (judged[:, -1:], judged[:, -2:-1])
+    for size, (last, before) in zip(store.ms_shape_yx, borders, strict=True):
+        if before.size and 0 < size % CONSISTENCY_BLOCK_MS_PX < CONSISTENCY_BLOCK_MS_PX / 2:
             np.copyto(last, before, where=np.isnan(last))
     grid, limit = store.staged.grid, local_limit(store.staged.grid.ratio)
     rows, cols = (

@@ -197,6 +197,21 @@ def test_marked_pixels_lie_on_the_ms_pixels_of_their_block(tmp_path: Path) -> No
     np.testing.assert_array_equal(inconsistent_pixels(store, errors, everything(store)), marked)
 
 
+def test_pixels_beside_missing_ones_are_not_marked_for_the_block_before(tmp_path: Path) -> None:
+    """The last block is as wide as others, but too much of it is missing to be compared."""
+    grid = overlap((128, 128), 4)
+    pan, ms = observed(grid, 3, seed=1)
+    pan_valid, marked = np.ones(pan.shape, bool), np.zeros(pan.shape, bool)
+    pan_valid[:, 120:], marked[:32, 64:96] = False, True
+    store = stage_arrays(tmp_path / "s.zarr", grid, pan, ms, pan_valid=pan_valid, nodata=0.0)
+    write_result(store, np.where(marked, 1.0, np.stack([upsample(b, pan.shape, 4, grid.phase_yx) for b in ms])))
+    windows = [window_sums(store, window, GAINS, GENERIC_MTF_GAIN) for window in assessment_windows(store)]
+    raster = consistency_raster(store.staged, windows)
+    assert raster[0, 2] > local_limit(4)
+    assert np.isnan(raster[:, 3]).all()
+    np.testing.assert_array_equal(inconsistent_pixels(store, raster, everything(store)), marked)
+
+
 # --- samples --------------------------------------------------------------------------------------------------------
 
 
