@@ -333,12 +333,18 @@ class StaticSink:
         return versions[-1] if versions else None
 
     def _older(self, document: Json, superseded: str | None, siblings: set[str]) -> tuple[str, ...]:
-        """Ids of what an item takes the place of: ``superseded``, and what else of its source is older and current."""
+        """Ids of what an item takes the place of: ``superseded``, and what else of its source is older and current.
+
+        What a first attempt marked is named again: it may have died before it told the feed and the STAC API.
+        """
         found = [] if superseded is None else [superseded]
         for sibling in sorted(siblings - {superseded, document["id"]}):
             other = self._read(item_name(document["collection"], sibling))
-            if other is not None and not other["properties"].get("deprecated"):
-                found += [sibling] if other["properties"]["updated"] < document["properties"]["updated"] else []
+            if other is None:
+                continue
+            current = not other["properties"].get("deprecated")
+            older = current and other["properties"]["updated"] < document["properties"]["updated"]
+            found += [sibling] if older or successor_of(other) == document["id"] else []
         return tuple(found)
 
     def _document(
