@@ -60,6 +60,10 @@ class ObjectStore(ABC):
         """Bytes of a file; None if there is none."""
 
     @abstractmethod
+    def changed(self, name: str) -> datetime | None:
+        """When a file was written last; None if there is none."""
+
+    @abstractmethod
     def multihash(self, name: str, size: int) -> str:
         """Checksum of a file of this ``size`` in bytes."""
 
@@ -127,6 +131,13 @@ class _Folder(ObjectStore):
             try:
                 return (self.root / name).stat().st_size
             except (FileNotFoundError, NotADirectoryError):
+                return None
+
+    def changed(self, name: str) -> datetime | None:
+        with self._named(name):
+            try:
+                return datetime.fromtimestamp((self.root / name).stat().st_mtime, UTC)
+            except FileNotFoundError:
                 return None
 
     def multihash(self, name: str, size: int) -> str:  # noqa: ARG002 (a file ends by itself)
@@ -259,6 +270,14 @@ class _Bucket(ObjectStore):
                 return int(self.filesystem.info(self._path(name), refresh=True)["size"])
             except FileNotFoundError:
                 return None
+
+    def changed(self, name: str) -> datetime | None:
+        with self._named(name):
+            try:
+                found: datetime = self.filesystem.info(self._path(name), refresh=True)["LastModified"]
+            except FileNotFoundError:
+                return None
+        return found
 
     def multihash(self, name: str, size: int) -> str:
         """In ranges, each tried again by itself; ``open`` would ask for the size first."""

@@ -283,8 +283,9 @@ class StaticSink:
     def orphans(self, collection_id: str, planned: Collection[str] = ()) -> tuple[str, ...]:
         """Files of the collection that no item refers to: leftovers of dead attempts and replaced assets.
 
-        An item that no link leads to is such a leftover too, unless its id is ``planned``. One with one file per asset
-        is not read: an attempt, finished or not, puts a file for the same assets.
+        An item that no link leads to is such a leftover too, unless its id is ``planned`` or it is deprecated: it was
+        in the catalog then, whose links are damaged. A linked or planned one with one file per asset is not read: an
+        attempt, finished or not, puts a file for the same assets.
         """
         unknown: list[str] = []
         listed = self.store.list_names(collection_id)
@@ -295,7 +296,7 @@ class StaticSink:
             files, item_id = set(names), posixpath.basename(folder)
             files.discard(f"{collection_id}/collection.json")
             document = item_name(collection_id, item_id)
-            if document in files and item_id in known:
+            if document in files and (item_id in known or self._is_deprecated(document)):
                 files.remove(document)
                 files -= files if _is_one_per_asset(files) else self.files_of(collection_id, item_id)
             unknown += files
@@ -306,6 +307,10 @@ class StaticSink:
         document = self._read(item_name(collection_id, item_id)) or {"assets": {}}
         hrefs = [asset["href"] for asset in document["assets"].values()]
         return frozenset(posixpath.normpath(f"{collection_id}/{item_id}/{href}") for href in hrefs)
+
+    def _is_deprecated(self, name: str) -> bool:
+        document = self._read(name)
+        return document is not None and bool(document["properties"].get("deprecated"))
 
     def drafts(self) -> tuple[tuple[str, str, datetime], ...]:
         """Files that are being written, by which process (``pancrafter.processes``), and when they changed last."""

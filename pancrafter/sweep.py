@@ -7,6 +7,8 @@ beside any number of runs:
   listed, nobody worked on it in between, and what was read of its item is true.
 - Right before something of a scene is removed this is looked at again, and the scene cannot be claimed until it is
   gone. A store is only renamed meanwhile, as that is quick.
+- What lies in the sink for an item that the ledger does not plan may be another ledger's, which publishes it right now:
+  it goes only if it was written long ago.
 - An attempt's name holds its fence, so a scene never comes back to it; a store that is not of its scene's present item
   comes into use only if its recipe is put back, and found by a discovery.
 """
@@ -17,13 +19,14 @@ import posixpath
 import re
 import shutil
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 from pancrafter.catalog_links import item_name
 from pancrafter.discovery import HASH_LENGTH, output_collection_id, output_item_stem
 from pancrafter.ledger import Ledger, open_ledger
-from pancrafter.processes import is_gone
+from pancrafter.processes import SILENCE, is_gone
 from pancrafter.publish import StaticSink
 from pancrafter.settings import Settings
 from pancrafter.states import IN_WORK, LedgerRow, SceneKey, Standing, State
@@ -94,7 +97,7 @@ def _look(settings: Settings, ledger: Ledger, sink: StaticSink) -> Iterator[_Fou
     for name in orphans:
         folder, item_id = posixpath.dirname(name), _item_of(name)
         owner = at_rest.get(item_id) if item_id in scenes else by_stem.get(folder[:-HASH_LENGTH])
-        if owner is not None:
+        if owner is not None and not _may_be_of_others(name, owner, sink):
             yield _Found(Leftover(place="sink", name=name, reason="no item in the catalog refers to it"), owner)
     for name, process, changed in drafts:
         if is_gone(process, changed):
@@ -170,12 +173,22 @@ def _aside(leftover: Leftover, settings: Settings) -> Path:
 
 
 def _has_item(leftover: Leftover, scene: Standing, sink: StaticSink) -> bool:
-    """Whether an item refers to a file of the sink by now: a worker that lost its lease may be that late."""
+    """Whether an item refers to a file of the sink by now, or may: a worker that lost its lease may be that late."""
     if leftover.place != "sink":
         return False
+    if _may_be_of_others(leftover.name, scene, sink):
+        return True
     collection, item_id, _ = leftover.name.split("/")
     counts = item_id in _planned(scene) or sink.exists(collection, item_id)
     return counts and leftover.name in {item_name(collection, item_id), *sink.files_of(collection, item_id)}
+
+
+def _may_be_of_others(name: str, scene: Standing, sink: StaticSink) -> bool:
+    """Whether a file of the sink is not of an item that the ledger has for its scene, and was written lately."""
+    if _item_of(name) in _planned(scene):
+        return False
+    changed = sink.store.changed(name)
+    return changed is None or datetime.now(UTC) - changed < SILENCE
 
 
 def _rests(before: Standing | None, now: Standing) -> bool:

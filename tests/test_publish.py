@@ -552,6 +552,10 @@ def test_on_s3(s3: dict[str, Any], assets: tuple[AssetFile, ...], other_assets: 
     assert published.assets["sharpened"].removeprefix("s3://bucket/out/") in sizes
     assert sizes == {name: sink.store.size(name) for name in sizes}
     assert sink.store.sizes("nothing") == {}
+    assert sink.store.changed("nothing") is None
+    changed = sink.store.changed("catalog.json")
+    assert changed is not None
+    assert abs(datetime.now(UTC) - changed) < timedelta(minutes=10)
     filesystem = sink.store.filesystem  # type: ignore[attr-defined]
     info = filesystem.call_s3("head_object", Bucket="bucket", Key=published.assets["sharpened"].split("/", 3)[3])
     assert info["ContentType"].startswith("image/tiff")

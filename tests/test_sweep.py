@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Collection
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -16,7 +18,7 @@ from pancrafter.processes import lease_owner
 from pancrafter.publish import StaticSink
 from pancrafter.settings import Settings
 from pancrafter.states import Lease, SceneKey, Standing, State
-from pancrafter.sweep import sweep
+from pancrafter.sweep import Leftover, sweep
 
 COLLECTION = "geoeye-1-sharpened"
 KEY = "geoeye-1/day-1"
@@ -60,6 +62,13 @@ def _confirm(settings: Settings, lease: Lease) -> None:
             ledger.advance(lease, state)
 
 
+def _by_another_recipe(settings: Settings, contracts: Path, *, mtf: float = 0.15) -> Settings:
+    contracts.mkdir()
+    text = (Path(str(settings.contracts_dir)) / "geoeye-1.yaml").read_text()
+    (contracts / "geoeye-1.yaml").write_text(text.replace("pan_mtf: 0.16", f"pan_mtf: {mtf}"))
+    return settings.model_copy(update={"contracts_dir": str(contracts)})
+
+
 @pytest.mark.parametrize("point", ["item-written", "announced"])
 def test_what_an_interrupted_run_published_does_not_stay_beside_what_another_recipe_made(
     settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, point: str
@@ -74,9 +83,9 @@ def test_what_an_interrupted_run_published_does_not_stay_beside_what_another_rec
         patch.setattr(killpoints, "at", stop)
         with pytest.raises(KeyboardInterrupt):
             runs.run(settings, silent)
-    text = (Path(str(settings.contracts_dir)) / "geoeye-1.yaml").read_text()
-    (tmp_path / "geoeye-1.yaml").write_text(text.replace("pan_mtf: 0.16", "pan_mtf: 0.15"))
-    settings = settings.model_copy(update={"contracts_dir": str(tmp_path)})
+    for file in Path(settings.sink, COLLECTION).glob("*/*"):
+        os.utime(file, (0, 0))
+    settings = _by_another_recipe(settings, tmp_path / "contracts")
     with monkeypatch.context() as patch:
         patch.setattr(StaticSink, "_older", lambda *_: ())
         runs.run(settings, silent)
@@ -91,6 +100,36 @@ def test_what_an_interrupted_run_published_does_not_stay_beside_what_another_rec
     items = list(StaticSink(settings.sink).items(COLLECTION))
     assert [item["id"] for item in items if not item["properties"].get("deprecated")] == [row.output_item_id]
     assert {file.parent.name for file in Path(settings.sink, COLLECTION).glob("*/*")} == {item["id"] for item in items}
+
+
+def test_what_another_ledger_publishes_of_the_same_scene_is_left_alone(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs.run(settings, silent)
+    other = _by_another_recipe(settings, tmp_path / "contracts").model_copy(update={"state_dir": str(tmp_path / "b")})
+    removed: list[Leftover] = []
+
+    def sweep_meanwhile(point: str) -> None:
+        if point == "item-written":
+            assert take_census(settings).clean
+            removed.extend(sweep(settings).removed)
+
+    monkeypatch.setattr(killpoints, "at", sweep_meanwhile)
+    assert [outcome.verdict for outcome in runs.run(other, silent)] == ["published"]
+    assert removed == []
+
+
+def test_older_versions_stay_where_the_links_to_them_are_lost(settings: Settings, tmp_path: Path) -> None:
+    for number in range(3):
+        runs.run(_by_another_recipe(settings, tmp_path / str(number), mtf=0.15 - number / 100), silent)
+    published = sorted(Path(settings.sink, COLLECTION).glob("*/*"))
+    for file in published:
+        os.utime(file, (0, 0))
+    collection = Path(settings.sink, COLLECTION, "collection.json")
+    document = json.loads(collection.read_text())
+    collection.write_text(json.dumps(document | {"links": [one for one in document["links"] if one["rel"] != "item"]}))
+    assert sweep(settings).removed == ()
+    assert sorted(Path(settings.sink, COLLECTION).glob("*/*")) == published
 
 
 @pytest.mark.parametrize("leased", [True, False])
