@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
 import time
 from datetime import UTC, datetime
@@ -143,8 +144,9 @@ def open_engine(url: str) -> Engine:
         if parsed.get_backend_name() == "sqlite" and parsed.database and parsed.database != ":memory:":
             file = Path(parsed.database)
             file.parent.mkdir(parents=True, exist_ok=True)
-            if not file.exists():  # hrefs may hold keys; SQLite gives what it keeps beside the file the same rights
-                file.touch(mode=PRIVATE)
+            with contextlib.suppress(OSError):  # what SQLite says then is told with advice
+                if not file.exists():  # hrefs may hold keys; SQLite gives what it keeps beside the file the same rights
+                    file.touch(mode=PRIVATE)
         # A plan that PostgreSQL kept from when the ledger was small reads the whole table when it is large.
         arguments = {"prepare_threshold": None} if parsed.get_driver_name() == "psycopg" else {}
         remote = parsed.get_backend_name() != "sqlite"

@@ -731,6 +731,9 @@ def test_what_is_not_a_ledger_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(LedgerError, match="cannot open"):
         Ledger(f"sqlite:///{tmp_path / 'file' / 'ledger.db'}")
+    (tmp_path / "link.db").symlink_to(tmp_path / "gone" / "ledger.db")
+    with pytest.raises(LedgerError, match=r"expected a database this process may read and write; .* the rights"):
+        Ledger(f"sqlite:///{tmp_path / 'link.db'}")
 
 
 def test_a_new_file_is_for_its_owner_and_one_that_is_there_keeps_its_rights(tmp_path: Path) -> None:
