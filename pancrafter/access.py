@@ -84,8 +84,8 @@ class HostProfile(Record):
 
     match: tuple[str, ...] = Field(
         min_length=1,
-        description="Host names, which mean https, or http://host, where secrets may go without encryption, or "
-        "s3://bucket, as shell patterns.",
+        description="Host names, which mean https, or http://host or http://host:port, where secrets may go without "
+        "encryption, or s3://bucket, as shell patterns.",
     )
     kind: Literal["anonymous", "aws", "headers", "signed"]
     aws_profile: str | None = Field(default=None, description="For aws: section of the AWS credentials file.")
@@ -188,7 +188,10 @@ def _means(pattern: str, parts: SplitResult) -> bool:
     if parts.scheme == "s3":
         return fnmatchcase(f"s3://{parts.netloc}", pattern)
     host = parts.hostname or ""
-    return fnmatchcase(f"{parts.scheme}://{host}" if "://" in pattern else host, pattern)
+    if "://" not in pattern:
+        return fnmatchcase(host, pattern)
+    with_port = parts.netloc.rpartition("@")[2].lower()
+    return any(fnmatchcase(f"{parts.scheme}://{place}", pattern) for place in (host, with_port))
 
 
 OPEN_TO_ALL = Access(roots=("/",), allow_private=True)

@@ -434,6 +434,7 @@ def test_an_object_that_is_gone_is_not_tried_again(tmp_path: Path, place: str) -
         ("example.com", "http://example.com/a.tif", False),
         ("*", "http://example.com:8080/a.tif", False),
         ("http://example.com", "http://example.com:8080/a.tif", True),
+        ("http://example.com:8080", "http://example.com:8080/a.tif", True),
         ("http*://*.com", "http://example.com/a.tif", True),
     ],
 )
