@@ -470,7 +470,8 @@ def _io(rules: Access) -> StacApiIO:
                 raise SourceError(f"{request.url}: {fault}")
             methods = ("GET", "POST") if urlsplit(request.url).hostname in searched else ("GET",)
             if request.method not in methods:
-                place = urlsplit(request.url).netloc  # the whole address could push out what to do about it
+                # without a password; the whole address could push out what to do about it
+                place = urlsplit(request.url).netloc.rpartition("@")[2]
                 raise SourceError(
                     f"the catalog leads to {place} by {request.method}, which might change something there; expected "
                     "GET, or POST to the host that is searched; if that is the same API, give its landing page at "

@@ -800,12 +800,12 @@ def test_an_api_that_calls_itself_otherwise_is_searched_by_that_name() -> None:
         if not request.path.startswith("/search"):
             return (200, landing(here)) if request.path == "/" else (404, "no")
         n = int(request.path.partition("page=")[2] or 0)
-        own = here.replace("127.0.0.1", "localhost")
+        own = here.replace("127.0.0.1", "user:secret@localhost")
         links = [{"rel": "next", "href": f"{own}/search?page={n + 1}", "method": "POST"}] if n < 2 else []
         return 200, {"type": "FeatureCollection", "features": [feature(n)], "links": links}
 
     with http_server(answering(answer)) as url:
-        with pytest.raises(SourceError, match=r"the same API, give its landing page at localhost:\d+ as"):
+        with pytest.raises(SourceError, match=r"to localhost:\d+ by POST.* landing page at localhost:\d+ as"):
             found(url, access=Access(allow_private=True))
         assert numbers(found(url.replace("127.0.0.1", "localhost"))) == [0, 1, 2]
 
