@@ -15,7 +15,7 @@ from flows.runs import crash_gone_runs, sign_run
 from pancrafter.census import take_census
 from pancrafter.ledger import open_ledger
 from pancrafter.states import State as SceneState
-from pancrafter.summary import MOST_DIFFERENCES, differences_of
+from pancrafter.summary import differences_of, shown_of
 from pancrafter.sweep import sweep as do_sweep
 
 
@@ -35,7 +35,7 @@ def census(
     """
     sign_run()
     taken = take_census(with_environment(settings), checksums=checksums)
-    rows = [difference.model_dump() for difference in taken.differences[:MOST_DIFFERENCES]]
+    rows = [difference.model_dump() for difference in shown_of(taken)]
     left_out = len(taken.differences) - len(rows)
     more = f"; {left_out} more are left out here" if left_out else ""
     create_table_artifact(rows, key="census", description=f"What differs, and the command that mends it{more}")

@@ -21,7 +21,7 @@ from pancrafter.types import Json
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from pancrafter.census import Census
+    from pancrafter.census import Census, Difference
     from pancrafter.judge import Judgement
     from pancrafter.plan import Plan
     from pancrafter.sensors import SensorContract
@@ -374,8 +374,8 @@ def plan_table(plan: Plan) -> Table:
 
 
 def print_census(console: Console, census: Census) -> None:
-    """Print the counts of each place, the differences, the first of them at least, and the commands that mend them."""
-    shown = census.differences[:MOST_DIFFERENCES]
+    """Print the counts of each place, the differences, a few of them at least, and the commands that mend them."""
+    shown = shown_of(census)
     if shown:
         table = _table()
         table.add_column("noticed in", no_wrap=True)
@@ -398,6 +398,14 @@ def print_census(console: Console, census: Census) -> None:
     for note in census.notes:
         _print_line(console, f"note:    {note}")
     _print_line(console, "clean" if census.clean else differences_of(census))
+
+
+def shown_of(census: Census) -> tuple[Difference, ...]:
+    """The differences to show: of very many those that fewest others are mended with, as all that waits hides them."""
+    if len(census.differences) <= MOST_DIFFERENCES:
+        return census.differences
+    alike = Counter(difference.fix for difference in census.differences)
+    return tuple(sorted(census.differences, key=lambda difference: alike[difference.fix])[:MOST_DIFFERENCES])
 
 
 def differences_of(census: Census) -> str:

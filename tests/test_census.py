@@ -70,6 +70,9 @@ def test_a_few_of_very_many_differences_are_shown(settings: Settings, monkeypatc
     assert [name for name in _findings(census) if name in printed.getvalue()] == ["geoeye-1/day-1"]
     assert "1 more: see `pancrafter census --json`" in printed.getvalue()
     assert printed.getvalue().endswith("\n2 differences\n")
+    other = census.differences[0].model_copy(update={"what": "damaged", "fix": "pancrafter redrive"})
+    more = census.model_copy(update={"differences": (*census.differences, other)})
+    assert summary.shown_of(more) == (other,), "what waits does not hide it"
     one = census.model_copy(update={"differences": census.differences[:1]})
     assert summary.differences_of(one) == "1 difference"
 
