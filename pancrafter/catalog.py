@@ -361,7 +361,9 @@ def _geoparquet_files(source: str, rules: Access) -> Iterator[tuple[str, str]]:
             copy = f"{folder}/items.parquet"
             try:
                 store = fsspec.filesystem("s3", **reader_for(rules).object_options(source))
-                for name in sorted(filter(_is_geoparquet, store.find(source))):
+                # who may read a file need not be one who may list
+                found = [source.removeprefix("s3://")] if store.isfile(source) else store.find(source)
+                for name in sorted(filter(_is_geoparquet, found)):
                     store.get_file(name, copy)
                     yield f"s3://{name}", copy
             except Exception as error:  # those of botocore have no class in common with others

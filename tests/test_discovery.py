@@ -8,7 +8,8 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from functools import partial
+from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -359,6 +360,25 @@ def test_geoparquet_in_a_bucket_is_read_as_its_profile_says(s3: str, tmp_path: P
     assert scene.source_href == "s3://bucket/one.parquet"
     with pytest.raises(SourceError, match=r"s3://bucket/none.parquet: neither a file"):
         ids("s3://bucket/none.parquet")
+
+
+@pytest.mark.usefixtures("s3")
+def test_geoparquet_is_read_from_a_bucket_that_is_not_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who may read a file need not be one who may see what else there is."""
+
+    class Unlisted(SimpleHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_error(403) if "list-type" in self.path else super().do_GET()
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    _write_parquet(tmp_path / "bucket" / "one.parquet", item("a"))
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Unlisted, directory=str(tmp_path))) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
+        assert ids("s3://bucket/one.parquet") == ["a"]
+        server.shutdown()
 
 
 def test_an_item_of_geoparquet_without_geometry_is_refused(tmp_path: Path) -> None:
