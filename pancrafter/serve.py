@@ -191,7 +191,8 @@ class CatalogIndex:
 
     def close(self) -> None:
         """Give the memory back; Python would keep it until it looks for cycles, and an app over the index is in one."""
-        self._db.close()
+        with self._lock:  # a thread of a server that was stopped may still search
+            self._db.close()
         self._files = {}
 
     def refresh(self) -> None:

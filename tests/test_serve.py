@@ -7,7 +7,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -428,6 +428,17 @@ def test_questions_are_answered_while_a_search_looks_at_items(
         monkeypatch.setattr(serve, "_meets", meets)
         assert len(index.search(Query(bbox=(-180, -90, 180, 90), limit=COUNT)).items) == COUNT
     assert answers == [1] * COUNT
+
+
+def test_an_index_is_closed_between_questions(catalog_dir: Path) -> None:
+    """One that is asked while its database is closed ends the whole process: who interrupts a search would see that."""
+    index = load_index(catalog_dir)
+    with ThreadPoolExecutor(1) as another:
+        with index._lock:
+            closing = another.submit(index.close)
+            assert not wait([closing], timeout=0.1).done
+            assert index.collections()
+        closing.result(timeout=10)
 
 
 def test_an_item_that_changes_while_a_search_looks_at_it_is_found(tmp_path: Path, reads: list[str]) -> None:
