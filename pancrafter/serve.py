@@ -16,6 +16,7 @@ import socket
 import sqlite3
 import threading
 import time
+import zlib
 from array import array
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableSequence, Sequence
@@ -116,8 +117,8 @@ class Query:
     sort: Sequence[tuple[str, str]] = ()
     limit: int = 10
     offset: int = 0
-    after: tuple[str, str] | None = None
-    """Collection and id of the item that came last, at ``offset`` then: new ones may have come before it since."""
+    after: tuple[str, str, str] | None = None
+    """Collection, id and `_rank` of the item that came last, at ``offset`` then: new ones may come before it since."""
 
 
 @dataclass(frozen=True)
@@ -151,7 +152,7 @@ class _Search:
         return [self.candidates[place] for place in self.found[start:end]], len(self.found) > end, matched
 
     def place_after(self, number: int, offset: int) -> int:
-        """Where the page begins that follows a row; the row was before ``offset`` and may be gone, with its place."""
+        """Where the page begins that follows a row; the row was before ``offset``, and its place may be gone."""
         if number not in self.candidates:
             return max(0, offset - 1)
         place = self.candidates.index(number)
@@ -258,7 +259,8 @@ class CatalogIndex:
             searches = self._searches  # an update begins another, and what is put into this one is forgotten
             search = searches.pop(key, None)
         search = search or self._new_search(query)
-        start = search.place_after(self._number(*query.after), query.offset) if query.after else query.offset
+        last = self._number(*query.after, query.sort) if query.after else None
+        start = query.offset if last is None else search.place_after(last, query.offset)
         end = start + query.limit
         numbers, has_more, matched = search.page(start, end)
         items = [json.loads(self._body(number)) for number in numbers]
@@ -280,12 +282,12 @@ class CatalogIndex:
             search.seen = len(candidates)
         return search
 
-    def _number(self, collection_id: str, item_id: str) -> int:
-        """The row of an item; no row has the number 0."""
+    def _number(self, collection_id: str, item_id: str, rank: str, sort: Sequence[tuple[str, str]]) -> int:
+        """The row of an item; 0, which no row has, if it is gone or is at another place than by its rank then."""
         with self._lock:
-            sql = "SELECT n FROM items WHERE collection=? AND id=?"
+            sql = "SELECT n, body FROM items WHERE collection=? AND id=?"
             row = self._db.execute(sql, (collection_id, item_id)).fetchone()
-        return int(row[0]) if row else 0
+        return int(row[0]) if row and _rank(json.loads(row[1]), sort) == rank else 0
 
     def _body(self, number: int) -> str:
         with self._lock:
@@ -642,6 +644,13 @@ def _order(sort: Sequence[tuple[str, str]]) -> str:
     return ", ".join([*(terms or ["i.t0 DESC"]), "i.collection", "i.id"])
 
 
+def _rank(item: Mapping[str, Any], sort: Sequence[tuple[str, str]]) -> str:
+    """What an item is sorted by, in short: if it changes, the item is no longer where it was."""
+    names = [name.removeprefix("properties.") for name, _ in sort] or ["datetime"]
+    values = [item["properties"].get(name) for name in (*names, "start_datetime")]
+    return f"{zlib.crc32(json.dumps(values).encode()):08x}"
+
+
 def _sort_key(name: str) -> str:
     known = {"id": "i.id", "collection": "i.collection", "datetime": "i.t0"}
     plain = name.removeprefix("properties.")
@@ -898,10 +907,11 @@ def _answer(index: CatalogIndex, request: Any, asked: Mapping[str, Any]) -> Any:
     moments = asked.get("datetime")
     interval = str_to_interval(moments) if isinstance(moments, str) else moments
     try:
-        page = index.search(_query(asked, interval if isinstance(interval, tuple) else (interval, interval)))
+        query = _query(asked, interval if isinstance(interval, tuple) else (interval, interval))
+        page = index.search(query)
     except BadQueryError as error:
         raise InvalidQueryParameter(str(error)) from error
-    return JSONResponse(_feature_collection(page, request), media_type="application/geo+json")
+    return JSONResponse(_feature_collection(page, query.sort, request), media_type="application/geo+json")
 
 
 def _query(asked: Mapping[str, Any], interval: tuple[datetime | None, datetime | None]) -> Query:
@@ -943,19 +953,20 @@ def _sort(sortby: Any) -> list[tuple[str, str]]:
     ]
 
 
-def _token(offset: int, last: Mapping[str, Any]) -> str:
+def _token(offset: int, last: Mapping[str, Any], sort: Sequence[tuple[str, str]]) -> str:
     """Where a page goes on: after how many items, and after which."""
-    return f"next:{offset}:{quote(last['collection'], safe='')}:{quote(last['id'], safe='')}"
+    name = ":".join(quote(last[part], safe="") for part in ("collection", "id"))
+    return f"next:{offset}:{name}:{_rank(last, sort)}"
 
 
-def _place(token: str | None) -> tuple[int, tuple[str, str] | None]:
+def _place(token: str | None) -> tuple[int, tuple[str, str, str] | None]:
     """Offset and last item of a token; see `_token`."""
     if not token:
         return 0, None
-    parts = re.fullmatch("next:([0-9]{1,18}):([^:]+):([^:]+)", token)
+    parts = re.fullmatch("next:([0-9]{1,18}):([^:]+):([^:]+):([0-9a-f]{8})", token)
     if not parts:
         raise BadQueryError(f"unknown paging token {reprlib.repr(token)}; expected that of a link to the next page")
-    return int(parts[1]), (unquote(parts[2]), unquote(parts[3]))
+    return int(parts[1]), (unquote(parts[2]), unquote(parts[3]), parts[4])
 
 
 def _base(request: Any) -> str:
@@ -983,12 +994,12 @@ def _item_links(base: str, item: Mapping[str, Any]) -> list[dict[str, str]]:
     return [here, _link("collection", collection), _link("parent", collection), _link("root", f"{base}/")]
 
 
-def _feature_collection(page: Page, request: Any) -> dict[str, Any]:
+def _feature_collection(page: Page, sort: Sequence[tuple[str, str]], request: Any) -> dict[str, Any]:
     base = _base(request)
     features = [_with_links(item, _item_links(base, item)) for item in page.items]
     links: list[dict[str, Any]] = [_link("root", f"{base}/"), _link("self", str(request.url), "application/geo+json")]
     if page.next_offset is not None:
-        links.append(_next_link(request, _token(page.next_offset, page.items[-1])))
+        links.append(_next_link(request, _token(page.next_offset, page.items[-1], sort)))
     body = {"type": "FeatureCollection", "features": features, "links": links, "numberReturned": len(features)}
     return body | ({"numberMatched": page.matched} if page.matched is not None else {})
 

@@ -582,6 +582,20 @@ def test_pages_give_each_item_once_while_the_catalog_changes(
     assert len(found) == len(set(found))
 
 
+@pytest.mark.usefixtures("reads")
+def test_an_item_that_moves_takes_no_others_along(tmp_path: Path) -> None:
+    """Sorted by the time of their change, one that changes goes to the end: the next page must not begin there."""
+    make_catalog(tmp_path, 9, collections=1)
+    found = list[str]()
+    with serving(tmp_path) as url:
+        for page in Client.open(url).search(limit=3, sortby="+properties.updated,+id").pages():
+            if not found:
+                moved = make_item(2).to_dict()["properties"] | {"updated": "2026-01-01T00:00:00Z"}
+                change_item(tmp_path, 2, properties=moved)
+            found += [item.id for item in page]
+    assert found == [f"scene-{n:03d}" for n in (*range(9), 2)]
+
+
 @pytest.fixture
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the files that are read, as they are read; nothing is too soon to look again."""
