@@ -558,7 +558,8 @@ class Ledger:
             if keys is None:
                 ids = list(connection.execute(sa.select(SCENE.c.id).where(*chosen).order_by(SCENE.c.id)).scalars())
             else:
-                ids, chosen = list(dict.fromkeys(self._find(connection, key)["id"] for key in keys)), []
+                found = (self._find(connection, key, lock=False) for key in keys)
+                ids, chosen = list(dict.fromkeys(row["id"] for row in found)), []
         for batch in batches(ids):  # workers must not wait for all of them
             with self._transaction(write=True) as connection:
                 now = self._now(connection)
@@ -832,12 +833,14 @@ class Ledger:
             return connection.execute(sa.select(sa.type_coerce(sa.func.clock_timestamp(), Instant))).scalar_one()
         return datetime.now(UTC)
 
-    def _select(self, connection: Connection, conditions: Sequence[sa.ColumnElement[bool]]) -> list[_Values]:
-        statement = sa.select(SCENE).where(*conditions).order_by(SCENE.c.id).with_for_update()
-        return _fetch(connection, statement)
+    def _select(
+        self, connection: Connection, conditions: Sequence[sa.ColumnElement[bool]], *, lock: bool = True
+    ) -> list[_Values]:
+        statement = sa.select(SCENE).where(*conditions).order_by(SCENE.c.id)
+        return _fetch(connection, statement.with_for_update() if lock else statement)
 
-    def _find(self, connection: Connection, key: SceneKey) -> _Values:
-        rows = self._select(connection, [_is(key)])
+    def _find(self, connection: Connection, key: SceneKey, *, lock: bool = True) -> _Values:
+        rows = self._select(connection, [_is(key)], lock=lock)
         if not rows:
             raise LedgerError(f"not in ledger {self.url} for sink {key.sink}; run a discovery first", scene=str(key))
         return rows[0]

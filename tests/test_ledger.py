@@ -576,11 +576,13 @@ def test_workers_need_not_wait_for_a_redrive_of_very_many(ledger: Ledger, monkey
     ledger.record_found(SINK, map(work, names))
     for name in names:
         ledger.fail(claim(ledger, name), InvalidSceneError("all nodata"))
-    written: list[int] = []
+    written, locked = list[int](), set[int]()
 
     def count(_connection: object, _cursor: object, text: str, *_: object) -> None:
         if text.startswith("UPDATE scene"):
             written[-1] += 1
+        if "FOR UPDATE" in text:
+            locked.add(len(written))
 
     sa.event.listen(ledger._engine, "begin", lambda _: written.append(0))
     sa.event.listen(ledger._engine, "before_cursor_execute", count)
@@ -589,6 +591,10 @@ def test_workers_need_not_wait_for_a_redrive_of_very_many(ledger: Ledger, monkey
     written.clear()
     assert ledger.take_over(map(key, names)) == len(names)
     assert written == [2, 2, 1]
+    written.clear()
+    locked.clear()
+    assert ledger.redrive(map(key, reversed(names))).redriven == tuple(map(key, reversed(names)))
+    assert 1 not in locked, "scenes are looked up before any is locked: else two redrives lock each other out"
 
 
 def test_a_wildcard_in_a_filter_is_just_text(ledger: Ledger) -> None:
