@@ -248,7 +248,9 @@ def test_kubernetes_scales_the_workers_by_the_queue() -> None:
         == {"dask-worker", "dask-worker-gpu"}
         <= set(deployments())
     )
-    states = re.findall(r"state=~\"([a-z|]+)\"", scaled[0]["spec"]["triggers"][0]["metadata"]["query"])[0].split("|")
+    triggers = [trigger["metadata"] for one in scaled for trigger in one["spec"]["triggers"]]
+    assert [trigger["ignoreNullValues"] for trigger in triggers] == ["false"] * 2, "no metrics are not an empty queue"
+    states = re.findall(r"state=~\"([a-z|]+)\"", triggers[0]["query"])[0].split("|")
     assert set(states) == {State.ELIGIBLE, State.CLAIMED, State.STAGED, State.SHARPENED, State.ASSESSED}
 
 
