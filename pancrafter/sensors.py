@@ -222,6 +222,8 @@ def _bundled() -> Mapping[str, SensorContract]:
 
 def _read_folder(folder: Path) -> dict[str, SensorContract]:
     try:
+        if not folder.is_dir():
+            raise ContractError(f"{folder}: not a folder; expected a folder of *.yaml sensor contracts")
         files = sorted(file for file in folder.iterdir() if file.suffix.casefold() in (".yaml", ".yml"))
     except OSError as error:
         raise ContractError(f"{folder}: cannot be listed ({error}); expected a folder of sensor contracts") from error

@@ -214,7 +214,7 @@ def test_two_contracts_of_one_name_in_a_folder(tmp_path: Path) -> None:
 
 
 def test_missing_folder(tmp_path: Path) -> None:
-    with pytest.raises(ContractError, match=r"nowhere: cannot be listed .*expected a folder of sensor contracts"):
+    with pytest.raises(ContractError, match="nowhere: not a folder"):
         load_contracts(tmp_path / "nowhere")
 
 
