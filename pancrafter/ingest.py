@@ -6,7 +6,6 @@ georeference) is taken from options or assumed, and the item says which: its ``i
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import re
@@ -19,7 +18,7 @@ import pystac
 
 from pancrafter.errors import ContractError, GridMismatchError, InvalidSceneError
 from pancrafter.grid import needs_resampling, pair_grids, same_pixels
-from pancrafter.item import band_object, footprint, multihash_of
+from pancrafter.item import band_object, extensions_used, footprint, multihash_of
 from pancrafter.scratch import undone_on_error
 from pancrafter.sensors import GENERIC, BandSpec, SensorContract, fold, get_contract, load_contracts
 from pancrafter.static_catalog import Change, StaticCatalog, catalog_lock
@@ -33,15 +32,6 @@ PAN_KEY, MS_KEY = "pan", "ms"
 SYNTHETIC_FRAME = "assumed, not real: only the pixel size is true"
 """Value of ``ingest:georeference`` where the place on the map was made up."""
 
-_EXTENSIONS = {
-    prefix: f"https://stac-extensions.github.io/{name}/schema.json"
-    for prefix, name in {
-        "proj": "projection/v2.0.0",
-        "raster": "raster/v2.0.0",
-        "eo": "eo/v2.0.0",
-        "file": "file/v2.1.0",
-    }.items()
-}
 _DATA_TYPES = frozenset(
     ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float32", "float64")
 )
@@ -339,7 +329,5 @@ def _item(
     item.set_self_href(path.as_posix())
     for member in members:
         item.add_asset(member.key, _asset(member, path.parent, catalog.root))
-    text = json.dumps([item.properties, [asset.to_dict() for asset in item.assets.values()]])
-    # One that is declared without a field of it makes an item invalid.
-    item.stac_extensions = [uri for prefix, uri in _EXTENSIONS.items() if f'"{prefix}:' in text]
+    item.stac_extensions = extensions_used(item)
     return item

@@ -247,7 +247,7 @@ def build_item(
     item.links = list(_links(staged, collection_id))
     if model_link is not None:
         item.links.append(pystac.Link.from_dict(model_link))
-    item.stac_extensions = _extensions_used(item)
+    item.stac_extensions = extensions_used(item)
     return item
 
 
@@ -562,9 +562,10 @@ def _json_number(value: float) -> float | int | str:
     return int(value) if float(value).is_integer() else value
 
 
-def _extensions_used(item: pystac.Item) -> list[str]:
-    """Addresses of the extensions whose fields the item really has."""
-    names = {"projection": "proj:", **{name: f"{name}:" for name in _EXTENSIONS if name != "projection"}}
+def extensions_used(item: pystac.Item) -> list[str]:
+    """Addresses of the extensions whose fields the item really has: declared without a field they make it invalid."""
+    prefixes = {name: name for name in _EXTENSIONS} | {"projection": "proj"}
     text = json.dumps(item.properties) + json.dumps([asset.to_dict() for asset in item.assets.values()])
-    used = {name for name, prefix in names.items() if f'"{prefix}' in text} | {"version"}
-    return [_EXTENSIONS[name] for name in _EXTENSIONS if name in used]
+    used = {name for name, prefix in prefixes.items() if f'"{prefix}:' in text}
+    used |= {"version"} & item.properties.keys()  # its fields have no prefix
+    return [address for name, address in _EXTENSIONS.items() if name in used]
