@@ -35,14 +35,15 @@ def census(
     """
     sign_run()
     taken = take_census(with_environment(settings), checksums=checksums)
-    rows = [difference.model_dump() for difference in shown_of(taken)]
+    shown = shown_of(taken)
+    rows = [difference.model_dump() for difference in shown]
     left_out = len(taken.differences) - len(rows)
     more = f"; {left_out} more are left out here" if left_out else ""
     create_table_artifact(rows, key="census", description=f"What differs, and the command that mends it{more}")
     counted = f"{taken.source_scenes} scenes in the source, {taken.catalog_items} items published"
     if taken.clean:
         return Completed(message=f"clean: {counted}", data=taken.model_dump(mode="json"))
-    fixes = "; ".join(dict.fromkeys(difference.fix for difference in taken.differences))
+    fixes = "; ".join(dict.fromkeys(difference.fix for difference in shown))
     return Failed(message=f"{differences_of(taken)}, {counted}; mend with: {fixes}"[:2000])
 
 
