@@ -17,7 +17,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from pancrafter.errors import ErrorKind, PancrafterError
+from pancrafter.errors import PancrafterError
 from pancrafter.ports import free_port
 
 START_S = 180
@@ -35,7 +35,7 @@ QUIET = {
 class LocalServerError(PancrafterError):
     """Prefect's server does not start here."""
 
-    kind: ErrorKind = "system"  # type: ignore[misc]  # a plain class variable, as in the parents
+    kind = "system"
 
 
 @contextlib.contextmanager

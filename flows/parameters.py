@@ -5,14 +5,14 @@ Prefect keeps parameters in its database and shows them to everybody.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any
 from urllib.parse import urlsplit
 
 from pydantic import BeforeValidator, GetJsonSchemaHandler
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
-from pancrafter.errors import ErrorKind, PancrafterError
+from pancrafter.errors import PancrafterError
 from pancrafter.options import require_apart, settings_from
 from pancrafter.settings import Settings, WorkSettings
 
@@ -46,7 +46,7 @@ WorkSettingsParameter = Annotated[WorkSettings, BeforeValidator(_without_nulls),
 class SecretParameterError(PancrafterError):
     """A parameter holds a password."""
 
-    kind: ClassVar[ErrorKind] = "system"
+    kind = "system"
 
 
 def with_environment(parameters: WorkSettings) -> Settings:

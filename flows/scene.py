@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import httpx
 from prefect import flow, get_run_logger
@@ -21,7 +21,7 @@ from flows.runs import sign_run
 from pancrafter import discovery, steps
 from pancrafter.census import command
 from pancrafter.compute import Compute, open_compute
-from pancrafter.errors import ErrorKind, PancrafterError
+from pancrafter.errors import PancrafterError
 from pancrafter.ledger import open_ledger
 from pancrafter.options import on_device
 from pancrafter.sensors import contracts_of
@@ -98,7 +98,7 @@ def process(key: str, settings: Settings, compute: Compute, ledger: Ledger) -> O
 class OrchestratorError(PancrafterError):
     """Prefect does not answer, or ended a step by itself: no scene's fault."""
 
-    kind: ClassVar[ErrorKind] = "system"
+    kind = "system"
 
 
 @contextlib.contextmanager

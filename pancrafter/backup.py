@@ -16,13 +16,12 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from itertools import groupby
 from pathlib import Path
-from typing import ClassVar
 
 from pancrafter.changes import FOLDER as CHANGES
 from pancrafter.changes import ChangeFeed
 from pancrafter.discovery import enter_withdrawals, linked_items, recognise
 from pancrafter.durable import flush
-from pancrafter.errors import ErrorKind, PancrafterError
+from pancrafter.errors import PancrafterError
 from pancrafter.ledger import Ledger, batches, open_ledger
 from pancrafter.ledger_tables import PRIVATE
 from pancrafter.publish import StaticSink
@@ -38,7 +37,7 @@ _READERS = 8
 class BackupError(PancrafterError):
     """There is no backup at the place, or something is in its way."""
 
-    kind: ClassVar[ErrorKind] = "system"
+    kind = "system"
 
 
 class Copied(Record):

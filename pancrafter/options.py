@@ -10,9 +10,9 @@ import re
 import sys
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from pancrafter.errors import ErrorKind, PancrafterError
+from pancrafter.errors import PancrafterError
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
@@ -39,7 +39,7 @@ _DATE_ONLY = re.compile(r"\d{4}-?\d{2}-?\d{2}")
 class OptionError(PancrafterError):
     """A value on the command line or in the environment does not fit."""
 
-    kind: ClassVar[ErrorKind] = "system"
+    kind = "system"
 
 
 def settings_from(**given: Any) -> Settings:  # Any: values of all fields

@@ -11,13 +11,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from datetime import UTC, datetime
 from heapq import nsmallest
-from typing import ClassVar, Literal
+from typing import Literal
 
 from pydantic import Field
 
 from pancrafter.crawl import is_local, local_path
 from pancrafter.discovery import look, output_collection_id, work_of
-from pancrafter.errors import ErrorKind, InvalidSceneError, PancrafterError
+from pancrafter.errors import InvalidSceneError, PancrafterError
 from pancrafter.ledger import COMPARED, batches, may_be_published_again, open_ledger, verdict_on_known
 from pancrafter.recognise import REQUESTER_PAYS
 from pancrafter.sensors import contracts_of
@@ -105,7 +105,7 @@ class Budget(Record):
 class OverBudgetError(PancrafterError):
     """A plan is above its budget: nothing was started."""
 
-    kind: ClassVar[ErrorKind] = "system"
+    kind = "system"
 
 
 def check_budget(plan: Plan, budget: Budget) -> None:

@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import KW_ONLY, dataclass
 from datetime import UTC, datetime
 from functools import partial
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
 from pancrafter.discovery import Discovery, discover, work_of
-from pancrafter.errors import ErrorKind, LeaseLostError, PancrafterError
+from pancrafter.errors import LeaseLostError, PancrafterError
 from pancrafter.ledger import Ledger, open_ledger
 from pancrafter.model.names import weights_sha256
 from pancrafter.models import Product
@@ -142,7 +142,7 @@ def _limits_of(settings: Settings) -> str:
 class RunStoppedError(PancrafterError):
     """A run ended early. ``outcomes`` holds what became of the scenes before."""
 
-    kind: ClassVar[ErrorKind] = "system"
+    kind = "system"
 
     def __init__(self, message: str, outcomes: list[Outcome]) -> None:
         super().__init__(message)

@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from pancrafter.errors import ErrorKind, PancrafterError
+from pancrafter.errors import PancrafterError
 from pancrafter.model.names import model_name
 from pancrafter.publish import StaticSink
 from pancrafter.settings import Bbox, Moment, Settings, WorkSettings
@@ -20,7 +20,7 @@ from pancrafter.settings import Bbox, Moment, Settings, WorkSettings
 class SelectionError(PancrafterError):
     """A file or a name that says what to work on is of no use."""
 
-    kind: ErrorKind = "system"  # type: ignore[misc]  # a plain class variable, as in the parents
+    kind = "system"
 
 
 class Selection(BaseModel):

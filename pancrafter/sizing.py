@@ -10,11 +10,11 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Generator, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from pydantic import Field
 
-from pancrafter.errors import ErrorKind, PancrafterError
+from pancrafter.errors import PancrafterError
 from pancrafter.types import Record
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ OUTPUT_BYTES_PER_VALUE = 1.5
 class SizingError(PancrafterError):
     """There are no rates to reckon with."""
 
-    kind: ClassVar[ErrorKind] = "system"
+    kind = "system"
 
 
 class Rate(Record):

@@ -12,13 +12,13 @@ import queue
 import threading
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
-from typing import ClassVar, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
 from pancrafter.cog import CACHE_BYTES
 from pancrafter.engine import NetworkSharpener, Sharpener
-from pancrafter.errors import ErrorKind, PancrafterError
+from pancrafter.errors import PancrafterError
 from pancrafter.pyramid import neighbours_together
 from pancrafter.store import Pixels, Window, cut_windows
 from pancrafter.tiles import ScenePixels, Tile, TilePlan, Valid, plan_window, quantise, read_tile, valid_window
@@ -46,7 +46,7 @@ _POLL_S = 0.2
 class MemoryBudgetError(PancrafterError):
     """The memory that was allowed does not hold the smallest window."""
 
-    kind: ClassVar[ErrorKind] = "system"
+    kind = "system"
 
 
 @dataclass(frozen=True, eq=False)

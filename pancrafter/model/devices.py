@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import torch
 
-from pancrafter.errors import ErrorKind, PancrafterError
+from pancrafter.errors import PancrafterError
 from pancrafter.heap import keep_freed_memory
 
 
 class DeviceError(PancrafterError):
     """The wanted device is not there, or its memory is full."""
 
-    kind: ClassVar[ErrorKind] = "system"
+    kind = "system"
 
 
 def resolve_device(name: str) -> str:
