@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -67,15 +67,7 @@ _STATE_STYLES = {"confirmed": "green", "dead": "bold red", "held": "yellow", "re
 
 def print_summary(console: Console, outcomes: Sequence[Outcome], sink: str) -> None:
     """Print what a run did: its tables, one line of counts, where catalog and pictures lie, and how to go on."""
-    shown = _without_most_refused(outcomes)
-    tables = (outcome_table(shown), reason_table(shown), truth_table(shown), truth_methods_table(shown))
-    with _roomy(console):
-        for table in tables:
-            if table is not None:
-                console.print(table, soft_wrap=False)
-                console.print()
-    if len(shown) < len(outcomes):
-        _print_line(console, f"{len(outcomes) - len(shown)} more refused: {REFUSED_HINT}")
+    _print_tables(console, outcomes, outcome_table, reason_table, truth_table, truth_methods_table)
     _print_line(console, verdict_line(outcomes))
     _print_line(console, f"output catalog: {catalog_href(sink)}")
     pictures = [outcome.picture_href for outcome in outcomes if outcome.picture_href]
@@ -97,20 +89,22 @@ def print_next(console: Console, *, held: bool, failed: bool) -> None:
 
 def print_refusals(console: Console, outcomes: Sequence[Outcome]) -> None:
     """Print why items were refused, the first of them at least."""
-    shown = _without_most_refused(outcomes)
-    table = reason_table(shown)
-    if table is not None:
-        with _roomy(console):
-            console.print(table, soft_wrap=False)
-            console.print()
+    _print_tables(console, outcomes, reason_table)
+
+
+def _print_tables(
+    console: Console, outcomes: Sequence[Outcome], *tables: Callable[[Sequence[Outcome]], Table | None]
+) -> None:
+    """Tables of all scenes that were worked on, then a few refused ones: an archive may hold thousands of them."""
+    refused = [outcome for outcome in outcomes if outcome.turned_away]
+    shown = [outcome for outcome in outcomes if not outcome.turned_away] + refused[:_MOST_REFUSED]
+    with _roomy(console):
+        for made in (table(shown) for table in tables):
+            if made is not None:
+                console.print(made, soft_wrap=False)
+                console.print()
     if len(shown) < len(outcomes):
         _print_line(console, f"{len(outcomes) - len(shown)} more refused: {REFUSED_HINT}")
-
-
-def _without_most_refused(outcomes: Sequence[Outcome]) -> list[Outcome]:
-    """All scenes that were worked on, then a few refused ones: an archive may hold thousands of them."""
-    refused = [outcome for outcome in outcomes if outcome.turned_away]
-    return [outcome for outcome in outcomes if not outcome.turned_away] + refused[:_MOST_REFUSED]
 
 
 def catalog_href(sink: str) -> str:
