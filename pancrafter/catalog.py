@@ -28,14 +28,12 @@ from pancrafter.judge import Judgement, judge, judge_other
 from pancrafter.recognise import UNCOLLECTED, Part, digest_of, part_of, recognise
 from pancrafter.sensors import SensorContract
 from pancrafter.times import in_utc, rfc3339
-from pancrafter.types import JOINED, Refusal, Scene
+from pancrafter.types import JOINED, Bbox, Refusal, Scene, longitudes
 
 if TYPE_CHECKING:
     import pystac
     from pystac_client import Client, ItemSearch
     from pystac_client.stac_api_io import StacApiIO
-
-Bbox = tuple[float, float, float, float]
 
 PAGE_SIZE = 100
 MAX_EMPTY_PAGES = 20
@@ -787,8 +785,7 @@ def in_space(geometry: object, bbox: Bbox | None) -> bool:
     from shapely.geometry import shape
 
     west, south, east, north = bbox
-    halves = [(west, east)] if west <= east else [(west, 180.0), (-180.0, east)]
-    wanted = union_all([box(w, south, e, north) for w, e in halves])
+    wanted = union_all([box(w, south, e, north) for w, e in longitudes(west, east)])
     try:
         return bool(wanted.intersects(shape(geometry)))
     except Exception:  # noqa: BLE001 - a geometry nobody can read is refused as malformed later, not dropped here

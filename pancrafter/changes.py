@@ -22,7 +22,7 @@ from pydantic import Field, ValidationError
 
 from pancrafter.errors import SinkError
 from pancrafter.times import in_utc
-from pancrafter.types import Json, Record
+from pancrafter.types import Bbox, Json, Record, longitudes
 
 if TYPE_CHECKING:
     from pancrafter.publish import StaticSink
@@ -48,7 +48,7 @@ class Change(Record):
     collection: str
     item_id: str
     href: str = Field(description="The item's document, relative to the catalog's folder.")
-    bbox: tuple[float, float, float, float] | None
+    bbox: Bbox | None
     acquired: str | None = Field(description="Acquisition time of the item.")
     source: Json = Field(description="Collection, item id and fingerprint of the source.")
     successor: str | None = Field(default=None, description="Id of the item that takes its place (superseded).")
@@ -274,7 +274,7 @@ def _successor(item: Json) -> str | None:
     return next((link.get("title") for link in item["links"] if link["rel"] == "successor-version"), None)
 
 
-def _flat(bbox: Sequence[float] | None) -> tuple[float, float, float, float] | None:
+def _flat(bbox: Sequence[float] | None) -> Bbox | None:
     if bbox is None:
         return None
     half = len(bbox) // 2
@@ -282,14 +282,9 @@ def _flat(bbox: Sequence[float] | None) -> tuple[float, float, float, float] | N
 
 
 def _touch(one: Sequence[float], other: Sequence[float]) -> bool:
-    along = any(a[0] <= b[1] and b[0] <= a[1] for a in _longitudes(one) for b in _longitudes(other))
+    ranges, others = (longitudes(box[0], box[2]) for box in (one, other))
+    along = any(a[0] <= b[1] and b[0] <= a[1] for a in ranges for b in others)
     return along and one[1] <= other[3] and other[1] <= one[3]
-
-
-def _longitudes(box: Sequence[float]) -> list[tuple[float, float]]:
-    """From west to east; two ranges for a box across the antimeridian."""
-    west, _, east, _ = box
-    return [(west, east)] if west <= east else [(west, 180.0), (-180.0, east)]
 
 
 def _utc(moment: datetime | None) -> datetime | None:

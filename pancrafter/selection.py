@@ -14,7 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pancrafter.errors import PancrafterError
 from pancrafter.model.names import model_name
 from pancrafter.publish import StaticSink
-from pancrafter.settings import Bbox, Moment, Settings, WorkSettings
+from pancrafter.settings import Moment, Settings, WorkSettings
+from pancrafter.types import Bbox
 
 
 class SelectionError(PancrafterError):

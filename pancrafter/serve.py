@@ -30,6 +30,8 @@ from urllib.parse import quote, unquote
 
 from pancrafter.crawl import Document, Fault, absolute, crawl, printable, read_local
 from pancrafter.errors import SourceError
+from pancrafter.times import in_utc
+from pancrafter.types import Bbox, longitudes
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -449,8 +451,7 @@ def _changed(properties: Mapping[str, Any]) -> str:
 
 
 def _instant(text: str) -> datetime:
-    moment = datetime.fromisoformat(text)
-    return moment.replace(tzinfo=moment.tzinfo or UTC).astimezone(UTC)
+    return in_utc(datetime.fromisoformat(text))
 
 
 def _iso(moment: datetime) -> str:
@@ -458,7 +459,7 @@ def _iso(moment: datetime) -> str:
     return moment.astimezone(UTC).replace(tzinfo=None).isoformat(timespec="microseconds")
 
 
-def _boxes(body: Mapping[str, Any]) -> list[tuple[float, float, float, float]]:
+def _boxes(body: Mapping[str, Any]) -> list[Bbox]:
     """Bounding boxes of an item's footprint; two where it crosses the antimeridian, none without a geometry."""
     if body.get("geometry") is None:
         return []
@@ -466,7 +467,7 @@ def _boxes(body: Mapping[str, Any]) -> list[tuple[float, float, float, float]]:
     return _split(bbox)
 
 
-def _split(bbox: Sequence[float]) -> list[tuple[float, float, float, float]]:
+def _split(bbox: Sequence[float]) -> list[Bbox]:
     if len(bbox) not in (4, 6):
         raise ValueError(f"bbox has {len(bbox)} numbers, expected 4 or 6")
     west, south, east, north = (float(bbox[i]) for i in ((0, 1, 2, 3) if len(bbox) == 4 else (0, 1, 3, 4)))
@@ -474,9 +475,7 @@ def _split(bbox: Sequence[float]) -> list[tuple[float, float, float, float]]:
         raise ValueError(f"its bounds are {west}, {south}, {east}, {north}, which are not all finite numbers")
     if not south <= north:
         raise ValueError(f"bbox has south {south} above north {north}")
-    if west <= east:
-        return [(west, south, east, north)]
-    return [(west, south, 180.0, north), (-180.0, south, east, north)]
+    return [(w, south, e, north) for w, e in longitudes(west, east)]
 
 
 def _shape(geometry: Mapping[str, Any]) -> BaseGeometry:
@@ -557,7 +556,7 @@ def _asked_moment(moment: datetime) -> str:
         raise BadQueryError(f"datetime {moment.isoformat()} is outside the years 1 to 9999 in UTC") from error
 
 
-def _query_boxes(query: Query) -> list[tuple[float, float, float, float]]:
+def _query_boxes(query: Query) -> list[Bbox]:
     try:
         if query.intersects is not None:
             return _split(_shape(query.intersects).bounds)

@@ -15,9 +15,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from pancrafter.access import Access
 from pancrafter.crawl import absolute, is_local, local_path
 from pancrafter.model.names import DEFAULT_WEIGHTS
-from pancrafter.types import Record
-
-Bbox = tuple[float, float, float, float]
+from pancrafter.types import Bbox, Record
 
 Moment = Annotated[datetime, AfterValidator(lambda moment: moment if moment.tzinfo else moment.replace(tzinfo=UTC))]
 """A time without zone is UTC."""

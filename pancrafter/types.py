@@ -19,6 +19,14 @@ CONSISTENCY_BLOCK_MS_PX = 8
 Json = dict[str, Any]
 """A parsed JSON document."""
 
+Bbox = tuple[float, float, float, float]
+"""West, south, east, north in degrees; west is above east where it crosses the antimeridian."""
+
+
+def longitudes(west: float, east: float) -> list[tuple[float, float]]:
+    """The range from west to east; two where it crosses the antimeridian."""
+    return [(west, east)] if west <= east else [(west, 180.0), (-180.0, east)]
+
 
 class Record(BaseModel):
     """A frozen value that refuses unknown fields."""
