@@ -223,10 +223,8 @@ class _Comparison:
         """An older version stays where a newer one was refused; what was withdrawn goes with all its versions."""
         collection = output_collection_id(row.collection)
         linked = self.linked.get(collection, frozenset())
-        documents = [
-            self.sink.document(collection, name) for name in (row.output_item_id, row.supersedes) if name in linked
-        ]
-        published = [str(item["id"]) for item in documents if item and not item["properties"].get("deprecated")]
+        ids = [name for name in (row.output_item_id, row.supersedes) if name is not None and name in linked]
+        published = [name for name in ids if self.sink.is_current(collection, name)]
         known = self.ledger.show(key) if published else None
         if known is None or (published == [row.supersedes] and known.code != WITHDRAWN):
             return

@@ -255,7 +255,7 @@ def enter_withdrawals(ledger: Ledger, sink: StaticSink, settings: Settings, link
         if known is not None and known >= change.time - OVERLAP:
             continue
         items = (item_id for item_id, source in linked.get(change.collection, {}).items() if source == row.key.item_id)
-        if not any(_is_current(sink, change.collection, item_id) for item_id in items):
+        if not any(sink.is_current(change.collection, item_id) for item_id in items):
             with suppress(LeaseLostError):  # somebody began with it meanwhile
                 ledger.mark_refused(row.key, WITHDRAWN, change.reason or "", withdrawn=True)
 
@@ -263,11 +263,6 @@ def enter_withdrawals(ledger: Ledger, sink: StaticSink, settings: Settings, link
 def linked_items(sink: StaticSink) -> LinkedItems:
     """What the catalog links to now."""
     return {name: sink.sources(name) for name in sink.collection_ids()}
-
-
-def _is_current(sink: StaticSink, collection: str, item_id: str) -> bool:
-    document = sink.document(collection, item_id)
-    return document is not None and not document["properties"].get("deprecated")
 
 
 def _match_with_outputs(
@@ -287,7 +282,7 @@ def _match_with_outputs(
         if row.state is State.CONFIRMED and not is_there:
             lost.append(key)
         elif row.state is State.ELIGIBLE and is_there:
-            found += [key] if _is_current(sink, collection, row.output_item_id or "") else []
+            found += [key] if sink.is_current(collection, row.output_item_id or "") else []
     if lost:
         ledger.redrive(lost, message="its output vanished from the catalog")
     if found:

@@ -23,7 +23,7 @@ from pancrafter.recognise import REQUESTER_PAYS
 from pancrafter.sensors import contracts_of
 from pancrafter.settings import Settings
 from pancrafter.states import IN_WORK, LedgerRow, Rate, State, Work
-from pancrafter.types import Json, Record, Refusal, Scene
+from pancrafter.types import Record, Refusal, Scene
 
 MEANINGS: Mapping[str, str] = {
     "new": "not seen before",
@@ -377,9 +377,5 @@ def _judged(settings: Settings) -> Iterator[tuple[str, Scene | Refusal]]:
                 row, collection = rows.get((entry.collection, entry.item_id)), output_collection_id(entry.collection)
                 published = work.output_item_id in present.get(collection, frozenset())
                 if published and row is None:
-                    published = _is_current(sink.document(collection, work.output_item_id))
+                    published = sink.is_current(collection, work.output_item_id)
                 yield verdict_on(row, work, now=now, published=published), entry
-
-
-def _is_current(item: Json | None) -> bool:
-    return item is not None and not item["properties"].get("deprecated")

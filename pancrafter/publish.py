@@ -146,7 +146,7 @@ class StaticSink:
             CatalogUnavailableError: The object store gives no answer; nothing half-done is visible.
         """
         folder = f"{collection.id}/{item.id}"
-        present = self._read(item_name(collection.id, item.id))
+        present = self.document(collection.id, item.id)
         superseded = self._newest_other(collection.id, item.id, supersedes or successor_of(present))
         document = self._document(item, assets, collection.id, superseded, present)
         validate_item(document)
@@ -161,7 +161,7 @@ class StaticSink:
             if guard is not None:
                 guard()
             killpoints.at("before-switch")
-            replaced = self._switch(f"{folder}/{item.id}.json", document)
+            replaced = self._switch(item_name(collection.id, item.id), document)
             killpoints.at("item-written")
             if replaced is not None and page_name(replaced) != page_name(document):
                 self.unlink(collection.id, replaced)
@@ -206,7 +206,7 @@ class StaticSink:
 
     def exists(self, collection_id: str, item_id: str) -> bool:
         """The item is linked from its collection and its document is there."""
-        document = self._read(item_name(collection_id, item_id))
+        document = self.document(collection_id, item_id)
         if document is None:
             return False
         return any(
@@ -235,7 +235,7 @@ class StaticSink:
         Raises:
             SinkError: It is not there.
         """
-        found = self._read(item_name(collection_id, item_id))
+        found = self.document(collection_id, item_id)
         if found is None:
             raise SinkError(f"{self.store.address(item_name(collection_id, item_id))}: no such item; publish it again")
         return found
@@ -268,7 +268,7 @@ class StaticSink:
         """Item documents of one collection or of all, as dictionaries."""
         for name in [collection_id] if collection_id else self.collection_ids():
             for item_id in self.item_ids(name):
-                found = self._read(item_name(name, item_id))
+                found = self.document(name, item_id)
                 if found is not None:
                     yield found
 
@@ -276,7 +276,7 @@ class StaticSink:
         """Item documents made from a source item, newest first; deprecated ones are among them, after the others."""
         links = self._item_links(collection_id)
         ids = [linked_id(link) for link in links if link.get(SOURCE_FIELD) == source_item_id]
-        found = [document for one in ids if (document := self._read(item_name(collection_id, one))) is not None]
+        found = [document for one in ids if (document := self.document(collection_id, one)) is not None]
         newest_first = sorted(found, key=lambda document: str(document["properties"]["created"]), reverse=True)
         return sorted(newest_first, key=lambda document: bool(document["properties"].get("deprecated")))
 
@@ -304,7 +304,7 @@ class StaticSink:
 
     def files_of(self, collection_id: str, item_id: str) -> frozenset[str]:
         """Names of the files that an item's document refers to; none if there is no document."""
-        document = self._read(item_name(collection_id, item_id)) or {"assets": {}}
+        document = self.document(collection_id, item_id) or {"assets": {}}
         hrefs = [asset["href"] for asset in document["assets"].values()]
         return frozenset(posixpath.normpath(f"{collection_id}/{item_id}/{href}") for href in hrefs)
 
@@ -323,6 +323,11 @@ class StaticSink:
         """An item's document, linked or not; None if there is none."""
         return self._read(item_name(collection_id, item_id))
 
+    def is_current(self, collection_id: str, item_id: str) -> bool:
+        """Whether an item is there, linked or not, and was not superseded."""
+        document = self.document(collection_id, item_id)
+        return document is not None and not document["properties"].get("deprecated")
+
     def _newest_other(self, collection_id: str, item_id: str, version: str | None) -> str | None:
         """The newest version from ``version`` on that is there, but for the item itself.
 
@@ -330,7 +335,7 @@ class StaticSink:
         """
         versions: list[str] = []
         while version is not None and version not in {item_id, *versions}:
-            document = self._read(item_name(collection_id, version))
+            document = self.document(collection_id, version)
             if document is None:
                 break
             versions.append(version)
@@ -344,7 +349,7 @@ class StaticSink:
         """
         found = [] if superseded is None else [superseded]
         for sibling in sorted(siblings - {superseded, document["id"]}):
-            other = self._read(item_name(document["collection"], sibling))
+            other = self.document(document["collection"], sibling)
             if other is None:
                 continue
             current = not other["properties"].get("deprecated")

@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from html import escape
 from typing import TYPE_CHECKING
 
-from pancrafter.catalog_links import TITLE, extent_box
+from pancrafter.catalog_links import TITLE, extent_box, item_name
 from pancrafter.changes import ChangeFeed
 from pancrafter.ledger import Ledger
 from pancrafter.states import State, Stuck
@@ -189,8 +189,9 @@ def _table(items: Sequence[Json]) -> str:
             (p.get("pancrafter:cost", {}).get("seconds"), "{:.0f}"),
         )
         numbers = "".join(f'<td class="n">{"-" if v is None else form.format(v)}</td>' for v, form in cells)
+        href = escape(item_name(item["collection"], item["id"]))
         rows.append(
-            f'<tr><td><a href="{escape(_place(item))}">{escape(p["pancrafter:source"]["item_id"])}</a>{why}</td>'
+            f'<tr><td><a href="{href}">{escape(p["pancrafter:source"]["item_id"])}</a>{why}</td>'
             f"<td>{escape(p['pancrafter:sensor'])}</td><td>{_badge(verdict)}{old}</td>{numbers}</tr>"
         )
     return _as_table(("scene", "sensor", "verdict"), rows, ("consistency ERGAS", "HQNR", "gain", "Mpx", "seconds"))
@@ -254,10 +255,6 @@ def _verdict(item: Json) -> str:
 
 def _is_superseded(item: Json) -> bool:
     return bool(item["properties"].get("deprecated"))
-
-
-def _place(item: Json) -> str:
-    return f"{item['collection']}/{item['id']}/{item['id']}.json"
 
 
 def _mpx(item: Json) -> float:
