@@ -159,12 +159,12 @@ def build_model_item(name_or_path: str) -> tuple[pystac.Item, AssetFile]:
     return item, asset
 
 
-def products_of(sink: StaticSink, model: str, *, deprecated: bool = False) -> Iterator[Product]:
+def products_of(sink: StaticSink, model: str | None = None, *, deprecated: bool = False) -> Iterator[Product]:
     """Published items whose pixels the model made; a classical fallback is not among them.
 
     Args:
         sink: The output catalog.
-        model: Name of the weights, id of the model item, or at least 8 characters of the weights' hash.
+        model: Name of the weights, id of the model item, or at least 8 characters of the weights' hash; None: any.
         deprecated: Superseded items too.
     """
     for item in sink.items():
@@ -173,7 +173,7 @@ def products_of(sink: StaticSink, model: str, *, deprecated: bool = False) -> It
         if not recipe or not recipe.get("weights_sha256") or (properties.get("deprecated") and not deprecated):
             continue
         name, sha256 = model_name(str(recipe["weights"])), str(recipe["weights_sha256"])
-        if model == recipe["weights"] or _means(model, name, sha256):
+        if model is None or model == recipe["weights"] or _means(model, name, sha256):
             source, (height, width) = properties["pancrafter:source"], properties["proj:shape"]
             yield Product(
                 collection=item["collection"],

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from pancrafter.errors import PancrafterError
 from pancrafter.model.names import model_name
+from pancrafter.models import products_of
 from pancrafter.publish import StaticSink
 from pancrafter.settings import Moment, Settings, WorkSettings
 from pancrafter.types import Bbox
@@ -128,20 +129,13 @@ def made_by(sink: str, weights: str) -> tuple[str, ...]:
         SelectionError: Nothing in the output catalog was.
         SinkError: The output catalog cannot be read.
     """
-    ids: dict[str, None] = {}
-    seen: set[str] = set()
-    for item in StaticSink(sink).items():
-        properties = item["properties"]
-        recipe = properties["pancrafter:recipe"]
-        name, digest = str(recipe.get("weights")), str(recipe.get("weights_sha256"))
-        seen.add(name)
-        wanted = name == model_name(weights) or (len(weights) >= 8 and digest.startswith(weights))
-        if wanted and not properties.get("deprecated"):
-            ids[properties["pancrafter:source"]["item_id"]] = None
-    if not ids:
-        found = ", ".join(sorted(seen)) or "no item at all"
+    catalog = StaticSink(sink)
+    products = list(products_of(catalog, model_name(weights)))
+    if not products:
+        made = {product.weights for product in products_of(catalog, deprecated=True)}
+        found = ", ".join(sorted(made)) or "no product of a network"
         raise SelectionError(f"weights {weights}: nothing in {sink} was made with them; found {found}")
-    return tuple(ids)
+    return tuple(dict.fromkeys(product.source.partition("/")[2] for product in products))
 
 
 def windows_of(settings: Settings, days: int) -> list[tuple[datetime | None, datetime | None]]:

@@ -39,16 +39,12 @@ def models_list(*, sink: SinkOption = None, as_json: JsonOption = False) -> None
     settings = settings_from(sink=sink)
     if sink is not None:
         require_catalog(settings)
-    from pancrafter.model.names import model_name, shipped_weights
-    from pancrafter.models import MODELS
+    from pancrafter.model.names import shipped_weights
+    from pancrafter.models import MODELS, products_of
     from pancrafter.publish import StaticSink
 
     catalog = StaticSink(settings.sink)
-    counts: Counter[tuple[str, str]] = Counter()
-    for item in catalog.items():
-        recipe = item["properties"].get("pancrafter:recipe") or {}
-        if recipe.get("weights_sha256") and not item["properties"].get("deprecated"):
-            counts[model_name(str(recipe["weights"])), str(recipe["weights_sha256"])] += 1
+    counts = Counter((product.weights, product.weights_sha256) for product in products_of(catalog))
     shipped = {(name, entry["sha256"]) for name, entry in shipped_weights().items()}
     described = catalog.item_ids(MODELS)
     rows = [
