@@ -27,6 +27,7 @@ from pancrafter.model.names import file_sha256
 from pancrafter.model.network import MS_MODE
 from pancrafter.model.weights import save_checkpoint
 from pancrafter.resample import Mtf, mean_mtf
+from pancrafter.store import whole_window
 from pancrafter.tiles import Floats, ScenePixels, Tile, band_phases, valid_window
 from pancrafter.types import Record
 
@@ -242,9 +243,8 @@ def _forward(sharpener: NetworkSharpener, tile: Tile) -> Tensor:
     """The result in normalised units, (band, y, x), with gradients where they are wanted."""
     network = sharpener.checkpoint.network
     mode = torch.full((1,), MS_MODE, device=sharpener.device)
-    whole = slice(0, tile.pan.shape[0]), slice(0, tile.pan.shape[1])
     given = torch.cat([network(conditions, mode) for conditions in sharpener.conditions(tile)])
-    return torch.cat([made for _, made in sharpener.finished(given, tile, whole)])
+    return torch.cat([made for _, made in sharpener.finished(given, tile, whole_window(tile.pan.shape))])
 
 
 def _patch_side(shape_yx: Sequence[int], ratio: int, limits: AdaptLimits) -> int:

@@ -56,7 +56,7 @@ from pancrafter.model.weights import Checkpoint, load_checkpoint
 from pancrafter.resample import GENERIC_MTF_GAIN, Mtf, mean_mtf
 from pancrafter.sensors import SensorContract
 from pancrafter.sharpness import band_mtfs, measured_mtf
-from pancrafter.store import Block, SceneStore, Window
+from pancrafter.store import Block, SceneStore, Window, whole_window, window_inside
 from pancrafter.tiles import (
     STRIP_ROWS,
     Floats,
@@ -150,10 +150,10 @@ class NetworkSharpener:
         On the CPU band groups run one after the other, so memory does not grow with the band count; CUDA takes all at
         once, or half as many, again and again, where its memory does not hold them: what it held the next call takes.
         """
-        core = core or (slice(0, tile.pan.shape[0]), slice(0, tile.pan.shape[1]))
+        core = core or whole_window(tile.pan.shape)
         made = _grown(core, self._margin_px(tile.ratio, tile.phases_yx), tile.ratio, tile.pan.shape)
         result = np.empty((len(tile.ms), *(part.stop - part.start for part in made)), np.float32)
-        wanted = tuple(slice(a.start - b.start, a.stop - b.start) for a, b in zip(core, made, strict=True))
+        wanted = window_inside(core, made)
         while True:
             at_once = min(self._groups_at_once(len(tile.ms)), self._most_at_once)
             try:
@@ -443,7 +443,7 @@ class FusionSharpener:
     @torch.inference_mode()
     def __call__(self, tile: Tile, core: Window | None = None) -> Floats:
         """Sharpen one tile."""
-        rows, cols = core or (slice(0, tile.pan.shape[0]), slice(0, tile.pan.shape[1]))
+        rows, cols = core or whole_window(tile.pan.shape)
         result = np.empty((len(tile.ms), rows.stop - rows.start, cols.stop - cols.start), np.float32)
         for start in range(rows.start, rows.stop, STRIP_ROWS):
             strip = slice(start, min(start + STRIP_ROWS, rows.stop))

@@ -25,7 +25,7 @@ from pancrafter.cube import compute_merged, described_scene, mean_gain
 from pancrafter.headers import matched_grids, on_common_grid, read_headers
 from pancrafter.reading import COUNTING_PX, Held, WindowReader, window_readers
 from pancrafter.sensors import SensorContract
-from pancrafter.store import BlockGrid, Mask, Pixels, Window, cut_windows
+from pancrafter.store import BlockGrid, Mask, Pixels, Window, cut_windows, window_inside
 from pancrafter.tiles import ms_valid_beneath
 from pancrafter.types import PairGrid, Scene, StagedScene
 
@@ -90,10 +90,8 @@ class SceneFiles(BlockGrid):
             return reader.read_raw(window)[0]
         rows, cols = (part.stop - part.start for part in window)
         pixels = np.empty((1 if name == "pan" else self.band_count, rows, cols), np.uint16)
-        for y, x in _pieces(window, self._edges[name]):
-            inside = (slice(y.start - window[0].start, y.stop - window[0].start),
-                      slice(x.start - window[1].start, x.stop - window[1].start))  # fmt: skip
-            pixels[:, *inside] = reader.read((y, x))[0]
+        for piece in _pieces(window, self._edges[name]):
+            pixels[:, *window_inside(piece, window)] = reader.read(piece)[0]
         return pixels
 
     def _valid(self, name: str, window: Window) -> Mask:

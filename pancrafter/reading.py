@@ -22,7 +22,7 @@ from rasterio.windows import Window as RasterWindow
 from pancrafter.errors import InvalidSceneError
 from pancrafter.headers import Source, Sources, alpha_bands
 from pancrafter.opening import GDAL_OPTIONS, READ_ERRORS, Handle, open_source, read_failure, signed_anew
-from pancrafter.store import Mask, Pixels, Window, cut_windows
+from pancrafter.store import Mask, Pixels, Window, cut_windows, widened_window, window_inside
 from pancrafter.types import PairGrid
 
 DN_LIMIT = int(np.iinfo(np.uint16).max)
@@ -141,13 +141,10 @@ class WindowReader:
         if valid.all():
             return pixels, valid.astype(np.uint8), bytes_read
         for reach in sorted({min(_NEAR_PX, self.reach), self.reach}):
-            wide = _widened(window, reach, self.shape_yx)
+            wide = widened_window(window, reach, self.shape_yx)
             wide_pixels, wide_valid, more = self.read_raw(wide)
             bytes_read += more
-            y, x = (
-                slice(part.start - outer.start, part.stop - outer.start)
-                for part, outer in zip(window, wide, strict=True)
-            )
+            y, x = window_inside(window, wide)
             filled, reached = fill_invalid(wide_pixels, wide_valid, reach)
             if reached[y, x].all():  # a wider search would find the same neighbours
                 break
@@ -269,14 +266,6 @@ def _to_dn(values: NDArray[Any], measured: NDArray[np.bool_], source: Source, wi
 def _describe_window(window: RasterWindow) -> str:
     row, col, rows, cols = window.row_off, window.col_off, window.height, window.width
     return f"window rows {row}..{row + rows - 1}, columns {col}..{col + cols - 1}"
-
-
-def _widened(window: Window, margin: int, shape_yx: tuple[int, int]) -> Window:
-    y, x = (
-        slice(max(0, part.start - margin), min(size, part.stop + margin))
-        for part, size in zip(window, shape_yx, strict=True)
-    )
-    return y, x
 
 
 def fill_invalid(pixels: Pixels, valid: NDArray[np.bool_], reach: int) -> tuple[Pixels, NDArray[np.bool_]]:

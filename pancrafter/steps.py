@@ -500,20 +500,19 @@ def _truth_task(
     from pancrafter.classical import sharpen as sharpen_classically
     from pancrafter.metrics import ergas, fill_invalid, q2n, sam_deg
     from pancrafter.reading import read_raster
-    from pancrafter.store import SceneStore
+    from pancrafter.store import SceneStore, whole_window
     from pancrafter.tiles import band_phases, quantise, valid_window
 
     store = SceneStore.open(uri)
     staged = store.staged
-    everything = (slice(0, store.pan_shape_yx[0]), slice(0, store.pan_shape_yx[1]))
-    ms_everything = (slice(0, store.ms_shape_yx[0]), slice(0, store.ms_shape_yx[1]))
+    everything = whole_window(store.pan_shape_yx)
     valid = valid_window(store, everything)
     if classical_method is None:
         image = store.read_sharpened(everything)
     else:
         pair = PairInput(
             store.read_pan(everything),
-            store.read_ms(ms_everything),
+            store.read_ms(whole_window(store.ms_shape_yx)),
             staged.grid.ratio,
             band_phases(staged),
             mtfs,
@@ -789,17 +788,15 @@ def _mask_blocks(store: SceneStore) -> Iterator[CogBlock]:
     from pancrafter.cog import Block as CogBlock
     from pancrafter.cog import reason_bits
     from pancrafter.pyramid import neighbours_together
+    from pancrafter.store import widened_window, window_inside
     from pancrafter.tiles import dn_limits, measured_window
 
     consistency = store.read_consistency()
     limit, reach = dn_limits(store.staged)[1], EDGE_REACH_PX
     for window in neighbours_together(store.pan_windows()):
-        wide = tuple(
-            slice(max(0, part.start - reach), min(size, part.stop + reach))
-            for part, size in zip(window, store.pan_shape_yx, strict=True)
-        )
-        core = tuple(slice(p.start - w.start, p.stop - w.start) for p, w in zip(window, wide, strict=True))
-        measured = measured_window(store, (wide[0], wide[1]))
+        wide = widened_window(window, reach, store.pan_shape_yx)
+        core = window_inside(window, wide)
+        measured = measured_window(store, wide)
         valid = (measured.pan & measured.ms)[core]
         bits = reason_bits(
             pan_valid=measured.pan,
@@ -807,7 +804,7 @@ def _mask_blocks(store: SceneStore) -> Iterator[CogBlock]:
             reach_px=reach,
             saturated=(store.read_sharpened(window) >= limit).any(axis=0) & valid,
             low_consistency=inconsistent_pixels(store, consistency, window) & valid,
-            core=(core[0], core[1]),
+            core=core,
         )
         yield CogBlock(window, bits[None], None)
 

@@ -26,7 +26,7 @@ from __future__ import annotations
 import errno
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 from urllib.parse import unquote, urlsplit
@@ -579,6 +579,27 @@ def cut_windows(shape_yx: tuple[int, int], edge: int) -> Iterator[Window]:
     """Windows of ``edge`` pixels a side that cover a grid once, row by row; smaller ones at the bottom and right."""
     rows, cols = _blocks(shape_yx, edge)
     return (_shard_window((row, col), shape_yx, edge) for row in range(rows) for col in range(cols))
+
+
+def whole_window(shape_yx: Sequence[int]) -> Window:
+    """The window that is a whole grid."""
+    rows, cols = shape_yx
+    return slice(0, rows), slice(0, cols)
+
+
+def widened_window(window: Window, margin: int, shape_yx: Sequence[int]) -> Window:
+    """A window with a margin around it, as far as its grid goes."""
+    y, x = (
+        slice(max(0, part.start - margin), min(size, part.stop + margin))
+        for part, size in zip(window, shape_yx, strict=True)
+    )
+    return y, x
+
+
+def window_inside(window: Window, outer: Window) -> Window:
+    """Where a window lies in an array that was read of an ``outer`` one."""
+    y, x = (slice(part.start - of.start, part.stop - of.start) for part, of in zip(window, outer, strict=True))
+    return y, x
 
 
 def _chunk_count(array: Any) -> int:  # Any: see _array
