@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from pancrafter.cog import CogInfo
     from pancrafter.compute import Compute
     from pancrafter.engine import BlockReport, SharpenerSpec
-    from pancrafter.item import AssetFile, Gate, Recipe
+    from pancrafter.item import AssetFile, Cost, Gate, Recipe
     from pancrafter.publish import Published, StaticSink
     from pancrafter.quality import Verdict
     from pancrafter.resample import Mtf
@@ -543,7 +543,7 @@ def publish(
     Repeated under the same lease after a failure it goes on to the end, and changes nothing that is there already.
     A scene that the gate holds is set aside instead, with its staged pixels, until a person decides.
     """
-    from pancrafter.item import SHARPENED, Cost, build_item
+    from pancrafter.item import SHARPENED, build_item
     from pancrafter.models import ensure_model
     from pancrafter.publish import StaticSink
 
@@ -551,22 +551,15 @@ def publish(
         return _set_aside(work, assessed, ledger, report)
 
     sharpened, started = assessed.sharpened, time.perf_counter()
-    recipe = _used_recipe(work, sharpened)
+    recipe, cost = _used_recipe(work, sharpened), _cost(work, staged, sharpened, settings, ledger)
     attempt = attempt_name(work.output_item_id, settings.sink, work.lease.fence)
     folder = Path(settings.state_dir) / "attempts" / attempt
     bands = work.contract.subset(work.scene.bands)
-    spent = _measures(work, ledger)
-    staging_bytes = _bytes_on_disk(staged.store_uri)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         assets, sink = _write_assets(staged, bands, folder, settings), StaticSink(settings.sink)
         killpoints.at("files-written")
         model_link = ensure_model(sink, recipe, settings.weights)
-        pixels = staged.grid.pan.shape_yx[0] * staged.grid.pan.shape_yx[1]
-        seconds = sum(float(spent.get(f"{step}_seconds", 0)) for step in ("stage", "sharpen", "assess"))
-        sharpening = sharpened.seconds if sharpened.fallback else float(spent.get("sharpen_seconds", 0))
-        whole = sharpened.computed_blocks == sharpened.blocks
-        rate = sharpened.computed_pixels / sharpened.seconds / 1e6 if whole else None
         item = build_item(
             staged,
             assessed.quality,
@@ -578,16 +571,7 @@ def publish(
             fallback=sharpened.fallback,
             gate=assessed.gate,
             model_link=model_link,
-            cost=Cost(
-                seconds=seconds,
-                sharpen_seconds=sharpening,
-                gpu_seconds=None if settings.device == "cpu" else sharpening,
-                mpx_per_s=rate,
-                bytes_read=staged.bytes_read,
-                staging_bytes=staging_bytes,
-                money=settings.money(seconds),
-                device=settings.device,
-            ),
+            cost=cost,
         )
         report(f"{work.scene.key}: publishing {work.output_item_id}")
         published = sink.publish(
@@ -600,7 +584,7 @@ def publish(
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     _tell_stac_api(published, settings)
-    seconds += time.perf_counter() - started
+    seconds = cost.seconds + time.perf_counter() - started
     killpoints.at("read-back")
     if not _was_published_before(work.lease, ledger):
         ledger.advance(work.lease, State.PUBLISHED, published.href)
@@ -614,7 +598,7 @@ def publish(
         State.CONFIRMED,
         "read back",
         seconds=seconds,
-        staging_bytes=staging_bytes,
+        staging_bytes=cost.staging_bytes,
         money=settings.money(seconds),
         href=published.assets[SHARPENED],
     )
@@ -626,13 +610,33 @@ def publish(
         sensor=work.scene.sensor,
         verdict="fallback" if sharpened.fallback else "published",
         reason=assessed.gate.reason,
-        mpx=pixels / 1e6,
+        mpx=math.prod(staged.grid.pan.shape_yx) / 1e6,
         seconds=seconds,
-        mpx_per_s=rate,
+        mpx_per_s=cost.mpx_per_s,
         quality=assessed.quality,
         truth=assessed.truth,
         item_href=published.href,
         picture_href=published.assets.get("overview"),
+    )
+
+
+def _cost(work: Claimed, staged: StagedScene, sharpened: Sharpened, settings: Settings, ledger: Ledger) -> Cost:
+    """What the scene has cost up to its publication, all attempts at it together."""
+    from pancrafter.item import Cost
+
+    spent = _measures(work, ledger)
+    seconds = sum(float(spent.get(f"{step}_seconds", 0)) for step in ("stage", "sharpen", "assess"))
+    sharpening = sharpened.seconds if sharpened.fallback else float(spent.get("sharpen_seconds", 0))
+    whole = sharpened.computed_blocks == sharpened.blocks
+    return Cost(
+        seconds=seconds,
+        sharpen_seconds=sharpening,
+        gpu_seconds=None if settings.device == "cpu" else sharpening,
+        mpx_per_s=sharpened.computed_pixels / sharpened.seconds / 1e6 if whole else None,
+        bytes_read=staged.bytes_read,
+        staging_bytes=_bytes_on_disk(staged.store_uri),
+        money=settings.money(seconds),
+        device=settings.device,
     )
 
 
