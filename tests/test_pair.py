@@ -509,19 +509,6 @@ def test_disk_that_fills_half_way_leaves_nothing(tmp_path: Path, monkeypatch: py
     assert sorted(path.name for path in tmp_path.iterdir()) == ["ms.tif", "pan.tif"]
 
 
-def test_unreadable_block_in_the_middle_fails_with_its_place(tmp_path: Path) -> None:
-    pan, ms = write_pair(tmp_path, (700, 700))
-    content = bytearray(pan.read_bytes())
-    rewritten = write_tif(tmp_path / "zpan.tif", rasterio.open(pan).read(), 0.5, compress="zstd")
-    content = bytearray(rewritten.read_bytes())
-    middle = len(content) // 2
-    content[middle : middle + 4000] = bytes(4000)
-    rewritten.write_bytes(content)
-    with pytest.raises(InvalidSceneError, match=r"window rows \d+\.\.\d+, columns .* cannot be read"):
-        sharpened(rewritten, ms, tmp_path / "out.tif", method="exp")
-    assert not (tmp_path / "out.tif").exists()
-
-
 @pytest.mark.parametrize(
     ("wait_for", "number"),
     [("reading", signal.SIGINT), ("sharpening", signal.SIGINT), ("sharpening", signal.SIGTERM)],
