@@ -104,7 +104,7 @@ def backdate(catalog: Path, item_id: str, moment: datetime) -> None:
 
 def classical_contracts(folder: Path) -> None:
     """A folder with a contract for the scenes above that sharpens them without the network, which is quick."""
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     text = resources.files("pancrafter").joinpath("contracts/geoeye-1.yaml").read_text()
     (folder / "geoeye-1.yaml").write_text(text.replace("weights: default", "weights: none"))
 
@@ -113,6 +113,12 @@ def settings_in(root: Path, **changed: Any) -> Settings:
     """A run in this process from ``root/source`` to ``root/sink``, in small blocks; other settings by name."""
     places = {"source": str(root / "source"), "sink": str(root / "sink"), "state_dir": str(root / "state")}
     return Settings.model_validate(places | {"workers": 0, "block_px": 128} | changed)
+
+
+def classical_in(root: Path, **changed: Any) -> Settings:
+    """As ``settings_in``, with the contracts of ``classical_contracts``, which lie in ``root`` then."""
+    classical_contracts(root / "contracts")
+    return settings_in(root, contracts_dir=str(root / "contracts"), **changed)
 
 
 def silent(_: str) -> None:

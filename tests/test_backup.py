@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from published_scene import files, item
-from small_archive import add_scene, classical_contracts, settings_in
+from small_archive import add_scene, classical_in, settings_in
 from typer.testing import CliRunner
 
 from pancrafter import runs
@@ -76,8 +76,7 @@ def test_no_link_to_what_was_withdrawn_is_put_back(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr("pancrafter.catalog_links.ITEMS_IN_COLLECTION", 1)
     for name, day in (("one", 1), ("two", 2), ("three", 2)):
         add_scene(tmp_path / "source", name, side_px=128, day=day)
-    classical_contracts(tmp_path / "contracts")
-    settings = settings_in(tmp_path, contracts_dir=str(tmp_path / "contracts"))
+    settings = classical_in(tmp_path)
     runs.run(settings, lambda _: None)
     back_up(settings, str(tmp_path / "backup"))
     with open_ledger(settings) as ledger:
@@ -99,8 +98,7 @@ def test_no_link_to_what_was_withdrawn_is_put_back(tmp_path: Path, monkeypatch: 
 def test_what_changed_and_was_published_since_the_backup_is_taken_over(tmp_path: Path) -> None:
     """Its id follows from source and recipe, so it has the pixels that would be made now."""
     add_scene(tmp_path / "source", "S1", side_px=128)
-    classical_contracts(tmp_path / "contracts")
-    settings = settings_in(tmp_path, contracts_dir=str(tmp_path / "contracts"))
+    settings = classical_in(tmp_path)
     runs.run(settings, lambda _: None)
     back_up(settings, str(tmp_path / "backup"))
     contract = tmp_path / "contracts" / "geoeye-1.yaml"

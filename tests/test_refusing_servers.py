@@ -14,7 +14,7 @@ from typing import Any
 
 import psutil
 import pytest
-from small_archive import add_scene, classical_contracts, settings_in
+from small_archive import add_scene, classical_in
 
 from pancrafter import catalog, runs, withdrawal
 from pancrafter.census import take_census
@@ -101,8 +101,7 @@ def server() -> Iterator[CatalogServer]:
 @pytest.fixture
 def settings(tmp_path: Path, server: CatalogServer) -> Settings:
     add_scene(tmp_path / "source", "one", side_px=128, seed=1)
-    classical_contracts(tmp_path / "contracts")
-    return settings_in(tmp_path, contracts_dir=str(tmp_path / "contracts"), catalog_url=server.url)
+    return classical_in(tmp_path, catalog_url=server.url)
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ import rasterio
 import rioxarray
 from listening import serving_files
 from rio_cogeo import cog_validate
-from small_archive import GSD_M, RATIO, add_scene, backdate, classical_contracts, settings_in, silent, write_raster
+from small_archive import GSD_M, RATIO, add_scene, backdate, classical_in, settings_in, silent, write_raster
 
 from pancrafter import discovery, runs, steps
 from pancrafter.access import Access
@@ -212,8 +212,7 @@ def test_what_was_planned_is_measured_in_the_ledger_and_in_the_item(tmp_path: Pa
     """Bytes, seconds, disk and money of a scene, once its like is known."""
     for day in (1, 2):
         add_scene(tmp_path / "source", f"day-{day}", side_px=256, seed=day, day=day)
-    classical_contracts(tmp_path / "contracts")
-    settings = settings_in(tmp_path, price_per_hour=36.0, contracts_dir=str(tmp_path / "contracts"))
+    settings = classical_in(tmp_path, price_per_hour=36.0)
     runs.run(settings.model_copy(update={"ids": ("day-1",)}), silent)
     planned = make_plan(settings.model_copy(update={"ids": ("day-2",)}))
     runs.run(settings, silent)
@@ -235,8 +234,7 @@ def test_what_was_planned_is_measured_in_the_ledger_and_in_the_item(tmp_path: Pa
 
 def test_a_scene_costs_what_all_attempts_at_it_took_and_a_product_made_anew_what_that_took(tmp_path: Path) -> None:
     add_scene(tmp_path / "source", "S1", side_px=128)
-    classical_contracts(tmp_path / "contracts")
-    settings = settings_in(tmp_path, contracts_dir=str(tmp_path / "contracts"))
+    settings = classical_in(tmp_path)
     with open_ledger(settings) as ledger:
         (key,) = discovery.discover(settings, ledger).eligible
         with pytest.raises(KeyboardInterrupt):
@@ -269,8 +267,7 @@ def _item_of(settings: Settings, scene: str) -> dict:
 def test_an_error_nobody_foresaw_counts_and_the_run_goes_on(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     for day in (1, 2):
         add_scene(tmp_path / "source", f"day-{day}", side_px=128, seed=day, day=day)
-    classical_contracts(tmp_path / "contracts")
-    settings = settings_in(tmp_path, contracts_dir=str(tmp_path / "contracts"))
+    settings = classical_in(tmp_path)
 
     def defect(text: str) -> None:
         if "day-1: staging" in text:
@@ -318,7 +315,6 @@ def test_a_scene_of_a_contract_that_is_not_given_any_more_is_named_and_kept(tmp_
 def test_providers_that_are_none_and_what_is_secret_of_others_are_left_out(tmp_path: Path) -> None:
     scene = add_scene(tmp_path / "source", "scene", side_px=128)
     (path,) = (path for path in (tmp_path / "source").rglob("*.json") if path.stem == scene.item_id)
-    classical_contracts(tmp_path / "contracts")
     for number, (found, kept) in enumerate(
         (
             ({"name": "USGS"}, None),
@@ -341,9 +337,7 @@ def test_providers_that_are_none_and_what_is_secret_of_others_are_left_out(tmp_p
         item = json.loads(path.read_text())
         item["properties"]["providers"] = found
         path.write_text(json.dumps(item))
-        settings = settings_in(
-            tmp_path, sink=str(tmp_path / f"sink-{number}"), contracts_dir=str(tmp_path / "contracts")
-        )
+        settings = classical_in(tmp_path, sink=str(tmp_path / f"sink-{number}"))
         (outcome,) = runs.run(settings, silent)
         assert not outcome.failed, outcome.reason
         published = json.loads(Path(outcome.item_href).read_text())
@@ -385,11 +379,7 @@ def test_a_look_for_what_is_new_takes_what_was_left_over(tmp_path: Path, monkeyp
     for day in (1, 2):
         add_scene(tmp_path / "source", f"day-{day}", side_px=128, seed=day, day=day)
         backdate(tmp_path / "source", f"day-{day}", datetime(2025, 5, day, tzinfo=UTC))
-    classical_contracts(tmp_path / "contracts")
-    settings = settings_in(tmp_path)
-    night = settings.model_copy(
-        update={"new_since": now - timedelta(days=10), "contracts_dir": str(tmp_path / "contracts")}
-    )
+    settings, night = settings_in(tmp_path), classical_in(tmp_path, new_since=now - timedelta(days=10))
     with open_ledger(settings) as ledger:
 
         def to_do(**limits) -> tuple[str, ...]:
@@ -454,8 +444,7 @@ def test_lease_of_a_dead_process_is_freed(tmp_path: Path) -> None:
 def test_publishing_goes_on_where_the_feed_gave_no_answer(tmp_path: Path) -> None:
     """The flow tries a step again under the same lease; the item is there by then and the ledger knows."""
     add_scene(tmp_path / "source", "scene", side_px=128)
-    classical_contracts(tmp_path / "contracts")
-    settings, compute = settings_in(tmp_path, contracts_dir=str(tmp_path / "contracts")), Compute()
+    settings, compute = classical_in(tmp_path), Compute()
     (tmp_path / "sink").mkdir()
     (tmp_path / "sink" / "changes").write_text("in the way of the feed")
     with open_ledger(settings) as ledger:
@@ -490,8 +479,7 @@ def test_pixels_that_were_lost_are_not_published(
         values = source.read()
     values[:, :40, :40] = 0
     write_raster(scene.pan, values, GSD_M, nodata=0)
-    classical_contracts(tmp_path / "contracts")
-    settings, compute = settings_in(tmp_path, contracts_dir=str(tmp_path / "contracts")), Compute()
+    settings, compute = classical_in(tmp_path), Compute()
     with open_ledger(settings) as ledger:
         (key,) = discovery.discover(settings, ledger).eligible
         with steps.claimed(ledger, key, settings, silent) as work:
@@ -555,8 +543,7 @@ except steps.PancrafterError as error:
 def test_full_disk_stops_the_run_and_loses_nothing(tmp_path: Path) -> None:
     """No file may grow beyond 200 kB: the COG of the scene is larger, the ledger and the staged shards are not."""
     add_scene(tmp_path / "source", "scene", side_px=512)
-    classical_contracts(tmp_path / "contracts")
-    settings = settings_in(tmp_path, contracts_dir=str(tmp_path / "contracts"))
+    settings = classical_in(tmp_path)
     command = [sys.executable, "-c", _ON_A_FULL_DISK, settings.model_dump_json(), "200000"]
     full = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
     assert full.returncode == 2, full.stdout + full.stderr
@@ -574,10 +561,9 @@ def test_full_disk_stops_the_run_and_loses_nothing(tmp_path: Path) -> None:
 def _source_called(root: Path, **changes: str) -> Settings:
     """An archive of one scene whose item has other ids than its file is called after."""
     add_scene(root / "source", "S1", side_px=128)
-    classical_contracts(root / "contracts")
     path = root / "source" / "geoeye-1" / "S1" / "S1.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-    return settings_in(root, contracts_dir=str(root / "contracts"))
+    return classical_in(root)
 
 
 def test_item_whose_id_holds_a_slash_is_published_once(tmp_path: Path) -> None:
@@ -650,8 +636,7 @@ def test_report_page_of_a_run_that_stopped(tmp_path: Path) -> None:
     """The sink takes everything but the second scene: a file lies where its folder is to be."""
     for day in (1, 2):
         add_scene(tmp_path / "source", f"day-{day}", side_px=128, seed=day, day=day)
-    classical_contracts(tmp_path / "contracts")
-    settings = settings_in(tmp_path, contracts_dir=str(tmp_path / "contracts"))
+    settings = classical_in(tmp_path)
     with open_ledger(settings) as ledger:
         discovery.discover(settings, ledger)
         in_the_way = next(row.output_item_id for row in ledger.rows() if row.key.item_id == "day-2")
@@ -683,8 +668,7 @@ def test_report_page_of_a_night_that_only_refused_and_of_an_idle_one(tmp_path: P
 def test_report_page_says_of_how_many_products_its_sums_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for day in (1, 2):
         add_scene(tmp_path / "source", f"day-{day}", side_px=128, seed=day, day=day)
-    classical_contracts(tmp_path / "contracts")
-    settings = settings_in(tmp_path, contracts_dir=str(tmp_path / "contracts"))
+    settings = classical_in(tmp_path)
     runs.run(settings, silent)
     page = Path(settings.sink) / "report.html"
     assert "</b>Mpx</span>" in page.read_text()

@@ -7,7 +7,7 @@ import sqlite3
 from pathlib import Path
 
 import pytest
-from small_archive import add_scene, classical_contracts, settings_in, silent
+from small_archive import add_scene, classical_in, settings_in, silent
 from typer.testing import CliRunner
 
 from pancrafter import discovery, object_store, runs, steps, withdrawal
@@ -26,8 +26,7 @@ COLLECTION = "geoeye-1-sharpened"
 def published(tmp_path: Path) -> Settings:
     """A run that has published one scene."""
     add_scene(tmp_path / "source", "S1", side_px=128)
-    classical_contracts(tmp_path / "contracts")
-    settings = settings_in(tmp_path, contracts_dir=str(tmp_path / "contracts"))
+    settings = classical_in(tmp_path)
     runs.run(settings, silent)
     return settings
 

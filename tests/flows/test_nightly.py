@@ -25,7 +25,7 @@ from prefect.client.schemas.sorting import ArtifactSort
 from prefect.exceptions import FailedRun
 from prefect.states import Cancelled, Running
 from prefect.testing.utilities import prefect_test_harness
-from small_archive import add_scene, backdate, classical_contracts, settings_in, silent
+from small_archive import add_scene, backdate, classical_contracts, classical_in, settings_in, silent
 
 from pancrafter import discovery, processes, runs
 from pancrafter.errors import CatalogUnavailableError, LeaseLostError, PancrafterError, SinkError
@@ -386,8 +386,7 @@ def test_missed_nights_become_one_window_and_the_webhook_hears_of_it(tmp_path: P
     from flows.area import nightly
 
     now = datetime.now(UTC)
-    classical_contracts(tmp_path / "contracts")
-    settings = settings_in(tmp_path).model_copy(update={"contracts_dir": str(tmp_path / "contracts")})
+    settings = classical_in(tmp_path)
     for seed, (name, days) in enumerate((("yesterday", 1), ("before-the-gap", 21), ("long-ago", 40))):
         add_scene(tmp_path / "source", name, side_px=128, seed=seed, acquired=now - timedelta(days=days))
         backdate(tmp_path / "source", name, now - timedelta(days=days))
@@ -410,8 +409,7 @@ def test_nights_of_one_selection_do_not_hide_the_gap_of_another(tmp_path: Path) 
     from flows.area import nightly
 
     now = datetime.now(UTC)
-    classical_contracts(tmp_path / "contracts")
-    everything = settings_in(tmp_path).model_copy(update={"contracts_dir": str(tmp_path / "contracts")})
+    everything = classical_in(tmp_path)
     paused, every_night = (
         everything.model_copy(update={"collections": (collection,)}) for collection in ("geoeye-1", "other")
     )
@@ -451,8 +449,7 @@ def test_missed_nights_count_where_the_selection_has_changed(tmp_path: Path, loo
     from flows.area import _looked_at, nightly
 
     now = datetime.now(UTC)
-    classical_contracts(tmp_path / "contracts")
-    everything = settings_in(tmp_path, contracts_dir=str(tmp_path / "contracts"))
+    everything = classical_in(tmp_path)
     for seed, days in enumerate((21, 40)):
         add_scene(tmp_path / "source", f"day-{days}", side_px=128, seed=seed, acquired=now - timedelta(days=days))
         backdate(tmp_path / "source", f"day-{days}", now - timedelta(days=days))
@@ -468,8 +465,7 @@ def test_the_page_of_a_night_tells_of_those_that_were_interrupted_before_it(tmp_
     from flows.area import nightly
 
     now = datetime.now(UTC)
-    classical_contracts(tmp_path / "contracts")
-    settings = settings_in(tmp_path, contracts_dir=str(tmp_path / "contracts"))
+    settings = classical_in(tmp_path)
 
     def add(name: str) -> None:
         add_scene(tmp_path / "source", name, side_px=128, seed=len(name), acquired=now)
@@ -535,8 +531,7 @@ def test_late_deliveries_and_redriven_scenes_are_done_the_next_night(
     from flows.upkeep import redrive
 
     now = datetime.now(UTC)
-    classical_contracts(tmp_path / "contracts")
-    settings = settings_in(tmp_path).model_copy(update={"contracts_dir": str(tmp_path / "contracts")})
+    settings = classical_in(tmp_path)
     add_scene(tmp_path / "source", "redriven", side_px=128, acquired=now - timedelta(days=12))
     backdate(tmp_path / "source", "redriven", now - timedelta(days=12))
     with open_ledger(settings) as ledger:
