@@ -392,7 +392,8 @@ def _read_geoparquet(source: str, place: str) -> list[dict[str, Any]]:
 @contextmanager
 def _opened_folder(path: Path, rules: Access) -> Iterator[_Catalog]:
     """Serve the folder and search it, so that the local case runs the code of the real one."""
-    from pancrafter.serve import load_index, serving
+    from pancrafter.catalog_index import load_index
+    from pancrafter.serve import serving
 
     if not path.exists():
         raise SourceError(f"{path}: no such file or folder; give a STAC API URL or the folder of a catalog.json")

@@ -18,9 +18,10 @@ from small_archive import write_catalog
 
 from pancrafter.access import Access, HostProfile
 from pancrafter.catalog import discover
+from pancrafter.catalog_index import CatalogIndex, load_index
 from pancrafter.errors import SourceError
 from pancrafter.sensors import load_contracts
-from pancrafter.serve import CatalogIndex, load_index, serving
+from pancrafter.serve import serving
 from pancrafter.types import Refusal, Scene
 
 CONTRACTS = load_contracts()
@@ -282,7 +283,7 @@ def test_redirects_and_links_do_not_lead_into_the_private_network(tmp_path: Path
 def test_the_index_of_a_folder_goes_with_its_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A backfill searches once per window; one index after the other would fill the memory."""
     made: list[CatalogIndex] = []
-    monkeypatch.setattr("pancrafter.serve.load_index", lambda path: made.append(load_index(path)) or made[-1])
+    monkeypatch.setattr("pancrafter.catalog_index.load_index", lambda path: made.append(load_index(path)) or made[-1])
     assert ids(str(write_catalog(tmp_path, [item("a")]))) == ["a"]
     (index,) = made
     with pytest.raises(sqlite3.ProgrammingError, match="closed"):

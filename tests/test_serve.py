@@ -17,10 +17,11 @@ import pytest
 import requests
 from pystac_client import Client
 
-from pancrafter import serve
+from pancrafter import catalog_index, serve
+from pancrafter.catalog_index import BadQueryError, CatalogIndex, Query, load_index
 from pancrafter.crawl import Document, Fault
 from pancrafter.errors import SourceError
-from pancrafter.serve import BadQueryError, CatalogIndex, Query, load_index, serving
+from pancrafter.serve import serving
 
 COUNT = 45
 START = datetime(2025, 1, 1, tzinfo=UTC)
@@ -363,7 +364,7 @@ def test_matched_is_exact_under_filters(catalog_dir: Path) -> None:
 
 
 def test_counting_stops_where_it_would_cost(catalog_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(serve, "COUNT_LIMIT", 10)
+    monkeypatch.setattr(catalog_index, "COUNT_LIMIT", 10)
     page = load_index(catalog_dir).search(Query(cql2="eo:cloud_cover < 90", limit=2))
     assert (len(page.items), page.matched, page.next_offset) == (2, None, 2)
 
@@ -375,7 +376,7 @@ def test_counting_stops_where_it_would_cost(catalog_dir: Path, monkeypatch: pyte
 def test_a_page_goes_on_where_the_one_before_it_ended(
     catalog_dir: Path, asked: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(serve, "COUNT_LIMIT", 10)
+    monkeypatch.setattr(catalog_index, "COUNT_LIMIT", 10)
     index, steps, offset = load_index(catalog_dir), list[int](), 0
     whole = [item["id"] for item in load_index(catalog_dir).search(Query(limit=COUNT, **asked)).items]
     index._db.set_progress_handler(lambda: steps.append(0), 1)
@@ -391,7 +392,7 @@ def test_a_page_goes_on_where_the_one_before_it_ended(
 
 
 def test_searches_in_turns_keep_their_places(catalog_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(serve, "KEPT_SEARCHES", 1)
+    monkeypatch.setattr(catalog_index, "KEPT_SEARCHES", 1)
     index = load_index(catalog_dir)
     for offset in (30, 0, 40):
         for collection in ("c0", "c1"):
@@ -401,14 +402,14 @@ def test_searches_in_turns_keep_their_places(catalog_dir: Path, monkeypatch: pyt
 
 
 def test_a_search_that_failed_begins_again(catalog_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    index, calls, genuine = load_index(catalog_dir), iter(range(COUNT + 10)), serve._meets
+    index, calls, genuine = load_index(catalog_dir), iter(range(COUNT + 10)), catalog_index._meets
 
     def meets(*asked: Any) -> bool:
         if next(calls) == 3:
             raise MemoryError
         return genuine(*asked)
 
-    monkeypatch.setattr(serve, "_meets", meets)
+    monkeypatch.setattr(catalog_index, "_meets", meets)
     everything = Query(bbox=(-180, -90, 180, 90), limit=COUNT)
     with pytest.raises(MemoryError):
         index.search(everything)
@@ -418,14 +419,14 @@ def test_a_search_that_failed_begins_again(catalog_dir: Path, monkeypatch: pytes
 def test_questions_are_answered_while_a_search_looks_at_items(
     catalog_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    index, genuine, answers = load_index(catalog_dir), serve._meets, list[int]()
+    index, genuine, answers = load_index(catalog_dir), catalog_index._meets, list[int]()
     with ThreadPoolExecutor(1) as another:
 
         def meets(*asked: Any) -> bool:
             answers.append(len(another.submit(index.search, Query(ids=["scene-001"])).result(timeout=10).items))
             return genuine(*asked)
 
-        monkeypatch.setattr(serve, "_meets", meets)
+        monkeypatch.setattr(catalog_index, "_meets", meets)
         assert len(index.search(Query(bbox=(-180, -90, 180, 90), limit=COUNT)).items) == COUNT
     assert answers == [1] * COUNT
 
@@ -443,7 +444,7 @@ def test_an_index_is_closed_between_questions(catalog_dir: Path) -> None:
 
 def test_an_item_that_changes_while_a_search_looks_at_it_is_found(tmp_path: Path, reads: list[str]) -> None:
     make_catalog(tmp_path, 6, collections=1)
-    index, genuine, looked = load_index(tmp_path), serve._meets, list[int]()
+    index, genuine, looked = load_index(tmp_path), catalog_index._meets, list[int]()
 
     def meets(*asked: Any) -> bool:
         looked.append(0)
@@ -453,7 +454,7 @@ def test_an_item_that_changes_while_a_search_looks_at_it_is_found(tmp_path: Path
         return genuine(*asked)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(serve, "_meets", meets)
+        patch.setattr(catalog_index, "_meets", meets)
         items = index.search(Query(bbox=(-180, -90, 180, 90))).items
     assert {item["id"] for item in items} == expected(*range(6))
     assert items[-2]["stac_extensions"] == ["changed"]
@@ -541,7 +542,7 @@ def test_items_outside_collections_get_one(tmp_path: Path) -> None:
 
 
 def test_changed_files_are_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(serve, "RECHECK_S", 0.0)
+    monkeypatch.setattr(catalog_index, "RECHECK_S", 0.0)
     make_catalog(tmp_path, 3, collections=1)
     with serving(tmp_path) as url:
         client = Client.open(url)
@@ -599,14 +600,14 @@ def test_an_item_that_moves_takes_no_others_along(tmp_path: Path) -> None:
 @pytest.fixture
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the files that are read, as they are read; nothing is too soon to look again."""
-    monkeypatch.setattr(serve, "RECHECK_S", 0.0)
-    genuine, names = serve.read_local, list[str]()
+    monkeypatch.setattr(catalog_index, "RECHECK_S", 0.0)
+    genuine, names = catalog_index.read_local, list[str]()
 
     def read(href: str) -> str:
         names.append(Path(href).name)
         return genuine(href)
 
-    monkeypatch.setattr(serve, "read_local", read)
+    monkeypatch.setattr(catalog_index, "read_local", read)
     return names
 
 
@@ -689,9 +690,9 @@ def test_a_catalog_that_cannot_be_read_for_a_while_stays_as_it_was(tmp_path: Pat
 
 
 def test_questions_are_answered_while_changes_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(serve, "RECHECK_S", 0.0)
+    monkeypatch.setattr(catalog_index, "RECHECK_S", 0.0)
     make_catalog(tmp_path, 3, collections=1)
-    index, genuine, answers = load_index(tmp_path), serve.read_local, list[int]()
+    index, genuine, answers = load_index(tmp_path), catalog_index.read_local, list[int]()
 
     def ask() -> int:
         index.refresh()
@@ -703,7 +704,7 @@ def test_questions_are_answered_while_changes_are_read(tmp_path: Path, monkeypat
             answers.append(another.submit(ask).result(timeout=10))
             return genuine(href)
 
-        monkeypatch.setattr(serve, "read_local", read)
+        monkeypatch.setattr(catalog_index, "read_local", read)
         change_item(tmp_path, 1, id="scene-004")
         index.refresh()
         assert answers == [1, 1, 1]
@@ -713,10 +714,10 @@ def test_questions_are_answered_while_changes_are_read(tmp_path: Path, monkeypat
 def test_a_file_that_changes_right_after_it_was_read_is_read_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(serve, "RECHECK_S", 0.0)
+    monkeypatch.setattr(catalog_index, "RECHECK_S", 0.0)
     root = make_catalog(tmp_path / "root", 3, collections=1)
     grown = make_catalog(tmp_path / "grown", 4, collections=1)
-    genuine, published = serve.crawl, []
+    genuine, published = catalog_index.crawl, []
 
     def crawl(*arguments: Any, **options: Any) -> Iterator[Document | Fault]:
         for found in genuine(*arguments, **options):
@@ -724,7 +725,7 @@ def test_a_file_that_changes_right_after_it_was_read_is_read_again(
                 published.append(shutil.copytree(grown / "c0", root / "c0", dirs_exist_ok=True))
             yield found
 
-    monkeypatch.setattr(serve, "crawl", crawl)
+    monkeypatch.setattr(catalog_index, "crawl", crawl)
     index = load_index(root)
     index.refresh()
     assert {item["id"] for item in index.search(Query()).items} == expected(0, 1, 2, 3)

@@ -126,7 +126,8 @@ def serve(
 ) -> None:
     """Offer a static STAC catalog as a searchable STAC API until interrupted."""
     port = _free_port(host, port)
-    from pancrafter.serve import load_index, serve_forever
+    from pancrafter.catalog_index import load_index
+    from pancrafter.serve import serve_forever
 
     index = load_index(directory)
     note(f"STAC API over {directory} at http://{host}:{port} (Ctrl-C ends it)")
