@@ -100,8 +100,8 @@ def read_headers(scene: Scene, contract: SensorContract, access: Access) -> Sour
 def _read_header(scene: Scene, assets: list[tuple[int, AssetRef]], contract: SensorContract, access: Access) -> Source:
     key, href = assets[0][1].key, assets[0][1].href
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", NotGeoreferencedWarning)  # refused below, with the asset's name
+        # refused below, with the asset's name
+        with warnings.catch_warnings(action="ignore", category=NotGeoreferencedWarning):
             return signed_anew(lambda: _describe_file(scene, assets, contract, access), href, access)
     except READ_ERRORS as err:
         failure = read_failure(err, scene.key, key, href, what="its header")

@@ -130,21 +130,19 @@ def read_file_header(path: str | Path, named_count: int | None = None) -> FileHe
         found = "is a folder, expected one file" if Path(path).is_dir() else "no such file; check the path"
         raise InvalidSceneError(f"{path}: {found}")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", NotGeoreferencedWarning)
-            with rasterio.open(path) as source:
-                placed = source.crs is not None and not source.transform.is_identity
-                image = image_bands(source, named_count)
-                return FileHeader(
-                    shape_yx=source.shape,
-                    band_count=len(image),
-                    has_alpha=len(image) < source.count,
-                    descriptions=tuple(source.descriptions[index - 1] or "" for index in image),
-                    dtype=source.dtypes[0],
-                    crs=source.crs.to_string() if placed else None,
-                    pixel_size=abs(source.transform.a) if placed else None,
-                    satellite=source.tags(ns="IMAGERY").get("SATELLITEID"),
-                )
+        with warnings.catch_warnings(action="ignore", category=NotGeoreferencedWarning), rasterio.open(path) as source:
+            placed = source.crs is not None and not source.transform.is_identity
+            image = image_bands(source, named_count)
+            return FileHeader(
+                shape_yx=source.shape,
+                band_count=len(image),
+                has_alpha=len(image) < source.count,
+                descriptions=tuple(source.descriptions[index - 1] or "" for index in image),
+                dtype=source.dtypes[0],
+                crs=source.crs.to_string() if placed else None,
+                pixel_size=abs(source.transform.a) if placed else None,
+                satellite=source.tags(ns="IMAGERY").get("SATELLITEID"),
+            )
     except RasterioError as err:
         raise InvalidSceneError(
             f"{path}: not a readable raster ({err}); expected a GeoTIFF or another format that GDAL reads"
@@ -395,8 +393,7 @@ def _at_hand(path: str | Path, folder: Path) -> Path:
         local.symlink_to(Path(source).resolve())
         return local
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        with warnings.catch_warnings(action="ignore", category=NotGeoreferencedWarning):
             rasterio.shutil.copy(source, local, driver="VRT")
             with rasterio.open(source) as found, rasterio.open(local, "r+") as stand_in:
                 stand_in.update_tags(ns="IMAGERY", **found.tags(ns="IMAGERY"))
@@ -434,10 +431,12 @@ def _files_behind(source: str | Path) -> Iterator[Path]:
     if str(source).startswith(_ELSEWHERE):
         return
     names = [str(local_path(str(source)))]
-    with suppress(*READ_ERRORS), warnings.catch_warnings():
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        with rasterio.open(source) as dataset:
-            names += dataset.files
+    with (
+        suppress(*READ_ERRORS),
+        warnings.catch_warnings(action="ignore", category=NotGeoreferencedWarning),
+        rasterio.open(source) as dataset,
+    ):
+        names += dataset.files
     for name in names:
         path = Path(_VIRTUAL.sub("", name).translate({ord("{"): None, ord("}"): None}))
         yield from (part for part in (path, *path.parents) if part.is_file())

@@ -140,11 +140,9 @@ def _whole_pixels(pan_size: int, ms_size: int, ratio: int, phase: float) -> _Who
 def _read_tiff(path: Path) -> tuple[Pixels, PixelGrid | None]:
     """Pixels (band, y, x), and their grid where the file has a georeference."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", NotGeoreferencedWarning)
-            with rasterio.open(path) as source:
-                pixels, missing = source.read(), int(np.sum(source.dataset_mask() == 0))
-                crs, transform = source.crs, source.transform
+        with warnings.catch_warnings(action="ignore", category=NotGeoreferencedWarning), rasterio.open(path) as source:
+            pixels, missing = source.read(), int(np.sum(source.dataset_mask() == 0))
+            crs, transform = source.crs, source.transform
     except RasterioError as err:
         raise InvalidSceneError(f"{path}: not readable ({err}); expected a GeoTIFF") from err
     if missing:

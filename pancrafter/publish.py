@@ -535,8 +535,8 @@ class StaticSink:
             child = next(link.absolute_href for link in links if link.absolute_href.endswith(wanted))
             parent = pystac.Collection.from_file(child, stac_io=stac_io)
             href = self._item_href(parent, document, stac_io)
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", DeprecatedWarning)  # a superseded item is read back like any other
+            # a superseded item is read back like any other
+            with warnings.catch_warnings(action="ignore", category=DeprecatedWarning):
                 item = pystac.Item.from_dict(document, href=href)
         except StopIteration as err:
             raise SinkError(

@@ -88,15 +88,12 @@ def _opened(path: Path) -> Iterator[Any]:  # Any: rasterio has no types
     if not path.exists():
         raise InvalidSceneError(f"{path}: no such file; check the path")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", NotGeoreferencedWarning)
-            with rasterio.open(path) as source:
-                if ColorInterp.palette in source.colorinterp:
-                    raise InvalidSceneError(
-                        f"{path}: its pixels are places in a palette, expected DN; expand it: "
-                        "gdal_translate -expand rgb"
-                    )
-                yield source
+        with warnings.catch_warnings(action="ignore", category=NotGeoreferencedWarning), rasterio.open(path) as source:
+            if ColorInterp.palette in source.colorinterp:
+                raise InvalidSceneError(
+                    f"{path}: its pixels are places in a palette, expected DN; expand it: gdal_translate -expand rgb"
+                )
+            yield source
     except RasterioError as err:
         raise InvalidSceneError(
             f"{path}: not a readable raster ({err}); expected a GeoTIFF or another format that GDAL reads"
