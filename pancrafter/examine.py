@@ -63,7 +63,7 @@ class Findings(Record):
 
 def declared_grid(item: Json, key: str) -> DeclaredGrid:
     """The grid that ``item`` declares for the asset ``key``; projection fields of the item hold for its assets."""
-    fields, properties = _mapping(_mapping(item.get("assets")).get(key)), _mapping(item.get("properties"))
+    fields, properties = _asset(item, key), _properties(item)
     own = shape_of(fields.get("proj:shape"))
     shape = own or shape_of(properties.get("proj:shape"))
     transform = transform_of(fields.get("proj:transform")) or (
@@ -154,7 +154,7 @@ def transform_of(value: object) -> tuple[float, ...] | None:
 
 def _time_defects(item: Json) -> Iterator[_Finding]:
     for name in ("datetime", "start_datetime", "end_datetime"):
-        value = _mapping(item.get("properties")).get(name)
+        value = _properties(item).get(name)
         if value is not None and not (isinstance(value, str) and _RFC3339.match(value)):
             yield "", f"{name} is {value!r}, expected RFC 3339 like 2025-03-01T10:00:00Z; read as UTC"
 
@@ -184,7 +184,7 @@ def _gsd_defects(item: Json, keys: Sequence[str]) -> Iterator[_Finding]:
 
 def _type_defects(item: Json, keys: Sequence[str]) -> Iterator[_Finding]:
     for key in keys:
-        fields = _mapping(_mapping(item.get("assets")).get(key))
+        fields = _asset(item, key)
         bands = [_mapping(band) for name in ("raster:bands", "bands") for band in _list(fields.get(name))]
         for band in (fields, *bands):
             kind, nodata = band.get("data_type"), band.get("nodata")
@@ -197,7 +197,7 @@ def _type_defects(item: Json, keys: Sequence[str]) -> Iterator[_Finding]:
 def _size_defects(item: Json, keys: Sequence[str]) -> Iterator[_Finding]:
     """Pixel sizes of one asset that differ by more than a tenth; gsd may differ, it need not be the pixel size."""
     for key in keys:
-        named = pixel_sizes(_mapping(_mapping(item.get("assets")).get(key)))
+        named = pixel_sizes(_asset(item, key))
         exact = {name: size for name, size in named if name != "gsd"}
         if exact and max(exact.values()) > 1.1 * min(exact.values()):
             listed = ", ".join(f"{name} {size:g}" for name, size in exact.items())
@@ -205,10 +205,9 @@ def _size_defects(item: Json, keys: Sequence[str]) -> Iterator[_Finding]:
 
 
 def _ratio_defects(item: Json, keys: Sequence[str]) -> Iterator[_Finding]:
-    assets = _mapping(item.get("assets"))
     if len(keys) < 2:
         return
-    ratios = declared_ratios(_mapping(assets.get(keys[0])), _mapping(assets.get(keys[1])))
+    ratios = declared_ratios(_asset(item, keys[0]), _asset(item, keys[1]))
     values = [ratio for _, ratio in ratios]
     if values and max(values) > (1 + RATIO_TOLERANCE) * min(values):
         listed = ", ".join(f"{ratio:.3f} by {name}" for name, ratio in ratios)
@@ -218,9 +217,9 @@ def _ratio_defects(item: Json, keys: Sequence[str]) -> Iterator[_Finding]:
 def _swapped(item: Json, keys: Sequence[str]) -> Iterator[_Finding]:
     """Shapes whose rows and columns are exchanged, as the footprint and the declared pixel size show."""
     for key in keys:
-        fields = _mapping(_mapping(item.get("assets")).get(key))
+        fields = _asset(item, key)
         shape, sizes = shape_of(fields.get("proj:shape")), pixel_sizes(fields)
-        extent = _extent(item, _crs(fields) or _crs(_mapping(item.get("properties"))))
+        extent = _extent(item, _crs(fields) or _crs(_properties(item)))
         if shape is None or extent is None or not sizes or shape[0] == shape[1]:
             continue
         (height, width), (rows, cols), size = extent, shape, sizes[0][1]
@@ -266,7 +265,7 @@ def _points(value: object, depth: int) -> Iterator[tuple[float, float]]:
 
 
 def _geometry_notes(item: Json, keys: Sequence[str]) -> Iterator[_Finding]:
-    properties = _mapping(item.get("properties"))
+    properties = _properties(item)
     level = str(properties.get("processing:level") or "")
     without = not any(_crs(fields) or fields.get("proj:wkt2") for _, fields in _places(item, keys))
     if _SENSOR_GEOMETRY.search(level) and not _ORTHO.search(level):
@@ -278,9 +277,8 @@ def _geometry_notes(item: Json, keys: Sequence[str]) -> Iterator[_Finding]:
 
 
 def _asset_notes(item: Json, keys: Sequence[str]) -> Iterator[_Finding]:
-    assets = _mapping(item.get("assets"))
     for key in keys:
-        fields = _mapping(assets.get(key))
+        fields = _asset(item, key)
         path = str(fields.get("href", "")).split("?", 1)[0].casefold()
         media = fields.get("type")
         if path.endswith((".tif", ".tiff")) and media is not None and "tif" not in str(media).casefold():
@@ -295,10 +293,9 @@ def _asset_notes(item: Json, keys: Sequence[str]) -> Iterator[_Finding]:
 
 
 def _places(item: Json, keys: Sequence[str]) -> Iterator[tuple[str, Json]]:
-    yield "", _mapping(item.get("properties"))
-    assets = _mapping(item.get("assets"))
+    yield "", _properties(item)
     for key in keys:
-        yield key, _mapping(assets.get(key))
+        yield key, _asset(item, key)
 
 
 def _crs(fields: Json) -> str | None:
@@ -314,6 +311,14 @@ def _crs(fields: Json) -> str | None:
 
 def _is_number(value: Any) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _properties(item: Json) -> Json:
+    return _mapping(item.get("properties"))
+
+
+def _asset(item: Json, key: str) -> Json:
+    return _mapping(_mapping(item.get("assets")).get(key))
 
 
 def _mapping(value: object) -> Json:
