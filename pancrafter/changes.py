@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, date, datetime, timedelta
 from itertools import count
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, ValidationError
 
@@ -25,6 +25,7 @@ from pancrafter.times import in_utc
 from pancrafter.types import Bbox, Json, Record, longitudes
 
 if TYPE_CHECKING:
+    from pancrafter.object_store import ObjectStore
     from pancrafter.publish import StaticSink
 
 Kind = Literal["new", "superseded", "withdrawn"]
@@ -60,15 +61,6 @@ class Change(Record):
         return f"{FOLDER}/date={self.time:%Y-%m-%d}/{self.time.strftime(_STAMP)}-{self.type}-{self.id}.jsonl"
 
 
-class Storage(Protocol):
-    """The few operations the feed needs; names are relative to the catalog's root. Failures are ``SinkError``."""
-
-    def address(self, name: str) -> str: ...  # noqa: D102
-    def read(self, name: str) -> bytes | None: ...  # noqa: D102
-    def write(self, name: str, data: bytes, media_type: str) -> None: ...  # noqa: D102
-    def list_names(self, folder: str) -> list[str]: ...  # noqa: D102
-
-
 class ChangeFeed:
     """Reads and extends the feed of one output catalog.
 
@@ -76,7 +68,7 @@ class ChangeFeed:
         store: The catalog's storage, ``StaticSink.store``.
     """
 
-    def __init__(self, store: Storage) -> None:
+    def __init__(self, store: ObjectStore) -> None:
         self._store = store
 
     def announce(
