@@ -7,9 +7,9 @@ ranges, band shifts, injection constants) is one more task, on which all of them
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
 import dask.array as da
 import numpy as np
@@ -67,7 +67,8 @@ def sharpen(
         ms: (band, y, x) of the same CRS, pixels a whole number of times as large, 2 or more, north up. Where the number
             is only nearly whole (3.997) the command resamples MS; of arrays do so first, with ``ms.rio.reproject``. Of
             both, a band that ``long_name`` or the coordinate of the bands calls alpha or mask is no image: pixels are
-            missing where it is 0.
+            missing where it is 0. Bands are those of the sensor that they are called (by texts in their coordinate,
+            else by ``long_name``), in any order; without such names they are taken for the sensor's in its usual order.
         sensor: Sensor contract by name; default: generic MTF gains and band names.
         method: ``pan-crafter``, ``mtf-glp-fs``, ``gsa``, ``brovey`` or ``exp``.
         weights: Shipped weights by name, or a checkpoint file that all workers see.
@@ -79,14 +80,15 @@ def sharpen(
     Returns:
         (band, y, x) DN on the PAN pixels of the overlap, uint8 where both are stored so, else uint16, with CRS,
         transform and nodata: that of MS or PAN, or 0 where neither fits and pixels can be missing (NaN, -9999);
-        measured pixels are then at least 1. Scale, offset and ``long_name`` (band descriptions) are those of MS.
+        measured pixels are then at least 1. Bands lie in the order of MS; their scale, offset and ``long_name`` (band
+        descriptions) are those of MS too.
         Computing a chunk raises InvalidSceneError where pixels are no whole DN from 0 to 65535, or more than a few lie
         above the ceiling of the sensor's contract; DeviceError where a worker lacks the device.
 
     Raises:
         GridMismatchError: An input has no georeference or is not north up, or the two do not lie on one another.
-        InvalidSceneError: An input has other axes, is empty or was persisted on a Dask cluster, the number of bands is
-            not the sensor's, or there is no such method, precision or ``chunk_px``.
+        InvalidSceneError: An input has other axes, is empty or was persisted on a Dask cluster, the bands are not the
+            sensor's or contradict what their attributes tell, or there is no such method, precision or ``chunk_px``.
         ContractError: There is no such sensor.
     """
     _check_options(method, precision, chunk_px)
@@ -95,7 +97,7 @@ def sharpen(
         raise GridMismatchError(f"pan has {len(fine.data)} bands, expected one")
     ratio = round(coarse.grid.transform[0] / fine.grid.transform[0])
     dtype = _dn_dtype(pan, ms)
-    contract = _contract(sensor, len(coarse.data), ratio, 255 if dtype == "uint8" else DN_LIMIT)
+    contract = _contract(sensor, coarse.bands, ratio, 255 if dtype == "uint8" else DN_LIMIT)
     fine, coarse = (image.or_nodata(contract.nodata) for image in (fine, coarse))
     scene = _LazyScene(fine, coarse, pair_grids(fine.grid, coarse.grid, contract.ratio), contract, dtype, chunk_px)
     request = _Request(method=method, weights=weights, device=device, precision=precision)
@@ -129,6 +131,53 @@ class _Known(Record):
     spec: SharpenerSpec
 
 
+class _Bands(NamedTuple):
+    """What an array tells of those of its bands that are image; the others are masks."""
+
+    places: tuple[int, ...]
+    names: tuple[str, ...]
+    """Empty where there is none for each band; else a band may still have an empty one."""
+    scaling: Mapping[str, Any]  # Any: a number, or a tuple with one per band
+    """How DN become physical values: the attributes that rioxarray reads from and writes to files."""
+
+    @classmethod
+    def of(cls, planes: xr.DataArray, name: str) -> _Bands:
+        """Read off (band, y, x): the coordinate of the bands goes with their pixels wherever they are moved."""
+        axis = planes.dims[0]
+        labels = planes.coords[axis].to_numpy() if axis in planes.coords else np.arange(1, len(planes) + 1)
+        names = tuple(labels) if labels.dtype.kind in "OUT" else _told_of_bands(planes, "long_name", labels, name)
+        masks = {place for place, called in enumerate(names) if fold(str(called)) in _MASKS}
+        every = tuple(range(len(planes)))
+        places = tuple(place for place in every if place not in masks) or every
+        common = {key: planes.attrs[key] for key in ("scale_factor", "add_offset") if key in planes.attrs}
+        told = {key: _told_of_bands(planes, key, labels, name) for key in ("scales", "offsets")}
+        per_band = {key: tuple(values[place] for place in places) for key, values in told.items() if values}
+        return cls(places, tuple(str(names[place] or "") for place in places if names), common | per_band)
+
+
+def _told_of_bands(
+    planes: xr.DataArray, attribute: str, labels: NDArray[Any], name: str
+) -> tuple[Any, ...]:  # Any: what attributes hold
+    """What an attribute with one value for each band of a file tells of each of these bands, none if that is unknown.
+
+    Selecting bands leaves it whole, and their numbers in the coordinate say which they were. Where it was not left
+    whole, it was written for these bands.
+    """
+    values = planes.attrs.get(attribute, ())
+    values = (values,) if isinstance(values, str) else tuple(values)
+    numbers = labels.tolist()
+    numbered = labels.dtype.kind in "iu" and len({*numbers} & {*range(1, len(values) + 1)}) == len(planes)
+    if len(values) != len(planes):
+        return tuple(values[number - 1] for number in numbers) if numbered else ()
+    if numbered and numbers != sorted(numbers) and len(set(values)) > 1:
+        raise InvalidSceneError(
+            f"{name}: bands are numbered {', '.join(map(str, numbers))}, and {attribute} is {values}, which may be in "
+            f"the order of the bands or of their numbers; bring {attribute} into the order of the bands, then number "
+            f"them anew with .assign_coords({planes.dims[0]}=range(1, {len(planes) + 1}))"
+        )
+    return values
+
+
 class _Image:
     """One input: lazy pixels (band, y, x), what marks missing ones, and the grid.
 
@@ -136,12 +185,12 @@ class _Image:
     """
 
     def __init__(
-        self, planes: Any, nodata: float | None, grid: PixelGrid, name: str, bands: tuple[int, ...]
+        self, planes: Any, nodata: float | None, grid: PixelGrid, name: str, bands: _Bands
     ) -> None:  # Any: dask.array is untyped
         self.planes = planes
         self.bands = bands
-        self.data = planes if len(bands) == len(planes) else planes[list(bands)]
-        masks = [plane for index, plane in enumerate(planes) if index not in bands]
+        self.data = planes if len(bands.places) == len(planes) else planes[list(bands.places)]
+        masks = [plane for index, plane in enumerate(planes) if index not in bands.places]
         self.opaque = [plane > 0 if nodata == 0 else plane != 0 for plane in masks]  # NaN is what was nodata
         self.nodata = nodata
         self.grid = grid
@@ -177,16 +226,12 @@ class _Image:
                 f"{name} was persisted on a Dask cluster, expected an array that any task can read by itself; leave "
                 ".persist() out, take the pixels into memory with .load(), or write them with .to_zarr() and open that"
             )
-        return cls(data, None if nodata is None else float(nodata), grid, name, _image_bands(planes))
+        return cls(data, None if nodata is None else float(nodata), grid, name, _Bands.of(planes, name))
 
     def or_nodata(self, nodata: float | None) -> _Image:
         """The same image, of which ``nodata`` marks missing pixels unless it says by itself which ones are."""
         given = nodata if self.nodata is None and not self.opaque else self.nodata
         return _Image(self.planes, given, self.grid, self.name, self.bands)
-
-    def told_of_bands(self, values: Sequence[Any]) -> tuple[Any, ...]:  # Any: what attributes hold
-        """The values of the bands that are image; none if there is not one for each band."""
-        return tuple(values[band] for band in self.bands) if len(values) == len(self.planes) else ()
 
     @property
     def may_have_holes(self) -> bool:
@@ -210,22 +255,6 @@ class _Image:
                 "uint16, open files with mask_and_scale=False, or declare nodata with .rio.write_nodata"
             )
         return found.astype(np.uint16), valid.all(axis=0)
-
-
-def _image_bands(planes: xr.DataArray) -> tuple[int, ...]:
-    """Places of the bands of (band, y, x) that are image, by what they are called; of all if none is."""
-    axis = planes.dims[0]
-    names = planes.coords[axis].to_numpy() if axis in planes.coords else ()
-    descriptions = _descriptions(planes)
-    told = (descriptions if len(descriptions) == len(planes) else (), names)
-    masks = {place for labels in told for place, label in enumerate(labels) if fold(str(label)) in _MASKS}
-    every = tuple(range(len(planes)))
-    return tuple(place for place in every if place not in masks) or every
-
-
-def _descriptions(image: xr.DataArray) -> tuple[Any, ...]:  # Any: text, or None where a band has none
-    told = image.attrs.get("long_name", ())
-    return (told,) if isinstance(told, str) else tuple(told)
 
 
 def _check_axes(image: xr.DataArray, name: str) -> None:
@@ -348,18 +377,25 @@ def _stored_dtype(image: xr.DataArray) -> np.dtype[Any]:
     return np.dtype(told if image.dtype.kind == "f" else image.dtype)
 
 
-def _contract(sensor: str | None, bands: int, ratio: int, dn_max: int) -> SensorContract:
+def _contract(sensor: str | None, bands: _Bands, ratio: int, dn_max: int) -> SensorContract:
+    count = len(bands.places)
     if sensor is None:
         if ratio < 2:
             raise GridMismatchError(
                 f"ms pixels are {ratio} times the pan pixels, expected 2 or more; are pan and ms swapped?"
             )
-        return generic_contract(bands, ratio, dn_max)
+        return generic_contract(count, ratio, dn_max)
     contract = get_contract(sensor)
-    delivery = contract.delivery_of(bands)
-    if delivery is None:
-        raise InvalidSceneError(f"ms has {bands} bands, none of the products of {contract.name}; choose another sensor")
-    return contract.model_copy(update={"bands": contract.subset(delivery.bands), "deliveries": ()})
+    named = {spec.name: spec for spec in map(contract.find_band, bands.names) if spec is not None}
+    if len(named) == count:
+        found, complete = ", ".join(named), bool(contract.delivered(named))
+    else:
+        delivery = contract.delivery_of(count)
+        found, complete = f"{count} bands", delivery is not None
+        named = {spec.name: spec for spec in contract.subset(delivery.bands if delivery else ())}
+    if not complete:
+        raise InvalidSceneError(f"ms has {found}, none of the products of {contract.name}; choose another sensor")
+    return contract.model_copy(update={"bands": tuple(named.values()), "deliveries": ()})
 
 
 def _rows_of(scene: _LazyScene) -> Iterator[list[Window]]:
@@ -462,9 +498,11 @@ def _georeferenced(
 ) -> xr.DataArray:
     y, x = _centres(scene.grid, pan)
     numbered = "band" in ms.dims and "band" in ms.coords
-    numbers = ms.coords["band"].to_numpy()[list(image.bands)] if numbered else np.arange(1, scene.band_count + 1)
+    numbers = ms.coords["band"].to_numpy()[list(image.bands.places)] if numbered else np.arange(1, scene.band_count + 1)
     result = xr.DataArray(data, dims=("band", "y", "x"), coords={"band": numbers, "y": y, "x": x}, name="sharpened")
-    result.attrs |= _scaling(ms, image) | {"long_name": _band_names(ms, image, scene.contract)}
+    usual = [band.name for band in scene.contract.bands]
+    names = tuple(name or instead for name, instead in zip(image.bands.names or usual, usual, strict=True))
+    result.attrs |= {**image.bands.scaling, "long_name": names}
     result = result.rio.write_crs(ms.rio.crs).rio.write_transform(Affine(*scene.grid.pan.transform))
     placed: xr.DataArray = result if scene.nodata is None else result.rio.write_nodata(scene.nodata)
     return placed
@@ -475,17 +513,3 @@ def _centres(grid: PairGrid, pan: xr.DataArray) -> Iterator[Any]:  # Any: number
     axes = zip((pan.rio.y_dim, pan.rio.x_dim), grid.pan_offset_yx, pixel_centres(grid.pan), strict=True)
     for axis, first, computed in axes:
         yield pan.coords[axis].to_numpy()[first : first + len(computed)] if axis in pan.coords else computed
-
-
-def _scaling(ms: xr.DataArray, image: _Image) -> dict[str, Any]:  # Any: a number, or a tuple with one per band
-    """How DN become physical values: the attributes that rioxarray reads from and writes to files."""
-    common = {name: ms.attrs[name] for name in ("scale_factor", "add_offset") if name in ms.attrs}
-    per_band = {name: image.told_of_bands(ms.attrs.get(name, ())) for name in ("scales", "offsets")}
-    return common | {name: values for name, values in per_band.items() if values}
-
-
-def _band_names(ms: xr.DataArray, image: _Image, contract: SensorContract) -> tuple[str, ...]:
-    """The band descriptions of MS; the contract's names where it has none, or not one per band."""
-    names = tuple(band.name for band in contract.bands)
-    descriptions = image.told_of_bands(_descriptions(ms)) or names
-    return tuple(description or name for description, name in zip(descriptions, names, strict=True))

@@ -347,14 +347,43 @@ def test_scale_and_descriptions_of_ms_reach_the_file(
 
 
 @pytest.mark.filterwarnings("ignore:(Scales|Offsets) differ:UserWarning")
-def test_descriptions_and_scales_of_other_bands_are_not_taken_over(pair: tuple[Path, Path], tmp_path: Path) -> None:
-    """Of bands that were selected xarray does not say which they are."""
+def test_bands_that_were_selected_keep_what_was_told_of_them(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    """By their numbers: selecting leaves ``long_name`` and ``scales`` as they were."""
     shutil.copy(pair[1], tmp_path / "ms.tif")
     ms_path = described(tmp_path / "ms.tif", ("Blue", "Red", "Near infrared"), (0.01, 0.02, 0.03))
     pan, ms = opened((pair[0], ms_path))
-    result = pancrafter.sharpen(pan, ms[1:])
-    assert result.attrs["long_name"] == ("band-1", "band-2")
-    assert "scales" not in result.attrs
+    result = pancrafter.sharpen(pan, ms.sel(band=[3, 1]))
+    assert result.attrs["long_name"] == ("Near infrared", "Blue")
+    assert result.attrs["scales"] == (0.03, 0.01)
+    with pytest.raises(
+        InvalidSceneError, match=r"numbered 3, 2, 1, and long_name is \('Blue', .* bring long_name into"
+    ):
+        pancrafter.sharpen(pan, ms[::-1])
+    named = pancrafter.sharpen(pan, ms[:2].assign_coords(band=["b", "r"]).assign_attrs(scales=(0.01, 0.02)))
+    assert (named.attrs["long_name"], named.attrs["scales"]) == (("b", "r"), (0.01, 0.02))
+
+
+@pytest.mark.parametrize("named_by", ["long_name", "band"])
+def test_bands_of_a_sensor_are_known_by_their_names(tmp_path: Path, named_by: str) -> None:
+    """Near infrared of WorldView-3 is blurred more than its other bands."""
+    pan, ms = observed(overlap((96, 96), 4), 4, seed=3)
+    fine = write_tif(tmp_path / "pan.tif", pan[None], 0.5, 5e5, 4e6, None)
+    coarse = described(
+        write_tif(tmp_path / "ms.tif", ms, 2, 5e5, 4e6, None), ("NIR1", "Red", "Green", "Blue"), (1,) * 4
+    )
+    sharpen_pair(fine, [coarse], tmp_path / "out.tif", Settings(threads=1), sensor="worldview-3", method="mtf-glp-fs")
+    with rasterio.open(tmp_path / "out.tif") as file:
+        expected = dict(zip(file.descriptions, file.read().astype(int), strict=True))
+    images = list(opened((fine, coarse)))
+    names = images[1].attrs["long_name"]
+    if named_by == "band":
+        images[1] = images[1].drop_attrs().assign_coords(band=list(names)).rio.write_crs(images[1].rio.crs)
+    found = pancrafter.sharpen(images[0], images[1], sensor="worldview-3", method="mtf-glp-fs")
+    assert found.attrs["long_name"] == names
+    for name, band in zip(names, found.compute(scheduler="synchronous").to_numpy(), strict=True):
+        assert np.abs(band - expected[name.lower()]).max() <= 1
+    with pytest.raises(InvalidSceneError, match="ms has nir1, red, green, none of the products of worldview-3"):
+        pancrafter.sharpen(images[0], images[1][:3], sensor="worldview-3")
 
 
 def test_bands_may_lie_along_any_axis(pair: tuple[Path, Path]) -> None:
