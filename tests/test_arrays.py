@@ -386,6 +386,25 @@ def test_bands_of_a_sensor_are_known_by_their_names(tmp_path: Path, named_by: st
         pancrafter.sharpen(images[0], images[1][:3], sensor="worldview-3")
 
 
+@pytest.mark.filterwarnings("ignore:Consolidated metadata is currently not part")  # xarray's own default
+@pytest.mark.parametrize("form", ["netcdf", "zarr"])
+def test_what_is_stored_is_the_result(pair: tuple[Path, Path], tmp_path: Path, form: str) -> None:
+    """Pixels, also above what a signed type holds, band names, nodata and georeference."""
+    pan, ms = opened(pair)
+    bright = (60 * ms).assign_attrs(ms.attrs, long_name=("blue", "green", "red")).rio.write_crs(ms.rio.crs)
+    result = pancrafter.sharpen(pan, bright, method="exp")
+    path = tmp_path / f"out.{form}"
+    with dask.config.set(scheduler="synchronous"):
+        result.to_netcdf(path) if form == "netcdf" else result.to_zarr(path)
+        with xr.open_dataset(path, mask_and_scale=False, decode_coords="all") as stored:
+            found = stored["sharpened"].load()
+        assert found.equals(result)
+    assert found.dtype == np.uint16
+    assert int(found.max()) > 40_000
+    assert tuple(found.attrs["long_name"]) == ("blue", "green", "red")
+    assert (found.rio.nodata, found.rio.crs, found.rio.transform()) == (0, pan.rio.crs, result.rio.transform())
+
+
 def test_bands_may_lie_along_any_axis(pair: tuple[Path, Path]) -> None:
     pan, ms = opened(pair)
     stacked = xr.concat([ms[0], ms[1]], "wavelength").assign_coords(band=1).rio.write_crs(ms.rio.crs)
