@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
 import dask.array as da
@@ -30,7 +31,7 @@ from pancrafter.grid import pair_grids, pixel_centres, require_north_up
 from pancrafter.model.devices import resolve_device
 from pancrafter.model.names import DEFAULT_WEIGHTS, SharpeningMethod
 from pancrafter.reading import DN_LIMIT, fill_invalid
-from pancrafter.sensors import SensorContract, fold, generic_contract, get_contract
+from pancrafter.sensors import GENERIC, SensorContract, fold, generic_contract, get_contract
 from pancrafter.store import BlockGrid, Mask, Pixels, Window, cut_windows
 from pancrafter.tiles import plan_window, quantise, read_tile, valid_window
 from pancrafter.types import AssetRef, PairGrid, PixelGrid, Record, Scene, StagedScene
@@ -55,6 +56,7 @@ def sharpen(
     device: str = "cpu",
     precision: str = "float32",
     chunk_px: int = 512,
+    contracts_dir: str | Path | None = None,
 ) -> xr.DataArray:
     """Sharpen a multispectral image with a panchromatic one, lazily.
 
@@ -69,13 +71,14 @@ def sharpen(
             both, a band that ``long_name`` or the coordinate of the bands calls alpha or mask is no image: pixels are
             missing where it is 0. Bands are those of the sensor that they are called (by texts in their coordinate,
             else by ``long_name``), in any order; without such names they are taken for the sensor's in its usual order.
-        sensor: Sensor contract by name; default: generic MTF gains and band names.
+        sensor: Sensor contract by name; default: generic MTF gains and band names (``generic``).
         method: ``pan-crafter``, ``mtf-glp-fs``, ``gsa``, ``brovey`` or ``exp``.
         weights: Shipped weights by name, or a checkpoint file that all workers see.
         device: torch device of the workers: ``cpu``, ``cuda``, ``cuda:N``, or ``auto``, which is CUDA where the worker
             that describes the scene has it.
         precision: ``float32`` or ``bfloat16``.
         chunk_px: Edge of a chunk of the result, PAN pixels.
+        contracts_dir: Folder with sensor contracts of your own.
 
     Returns:
         (band, y, x) DN on the PAN pixels of the overlap, uint8 where both are stored so, else uint16, with CRS,
@@ -89,7 +92,7 @@ def sharpen(
         GridMismatchError: An input has no georeference or is not north up, or the two do not lie on one another.
         InvalidSceneError: An input has other axes, is empty or was persisted on a Dask cluster, the bands are not the
             sensor's or contradict what their attributes tell, or there is no such method, precision or ``chunk_px``.
-        ContractError: There is no such sensor.
+        ContractError: There is no such sensor, or a contract of your own is not valid.
     """
     _check_options(method, precision, chunk_px)
     fine, coarse = _Image.of(pan, "pan"), _Image.of(ms, "ms")
@@ -97,7 +100,10 @@ def sharpen(
         raise GridMismatchError(f"pan has {len(fine.data)} bands, expected one")
     ratio = round(coarse.grid.transform[0] / fine.grid.transform[0])
     dtype = _dn_dtype(pan, ms)
-    contract = _contract(sensor, coarse.bands, ratio, 255 if dtype == "uint8" else DN_LIMIT)
+    if sensor is None or sensor == GENERIC:
+        contract = _generic(len(coarse.data), ratio, 255 if dtype == "uint8" else DN_LIMIT)
+    else:
+        contract = _of_bands(get_contract(sensor, Path(contracts_dir) if contracts_dir else None), coarse.bands)
     fine, coarse = (image.or_nodata(contract.nodata) for image in (fine, coarse))
     scene = _LazyScene(fine, coarse, pair_grids(fine.grid, coarse.grid, contract.ratio), contract, dtype, chunk_px)
     request = _Request(method=method, weights=weights, device=device, precision=precision)
@@ -377,15 +383,17 @@ def _stored_dtype(image: xr.DataArray) -> np.dtype[Any]:
     return np.dtype(told if image.dtype.kind == "f" else image.dtype)
 
 
-def _contract(sensor: str | None, bands: _Bands, ratio: int, dn_max: int) -> SensorContract:
+def _generic(bands: int, ratio: int, dn_max: int) -> SensorContract:
+    if ratio < 2:
+        raise GridMismatchError(
+            f"ms pixels are {ratio} times the pan pixels, expected 2 or more; are pan and ms swapped?"
+        )
+    return generic_contract(bands, ratio, dn_max)
+
+
+def _of_bands(contract: SensorContract, bands: _Bands) -> SensorContract:
+    """The contract for these of its bands, in their order."""
     count = len(bands.places)
-    if sensor is None:
-        if ratio < 2:
-            raise GridMismatchError(
-                f"ms pixels are {ratio} times the pan pixels, expected 2 or more; are pan and ms swapped?"
-            )
-        return generic_contract(count, ratio, dn_max)
-    contract = get_contract(sensor)
     named = {spec.name: spec for spec in map(contract.find_band, bands.names) if spec is not None}
     if len(named) == count:
         found, complete = ", ".join(named), bool(contract.delivered(named))

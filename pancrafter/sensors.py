@@ -261,7 +261,7 @@ class Contracts(dict[str, SensorContract]):
         known = ", ".join(sorted(self))
         raise ContractError(
             f"no sensor contract {name!r}; known are {known}; choose one, or give the folder that holds its "
-            "YAML file with --contracts-dir"
+            "YAML file with --contracts-dir (in Python: contracts_dir)"
         )
 
 

@@ -14,6 +14,7 @@ import pytest
 import rasterio
 import rioxarray
 import xarray as xr
+import yaml
 from affine import Affine
 from distributed import Client
 from numpy.typing import NDArray
@@ -21,9 +22,10 @@ from rasterio.enums import ColorInterp
 from staged_scenes import observed, overlap
 
 import pancrafter
-from pancrafter.errors import GridMismatchError, InvalidSceneError
+from pancrafter.errors import ContractError, GridMismatchError, InvalidSceneError
 from pancrafter.model.devices import DeviceError, resolve_device
 from pancrafter.pair import sharpen_pair
+from pancrafter.sensors import get_contract
 from pancrafter.settings import Settings
 
 METHODS = ["pan-crafter", "mtf-glp-fs", "gsa", "brovey", "exp"]
@@ -454,6 +456,19 @@ def test_what_is_not_the_sensors_product_is_refused_as_by_the_command(tmp_path: 
     with pytest.raises(InvalidSceneError, match="not the product of contract worldview-3") as same:
         lazy.compute(scheduler="synchronous")
     assert refusal.value.message == f"{files[0]}: {same.value.message}"
+
+
+def test_sensors_are_known_as_to_the_command(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    """Also those of the user's own contracts, and the generic one by its name."""
+    mine = get_contract("geoeye-1").model_copy(update={"name": "mine", "platforms": ("mine",)})
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(mine.model_dump(mode="json")))
+    pan, ms = opened(pair)
+    ms = xr.concat([ms, ms[:1]], "band").rio.write_crs(ms.rio.crs)
+    result = pancrafter.sharpen(pan, ms, sensor="mine", contracts_dir=tmp_path)
+    assert result.attrs["long_name"] == ("blue", "green", "red", "nir")
+    assert pancrafter.sharpen(pan, ms, sensor="generic").attrs["long_name"][0] == "band-1"
+    with pytest.raises(ContractError, match=r"no sensor contract 'mine'.*--contracts-dir \(in Python: contracts_dir\)"):
+        pancrafter.sharpen(pan, ms, sensor="mine")
 
 
 def test_a_few_pixels_above_the_ceiling_are_no_other_product(tmp_path: Path) -> None:
