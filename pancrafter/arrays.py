@@ -17,6 +17,7 @@ import numpy as np
 import rioxarray  # noqa: F401  # gives arrays their .rio
 import xarray as xr
 from affine import Affine
+from dask.array.core import normalize_chunks
 from dask.delayed import delayed
 from numpy.typing import NDArray
 
@@ -109,8 +110,11 @@ def sharpen(
     request = _Request(method=method, weights=weights, device=device, precision=precision)
     shared = delayed(scene, traverse=False)  # one node, or every chunk's task would carry the inputs' graphs along
     known = delayed(_describe, pure=True)(shared, request)
-    chunks = [[_chunk(scene, shared, window, known) for window in row] for row in _rows_of(scene)]
-    return _georeferenced(da.block(chunks), scene, pan, ms, coarse)  # type: ignore[no-untyped-call]
+    edges = ((len(coarse.data),), *normalize_chunks(chunk_px, scene.pan_shape_yx))  # type: ignore[no-untyped-call]
+    sharpened = da.map_blocks(  # type: ignore[no-untyped-call]
+        _sharpen_chunk, shared, known, chunks=edges, meta=np.empty((0, 0, 0), dtype)
+    )
+    return _georeferenced(sharpened, scene, pan, ms, coarse)
 
 
 def _check_options(method: str, precision: str, chunk_px: int) -> None:
@@ -406,24 +410,15 @@ def _of_bands(contract: SensorContract, bands: _Bands) -> SensorContract:
     return contract.model_copy(update={"bands": tuple(named.values()), "deliveries": ()})
 
 
-def _rows_of(scene: _LazyScene) -> Iterator[list[Window]]:
-    rows, cols = scene.blocks_yx
-    for row in range(rows):
-        yield [scene.block_window((row, col)) for col in range(cols)]
-
-
-def _chunk(scene: _LazyScene, shared: Any, window: Window, known: Any) -> da.Array:  # Any: Delayed
-    shape = (scene.band_count, *(part.stop - part.start for part in window))
-    task = delayed(_sharpen_window, pure=True)(shared, window, known)
-    chunk: da.Array = da.from_delayed(task, shape, scene.dtype)  # type: ignore[no-untyped-call]
-    return chunk
-
-
 # --- tasks ----------------------------------------------------------------------------------------------------------
 
 
-def _sharpen_window(scene: _LazyScene, window: Window, known: _Known) -> NDArray[Any]:
+def _sharpen_chunk(
+    scene: _LazyScene, known: _Known, block_info: Mapping[None, Mapping[str, Any]]
+) -> NDArray[Any]:  # Any: as Dask describes a chunk
     """One chunk of the result: (band, y, x) DN."""
+    _, rows, cols = block_info[None]["array-location"]
+    window = slice(*rows), slice(*cols)
     told, sharpener = scene.told(known.staged), build_sharpener(known.spec)
     valid = valid_window(told, window)
     sharpened = np.zeros((told.band_count, *valid.shape), np.float32)

@@ -186,6 +186,13 @@ def test_nothing_is_read_before_it_is_needed_and_then_only_what_is(pair: tuple[P
     assert np.array_equal(part, whole[:, 100:130, 70:90])
 
 
+def test_a_chunk_more_is_a_task_more(pair: tuple[Path, Path]) -> None:
+    """And no layer of the graph, or large scenes take longer to describe than small ones to sharpen."""
+    few, many = (pancrafter.sharpen(*opened(pair), chunk_px=edge).data for edge in (256, 8))
+    assert len(many.__dask_graph__().layers) == len(few.__dask_graph__().layers)
+    assert len(many.__dask_graph__()) - len(few.__dask_graph__()) == many.npartitions - few.npartitions
+
+
 def test_tasks_leave_the_scheduler_to_others(pair: tuple[Path, Path]) -> None:
     """Dask's settings are those of all threads, and a task that asks the scheduler for more may wait for itself."""
     asked: list[int] = []
