@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from pancrafter.bands import measure_bands
 from pancrafter.compute import held_by_cluster
-from pancrafter.counting import check_dn, value_range
+from pancrafter.counting import NO_COMMON_AREA, check_dn, value_range
 from pancrafter.crs import crs_code
 from pancrafter.cube import PAIR_BLOCK_PX, REACH_PX
 from pancrafter.engine import PRECISIONS, SharpenerSpec, build_sharpener, fit_sharpener
@@ -34,7 +34,7 @@ from pancrafter.model.names import DEFAULT_WEIGHTS, SharpeningMethod
 from pancrafter.reading import DN_LIMIT, fill_invalid
 from pancrafter.sensors import GENERIC, SensorContract, fold, generic_contract, get_contract
 from pancrafter.store import BlockGrid, Mask, Pixels, Window, cut_windows
-from pancrafter.tiles import plan_window, quantise, read_tile, valid_window
+from pancrafter.tiles import ms_valid_beneath, plan_window, quantise, read_tile, valid_window
 from pancrafter.types import AssetRef, PairGrid, PixelGrid, Record, Scene, StagedScene
 
 _KEPT_WINDOWS = 4
@@ -86,8 +86,9 @@ def sharpen(
         transform and nodata: that of MS or PAN, or 0 where neither fits and pixels can be missing (NaN, -9999);
         measured pixels are then at least 1. Bands lie in the order of MS; their scale, offset and ``long_name`` (band
         descriptions) are those of MS too.
-        Computing a chunk raises InvalidSceneError where pixels are no whole DN from 0 to 65535, or more than a few lie
-        above the ceiling of the sensor's contract; DeviceError where a worker lacks the device.
+        Computing a chunk raises InvalidSceneError where pixels are no whole DN from 0 to 65535, more than a few lie
+        above the ceiling of the sensor's contract, or none is valid in PAN and MS at once; DeviceError where a worker
+        lacks the device.
 
     Raises:
         GridMismatchError: An input has no georeference or is not north up, or the two do not lie on one another.
@@ -435,6 +436,8 @@ def _describe(scene: _LazyScene, request: _Request) -> _Known:
     names = tuple(band.name for band in scene.contract.bands)
     for channel, histogram in zip(("PAN", *names), (pan, *ms), strict=True):
         check_dn(histogram, scene.contract.dn_max, channel=channel, sensor=scene.contract.name)
+    if not any(_common_area(scene, window).any() for window in cut_windows(scene.pan_shape_yx, scene.block_px)):
+        raise InvalidSceneError(NO_COMMON_AREA)
     gain = float(np.mean([band.mtf for band in scene.contract.bands]))
     measured = measure_bands(scene, scene.grid, gain=gain, scheduler=_INSIDE_A_TASK)
     limit = min(scene.contract.dn_max, int(np.iinfo(scene.dtype).max))
@@ -478,6 +481,11 @@ def _histograms(scene: _LazyScene) -> tuple[NDArray[np.int64], list[NDArray[np.i
         for band, pixels in enumerate(scene.read_ms(window)):
             ms[band] += np.bincount(pixels[valid], minlength=DN_LIMIT + 1)
     return pan, ms
+
+
+def _common_area(scene: _LazyScene, window: Window) -> NDArray[np.bool_]:
+    valid: NDArray[np.bool_] = ms_valid_beneath(scene, scene.grid, window) & (scene.read_pan_valid(window) != 0)
+    return valid
 
 
 def _placeholder(bands: tuple[str, ...], sensor: str) -> Scene:

@@ -21,6 +21,8 @@ MAX_SHARE_ABOVE_CEILING = 1e-3
 RANGE_PERCENTILES = (1.0, 99.0)
 """Share of the valid pixels, in percent, below the low and the high end of a channel's value range."""
 
+NO_COMMON_AREA = "no pixel is valid in PAN and MS at once, expected a common area; check nodata values and masks"
+
 _NOTHING = np.zeros(1, np.int64)
 
 
@@ -138,7 +140,7 @@ def require_common_area(scene: Scene, share: float) -> None:
     """
     if share == 0:
         raise InvalidSceneError(
-            "no pixel is valid in PAN and MS at once, expected a common area; check nodata values and masks",
+            NO_COMMON_AREA,
             scene=scene.key,
             asset=f"{scene.pan.key} and {scene.ms[0].key}",
         )

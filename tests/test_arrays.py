@@ -522,6 +522,11 @@ def test_bad_arrays_say_what_is_wrong(pair: tuple[Path, Path]) -> None:
     empty = pancrafter.sharpen(pan, (0 * ms).rio.write_crs(ms.rio.crs).rio.write_nodata(0), method="exp")
     with pytest.raises(InvalidSceneError, match="band-1 has no valid pixel inside the overlap"):
         empty.compute(scheduler="synchronous")
+    middle = float(pan.x.mean())
+    west, east = pan.where(pan.x < middle, 0), ms.where(ms.x > middle + 2, 0)
+    apart = pancrafter.sharpen(west, east, method="exp")
+    with pytest.raises(InvalidSceneError, match="no pixel is valid in PAN and MS at once"):
+        apart.compute(scheduler="synchronous")
 
 
 def test_bad_options_say_what_there_is(pair: tuple[Path, Path]) -> None:
