@@ -22,7 +22,10 @@ def code_version() -> str:
 
 
 def code_commit() -> str | None:
-    """The git commit this code was checked out from, with ``+changes`` where files differ; None outside git."""
+    """The git commit this code was checked out from, with ``+changes`` where files differ; None if it is not in git.
+
+    So it is for a package installed into an environment inside the repository of something else.
+    """
     git = shutil.which("git")
     if git is None:
         return None
@@ -33,4 +36,6 @@ def code_commit() -> str | None:
         return done.stdout.strip() if done.returncode == 0 else None
 
     commit = ask("rev-parse", "HEAD")
-    return commit if commit is None else commit + ("+changes" if ask("status", "--porcelain", ".") else "")
+    if commit is None or ask("ls-files", "--error-unmatch", Path(__file__).name) is None:
+        return None
+    return commit + ("+changes" if ask("status", "--porcelain", ".") else "")

@@ -30,29 +30,45 @@ def test_commit_is_that_of_the_checkout() -> None:
         assert (code_commit() or "").removesuffix("+changes") == head.stdout.strip()
 
 
+def _said_by(folder: Path) -> str:
+    """What the package that lies in a folder says of its commit."""
+    code = "from pancrafter.version import code_commit; print(code_commit())"
+    done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+def _package_in(folder: Path) -> None:
+    for name in ("__init__.py", "model/layers.py", "training/loop.py"):
+        (folder / "pancrafter" / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / "pancrafter" / name).touch()
+    shutil.copy(str(version.__file__), folder / "pancrafter")
+
+
+def _commit_all(folder: Path, *, but: str) -> str:
+    (folder / ".gitignore").write_text(f"{but}\n")
+    for words in (("init", "-q"), ("add", "."), ("commit", "-q", "-m", "all")):
+        assert _git(folder, *words).returncode == 0
+    return _git(folder, "rev-parse", "HEAD").stdout.strip()
+
+
 @needs_git
 @pytest.mark.parametrize("changed", ["model/layers.py", "training/loop.py", "new.py"])
 def test_changes_anywhere_in_the_package_are_said(tmp_path: Path, changed: str) -> None:
     """Those elsewhere in the checkout make no result."""
-    package = tmp_path / "pancrafter"
-    for name in ("__init__.py", "model/layers.py", "training/loop.py"):
-        (package / name).parent.mkdir(parents=True, exist_ok=True)
-        (package / name).touch()
-    shutil.copy(str(version.__file__), package)
-    (tmp_path / ".gitignore").write_text("__pycache__\n")
-    for words in (("init", "-q"), ("add", "."), ("commit", "-q", "-m", "all")):
-        assert _git(tmp_path, *words).returncode == 0
-
-    def said() -> str:
-        code = "from pancrafter.version import code_commit; print(code_commit())"
-        done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
-        return done.stdout.strip()
-
-    commit = _git(tmp_path, "rev-parse", "HEAD").stdout.strip()
+    _package_in(tmp_path)
+    commit = _commit_all(tmp_path, but="__pycache__")
     (tmp_path / "notes.txt").write_text("beside the package")
-    assert said() == commit
-    (package / changed).write_text("# edited\n")
-    assert said() == commit + "+changes"
+    assert _said_by(tmp_path) == commit
+    (tmp_path / "pancrafter" / changed).write_text("# edited\n")
+    assert _said_by(tmp_path) == commit + "+changes"
+
+
+@needs_git
+def test_the_commit_of_what_surrounds_the_package_is_not_its_own(tmp_path: Path) -> None:
+    """As where an environment lies in the folder of a project."""
+    _commit_all(tmp_path, but=".venv")
+    _package_in(tmp_path / ".venv")
+    assert _said_by(tmp_path / ".venv") == "None"
 
 
 def test_code_that_was_never_installed_has_a_version_too(monkeypatch: pytest.MonkeyPatch) -> None:
