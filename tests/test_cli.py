@@ -40,6 +40,7 @@ from pancrafter.sensors import get_contract, parse_contract
 from pancrafter.settings import Settings
 from pancrafter.simulate import archive as simulated
 from pancrafter.types import Refusal
+from pancrafter.version import code_commit, code_version
 
 RUNNER = CliRunner()
 ONE_TILE = ("--block-px", 192, "--threads", 1)
@@ -127,6 +128,13 @@ def rewritten(path: Path, **changes: object) -> Path:
 
 
 # --- run, plan, ledger ----------------------------------------------------------------------------------------------
+
+
+def test_version_is_said_without_a_command() -> None:
+    result = call("--version")
+    assert result.exit_code == 0
+    version, commit = code_version(), code_commit()
+    assert result.stdout == (f"pancrafter {version}, commit {commit}\n" if commit else f"pancrafter {version}\n")
 
 
 def test_run_shows_table_catalog_and_picture_and_fails_for_the_damaged_scene(first_run: tuple, places: list) -> None:
