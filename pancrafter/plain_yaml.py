@@ -1,7 +1,8 @@
-"""YAML as people write it: the safe subset, without keys that stand twice."""
+"""YAML as people write it: the safe subset, without keys that stand twice and numbers to another base than ten."""
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import yaml
@@ -10,13 +11,17 @@ import yaml
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 _MERGE = "tag:yaml.org,2002:merge"
+_NUMBERS = {"tag:yaml.org,2002:int", "tag:yaml.org,2002:float"}
+_OTHER_BASE = re.compile(r"[-+]?0[0-7_]+|.*:.*")
+"""Octal and sexagesimal: YAML 1.1 takes 02047 for 1063, and 1:30 for 90."""
 
 
 def parse_yaml(text: str) -> Any:  # Any: what the document holds
     """The one document in ``text``.
 
     Raises:
-        yaml.YAMLError: It is not valid, or a mapping has a key twice, of which the last would count without a word.
+        yaml.YAMLError: It is not valid, or a mapping has a key twice, of which the last would count without a word, or
+            a number would be read to another base than it looks.
         ValueError: A value does not fit its type, such as a date in the 13th month.
     """
     loader = _Loader(text)
@@ -24,14 +29,19 @@ def parse_yaml(text: str) -> Any:  # Any: what the document holds
         root = loader.get_single_node()
         if root is None:
             return None
-        _require_keys_once(root, set())
+        _require_plain(root, set())
         return loader.construct_document(root)
     finally:
         loader.dispose()
 
 
-def _require_keys_once(node: yaml.Node, seen: set[int]) -> None:
-    if id(node) in seen or isinstance(node, yaml.ScalarNode):  # aliases lead to the same node, even to its parent
+def _require_plain(node: yaml.Node, seen: set[int]) -> None:
+    if isinstance(node, yaml.ScalarNode):
+        if node.tag in _NUMBERS and _OTHER_BASE.fullmatch(node.value):
+            advice = "expected a decimal number without leading zeros; put text that looks so in quotes"
+            raise yaml.constructor.ConstructorError(None, None, f"found {node.value}; {advice}", node.start_mark)
+        return
+    if id(node) in seen:  # aliases lead to the same node, even to its parent
         return
     seen.add(id(node))
     keys: set[tuple[str, str]] = set()
@@ -43,4 +53,4 @@ def _require_keys_once(node: yaml.Node, seen: set[int]) -> None:
                     None, None, f"{key.value!r} is given twice; keep one of them", key.start_mark
                 )
             keys.add((key.tag, key.value))
-        _require_keys_once(value, seen)
+        _require_plain(value, seen)

@@ -161,6 +161,11 @@ def test_digest_follows_content_not_layout() -> None:
         ("a: [", "not valid YAML"),
         (MINIMAL + "ratio: 4\n", "(?s)x.yaml: not valid YAML .*'ratio' is given twice; keep one of them.*line"),
         (MINIMAL + "quality: &q {}\njoin: {max_seconds: 1, <<: *q, max_seconds: 2}\n", "'max_seconds' is given twice"),
+        (
+            MINIMAL.replace("dn_max: 4095", "dn_max: 02047"),
+            "(?s)YAML .*found 02047; expected a decimal.*line",
+        ),
+        (MINIMAL.replace("nodata: null", "nodata: 1:30"), "found 1:30; expected a decimal number"),
         (MINIMAL.replace("measured", "2025-13-01"), "x.yaml: not valid YAML .*month must be in 1..12"),
     ],
 )
