@@ -22,7 +22,7 @@ from urllib.parse import SplitResult, quote, unquote, urljoin, urlsplit
 
 from pydantic import Field, model_validator
 
-from pancrafter.errors import InvalidSceneError, TransientReadError
+from pancrafter.errors import AccessError, InvalidSceneError, TransientReadError
 from pancrafter.types import Record
 
 REMOTE_SCHEMES = frozenset({"http", "https", "s3"})
@@ -217,7 +217,8 @@ class Reader:
         """What to open for ``href``.
 
         Raises:
-            InvalidSceneError: The rules forbid it, or the file of a profile is not readable.
+            InvalidSceneError: The rules forbid it.
+            AccessError: The file of a profile is not readable.
             TransientReadError: The signing service did not answer.
         """
         if fault := self.access.fault(href, resolve=True):
@@ -239,7 +240,7 @@ class Reader:
         """What to ask an HTTP server for, and with which headers, to get ``href``; the rules are not asked.
 
         Raises:
-            InvalidSceneError: The file of the profile is not readable.
+            AccessError: The file of the profile is not readable.
             TransientReadError: The signing service did not answer.
         """
         profile = self.access.profile_of(href)
@@ -353,12 +354,12 @@ def _headers(profile: HostProfile) -> dict[str, str]:
         read = json.loads(Path(str(profile.headers_file)).read_text(encoding="utf-8"))
         headers = {str(name): str(value) for name, value in read.items()}
     except (OSError, ValueError, AttributeError) as err:
-        raise InvalidSceneError(
+        raise AccessError(
             f"access profile for {', '.join(profile.match)}: headers_file {profile.headers_file} is not readable as a "
-            f"JSON object ({type(err).__name__}); mend the profile"
+            f"JSON object ({type(err).__name__}); mend the profile, or put the file where scenes are read"
         ) from None
     if any(end in text for header in headers.items() for text in header for end in "\r\n"):
-        raise InvalidSceneError(f"{profile.headers_file}: a header holds a line break; mend the file")
+        raise AccessError(f"{profile.headers_file}: a header holds a line break; mend the file")
     return headers
 
 

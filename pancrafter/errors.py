@@ -78,6 +78,12 @@ class ClusterLostError(PancrafterError):
     kind = "system"
 
 
+class AccessError(PancrafterError):
+    """Credentials that an access profile names cannot be read: no scene that needs them can be made."""
+
+    kind = "system"
+
+
 class SourceError(PancrafterError):
     """The source catalog cannot be reached or is not STAC: nothing can be searched."""
 

@@ -25,7 +25,14 @@ from test_cube import Pair, contract, whole
 from pancrafter.access import Access, HostProfile, Reader, without_secrets
 from pancrafter.catalog import discover
 from pancrafter.cube import stage_scene
-from pancrafter.errors import CatalogUnavailableError, InvalidSceneError, SinkError, SourceError, TransientReadError
+from pancrafter.errors import (
+    AccessError,
+    CatalogUnavailableError,
+    InvalidSceneError,
+    SinkError,
+    SourceError,
+    TransientReadError,
+)
 from pancrafter.opening import open_source
 from pancrafter.sensors import load_contracts
 from pancrafter.stac_api import StacApi
@@ -467,7 +474,7 @@ def test_profiles_that_cannot_work_say_so(tmp_path: Path) -> None:
     assert Reader(open_data).open("s3://maxar-opendata/a.tif").options == {"AWS_NO_SIGN_REQUEST": "YES"}
     assert Reader(open_data).open("s3://other/a.tif").options == {}
     missing = Access(profiles=(HostProfile(match=("*",), kind="headers", headers_file=str(tmp_path / "no.json")),))
-    with pytest.raises(InvalidSceneError, match="not readable as a JSON object"):
+    with pytest.raises(AccessError, match="not readable as a JSON object"):
         Reader(missing).open("https://8.8.8.8/a.tif")
     unsigned = Access(profiles=(HostProfile(match=("*",), kind="signed", sign_url="http://127.0.0.1:9/sign"),))
     with pytest.raises(TransientReadError, match=r"did not sign https://8\.8\.8\.8/a\.tif"):

@@ -17,6 +17,7 @@ import pytest
 from small_archive import add_scene, classical_in
 
 from pancrafter import catalog, runs, withdrawal
+from pancrafter.access import Access
 from pancrafter.census import take_census
 from pancrafter.errors import PancrafterError
 from pancrafter.ledger import open_ledger
@@ -165,6 +166,23 @@ def test_a_source_that_does_not_answer_in_time_ends_the_run_with_its_name(
     server.wait_s = 0.0
     (outcome,) = runs.run(settings, lambda _: None)
     assert not outcome.failed
+
+
+def test_a_profile_whose_headers_are_not_there_stops_the_run_and_no_scene_is_given_up(
+    settings: Settings, server: CatalogServer, tmp_path: Path
+) -> None:
+    (item,) = (tmp_path / "source").rglob("one.json")
+    document = json.loads(item.read_text())
+    for asset in document["assets"].values():
+        asset["href"] = f"http://localhost:{server.server_port}/{asset['href']}"
+    item.write_text(json.dumps(document))
+    profile = {"match": ["http://localhost"], "kind": "headers", "headers_file": str(tmp_path / "gone.json")}
+    access = Access.model_validate({"allow_private": True, "profiles": [profile]})
+    with pytest.raises(runs.RunStoppedError, match=r"gone\.json is not readable as a JSON object .*mend the profile"):
+        runs.run(settings.model_copy(update={"access": access}), lambda _: None)
+    with open_ledger(settings) as ledger:
+        (row,) = ledger.rows()
+    assert (row.state, row.attempts) == (State.ELIGIBLE, 0)
 
 
 def test_the_servers_older_version_does_not_lead_to_a_withdrawn_one(settings: Settings, server: CatalogServer) -> None:
