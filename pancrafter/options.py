@@ -58,7 +58,7 @@ def settings_from(**given: Any) -> Settings:  # Any: values of all fields
         return validated(settings_from_environment, given)
     except SettingsError as err:
         hint = _ACCESS_AS_JSON if 'field "access"' in str(err) else _LISTS_AS_JSON
-        raise OptionError(f"environment: {err}; {hint}") from err
+        raise OptionError(f"environment: {err} ({err.__cause__}); {hint}") from err
 
 
 @functools.cache  # commands ask for settings several times

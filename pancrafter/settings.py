@@ -10,7 +10,8 @@ from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic.fields import FieldInfo
+from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from pancrafter.access import Access
 from pancrafter.crawl import absolute, is_local, local_path
@@ -144,6 +145,32 @@ class _Environment(BaseSettings, Settings):
     """The same fields, filled from ``PANCRAFTER_*`` where they are not given."""
 
     model_config = SettingsConfigDict(env_prefix="PANCRAFTER_", frozen=True, extra="forbid")
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        *_: PydanticBaseSettingsSource,
+        **__: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return init_settings, _Variables(settings_cls)
+
+
+class _Variables(EnvSettingsSource):
+    """Reads JSON without keys that stand twice, of which the last would count without a word."""
+
+    def decode_complex_value(self, field_name: str, field: FieldInfo, value: Any) -> Any:
+        del field_name, field
+        return json.loads(value, object_pairs_hook=_with_keys_once)
+
+
+def _with_keys_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = next(name for number, (name, _) in enumerate(pairs) if name in dict(pairs[:number]))
+        raise ValueError(f"{twice!r} is given twice; keep one of them")
+    return found
 
 
 def settings_from_environment(**given: Any) -> Settings:  # Any: values of all fields

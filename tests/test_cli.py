@@ -454,6 +454,9 @@ def test_faults_of_the_environment_are_named_after_their_variable(archive: Path,
     assert "as JSON" in line
     assert "lists are written as JSON" in fails(2, "run", *where, env={"PANCRAFTER_COLLECTIONS": "one,two"})
     assert """JSON, like '{"hosts": [""" in fails(2, "run", *where, env={"PANCRAFTER_ACCESS": "x"})
+    twice = fails(2, "run", *where, env={"PANCRAFTER_ACCESS": '{"hosts": ["a"], "roots": [], "hosts": ["b"]}'})
+    assert """field "access" """ in twice
+    assert "'hosts' is given twice; keep one of them" in twice
     line = fails(2, "run", *where, env={"PANCRAFTER_ACCESS": '{"profiles": [{"match": ["a"], "hots": 1}]}'})
     assert "PANCRAFTER_ACCESS, profiles, 0, hots: found 1; extra inputs" in line
 
