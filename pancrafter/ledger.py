@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from itertools import islice
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self, TypeVar
 
@@ -495,7 +496,9 @@ class Ledger:
         dead: list[SceneKey] = []
         with self._transaction(write=True) as connection:
             moment = now or self._now(connection)
-            statement = sa.select(SCENE).where(SCENE.c.lease_expires.is_not(None), SCENE.c.state.in_(IN_WORK))
+            # SQLite would read all scenes to see which are not null
+            leased = SCENE.c.lease_expires > datetime.min.replace(tzinfo=UTC)
+            statement = sa.select(SCENE).where(leased, SCENE.c.state.in_(IN_WORK))
             if is_gone is None:
                 statement = statement.where(SCENE.c.lease_expires < moment)
             for row in _fetch(connection, statement.with_for_update(skip_locked=True)):
@@ -614,16 +617,19 @@ class Ledger:
             for column, value in ((SCENE.c.sink, sink), (SCENE.c.sensor, sensor), (SCENE.c.collection, collection))
             if value is not None
         ]
+        wanted = list(State) if states is None else [State(s) for s in states]
         if states is not None:
-            chosen.append(SCENE.c.state.in_([State(s) for s in states]))
-        elif sink is not None and limit is not None:  # those of a state are in order, those of a sink are not
-            first = (
-                sa.select(SCENE.c.id).where(*chosen, SCENE.c.state == state).order_by(*_ORDERS[order]).limit(limit)
-                for state in State
-            )
-            chosen = [SCENE.c.id.in_(sa.union_all(*(sa.select(ids.subquery()) for ids in first)))]
-        statement = sa.select(SCENE).where(*chosen).order_by(*_ORDERS[order]).limit(limit)
+            chosen.append(SCENE.c.state.in_(wanted))
+        by_time = limit is not None and order != "found"
         with self._transaction() as connection:
+            # those of one state of one sink are in order of time, others are not
+            if by_time and (sink is not None or sensor is collection is None):
+                sinks = list(_each_value(connection, SCENE.c.sink)) if sink is None else [sink]
+                parts = [[sa.and_(SCENE.c.sink == one, SCENE.c.state == state) for state in wanted] for one in sinks]
+                ids = sa.select(SCENE.c.id).where(*chosen).order_by(*_ORDERS[order]).limit(limit)
+                first = [_all_of([ids.where(part) for part in of_sink]) for of_sink in parts if of_sink]
+                chosen = [SCENE.c.id.in_(_all_of(first))] if first else [sa.false()]
+            statement = sa.select(SCENE).where(*chosen).order_by(*_ORDERS[order]).limit(limit)
             return [_row(values) for values in _fetch(connection, statement)]
 
     def show(self, key: SceneKey) -> LedgerRow | None:
@@ -749,17 +755,21 @@ class Ledger:
 
     def collections(self, sink: str) -> list[str]:
         """Source collections of which scenes were found for a sink."""
-        statement = sa.select(SCENE.c.collection).where(SCENE.c.sink == sink).distinct()
         with self._transaction() as connection:
-            return sorted(connection.execute(statement).scalars())
+            return sorted(collection for _, collection in _places(connection, sink))
 
     def find(self, item_id: str, *, sink: str | None = None) -> list[LedgerRow]:
         """Scenes whose item id is this, in any collection: what a person types."""
-        statement = sa.select(SCENE).where(SCENE.c.item_id == item_id).order_by(SCENE.c.id)
-        if sink is not None:
-            statement = statement.where(SCENE.c.sink == sink)
         with self._transaction() as connection:
-            return [_row(values) for values in _fetch(connection, statement)]
+            found = [
+                values
+                for of_sink, collection in _places(connection, sink)
+                for values in _fetch(
+                    connection,
+                    sa.select(SCENE).where(_is(SceneKey(sink=of_sink, collection=collection, item_id=item_id))),
+                )
+            ]
+        return [_row(values) for values in sorted(found, key=itemgetter("id"))]
 
     def why(self, key: SceneKey) -> list[Event]:
         """The history of one scene, oldest first; empty when it was never found."""
@@ -1029,6 +1039,25 @@ def _lookup(
         # one statement in the same order everywhere: two discoveries cannot lock each other out
         statement = statement.order_by(c.id).with_for_update()
     return {(values["collection"], values["item_id"]): values for values in _fetch(connection, statement)}
+
+
+def _places(connection: Connection, sink: str | None = None) -> Iterator[tuple[str, str]]:
+    """Sinks, or one of them, with each of their collections."""
+    for of_sink in _each_value(connection, SCENE.c.sink) if sink is None else [sink]:
+        for collection in _each_value(connection, SCENE.c.collection, SCENE.c.sink == of_sink):
+            yield of_sink, collection
+
+
+def _each_value(connection: Connection, column: sa.Column[str], *chosen: sa.ColumnElement[bool]) -> Iterator[str]:
+    """The values of a column, each by one look into its index: DISTINCT goes through all scenes."""
+    last: str | None = ""
+    while (last := connection.scalar(sa.select(sa.func.min(column)).where(column > last, *chosen))) is not None:
+        yield last
+
+
+def _all_of(selects: Sequence[sa.Select[Any]]) -> sa.Select[Any]:
+    """What all of these find; SQLite takes no limit in a part of a union."""
+    return sa.select(sa.union_all(*(sa.select(one.subquery()) for one in selects)).subquery())
 
 
 def _insert(connection: Connection, table: sa.Table) -> postgresql.Insert | sqlite.Insert:

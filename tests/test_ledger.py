@@ -6,7 +6,7 @@ import os
 import pickle
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta, tzinfo
@@ -944,26 +944,61 @@ def test_going_through_all_scenes_costs_in_proportion(tmp_path: Path, monkeypatc
     assert costs[1] < 3 * costs[0]
 
 
-def test_the_newest_scenes_of_a_sink_do_not_cost_more_in_a_large_ledger(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda ledger: ledger.rows(sink=SINK, order="newest", limit=3),
+        lambda ledger: ledger.rows(order="newest", limit=3),
+        lambda ledger: ledger.rows(states=["eligible", "dead"], order="newest", limit=3),
+        lambda ledger: ledger.find("s7"),
+        lambda ledger: ledger.find("s7", sink=SINK),
+        lambda ledger: ledger.collections(SINK),
+        lambda ledger: ledger.sweep(is_gone=lambda _: False).freed or [1],
+    ],
+)
+def test_what_is_asked_often_does_not_cost_more_in_a_large_ledger(
+    tmp_path: Path, ask: Callable[[Ledger], Sequence[object]]
+) -> None:
     costs = []
     with Ledger(f"sqlite:///{tmp_path / 'ledger.db'}") as ledger, counted_steps(ledger) as steps:
         for scenes in (range(300), range(300, 900)):
             ledger.record_found(SINK, [work(f"s{i}", day=1 + i % 28) for i in scenes])
             steps.clear()
-            assert len(ledger.rows(sink=SINK, order="newest", limit=3)) == 3
+            assert ask(ledger)
             costs.append(len(steps))
     assert costs[1] <= costs[0] + 1
 
 
+def test_scenes_are_found_by_their_name_in_all_sinks_and_collections(ledger: Ledger) -> None:
+    for sink, collection in (("b", "y"), ("a", "z"), ("b", "x"), ("a", "x")):
+        ledger.record_found(sink, [in_collection(collection, "s1"), in_collection(collection, "s2")])
+    keys = [(row.key.sink, row.key.collection, row.key.item_id) for row in ledger.find("s1")]
+    assert keys == [("b", "y", "s1"), ("a", "z", "s1"), ("b", "x", "s1"), ("a", "x", "s1")]
+    assert [row.key.collection for row in ledger.find("s1", sink="b")] == ["y", "x"]
+    assert ledger.find("s3") == ledger.find("s1", sink="c") == []
+    assert (ledger.collections("a"), ledger.collections("c")) == (["x", "z"], [])
+
+
 @pytest.mark.parametrize("order", ["newest", "oldest", "found"])
-def test_scenes_of_one_sink_are_in_the_order_of_all(ledger: Ledger, order: Order) -> None:
+def test_scenes_of_some_sinks_and_states_are_in_the_order_of_all(ledger: Ledger, order: Order) -> None:
+    assert ledger.rows(order=order, limit=3) == []
     days = (7, 3, 3, 9, 1, 5)
-    ledger.record_found(SINK, [work(f"s{i}", day=day) for i, day in enumerate(days)] + [refusal("r")])
+    for sink in ("elsewhere", SINK):
+        ledger.record_found(sink, [work(f"s{i}", day=day) for i, day in enumerate(days)] + [refusal("r")])
     ledger.mark_refused(key("s1"), "by-hand", "cloudy")
     confirm(ledger, "s3")
     everything = ledger.rows(order=order)
+    of_sink = ledger.rows(sink=SINK, order=order)
+    assert len(everything) == 2 * len(of_sink) == 14
+    states = {State.REFUSED, State.CONFIRMED}
     for limit in (1, 3, 7, 9):
-        assert ledger.rows(sink=SINK, order=order, limit=limit) == everything[:limit]
+        assert ledger.rows(order=order, limit=limit) == everything[:limit]
+        assert ledger.rows(sink=SINK, order=order, limit=limit) == of_sink[:limit]
+        assert (
+            ledger.rows(states=states, order=order, limit=limit)
+            == [row for row in everything if row.state in states][:limit]
+        )
+    assert ledger.rows(states=[], order=order, limit=3) == []
     assert ledger.rows(sink=SINK, collection="other", order=order, limit=3) == []
 
 
