@@ -81,16 +81,29 @@ def find_leftovers(settings: Settings, ledger: Ledger, sink: StaticSink) -> Iter
 
 
 def _look(settings: Settings, ledger: Ledger, sink: StaticSink) -> Iterator[_Found]:
-    before = {(scene.collection, scene.item_id): scene for scene in ledger.each(settings.sink)}
-    planned = {item_id for scene in before.values() for item_id in _planned(scene) if item_id}
+    before: dict[int, int] = {}  # hashes: of very many scenes few have left something
+    planned: set[str] = set()
+    for scene in ledger.each(settings.sink):
+        before[hash((scene.collection, scene.item_id))] = _mark(scene)
+        planned.update(item_id for item_id in _planned(scene) if item_id)
     attempts, stores = _names(settings, "attempts"), _names(settings, "staged")
     collections = [output_collection_id(name) for name in ledger.collections(settings.sink)]
     orphans = [name for collection in collections for name in sink.orphans(collection, planned)]
     drafts = sink.drafts()
-    standing = list(ledger.each(settings.sink))
-    resting = [scene for scene in standing if _rests(before.get((scene.collection, scene.item_id)), scene)]
-    scenes, at_rest = ({one.output_item_id: one for one in ones if one.output_item_id} for ones in (standing, resting))
-    by_stem = {f"{output_collection_id(one.collection)}/{output_item_stem(one.item_id)}": one for one in resting}
+    named = {_item_of(name) for name in orphans} | {name.removesuffix(store_name("", settings.sink)) for name in stores}
+    stems = {posixpath.dirname(name)[:-HASH_LENGTH] for name in orphans}
+    scenes: dict[str, Standing] = {}
+    at_rest: dict[str, Standing] = {}
+    by_stem: dict[str, Standing] = {}
+    for scene in ledger.each(settings.sink):
+        rests = _rests(before.get(hash((scene.collection, scene.item_id))), scene)
+        stem = f"{output_collection_id(scene.collection)}/{output_item_stem(scene.item_id)}"
+        if rests and stem in stems:
+            by_stem[stem] = scene
+        if scene.output_item_id and (scene.output_item_id in named or scene.state in IN_WORK):
+            scenes[scene.output_item_id] = scene
+            if rests:
+                at_rest[scene.output_item_id] = scene
     in_work = ledger.rows(states=IN_WORK)
     yield from _attempts(settings, attempts, scenes, in_work)
     yield from _stores(settings, stores, scenes, at_rest, in_work)
@@ -149,7 +162,11 @@ def _remove(found: _Found, settings: Settings, ledger: Ledger, sink: StaticSink)
         taken = _take_away(leftover, settings, sink)
     else:
         with ledger.unclaimable(_key(scene, settings)) as now:
-            taken = _rests(scene, now) and not _has_item(leftover, now, sink) and _take_away(leftover, settings, sink)
+            taken = (
+                _rests(_mark(scene), now)
+                and not _has_item(leftover, now, sink)
+                and _take_away(leftover, settings, sink)
+            )
     if taken and leftover.place != "sink":
         shutil.rmtree(_aside(leftover, settings), ignore_errors=True)
     return taken
@@ -191,11 +208,14 @@ def _may_be_of_others(name: str, scene: Standing, sink: StaticSink) -> bool:
     return changed is None or datetime.now(UTC) - changed < SILENCE
 
 
-def _rests(before: Standing | None, now: Standing) -> bool:
-    """Whether nobody has worked on a scene since ``before``, and nobody does."""
-    if before is None or now.state in IN_WORK:
-        return False
-    return (before.state, before.fence, *_planned(before)) == (now.state, now.fence, *_planned(now))
+def _rests(before: int | None, now: Standing) -> bool:
+    """Whether nobody has worked on a scene since it had a mark, and nobody does."""
+    return now.state not in IN_WORK and before == _mark(now)
+
+
+def _mark(scene: Standing) -> int:
+    """What is another one once somebody has worked on a scene."""
+    return hash((scene.state, scene.fence, *_planned(scene)))
 
 
 def _planned(scene: Standing) -> tuple[str | None, str | None]:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import tracemalloc
 from collections.abc import Collection
 from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
 from small_archive import add_scene, classical_contracts, settings_in, silent
+from test_ledger import work
 
 from pancrafter import killpoints, runs, steps
 from pancrafter.census import take_census
@@ -18,7 +20,7 @@ from pancrafter.processes import lease_owner
 from pancrafter.publish import StaticSink
 from pancrafter.settings import Settings
 from pancrafter.states import Lease, SceneKey, Standing, State
-from pancrafter.sweep import Leftover, sweep
+from pancrafter.sweep import Leftover, find_leftovers, sweep
 
 COLLECTION = "geoeye-1-sharpened"
 KEY = "geoeye-1/day-1"
@@ -222,3 +224,16 @@ def test_names_of_earlier_versions_go_when_nobody_works_on_the_scene(settings: S
     assert len(sweep(settings).removed) == 2
     assert not any(folder.exists() for folder in old)
     assert not list((state / "staged").iterdir())
+
+
+def test_memory_is_for_what_is_left_over_not_for_all_scenes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pancrafter.ledger._PAGE", 50)
+    settings, peaks = settings_in(tmp_path), []
+    with open_ledger(settings) as ledger:
+        for numbers in (range(500), range(500, 2500)):
+            ledger.record_found(settings.sink, [work(f"scene-{number}") for number in numbers])
+            tracemalloc.start()
+            assert list(find_leftovers(settings, ledger, StaticSink(settings.sink))) == []
+            peaks.append(tracemalloc.get_traced_memory()[1])
+            tracemalloc.stop()
+    assert peaks[1] - peaks[0] < 2000 * 500
