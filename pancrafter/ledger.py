@@ -777,6 +777,11 @@ class Ledger:
         with self._transaction() as connection:
             return [_event(values) for values in _fetch(connection, statement)]
 
+    def last_event(self) -> int:
+        """Id of the newest event: while it is the same, no scene has moved."""
+        with self._transaction() as connection:
+            return connection.scalar(sa.select(sa.func.max(EVENT.c.id))) or 0
+
     def confirmations(self, sink: str, after: int = 0) -> tuple[int, int]:
         """How often scenes of a sink were made and confirmed, and the id of the last event looked at.
 

@@ -20,7 +20,7 @@ from pancrafter.errors import LedgerError, PancrafterError
 from pancrafter.ledger import Ledger
 from pancrafter.publish import StaticSink
 from pancrafter.settings import Settings
-from pancrafter.states import IN_WORK, State
+from pancrafter.states import IN_WORK, State, Total
 
 DAY = timedelta(days=1)
 
@@ -31,6 +31,9 @@ class SinkMetrics(Collector):
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._confirmations, self._last_event = 0, 0
+        self._totals: list[Total] = []
+        self._summed: object = None
+        """At which event, and with how many scenes in each state, the totals were summed."""
         self._counting = threading.Lock()
 
     def describe(self) -> Iterator[Metric]:
@@ -54,8 +57,11 @@ class SinkMetrics(Collector):
         if not self._settings.has_ledger:  # opening it would make one
             raise LedgerError(f"no ledger in {self._settings.state_dir}")
         with Ledger(self._settings.ledger) as ledger:
-            counts, totals, waiting = ledger.counts(sink), ledger.totals(sink), ledger.waiting(sink)
+            counts, waiting = ledger.counts(sink), ledger.waiting(sink)
             with self._counting:
+                if self._summed != (now := (ledger.last_event(), counts)):  # seconds in a large ledger
+                    self._totals, self._summed = ledger.totals(sink), now
+                totals = self._totals
                 more, self._last_event = ledger.confirmations(sink, self._last_event)
                 self._confirmations += more
                 confirmations = self._confirmations

@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 from small_archive import add_scene, settings_in
@@ -91,6 +92,28 @@ def test_counters_never_go_down(settings: Settings, tmp_path: Path) -> None:
             told.append(counters(metrics))
     assert told == [{"pancrafter_confirmations_total": count} for count in (1, 1, 2, 2)]
     assert counters(SinkMetrics(settings)) == told[-1], "one that starts later counts from the beginning"
+
+
+def test_totals_are_summed_again_only_when_a_scene_has_moved(settings: Settings, tmp_path: Path) -> None:
+    settings = settings.model_copy(update={"state_dir": str(tmp_path)})
+    metrics = SinkMetrics(settings)
+
+    def pixels() -> list[float]:
+        (family,) = (metric for metric in metrics.collect() if metric.name == "pancrafter_confirmed_pixels")
+        return [sample.value for sample in family.samples]
+
+    with open_ledger(settings) as ledger:
+        key = found(ledger, settings.sink, "f1")
+        assert pixels() == []
+        ledger.take_over([key])
+        assert pixels() == [0]
+        engine = sa.create_engine(settings.ledger)
+        with engine.begin() as connection:  # behind the ledger's back: who sums again sees it
+            connection.execute(sa.text("UPDATE scene SET measures = :measures"), {"measures": '{"pixels": 7}'})
+        engine.dispose()
+        assert pixels() == [0]
+        ledger.mark_refused(key, "withdrawn", "clouds", withdrawn=True)
+        assert pixels() == []
 
 
 def found(ledger: Ledger, sink: str, fingerprint: str) -> SceneKey:
