@@ -181,17 +181,18 @@ def _client(index: CatalogIndex, extensions: list[Any]) -> Any:
 
         def get_collection(self, collection_id: str, request: Any = None, **_: Any) -> dict[str, Any]:
             index.refresh()
-            body = _required(index.collection(collection_id), f"collection {collection_id}")
-            return _with_links(body, _collection_links(_base(request), collection_id))
+            body = _collection(index, collection_id)
+            return _with_links(body, _collection_links(_base(request), body["id"]))
 
         def get_item(self, item_id: str, collection_id: str, request: Any = None, **_: Any) -> dict[str, Any]:
             index.refresh()
-            body = _required(index.item(collection_id, item_id), f"item {item_id} of collection {collection_id}")
+            found = index.item(collection_id, item_id) or index.item(unquote(collection_id), unquote(item_id))
+            body = _required(found, f"item {item_id} of collection {collection_id}")
             return _with_links(body, _item_links(_base(request), body))
 
         def item_collection(self, collection_id: str, request: Any = None, **asked: Any) -> Any:
-            self.get_collection(collection_id, request=request)
-            return _answer(index, request, asked | {"collections": [collection_id]})
+            found = self.get_collection(collection_id, request=request)
+            return _answer(index, request, asked | {"collections": [found["id"]]})
 
         def get_search(self, request: Any = None, **asked: Any) -> Any:
             return _answer(index, request, asked | {"filter": asked.get("filter_expr")})
@@ -217,7 +218,7 @@ def _filters_client(index: CatalogIndex) -> Any:
         def get_queryables(self, collection_id: str | None = None, request: Any = None, **_: Any) -> dict[str, Any]:
             index.refresh()
             if collection_id is not None:
-                _required(index.collection(collection_id), f"collection {collection_id}")
+                collection_id = _collection(index, collection_id)["id"]
             return {
                 "$schema": "https://json-schema.org/draft/2020-12/schema",
                 "$id": str(request.url),
@@ -228,6 +229,17 @@ def _filters_client(index: CatalogIndex) -> Any:
             }
 
     return FiltersClient()
+
+
+def _collection(index: CatalogIndex, part: str) -> dict[str, Any]:
+    """The collection that a part of an address names; see `_part`."""
+    return _required(index.collection(part) or index.collection(unquote(part)), f"collection {part}")
+
+
+def _part(name: str) -> str:
+    """A name as one part of an address: slashes coded twice, as servers take apart what they have decoded once."""
+    once = quote(name, safe="")
+    return quote(once, safe="") if "/" in name else once
 
 
 def _required(body: dict[str, Any] | None, what: str) -> dict[str, Any]:
@@ -331,15 +343,15 @@ def _with_links(body: dict[str, Any], links: list[dict[str, str]]) -> dict[str, 
 
 
 def _collection_links(base: str, collection_id: str) -> list[dict[str, str]]:
-    here = f"{base}/collections/{quote(collection_id, safe='')}"
+    here = f"{base}/collections/{_part(collection_id)}"
     items = _link("items", f"{here}/items", "application/geo+json")
     queryables = _link(QUERYABLES, f"{here}/queryables", "application/schema+json")
     return [_link("self", here), _link("parent", f"{base}/"), _link("root", f"{base}/"), items, queryables]
 
 
 def _item_links(base: str, item: Mapping[str, Any]) -> list[dict[str, str]]:
-    collection = f"{base}/collections/{quote(item['collection'], safe='')}"
-    here = _link("self", f"{collection}/items/{quote(item['id'], safe='')}", "application/geo+json")
+    collection = f"{base}/collections/{_part(item['collection'])}"
+    here = _link("self", f"{collection}/items/{_part(item['id'])}", "application/geo+json")
     return [here, _link("collection", collection), _link("parent", collection), _link("root", f"{base}/")]
 
 

@@ -541,6 +541,26 @@ def test_items_outside_collections_get_one(tmp_path: Path) -> None:
     pystac.Collection.from_dict(index.collections()[0])
 
 
+@pytest.mark.parametrize(
+    ("collection", "item"), [("c0", "2025/05/a"), ("by/year", "a b/%2F?"), ("by%2Fyear", "a%2Fb"), ("c0", "a%b")]
+)
+def test_names_with_slashes_are_reached_by_their_own_links(tmp_path: Path, collection: str, item: str) -> None:
+    make_catalog(tmp_path, 1, collections=1)
+    (document,) = (tmp_path / "c0").glob("*/*.json")
+    parent = tmp_path / "c0" / "collection.json"
+    document.write_text(json.dumps(json.loads(document.read_text()) | {"id": item, "collection": collection}))
+    parent.write_text(json.dumps(json.loads(parent.read_text()) | {"id": collection}))
+    with serving(tmp_path) as url:
+        (found,) = Client.open(url).search().items()
+        links = {link.rel: link.href for link in found.links}
+        assert requests.get(links["self"], timeout=10).json()["id"] == item
+        owner = requests.get(links["collection"], timeout=10).json()
+        assert owner["id"] == collection
+        of_owner = {link["rel"]: link["href"] for link in owner["links"]}
+        assert [one["id"] for one in requests.get(of_owner["items"], timeout=10).json()["features"]] == [item]
+        assert "eo:cloud_cover" in requests.get(of_owner[serve.QUERYABLES], timeout=10).json()["properties"]
+
+
 def test_changed_files_are_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(catalog_index, "RECHECK_S", 0.0)
     make_catalog(tmp_path, 3, collections=1)
