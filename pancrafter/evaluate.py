@@ -18,7 +18,7 @@ from pydantic import Field
 from pancrafter import classical, metrics
 from pancrafter.assess import BORDER_REDUCED_PX, reduce_tile
 from pancrafter.engine import NetworkSharpener
-from pancrafter.errors import InvalidSceneError, PancrafterError
+from pancrafter.errors import InvalidSceneError, PancrafterError, WeightsError
 from pancrafter.metrics import PhaseYX, Pixels
 from pancrafter.model.names import for_benchmark
 from pancrafter.pairs import Pair, Unreadable, cropped, value_range
@@ -353,9 +353,14 @@ def evaluate_all(
         try:
             yield evaluate_pair(pair, methods, **options)
         except PancrafterError as err:
-            if err.kind == "system":
+            if stops_everything(err):
                 raise
             yield Unreadable(pair.name, str(err))
+
+
+def stops_everything(error: PancrafterError) -> bool:
+    """Whether no other pair can be scored either; a network that takes other bands than this one may suit the next."""
+    return error.kind == "system" and not isinstance(error, WeightsError)
 
 
 def summarise(

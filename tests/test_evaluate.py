@@ -20,10 +20,11 @@ from typer.testing import CliRunner, Result
 from pancrafter import classical, cli, metrics
 from pancrafter.assess import reduce_tile
 from pancrafter.engine import NetworkSharpener
-from pancrafter.errors import InvalidSceneError, PancrafterError, WeightsError
+from pancrafter.errors import InvalidSceneError, PancrafterError
 from pancrafter.evaluate import (
     AS_SHARP_AS_MS,
     Method,
+    PairReport,
     ReferenceScores,
     classical_method,
     evaluate_all,
@@ -247,7 +248,7 @@ def test_standing_counts_wins_against_the_best_classical_of_each_pair() -> None:
     assert result.means["gsa"]["psnr_db"] == 30
 
 
-def test_one_bad_pair_stops_nothing_and_wrong_weights_stop_everything() -> None:
+def test_one_bad_pair_stops_nothing_nor_does_one_of_other_bands() -> None:
     good, small = pair_of(), pair_of(side_ms=16, name="small")
     methods = [classical_method("exp")]
     found = list(evaluate_all([small, Unreadable("lost", "gone"), good], methods, full=False))
@@ -255,8 +256,10 @@ def test_one_bad_pair_stops_nothing_and_wrong_weights_stop_everything() -> None:
     with pytest.raises(InvalidSceneError, match="none of 1 pairs could be scored: lost: gone"):
         summarise([], [Unreadable("lost", "gone")], [], {})
     three = network_method("net", NetworkSharpener(random_checkpoint(bands=3, attention="none")))
-    with pytest.raises(WeightsError, match="take 3 bands at once, the scene has 2"):
-        list(evaluate_all([good], [three]))
+    refused, scored = evaluate_all([good, pair_of(bands=3)], [three], full=False)
+    assert isinstance(refused, Unreadable)
+    assert "take 3 bands at once, the scene has 2" in refused.reason
+    assert isinstance(scored, PairReport)
     with pytest.raises(PancrafterError, match="no method 'magic'; choose pan-crafter, all, or one of exp"):
         classical_method("magic")
 
