@@ -19,10 +19,10 @@ from PIL import Image, ImageDraw, ImageFont
 
 from pancrafter.assess import BORDER_REDUCED_PX, reduce_tile
 from pancrafter.engine import NetworkSharpener
-from pancrafter.errors import InvalidSceneError
-from pancrafter.evaluate import AS_SHARP_AS_MS, Method, tile_of
+from pancrafter.errors import InvalidSceneError, PancrafterError
+from pancrafter.evaluate import AS_SHARP_AS_MS, Method, stops_everything, tile_of
 from pancrafter.metrics import ergas
-from pancrafter.pairs import Pair, measured_phases
+from pancrafter.pairs import Pair, Unreadable, measured_phases
 from pancrafter.resample import Mtf, degrade, mean_mtf
 from pancrafter.tiles import Floats, Tile
 from pancrafter.types import Record
@@ -70,30 +70,36 @@ def without_attention(sharpener: NetworkSharpener) -> NetworkSharpener:
 
 
 def measure(
-    pairs: Iterable[Pair],
+    pairs: Iterable[Pair | Unreadable],
     methods: Sequence[Method],
     *,
     ratio: int | None = None,
-    report: Callable[[str], None] = lambda _line: None,
+    report: Callable[[Pair | Unreadable], None] = lambda _pair: None,
 ) -> list[Curve]:
     """Curves of every method in both series.
 
     Args:
-        pairs: Scenes; those too small are left out.
+        pairs: Scenes; one that cannot be measured is reported and stops nothing.
         methods: Contestants as in ``evaluate``.
         ratio: Degrade MS by this instead of by its own ratio.
-        report: Takes the name of each pair that is done.
+        report: Takes each pair that is done, or why it could not be.
 
     Raises:
-        InvalidSceneError: No pair is large enough.
+        InvalidSceneError: No pair could be measured.
     """
     scores: dict[tuple[str, Series], list[list[float]]] = {}
+    reason = "there is none"
     for pair in pairs:
-        for (name, series), values in _scores_of(pair, methods, ratio).items():
-            scores.setdefault((name, series), []).append(values)
-        report(pair.name)
+        done = pair if isinstance(pair, Unreadable) else _measured(pair, methods, ratio)
+        if isinstance(done, Unreadable):
+            reason = f"{done.name}: {done.reason}"
+            report(done)
+            continue
+        for key, values in done.items():
+            scores.setdefault(key, []).append(values)
+        report(pair)
     if not scores:
-        raise InvalidSceneError("no pair is large enough for a shift of 2 MS px at reduced resolution")
+        raise InvalidSceneError(f"no pair could be measured; the last: {reason}")
     means = {key: np.mean(values, axis=0).tolist() for key, values in scores.items()}
     return [
         Curve(method=name, series=series, ergas=tuple(values[:-1]), bands_apart=values[-1])
@@ -101,13 +107,26 @@ def measure(
     ]
 
 
-def _scores_of(pair: Pair, methods: Sequence[Method], ratio: int | None) -> dict[tuple[str, Series], list[float]]:
-    """Per method and series: ERGAS at every shift, then with the bands apart; nothing for a pair that is too small."""
-    found: dict[tuple[str, Series], list[float]] = {}
+Scores = dict[tuple[str, Series], list[float]]
+"""Per method and series: ERGAS at every shift, then with the bands apart."""
+
+
+def _measured(pair: Pair, methods: Sequence[Method], ratio: int | None) -> Scores | Unreadable:
+    try:
+        return _scores_of(pair, methods, ratio)
+    except PancrafterError as err:
+        if stops_everything(err):
+            raise
+        return Unreadable(pair.name, str(err))
+
+
+def _scores_of(pair: Pair, methods: Sequence[Method], ratio: int | None) -> Scores:
+    found: Scores = {}
     reduced = reduce_tile(tile_of(pair), pair.mtfs, pair.pan_blur, ratio=ratio)
     border = 2 * BORDER_REDUCED_PX  # a shift of 2 MS pixels reaches this far in
     if reduced is None or min(reduced.tile.pan.shape) < 4 * border:
-        return found
+        size = pair.ms.shape[1:]
+        raise InvalidSceneError(f"ms of {size} px is too small for a shift of 2 MS px at reduced resolution")
     inner = (slice(None), slice(border, -border), slice(border, -border))
     for offsets in _offsets(len(pair.ms), reduced.tile.ratio):
         moved = _moved(reduced.tile, reduced.truth, pair.mtfs, offsets)

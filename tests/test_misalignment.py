@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from pancrafter.errors import InvalidSceneError
 from pancrafter.evaluate import Method, classical_method
 from pancrafter.misalignment import SHIFTS_MS_PX, Curve, markdown_table, measure, plot, without_attention
 from pancrafter.model.weights import save_checkpoint
+from pancrafter.pairs import Pair, Unreadable
 from pancrafter.tiles import Tile
 
 
@@ -79,9 +81,16 @@ def test_table_and_plot(curves: list[Curve], tmp_path: Path) -> None:
         assert len(image.convert("RGB").getcolors(100_000) or []) > 4
 
 
-def test_small_pairs_are_left_out_and_none_is_an_error() -> None:
-    with pytest.raises(InvalidSceneError, match="no pair is large enough"):
+def test_pairs_that_cannot_be_measured_are_named_and_none_is_an_error() -> None:
+    with pytest.raises(InvalidSceneError, match=r"no pair could be measured; the last: pair: ms of \(32, 32\) px"):
         measure([pair_of(side_ms=32)], [classical_method("exp")])
+    good = pair_of(side_ms=64)
+    empty = replace(good, name="empty", ms=good.ms * np.array([[[1]], [[0]]], np.uint16))
+    said: list[Pair | Unreadable] = []
+    measure([empty, good], [classical_method("exp")], report=said.append)
+    assert isinstance(said[0], Unreadable)
+    assert "the reference mean of band index 1 is 0" in said[0].reason
+    assert said[1] is good
 
 
 def test_command_prints_both_series_and_goes_on_past_a_damaged_pair(tmp_path: Path) -> None:

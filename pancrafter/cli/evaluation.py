@@ -135,15 +135,15 @@ def misalignment(
         methods.insert(1, network_method(f"{NETWORK}, CM3A off", without_attention(sharpener)))
     failed: list[str] = []
 
-    def readable() -> Iterator[Pair]:
-        for pair in _pairs_of(pairs, names, None, contracts_from(None), with_truth=False):
-            if isinstance(pair, Unreadable):
-                failed.append(pair.name)
-                note(f"skipped {pair.name}: {pair.reason}")
-            else:
-                yield pair
+    def report(pair: Pair | Unreadable) -> None:
+        if isinstance(pair, Unreadable):
+            failed.append(pair.name)
+            note(f"skipped {pair.name}: {pair.reason}")
+        else:
+            note(pair.name)
 
-    curves = measure(readable(), methods, ratio=ratio, report=note)
+    source = _pairs_of(pairs, names, None, contracts_from(None), with_truth=False)
+    curves = measure(source, methods, ratio=ratio, report=report)
     if json_path != Path("-"):
         for series in SERIES:
             typer.echo(f"{series}\n\n{markdown_table(curves, series)}\n")
