@@ -1036,6 +1036,17 @@ def test_data_that_cannot_work_are_refused_before_the_first_step(
     assert not (tmp_path / "run" / "state.pt").exists()
 
 
+def test_validation_without_a_score_is_refused_before_the_first_step(tmp_path: Path, pairs: Path) -> None:
+    def without_corner(arrays: dict[str, Array]) -> dict[str, Array]:
+        arrays["ms"][1, :104, :104] = 0
+        return arrays
+
+    _rewritten(pairs / "P_2.npz", without_corner)
+    path = write_config(tmp_path, pairs_dir=str(pairs), train_pairs=["P_0"], validation_pairs=["P_2"])
+    with pytest.raises(InvalidSceneError, match=r"validation image P_2: nothing but DN 0 .* in bands \[1\]"):
+        train(path, tmp_path / "run")
+
+
 @pytest.mark.parametrize("state", ["other network", "damaged", "a list", "empty"])
 def test_folder_of_another_run_is_not_continued(tmp_path: Path, pairs: Path, state: str) -> None:
     (tmp_path / "run").mkdir()

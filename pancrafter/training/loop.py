@@ -31,7 +31,7 @@ from pancrafter.training.config import TrainConfig, read_config
 from pancrafter.training.images import load_data
 from pancrafter.training.record import MadeFrom, MetricsLog, provenance
 from pancrafter.training.samples import Sample, batches
-from pancrafter.training.validation import validate
+from pancrafter.training.validation import require_scores, validate
 
 Floats = NDArray[np.float32]
 
@@ -256,6 +256,7 @@ def train(config_path: Path, folder: Path, *, device: str = "cpu", loaders: int 
     except OSError as err:
         raise SinkError(f"{folder}: cannot be made ({err}); give a folder for the run that can be written") from err
     images, validation = load_data(config, config_path.parent)
+    require_scores(validation)
     record = provenance(made_from, images, validation)
     (folder / "config.yaml").write_text(config_path.read_text())
     (folder / "run.json").write_text(json.dumps({**record, "device": device}, indent=2) + "\n")

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from pancrafter.errors import InvalidSceneError
 from pancrafter.metrics import ergas
 from pancrafter.model.conditions import build_conditions
 from pancrafter.model.network import PanCrafter
@@ -58,16 +59,38 @@ def validation_ergas(
     known, residual = np.array([0.7, -0.4]), np.array([0.2, 0.15])
     scores: dict[str, list[float]] = {"ergas": [], "ergas_cubic": []}
     for (image, mtf), ratio in product(zip(images, cycle(VALIDATION_MTFS), strict=False), (4, 2)):
-        side = [min(n, 256) // 4 * 4 for n in image.pan.shape]
-        pan, truth = image.pan[: side[0], : side[1]], image.truth[:, : side[0], : side[1]]
+        pan, truth = _judged(image)
+        side = pan.shape
         phase = (ratio - 1) / 2 + known
         ms = np.stack([acquire(b, (side[0] // ratio, side[1] // ratio), ratio, phase + residual, mtf) for b in truth])
         cubic = np.stack([upsample(b, pan.shape, ratio, (phase[0], phase[1])) for b in ms])
         sharp = sharpen_arrays(network, pan, ms, ratio, phase, image, device, mtf, reprojection=reprojection)
-        core = (slice(None), slice(16, -16), slice(16, -16))
-        scores["ergas"].append(ergas(truth[core], sharp[core], ratio))
-        scores["ergas_cubic"].append(ergas(truth[core], cubic[core], ratio))
+        scores["ergas"].append(ergas(truth[_CORE], sharp[_CORE], ratio))
+        scores["ergas_cubic"].append(ergas(truth[_CORE], cubic[_CORE], ratio))
     return {name: float(np.mean(values)) for name, values in scores.items()}
+
+
+_CORE = (slice(None), slice(16, -16), slice(16, -16))
+
+
+def _judged(image: TrainingImage) -> tuple[Floats, Floats]:
+    """PAN and truth of the part of a validation image that is sharpened; its border is not scored."""
+    rows, cols = (slice(min(n, 256) // 4 * 4) for n in image.pan.shape)
+    return image.pan[rows, cols], image.truth[:, rows, cols]
+
+
+def require_scores(validation: TrainingData) -> None:
+    """Find out before the first step that ERGAS of a validation image would divide by nothing.
+
+    Raises:
+        InvalidSceneError: A band is 0 in all of the part that is scored.
+    """
+    for image in [] if isinstance(validation, Patches) else validation:
+        if empty := np.flatnonzero(~_judged(image)[1][_CORE].any(axis=(1, 2))).tolist():
+            raise InvalidSceneError(
+                f"validation image {image.name}: nothing but DN 0 in the part that is scored (the first 256 px a side) "
+                f"in bands {empty}, counted from 0; cut it to where there is image, or validate on another"
+            )
 
 
 def sharpen_arrays(
