@@ -414,6 +414,8 @@ def saved(tmp_path: Path) -> Path:
 
 
 def test_checkpoint_round_trip(saved: Path) -> None:
+    (saved.parent / "plain").touch()
+    assert saved.stat().st_mode == (saved.parent / "plain").stat().st_mode, "as readable as any file"
     checkpoint = load_checkpoint(str(saved))
     original = random_network(1, bands=2)
     assert checkpoint.network.config == original.config

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from pancrafter.errors import WeightsError
 from pancrafter.model.config import NetworkConfig
@@ -99,5 +99,5 @@ def save_checkpoint(path: Path, network: PanCrafter, training: dict[str, Any]) -
     tensors = {key: value.detach().contiguous().cpu() for key, value in network.state_dict().items()}
     metadata = {"network": network.config.model_dump_json(), "training": json.dumps(training, sort_keys=True)}
     partial = path.with_suffix(".partial")
-    save_file(tensors, partial, metadata)
+    partial.write_bytes(save(tensors, metadata))  # its save_file would let nobody else read the file
     partial.replace(path)
