@@ -32,7 +32,7 @@ from test_pair_files import write_tiff
 from pancrafter.alignment import estimate_band_shifts
 from pancrafter.classical import InjectionConstants
 from pancrafter.engine import NetworkSharpener
-from pancrafter.errors import InvalidSceneError, PancrafterError, WeightsError
+from pancrafter.errors import InvalidSceneError, PancrafterError, SinkError, WeightsError
 from pancrafter.evaluate import network_method
 from pancrafter.metrics import ergas
 from pancrafter.model.config import NetworkConfig
@@ -845,11 +845,23 @@ def test_a_step_whose_state_was_not_kept_is_not_in_the_table(tmp_path: Path, pai
     path = write_config(tmp_path, pairs_dir=str(pairs), train_pairs=["P_0"], validation_pairs=["P_2"])
     run = tmp_path / "run"
     (run / "state.partial").mkdir(parents=True)
-    with pytest.raises(RuntimeError, match="Is a directory"):
+    with pytest.raises(SinkError, match=r"run: cannot be written \(.*Is a directory.* nothing was saved yet;"):
         train(path, run)
     (run / "state.partial").rmdir()
     train(path, run)
     assert [row.split(",")[0] for row in (run / "metrics.csv").read_text().splitlines()] == ["3", "6"]
+
+
+@pytest.mark.parametrize("name", ["run.json", "metrics.csv", "best.partial", "state.partial"])
+def test_a_full_disk_is_named_and_the_run_goes_on_once_there_is_room(tmp_path: Path, pairs: Path, name: str) -> None:
+    chosen = {"pairs_dir": str(pairs), "train_pairs": ["P_0"], "validation_pairs": ["P_2"], "steps": 1}
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / name).symlink_to("/dev/full")
+    with pytest.raises(SinkError, match=r"run: cannot be written \(.*No space left on device.*; make room"):
+        train(write_config(tmp_path, **chosen), run)
+    (run / name).unlink()
+    assert train(write_config(tmp_path, **{**chosen, "steps": 2}), run).is_file()
 
 
 def test_infinite_loss_stops_and_keeps_the_last_good_state(tmp_path: Path, pairs: Path) -> None:

@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from io import BytesIO
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -168,7 +169,7 @@ class Run:
 
     def save(self) -> None:
         """Write the resumable state; the file appears only when whole."""
-        partial = self.folder / "state.partial"
+        partial, content = self.folder / "state.partial", BytesIO()  # to a file, torch would hide why it fails
         torch.save(
             {
                 "network": self.network.state_dict(),
@@ -178,8 +179,9 @@ class Run:
                 "recent": self.recent,
                 "made_from": self.made_from.model_dump(mode="json"),
             },
-            partial,
+            content,
         )
+        partial.write_bytes(content.getbuffer())
         partial.replace(self.folder / "state.pt")
         self.saved_step = self.step
 
@@ -231,7 +233,7 @@ def train(config_path: Path, folder: Path, *, device: str = "cpu", loaders: int 
         PancrafterError: The configuration or an image is not usable, the folder holds a run made from something else,
             or the loss is no longer finite; the last good state stays in the folder.
         DeviceError: The device's memory does not hold a step.
-        SinkError: The folder cannot be made.
+        SinkError: The folder cannot be written.
     """
     keep_freed_memory()
     use_full_float32()
@@ -251,15 +253,15 @@ def train(config_path: Path, folder: Path, *, device: str = "cpu", loaders: int 
                 "file back, raise steps, or train in another folder"
             )
         return best
-    try:
+    with _unwritable_is_named(run):
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as err:
-        raise SinkError(f"{folder}: cannot be made ({err}); give a folder for the run that can be written") from err
     images, validation = load_data(config, config_path.parent)
     require_scores(validation)
     record = provenance(made_from, images, validation)
-    (folder / "config.yaml").write_text(config_path.read_text())
-    (folder / "run.json").write_text(json.dumps({**record, "device": device}, indent=2) + "\n")
+    with _unwritable_is_named(run):
+        (folder / "config.yaml").write_text(config_path.read_text())
+        (folder / "run.json").write_text(json.dumps({**record, "device": device}, indent=2) + "\n")
+        table = MetricsLog(folder, run.step)
     columns = (
         TextColumn("training"),
         BarColumn(),
@@ -268,7 +270,7 @@ def train(config_path: Path, folder: Path, *, device: str = "cpu", loaders: int 
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
     )
-    with _full_memory_is_named(run, device), Progress(*columns) as progress, MetricsLog(folder, run.step) as log:
+    with _full_memory_is_named(run, device), Progress(*columns) as progress, table as log:
         bar = progress.add_task("", total=config.steps, completed=run.step, note="")
         for loss in _steps(run, batches(images, config, run.step, loaders), config, device):
             progress.update(bar, completed=run.step)
@@ -277,11 +279,12 @@ def train(config_path: Path, folder: Path, *, device: str = "cpu", loaders: int 
                 scores = validate(judged, validation, device, reprojection=config.reprojection)
                 _require_finite(scores["ergas"], "validation ERGAS", run)
                 progress.update(bar, note=f"ERGAS {scores['ergas']:.3f} (cubic {scores['ergas_cubic']:.3f})")
-                if scores["ergas"] < run.best:
-                    run.best = scores["ergas"]
-                    save_checkpoint(best, judged, {**record, "step": run.step, **scores})
-                run.save()  # before the table: a run that is killed in between must not write this step twice
-                log.write(run.step, {"loss": loss, **scores, "learning_rate": learning_rate(run.step - 1, config)})
+                with _unwritable_is_named(run):
+                    if scores["ergas"] < run.best:
+                        run.best = scores["ergas"]
+                        save_checkpoint(best, judged, {**record, "step": run.step, **scores})
+                    run.save()  # before the table: a run that is killed in between must not write this step twice
+                    log.write(run.step, {"loss": loss, **scores, "learning_rate": learning_rate(run.step - 1, config)})
     return best
 
 
@@ -310,6 +313,22 @@ def _full_memory_is_named(run: Run, device: str) -> Iterator[None]:
             f"{device} has no memory for step {run.step + 1} ({str(err).splitlines()[0]}); the last state is in "
             f"{run.folder} ({run.kept}), to go on with more memory; or lower batch or patch_px, and begin in another "
             "folder"
+        ) from err
+
+
+@contextmanager
+def _unwritable_is_named(run: Run) -> Iterator[None]:
+    """Say what is kept where a run's folder cannot be written.
+
+    Raises:
+        SinkError: It cannot.
+    """
+    try:
+        yield
+    except OSError as err:
+        raise SinkError(
+            f"{run.folder}: cannot be written ({err}); the last state in it: {run.kept}; make room or mend its rights "
+            "and run again to go on, or give another folder"
         ) from err
 
 

@@ -124,14 +124,15 @@ class MetricsLog:
     """
 
     def __init__(self, folder: Path, first_step: int) -> None:
-        self._csv = (folder / "metrics.csv").open("a", newline="")
+        self._csv = folder / "metrics.csv"
+        self._csv.touch()
         self._events = _event_writer(folder, first_step)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Add what was measured after ``step``; readers see it at once."""
         row = [step, f"{time.time():.0f}", f"{values['loss']:.5f}"]
-        csv.writer(self._csv).writerow([*row, f"{values['ergas']:.4f}", f"{values['ergas_cubic']:.4f}"])
-        self._csv.flush()
+        with self._csv.open("a", newline="") as file:
+            csv.writer(file).writerow([*row, f"{values['ergas']:.4f}", f"{values['ergas_cubic']:.4f}"])
         if self._events is not None:
             for name, value in values.items():
                 self._events.add_scalar(name, value, step)
@@ -141,7 +142,6 @@ class MetricsLog:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._csv.close()
         if self._events is not None:
             self._events.close()
 
