@@ -1292,15 +1292,31 @@ def test_event_files_hold_what_the_table_holds(tmp_path: Path) -> None:
     assert dict(scalars(tmp_path, "ergas")) == {3: 2.0, 6: 5.0}
 
 
-def scalars(folder: Path, tag: str) -> list[tuple[int, float]]:
-    from tensorboardX.proto.event_pb2 import Event
+def test_a_run_that_begins_anew_leaves_no_figures_of_the_one_before(tmp_path: Path) -> None:
+    values = {"loss": 0.5, "ergas": 2.0, "ergas_cubic": 4.0}
+    with MetricsLog(tmp_path, 0) as log:
+        log.write(3, values)
+        log.write(6, values)
+    for path in tmp_path.glob("events.*"):
+        path.rename(tmp_path / "events.out.tfevents.0")  # of another second
+    with MetricsLog(tmp_path, 0) as log:
+        log.write(2, values)
+    assert [row.split(",")[0] for row in (tmp_path / "metrics.csv").read_text().splitlines()] == ["2"]
+    assert scalars(tmp_path, "ergas") == [(2, 2.0)]
 
-    found = []
+
+def scalars(folder: Path, tag: str) -> list[tuple[int, float]]:
+    """As TensorBoard shows them: a session that starts at a step takes back what was written from there on."""
+    from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+    found: list[tuple[int, float]] = []
     for path in sorted(folder.glob("events.out.tfevents.*")):
         data, at = path.read_bytes(), 0
         while at < len(data):  # TFRecord: length, its checksum, the record, its checksum
             (length,) = struct.unpack("<Q", data[at : at + 8])
             event = Event.FromString(data[at + 12 : at + 12 + length])
+            if event.session_log.status == SessionLog.START:
+                found = [entry for entry in found if entry[0] < event.step]
             found += [(event.step, v.simple_value) for v in event.summary.value if v.tag == tag]
             at += 16 + length
     return found

@@ -120,12 +120,13 @@ def _files(images: Iterable[str], sha256: Mapping[str, str]) -> dict[str, str]:
 class MetricsLog:
     """``metrics.csv``, and event files for TensorBoard where tensorboardX is installed (``pancrafter[train]``).
 
-    A resumed run continues both. Columns: step, Unix time, loss, validation ERGAS, ERGAS of cubic up-sampling.
+    A resumed run continues both; one that begins anew in a folder that was used begins both anew. Columns: step, Unix
+    time, loss, validation ERGAS, ERGAS of cubic up-sampling.
     """
 
     def __init__(self, folder: Path, first_step: int) -> None:
         self._csv = folder / "metrics.csv"
-        self._csv.touch()
+        self._csv.open("a" if first_step else "w").close()
         self._events = _event_writer(folder, first_step)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
@@ -152,5 +153,4 @@ def _event_writer(folder: Path, first_step: int) -> Any:  # Any: tensorboardX ha
     except ImportError:
         return None
     # file names hold only the second of their start: a run that goes on at once must not overwrite its beginning
-    purge = first_step + 1 if first_step else None
-    return SummaryWriter(str(folder), purge_step=purge, filename_suffix=f".step-{first_step}")
+    return SummaryWriter(str(folder), purge_step=first_step + 1, filename_suffix=f".step-{first_step}")
