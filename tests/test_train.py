@@ -1059,7 +1059,7 @@ def test_validation_without_a_score_is_refused_before_the_first_step(tmp_path: P
         train(path, tmp_path / "run")
 
 
-@pytest.mark.parametrize("state", ["other network", "damaged", "a list", "empty"])
+@pytest.mark.parametrize("state", ["other network", "damaged", "cut to nothing", "a list", "empty"])
 def test_folder_of_another_run_is_not_continued(tmp_path: Path, pairs: Path, state: str) -> None:
     (tmp_path / "run").mkdir()
     other = config(network={**TINY, "width": 32})
@@ -1068,11 +1068,15 @@ def test_folder_of_another_run_is_not_continued(tmp_path: Path, pairs: Path, sta
     saved = tmp_path / "run" / "state.pt"
     if state == "damaged":
         saved.write_bytes(saved.read_bytes()[:200])
+    elif state == "cut to nothing":
+        saved.write_bytes(b"")
     elif state != "other network":
         torch.save([1, 2] if state == "a list" else {}, saved)
     before = saved.read_bytes()
     path = write_config(tmp_path, pairs_dir=str(pairs), train_pairs=["P_0"], validation_pairs=["P_2"])
-    with pytest.raises(PancrafterError, match=r"(?s)state\.pt cannot be continued .*use another folder, or delete"):
+    problem = {"damaged": r"is damaged \(.+\)", "cut to nothing": r"is damaged \(it ends after 0 bytes\)"}
+    said = problem.get(state, "cannot be continued with this configuration: .+")
+    with pytest.raises(PancrafterError, match=rf"(?s)state\.pt {said}; .*use another folder, or delete"):
         train(path, tmp_path / "run")
     assert saved.read_bytes() == before
     assert not (tmp_path / "run" / "config.yaml").exists()

@@ -196,12 +196,18 @@ class Run:
             return
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
+        except (EOFError, RuntimeError, UnpicklingError) as err:
+            reason = str(err).split(".")[0] or f"it ends after {path.stat().st_size} bytes"
+            raise PancrafterError(
+                f"{path} is damaged ({reason}); use another folder, or delete the file to begin anew"
+            ) from err
+        try:
             self._require_same_origin(path, state)
             self.network.load_state_dict(state["network"])
             self.optimiser.load_state_dict(state["optimiser"])
             self.step, self.best, self.recent = state["step"], state["best"], state.get("recent", [])
             self.saved_step = self.step
-        except (AttributeError, EOFError, LookupError, RuntimeError, TypeError, ValueError, UnpicklingError) as err:
+        except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as err:
             raise PancrafterError(
                 f"{path} cannot be continued with this configuration: {err}; use another folder, or delete the file"
             ) from err
