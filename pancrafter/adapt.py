@@ -168,8 +168,9 @@ def adapt(
     before = best = _error_on(copied, deciding)
     best_state: dict[str, Tensor] | None = None
     step = 0
-    for step in _descend(copied, training, limits, started):
-        if step % limits.check_every == 0 or step == limits.steps:
+    for due in _descend(copied, training, limits, started):
+        step += 1
+        if due:
             now = _error_on(copied, deciding)
             if now < best:
                 best, best_state = now, {k: v.detach().clone() for k, v in network.state_dict().items()}
@@ -197,21 +198,22 @@ def _require_bands(sharpener: NetworkSharpener, patches: Sequence[Tile]) -> None
 
 def _descend(
     sharpener: NetworkSharpener, pairs: Sequence[Reduced], limits: AdaptLimits, started: float
-) -> Iterator[int]:
-    """Take steps until one of the limits is reached, yielding how many were taken."""
+) -> Iterator[bool]:
+    """Take steps until one of the limits is reached, yielding after each whether to judge what was learnt now."""
     parameters = list(sharpener.checkpoint.network.requires_grad_().parameters())
     optimiser = torch.optim.Adam(parameters, limits.learning_rate)
     rng = np.random.default_rng(limits.seed)
     for step in range(1, limits.steps + 1):
-        if time.perf_counter() - started > limits.seconds:
-            return
         optimiser.param_groups[0]["lr"] = limits.learning_rate * 0.5 * (1 + math.cos(math.pi * step / limits.steps))
         loss = _error(sharpener, _turned(pairs[int(rng.integers(len(pairs)))], rng))
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimiser.step()
-        yield step
+        is_last = step == limits.steps or time.perf_counter() - started > limits.seconds
+        yield is_last or step % limits.check_every == 0
+        if is_last:
+            return
 
 
 @torch.no_grad()
