@@ -235,10 +235,13 @@ def read_checked(path: Path, contracts: Mapping[str, SensorContract], *, with_tr
     dn_max = min(dn_max, int(np.iinfo(ms.dtype.name).max))
     for name, values in arrays.items():
         require_within_ceiling(f"{path}: {name}", values, dn_max)
-        if values.min() == values.max():
-            raise InvalidSceneError(
-                f"{path}: {name} holds nothing but DN {values.max()}; there is nothing to see in it"
-            )
+        for band, pixels in enumerate(values.reshape(-1, *values.shape[-2:])):
+            if pixels.min() == pixels.max():
+                which = name if values.ndim == 2 else f"{name}[{band}]"
+                raise InvalidSceneError(
+                    f"{path}: {which} holds nothing but DN {pixels.max()}; there is nothing to see in it, so leave out "
+                    "what is no image (as an alpha band)"
+                )
     return CheckedPair(
         name=pair_name(path),
         description=said,

@@ -400,6 +400,10 @@ def _rewritten(path: Path, change: Callable[[dict[str, Array]], dict[str, Array]
         (lambda a: {"ms": -a["ms"].astype(np.int16)}, r"P_0\.npz: ms is int16, expected unsigned DN"),
         (lambda a: {"pan": a["pan"] * 20}, r"P_0\.npz: pan holds DN .* above the ceiling 2047"),
         (lambda a: {"pan": a["pan"] * 0}, r"P_0\.npz: pan holds nothing but DN 0"),
+        (
+            lambda a: {"ms": np.stack([a["ms"][0], np.full_like(a["ms"][0], 255)])},
+            r"P_0\.npz: ms\[1\] holds nothing but DN 255; .* leave out what is no image",
+        ),
     ],
 )
 def test_what_evaluate_refuses_is_not_trained_on(
