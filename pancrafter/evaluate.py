@@ -7,6 +7,7 @@ Sharpeners are those of the pipeline (``engine.NetworkSharpener``, ``classical.M
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -345,8 +346,14 @@ def full_scores(pair: Pair, result: Pixels, phases_yx: Sequence[PhaseYX]) -> Ful
 def evaluate_all(
     pairs: Iterable[Pair | Unreadable], methods: Sequence[Method], **options: Any
 ) -> Iterator[PairReport | Unreadable]:
-    """Score pair after pair; one that cannot be scored is reported and stops nothing. Options of ``evaluate_pair``."""
-    for pair in pairs:
+    """Score pair after pair; one that cannot be scored is reported and stops nothing. Options of ``evaluate_pair``.
+
+    Where several have one name, as from two folders, the others are called ``NAME (2)`` and so on.
+    """
+    seen: Counter[str] = Counter()
+    for given in pairs:
+        seen[given.name] += 1
+        pair = given if seen[given.name] == 1 else replace(given, name=f"{given.name} ({seen[given.name]})")
         if isinstance(pair, Unreadable):
             yield pair
             continue
