@@ -1036,7 +1036,9 @@ def test_configuration_errors_name_file_and_field(tmp_path: Path, content: str, 
 @pytest.mark.parametrize(
     ("changes", "problem"),
     [
-        ({"train_pairs": ["X_*"]}, r"no training pair in .* matches \('X_\*',\); check pairs_dir"),
+        ({"train_pairs": ["P_0", "X_*"]}, r"train_pairs: no pair in .* matches X_\*; correct it or pairs_dir"),
+        ({"validation_pairs": ["goood"]}, r"validation_pairs: no pair in .* matches goood; correct it or pairs_dir"),
+        ({"train_pairs": ["P_2"], "validation_pairs": ["P_*"]}, r"train_pairs \['P_2'\] leaves none in .* to train on"),
         ({"validation_pairs": []}, "no image for validation_pairs; set pairs_dir and validation_pairs"),
         ({"pairs_dir": None}, "no image for train_pairs"),
         ({"patch_px": 96}, r"training image P_0 has 2 bands of 112 x 112 px, needs 1 bands and 144 px a side"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import warnings
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -181,10 +182,19 @@ def _pair_files(config: TrainConfig, base: Path) -> tuple[list[Path], list[Path]
     if config.pairs_dir is None:
         return [], []
     folder = (base / config.pairs_dir).resolve()
-    held_out = {p for pattern in config.validation_pairs for p in find_pairs(folder, pattern)}
-    chosen = {p for pattern in config.train_pairs for p in find_pairs(folder, pattern)} - held_out
+
+    def found(field: str, patterns: tuple[str, ...]) -> set[Path]:
+        pairs = {pattern: find_pairs(folder, pattern) for pattern in patterns}
+        if nothing := [pattern for pattern, files in pairs.items() if not files]:
+            raise InvalidSceneError(
+                f"{field}: no pair in {folder} matches {', '.join(nothing)}; correct it or pairs_dir"
+            )
+        return set(chain.from_iterable(pairs.values()))
+
+    held_out = found("validation_pairs", config.validation_pairs)
+    chosen = found("train_pairs", config.train_pairs) - held_out
     if not chosen:
-        raise InvalidSceneError(f"no training pair in {folder} matches {config.train_pairs}; check pairs_dir")
+        raise InvalidSceneError(f"train_pairs {list(config.train_pairs)} leaves none in {folder} to train on; add some")
     return sorted(chosen), sorted(held_out)
 
 
