@@ -9,7 +9,6 @@ import os
 import shutil
 import struct
 import sys
-import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import islice, pairwise
@@ -18,14 +17,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-import rasterio
 import torch
 import yaml
 from networks import random_network, randomise
 from numpy.typing import NDArray
-from rasterio.errors import NotGeoreferencedWarning
 from scipy import ndimage
-from scipy.stats import spearmanr
 from staged_scenes import landscape
 from test_pair_files import write_tiff
 
@@ -52,12 +48,11 @@ from pancrafter.training.images import (
     data_hashes,
     load_images,
     load_pair,
-    mix_pan,
     simulate_image,
     training_image,
 )
 from pancrafter.training.loop import Run, _steps, batch_loss, learning_rate, loaders_for, train
-from pancrafter.training.record import MadeFrom, MetricsLog, provenance
+from pancrafter.training.record import MadeFrom, MetricsLog
 from pancrafter.training.samples import (
     Sample,
     _Batches,
@@ -479,84 +474,6 @@ def test_no_seed_trains_on_what_another_validates_on(tmp_path: Path) -> None:
     assert not any(np.array_equal(image.pan, pan) for image in held for pan in trained)
     expected = [simulate_image("", (seed, k), 64).pan for seed in (7, 8) for k in range(2)]
     assert all(map(np.array_equal, trained, expected))
-
-
-# --- images without PAN ---------------------------------------------------------------------------------------------
-
-
-def write_image(path: Path, seed: int, *, bands: int = 3, side: int = 96) -> Path:
-    path.parent.mkdir(exist_ok=True)
-    surface = np.stack([landscape((side, side), seed + band) for band in range(bands)])
-    write_tiff(path, (surface * (250 / surface.max())).astype(np.uint8))
-    return path
-
-
-def test_pan_is_mixed_of_what_an_image_has(tmp_path: Path) -> None:
-    """Truth keeps every pixel's order in a band, and PAN is as certain as bands that it sees can make it."""
-    path = write_image(tmp_path / "fields.tif", 3, bands=4)
-    with warnings.catch_warnings(action="ignore", category=NotGeoreferencedWarning), rasterio.open(path) as file:
-        delivered = file.read().astype(float)
-    found = [mix_pan(path, (7, k)) for k in range(12)]
-    assert {len(image.truth) for image in found} == {2, 3, 4}  # of some, one or two bands are seen by PAN alone
-    assert {image.source for image in found} == {"images"}
-    for image in found:
-        assert image.pan.shape == (96, 96)
-        for band in image.truth:
-            assert max(spearmanr(band, other, axis=None).statistic for other in delivered) > 0.999
-        features = np.stack([*(delivered**2), *delivered, np.ones_like(image.pan)]).reshape(9, -1)
-        weights = np.linalg.lstsq(features.T, image.pan.ravel(), rcond=None)[0]
-        assert np.corrcoef(weights @ features, image.pan.ravel())[0, 1] > 0.999
-    assert np.array_equal(mix_pan(path, (7, 0)).pan, found[0].pan)
-    assert not np.array_equal(found[0].pan, found[1].pan)
-
-
-def test_sources_have_the_shares_they_are_given() -> None:
-    """However many images each has; pairs are flat here, which tells them apart."""
-    flat = training_image("flat", np.zeros((120, 120), np.float32), np.zeros((2, 120, 120), np.float32))
-    images = [flat, *(replace(image(k), source="images") for k in range(3))]
-    chosen = config(
-        pairs_dir="a", images_dir="b", shares={"pairs": 0.7, "images": 0.3}, ratios={2: 1.0}, batch=32, patch_px=12,
-        augmentation=STILL,
-    )  # fmt: skip
-    samples = [sample for step in range(8) for sample in draw_batch(images, chosen, step)[1]]
-    assert np.mean([np.ptp(sample.pan) == 0 for sample in samples]) == pytest.approx(0.7, abs=0.08)
-
-
-def test_images_are_named_and_hashed_together(tmp_path: Path, pairs: Path) -> None:
-    for k in range(2):
-        write_image(tmp_path / "images" / f"{k}.TIF", k)
-    chosen = config(pairs_dir=str(pairs), train_pairs=("P_0",), validation_pairs=("P_2",), images_dir="images")
-    images, validation = load_images(chosen, tmp_path)
-    assert [image.source for image in images] == ["pairs", "images", "images"]
-    hashes = data_hashes(chosen, tmp_path)
-    assert set(hashes) == {"P_0.npz", "P_0.json", "P_2.npz", "P_2.json", "images_dir"}
-    assert provenance(MadeFrom.of(chosen, tmp_path), images, validation)["images"] == ["P_0", "images_dir"]
-    write_image(tmp_path / "images" / "1.TIF", 9)
-    assert data_hashes(chosen, tmp_path)["images_dir"] != hashes["images_dir"]
-
-
-@pytest.mark.parametrize(
-    ("spoil", "problem"),
-    [
-        (lambda path: path.unlink(), "images_dir: no .tif in .*images or its subfolders"),
-        (lambda path: path.write_bytes(b"II*"), "a.tif: not readable"),
-        (lambda path: write_image(path, 1, bands=2), "a.tif: 2 bands of uint8, expected 3 or more of uint8 or uint16"),
-        (lambda path: write_image(path, 1, side=20), "a has 3 bands of 20 x 20 px|a has [12] bands of 20 x 20 px"),
-    ],
-)
-def test_images_that_cannot_be_trained_on_are_named(
-    tmp_path: Path, pairs: Path, spoil: Callable[[Path], object], problem: str
-) -> None:
-    spoil(write_image(tmp_path / "images" / "a.tif", 1))
-    given = {"pairs_dir": str(pairs), "train_pairs": ["P_0"], "validation_pairs": ["P_2"], "images_dir": "images"}
-    with pytest.raises(InvalidSceneError, match=problem):
-        load_images(config(**given), tmp_path)
-
-
-@pytest.mark.parametrize("shares", [{"pairs": 0.5}, {"pairs": 0.5, "images": 0.3, "simulated": 0.2}])
-def test_shares_are_of_the_sources_there_are(shares: dict[str, float]) -> None:
-    with pytest.raises(ValueError, match=r"expected one for each source: \['images', 'pairs'\]"):
-        config(pairs_dir="a", images_dir="b", shares=shares)
 
 
 def test_ranges_are_percentiles_and_never_empty() -> None:
@@ -1275,8 +1192,7 @@ def test_benchmark_configurations_that_cannot_work(tmp_path: Path, change: dict[
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
-        ({"simulated_scenes": 2}, "not together with pairs_dir, images_dir or simulated_scenes"),
-        ({"images_dir": "a"}, "not together with pairs_dir, images_dir or simulated_scenes"),
+        ({"simulated_scenes": 2}, "not together with pairs_dir or simulated_scenes"),
         ({"network": TINY | {"injected_detail": True}}, "too small to fit injected_detail"),
         ({"reprojection": True}, "knows no reprojection"),
         ({"network": TINY | {"matched_lowpass": True}}, "has a fixed MTF"),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Literal
 
 import yaml
 from pydantic import Field, PositiveFloat, field_validator, model_validator
@@ -14,9 +13,6 @@ from pancrafter.model.config import NetworkConfig
 from pancrafter.model.names import shipped_weights
 from pancrafter.plain_yaml import parse_yaml
 from pancrafter.types import Record
-
-Source = Literal["pairs", "simulated", "images"]
-"""Where a training image comes from."""
 
 
 class Augmentation(Record):
@@ -108,15 +104,6 @@ class TrainConfig(Record):
     pancollection: PanCollectionData | None = Field(default=None, description="Train on these in place of images.")
     simulated_scenes: int = Field(default=64, ge=0)
     simulated_px: int = Field(default=512, ge=64)
-    images_dir: str | None = Field(
-        default=None,
-        description="Folder of TIFFs of three bands or more, in subfolders or not, to train on too: imagery without "
-        "PAN, which is mixed of the bands; relative to the config file.",
-    )
-    shares: dict[Source, PositiveFloat] | None = Field(
-        default=None,
-        description="Source -> share of samples; by default images of all sources alike by the root of their area.",
-    )
     ratios: dict[int, float] = Field(default={4: 0.6, 3: 0.1, 2: 0.3}, description="Ratio -> share of samples.")
     patch_px: int = Field(default=64, ge=12, description="PAN patch side; rounded down to fit each ratio.")
     batch: int = Field(default=32, ge=1)
@@ -146,10 +133,9 @@ class TrainConfig(Record):
 
     @model_validator(mode="after")
     def _benchmark_stands_alone(self) -> TrainConfig:
-        others = self.pairs_dir is not None or self.simulated_scenes or self.images_dir is not None
-        if self.pancollection is not None and others:
+        if self.pancollection is not None and (self.pairs_dir is not None or self.simulated_scenes):
             raise ValueError(
-                "pancollection: not together with pairs_dir, images_dir or simulated_scenes; set simulated_scenes to 0"
+                "pancollection: not together with pairs_dir or simulated_scenes; set simulated_scenes to 0"
             )
         if self.pancollection is not None and self.network.injected_detail:
             raise ValueError("pancollection: its patches are too small to fit injected_detail on; switch that off")
@@ -157,14 +143,6 @@ class TrainConfig(Record):
             raise ValueError("pancollection: the published low-pass PAN has a fixed MTF; switch matched_lowpass off")
         if self.pancollection is not None and self.reprojection:
             raise ValueError("pancollection: the published protocol knows no reprojection; switch that off")
-        return self
-
-    @model_validator(mode="after")
-    def _shares_are_those_of_sources(self) -> TrainConfig:
-        given = {"pairs": self.pairs_dir is not None, "simulated": self.simulated_scenes > 0}
-        sources = {source for source, there in (given | {"images": self.images_dir is not None}).items() if there}
-        if self.shares is not None and set(self.shares) != sources:
-            raise ValueError(f"shares are of {sorted(self.shares)}, expected one for each source: {sorted(sources)}")
         return self
 
     @model_validator(mode="after")

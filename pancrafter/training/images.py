@@ -1,17 +1,13 @@
-"""What there is to train on: real pairs by Wald's protocol, simulated scenes, images, patches of the benchmark."""
+"""What there is to train on: real pairs by Wald's protocol, simulated scenes, patches of the benchmark."""
 
 from __future__ import annotations
 
-import hashlib
-import warnings
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
 import numpy as np
-import rasterio
 from numpy.typing import NDArray
-from rasterio.errors import NotGeoreferencedWarning, RasterioError
 
 from pancrafter.classical import InjectionConstants, fit_injection, injection_sums
 from pancrafter.errors import InvalidSceneError, PancrafterError
@@ -24,7 +20,7 @@ from pancrafter.sensors import get_contract, load_contracts
 from pancrafter.sharpness import combine, sharpness
 from pancrafter.simulate import image_scene, make_truth, random_model
 from pancrafter.simulate.archive import pan_only_wavelengths
-from pancrafter.training.config import Source, TrainConfig
+from pancrafter.training.config import TrainConfig
 from pancrafter.types import ValueRange
 
 Floats = NDArray[np.float32]
@@ -47,10 +43,9 @@ class TrainingImage:
     pan_range: ValueRange
     truth_ranges: tuple[ValueRange, ...]
     injection: InjectionConstants
-    source: Source = "pairs"
 
 
-def training_image(name: str, pan: Floats, truth: Floats, source: Source = "pairs") -> TrainingImage:
+def training_image(name: str, pan: Floats, truth: Floats) -> TrainingImage:
     """Attach value ranges and injection constants to PAN and truth."""
     ratio, (height, width) = 4, pan.shape
     phase, gain = ((ratio - 1) / 2,) * 2, GENERIC_MTF_GAIN
@@ -58,7 +53,7 @@ def training_image(name: str, pan: Floats, truth: Floats, source: Source = "pair
     injection = fit_injection(injection_sums(pan, ms, ratio, (phase,) * len(ms), gain))
     ranges = value_range(pan), tuple(value_range(band) for band in truth)
     # in one piece, as loaders share it (samples.batches)
-    return TrainingImage(name, np.ascontiguousarray(pan), np.ascontiguousarray(truth), *ranges, injection, source)
+    return TrainingImage(name, np.ascontiguousarray(pan), np.ascontiguousarray(truth), *ranges, injection)
 
 
 def load_pair(path: Path) -> TrainingImage:
@@ -132,49 +127,7 @@ def simulate_image(name: str, seed: tuple[int, ...], side_px: int) -> TrainingIm
     )
     gsd_m = SIMULATED_SENSORS[sensor] * float(rng.uniform(0.8, 1.6))
     pair = image_scene(make_truth(rng, (side_px, side_px), (*centers, *pan_only), gsd_m), model, rng)
-    return training_image(name, pair.pan.astype(np.float32), pair.truth.clip(0, contract.dn_max), "simulated")
-
-
-DISPLAY_GAMMA = (1.0, 2.0)
-"""Exponents that undo how images made to be looked at are stretched; nobody knows that of one image."""
-
-PAN_GAMMA = (0.85, 1.18)
-"""Exponents that set PAN's response apart from that of the bands, so that they explain it as little as real ones do."""
-
-HIDDEN_BANDS = (0.5, 0.35, 0.15)
-"""Shares of images with no, one and two bands that only PAN sees."""
-
-IMAGES_NAME = "images_dir"
-"""What all images without PAN are called together where it is said what weights were trained on."""
-
-IMAGE_DN_MAX = 2047
-"""DN of a white pixel of an image without PAN: 11 bits, as most sensors have."""
-
-
-def mix_pan(path: Path, seed: tuple[int, ...]) -> TrainingImage:
-    """An image without PAN (8 or 16 bit, its DN ceiling being that of its type) with PAN mixed of its bands at random.
-
-    Raises:
-        InvalidSceneError: Not readable, of another type, or of fewer than three bands.
-    """
-    try:
-        with warnings.catch_warnings(action="ignore", category=NotGeoreferencedWarning), rasterio.open(path) as file:
-            found = file.read()
-    except (OSError, RasterioError) as err:
-        raise InvalidSceneError(f"{path}: not readable ({err}); mend it or take it out of images_dir") from err
-    if found.dtype not in (np.uint8, np.uint16) or len(found) < len(HIDDEN_BANDS):
-        raise InvalidSceneError(
-            f"{path}: {len(found)} bands of {found.dtype}, expected {len(HIDDEN_BANDS)} or more of uint8 or uint16; "
-            "take it out of images_dir"
-        )
-    rng = np.random.default_rng(seed)
-    unrounded = found + rng.uniform(-0.5, 0.5, found.shape).astype(np.float32)
-    bands = (unrounded / np.iinfo(found.dtype).max).clip(min=0) ** np.float32(rng.uniform(*DISPLAY_GAMMA))
-    weights = rng.dirichlet(np.full(len(bands), 5.0)).astype(np.float32)
-    pan = np.tensordot(weights, bands ** np.float32(rng.uniform(*PAN_GAMMA)), 1)
-    hidden = int(rng.choice(len(HIDDEN_BANDS), p=HIDDEN_BANDS))
-    seen = np.sort(rng.choice(len(bands), len(bands) - hidden, replace=False))
-    return training_image(path.stem, IMAGE_DN_MAX * pan, IMAGE_DN_MAX * bands[seen], "images")
+    return training_image(name, pair.pan.astype(np.float32), pair.truth.clip(0, contract.dn_max))
 
 
 def _pair_files(config: TrainConfig, base: Path) -> tuple[list[Path], list[Path]]:
@@ -198,16 +151,6 @@ def _pair_files(config: TrainConfig, base: Path) -> tuple[list[Path], list[Path]
     return sorted(chosen), sorted(held_out)
 
 
-def _image_files(config: TrainConfig, base: Path) -> list[Path]:
-    """Images without PAN, sorted."""
-    if config.images_dir is None:
-        return []
-    folder = (base / config.images_dir).resolve()
-    if not (found := sorted(path for path in folder.rglob("*") if path.suffix.lower() in (".tif", ".tiff"))):
-        raise InvalidSceneError(f"images_dir: no .tif in {folder} or its subfolders; correct it")
-    return found
-
-
 def load_data(config: TrainConfig, base: Path) -> tuple[TrainingData, TrainingData]:
     """What to train and to validate on; see ``load_images`` and ``pancollection.read_patches`` for errors."""
     if config.pancollection is None:
@@ -226,20 +169,16 @@ def load_data(config: TrainConfig, base: Path) -> tuple[TrainingData, TrainingDa
 def data_hashes(config: TrainConfig, base: Path) -> dict[str, str]:
     """SHA-256 (hex) of every file that is trained or validated on; simulated scenes follow from the seed.
 
-    Images without PAN may be thousands: they have one together, of their own and their names.
-
     Raises:
         InvalidSceneError: No pair is meant by the patterns, a file cannot be read, or one is for both.
     """
     train, validation = _pair_files(config, base)
-    images = _image_files(config, base)
     beside = [file for path in (*train, *validation) for file in files_of(path)[1:]]
     if config.pancollection is not None:
         train += [(base / file).resolve() for file in config.pancollection.train]
         validation += [(base / file).resolve() for file in config.pancollection.validation]
     try:
         hashes = {path: file_sha256(path) for path in (*train, *validation, *beside)}
-        of_images = "".join(f"{path.name} {file_sha256(path)}\n" for path in images)
     except OSError as err:
         raise InvalidSceneError(f"{err.filename}: not a readable file ({err.strerror}); mend its path") from err
     taught = {hashes[path] for path in train}
@@ -248,8 +187,7 @@ def data_hashes(config: TrainConfig, base: Path) -> dict[str, str]:
             f"{', '.join(both)}: to validate on, and the same file is to train on, so the best step would be chosen by "
             "what was learned; name other files"
         )
-    together = {IMAGES_NAME: hashlib.sha256(of_images.encode()).hexdigest()} if images else {}
-    return {path.name: sha256 for path, sha256 in hashes.items()} | together
+    return {path.name: sha256 for path, sha256 in hashes.items()}
 
 
 def load_images(config: TrainConfig, base: Path) -> tuple[list[TrainingImage], list[TrainingImage]]:
@@ -263,7 +201,6 @@ def load_images(config: TrainConfig, base: Path) -> tuple[list[TrainingImage], l
     validation = [load_pair(path) for path in held_out]
     side, held_out_count = config.simulated_px, max(2, config.simulated_scenes // 12) if config.simulated_scenes else 0
     train += [simulate_image(f"simulated-{k}", (config.seed, k), side) for k in range(config.simulated_scenes)]
-    train += [mix_pan(path, (config.seed, k, 2)) for k, path in enumerate(_image_files(config, base))]
     validation += [
         simulate_image(f"simulated-validation-{config.seed}-{k}", (config.seed, k, 1), side)
         for k in range(held_out_count)

@@ -18,11 +18,11 @@ from pancrafter.model.weights import load_checkpoint
 from pancrafter.pair_files import pair_name
 from pancrafter.pancollection import Patches
 from pancrafter.training.config import TrainConfig
-from pancrafter.training.images import IMAGES_NAME, TrainingData, TrainingImage, data_hashes
+from pancrafter.training.images import TrainingData, data_hashes
 from pancrafter.types import Record
 from pancrafter.version import code_commit, code_version
 
-MAY_CHANGE = ("steps", "learning_rate", "pairs_dir", "images_dir", "start", "mean_with")
+MAY_CHANGE = ("steps", "learning_rate", "pairs_dir", "start", "mean_with")
 """Fields that may be others when a run goes on: how long, how fast, and where files lie whose content is compared."""
 
 
@@ -83,7 +83,7 @@ def provenance(
     """
     config = made_from.config
     before = [load_checkpoint(name).training for name in (config.start, config.mean_with) if name is not None]
-    names = [[d.name] if isinstance(d, Patches) else [_listed(image) for image in d] for d in (images, validation)]
+    names = [[d.name] if isinstance(d, Patches) else [image.name for image in d] for d in (images, validation)]
     taught = {sha256 for t in before for sha256 in _files(t.get("images", ()), t.get("data_sha256", {})).values()}
     held_out = _files(names[1], made_from.data_sha256)
     if known := [file for file, sha256 in held_out.items() if sha256 in taught]:
@@ -101,10 +101,6 @@ def provenance(
         "version": code_version(),
         "torch": str(torch.__version__),
     }
-
-
-def _listed(image: TrainingImage) -> str:
-    return IMAGES_NAME if image.source == "images" else image.name
 
 
 def _files(images: Iterable[str], sha256: Mapping[str, str]) -> dict[str, str]:

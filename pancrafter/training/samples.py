@@ -219,15 +219,12 @@ def draw_patch(patches: Patches, config: TrainConfig, rng: np.random.Generator) 
 
 
 def draw_batch(images: TrainingData, config: TrainConfig, step: int) -> tuple[int, list[Sample]]:
-    """The batch of one step: one ratio; images drawn by the root of their area, that of each source being its share."""
+    """The batch of one step: one ratio, images drawn with a weight that grows with the root of their area."""
     rng = np.random.default_rng((config.seed, step, 7))
     if isinstance(images, Patches):
         return RATIO, [draw_patch(images, config, rng) for _ in range(config.batch)]
     ratio = int(rng.choice(list(config.ratios), p=np.array(list(config.ratios.values())) / sum(config.ratios.values())))
     weights = np.sqrt([image.pan.size for image in images])
-    for source, share in (config.shares or {}).items():
-        of_source = np.array([image.source == source for image in images])
-        weights[of_source] *= share / weights[of_source].sum()
     picks = rng.choice(len(images), size=config.batch, p=weights / weights.sum())
     return ratio, [draw_sample(images[i], ratio, config, rng, bands=config.network.bands) for i in picks]
 
