@@ -358,3 +358,12 @@ def test_command_refuses_what_cannot_work(folder: Path, words: tuple[str, ...], 
     assert result.exit_code in (1, 2)
     assert result.stdout == ""
     assert problem in result.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize("before", [None, "of another run\n"])
+def test_a_command_that_fails_leaves_the_report_as_it_was(folder: Path, tmp_path: Path, before: str | None) -> None:
+    report = tmp_path / "report.json"
+    if before is not None:
+        report.write_text(before)
+    assert call("evaluate", folder, "--weights", "absent", "--json", report).exit_code == 2
+    assert (report.read_text() if report.exists() else None) == before

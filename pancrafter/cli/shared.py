@@ -268,11 +268,14 @@ def print_json(value: Any) -> None:  # Any: plain JSON
 
 
 def require_writable(path: Path | None) -> None:
-    """Find out before hours of work that their report cannot be written."""
+    """Find out before hours of work that their report cannot be written; no empty file is left if they fail."""
     if path is None or path == Path("-"):
         return
+    new = not path.exists()
     try:
         path.open("a").close()
+        if new:
+            path.unlink()
     except OSError as err:
         raise OptionError(f"--json {path}: cannot be written ({err}); choose another file") from err
 
