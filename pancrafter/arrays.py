@@ -71,7 +71,8 @@ def sharpen(
             is only nearly whole (3.997) the command resamples MS; of arrays do so first, with ``ms.rio.reproject``. Of
             both, a band that ``long_name`` or the coordinate of the bands calls alpha or mask is no image: pixels are
             missing where it is 0. Bands are those of the sensor that they are called (by texts in their coordinate,
-            else by ``long_name``), in any order; without such names they are taken for the sensor's in its usual order.
+            else by ``long_name``), in any order; without names of its bands they are taken for the sensor's in its
+            usual order.
         sensor: Sensor contract by name; default: generic MTF gains and band names (``generic``).
         method: ``pan-crafter``, ``mtf-glp-fs``, ``gsa``, ``brovey`` or ``exp``.
         weights: Shipped weights by name, or a checkpoint file that all workers see.
@@ -85,7 +86,7 @@ def sharpen(
         (band, y, x) DN on the PAN pixels of the overlap, uint8 where both are stored so, else uint16, with CRS,
         transform and nodata: that of MS or PAN, or 0 where neither fits and pixels can be missing (NaN, -9999);
         measured pixels are then at least 1. Bands lie in the order of MS; their scale, offset and ``long_name`` (band
-        descriptions) are those of MS too.
+        descriptions) are those of MS too, or the texts in its coordinate.
         Computing a chunk raises InvalidSceneError where pixels are no whole DN from 0 to 65535, more than a few lie
         above the ceiling of the sensor's contract, or none is valid in PAN and MS at once; DeviceError where a worker
         lacks the device.
@@ -146,8 +147,8 @@ class _Bands(NamedTuple):
     """What an array tells of those of its bands that are image; the others are masks."""
 
     places: tuple[int, ...]
-    names: tuple[str, ...]
-    """Empty where there is none for each band; else a band may still have an empty one."""
+    names: tuple[tuple[str, ...], ...]
+    """By texts in their coordinate, then by ``long_name``: of these what has one for each band, which may be empty."""
     scaling: Mapping[str, Any]  # Any: a number, or a tuple with one per band
     """How DN become physical values: the attributes that rioxarray reads from and writes to files."""
 
@@ -156,14 +157,16 @@ class _Bands(NamedTuple):
         """Read off (band, y, x): the coordinate of the bands goes with their pixels wherever they are moved."""
         axis = planes.dims[0]
         labels = planes.coords[axis].to_numpy() if axis in planes.coords else np.arange(1, len(planes) + 1)
-        names = tuple(labels) if labels.dtype.kind in "OUT" else _told_of_bands(planes, "long_name", labels, name)
-        masks = {place for place, called in enumerate(names) if fold(str(called)) in _MASKS}
-        every = tuple(range(len(planes)))
-        places = tuple(place for place in every if place not in masks) or every
+        texts = tuple(labels) if labels.dtype.kind in "OUT" else ()
+        called = [names for names in (texts, _told_of_bands(planes, "long_name", labels, name)) if names]
+        masks = ({place for place, text in enumerate(names) if fold(str(text)) in _MASKS} for names in called)
+        every, masked = tuple(range(len(planes))), next(filter(None, masks), set())
+        places = tuple(place for place in every if place not in masked) or every
         common = {key: planes.attrs[key] for key in ("scale_factor", "add_offset") if key in planes.attrs}
         told = {key: _told_of_bands(planes, key, labels, name) for key in ("scales", "offsets")}
         per_band = {key: tuple(values[place] for place in places) for key, values in told.items() if values}
-        return cls(places, tuple(str(names[place] or "") for place in places if names), common | per_band)
+        names = tuple(tuple(str(texts[place] or "") for place in places) for texts in called)
+        return cls(places, names, common | per_band)
 
 
 def _told_of_bands(
@@ -399,8 +402,9 @@ def _generic(bands: int, ratio: int, dn_max: int) -> SensorContract:
 def _of_bands(contract: SensorContract, bands: _Bands) -> SensorContract:
     """The contract for these of its bands, in their order."""
     count = len(bands.places)
-    named = {spec.name: spec for spec in map(contract.find_band, bands.names) if spec is not None}
-    if len(named) == count:
+    known = ({spec.name: spec for spec in map(contract.find_band, names) if spec is not None} for names in bands.names)
+    named = next((specs for specs in known if len(specs) == count), {})
+    if named:
         found, complete = ", ".join(named), bool(contract.delivered(named))
     else:
         delivery = contract.delivery_of(count)
@@ -512,7 +516,8 @@ def _georeferenced(
     numbers = ms.coords["band"].to_numpy()[list(image.bands.places)] if numbered else np.arange(1, scene.band_count + 1)
     result = xr.DataArray(data, dims=("band", "y", "x"), coords={"band": numbers, "y": y, "x": x}, name="sharpened")
     usual = [band.name for band in scene.contract.bands]
-    names = tuple(name or instead for name, instead in zip(image.bands.names or usual, usual, strict=True))
+    given = next(iter(image.bands.names), usual)
+    names = tuple(name or instead for name, instead in zip(given, usual, strict=True))
     result.attrs |= {**image.bands.scaling, "long_name": names}
     result = result.rio.write_crs(ms.rio.crs).rio.write_transform(Affine(*scene.grid.pan.transform))
     placed: xr.DataArray = result if scene.nodata is None else result.rio.write_nodata(scene.nodata)

@@ -79,7 +79,7 @@ def test_same_pixels_as_the_command(pair: tuple[Path, Path], tmp_path: Path, met
     assert (difference == 0).mean() > 0.99
 
 
-@pytest.mark.parametrize("where", ["long_name", "band"])
+@pytest.mark.parametrize("where", ["long_name", "band", "long_name beside labels"])
 def test_a_band_that_is_called_alpha_is_a_mask_as_for_the_command(tmp_path: Path, where: str) -> None:
     pan, ms = observed(overlap((128, 128), 4), 3, seed=3)
     alpha = np.full((1, 32, 32), 255, ms.dtype)
@@ -95,10 +95,13 @@ def test_a_band_that_is_called_alpha_is_a_mask_as_for_the_command(tmp_path: Path
     images = opened((fine, coarse))
     images[1].attrs["scales"] = (0.1, 0.2, 0.3, 1.0)
     called = ("blue", "green", "red", "Alpha")
-    named = images[1].assign_coords(band=list(called)) if where == "band" else images[1].assign_attrs(long_name=called)
+    named = images[1] if where == "band" else images[1].assign_attrs(long_name=called)
+    if where != "long_name":
+        named = named.assign_coords(band=list(called if where == "band" else ("B2", "B3", "B4", "B5")))
     found = pancrafter.sharpen(images[0], named, method="exp")
     assert (found.rio.nodata, found.attrs["scales"]) == (0, (0.1, 0.2, 0.3))
-    assert tuple(found.attrs["long_name"] if where == "long_name" else found.band.to_numpy()) == called[:3]
+    kept = found.attrs["long_name"] if where == "long_name" else found.band.to_numpy()
+    assert tuple(kept) == (called[:3] if where != "long_name beside labels" else ("B2", "B3", "B4"))
     with dask.config.set(scheduler="synchronous"):
         pixels = found.to_numpy()
     assert (pixels[:, :24] == 0).all()
@@ -389,8 +392,12 @@ def test_bands_of_a_sensor_are_known_by_their_names(tmp_path: Path, named_by: st
         images[1] = images[1].drop_attrs().assign_coords(band=list(names)).rio.write_crs(images[1].rio.crs)
     found = pancrafter.sharpen(images[0], images[1], sensor="worldview-3", method="mtf-glp-fs")
     assert found.attrs["long_name"] == names
-    for name, band in zip(names, found.compute(scheduler="synchronous").to_numpy(), strict=True):
+    pixels = found.compute(scheduler="synchronous").to_numpy()
+    for name, band in zip(names, pixels, strict=True):
         assert np.abs(band - expected[name.lower()]).max() <= 1
+    labelled = opened((fine, coarse))[1].assign_coords(band=list("wxyz"))  # no names that the sensor knows
+    same = pancrafter.sharpen(images[0], labelled, sensor="worldview-3", method="mtf-glp-fs")
+    assert np.array_equal(same.compute(scheduler="synchronous"), pixels)
     with pytest.raises(InvalidSceneError, match="ms has nir1, red, green, none of the products of worldview-3"):
         pancrafter.sharpen(images[0], images[1][:3], sensor="worldview-3")
 
