@@ -7,7 +7,7 @@ ranges, band shifts, injection constants) is one more task, on which all of them
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
@@ -156,8 +156,8 @@ class _Bands(NamedTuple):
     def of(cls, planes: xr.DataArray, name: str) -> _Bands:
         """Read off (band, y, x): the coordinate of the bands goes with their pixels wherever they are moved."""
         axis = planes.dims[0]
-        labels = planes.coords[axis].to_numpy() if axis in planes.coords else np.arange(1, len(planes) + 1)
-        texts = tuple(labels) if labels.dtype.kind in "OUT" else ()
+        labels = planes.coords[axis].to_numpy().tolist() if axis in planes.coords else range(1, len(planes) + 1)
+        texts = tuple(labels) if all(isinstance(label, str) for label in labels) else ()
         called = [names for names in (texts, _told_of_bands(planes, "long_name", labels, name)) if names]
         masks = ({place for place, text in enumerate(names) if fold(str(text)) in _MASKS} for names in called)
         every, masked = tuple(range(len(planes))), next(filter(None, masks), set())
@@ -170,8 +170,8 @@ class _Bands(NamedTuple):
 
 
 def _told_of_bands(
-    planes: xr.DataArray, attribute: str, labels: NDArray[Any], name: str
-) -> tuple[Any, ...]:  # Any: what attributes hold
+    planes: xr.DataArray, attribute: str, labels: Sequence[Any], name: str
+) -> tuple[Any, ...]:  # Any: what coordinates and attributes hold
     """What an attribute with one value for each band of a file tells of each of these bands, none if that is unknown.
 
     Selecting bands leaves it whole, and their numbers in the coordinate say which they were. Where it was not left
@@ -179,15 +179,14 @@ def _told_of_bands(
     """
     values = planes.attrs.get(attribute, ())
     values = (values,) if isinstance(values, str) else tuple(values)
-    numbers = labels.tolist()
-    numbered = labels.dtype.kind in "iu" and len({*numbers} & {*range(1, len(values) + 1)}) == len(planes)
+    numbered = len({*labels} & {*range(1, len(values) + 1)}) == len(planes)
     if len(values) != len(planes):
-        return tuple(values[number - 1] for number in numbers) if numbered else ()
-    if numbered and numbers != sorted(numbers) and len(set(values)) > 1:
+        return tuple(values[int(number) - 1] for number in labels) if numbered else ()
+    if numbered and [*labels] != sorted(labels) and len(set(values)) > 1:
         raise InvalidSceneError(
-            f"{name}: bands are numbered {', '.join(map(str, numbers))}, and {attribute} is {values}, which may be in "
-            f"the order of the bands or of their numbers; bring {attribute} into the order of the bands, then number "
-            f"them anew with .assign_coords({planes.dims[0]}=range(1, {len(planes) + 1}))"
+            f"{name}: bands are numbered {', '.join(f'{number:g}' for number in labels)}, and {attribute} is {values}, "
+            f"which may be in the order of the bands or of their numbers; bring {attribute} into the order of the "
+            f"bands, then number them anew with .assign_coords({planes.dims[0]}=range(1, {len(planes) + 1}))"
         )
     return values
 

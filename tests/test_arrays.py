@@ -359,11 +359,15 @@ def test_scale_and_descriptions_of_ms_reach_the_file(
 
 
 @pytest.mark.filterwarnings("ignore:(Scales|Offsets) differ:UserWarning")
-def test_bands_that_were_selected_keep_what_was_told_of_them(pair: tuple[Path, Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize("numbers", [np.int64, np.float64, object])
+def test_bands_that_were_selected_keep_what_was_told_of_them(
+    pair: tuple[Path, Path], tmp_path: Path, numbers: type
+) -> None:
     """By their numbers: selecting leaves ``long_name`` and ``scales`` as they were."""
     shutil.copy(pair[1], tmp_path / "ms.tif")
     ms_path = described(tmp_path / "ms.tif", ("Blue", "Red", "Near infrared"), (0.01, 0.02, 0.03))
     pan, ms = opened((pair[0], ms_path))
+    ms = ms.assign_coords(band=ms.band.astype(numbers))
     result = pancrafter.sharpen(pan, ms.sel(band=[3, 1]))
     assert result.attrs["long_name"] == ("Near infrared", "Blue")
     assert result.attrs["scales"] == (0.03, 0.01)
