@@ -178,7 +178,7 @@ def _told_of_bands(
     whole, it was written for these bands.
     """
     values = planes.attrs.get(attribute, ())
-    values = (values,) if isinstance(values, str) else tuple(values)
+    values = (values,) if np.isscalar(values) else tuple(values)
     numbered = len({*labels} & {*range(1, len(values) + 1)}) == len(planes)
     if len(values) != len(planes):
         return tuple(values[int(number) - 1] for number in labels) if numbered else ()

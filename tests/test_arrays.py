@@ -377,6 +377,8 @@ def test_bands_that_were_selected_keep_what_was_told_of_them(
         pancrafter.sharpen(pan, ms[::-1])
     named = pancrafter.sharpen(pan, ms[:2].assign_coords(band=["b", "r"]).assign_attrs(scales=(0.01, 0.02)))
     assert (named.attrs["long_name"], named.attrs["scales"]) == (("b", "r"), (0.01, 0.02))
+    alone = pancrafter.sharpen(pan, ms[:1].assign_attrs(scales=0.01))  # as netCDF keeps a list of one
+    assert alone.attrs["scales"] == (0.01,)
 
 
 @pytest.mark.parametrize("named_by", ["long_name", "band"])
