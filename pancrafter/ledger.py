@@ -76,6 +76,9 @@ _ORDERS: Mapping[Order, tuple[sa.ColumnElement[Any], ...]] = {
 _PAGE = 5000
 """Rows per query when all of them are gone through."""
 
+_FEW_SINKS = 20
+"""So many are asked one by one: SQLite takes 500 selects in one statement, and gets slow before."""
+
 _ON_ITS_WAY = timedelta(minutes=1)
 """How long an event with a lower id may appear after others: ids are given out before transactions end."""
 
@@ -624,11 +627,13 @@ class Ledger:
         with self._transaction() as connection:
             # those of one state of one sink are in order of time, others are not
             if by_time and (sink is not None or sensor is collection is None):
-                sinks = list(_each_value(connection, SCENE.c.sink)) if sink is None else [sink]
+                every = _each_value(connection, SCENE.c.sink)
+                sinks = list(islice(every, _FEW_SINKS + 1)) if sink is None else [sink]
                 parts = [[sa.and_(SCENE.c.sink == one, SCENE.c.state == state) for state in wanted] for one in sinks]
                 ids = sa.select(SCENE.c.id).where(*chosen).order_by(*_ORDERS[order]).limit(limit)
                 first = [_all_of([ids.where(part) for part in of_sink]) for of_sink in parts if of_sink]
-                chosen = [SCENE.c.id.in_(_all_of(first))] if first else [sa.false()]
+                if len(sinks) <= _FEW_SINKS:
+                    chosen = [SCENE.c.id.in_(_all_of(first))] if first else [sa.false()]
             statement = sa.select(SCENE).where(*chosen).order_by(*_ORDERS[order]).limit(limit)
             return [_row(values) for values in _fetch(connection, statement)]
 

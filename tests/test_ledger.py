@@ -979,6 +979,13 @@ def test_scenes_are_found_by_their_name_in_all_sinks_and_collections(ledger: Led
     assert (ledger.collections("a"), ledger.collections("c")) == (["x", "z"], [])
 
 
+def test_the_newest_of_very_many_sinks_are_listed(ledger: Ledger) -> None:
+    """SQLite takes 500 selects in one statement, and what it does with fewer grows with their square."""
+    for number in range(510):
+        ledger.record_found(f"sink-{number}", [work("s1", day=1 + number % 28)])
+    assert ledger.rows(order="newest", limit=20) == ledger.rows(order="newest")[:20]
+
+
 @pytest.mark.parametrize("order", ["newest", "oldest", "found"])
 def test_scenes_of_some_sinks_and_states_are_in_the_order_of_all(ledger: Ledger, order: Order) -> None:
     assert ledger.rows(order=order, limit=3) == []
