@@ -5,6 +5,7 @@ stac-fastapi speaks the protocol; what is in the catalog, and what meets a searc
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import re
@@ -186,7 +187,8 @@ def _client(index: CatalogIndex, extensions: list[Any]) -> Any:
 
         def get_item(self, item_id: str, collection_id: str, request: Any = None, **_: Any) -> dict[str, Any]:
             index.refresh()
-            found = index.item(collection_id, item_id) or index.item(unquote(collection_id), unquote(item_id))
+            names = itertools.product(*((part, unquote(part)) for part in (collection_id, item_id)))
+            found = next(filter(None, itertools.starmap(index.item, names)), None)
             body = _required(found, f"item {item_id} of collection {collection_id}")
             return _with_links(body, _item_links(_base(request), body))
 
