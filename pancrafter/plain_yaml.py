@@ -53,4 +53,5 @@ def _require_plain(node: yaml.Node, seen: set[int]) -> None:
                     None, None, f"{key.value!r} is given twice; keep one of them", key.start_mark
                 )
             keys.add((key.tag, key.value))
-        _require_plain(value, seen)
+        for one in (value,) if key is None else part:
+            _require_plain(one, seen)

@@ -166,6 +166,7 @@ def test_digest_follows_content_not_layout() -> None:
             "(?s)YAML .*found 02047; expected a decimal.*line",
         ),
         (MINIMAL.replace("nodata: null", "nodata: 1:30"), "found 1:30; expected a decimal number"),
+        (MINIMAL + "010: 1\n", "found 010; expected a decimal number"),
         (MINIMAL.replace("measured", "2025-13-01"), "x.yaml: not valid YAML .*month must be in 1..12"),
     ],
 )
