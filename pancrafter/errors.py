@@ -79,7 +79,10 @@ class ClusterLostError(PancrafterError):
 
 
 class AccessError(PancrafterError):
-    """Credentials that an access profile names cannot be read: no scene that needs them can be made."""
+    """Credentials that an access profile names cannot be read: no fault of the scene, but others may need none.
+
+    It is given back like after other errors of the system, and the run goes on.
+    """
 
     kind = "system"
 

@@ -14,7 +14,7 @@ from urllib.parse import quote
 import httpx
 
 from pancrafter.access import OPEN_TO_ALL, Access, reader_for
-from pancrafter.errors import CatalogUnavailableError, InvalidSceneError, SinkError
+from pancrafter.errors import AccessError, CatalogUnavailableError, InvalidSceneError, SinkError
 from pancrafter.publish import StaticSink
 from pancrafter.types import Json
 
@@ -165,7 +165,7 @@ class _Headers:
             request.headers.pop(name, None)
         try:
             _, headers = self._reader.request(str(request.url))
-        except InvalidSceneError as err:  # no fault of the scene that is sent
+        except (InvalidSceneError, AccessError) as err:  # no fault of the scene that is sent
             raise SinkError(str(err)) from err
         self._given |= headers.keys()
         request.headers.update(headers)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import json
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -168,9 +169,10 @@ def test_a_source_that_does_not_answer_in_time_ends_the_run_with_its_name(
     assert not outcome.failed
 
 
-def test_a_profile_whose_headers_are_not_there_stops_the_run_and_no_scene_is_given_up(
+def test_a_profile_whose_headers_are_not_there_stops_no_scene_of_others_and_none_is_given_up(
     settings: Settings, server: CatalogServer, tmp_path: Path
 ) -> None:
+    add_scene(tmp_path / "source", "two", side_px=128, seed=1)
     (item,) = (tmp_path / "source").rglob("one.json")
     document = json.loads(item.read_text())
     for asset in document["assets"].values():
@@ -178,11 +180,20 @@ def test_a_profile_whose_headers_are_not_there_stops_the_run_and_no_scene_is_giv
     item.write_text(json.dumps(document))
     profile = {"match": ["http://localhost"], "kind": "headers", "headers_file": str(tmp_path / "gone.json")}
     access = Access.model_validate({"allow_private": True, "profiles": [profile]})
-    with pytest.raises(runs.RunStoppedError, match=r"gone\.json is not readable as a JSON object .*mend the profile"):
-        runs.run(settings.model_copy(update={"access": access}), lambda _: None)
+    outcomes = runs.run(settings.model_copy(update={"access": access}), lambda _: None)
+    assert [outcome.verdict for outcome in outcomes] == ["retry later", "published"]
+    assert re.search(r"gone\.json is not readable as a JSON object .*mend the profile", outcomes[0].reason)
     with open_ledger(settings) as ledger:
-        (row,) = ledger.rows()
-    assert (row.state, row.attempts) == (State.ELIGIBLE, 0)
+        assert [(row.state, row.attempts) for row in ledger.rows()] == [(State.ELIGIBLE, 0), (State.CONFIRMED, 0)]
+
+
+def test_a_profile_of_the_sink_whose_headers_are_not_there_stops_the_run(
+    settings: Settings, server: CatalogServer, tmp_path: Path
+) -> None:
+    profile = {"match": [server.url], "kind": "headers", "headers_file": str(tmp_path / "gone.json")}
+    access = Access.model_validate({"allow_private": True, "profiles": [profile]})
+    with pytest.raises(runs.RunStoppedError, match=r"gone\.json is not readable"):
+        runs.run(settings.model_copy(update={"access": access}), lambda _: None)
 
 
 def test_the_servers_older_version_does_not_lead_to_a_withdrawn_one(settings: Settings, server: CatalogServer) -> None:
