@@ -130,10 +130,12 @@ def rewritten(path: Path, **changes: object) -> Path:
 # --- run, plan, ledger ----------------------------------------------------------------------------------------------
 
 
-def test_version_is_said_without_a_command() -> None:
-    result = call("--version")
+@pytest.mark.parametrize("asked", ["version", "--version"])
+def test_version_is_that_of_the_package(asked: str) -> None:
+    result = call(asked)
     assert result.exit_code == 0
     version, commit = code_version(), code_commit()
+    assert re.match(r"\d+\.\d+\.\d+", version)
     assert result.stdout == (f"pancrafter {version}, commit {commit}\n" if commit else f"pancrafter {version}\n")
 
 
@@ -931,10 +933,6 @@ def test_train_names_the_field_that_is_wrong(tmp_path: Path) -> None:
     assert "no such file" in fails(2, "train", config, tmp_path / "run")
     config.write_text(TINY_TRAINING.replace("precision: float32", "precision: float8"))
     assert "precision" in fails(1, "train", config, tmp_path / "run")
-
-
-def test_version_is_that_of_the_package() -> None:
-    assert re.fullmatch(r"pancrafter \d+\.\d+\.\d+\S*\n", call("version").stdout)
 
 
 def test_help_names_every_command_and_loads_nothing_heavy() -> None:

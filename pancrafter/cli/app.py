@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from pancrafter.cli.shared import Commands
+from pancrafter.cli.shared import Commands, print_version
 
 app = typer.Typer(
     cls=Commands,
@@ -17,12 +17,9 @@ app = typer.Typer(
 )
 
 
-def _print_version(asked: bool) -> None:  # noqa: FBT001 - as typer calls it
+def _version_asked(asked: bool) -> None:  # noqa: FBT001 - as typer calls it
     if asked:
-        from pancrafter.version import code_commit, code_version
-
-        commit = code_commit()
-        typer.echo(f"pancrafter {code_version()}" + (f", commit {commit}" if commit else ""))
+        print_version()
         raise typer.Exit
 
 
@@ -30,8 +27,7 @@ def _print_version(asked: bool) -> None:  # noqa: FBT001 - as typer calls it
 def _before_any_command(
     *,
     _version: Annotated[
-        bool,
-        typer.Option("--version", callback=_print_version, is_eager=True, help="Print which version this is, and end."),
+        bool, typer.Option("--version", callback=_version_asked, is_eager=True, help="The same as the command version.")
     ] = False,
 ) -> None:
     pass

@@ -262,6 +262,14 @@ def counting_reporter(total: int) -> Callable[[str], None]:
     return report
 
 
+def print_version() -> None:
+    """Print version, and commit where that is known."""
+    from pancrafter.version import code_commit, code_version
+
+    commit = code_commit()
+    typer.echo(f"pancrafter {code_version()}" + (f", commit {commit}" if commit else ""))
+
+
 def print_json(value: Any) -> None:  # Any: plain JSON
     """Print a result for programs."""
     typer.echo(json.dumps(value, indent=2))

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from pancrafter.cli.app import app
-from pancrafter.cli.shared import DeviceOption, note
+from pancrafter.cli.shared import DeviceOption, note, print_version
 from pancrafter.options import OptionError
 
 
@@ -81,7 +81,5 @@ def _figure(mean: float | None, deviation: float | None = None) -> str:
 
 @app.command()
 def version() -> None:
-    """Print the version."""
-    from pancrafter.version import code_version
-
-    typer.echo(f"pancrafter {code_version()}")
+    """Print which version this is, and of which commit where that is known."""
+    print_version()
