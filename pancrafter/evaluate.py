@@ -7,9 +7,9 @@ Sharpeners are those of the pipeline (``engine.NetworkSharpener``, ``classical.M
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -350,10 +350,11 @@ def evaluate_all(
 
     Where several have one name, as from two folders, the others are called ``NAME (2)`` and so on.
     """
-    seen: Counter[str] = Counter()
+    taken: set[str] = set()
     for given in pairs:
-        seen[given.name] += 1
-        pair = given if seen[given.name] == 1 else replace(given, name=f"{given.name} ({seen[given.name]})")
+        names = (given.name if number == 1 else f"{given.name} ({number})" for number in count(1))
+        pair = replace(given, name=next(name for name in names if name not in taken))
+        taken.add(pair.name)
         if isinstance(pair, Unreadable):
             yield pair
             continue

@@ -266,8 +266,9 @@ def test_one_bad_pair_stops_nothing_nor_does_one_of_other_bands() -> None:
 
 def test_pairs_of_one_name_are_told_apart() -> None:
     lost = Unreadable("pair", "gone")
-    found = list(evaluate_all([pair_of(), lost, pair_of(), lost], [classical_method("exp")], full=False))
-    assert [entry.name for entry in found] == ["pair", "pair (2)", "pair (3)", "pair (4)"]
+    pairs = [replace(lost, name="pair (2)"), pair_of(), lost, pair_of(), replace(lost, name="pair (2)")]
+    found = list(evaluate_all(pairs, [classical_method("exp")], full=False))
+    assert [entry.name for entry in found] == ["pair (2)", "pair", "pair (3)", "pair (4)", "pair (2) (2)"]
 
 
 # --- the command ----------------------------------------------------------------------------------------------------
