@@ -21,7 +21,6 @@ from torch import Tensor, nn
 
 from pancrafter.assess import Reduced, reduce_tile
 from pancrafter.engine import NetworkSharpener, SharpenerSpec, build_sharpener, to_unit
-from pancrafter.errors import WeightsError
 from pancrafter.evaluate import Method, network_method, sharpen_tile
 from pancrafter.model.names import file_sha256
 from pancrafter.model.network import MS_MODE
@@ -156,7 +155,8 @@ def adapt(
         WeightsError: The network takes another number of bands than the scene has.
     """
     limits, started = limits or DEFAULT_LIMITS, time.perf_counter()
-    _require_bands(sharpener, patches)
+    if patches:
+        sharpener.require_bands(len(patches[0].ms))
     blur = mean_mtf(sharpener.relative_mtf or mtfs)
     pairs = [pair for pair in (reduce_tile(patch, mtfs, blur, least_px=0) for patch in patches) if pair is not None]
     if len(pairs) < 3:
@@ -185,15 +185,6 @@ def adapt(
     return Adapted(
         adapted, kept=True, reason="better on other patches", steps=step, seconds=seconds, before=before, after=best
     )
-
-
-def _require_bands(sharpener: NetworkSharpener, patches: Sequence[Tile]) -> None:
-    wanted = sharpener.checkpoint.network.config.bands
-    if patches and len(patches[0].ms) % wanted:
-        raise WeightsError(
-            f"weights {sharpener.checkpoint.name} take {wanted} bands at once, the scene has {len(patches[0].ms)}; "
-            "choose weights for this sensor or band-wise ones"
-        )
 
 
 def _descend(

@@ -299,14 +299,22 @@ class NetworkSharpener:
         """The weights in the precision and on the device of this sharpener."""
         return MsNetwork(self.checkpoint.network.to(self.device), PRECISIONS[self.precision])
 
-    def _conditions(self, tile: Tile) -> Conditions:
-        """Inputs of all band groups, one sample each; those of PAN are computed once."""
-        group = self.checkpoint.network.config.bands
-        if len(tile.ms) % group:
+    def require_bands(self, bands: int) -> None:
+        """Refuse a scene of so many bands that the network cannot take them group after group.
+
+        Raises:
+            WeightsError: It cannot.
+        """
+        if bands % (group := self.checkpoint.network.config.bands):
             raise WeightsError(
-                f"weights {self.checkpoint.name} take {group} bands at once, the scene has {len(tile.ms)}; "
+                f"weights {self.checkpoint.name} take {group} bands at once, the scene has {bands}; "
                 "choose weights for this sensor or band-wise ones"
             )
+
+    def _conditions(self, tile: Tile) -> Conditions:
+        """Inputs of all band groups, one sample each; those of PAN are computed once."""
+        self.require_bands(len(tile.ms))
+        group = self.checkpoint.network.config.bands
         pan = to_unit(torch.from_numpy(tile.pan).to(self.device), [tile.pan_range])[None]
         ms = to_unit(torch.from_numpy(tile.ms).to(self.device), tile.ms_ranges).unflatten(0, (-1, group))
         phases = torch.tensor(tile.phases_yx, dtype=torch.float64).unflatten(0, (-1, group))

@@ -136,11 +136,15 @@ class Evaluation(Record):
 
 @dataclass(frozen=True)
 class Method:
-    """A contestant. ``fixed_ranges``: its network was trained on DN scaled by the ceiling, not by percentiles."""
+    """A contestant. ``fixed_ranges``: its network was trained on DN scaled by the ceiling, not by percentiles.
+
+    ``require_bands`` raises WeightsError where its network does not take so many bands.
+    """
 
     name: str
     sharpen: Sharpen
     fixed_ranges: bool = False
+    require_bands: Callable[[int], None] = lambda _bands: None
 
 
 def classical_method(name: str) -> Method:
@@ -176,7 +180,7 @@ def network_method(name: str, sharpener: NetworkSharpener) -> Method:
         fitted = sharpener.fitted_to(tile, mtfs, pan_gain)
         return sharpen_tile(replace(fitted, relative_mtf=None) if published else fitted, tile)
 
-    return Method(name, run, published)
+    return Method(name, run, published, sharpener.require_bands)
 
 
 def sharpen_tile(sharpener: NetworkSharpener, tile: Tile, block_px: int = BLOCK_PX) -> Floats:
@@ -240,6 +244,8 @@ def evaluate_pair(
         WeightsError: The network takes another number of bands.
         InvalidSceneError: The pair is too small for any figure.
     """
+    for method in methods:
+        method.require_bands(len(pair.ms))
     pair = cropped(pair, max_side_px)
     if pair.protocol == "benchmark":
         methods = [_as_published(method) for method in methods]
@@ -349,8 +355,13 @@ def evaluate_all(
     """Score pair after pair; one that cannot be scored is reported and stops nothing. Options of ``evaluate_pair``.
 
     Where several have one name, as from two folders, the others are called ``NAME (2)`` and so on.
+
+    Raises:
+        WeightsError: Not one pair could be scored, and a network does not take the bands of one that was read.
     """
     taken: set[str] = set()
+    misfit: WeightsError | None = None
+    scored = False
     for given in pairs:
         names = (given.name if number == 1 else f"{given.name} ({number})" for number in count(1))
         pair = replace(given, name=next(name for name in names if name not in taken))
@@ -359,11 +370,17 @@ def evaluate_all(
             yield pair
             continue
         try:
-            yield evaluate_pair(pair, methods, **options)
+            report = evaluate_pair(pair, methods, **options)
         except PancrafterError as err:
             if stops_everything(err):
                 raise
+            misfit = err if isinstance(err, WeightsError) else misfit
             yield Unreadable(pair.name, str(err))
+        else:
+            scored = True
+            yield report
+    if misfit is not None and not scored:
+        raise misfit
 
 
 def stops_everything(error: PancrafterError) -> bool:
