@@ -270,7 +270,7 @@ def evaluate_pair(
         full=scored,
     )
     if pictures is not None:
-        draw_pair(pictures / f"{pair.name}.png", pair, methods, report.best_classical())
+        draw_pair(pictures / f"{pair.name.replace('/', '_')}.png", pair, methods, report.best_classical())
     return report
 
 

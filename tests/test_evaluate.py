@@ -276,6 +276,11 @@ def test_pairs_of_one_name_are_told_apart() -> None:
     assert [entry.name for entry in found] == ["pair (2)", "pair", "pair (3)", "pair (4)", "pair (2) (2)"]
 
 
+def test_item_ids_may_have_slashes(tmp_path: Path) -> None:
+    evaluate_pair(pair_of(name="tile/1"), [classical_method("exp")], full=False, pictures=tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["tile_1.png"]
+
+
 # --- the command ----------------------------------------------------------------------------------------------------
 
 
