@@ -19,7 +19,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from pancrafter.assess import BORDER_REDUCED_PX, reduce_tile
 from pancrafter.engine import NetworkSharpener
-from pancrafter.errors import InvalidSceneError, PancrafterError
+from pancrafter.errors import InvalidSceneError, PancrafterError, WeightsError
 from pancrafter.evaluate import AS_SHARP_AS_MS, Method, stops_everything, tile_of
 from pancrafter.metrics import ergas
 from pancrafter.pairs import Pair, Unreadable, measured_phases
@@ -86,11 +86,20 @@ def measure(
 
     Raises:
         InvalidSceneError: No pair could be measured.
+        WeightsError: Nor does the network take the bands of one that was read.
     """
     scores: dict[tuple[str, Series], list[list[float]]] = {}
     reason = "there is none"
+    misfit: WeightsError | None = None
     for pair in pairs:
-        done = pair if isinstance(pair, Unreadable) else _measured(pair, methods, ratio)
+        done: Scores | Unreadable
+        try:
+            done = pair if isinstance(pair, Unreadable) else _scores_of(pair, methods, ratio)
+        except PancrafterError as err:
+            if stops_everything(err):
+                raise
+            misfit = err if isinstance(err, WeightsError) else misfit
+            done = Unreadable(pair.name, str(err))
         if isinstance(done, Unreadable):
             reason = f"{done.name}: {done.reason}"
             report(done)
@@ -99,7 +108,7 @@ def measure(
             scores.setdefault(key, []).append(values)
         report(pair)
     if not scores:
-        raise InvalidSceneError(f"no pair could be measured; the last: {reason}")
+        raise misfit or InvalidSceneError(f"no pair could be measured; the last: {reason}")
     means = {key: np.mean(values, axis=0).tolist() for key, values in scores.items()}
     return [
         Curve(method=name, series=series, ergas=tuple(values[:-1]), bands_apart=values[-1])
@@ -109,15 +118,6 @@ def measure(
 
 Scores = dict[tuple[str, Series], list[float]]
 """Per method and series: ERGAS at every shift, then with the bands apart."""
-
-
-def _measured(pair: Pair, methods: Sequence[Method], ratio: int | None) -> Scores | Unreadable:
-    try:
-        return _scores_of(pair, methods, ratio)
-    except PancrafterError as err:
-        if stops_everything(err):
-            raise
-        return Unreadable(pair.name, str(err))
 
 
 def _scores_of(pair: Pair, methods: Sequence[Method], ratio: int | None) -> Scores:
