@@ -982,27 +982,37 @@ def test_validation_without_a_score_is_refused_before_the_first_step(tmp_path: P
         train(path, tmp_path / "run")
 
 
-@pytest.mark.parametrize("state", ["other network", "damaged", "cut to nothing", "a list", "empty"])
+@pytest.mark.parametrize("state", ["other network", "cut", "cut to nothing", "garbled", "a list", "empty"])
 def test_folder_of_another_run_is_not_continued(tmp_path: Path, pairs: Path, state: str) -> None:
     (tmp_path / "run").mkdir()
     other = config(network={**TINY, "width": 32})
     network = randomise(PanCrafter(other.network), 0)
     Run(tmp_path / "run", network, torch.optim.AdamW(network.parameters()), made_from(other)).save()
     saved = tmp_path / "run" / "state.pt"
-    if state == "damaged":
-        saved.write_bytes(saved.read_bytes()[:200])
-    elif state == "cut to nothing":
-        saved.write_bytes(b"")
+    whole = saved.read_bytes()
+    damaged = {
+        "cut": whole[:200],
+        "cut to nothing": b"",
+        "garbled": whole.replace(b"network", b"\xff" * 7, 1),
+    }
+    if state in damaged:
+        saved.write_bytes(damaged[state])
     elif state != "other network":
         torch.save([1, 2] if state == "a list" else {}, saved)
     before = saved.read_bytes()
     path = write_config(tmp_path, pairs_dir=str(pairs), train_pairs=["P_0"], validation_pairs=["P_2"])
-    problem = {"damaged": r"is damaged \(.+\)", "cut to nothing": r"is damaged \(it ends after 0 bytes\)"}
-    said = problem.get(state, "cannot be continued with this configuration: .+")
+    said = r"is damaged \(.+\)" if state in damaged else "cannot be continued with this configuration: .+"
     with pytest.raises(PancrafterError, match=rf"(?s)state\.pt {said}; .*use another folder, or delete"):
         train(path, tmp_path / "run")
     assert saved.read_bytes() == before
     assert not (tmp_path / "run" / "config.yaml").exists()
+
+
+def test_a_state_that_cannot_be_read_is_not_begun_over(tmp_path: Path, pairs: Path) -> None:
+    (tmp_path / "run" / "state.pt").mkdir(parents=True)
+    path = write_config(tmp_path, pairs_dir=str(pairs), train_pairs=["P_0"], validation_pairs=["P_2"])
+    with pytest.raises(PancrafterError, match=r"state\.pt cannot be read \(.*Is a directory"):
+        train(path, tmp_path / "run")
 
 
 def _content(folder: Path) -> dict[str, bytes]:

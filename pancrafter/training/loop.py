@@ -148,6 +148,10 @@ def learning_rate(step: int, config: TrainConfig) -> float:
     return config.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
 
 
+_TORN = (AssertionError, AttributeError, EOFError, LookupError, RuntimeError, TypeError, ValueError, UnpicklingError)
+"""What ``torch.load`` raises on damaged files."""
+
+
 @dataclass
 class Run:
     """The state of a training run in its folder: ``state.pt`` to resume, ``best.safetensors``, ``metrics.csv``."""
@@ -192,12 +196,16 @@ class Run:
             PancrafterError: It is damaged, or what it was made from differs in more than length and learning rate.
         """
         path = self.folder / "state.pt"
-        if not path.is_file():
-            return
         try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-        except (EOFError, RuntimeError, UnpicklingError) as err:
-            reason = str(err).split(".")[0] or f"it ends after {path.stat().st_size} bytes"
+            content = BytesIO(path.read_bytes())
+        except (FileNotFoundError, NotADirectoryError):
+            return
+        except OSError as err:
+            raise PancrafterError(f"{path} cannot be read ({err}); mend its rights, or use another folder") from err
+        try:
+            state = torch.load(content, map_location="cpu", weights_only=True)
+        except _TORN as err:
+            reason = str(err).split(".")[0] or f"it ends after {len(content.getbuffer())} bytes"
             raise PancrafterError(
                 f"{path} is damaged ({reason}); use another folder, or delete the file to begin anew"
             ) from err
