@@ -1235,7 +1235,9 @@ def test_a_run_that_begins_anew_leaves_no_figures_of_the_one_before(tmp_path: Pa
         log.write(6, values)
     for path in tmp_path.glob("events.*"):
         path.rename(tmp_path / "events.out.tfevents.0")  # of another second
+    before = _content(tmp_path)
     with MetricsLog(tmp_path, 0) as log:
+        assert _content(tmp_path) == before, "nothing is lost, nor waits to be written, before the first row"
         log.write(2, values)
     assert [row.split(",")[0] for row in (tmp_path / "metrics.csv").read_text().splitlines()] == ["2"]
     assert scalars(tmp_path, "ergas") == [(2, 2.0)]

@@ -6,6 +6,7 @@ import csv
 import time
 from collections import ChainMap
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from itertools import chain
 from pathlib import Path
 from typing import Any, Self
@@ -116,20 +117,23 @@ def _files(images: Iterable[str], sha256: Mapping[str, str]) -> dict[str, str]:
 class MetricsLog:
     """``metrics.csv``, and event files for TensorBoard where tensorboardX is installed (``pancrafter[train]``).
 
-    A resumed run continues both; one that begins anew in a folder that was used begins both anew. Columns: step, Unix
-    time, loss, validation ERGAS, ERGAS of cubic up-sampling.
+    A resumed run continues both; one that begins anew in a folder that was used begins both anew. Nothing is opened
+    before the first row: what waits to be written when a disk is full fails again when it is closed. Columns: step,
+    Unix time, loss, validation ERGAS, ERGAS of cubic up-sampling.
     """
 
     def __init__(self, folder: Path, first_step: int) -> None:
-        self._csv = folder / "metrics.csv"
-        self._csv.open("a" if first_step else "w").close()
-        self._events = _event_writer(folder, first_step)
+        self._folder, self._first_step = folder, first_step
+        self._mode = "a" if first_step else "w"
+        self._events: Any = None
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Add what was measured after ``step``; readers see it at once."""
         row = [step, f"{time.time():.0f}", f"{values['loss']:.5f}"]
-        with self._csv.open("a", newline="") as file:
+        with (self._folder / "metrics.csv").open(self._mode, newline="") as file:
             csv.writer(file).writerow([*row, f"{values['ergas']:.4f}", f"{values['ergas_cubic']:.4f}"])
+        self._mode = "a"
+        self._events = self._events or _event_writer(self._folder, self._first_step)
         if self._events is not None:
             for name, value in values.items():
                 self._events.add_scalar(name, value, step)
@@ -140,7 +144,8 @@ class MetricsLog:
 
     def __exit__(self, *_: object) -> None:
         if self._events is not None:
-            self._events.close()
+            with suppress(OSError):  # the table holds it all
+                self._events.close()
 
 
 def _event_writer(folder: Path, first_step: int) -> Any:  # Any: tensorboardX has no types
