@@ -31,7 +31,10 @@ class Discovery(Record):
     counts: FoundCounts
     refused: tuple[Refusal, ...]
     eligible: tuple[str, ...]
-    """Keys of the scenes that may be claimed; those found now come before those left over."""
+    """Keys of the scenes that may be claimed; those found now come before those left over.
+
+    Last come those tried in vain: without end to their tries, they would take the place of others under each limit.
+    """
     left_over: int = 0
     """How many of these were found by earlier looks only."""
 
@@ -88,19 +91,18 @@ def discover(settings: Settings, ledger: Ledger) -> Discovery:
     _match_with_outputs(ledger, sink, settings, wanted)
     left_over = _enter_left_overs(ledger, settings, contracts, wanted) if settings.new_since else ()
     first, then = _claimable(ledger, settings, wanted), _claimable(ledger, settings, left_over)
-    eligible = (*first, *then)[: settings.limit]
+    eligible = sorted((*first, *then), key=lambda row: row.in_vain)[: settings.limit]
     return Discovery(
         counts=counts,
         refused=tuple(refused),
-        eligible=eligible,
-        left_over=max(0, len(eligible) - len(first)),
+        eligible=tuple(f"{row.collection}/{row.item_id}" for row in eligible),
+        left_over=len({*eligible} & {*then}),
     )
 
 
-def _claimable(ledger: Ledger, settings: Settings, wanted: Iterable[tuple[str, str]]) -> list[str]:
-    """Keys of those that may be claimed, by acquisition."""
-    free = sorted((row for row in ledger.standing(settings.sink, wanted) if row.claimable), key=_by_acquisition)
-    return [f"{row.collection}/{row.item_id}" for row in free]
+def _claimable(ledger: Ledger, settings: Settings, wanted: Iterable[tuple[str, str]]) -> list[Standing]:
+    """Those that may be claimed, by acquisition."""
+    return sorted((row for row in ledger.standing(settings.sink, wanted) if row.claimable), key=_by_acquisition)
 
 
 def _enter_left_overs(

@@ -22,7 +22,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Connection
 
-from pancrafter.errors import IllegalTransitionError, LeaseLostError, LedgerError, PancrafterError
+from pancrafter.errors import AccessError, IllegalTransitionError, LeaseLostError, LedgerError, PancrafterError
 from pancrafter.ledger_tables import (
     CATALOG,
     EVENT,
@@ -79,6 +79,9 @@ _PAGE = 5000
 _FEW_SINKS = 20
 """So many are asked one by one: SQLite takes 500 selects in one statement, and gets slow before."""
 
+_IN_VAIN = AccessError.__name__
+"""What scenes wait for that are tried again and again while others can be made: their attempts do not count."""
+
 _ON_ITS_WAY = timedelta(minutes=1)
 """How long an event with a lower id may appear after others: ids are given out before transactions end."""
 
@@ -91,7 +94,7 @@ COMPARED = ("state", "output_item_id", "fingerprint", "recipe", "supersedes", "c
 """What decides whether a find is news about a scene."""
 
 _COMPARED = _columns("fingerprint", "recipe", "supersedes", "code", "reason")
-_STANDING = _columns("acquired", "supersedes", "not_before", "lease_owner", "lease_expires", "fence")
+_STANDING = _columns("acquired", "supersedes", "code", "not_before", "lease_owner", "lease_expires", "fence")
 
 _NO_LEASE: Mapping[str, None] = {"lease_owner": None, "lease_expires": None}
 _NO_FAILURE: Mapping[str, Any] = {"code": None, "reason": None, "attempts": 0, "not_before": None}
@@ -407,17 +410,18 @@ class Ledger:
         """Give a scene back after an error, and say what became of it.
 
         Transient errors make it eligible again after a growing pause, and dead after ``max_attempts`` claims. Input
-        errors make it dead at once. System errors are not the scene's fault: it is released, the attempt not counted.
+        errors make it dead at once. System errors are not the scene's fault: it is released, the attempt not counted,
+        and the error is kept for who looks why it waits.
 
         Raises:
             LeaseLostError: The scene is no longer this worker's.
         """
+        code, reason = type(error).__name__, tidy(str(error))
         if error.kind == "system":
-            return self.release(lease, f"{type(error).__name__}: {error}")
+            return self._give_back(lease, f"{code}: {error}", code=code, reason=reason)
         with self._transaction(write=True) as connection:
             now = self._now(connection)
             row = self._leased_row(connection, lease)
-            code, reason = type(error).__name__, tidy(str(error))
             retry = error.kind == "transient" and row["attempts"] < self._max_attempts
             after = State.ELIGIBLE if retry else State.DEAD
             pause = self._pause_s(row["attempts"])
@@ -430,13 +434,16 @@ class Ledger:
             return after
 
     def release(self, lease: Lease, reason: str) -> State:
-        """Give a scene back untouched (interrupted, or a system error): eligible at once, the attempt not counted."""
+        """Give a scene back untouched, as it was interrupted: eligible at once, the attempt not counted."""
+        return self._give_back(lease, reason)
+
+    def _give_back(self, lease: Lease, message: str, **told: str) -> State:
         with self._transaction(write=True) as connection:
             now = self._now(connection)
             row = self._leased_row(connection, lease)
             before, attempts = State(row["state"]), max(0, row["attempts"] - 1)
-            self._update(connection, row, now, **_NO_LEASE, state=State.ELIGIBLE, attempts=attempts)
-            self._log(connection, row, now, _Step(lease.owner, before, State.ELIGIBLE, f"released: {tidy(reason)}"))
+            self._update(connection, row, now, **_NO_LEASE, state=State.ELIGIBLE, attempts=attempts, **told)
+            self._log(connection, row, now, _Step(lease.owner, before, State.ELIGIBLE, f"released: {tidy(message)}"))
             return State.ELIGIBLE
 
     def mark_refused(self, target: Lease | SceneKey, code: str, reason: str, *, withdrawn: bool = False) -> None:
@@ -676,11 +683,12 @@ class Ledger:
             last = (rows[-1]["collection"], rows[-1]["item_id"])
 
     def claimable(self, sink: str) -> list[tuple[str, str]]:
-        """Collection and item id of what may be claimed now, by acquisition."""
+        """Collection and item id of what may be claimed now, by acquisition; what was tried in vain comes last."""
         c = SCENE.c
         with self._transaction() as connection:
             free = sa.select(c.collection, c.item_id).where(c.sink == sink, _may_start(self._now(connection)))
-            return [(row.collection, row.item_id) for row in connection.execute(free.order_by(c.acquired, c.id))]
+            order = (sa.func.coalesce(c.code, "") == _IN_VAIN, c.acquired, c.id)
+            return [(row.collection, row.item_id) for row in connection.execute(free.order_by(*order))]
 
     def totals(self, sink: str) -> list[Total]:
         """Sums over everything that was confirmed, for monitoring."""
@@ -1019,7 +1027,7 @@ def _redrive_obstacle(row: _Values) -> str | None:
     state = State(row["state"])
     if state in IN_WORK:
         return f"{row['lease_owner']} is working on it; sweep frees it once its lease ran out"
-    if state is State.ELIGIBLE and row["not_before"] is None:
+    if state is State.ELIGIBLE and row["not_before"] is None and row["code"] != _IN_VAIN:
         return "is eligible already"
     if row["scene"] is None:
         return "refused from its metadata; discovery brings it back when the item or the contract is mended"
@@ -1105,6 +1113,7 @@ def _standing(row: _Values, now: datetime) -> Standing:
         state=State(row["state"]),
         acquired=row["acquired"] or "",
         claimable=row["state"] == State.ELIGIBLE and (row["not_before"] or now) <= now,
+        in_vain=row["code"] == _IN_VAIN,
     )
 
 

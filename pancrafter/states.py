@@ -167,6 +167,8 @@ class Standing(NamedTuple):
     output_item_id: str | None
     supersedes: str | None
     claimable: bool
+    in_vain: bool
+    """Its last try ended for want of credentials; of such tries there is no end."""
     lease_owner: str | None
     lease_expires: datetime | None
     fence: int

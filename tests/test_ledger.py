@@ -18,6 +18,7 @@ import sqlalchemy as sa
 
 from pancrafter.cli.ledger import one_row
 from pancrafter.errors import (
+    AccessError,
     IllegalTransitionError,
     InvalidSceneError,
     LeaseLostError,
@@ -525,7 +526,18 @@ def test_input_errors_are_final_and_system_errors_are_not_the_scenes_fault(ledge
     assert ledger.fail(claim(ledger, "a"), InvalidSceneError("all nodata")) is State.DEAD
     assert ledger.fail(claim(ledger, "b"), SinkError("disk full")) is State.ELIGIBLE
     assert (row(ledger, "b").attempts, row(ledger, "b").not_before) == (0, None)
+    assert (row(ledger, "b").code, row(ledger, "b").reason) == ("SinkError", "disk full")
     assert "SinkError: disk full" in ledger.why(key("b"))[-1].message
+
+
+def test_what_waits_for_credentials_comes_after_others(ledger: Ledger) -> None:
+    """Its tries have no end: under a limit nothing else would have its turn."""
+    ledger.record_found(SINK, [work(name, day=day) for day, name in enumerate("abc", 1)])
+    assert ledger.fail(claim(ledger, "a"), AccessError("no headers")) is State.ELIGIBLE
+    assert ledger.fail(claim(ledger, "b"), SinkError("disk full")) is State.ELIGIBLE
+    assert [item_id for _, item_id in ledger.claimable(SINK)] == ["b", "c", "a"]
+    assert ledger.redrive(states=[State.ELIGIBLE]).redriven == (key("a"),)
+    assert [item_id for _, item_id in ledger.claimable(SINK)] == ["a", "b", "c"]
 
 
 def test_success_forgets_earlier_trouble(ledger: Ledger, clock: Clock) -> None:

@@ -180,9 +180,13 @@ def test_a_profile_whose_headers_are_not_there_stops_no_scene_of_others_and_none
     item.write_text(json.dumps(document))
     profile = {"match": ["http://localhost"], "kind": "headers", "headers_file": str(tmp_path / "gone.json")}
     access = Access.model_validate({"allow_private": True, "profiles": [profile]})
-    outcomes = runs.run(settings.model_copy(update={"access": access}), lambda _: None)
-    assert [outcome.verdict for outcome in outcomes] == ["retry later", "published"]
-    assert re.search(r"gone\.json is not readable as a JSON object .*mend the profile", outcomes[0].reason)
+    nightly = settings.model_copy(update={"access": access, "limit": 1})
+    (waiting,) = runs.run(nightly, lambda _: None)
+    assert waiting.verdict == "retry later"
+    assert re.search(r"gone\.json is not readable as a JSON object .*mend the profile", waiting.reason)
+    page = (Path(settings.sink) / "report.html").read_text()
+    assert re.search(r"waiting for another try.*gone\.json is not readable", page, re.DOTALL)
+    assert [outcome.verdict for outcome in runs.run(nightly, lambda _: None)] == ["published"], "its turn comes last"
     with open_ledger(settings) as ledger:
         assert [(row.state, row.attempts) for row in ledger.rows()] == [(State.ELIGIBLE, 0), (State.CONFIRMED, 0)]
 
