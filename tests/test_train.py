@@ -1237,10 +1237,37 @@ def test_a_run_that_begins_anew_leaves_no_figures_of_the_one_before(tmp_path: Pa
         path.rename(tmp_path / "events.out.tfevents.0")  # of another second
     before = _content(tmp_path)
     with MetricsLog(tmp_path, 0) as log:
-        assert _content(tmp_path) == before, "nothing is lost, nor waits to be written, before the first row"
-        log.write(2, values)
-    assert [row.split(",")[0] for row in (tmp_path / "metrics.csv").read_text().splitlines()] == ["2"]
-    assert scalars(tmp_path, "ergas") == [(2, 2.0)]
+        assert _content(tmp_path) == before, "nothing is lost, nor waits to be written, before the first state"
+        log.begin()
+    with MetricsLog(tmp_path, 4) as log:  # killed between its first state, of step 4, and its row
+        log.write(5, values)
+    assert [row.split(",")[0] for row in (tmp_path / "metrics.csv").read_text().splitlines()] == ["5"]
+    assert scalars(tmp_path, "ergas") == [(5, 2.0)]
+
+
+def test_a_state_is_saved_only_when_no_figures_of_the_run_before_are_left(
+    tmp_path: Path, pairs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    (tmp_path / "run").mkdir()
+    table = tmp_path / "run" / "metrics.csv"
+    table.write_text("9,0,0.5,2.0,4.0\n")
+    path = write_config(tmp_path, pairs_dir=str(pairs), train_pairs=["P_0"], validation_pairs=["P_2"])
+    monkeypatch.setattr(MetricsLog, "write", killed)
+    with pytest.raises(KeyboardInterrupt):
+        train(path, tmp_path / "run")
+    assert (tmp_path / "run" / "state.pt").exists()
+    assert table.read_text() == ""
+
+
+def test_a_table_that_cannot_be_written_is_told_before_the_first_step(tmp_path: Path, pairs: Path) -> None:
+    (tmp_path / "run" / "metrics.csv").mkdir(parents=True)
+    path = write_config(tmp_path, pairs_dir=str(pairs), train_pairs=["P_0"], validation_pairs=["P_2"])
+    with pytest.raises(SinkError, match=r"cannot be written .*nothing was saved yet"):
+        train(path, tmp_path / "run")
+    assert not (tmp_path / "run" / "state.pt").exists()
 
 
 def scalars(folder: Path, tag: str) -> list[tuple[int, float]]:

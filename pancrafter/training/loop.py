@@ -275,6 +275,7 @@ def train(config_path: Path, folder: Path, *, device: str = "cpu", loaders: int 
     with _unwritable_is_named(run):
         (folder / "config.yaml").write_text(config_path.read_text())
         (folder / "run.json").write_text(json.dumps({**record, "device": device}, indent=2) + "\n")
+        table = MetricsLog(folder, run.step)
     columns = (
         TextColumn("training"),
         BarColumn(),
@@ -283,7 +284,7 @@ def train(config_path: Path, folder: Path, *, device: str = "cpu", loaders: int 
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
     )
-    with _full_memory_is_named(run, device), Progress(*columns) as progress, MetricsLog(folder, run.step) as log:
+    with _full_memory_is_named(run, device), Progress(*columns) as progress, table as log:
         bar = progress.add_task("", total=config.steps, completed=run.step, note="")
         for loss in _steps(run, batches(images, config, run.step, loaders), config, device):
             progress.update(bar, completed=run.step)
@@ -293,6 +294,7 @@ def train(config_path: Path, folder: Path, *, device: str = "cpu", loaders: int 
                 _require_finite(scores["ergas"], "validation ERGAS", run)
                 progress.update(bar, note=f"ERGAS {scores['ergas']:.3f} (cubic {scores['ergas_cubic']:.3f})")
                 with _unwritable_is_named(run):
+                    log.begin()
                     if scores["ergas"] < run.best:
                         run.best = scores["ergas"]
                         save_checkpoint(best, judged, {**record, "step": run.step, **scores})

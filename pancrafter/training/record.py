@@ -117,23 +117,34 @@ def _files(images: Iterable[str], sha256: Mapping[str, str]) -> dict[str, str]:
 class MetricsLog:
     """``metrics.csv``, and event files for TensorBoard where tensorboardX is installed (``pancrafter[train]``).
 
-    A resumed run continues both; one that begins anew in a folder that was used begins both anew. Nothing is opened
-    before the first row: what waits to be written when a disk is full fails again when it is closed. Columns: step,
-    Unix time, loss, validation ERGAS, ERGAS of cubic up-sampling.
+    A resumed run continues both; one that begins anew in a folder that was used begins both anew. Before ``begin``
+    nothing of what is there is lost, nor waits to be written: on a full disk that fails again when it is closed.
+    Columns: step, Unix time, loss, validation ERGAS, ERGAS of cubic up-sampling.
     """
 
     def __init__(self, folder: Path, first_step: int) -> None:
-        self._folder, self._first_step = folder, first_step
-        self._mode = "a" if first_step else "w"
+        self._folder, self._csv, self._first_step = folder, folder / "metrics.csv", first_step
+        self._csv.open("a").close()
+        self._begun = False
         self._events: Any = None
+
+    def begin(self) -> None:
+        """Before the first state is saved, or a run that goes on from it would keep figures of the one before."""
+        if self._begun:
+            return
+        if not self._first_step:
+            self._csv.open("w").close()
+        self._events = _event_writer(self._folder, self._first_step)
+        if self._events is not None:
+            self._events.flush()
+        self._begun = True
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Add what was measured after ``step``; readers see it at once."""
+        self.begin()
         row = [step, f"{time.time():.0f}", f"{values['loss']:.5f}"]
-        with (self._folder / "metrics.csv").open(self._mode, newline="") as file:
+        with self._csv.open("a", newline="") as file:
             csv.writer(file).writerow([*row, f"{values['ergas']:.4f}", f"{values['ergas_cubic']:.4f}"])
-        self._mode = "a"
-        self._events = self._events or _event_writer(self._folder, self._first_step)
         if self._events is not None:
             for name, value in values.items():
                 self._events.add_scalar(name, value, step)
