@@ -157,8 +157,8 @@ class _Bands(NamedTuple):
         """Read off (band, y, x): the coordinate of the bands goes with their pixels wherever they are moved."""
         axis = planes.dims[0]
         labels = planes.coords[axis].to_numpy().tolist() if axis in planes.coords else range(1, len(planes) + 1)
-        texts = tuple(labels) if all(isinstance(label, str) for label in labels) else ()
-        called = [names for names in (texts, _told_of_bands(planes, "long_name", labels, name)) if names]
+        texts = tuple(label if isinstance(label, str) else "" for label in labels)
+        called = [names for names in (texts, _told_of_bands(planes, "long_name", labels, name)) if any(names)]
         masks = ({place for place, text in enumerate(names) if fold(str(text)) in _MASKS} for names in called)
         every, masked = tuple(range(len(planes))), next(filter(None, masks), set())
         places = tuple(place for place in every if place not in masked) or every

@@ -93,6 +93,8 @@ def test_a_band_that_is_called_alpha_is_a_mask_as_for_the_command(tmp_path: Path
     with rasterio.open(tmp_path / "out.tif") as file:
         expected = file.read()
     images = opened((fine, coarse))
+    only_alpha = images[1].assign_coords(band=[None, None, None, "Alpha"])  # as rasterio has descriptions
+    assert pancrafter.sharpen(images[0], only_alpha, method="exp").sizes["band"] == 3
     images[1].attrs["scales"] = (0.1, 0.2, 0.3, 1.0)
     called = ("blue", "green", "red", "Alpha")
     named = images[1] if where == "band" else images[1].assign_attrs(long_name=called)
