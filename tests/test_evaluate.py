@@ -378,3 +378,8 @@ def test_a_command_that_fails_leaves_the_report_as_it_was(folder: Path, tmp_path
         report.write_text(before)
     assert call("evaluate", folder, "--weights", "absent", "--json", report).exit_code == 2
     assert (report.read_text() if report.exists() else None) == before
+    link = tmp_path / "latest.json"
+    link.symlink_to(tmp_path / "new.json")
+    assert call("evaluate", folder, "--weights", "absent", "--json", link).exit_code == 2
+    assert link.is_symlink()
+    assert not link.exists()

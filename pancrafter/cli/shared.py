@@ -283,7 +283,7 @@ def require_writable(path: Path | None) -> None:
     try:
         path.open("a").close()
         if new:
-            path.unlink()
+            path.resolve().unlink()  # not a link to it
     except OSError as err:
         raise OptionError(f"--json {path}: cannot be written ({err}); choose another file") from err
 
