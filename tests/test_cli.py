@@ -870,7 +870,7 @@ def test_train_writes_weights_that_sharpen(
 def test_train_needs_a_folder_that_can_be_made(tmp_path: Path) -> None:
     config = tmp_path / "tiny.yaml"
     config.write_text(TINY_TRAINING)
-    assert "tiny.yaml/run: cannot be made" in fails(2, "train", config, config / "run", "--device", "cpu")
+    assert "tiny.yaml/run: cannot be written" in fails(2, "train", config, config / "run", "--device", "cpu")
 
 
 @pytest.mark.parametrize(
