@@ -410,15 +410,16 @@ class Ledger:
         """Give a scene back after an error, and say what became of it.
 
         Transient errors make it eligible again after a growing pause, and dead after ``max_attempts`` claims. Input
-        errors make it dead at once. System errors are not the scene's fault: it is released, the attempt not counted,
-        and the error is kept for who looks why it waits.
+        errors make it dead at once. System errors are not the scene's fault: it is released, the attempt not counted.
+        Want of credentials is kept for who looks why it waits; other such errors end the run, which tells them.
 
         Raises:
             LeaseLostError: The scene is no longer this worker's.
         """
         code, reason = type(error).__name__, tidy(str(error))
         if error.kind == "system":
-            return self._give_back(lease, f"{code}: {error}", code=code, reason=reason)
+            told = {"code": code, "reason": reason} if code == _IN_VAIN else {}
+            return self._give_back(lease, f"{code}: {error}", **told)
         with self._transaction(write=True) as connection:
             now = self._now(connection)
             row = self._leased_row(connection, lease)
