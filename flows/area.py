@@ -177,7 +177,7 @@ def _sharpen(settings: Settings, *, since: datetime | None = None, is_part: bool
             try:
                 outcome = process(key, settings, compute, ledger)
             except PancrafterError as error:
-                if not runs.ends_run(error):  # such a one ends the run, as does being cancelled
+                if error.kind != "system":  # such a one ends the run, as does being cancelled
                     progress.step()
                 raise
             progress.step()

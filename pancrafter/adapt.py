@@ -86,7 +86,8 @@ def adapt_to_scene(
         The specification to sharpen with, which is ``spec`` itself where adapting was of no use, and what was done.
 
     Raises:
-        WeightsError: The weights cannot be loaded, or take another number of bands than the scene has.
+        WeightsError: The weights cannot be loaded.
+        BandCountError: They take another number of bands than the scene has.
     """
     sharpener = build_sharpener(spec)
     assert isinstance(sharpener, NetworkSharpener), "only networks adapt"
@@ -152,7 +153,7 @@ def adapt(
         that decide.
 
     Raises:
-        WeightsError: The network takes another number of bands than the scene has.
+        BandCountError: The network takes another number of bands than the scene has.
     """
     limits, started = limits or DEFAULT_LIMITS, time.perf_counter()
     if patches:

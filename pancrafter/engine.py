@@ -36,7 +36,7 @@ from pancrafter.classical import (
     glp_window,
     injection_sums,
 )
-from pancrafter.errors import InvalidSceneError, WeightsError
+from pancrafter.errors import BandCountError, InvalidSceneError, WeightsError
 from pancrafter.heap import keep_freed_memory
 from pancrafter.metrics import PhaseYX, shift_reach_px
 from pancrafter.model import pan_detail, reprojection
@@ -303,13 +303,9 @@ class NetworkSharpener:
         """Refuse a scene of so many bands that the network cannot take them group after group.
 
         Raises:
-            WeightsError: It cannot.
+            BandCountError: It cannot.
         """
-        if bands % (group := self.checkpoint.network.config.bands):
-            raise WeightsError(
-                f"weights {self.checkpoint.name} take {group} bands at once, the scene has {bands}; "
-                "choose weights for this sensor or band-wise ones"
-            )
+        _require_bands(self.checkpoint.name, self.checkpoint.network.config.bands, bands)
 
     def _conditions(self, tile: Tile) -> Conditions:
         """Inputs of all band groups, one sample each; those of PAN are computed once."""
@@ -726,14 +722,29 @@ def load_for_scenes(weights: str, sha256: str | None) -> Checkpoint:
     return checkpoint
 
 
-def check_for_scenes(weights: str, sha256: str | None) -> None:
-    """Raise what ``load_for_scenes`` would; this process loads a file for it once, and again when it was replaced."""
-    _checked(weights, sha256, weights_stamp(weights))
+def check_for_scenes(weights: str, sha256: str | None, bands: int) -> None:
+    """See that a scene of so many bands can be sharpened with these weights.
+
+    This process loads a file for it once, and again when it was replaced.
+
+    Raises:
+        WeightsError: ``load_for_scenes`` would raise it.
+        BandCountError: The network takes another number of bands.
+    """
+    _require_bands(weights, _bands_at_once(weights, sha256, weights_stamp(weights)), bands)
 
 
 @lru_cache(maxsize=4)
-def _checked(weights: str, sha256: str | None, _stamp: tuple[int, ...]) -> None:
-    load_for_scenes(weights, sha256)
+def _bands_at_once(weights: str, sha256: str | None, _stamp: tuple[int, ...]) -> int:
+    return load_for_scenes(weights, sha256).network.config.bands
+
+
+def _require_bands(weights: str, group: int, bands: int) -> None:
+    if bands % group:
+        raise BandCountError(
+            f"weights {weights} take {group} bands at once, the scene has {bands}; "
+            "choose weights for this sensor or band-wise ones"
+        )
 
 
 def to_unit(values: torch.Tensor, ranges: Sequence[ValueRange]) -> torch.Tensor:

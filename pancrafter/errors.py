@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-ErrorKind = Literal["transient", "input", "system"]
+ErrorKind = Literal["transient", "input", "setup", "system"]
 
 
 class PancrafterError(Exception):
@@ -12,7 +12,7 @@ class PancrafterError(Exception):
 
     The message says where, what was found, what was expected and what to do next. ``scene`` and ``asset`` name the
     place again for programs; ``kind`` decides the reaction: retry (transient), put the scene aside until the input is
-    mended (input), or stop the run (system).
+    mended (input), let it wait for a setting while others go on (setup), or stop the run (system).
     """
 
     kind: ClassVar[ErrorKind] = "input"
@@ -79,12 +79,15 @@ class ClusterLostError(PancrafterError):
 
 
 class AccessError(PancrafterError):
-    """Credentials that an access profile names cannot be read: no fault of the scene, but others may need none.
+    """Credentials that an access profile names cannot be read: no fault of the scene, but others may need none."""
 
-    It is given back like after other errors of the system, and the run goes on.
-    """
+    kind = "setup"
 
-    kind = "system"
+
+class BandCountError(PancrafterError):
+    """The network takes another number of bands at once than the scene has: it may suit others."""
+
+    kind = "setup"
 
 
 class SourceError(PancrafterError):

@@ -19,7 +19,7 @@ from pydantic import Field
 from pancrafter import classical, metrics
 from pancrafter.assess import BORDER_REDUCED_PX, reduce_tile
 from pancrafter.engine import NetworkSharpener
-from pancrafter.errors import InvalidSceneError, PancrafterError, WeightsError
+from pancrafter.errors import InvalidSceneError, PancrafterError
 from pancrafter.metrics import PhaseYX, Pixels
 from pancrafter.model.names import for_benchmark
 from pancrafter.pairs import Pair, Unreadable, cropped, value_range
@@ -138,7 +138,7 @@ class Evaluation(Record):
 class Method:
     """A contestant. ``fixed_ranges``: its network was trained on DN scaled by the ceiling, not by percentiles.
 
-    ``require_bands`` raises WeightsError where its network does not take so many bands.
+    ``require_bands`` raises BandCountError where its network does not take so many bands.
     """
 
     name: str
@@ -241,7 +241,7 @@ def evaluate_pair(
         pictures: Also draw what the networks make of the pair at full resolution, as NAME.png in this folder.
 
     Raises:
-        WeightsError: The network takes another number of bands.
+        BandCountError: A network takes another number of bands.
         InvalidSceneError: The pair is too small for any figure.
     """
     for method in methods:
@@ -355,13 +355,8 @@ def evaluate_all(
     """Score pair after pair; one that cannot be scored is reported and stops nothing. Options of ``evaluate_pair``.
 
     Where several have one name, as from two folders, the others are called ``NAME (2)`` and so on.
-
-    Raises:
-        WeightsError: Not one pair could be scored, and a network does not take the bands of one that was read.
     """
     taken: set[str] = set()
-    misfit: WeightsError | None = None
-    scored = False
     for given in pairs:
         names = (given.name if number == 1 else f"{given.name} ({number})" for number in count(1))
         pair = replace(given, name=next(name for name in names if name not in taken))
@@ -372,20 +367,11 @@ def evaluate_all(
         try:
             report = evaluate_pair(pair, methods, **options)
         except PancrafterError as err:
-            if stops_everything(err):
+            if err.kind == "system":
                 raise
-            misfit = err if isinstance(err, WeightsError) else misfit
             yield Unreadable(pair.name, str(err))
         else:
-            scored = True
             yield report
-    if misfit is not None and not scored:
-        raise misfit
-
-
-def stops_everything(error: PancrafterError) -> bool:
-    """Whether no other pair can be scored either; a network that takes other bands than this one may suit the next."""
-    return error.kind == "system" and not isinstance(error, WeightsError)
 
 
 def summarise(

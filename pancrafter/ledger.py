@@ -22,7 +22,14 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Connection
 
-from pancrafter.errors import AccessError, IllegalTransitionError, LeaseLostError, LedgerError, PancrafterError
+from pancrafter.errors import (
+    AccessError,
+    BandCountError,
+    IllegalTransitionError,
+    LeaseLostError,
+    LedgerError,
+    PancrafterError,
+)
 from pancrafter.ledger_tables import (
     CATALOG,
     EVENT,
@@ -79,7 +86,7 @@ _PAGE = 5000
 _FEW_SINKS = 20
 """So many are asked one by one: SQLite takes 500 selects in one statement, and gets slow before."""
 
-_IN_VAIN = AccessError.__name__
+_IN_VAIN = (AccessError.__name__, BandCountError.__name__)
 """What scenes wait for that are tried again and again while others can be made: their attempts do not count."""
 
 _ON_ITS_WAY = timedelta(minutes=1)
@@ -410,15 +417,15 @@ class Ledger:
         """Give a scene back after an error, and say what became of it.
 
         Transient errors make it eligible again after a growing pause, and dead after ``max_attempts`` claims. Input
-        errors make it dead at once. System errors are not the scene's fault: it is released, the attempt not counted.
-        Want of credentials is kept for who looks why it waits; other such errors end the run, which tells them.
+        errors make it dead at once. Errors of the set-up and the system are not the scene's fault: it is released, the
+        attempt not counted. The former are kept for who looks why it waits; the latter end the run, which tells them.
 
         Raises:
             LeaseLostError: The scene is no longer this worker's.
         """
         code, reason = type(error).__name__, tidy(str(error))
-        if error.kind == "system":
-            told = {"code": code, "reason": reason} if code == _IN_VAIN else {}
+        if error.kind in ("setup", "system"):
+            told = {"code": code, "reason": reason} if error.kind == "setup" else {}
             return self._give_back(lease, f"{code}: {error}", **told)
         with self._transaction(write=True) as connection:
             now = self._now(connection)
@@ -688,7 +695,7 @@ class Ledger:
         c = SCENE.c
         with self._transaction() as connection:
             free = sa.select(c.collection, c.item_id).where(c.sink == sink, _may_start(self._now(connection)))
-            order = (sa.func.coalesce(c.code, "") == _IN_VAIN, c.acquired, c.id)
+            order = (sa.func.coalesce(c.code, "").in_(_IN_VAIN), c.acquired, c.id)
             return [(row.collection, row.item_id) for row in connection.execute(free.order_by(*order))]
 
     def totals(self, sink: str) -> list[Total]:
@@ -1028,7 +1035,7 @@ def _redrive_obstacle(row: _Values) -> str | None:
     state = State(row["state"])
     if state in IN_WORK:
         return f"{row['lease_owner']} is working on it; sweep frees it once its lease ran out"
-    if state is State.ELIGIBLE and row["not_before"] is None and row["code"] != _IN_VAIN:
+    if state is State.ELIGIBLE and row["not_before"] is None and row["code"] not in _IN_VAIN:
         return "is eligible already"
     if row["scene"] is None:
         return "refused from its metadata; discovery brings it back when the item or the contract is mended"
@@ -1114,7 +1121,7 @@ def _standing(row: _Values, now: datetime) -> Standing:
         state=State(row["state"]),
         acquired=row["acquired"] or "",
         claimable=row["state"] == State.ELIGIBLE and (row["not_before"] or now) <= now,
-        in_vain=row["code"] == _IN_VAIN,
+        in_vain=row["code"] in _IN_VAIN,
     )
 
 

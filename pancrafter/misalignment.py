@@ -19,8 +19,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from pancrafter.assess import BORDER_REDUCED_PX, reduce_tile
 from pancrafter.engine import NetworkSharpener
-from pancrafter.errors import InvalidSceneError, PancrafterError, WeightsError
-from pancrafter.evaluate import AS_SHARP_AS_MS, Method, stops_everything, tile_of
+from pancrafter.errors import InvalidSceneError, PancrafterError
+from pancrafter.evaluate import AS_SHARP_AS_MS, Method, tile_of
 from pancrafter.metrics import ergas
 from pancrafter.pairs import Pair, Unreadable, measured_phases
 from pancrafter.resample import Mtf, degrade, mean_mtf
@@ -86,19 +86,16 @@ def measure(
 
     Raises:
         InvalidSceneError: No pair could be measured.
-        WeightsError: Nor does the network take the bands of one that was read.
     """
     scores: dict[tuple[str, Series], list[list[float]]] = {}
     reason = "there is none"
-    misfit: WeightsError | None = None
     for pair in pairs:
         done: Scores | Unreadable
         try:
             done = pair if isinstance(pair, Unreadable) else _scores_of(pair, methods, ratio)
         except PancrafterError as err:
-            if stops_everything(err):
+            if err.kind == "system":
                 raise
-            misfit = err if isinstance(err, WeightsError) else misfit
             done = Unreadable(pair.name, str(err))
         if isinstance(done, Unreadable):
             reason = f"{done.name}: {done.reason}"
@@ -108,7 +105,7 @@ def measure(
             scores.setdefault(key, []).append(values)
         report(pair)
     if not scores:
-        raise misfit or InvalidSceneError(f"no pair could be measured; the last: {reason}")
+        raise InvalidSceneError(f"no pair could be measured; the last: {reason}")
     means = {key: np.mean(values, axis=0).tolist() for key, values in scores.items()}
     return [
         Curve(method=name, series=series, ergas=tuple(values[:-1]), bands_apart=values[-1])

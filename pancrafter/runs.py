@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from pancrafter.discovery import Discovery, discover, work_of
-from pancrafter.errors import AccessError, LeaseLostError, PancrafterError
+from pancrafter.errors import LeaseLostError, PancrafterError
 from pancrafter.ledger import Ledger, open_ledger
 from pancrafter.model.names import weights_sha256
 from pancrafter.models import Product
@@ -100,7 +100,7 @@ class Run:
                 except LeaseLostError as error:
                     self.report(f"{key}: {error}")  # somebody else has it, and will say what became of it
                 except PancrafterError as error:
-                    if ends_run(error):
+                    if error.kind == "system":
                         self.leave_report(stopped=True)
                         raise RunStoppedError(str(error), outcomes) from error
                     (self.complain or self.report)(f"{key}: {error}")
@@ -137,11 +137,6 @@ def _limits_of(settings: Settings) -> str:
     }
     said = "; ".join(f"{name} {value}" for name, value in limits.items() if value)
     return f" ({said})" if said else ""
-
-
-def ends_run(error: PancrafterError) -> bool:
-    """Whether no other scene could be made either."""
-    return error.kind == "system" and not isinstance(error, AccessError)
 
 
 class RunStoppedError(PancrafterError):

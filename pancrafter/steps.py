@@ -212,12 +212,13 @@ def stage(work: Claimed, settings: Settings, compute: Compute, ledger: Ledger) -
 
     Raises:
         WeightsError: Those of the recipe are of no use: the scene would be read for nothing.
+        BandCountError: They take another number of bands.
     """
     from pancrafter.cube import REACH_PX, stage_scene
     from pancrafter.engine import check_for_scenes
 
     if work.recipe.weights is not None:
-        check_for_scenes(settings.weights, work.recipe.weights_sha256)
+        check_for_scenes(settings.weights, work.recipe.weights_sha256, len(work.scene.bands))
     started = time.perf_counter()
     with compute.active():
         staged = stage_scene(

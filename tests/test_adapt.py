@@ -23,7 +23,7 @@ from pancrafter import cli
 from pancrafter.adapt import AdaptLimits, _turned, adapt, cut_patches
 from pancrafter.assess import reduce_tile
 from pancrafter.engine import NetworkSharpener
-from pancrafter.errors import WeightsError
+from pancrafter.errors import BandCountError
 from pancrafter.model.weights import save_checkpoint
 from pancrafter.resample import degrade
 from pancrafter.tiles import Tile
@@ -131,7 +131,7 @@ def test_small_scenes_keep_the_network_as_it_is(spoiled: NetworkSharpener) -> No
 
 def test_wrong_band_count_is_refused() -> None:
     three = NetworkSharpener(random_checkpoint(bands=3))
-    with pytest.raises(WeightsError, match="take 3 bands at once, the scene has 2"):
+    with pytest.raises(BandCountError, match="take 3 bands at once, the scene has 2"):
         adapt(three, cut_patches(scene(), QUICK), GAINS, QUICK)
 
 

@@ -35,7 +35,7 @@ from pancrafter.engine import (
     scene_injection_sums,
     sharpen_block,
 )
-from pancrafter.errors import WeightsError
+from pancrafter.errors import BandCountError, WeightsError
 from pancrafter.model import reprojection
 from pancrafter.model.conditions import build_conditions
 from pancrafter.model.devices import DeviceError
@@ -696,7 +696,7 @@ def test_block_without_data_needs_no_sharpener(tmp_path: Path) -> None:
     report = sharpen_block(store, (0, 0), four_bands)
     assert (report.block, report.pixels, store.done_count) == ((0, 0), 64 * 64, 1)
     assert (store.read_sharpened(store.block_window((0, 0))) == 7).all()
-    with pytest.raises(WeightsError, match="random take 4 bands at once, the scene has 2; choose weights"):
+    with pytest.raises(BandCountError, match="random take 4 bands at once, the scene has 2; choose weights"):
         sharpen_block(store, (0, 1), four_bands)
     assert store.done_count == 1
 

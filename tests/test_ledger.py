@@ -19,10 +19,12 @@ import sqlalchemy as sa
 from pancrafter.cli.ledger import one_row
 from pancrafter.errors import (
     AccessError,
+    BandCountError,
     IllegalTransitionError,
     InvalidSceneError,
     LeaseLostError,
     LedgerError,
+    PancrafterError,
     SinkError,
     TransientReadError,
 )
@@ -530,12 +532,13 @@ def test_input_errors_are_final_and_system_errors_are_not_the_scenes_fault(ledge
     assert "SinkError: disk full" in ledger.why(key("b"))[-1].message
 
 
-def test_what_waits_for_credentials_comes_after_others(ledger: Ledger) -> None:
+@pytest.mark.parametrize("error", [AccessError("no headers"), BandCountError("other bands")])
+def test_what_waits_for_a_setting_comes_after_others(ledger: Ledger, error: PancrafterError) -> None:
     """Its tries have no end: under a limit nothing else would have its turn."""
     ledger.record_found(SINK, [work(name, day=day) for day, name in enumerate("abc", 1)])
-    assert ledger.fail(claim(ledger, "a"), AccessError("no headers")) is State.ELIGIBLE
+    assert ledger.fail(claim(ledger, "a"), error) is State.ELIGIBLE
     assert ledger.fail(claim(ledger, "b"), SinkError("disk full")) is State.ELIGIBLE
-    assert (row(ledger, "a").code, row(ledger, "a").reason) == ("AccessError", "no headers")
+    assert (row(ledger, "a").code, row(ledger, "a").reason) == (type(error).__name__, str(error))
     assert [item_id for _, item_id in ledger.claimable(SINK)] == ["b", "c", "a"]
     assert ledger.redrive(states=[State.ELIGIBLE]).redriven == (key("a"),)
     assert [item_id for _, item_id in ledger.claimable(SINK)] == ["a", "b", "c"]

@@ -14,7 +14,7 @@ from PIL import Image
 from test_evaluate import call, pair_of
 
 from pancrafter.engine import NetworkSharpener
-from pancrafter.errors import InvalidSceneError, WeightsError
+from pancrafter.errors import InvalidSceneError
 from pancrafter.evaluate import Method, classical_method, network_method
 from pancrafter.misalignment import SHIFTS_MS_PX, Curve, markdown_table, measure, plot, without_attention
 from pancrafter.model.weights import save_checkpoint
@@ -85,7 +85,7 @@ def test_pairs_that_cannot_be_measured_are_named_and_none_is_an_error() -> None:
     with pytest.raises(InvalidSceneError, match=r"no pair could be measured; the last: pair: ms of \(32, 32\) px"):
         measure([pair_of(side_ms=32)], [classical_method("exp")])
     three = network_method("net", NetworkSharpener(random_checkpoint(bands=3, attention="none")))
-    with pytest.raises(WeightsError, match="take 3 bands at once, the scene has 2"):
+    with pytest.raises(InvalidSceneError, match="take 3 bands at once, the scene has 2"):
         measure([pair_of(side_ms=64)], [three])
     good = pair_of(side_ms=64)
     empty = replace(good, name="empty", ms=good.ms * np.array([[[1]], [[0]]], np.uint16))

@@ -16,6 +16,7 @@ import pytest
 import rasterio
 import rioxarray
 from listening import serving_files
+from networks import random_network
 from rio_cogeo import cog_validate
 from small_archive import GSD_M, RATIO, add_scene, backdate, classical_in, settings_in, silent, write_raster
 
@@ -36,6 +37,7 @@ from pancrafter.errors import (
 )
 from pancrafter.ledger import Ledger, open_ledger
 from pancrafter.model.names import DEFAULT_WEIGHTS, weights_path
+from pancrafter.model.weights import save_checkpoint
 from pancrafter.models import products_of
 from pancrafter.plan import make_plan
 from pancrafter.publish import StaticSink
@@ -747,3 +749,14 @@ def test_weights_chosen_by_name_keep_it_in_the_recipe(tmp_path: Path) -> None:
     contracts = contracts_of(settings)
     (scene,) = [entry for entry in discovery.look(settings, contracts) if isinstance(entry, Scene)]
     assert discovery.planned_recipe(scene, settings, contracts).weights == DEFAULT_WEIGHTS
+
+
+def test_a_scene_of_bands_that_the_network_does_not_take_waits_for_other_weights(tmp_path: Path) -> None:
+    add_scene(tmp_path / "source", "S1", side_px=128)
+    save_checkpoint(tmp_path / "three.safetensors", random_network(bands=3, attention="none"), {})
+    unfit = settings_in(tmp_path, weights=str(tmp_path / "three.safetensors"))
+    (waiting,) = runs.run(unfit, silent)
+    assert waiting.verdict == "retry later"
+    assert "three.safetensors take 3 bands at once, the scene has 4; choose weights" in waiting.reason
+    assert not (tmp_path / "state" / "staged").exists(), "read for nothing"
+    assert [outcome.verdict for outcome in runs.run(settings_in(tmp_path), silent)] == ["published"]

@@ -53,12 +53,12 @@ def test_scenes_check_weights_once_until_they_are_replaced(tmp_path: Path, monke
     sha256, loaded = weights_sha256(str(weights)), list[str]()
     monkeypatch.setattr(engine, "load_checkpoint", lambda name: loaded.append(name) or load_checkpoint(name))
     for _ in range(2):
-        engine.check_for_scenes(str(weights), sha256)
+        engine.check_for_scenes(str(weights), sha256, 4)
     assert len(loaded) == 1
     weights.write_bytes(b"other")
     for _ in range(2):
         with pytest.raises(WeightsError):
-            engine.check_for_scenes(str(weights), sha256)
+            engine.check_for_scenes(str(weights), sha256, 4)
     assert len(loaded) == 3
 
 

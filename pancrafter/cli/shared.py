@@ -45,7 +45,7 @@ class Commands(TyperGroup):
                 return super().invoke(ctx)
         except PancrafterError as error:
             note(f"error: {' '.join(str(error).split())}")
-            raise typer.Exit(NOTHING_WORKED if error.kind == "system" else SCENE_FAILED) from None
+            raise typer.Exit(NOTHING_WORKED if error.kind in ("setup", "system") else SCENE_FAILED) from None
         except KeyboardInterrupt:
             note("interrupted")
             raise typer.Exit(128 + (_signals_seen[-1] if _signals_seen else signal.SIGINT)) from None
