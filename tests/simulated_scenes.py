@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pancrafter.sensors import SensorContract, get_contract
-from pancrafter.simulate import STYLES, ImagingModel, image_scene, make_truth, random_model, truth_wavelengths
+from pancrafter.simulate.imaging import ImagingModel, image_scene, random_model, truth_wavelengths
+from pancrafter.simulate.truth import STYLES, make_truth
 
 SENSORS = ("geoeye-1", "worldview-3", "landsat-8")
 """Sensors whose bands, MTF and band shifts the scenes have, in turn."""
@@ -41,19 +42,10 @@ def simulated_scene(seed: int, *, all_bands: bool = False, side_px: int = 256, f
     few = contract.deliveries[0] if contract.name == "geoeye-1" else contract.band_sets[-1]
     bands = (contract.band_sets[0] if all_bands else few).bands
     specs = contract.subset(bands)
-    centers = [band.center_um or 0.5 for band in specs]
-    model = random_model(
-        rng,
-        ratio=contract.ratio,
-        centers_um=centers,
-        ms_mtf=[band.mtf for band in specs],
-        pan_mtf=contract.pan_mtf,
-        in_pan=[band.in_pan for band in specs],
-        dn_max=min(contract.dn_max, 10_000),
-        field_px=field_px,
-    )
+    dimmed = contract.model_copy(update={"dn_max": min(contract.dn_max, 10_000)})
+    model = random_model(rng, dimmed, specs, field_px=field_px)
     gsd = 15.0 if contract.name == "landsat-8" else 0.5
-    truth = make_truth(rng, (side_px, side_px), truth_wavelengths(centers), gsd, style=STYLES[seed % len(STYLES)])
+    truth = make_truth(rng, (side_px, side_px), truth_wavelengths(specs), gsd, style=STYLES[seed % len(STYLES)])
     made = image_scene(truth, model, rng)
     pair = Pair(f"sim-{contract.name}-{seed}", made.pan, made.ms, contract.ratio, contract, tuple(bands))
     return SimulatedScene(pair, made.truth, model)

@@ -18,7 +18,8 @@ from rasterio.transform import from_origin
 from pancrafter.ingest import add_pair
 from pancrafter.sensors import get_contract
 from pancrafter.settings import Settings
-from pancrafter.simulate import image_scene, make_truth, random_model, truth_wavelengths
+from pancrafter.simulate.imaging import image_scene, random_model, truth_wavelengths
+from pancrafter.simulate.truth import make_truth
 
 RATIO = 4
 ORIGIN = (500_000.0, 4_900_000.0)
@@ -71,19 +72,8 @@ def add_scene(
     """Simulate a GeoEye-1-like pair and add it to a catalog, as of a day in May 2025 or of another moment."""
     rng = np.random.default_rng(seed)
     contract = get_contract("geoeye-1")
-    centers = [band.center_um for band in contract.bands]
-    model = random_model(
-        rng,
-        ratio=RATIO,
-        centers_um=centers,
-        ms_mtf=[b.mtf for b in contract.bands],
-        pan_mtf=contract.pan_mtf,
-        in_pan=[b.in_pan for b in contract.bands],
-        dn_max=contract.dn_max,
-    )
-    pair = image_scene(
-        make_truth(rng, (side_px, side_px), truth_wavelengths(centers), GSD_M, style="suburb"), model, rng
-    )
+    model, wavelengths = random_model(rng, contract, contract.bands), truth_wavelengths(contract.bands)
+    pair = image_scene(make_truth(rng, (side_px, side_px), wavelengths, GSD_M, style="suburb"), model, rng)
     folder = catalog / "files" / item_id
     folder.mkdir(parents=True)
     scene = SmallScene(item_id, folder / "pan.tif", folder / "ms.tif")

@@ -27,8 +27,14 @@ from pancrafter.sharpness import (
     gain_of_width,
     sharpness,
 )
-from pancrafter.simulate import SimulatedPair, image_scene, make_truth, random_model
-from pancrafter.simulate.archive import pan_only_wavelengths
+from pancrafter.simulate.imaging import (
+    SimulatedPair,
+    image_scene,
+    pan_only_wavelengths,
+    random_model,
+    truth_wavelengths,
+)
+from pancrafter.simulate.truth import make_truth
 from pancrafter.tiles import Tile
 
 Image = NDArray[np.float64]
@@ -208,22 +214,9 @@ def test_products_that_were_resampled_fall_more_steeply(shared_data: Path, name:
 def geoeye(mtf: float, side_px: int) -> SimulatedPair:
     """A simulated scene by GeoEye-1 whose bands all have a Gaussian of this MTF."""
     contract, rng = get_contract("geoeye-1"), np.random.default_rng(17)
-    centers = [band.center_um for band in contract.bands if band.center_um is not None]
-    model = random_model(
-        rng,
-        ratio=4,
-        centers_um=centers,
-        ms_mtf=[mtf] * 4,
-        pan_mtf=contract.pan_mtf,
-        in_pan=[band.in_pan for band in contract.bands],
-        dn_max=contract.dn_max,
-        shift_px=0,
-        band_shift_px=0,
-        field_px=0,
-        pan_only_um=pan_only_wavelengths(contract),
-    )
-    truth = make_truth(rng, (side_px, side_px), (*centers, *pan_only_wavelengths(contract)), 0.5)
-    return image_scene(truth, model, rng)
+    bands, pan_only = [band.model_copy(update={"mtf": mtf}) for band in contract.bands], pan_only_wavelengths(contract)
+    model = random_model(rng, contract, bands, shift_px=0, band_shift_px=0, field_px=0, pan_only_um=pan_only)
+    return image_scene(make_truth(rng, (side_px, side_px), truth_wavelengths(bands, pan_only), 0.5), model, rng)
 
 
 def error_of_network(pan: Image, ms: Image, truth: Image, mtfs: tuple[Mtf, ...]) -> float:

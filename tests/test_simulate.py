@@ -9,9 +9,22 @@ import pytest
 from numpy.typing import NDArray
 
 from pancrafter.resample import degrade
-from pancrafter.simulate import STYLES, ImagingModel, ShiftField, image_scene, make_truth, random_model, without_shift
-from pancrafter.simulate.imaging import NO_FIELD, digitise, random_shift_field, see_as_ms, see_as_pan, truth_wavelengths
+from pancrafter.sensors import get_contract
+from pancrafter.simulate.imaging import (
+    NO_FIELD,
+    PAN_ONLY_UM,
+    ImagingModel,
+    ShiftField,
+    digitise,
+    image_scene,
+    random_model,
+    random_shift_field,
+    see_as_ms,
+    see_as_pan,
+    truth_wavelengths,
+)
 from pancrafter.simulate.spectra import Material, reflectance
+from pancrafter.simulate.truth import STYLES, make_truth
 
 CENTERS = (0.48, 0.55, 0.66, 0.83)
 
@@ -57,7 +70,7 @@ def test_materials_have_their_well_known_colours() -> None:
 
 
 def test_bands_are_no_linear_mix_of_each_other() -> None:
-    truth = make_truth(np.random.default_rng(8), (160, 160), truth_wavelengths(CENTERS), 0.5, style="suburb")
+    truth = make_truth(np.random.default_rng(8), (160, 160), (*CENTERS, *PAN_ONLY_UM), 0.5, style="suburb")
     flat = truth.reshape(len(truth), -1).astype(np.float64)
     design = np.vstack([flat[:4], np.ones(flat.shape[1])]).T
     for extra in flat[4:]:
@@ -156,17 +169,14 @@ def test_ms_shape_counts_centres_on_the_pan_image(pan: int, ratio: int, phase: f
     assert model(ratio=ratio, phase=(phase, phase)).ms_shape((pan, pan)) == (expected, expected)
 
 
-def test_random_model_is_valid_and_registration_can_be_removed() -> None:
-    drawn = random_model(
-        np.random.default_rng(0), ratio=4, centers_um=CENTERS, ms_mtf=(0.3,) * 4, pan_mtf=0.15,
-        in_pan=(True, True, True, False), dn_max=2047,
-    )  # fmt: skip
-    assert drawn.pan_weights[3] == 0
+def test_drawn_pan_sees_no_band_outside_of_it() -> None:
+    contract = get_contract("landsat-8")
+    drawn = random_model(np.random.default_rng(0), contract, contract.bands)
+    seen = [band.in_pan for band in contract.bands]
+    assert [weight > 0 for weight in drawn.pan_weights[: len(seen)]] == seen
+    assert not all(seen)
     assert sum(drawn.pan_weights) == pytest.approx(1)
-    assert len(drawn.pan_weights) == len(truth_wavelengths(CENTERS))
-    registered = without_shift(drawn)
-    assert registered.field == NO_FIELD
-    assert set(registered.shift_yx) == {(0.0, 0.0)}
+    assert len(drawn.pan_weights) == len(truth_wavelengths(contract.bands))
 
 
 def test_contradicting_models_are_refused() -> None:

@@ -17,8 +17,14 @@ from rio_cogeo.cogeo import cog_validate
 from pancrafter.errors import SinkError
 from pancrafter.recognise import recognise
 from pancrafter.sensors import load_contracts
-from pancrafter.simulate import TRUTH_FOLDER, simulate_archive
-from pancrafter.simulate.archive import Footprint, SceneRecipe, sample_scenes, sound_scenes
+from pancrafter.simulate.archive import (
+    TRUTH_FOLDER,
+    Footprint,
+    SceneRecipe,
+    sample_scenes,
+    simulate_archive,
+    sound_scenes,
+)
 from pancrafter.types import Refusal, Scene
 from pancrafter.validation import validate_item
 

@@ -27,7 +27,15 @@ from rasterio.warp import transform_geom
 
 from pancrafter.errors import SinkError
 from pancrafter.sensors import BandSpec, SensorContract, get_contract
-from pancrafter.simulate.imaging import ImagingModel, Pair, SimulatedPair, image_scene, random_model, random_shift_field
+from pancrafter.simulate.imaging import (
+    Pair,
+    SimulatedPair,
+    image_scene,
+    pan_only_wavelengths,
+    random_model,
+    random_shift_field,
+    truth_wavelengths,
+)
 from pancrafter.simulate.truth import make_truth
 
 ARCHIVE_FORMAT = 1
@@ -297,42 +305,13 @@ def _write_scene(root: Path, recipe: SceneRecipe, rng: np.random.Generator) -> p
 
 def acquire(recipe: SceneRecipe, contract: SensorContract, rng: np.random.Generator) -> SimulatedPair:
     """Draw the surface of a recipe and image it, without nodata border."""
-    bands = [band for band in contract.bands if band.center_um is not None][: len(recipe.band_shift_yx)]
-    pan_only = pan_only_wavelengths(contract)
-    centers = tuple(band.center_um or 0.0 for band in bands)
+    bands, pan_only = contract.bands[: len(recipe.band_shift_yx)], pan_only_wavelengths(contract)
     height, width = (n * _OVERSAMPLE for n in recipe.pan_shape)
-    surface = make_truth(
-        rng, (height, width), (*centers, *pan_only), recipe.pan_gsd_m / _OVERSAMPLE, style=recipe.style
-    )
-    return image_scene(surface, _model(recipe, contract, bands, pan_only, rng), rng)
-
-
-def pan_only_wavelengths(contract: SensorContract) -> tuple[float, ...]:
-    """Wavelengths inside the PAN band, spread so that PAN is not an exact mix of the MS bands."""
-    center, width = contract.pan_center_um or 0.62, contract.pan_fwhm_um or 0.3
-    return center - 0.33 * width, center, center + 0.33 * width
-
-
-def _model(
-    recipe: SceneRecipe,
-    contract: SensorContract,
-    bands: Sequence[BandSpec],
-    pan_only: tuple[float, ...],
-    rng: np.random.Generator,
-) -> ImagingModel:
-    drawn = random_model(
-        rng,
-        ratio=contract.ratio,
-        centers_um=[band.center_um or 0.0 for band in bands],
-        ms_mtf=[band.mtf for band in bands],
-        pan_mtf=contract.pan_mtf,
-        in_pan=[band.in_pan for band in bands],
-        dn_max=contract.dn_max,
-        phase=recipe.phase,
-        oversample=_OVERSAMPLE,
-        pan_only_um=pan_only,
-    )
-    return replace(drawn, shift_yx=recipe.band_shift_yx, field=random_shift_field(rng, recipe.field_px))
+    wavelengths = truth_wavelengths(bands, pan_only)
+    surface = make_truth(rng, (height, width), wavelengths, recipe.pan_gsd_m / _OVERSAMPLE, style=recipe.style)
+    drawn = random_model(rng, contract, bands, phase=recipe.phase, oversample=_OVERSAMPLE, pan_only_um=pan_only)
+    field = random_shift_field(rng, recipe.field_px)
+    return image_scene(surface, replace(drawn, shift_yx=recipe.band_shift_yx, field=field), rng)
 
 
 def _masked(frame: _Frame, pair: SimulatedPair) -> SimulatedPair:

@@ -8,13 +8,14 @@ All positions are PAN pixel indices; MS pixel ``i`` of band ``b`` is read at ``r
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
 from pancrafter.resample import apply_yx, gaussian_matrix, mtf_sigma
+from pancrafter.sensors import BandSpec, SensorContract
 
 Floats = NDArray[np.floating]
 Pair = tuple[float, float]
@@ -217,6 +218,17 @@ PAN_ONLY_UM = (0.515, 0.58, 0.70)
 """Wavelengths rendered in addition to the MS bands so that PAN sees light that no MS band reports."""
 
 
+def pan_only_wavelengths(contract: SensorContract) -> tuple[float, ...]:
+    """Wavelengths inside the PAN band, spread so that PAN is not an exact mix of the MS bands."""
+    center, width = contract.pan_center_um or 0.62, contract.pan_fwhm_um or 0.3
+    return center - 0.33 * width, center, center + 0.33 * width
+
+
+def truth_wavelengths(bands: Sequence[BandSpec], pan_only_um: Sequence[float] = PAN_ONLY_UM) -> tuple[float, ...]:
+    """Wavelengths to render for a sensor with these MS bands: the bands, then what only PAN sees."""
+    return (*(band.center_um or 0.5 for band in bands), *pan_only_um)
+
+
 def solar_weight(wavelength_um: float) -> float:
     """Sunlight at the ground relative to 0.5 um: that of a 5800 K black body."""
 
@@ -228,13 +240,9 @@ def solar_weight(wavelength_um: float) -> float:
 
 def random_model(
     rng: np.random.Generator,
+    contract: SensorContract,
+    bands: Sequence[BandSpec],
     *,
-    ratio: int,
-    centers_um: Sequence[float],
-    ms_mtf: Sequence[float],
-    pan_mtf: float,
-    in_pan: Sequence[bool],
-    dn_max: int,
     phase: Pair | None = None,
     shift_px: float = 1.0,
     band_shift_px: float = 0.4,
@@ -244,39 +252,33 @@ def random_model(
 ) -> ImagingModel:
     """Draw an acquisition: exposure, haze, spectral weights, noise, shifts.
 
-    The truth must hold ``centers_um`` followed by ``pan_only_um`` (see ``truth_wavelengths``).
-
     Args:
         rng: Source of all randomness.
-        ratio: MS pixel size over PAN pixel size.
-        centers_um: Centre of each MS band.
-        ms_mtf: Gain at the MS Nyquist frequency per band; varied by 8 percent.
-        pan_mtf: Gain of PAN at its Nyquist frequency.
-        in_pan: Which MS bands lie inside the PAN's spectral response.
-        dn_max: Largest DN of the product.
+        contract: The sensor: its ratio, PAN and DN ceiling.
+        bands: Its MS bands; their MTF is varied by 8 percent.
         phase: PAN coordinate of MS pixel 0; edge-aligned when None.
         shift_px: Deviation of the shift that all bands share, PAN pixels.
         band_shift_px: Deviation of each band's own shift, PAN pixels.
         field_px: Deviation of the shift inside the scene, PAN pixels.
         oversample: Truth pixels per PAN pixel.
-        pan_only_um: Wavelengths that only PAN sees.
+        pan_only_um: Wavelengths that only PAN sees; the truth holds those of ``truth_wavelengths``.
     """
-    wavelengths = (*centers_um, *pan_only_um)
+    wavelengths, dn_max = truth_wavelengths(bands, pan_only_um), contract.dn_max
     sunlight = np.array([solar_weight(w) for w in wavelengths])
     detector = rng.lognormal(0, 0.15, len(wavelengths))
     exposure = dn_max * rng.uniform(0.9, 1.5)
     gain = exposure * (sunlight**0.5) * detector
     path = exposure * rng.uniform(0.02, 0.07) * (np.array(wavelengths) / 0.45) ** -rng.uniform(1.5, 3.5)
-    seen = np.array([*in_pan, *(True for _ in pan_only_um)], dtype=np.float64)
+    seen = np.array([*(band.in_pan for band in bands), *(True for _ in pan_only_um)], dtype=np.float64)
     weights = seen * rng.uniform(0.5, 1.5, len(seen))
     common = rng.normal(0, shift_px, 2)
-    own = rng.normal(0, band_shift_px, (len(centers_um), 2))
-    mtf = np.clip(np.array(ms_mtf) * rng.normal(1, 0.08, len(ms_mtf)), 0.05, 0.6)
-    edge = (ratio - 1) / 2
+    own = rng.normal(0, band_shift_px, (len(bands), 2))
+    mtf = np.clip(np.array([band.mtf for band in bands]) * rng.normal(1, 0.08, len(bands)), 0.05, 0.6)
+    edge = (contract.ratio - 1) / 2
     return ImagingModel(
-        ratio=ratio,
+        ratio=contract.ratio,
         ms_mtf=tuple(map(float, mtf)),
-        pan_mtf=pan_mtf,
+        pan_mtf=contract.pan_mtf,
         pan_weights=tuple(map(float, weights / weights.sum())),
         gain_dn=tuple(map(float, gain)),
         offset_dn=tuple(map(float, path)),
@@ -289,13 +291,3 @@ def random_model(
         read_noise_dn=float(dn_max / 2047 * rng.uniform(0.3, 1.5)),
         oversample=oversample,
     )
-
-
-def truth_wavelengths(centers_um: Sequence[float]) -> tuple[float, ...]:
-    """Wavelengths to render for a sensor with these MS bands: the bands, then what only PAN sees."""
-    return (*centers_um, *PAN_ONLY_UM)
-
-
-def without_shift(model: ImagingModel) -> ImagingModel:
-    """The same acquisition with perfect registration."""
-    return replace(model, shift_yx=((0.0, 0.0),) * model.n_bands, field=NO_FIELD)

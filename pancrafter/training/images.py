@@ -18,8 +18,8 @@ from pancrafter.pancollection import Patches, joined, read_patches
 from pancrafter.resample import GENERIC_MTF_GAIN, degrade
 from pancrafter.sensors import get_contract, load_contracts
 from pancrafter.sharpness import combine, sharpness
-from pancrafter.simulate import image_scene, make_truth, random_model
-from pancrafter.simulate.archive import pan_only_wavelengths
+from pancrafter.simulate.imaging import image_scene, pan_only_wavelengths, random_model, truth_wavelengths
+from pancrafter.simulate.truth import make_truth
 from pancrafter.training.config import TrainConfig
 from pancrafter.types import ValueRange
 
@@ -110,23 +110,10 @@ def simulate_image(name: str, seed: tuple[int, ...], side_px: int) -> TrainingIm
     fine = [name for name in SIMULATED_SENSORS if name != "landsat-8"]
     sensor = "landsat-8" if rng.uniform() < COARSE_SHARE else str(rng.choice(fine))
     contract = get_contract(sensor)
-    centers = [band.center_um for band in contract.bands if band.center_um is not None]
-    pan_only = pan_only_wavelengths(contract)
-    model = random_model(
-        rng,
-        ratio=contract.ratio,
-        centers_um=centers,
-        ms_mtf=[band.mtf for band in contract.bands],
-        pan_mtf=contract.pan_mtf,
-        in_pan=[band.in_pan for band in contract.bands],
-        dn_max=contract.dn_max,
-        shift_px=0,
-        band_shift_px=0,
-        field_px=0,
-        pan_only_um=pan_only,
-    )
+    bands, pan_only = contract.bands, pan_only_wavelengths(contract)
+    model = random_model(rng, contract, bands, shift_px=0, band_shift_px=0, field_px=0, pan_only_um=pan_only)
     gsd_m = SIMULATED_SENSORS[sensor] * float(rng.uniform(0.8, 1.6))
-    pair = image_scene(make_truth(rng, (side_px, side_px), (*centers, *pan_only), gsd_m), model, rng)
+    pair = image_scene(make_truth(rng, (side_px, side_px), truth_wavelengths(bands, pan_only), gsd_m), model, rng)
     return training_image(name, pair.pan.astype(np.float32), pair.truth.clip(0, contract.dn_max))
 
 
