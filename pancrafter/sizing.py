@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Generator, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
@@ -102,25 +102,16 @@ class Forecast(Record):
     written_tb: float
 
 
-class Finished(Protocol):
-    """A confirmed scene of the ledger, ``LedgerRow``."""
+def rates_from(measures: Iterable[Mapping[str, Any]]) -> Rates:  # Any: parsed JSON
+    """Rates fitted by least squares to the measures that the ledger keeps of confirmed scenes.
 
-    @property
-    def measures(self) -> dict[str, Any]: ...  # noqa: D102 - Any: parsed JSON
-
-
-def rates_from(rows: Sequence[Finished], base: Rates | None = None) -> Rates:
-    """Rates fitted to finished scenes by least squares, without scenes whose blocks were computed in several goes.
-
-    Args:
-        rows: Confirmed scenes.
-        base: Where everything that scenes do not tell comes from.
+    Scenes whose blocks were computed in several goes do not count.
 
     Raises:
         SizingError: No scene can be used.
     """
     needed = {"pixels", "stage_seconds", "sharpen_seconds", "assess_seconds", "seconds", "bytes_read"}
-    used = [m for row in rows if needed <= (m := row.measures).keys() and m.get("blocks") == m.get("computed_blocks")]
+    used = [m for m in measures if needed <= m.keys() and m.get("blocks") == m.get("computed_blocks")]
     if not used:
         raise SizingError("no finished scene with times in this ledger; run some scenes first, or give --rates")
     sizes = [m["pixels"] / 1e6 for m in used]
@@ -128,8 +119,7 @@ def rates_from(rows: Sequence[Finished], base: Rates | None = None) -> Rates:
     rest = [m["seconds"] - sum(m[f"{name}_seconds"] for name in times) for m in used]
     fitted = {name: _fit(sizes, values) for name, values in (*times.items(), ("publish", rest))}
     read = sum(m["bytes_read"] for m in used) / sum(sizes)
-    others: dict[str, Any] = {} if base is None else base.model_dump(exclude={*fitted, "read_bytes_per_mpx"})
-    return Rates.model_validate({**others, **fitted, "read_bytes_per_mpx": read})
+    return Rates.model_validate({**fitted, "read_bytes_per_mpx": read})
 
 
 def _fit(sizes: Sequence[float], seconds: Sequence[float]) -> Rate:

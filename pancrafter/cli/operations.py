@@ -113,7 +113,8 @@ def size(
 
         settings = settings_from(sink=sink)
         with existing_ledger(state_dir) as ledger:
-            known = sizing.rates_from(ledger.rows(sink=settings.sink, states=[State.CONFIRMED], limit=1000))
+            rows = ledger.rows(sink=settings.sink, states=[State.CONFIRMED], limit=1000)
+        known = sizing.rates_from(row.measures for row in rows)
     found = sizing.forecast(archive, fleet, known)
     if as_json:
         print_json({"rates": known.model_dump(), "forecast": found.model_dump()})

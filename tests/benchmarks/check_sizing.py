@@ -20,7 +20,7 @@ from small_archive import add_scene
 from pancrafter import runs
 from pancrafter.ledger import open_ledger
 from pancrafter.settings import Settings
-from pancrafter.sizing import Archive, Fleet, Rates, forecast, rates_from
+from pancrafter.sizing import Archive, Fleet, forecast, rates_from
 from pancrafter.states import State
 
 KNOWN_PX = (384, 768, 1024, 384, 768, 1024)
@@ -61,12 +61,7 @@ def main() -> int:
         runs.run(known, lambda _: None)
         known_s = time.perf_counter() - start
         with open_ledger(known) as ledger:
-            rates = rates_from(
-                ledger.rows(sink=known.sink, states=[State.CONFIRMED]),
-                Rates.model_validate(
-                    {n: {"fixed_s": 0, "s_per_mpx": 0} for n in ("stage", "sharpen", "assess", "publish")}
-                ),
-            )
+            rates = rates_from(row.measures for row in ledger.rows(sink=known.sink, states=[State.CONFIRMED]))
         context = multiprocessing.get_context("spawn")
         meeting, times = context.Barrier(2), context.Queue()
         processes = [context.Process(target=runner, args=(folder, meeting, times)) for _ in range(2)]
