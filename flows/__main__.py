@@ -27,6 +27,7 @@ from pancrafter.runs import Run
 from pancrafter.settings import Settings
 from pancrafter.states import State
 from pancrafter.steps import Outcome
+from pancrafter.summary import print_next, print_summary, state_line, with_room
 
 SAMPLE_ARCHIVE = "archive"
 
@@ -36,7 +37,7 @@ def main(arguments: list[str]) -> int:
     leave_cores_soon()
     print_all_characters()
     options = _parse(arguments)
-    console = Console(soft_wrap=True)
+    console = with_room(Console(soft_wrap=True))
     try:
         settings = settings_from(
             source=options.source,
@@ -102,8 +103,6 @@ def _run_nightly(settings: Settings) -> list[Outcome]:
 
 
 def _say_nothing_to_do(console: Console, settings: Settings, found: Discovery) -> None:
-    from pancrafter.summary import print_next, state_line
-
     with open_ledger(settings) as ledger:
         counts = ledger.counts(settings.sink)
     console.print(f"nothing to do: {state_line(counts)}", highlight=False)
@@ -115,7 +114,6 @@ def _say_nothing_to_do(console: Console, settings: Settings, found: Discovery) -
 
 def _conclude(console: Console, settings: Settings, outcomes: list[Outcome]) -> int:
     from pancrafter.simulate.archive import damaged_scenes
-    from pancrafter.summary import print_summary
 
     print_summary(console, outcomes, settings.sink)
     failed = {outcome.key for outcome in outcomes if outcome.failed}

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,6 +61,13 @@ _STATE_ORDER = {"confirmed": 0, "held": 2, "refused": 3, "dead": 4}
 _STATE_STYLES = {"confirmed": "green", "dead": "bold red", "held": "yellow", "refused": "dim"}
 
 
+def with_room(console: Console, width: int = WIDTH) -> Console:
+    """The console with room for tables where it is a file or pipe, whose width is only a guess."""
+    if not console.is_terminal:
+        console.width = max(console.width, width)
+    return console
+
+
 # --- a run ----------------------------------------------------------------------------------------------------------
 
 
@@ -98,11 +104,10 @@ def _print_tables(
     """Tables of all scenes that were worked on, then a few refused ones: an archive may hold thousands of them."""
     refused = [outcome for outcome in outcomes if outcome.turned_away]
     shown = [outcome for outcome in outcomes if not outcome.turned_away] + refused[:_MOST_REFUSED]
-    with _roomy(console):
-        for made in (table(shown) for table in tables):
-            if made is not None:
-                console.print(made, soft_wrap=False)
-                console.print()
+    for made in (table(shown) for table in tables):
+        if made is not None:
+            console.print(made, soft_wrap=False)
+            console.print()
     if len(shown) < len(outcomes):
         _print_line(console, f"{len(outcomes) - len(shown)} more refused: {REFUSED_HINT}")
 
@@ -249,9 +254,8 @@ def print_ledger(console: Console, rows: Sequence[LedgerRow]) -> None:
     """One row per scene of the ledger, by the whole key that other commands take where there is room for it."""
     longest = max((len(str(row.key)) for row in rows), default=0)
     width = longest + _BESIDE_KEYS
-    if not console.is_terminal:
-        console.width = max(console.width, width)
-    console.print(_ledger_table(rows, longest if width <= console.width else None), soft_wrap=False)
+    has_room = width <= with_room(console, width).width
+    console.print(_ledger_table(rows, longest if has_room else None), soft_wrap=False)
 
 
 def _ledger_table(rows: Sequence[LedgerRow], key_width: int | None) -> Table:
@@ -377,8 +381,7 @@ def print_census(console: Console, census: Census) -> None:
         table.add_column("differs", overflow="fold")
         for difference in shown:
             table.add_row(Text(difference.place), Text(difference.what), Text(difference.finding))
-        with _roomy(console):
-            console.print(table, soft_wrap=False)
+        console.print(table, soft_wrap=False)
         if left_out := len(census.differences) - len(shown):
             _print_line(console, f"{left_out} more: see `pancrafter census --json`")
         _print_line(console, "mend with:")
@@ -462,15 +465,3 @@ def _table(title: str | None = None) -> Table:
 def _print_line(console: Console, text: str) -> None:
     """A line without colours and line breaks of its own, so that addresses can be copied."""
     console.print(text, markup=False, highlight=False, soft_wrap=True)
-
-
-@contextmanager
-def _roomy(console: Console) -> Iterator[None]:
-    """Room for the tables where the console is a file or pipe, whose width is only a guess."""
-    width = console.width
-    if not console.is_terminal:
-        console.width = max(width, WIDTH)
-    try:
-        yield
-    finally:
-        console.width = width

@@ -231,12 +231,9 @@ def console_for_tables(*, stderr: bool = False) -> Console:
     """A console that leaves room for tables where it is no terminal."""
     from rich.console import Console
 
-    from pancrafter.summary import WIDTH
+    from pancrafter.summary import with_room
 
-    console = Console(stderr=stderr, highlight=False)
-    if not console.is_terminal:
-        console.width = max(console.width, WIDTH)
-    return console
+    return with_room(Console(stderr=stderr, highlight=False))
 
 
 def line_reporter() -> Callable[[str], None]:
