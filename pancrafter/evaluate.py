@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from pydantic import Field
@@ -39,8 +39,6 @@ BENCHMARK_CROP = slice(20, -21)
 
 PICTURE_PX = 360
 """Side of what a picture shows of a pair."""
-
-HIGHER_IS_BETTER = frozenset({"q2n", "scc", "psnr_db", "ssim", "hqnr", "aligned_hqnr"})
 
 Sharpen = Callable[[Tile, tuple[Mtf | float, ...], float], Floats]
 """Takes a tile, the bands' MTFs and PAN's gain at its own Nyquist frequency; gives (band, y, x) DN on its PAN grid."""
@@ -96,18 +94,19 @@ class PairReport(Record):
     reduced: dict[str, ReferenceScores] | None
     full: dict[str, FullScores] | None
 
-    def best_classical(self, score: str = "ergas") -> str | None:
-        """The classical method with the best reduced score; cubic up-sampling does not count."""
-        rivals = [name for name in self.reduced or {} if name in classical.METHODS and name != UPSAMPLING]
-        return _best(self.reduced or {}, rivals, score)
+    def best_classical(self, error: Literal["ergas", "sam_deg"] = "ergas") -> str | None:
+        """The classical method with the lowest reduced error; cubic up-sampling does not count."""
+        scores = self.reduced or {}
+        rivals = [name for name in scores if name in classical.METHODS and name != UPSAMPLING]
+        return min(rivals, key=lambda name: float(getattr(scores[name], error)), default=None)
 
-    def gain(self, method: str, score: str = "ergas") -> float | None:
-        """1 - score / score of the best classical method of this pair; positive is better. For errors only."""
-        best = self.best_classical(score)
+    def gain(self, method: str, error: Literal["ergas", "sam_deg"] = "ergas") -> float | None:
+        """1 - error / error of the best classical method of this pair; positive is better."""
+        best = self.best_classical(error)
         if self.reduced is None or best is None or method not in self.reduced:
             return None
-        theirs = float(getattr(self.reduced[best], score))
-        return 1 - float(getattr(self.reduced[method], score)) / theirs if theirs > 0 else None
+        theirs = float(getattr(self.reduced[best], error))
+        return 1 - float(getattr(self.reduced[method], error)) / theirs if theirs > 0 else None
 
 
 class Summary(Record):
@@ -457,10 +456,3 @@ def _standing(reports: Sequence[PairReport], network: str) -> Summary | None:
         won_sam=float(won_sam.mean()),
         won_both=float((won_ergas & won_sam).mean()),
     )
-
-
-def _best(scores: dict[str, ReferenceScores], among: Sequence[str], score: str) -> str | None:
-    if not among:
-        return None
-    sign = -1 if score in HIGHER_IS_BETTER else 1
-    return min(among, key=lambda name: sign * getattr(scores[name], score))
