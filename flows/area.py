@@ -14,7 +14,7 @@ from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
 from flows.parameters import SettingsParameter, WorkSettingsParameter, with_environment
-from flows.report import HOOKS, Progress, failures_of, leave_artifacts, summary_of
+from flows.report import HOOKS, Progress, failures_of, leave_artifacts
 from flows.runs import crash_gone_runs, sign_run
 from flows.scene import process
 from pancrafter import discovery, runs
@@ -30,6 +30,7 @@ from pancrafter.selection import Selection
 from pancrafter.settings import Settings, WorkSettings
 from pancrafter.states import Look
 from pancrafter.steps import Outcome
+from pancrafter.summary import verdict_line
 
 Outcomes = list[Outcome] | State[Any]
 """What became of every scene, as the state of the run: its message is the summary."""
@@ -72,7 +73,7 @@ def nightly(
         return _stopped(settings, error, error.outcomes)
     if started is not None:
         with open_ledger(settings) as ledger:
-            ledger.note_look(settings.sink, _looked_at(settings), started, summary_of(outcomes))
+            ledger.note_look(settings.sink, _looked_at(settings), started, verdict_line(outcomes))
     return _concluded(settings, outcomes)
 
 
@@ -190,7 +191,7 @@ def _sharpen(settings: Settings, *, since: datetime | None = None, is_part: bool
 def _stopped(settings: Settings, error: PancrafterError, outcomes: list[Outcome]) -> Outcomes:
     """The end of a run after an error that is no scene's fault; what was finished before is reported all the same."""
     leave_artifacts(outcomes, command("redrive KEY", settings))
-    return Failed(message=f"stopped: {error}; before that: {summary_of(outcomes)}", data=error)
+    return Failed(message=f"stopped: {error}; before that: {verdict_line(outcomes)}", data=error)
 
 
 def _concluded(settings: Settings, outcomes: list[Outcome]) -> Outcomes:
@@ -200,4 +201,4 @@ def _concluded(settings: Settings, outcomes: list[Outcome]) -> Outcomes:
         message = f"{len(failed)} of {len(outcomes)} scenes failed: {failures_of(outcomes)}"
         # Returned, not raised: the run ends as failed without the traceback of a defect.
         return Failed(message=message, data=ScenesFailedError(message, outcomes))
-    return Completed(message=summary_of(outcomes), data=outcomes)
+    return Completed(message=verdict_line(outcomes), data=outcomes)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 import shlex
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -77,14 +76,6 @@ def leave_artifacts(outcomes: Sequence[Outcome], redrive: str) -> None:
     pictured = [outcome for outcome in outcomes if outcome.picture_href]
     if pictured:
         _leave_picture(pictured[0])
-
-
-def summary_of(outcomes: Sequence[Outcome]) -> str:
-    """One line for the state of the run and for notifications."""
-    verdicts = Counter(outcome.verdict for outcome in outcomes)
-    counted = ", ".join(f"{count} {verdict}" for verdict, count in verdicts.most_common()) or "nothing to do"
-    seconds = sum(outcome.seconds or 0 for outcome in outcomes)
-    return f"{counted}; {sum(outcome.mpx or 0 for outcome in outcomes):.2f} Mpx in {seconds:.0f} s"
 
 
 def failures_of(outcomes: Sequence[Outcome]) -> str:

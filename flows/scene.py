@@ -16,7 +16,7 @@ from prefect.tasks import Task
 
 from flows import tasks
 from flows.parameters import SettingsParameter, with_environment
-from flows.report import leave_artifacts, summary_of
+from flows.report import leave_artifacts
 from flows.runs import sign_run
 from pancrafter import discovery, steps
 from pancrafter.census import command
@@ -28,6 +28,7 @@ from pancrafter.sensors import contracts_of
 from pancrafter.settings import Settings
 from pancrafter.states import SceneKey, State
 from pancrafter.steps import Outcome
+from pancrafter.summary import verdict_line
 
 if TYPE_CHECKING:
     from pancrafter.ledger import Ledger
@@ -62,7 +63,7 @@ def sharpen_scene(key: str, settings: SettingsParameter) -> Outcome | RunState[A
     if outcome is None:
         return _left_as_it_is(row, settings)
     leave_artifacts([outcome], command("redrive KEY", settings))
-    return Completed(message=summary_of([outcome]), data=outcome)
+    return Completed(message=verdict_line([outcome]), data=outcome)
 
 
 def _left_as_it_is(row: LedgerRow | None, settings: Settings) -> RunState[Any]:

@@ -214,7 +214,7 @@ def verdict_line(outcomes: Sequence[Outcome]) -> str:
     parts = [f"{counts[verdict]} {verdict}" for verdict in _STYLES if counts[verdict]]  # type: ignore[index]
     mpx, seconds = (sum(getattr(outcome, name) or 0 for outcome in outcomes) for name in ("mpx", "seconds"))
     cost = f"; {mpx:.2f} Mpx in {seconds:.0f} s" if seconds else ""
-    return (", ".join(parts) or "no scenes") + cost
+    return (", ".join(parts) or "nothing to do") + cost
 
 
 def outcomes_json(outcomes: Sequence[Outcome]) -> list[Json]:

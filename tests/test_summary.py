@@ -203,7 +203,7 @@ def test_pipes_get_room_for_tables() -> None:
 
 
 def test_counts_of_nothing() -> None:
-    assert verdict_line([]) == "no scenes"
+    assert verdict_line([]) == "nothing to do"
 
 
 def test_catalog_address() -> None:
