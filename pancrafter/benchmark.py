@@ -6,7 +6,6 @@ shared machine only the latter means something. Run through ``pancrafter bench``
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import platform
@@ -22,7 +21,7 @@ from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -93,9 +92,10 @@ def run(
     with tempfile.TemporaryDirectory(prefix="pancrafter-bench-") as folder:
         for name in names:
             for size in sizes if MEASURES[name].needs_scene else (0,):
-                settings = {"name": name, "size": size, "device": device, "threads": threads, "repeat": repeat,
-                            "folder": folder, "memory": memory}  # fmt: skip
-                measure = _in_own_process(settings)
+                setting = Setting(
+                    name=name, size=size, device=device, threads=threads, repeat=repeat, folder=folder, memory=memory
+                )
+                measure = _in_own_process(setting)
                 if measure is None:
                     missing.append(name)
                     break
@@ -115,14 +115,14 @@ def run(
     )
 
 
-def _in_own_process(settings: dict[str, Any]) -> Measure | None:
-    environment = os.environ | {"OMP_NUM_THREADS": str(settings["threads"])}
+def _in_own_process(setting: Setting) -> Measure | None:
+    environment = os.environ | {"OMP_NUM_THREADS": str(setting.threads)}
     done = subprocess.run(  # noqa: S603  # ourselves
-        [sys.executable, "-m", "pancrafter.benchmark", json.dumps(settings)],
+        [sys.executable, "-m", "pancrafter.benchmark", setting.model_dump_json()],
         capture_output=True, text=True, check=False, env=environment,
     )  # fmt: skip
     if done.returncode != 0:
-        raise RuntimeError(f"benchmark {settings['name']} failed:\n{done.stderr}")
+        raise RuntimeError(f"benchmark {setting.name} failed:\n{done.stderr}")
     line = done.stdout.strip().splitlines()[-1]
     return None if line == "null" else Measure.model_validate_json(line)
 
@@ -225,6 +225,7 @@ def plainly(sharpener: NetworkSharpener) -> Callable[[Tile, Window], NDArray[np.
 
     from pancrafter.engine import to_dn
     from pancrafter.model import layers
+    from pancrafter.store import whole_window
 
     layers.local_attention = unfold_attention
     network = sharpener.checkpoint.network.to(sharpener.device, memory_format=torch.contiguous_format)  # type: ignore[call-overload]
@@ -232,7 +233,7 @@ def plainly(sharpener: NetworkSharpener) -> Callable[[Tile, Window], NDArray[np.
     mode = torch.zeros(1, dtype=torch.long, device=sharpener.device)
 
     def run(tile: Tile, core: Window) -> NDArray[np.float32]:
-        whole = slice(0, tile.pan.shape[0]), slice(0, tile.pan.shape[1])
+        whole = whole_window(tile.pan.shape)
         with torch.inference_mode():
             given = torch.cat([network(conditions, mode) for conditions in sharpener.conditions(tile)])
             bands = [to_dn(made, tile.ms_ranges[part]) for part, made in sharpener.finished(given, tile, whole)]
