@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -12,14 +11,13 @@ import numpy as np
 import pytest
 import rasterio
 import torch
+from command import fails, parsed
 from networks import random_checkpoint
 from numpy.typing import NDArray
 from small_archive import add_scene
 from staged_scenes import landscape
-from typer.testing import CliRunner
 
 from pancrafter import adapt as adapt_module
-from pancrafter import cli
 from pancrafter.adapt import AdaptLimits, _turned, adapt, cut_patches
 from pancrafter.assess import reduce_tile
 from pancrafter.engine import NetworkSharpener
@@ -154,11 +152,10 @@ def sharpened(tmp_path: Path, *words: object) -> tuple[dict[str, Any], Array, di
     """What ``pancrafter sharpen --json`` says, and pixels and tags of the file it wrote."""
     out = tmp_path / "out.tif"
     files = [tmp_path / "files" / "scene" / name for name in ("pan.tif", "ms.tif")]
-    asked = ["sharpen", *files, out, "--sensor", "geoeye-1", "--threads", 1, "--json", "--overwrite", *words]
-    result = CliRunner().invoke(cli.app, [str(word) for word in asked])
-    assert result.exit_code == 0, result.output
+    asked = ["sharpen", *files, out, "--sensor", "geoeye-1", "--threads", 1, "--json", "--overwrite"]
+    said = parsed(*asked, *words)
     with rasterio.open(out) as source:
-        return json.loads(result.stdout), source.read(), source.tags()
+        return said, source.read(), source.tags()
 
 
 def test_sharpen_adapts_to_the_scene_and_says_so(
@@ -196,7 +193,5 @@ def test_scene_too_small_to_adapt_to_is_sharpened_all_the_same(tmp_path: Path, s
 
 
 def test_classical_methods_have_nothing_to_adapt(tmp_path: Path) -> None:
-    words = ["sharpen", "pan.tif", "ms.tif", str(tmp_path / "out.tif"), "--method", "mtf-glp-fs", "--adapt"]
-    result = CliRunner().invoke(cli.app, words)
-    assert result.exit_code == 2
-    assert "--adapt: mtf-glp-fs has nothing to adapt" in result.stderr
+    words = ["sharpen", "pan.tif", "ms.tif", tmp_path / "out.tif", "--method", "mtf-glp-fs", "--adapt"]
+    assert "--adapt: mtf-glp-fs has nothing to adapt" in fails(2, *words)

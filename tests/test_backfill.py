@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from command import call
 from small_archive import add_scene, classical_contracts
-from typer.testing import CliRunner, Result
+from typer.testing import Result
 
-from pancrafter import cli
 from pancrafter.cli.shared import Search
 from pancrafter.selection import Selection
 
@@ -30,7 +30,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def backfill(root: Path, state: Path, *options: object) -> Result:
     words = ["backfill", "--source", root / "source", "--sink", state / "sink", "--state-dir", state / "state"]
     words += ["--contracts-dir", root / "contracts", *options]
-    return CliRunner().invoke(cli.app, [str(word) for word in words])
+    return call(*words)
 
 
 def planned(root: Path, state: Path, *options: object) -> dict[str, Any]:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 import torch
-from typer.testing import CliRunner
+from command import call, fails, parsed
 
 from pancrafter import benchmark
-from pancrafter.cli import app
 from pancrafter.model import layers
 from pancrafter.model.layers import local_attention
 
@@ -63,17 +61,12 @@ def test_cpu_time_of_other_programs_counts() -> None:
 
 @pytest.mark.parametrize("name", [name for name in benchmark.MEASURES if "gdal" not in name and name != "orfeo"])
 def test_every_measure_of_our_own_can_be_taken(name: str) -> None:
-    words = ["bench", "--only", name, "--sizes", "256", "--repeat", "1", "--json"]
-    result = CliRunner().invoke(app, words)
-    assert result.exit_code == 0, result.output
-    assert [measure["name"] for measure in json.loads(result.stdout)["measures"]] == [name]
+    report = parsed("bench", "--only", name, "--sizes", 256, "--repeat", 1, "--json")
+    assert [measure["name"] for measure in report["measures"]] == [name]
 
 
 def test_report_names_commit_machine_and_versions() -> None:
-    words = ["bench", "--only", "io,engine", "--sizes", "256", "--threads", "1", "--json"]
-    result = CliRunner().invoke(app, words)
-    assert result.exit_code == 0, result.output
-    report = json.loads(result.stdout)
+    report = parsed("bench", "--only", "io,engine", "--sizes", 256, "--threads", 1, "--json")
     assert {"commit", "machine", "cores", "device", "python", "versions", "threads"} <= report.keys()
     by_name = {measure["name"]: measure for measure in report["measures"]}
     assert {"io", "engine"} <= by_name.keys()
@@ -90,15 +83,13 @@ def test_unknown_measures_and_sizes_are_named() -> None:
         (["--sizes", "big"], "--sizes: found 'big'"),
         (["--sizes", "100"], "expected multiples of 64"),
     ):
-        result = CliRunner().invoke(app, ["bench", *words])
-        assert result.exit_code == 2
-        assert message in result.stderr
-    assert "gdal_pansharpen to a COG" in CliRunner().invoke(app, ["bench", "--list"]).stdout
+        assert message in fails(2, "bench", *words)
+    assert "gdal_pansharpen to a COG" in call("bench", "--list").stdout
 
 
 def test_programs_that_are_not_installed_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
-    result = CliRunner().invoke(app, ["bench", "--only", "orfeo,gdal-pansharpen-cog", "--sizes", "256"])
+    result = call("bench", "--only", "orfeo,gdal-pansharpen-cog", "--sizes", 256)
     assert result.exit_code == 0, result.output
     assert "orfeo: not measured, the program is not installed (Orfeo ToolBox's BundleToPerfectSensor" in result.stderr
     assert "gdal-pansharpen-cog: not measured" in result.stderr

@@ -25,12 +25,13 @@ import numpy as np
 import pytest
 import rasterio
 import rasterio.shutil
+from command import call, fails, parsed
 from networks import random_network
 from rasterio.vrt import WarpedVRT
 from rio_cogeo import cog_validate
 from small_archive import GSD_M, ORIGIN, RATIO, add_scene, write_raster
 from typer.main import get_command
-from typer.testing import CliRunner, Result
+from typer.testing import Result
 
 from pancrafter import cli
 from pancrafter.ledger import Ledger
@@ -42,32 +43,8 @@ from pancrafter.simulate import archive as simulated
 from pancrafter.types import Refusal
 from pancrafter.version import code_commit, code_version
 
-RUNNER = CliRunner()
 ONE_TILE = ("--block-px", 192, "--threads", 1)
 PROJECT = Path(__file__).resolve().parents[1]
-
-
-def call(*words: object, env: dict[str, str] | None = None) -> Result:
-    result = RUNNER.invoke(cli.app, [str(word) for word in words], env=env)
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return result
-
-
-def fails(code: int, *words: object, env: dict[str, str] | None = None) -> str:
-    """The only line a failing command prints."""
-    result = call(*words, env=env)
-    assert result.exit_code == code, result.output
-    assert result.stdout == ""
-    (line,) = result.stderr.splitlines()
-    assert line.startswith("error: ")
-    return line
-
-
-def parsed(*words: object) -> object:
-    result = call(*words)
-    assert result.exit_code == 0, result.output
-    return json.loads(result.stdout)
 
 
 @pytest.fixture(scope="module")
@@ -991,8 +968,8 @@ def test_defects_keep_their_traceback(monkeypatch: pytest.MonkeyPatch, archive: 
         raise RuntimeError("a defect")
 
     monkeypatch.setattr("pancrafter.plan.make_plan", broken)
-    result = RUNNER.invoke(cli.app, ["plan", "--source", str(archive)])
-    assert isinstance(result.exception, RuntimeError)
+    with pytest.raises(RuntimeError, match="a defect"):
+        call("plan", "--source", archive)
 
 
 @contextmanager

@@ -10,14 +10,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from command import call
 from networks import random_checkpoint, random_network
 from numpy.typing import NDArray
 from PIL import Image
 from small_archive import add_scene
 from staged_scenes import landscape
-from typer.testing import CliRunner, Result
 
-from pancrafter import classical, cli, metrics
+from pancrafter import classical, metrics
 from pancrafter.assess import reduce_tile
 from pancrafter.engine import NetworkSharpener
 from pancrafter.errors import InvalidSceneError, PancrafterError
@@ -39,7 +39,6 @@ from pancrafter.pairs import Pair, Unreadable
 from pancrafter.resample import degrade
 
 Array = NDArray[Any]
-RUNNER = CliRunner()
 
 
 def pair_of(ratio: int = 4, side_ms: int = 48, bands: int = 2, **changes: Any) -> Pair:
@@ -280,13 +279,6 @@ def test_item_ids_may_have_slashes(tmp_path: Path) -> None:
 
 
 # --- the command ----------------------------------------------------------------------------------------------------
-
-
-def call(*words: object) -> Result:
-    result = RUNNER.invoke(cli.app, [str(word) for word in words])
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return result
 
 
 @pytest.fixture(scope="module")

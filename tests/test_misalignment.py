@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from command import call
 from networks import random_checkpoint, random_network
 from PIL import Image
-from test_evaluate import call, pair_of
+from test_evaluate import pair_of
 
 from pancrafter.engine import NetworkSharpener
 from pancrafter.errors import InvalidSceneError

@@ -10,12 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from command import call, fails
 from numpy.typing import NDArray
 from scipy.io import savemat
 from test_pancollection import content, write_h5
-from typer.testing import CliRunner
 
-from pancrafter import cli
 from pancrafter.errors import InvalidSceneError
 from pancrafter.pancollection import SENSORS
 from pancrafter.reproduce import PUBLISHED, TRAINED_ON, find_files, reproduce
@@ -69,8 +68,7 @@ def test_published_full_resolution_scenes_are_the_mat_files(data: Path) -> None:
 
 
 def test_command_trains_scores_and_prints_the_papers_figures(data: Path, configs: Path, tmp_path: Path) -> None:
-    words = ["reproduce", str(data), str(tmp_path), "--configs", str(configs), "--device", "cpu"]
-    result = CliRunner().invoke(cli.app, words)
+    result = call("reproduce", data, tmp_path, "--configs", configs, "--device", "cpu")
     assert result.exit_code == 0, result.output
     assert "wv3: left out" in result.stderr
     written = json.loads((tmp_path / "gf2" / "scores.json").read_text())
@@ -113,6 +111,5 @@ def test_without_a_complete_set_nothing_is_done(tmp_path: Path) -> None:
 
 
 def test_unknown_sets_are_refused(tmp_path: Path) -> None:
-    result = CliRunner().invoke(cli.app, ["reproduce", str(tmp_path), str(tmp_path), "--set", "wv9"])
-    assert result.exit_code == 2
-    assert "--set: found wv9, expected wv3, qb, gf2, wv2" in result.stderr
+    line = fails(2, "reproduce", tmp_path, tmp_path, "--set", "wv9")
+    assert "--set: found wv9, expected wv3, qb, gf2, wv2" in line
