@@ -101,6 +101,11 @@ def made_from(chosen: TrainConfig) -> MadeFrom:
     return MadeFrom(config=chosen, data_sha256={}, start_sha256=None, mean_with_sha256=None)
 
 
+def on_pairs(folder: Path, **changes: Any) -> dict[str, Any]:
+    """The first pair of a folder to train on, the last to validate on; and what is changed."""
+    return {"pairs_dir": str(folder), "train_pairs": ["P_0"], "validation_pairs": ["P_2"]} | changes
+
+
 def write_config(folder: Path, **changes: Any) -> Path:
     path = folder / "config.yaml"
     path.write_text(yaml.safe_dump(config(**changes).model_dump(mode="json", exclude={"augmentation"})))
@@ -410,9 +415,8 @@ def test_what_evaluate_refuses_is_not_trained_on(
     for refusing in (load_pair, lambda path: read_pair(path, load_contracts())):
         with pytest.raises(InvalidSceneError, match=problem):
             refusing(pairs / "P_0.npz")
-    given = {"pairs_dir": str(pairs), "train_pairs": ["P_0"], "validation_pairs": ["P_2"]}
     with pytest.raises(InvalidSceneError, match=problem):
-        train(write_config(tmp_path, **given), tmp_path / "run")
+        train(write_config(tmp_path, **on_pairs(pairs)), tmp_path / "run")
 
 
 @pytest.mark.parametrize(
@@ -447,7 +451,7 @@ def test_validation_is_never_trained_on(pairs: Path) -> None:
 
 def test_no_copy_of_what_is_trained_on_is_validated_on(tmp_path: Path, pairs: Path) -> None:
     """Neither in the same run nor where the weights that it starts from, or is averaged with, learned it."""
-    given: dict[str, Any] = {"pairs_dir": str(pairs), "train_pairs": ["P_0"], "validation_pairs": ["P_2"], "steps": 1}
+    given = on_pairs(pairs, steps=1)
     taught = {"P_9.npz": file_sha256(pairs / "P_2.npz"), "P_9.json": "ab"}
     before = tmp_path / "before.safetensors"
     save_checkpoint(
@@ -704,7 +708,7 @@ def test_configurations_of_the_repository_are_valid(path: Path) -> None:
 
 def test_resumed_run_equals_the_unbroken_run(tmp_path: Path, pairs: Path) -> None:
     """Stopped after four of six steps and started anew, batches from other processes: the same weights bit by bit."""
-    path = write_config(tmp_path, pairs_dir=str(pairs), train_pairs=["P_0", "P_1"], validation_pairs=["P_2"])
+    path = write_config(tmp_path, **on_pairs(pairs, train_pairs=["P_0", "P_1"]))
     best = train(path, tmp_path / "unbroken")
     whole = torch.load(tmp_path / "unbroken" / "state.pt", weights_only=True)
 
@@ -763,7 +767,7 @@ def test_a_gpu_gets_a_few_of_the_cores_that_may_be_used(
 
 
 def test_a_step_whose_state_was_not_kept_is_not_in_the_table(tmp_path: Path, pairs: Path) -> None:
-    path = write_config(tmp_path, pairs_dir=str(pairs), train_pairs=["P_0"], validation_pairs=["P_2"])
+    path = write_config(tmp_path, **on_pairs(pairs))
     run = tmp_path / "run"
     (run / "state.partial").mkdir(parents=True)
     with pytest.raises(SinkError, match=r"run: cannot be written \(.*Is a directory.* nothing was saved yet;"):
@@ -775,7 +779,7 @@ def test_a_step_whose_state_was_not_kept_is_not_in_the_table(tmp_path: Path, pai
 
 @pytest.mark.parametrize("name", ["run.json", "metrics.csv", "best.partial", "state.partial"])
 def test_a_full_disk_is_named_and_the_run_goes_on_once_there_is_room(tmp_path: Path, pairs: Path, name: str) -> None:
-    chosen = {"pairs_dir": str(pairs), "train_pairs": ["P_0"], "validation_pairs": ["P_2"], "steps": 1}
+    chosen = on_pairs(pairs, steps=1)
     run = tmp_path / "run"
     run.mkdir()
     (run / name).symlink_to("/dev/full")
@@ -786,7 +790,7 @@ def test_a_full_disk_is_named_and_the_run_goes_on_once_there_is_room(tmp_path: P
 
 
 def test_infinite_loss_stops_and_keeps_the_last_good_state(tmp_path: Path, pairs: Path) -> None:
-    chosen = {"pairs_dir": str(pairs), "train_pairs": ["P_0", "P_1"], "validation_pairs": ["P_2"]}
+    chosen = on_pairs(pairs)
     train(write_config(tmp_path, steps=2, validate_every=40, **chosen), tmp_path / "run")
     good = {name: (tmp_path / "run" / name).read_bytes() for name in ("state.pt", "best.safetensors")}
     path = write_config(tmp_path, steps=40, validate_every=40, learning_rate=1e30, **chosen)
@@ -804,7 +808,7 @@ def test_a_device_without_memory_for_a_step_says_what_is_kept(
     def full(*_: Any) -> torch.Tensor:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.20 GiB")
 
-    chosen = {"pairs_dir": str(pairs), "train_pairs": ["P_0"], "validation_pairs": ["P_2"], "validate_every": 2}
+    chosen = on_pairs(pairs, validate_every=2)
     train(write_config(tmp_path, steps=2, **chosen), tmp_path / "run")
     monkeypatch.setattr(loop, "batch_loss", full)
     with pytest.raises(
@@ -819,7 +823,7 @@ def test_fine_tuning_starts_from_the_given_weights(tmp_path: Path, pairs: Path) 
     start = tmp_path / "start.safetensors"
     taught = {"images": ["P_9", "P_0"], "data_sha256": {"P_9.npz": "ab", "P_0.npz": "cd"}}
     save_checkpoint(start, random_network(5, attention="bottleneck"), taught)
-    given: dict[str, Any] = {"pairs_dir": str(pairs), "train_pairs": ["P_0"], "validation_pairs": ["P_2"]}
+    given = on_pairs(pairs)
     given |= {"start": str(start), "steps": 1, "learning_rate": 1e-12}
     train(write_config(tmp_path, **given), tmp_path / "run")
     tuned = torch.load(tmp_path / "run" / "state.pt", weights_only=True)["network"]
@@ -864,7 +868,7 @@ def test_the_mean_with_other_weights_is_what_is_validated_and_kept(tmp_path: Pat
     """Training itself goes on from its own weights; those of another network are refused before it begins."""
     other = tmp_path / "other.safetensors"
     save_checkpoint(other, random_network(5, attention="bottleneck"), {})
-    given: dict[str, Any] = {"pairs_dir": str(pairs), "train_pairs": ["P_0"], "validation_pairs": ["P_2"], "steps": 3}
+    given = on_pairs(pairs, steps=3)
     best = train(write_config(tmp_path, **given, mean_with=str(other)), tmp_path / "run")
     alone = train(write_config(tmp_path, **given), tmp_path / "alone")
     trained = torch.load(tmp_path / "run" / "state.pt", weights_only=True)["network"]
@@ -965,9 +969,8 @@ def test_configuration_errors_name_file_and_field(tmp_path: Path, content: str, 
 def test_data_that_cannot_work_are_refused_before_the_first_step(
     tmp_path: Path, pairs: Path, changes: dict[str, Any], problem: str
 ) -> None:
-    given = {"pairs_dir": str(pairs), "train_pairs": ["P_0", "P_1"], "validation_pairs": ["P_2"]} | changes
     with pytest.raises(PancrafterError, match=problem):
-        train(write_config(tmp_path, **given), tmp_path / "run")
+        train(write_config(tmp_path, **on_pairs(pairs, **changes)), tmp_path / "run")
     assert not (tmp_path / "run" / "state.pt").exists()
 
 
@@ -977,7 +980,7 @@ def test_validation_without_a_score_is_refused_before_the_first_step(tmp_path: P
         return arrays
 
     _rewritten(pairs / "P_2.npz", without_corner)
-    path = write_config(tmp_path, pairs_dir=str(pairs), train_pairs=["P_0"], validation_pairs=["P_2"])
+    path = write_config(tmp_path, **on_pairs(pairs))
     with pytest.raises(InvalidSceneError, match=r"validation image P_2: nothing but DN 0 .* in bands \[1\]"):
         train(path, tmp_path / "run")
 
@@ -1000,7 +1003,7 @@ def test_folder_of_another_run_is_not_continued(tmp_path: Path, pairs: Path, sta
     elif state != "other network":
         torch.save([1, 2] if state == "a list" else {}, saved)
     before = saved.read_bytes()
-    path = write_config(tmp_path, pairs_dir=str(pairs), train_pairs=["P_0"], validation_pairs=["P_2"])
+    path = write_config(tmp_path, **on_pairs(pairs))
     said = r"is damaged \(.+\)" if state in damaged else "cannot be continued with this configuration: .+"
     with pytest.raises(PancrafterError, match=rf"(?s)state\.pt {said}; .*use another folder, or delete"):
         train(path, tmp_path / "run")
@@ -1010,7 +1013,7 @@ def test_folder_of_another_run_is_not_continued(tmp_path: Path, pairs: Path, sta
 
 def test_a_state_that_cannot_be_read_is_not_begun_over(tmp_path: Path, pairs: Path) -> None:
     (tmp_path / "run" / "state.pt").mkdir(parents=True)
-    path = write_config(tmp_path, pairs_dir=str(pairs), train_pairs=["P_0"], validation_pairs=["P_2"])
+    path = write_config(tmp_path, **on_pairs(pairs))
     with pytest.raises(PancrafterError, match=r"state\.pt cannot be read \(.*Is a directory"):
         train(path, tmp_path / "run")
 
@@ -1021,7 +1024,7 @@ def _content(folder: Path) -> dict[str, bytes]:
 
 def test_a_run_goes_on_only_with_what_it_is_made_from(tmp_path: Path, pairs: Path) -> None:
     """What the weights never saw does not get into their record; more steps and another learning rate do."""
-    given: dict[str, Any] = {"pairs_dir": str(pairs), "train_pairs": ["P_0"], "validation_pairs": ["P_2"], "steps": 2}
+    given = on_pairs(pairs, steps=2)
     train(write_config(tmp_path, **given), tmp_path / "run")
     kept, pair = _content(tmp_path / "run"), (pairs / "P_0.npz").read_bytes()
 
@@ -1054,7 +1057,7 @@ def test_states_that_do_not_say_what_they_are_made_from_go_on(
     tmp_path: Path, pairs: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Runs that an earlier version began end as they would have, and the log says what is not checked."""
-    given: dict[str, Any] = {"pairs_dir": str(pairs), "train_pairs": ["P_0"], "validation_pairs": ["P_2"]}
+    given = on_pairs(pairs)
     for folder in ("old", "new"):
         train(write_config(tmp_path, **given, steps=2), tmp_path / folder)
     path = tmp_path / "old" / "state.pt"
@@ -1254,7 +1257,7 @@ def test_a_state_is_saved_only_when_no_figures_of_the_run_before_are_left(
     (tmp_path / "run").mkdir()
     table = tmp_path / "run" / "metrics.csv"
     table.write_text("9,0,0.5,2.0,4.0\n")
-    path = write_config(tmp_path, pairs_dir=str(pairs), train_pairs=["P_0"], validation_pairs=["P_2"])
+    path = write_config(tmp_path, **on_pairs(pairs))
     monkeypatch.setattr(MetricsLog, "write", killed)
     with pytest.raises(KeyboardInterrupt):
         train(path, tmp_path / "run")
@@ -1264,7 +1267,7 @@ def test_a_state_is_saved_only_when_no_figures_of_the_run_before_are_left(
 
 def test_a_table_that_cannot_be_written_is_told_before_the_first_step(tmp_path: Path, pairs: Path) -> None:
     (tmp_path / "run" / "metrics.csv").mkdir(parents=True)
-    path = write_config(tmp_path, pairs_dir=str(pairs), train_pairs=["P_0"], validation_pairs=["P_2"])
+    path = write_config(tmp_path, **on_pairs(pairs))
     with pytest.raises(SinkError, match=r"cannot be written .*nothing was saved yet"):
         train(path, tmp_path / "run")
     assert not (tmp_path / "run" / "state.pt").exists()
