@@ -20,7 +20,7 @@ from pancrafter import classical, metrics
 from pancrafter.assess import BORDER_REDUCED_PX, reduce_tile
 from pancrafter.engine import NetworkSharpener
 from pancrafter.errors import InvalidSceneError, PancrafterError
-from pancrafter.metrics import PhaseYX, Pixels
+from pancrafter.metrics import Pixels
 from pancrafter.model.names import for_benchmark
 from pancrafter.pairs import Pair, Unreadable, cropped, value_range
 from pancrafter.preview import comparison_picture
@@ -327,15 +327,16 @@ def _full_scores(pair: Pair, methods: Sequence[Method]) -> dict[str, FullScores]
     scores = {}
     for method in methods:
         result = method.sharpen(tile_of(pair, fixed_ranges=method.fixed_ranges), pair.mtfs, pair.pan_gain)
-        scores[method.name] = full_scores(pair, np.clip(result, 0, pair.dn_max), pair.phases_yx)
+        scores[method.name] = full_scores(pair, np.clip(result, 0, pair.dn_max))
     return scores
 
 
-def full_scores(pair: Pair, result: Pixels, phases_yx: Sequence[PhaseYX]) -> FullScores:
+def full_scores(pair: Pair, result: Pixels) -> FullScores:
     """All indices without a truth of a result (band, y, x) on the PAN grid of ``pair``."""
     published = None if pair.ratio == 3 else metrics.hqnr(result, pair.pan, pair.ms, pair.ratio, pair.nominal_gains)
-    aligned = metrics.hqnr_production(result, pair.pan, pair.ms, pair.ratio, phases_yx, pair.mtfs, pair.pan_blur)
-    ergas, sam = metrics.consistency(result, pair.ms, pair.ratio, phases_yx, pair.mtfs)
+    placed = pair.ratio, pair.phases_yx, pair.mtfs
+    aligned = metrics.hqnr_production_sums(result, pair.pan, pair.ms, *placed, pair.pan_blur).scores()
+    ergas, sam = metrics.consistency(result, pair.ms, *placed)
     return FullScores(
         d_lambda=published.d_lambda if published else None,
         d_s=published.d_s if published else None,

@@ -3,8 +3,8 @@
 The *benchmark* indices (``hqnr``, ``d_lambda_khan``, ``d_s`` and everything that compares with a reference) follow the
 conventions under which published tables were made, with all their peculiarities: circular borders, an interpolator that
 places MS pixel i at PAN index 4i + 2, image sides cut into blocks. The *production* indices (``consistency``,
-``hqnr_production``) measure the same ideas on real scenes: explicit phase and shift per band, ratio 2, 3 or 4, invalid
-pixels left out. Figures of the two families are not comparable with each other.
+``hqnr_production_sums``) measure the same ideas on real scenes: explicit phase and shift per band, ratio 2, 3 or 4,
+invalid pixels left out. Figures of the two families are not comparable with each other.
 
 Arrays are (band, y, x) or (y, x) in DN. Values that are sums over pixels or blocks add up over windows, so a scene of
 any size can be measured piece by piece.
@@ -609,20 +609,6 @@ def degraded_pair(
     return wanted, degraded, kept
 
 
-def hqnr_production(
-    sharpened: Pixels,
-    pan: Pixels,
-    ms: Pixels,
-    ratio: int,
-    phases_yx: Sequence[PhaseYX],
-    mtfs: Sequence[Mtf | float],
-    pan_mtf: Mtf | float,
-    valid: Mask | None = None,
-) -> HqnrScores:
-    """Quality at full resolution of a real scene; see ``hqnr_production_sums`` for arguments and errors."""
-    return hqnr_production_sums(sharpened, pan, ms, ratio, phases_yx, mtfs, pan_mtf, valid).scores()
-
-
 def hqnr_production_sums(
     sharpened: Pixels,
     pan: Pixels,
@@ -636,7 +622,7 @@ def hqnr_production_sums(
     counted: Mask | None = None,
     by_structure: bool = False,
 ) -> BlockSums:
-    """Block sums behind ``hqnr_production``, which add up over windows.
+    """Block sums behind the quality at full resolution of a real scene, which add up over windows.
 
     Windows that start at multiples of 32 PAN pixels (and of the ratio) and carry a halo of 64 count the whole scene's
     blocks.

@@ -545,9 +545,11 @@ def test_production_hqnr_prefers_the_truth(ratio: int) -> None:
     ms, pan = observed(truth, ratio, SHIFTED), truth.mean(axis=0)
     shape = (192, 192)
     blurred = np.stack([resample.upsample(b, shape, ratio, p) for b, p in zip(ms, SHIFTED, strict=True)])
-    good = metrics.hqnr_production(truth, pan, ms, ratio, SHIFTED, GAINS, 0.3)
-    poor = metrics.hqnr_production(blurred, pan, ms, ratio, SHIFTED, GAINS, 0.3)
-    unaligned = metrics.hqnr_production(truth, pan, ms, ratio, ((1.5, 1.5),) * 3, GAINS, 0.3)
+    unshifted = ((1.5, 1.5),) * 3
+    good, poor, unaligned = (
+        metrics.hqnr_production_sums(image, pan, ms, ratio, phases, GAINS, 0.3).scores()
+        for image, phases in ((truth, SHIFTED), (blurred, SHIFTED), (truth, unshifted))
+    )
     assert good.hqnr > 0.93
     assert good.hqnr > poor.hqnr + 0.02
     assert good.d_s < poor.d_s
@@ -561,7 +563,7 @@ def test_production_hqnr_equals_its_definition_written_out(ratio: int) -> None:
     ms, pan, small = observed(truth, ratio, SHIFTED), truth.mean(axis=0), (96 // ratio, 96 // ratio)
     lms = [resample.upsample(b, shape, ratio, p) for b, p in zip(ms, SHIFTED, strict=True)]
     sharpened = np.stack(lms) + 0.5 * (pan - pan.mean())
-    scores = metrics.hqnr_production(sharpened, pan, ms, ratio, SHIFTED, GAINS, 0.5)
+    scores = metrics.hqnr_production_sums(sharpened, pan, ms, ratio, SHIFTED, GAINS, 0.5).scores()
     blurred = [
         ndimage.gaussian_filter(b, resample.mtf_sigma(g, ratio), mode="nearest", truncate=8)
         for b, g in zip(sharpened, GAINS, strict=True)
@@ -590,7 +592,7 @@ def test_production_hqnr_never_sees_invalid_pixels() -> None:
     assert clean.blocks == 25 - 1 - 5
     assert dirty == clean
     with pytest.raises(InvalidSceneError, match="no complete 32 px block"):
-        metrics.hqnr_production(truth, pan, ms, 4, SHIFTED, GAINS, 0.15, np.zeros((160, 160), dtype=bool))
+        metrics.hqnr_production_sums(truth, pan, ms, 4, SHIFTED, GAINS, 0.15, ~np.ones_like(valid)).scores()
 
 
 def test_production_hqnr_adds_up_over_windows_with_a_halo() -> None:
@@ -619,7 +621,8 @@ def test_hqnr_by_structure_ignores_the_noise_of_calm_water() -> None:
     pan[:, 192:] += rng.normal(0, 3, pan[:, 192:].shape)
     result = truth.copy()
     result[..., 192:] = pan[:, 192:]
-    land = metrics.hqnr_production(truth[..., :160], pan[:, :160], ms[..., :40], 4, SHIFTED, GAINS, 0.3)
+    dry = truth[..., :160], pan[:, :160], ms[..., :40]
+    land = metrics.hqnr_production_sums(*dry, 4, SHIFTED, GAINS, 0.3).scores()
     plain, weighted = (
         metrics.hqnr_production_sums(result, pan, ms, 4, SHIFTED, GAINS, 0.3, by_structure=by).scores()
         for by in (False, True)
