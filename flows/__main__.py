@@ -16,7 +16,6 @@ from pathlib import Path
 from rich.console import Console
 
 from flows.local_server import prefect_server
-from flows.parameters import without_ledger
 from pancrafter import discovery
 from pancrafter.discovery import Discovery
 from pancrafter.errors import PancrafterError
@@ -93,7 +92,7 @@ def _run_nightly(settings: Settings) -> list[Outcome]:
         if own_server:  # elsewhere the operator has set it
             create_gpu_limit()
         try:
-            outcomes = nightly(without_ledger(settings))
+            outcomes = nightly(settings.model_copy(update={"ledger_url": None}))  # which Prefect would show
         except ScenesFailedError as error:
             return error.outcomes
         finally:

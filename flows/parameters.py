@@ -66,8 +66,3 @@ def with_environment(parameters: WorkSettings) -> Settings:
     settings = settings_from(**{name: getattr(parameters, name) for name in parameters.model_fields_set})
     require_apart(settings)
     return settings
-
-
-def without_ledger(settings: Settings) -> Settings:
-    """The settings as parameters may hold them, for runs in this process."""
-    return settings.model_copy(update={"ledger_url": None})
