@@ -22,7 +22,6 @@ from pancrafter.cli.shared import (
 from pancrafter.options import OptionError, contracts_from
 
 if TYPE_CHECKING:
-    from rich.console import Console
     from rich.table import Table
 
     from pancrafter.engine import NetworkSharpener
@@ -242,16 +241,13 @@ def _print(result: Evaluation, networks: Sequence[str]) -> None:
     console.print(_mean_table(result))
     for group, standings in {"all": result.summary, **result.summary_by_grade}.items():
         for network, standing in standings.items():
-            _line(
-                console,
+            console.print(
                 f"{network}, {group} ({standing.pairs}): mean ERGAS {standing.gain_of_mean_ergas:+.1%} better than the "
                 f"best classical of each pair; won by ERGAS {standing.won_ergas:.0%}, by SAM {standing.won_sam:.0%}, "
                 f"both {standing.won_both:.0%}",
+                soft_wrap=True,
+                markup=False,
             )
-
-
-def _line(console: Console, text: str) -> None:
-    console.print(text, soft_wrap=True, markup=False)
 
 
 def _scene_table(reports: Sequence[PairReport], networks: Sequence[str]) -> Table:

@@ -15,7 +15,6 @@ from pancrafter.cli.shared import (
     SceneArgument,
     SinkOption,
     StateDirOption,
-    ledger_of,
     note,
     require_catalog,
 )
@@ -91,10 +90,11 @@ def report(
 ) -> None:
     """Write the report page of an output catalog: what was published, held, failed, with map, pictures and costs."""
     settings = settings_from(sink=place or sink, state_dir=state_dir)
+    from pancrafter.ledger import open_ledger
     from pancrafter.publish import StaticSink
     from pancrafter.report import write_report
 
-    with ledger_of(settings) if settings.has_ledger else nullcontext() as ledger:
+    with open_ledger(settings) if settings.has_ledger else nullcontext() as ledger:
         if ledger is None or not any(ledger.counts(settings.sink).values()):
             require_catalog(settings)
         typer.echo(write_report(StaticSink(settings.sink), ledger=ledger, since=parse_moment("--since", since)))

@@ -18,7 +18,6 @@ from pancrafter.cli.shared import (
     SceneArgument,
     StateDirOption,
     console_for_tables,
-    ledger_of,
     note,
     print_json,
 )
@@ -213,5 +212,7 @@ def existing_ledger(state_dir: str | None) -> Iterator[Ledger]:
     """The ledger of a state folder; asking about it does not make one."""
     settings = settings_from(state_dir=state_dir)
     require_ledger(settings)
-    with ledger_of(settings) as ledger:
+    from pancrafter.ledger import open_ledger
+
+    with open_ledger(settings) as ledger:
         yield ledger

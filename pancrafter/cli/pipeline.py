@@ -17,7 +17,6 @@ from pancrafter.cli.shared import (
     JsonOption,
     Search,
     console_for_tables,
-    ledger_of,
     line_reporter,
     note,
     print_json,
@@ -149,6 +148,7 @@ def carry_out(settings: Settings, work: Callable[[], list[Outcome]], json_file: 
 
 def _print_run(settings: Settings, outcomes: Sequence[Outcome], done: str, console: Console) -> None:
     """A table of what was made, or what was done in its place and how far the archive is."""
+    from pancrafter.ledger import open_ledger
     from pancrafter.states import State
     from pancrafter.summary import catalog_href, print_next, print_refusals, print_summary, state_line
 
@@ -156,7 +156,7 @@ def _print_run(settings: Settings, outcomes: Sequence[Outcome], done: str, conso
         print_summary(console, outcomes, settings.sink)
     else:
         print_refusals(console, outcomes)
-        with ledger_of(settings) as ledger:
+        with open_ledger(settings) as ledger:
             counts = ledger.counts(settings.sink)
         typer.echo(f"{done}: {state_line(counts)}", err=console.stderr)
         typer.echo(f"output catalog: {catalog_href(settings.sink)}", err=console.stderr)
@@ -164,9 +164,10 @@ def _print_run(settings: Settings, outcomes: Sequence[Outcome], done: str, conso
 
 
 def _run_report(settings: Settings, outcomes: Sequence[Outcome], code: int) -> dict[str, Any]:
+    from pancrafter.ledger import open_ledger
     from pancrafter.summary import catalog_href, outcomes_json
 
-    with ledger_of(settings) as ledger:
+    with open_ledger(settings) as ledger:
         states = {state.value: count for state, count in ledger.counts(settings.sink).items() if count}
     return {
         "source": settings.source,

@@ -24,7 +24,6 @@ from pancrafter.options import OptionError, parse_bbox, parse_moment, require_ap
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from pancrafter.ledger import Ledger
     from pancrafter.settings import Settings
 
 SCENE_FAILED = 1
@@ -305,10 +304,3 @@ def require_catalog(settings: Settings) -> None:
     sink = StaticSink(settings.sink)
     if sink.store.read("catalog.json") is None:
         raise OptionError(f"no catalog at {sink.catalog_href}; give --sink of the run, or run first")
-
-
-def ledger_of(settings: Settings) -> Ledger:
-    """The ledger that the settings name, opened late."""
-    from pancrafter.ledger import open_ledger
-
-    return open_ledger(settings)
