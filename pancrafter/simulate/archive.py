@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import pystac
-import shapely
+import shapely.geometry
 from numpy.typing import NDArray
 from rasterio.crs import CRS
 from rasterio.io import MemoryFile
@@ -363,15 +363,11 @@ def _item(frame: _Frame, extensions: Sequence[str], properties: Mapping[str, Any
     return pystac.Item(
         id=recipe.item_id,
         geometry=outline,
-        bbox=[round(float(v), 7) for v in shapely.from_geojson(_as_text(outline)).bounds],
+        bbox=[round(float(v), 7) for v in shapely.geometry.shape(outline).bounds],
         datetime=recipe.acquired,
         properties=described,
         stac_extensions=[_EXTENSIONS[name] for name in extensions],
     )
-
-
-def _as_text(geometry: Mapping[str, Any]) -> str:
-    return str(shapely.to_geojson(shapely.Polygon(geometry["coordinates"][0])))
 
 
 def _asset(path: Path, title: str, fields: Mapping[str, Any]) -> pystac.Asset:
@@ -389,7 +385,11 @@ def _label(band: BandSpec) -> str:
     return band.asset_keys[0] if band.asset_keys else band.name
 
 
-def _wavelengths(band: BandSpec, prefix: str) -> dict[str, Any]:
+def _ms_bands(frame: _Frame, count: int, prefix: str = "") -> list[dict[str, Any]]:
+    return [{"name": _label(band), **_wavelengths(band, prefix)} for band in frame.contract.bands[:count]]
+
+
+def _wavelengths(band: BandSpec, prefix: str = "") -> dict[str, Any]:
     fields = {"common_name": band.common_name, "center_wavelength": band.center_um, "full_width_half_max": band.fwhm_um}
     return {f"{prefix}{key}": value for key, value in fields.items() if value is not None}
 
@@ -402,10 +402,9 @@ def bundle_item(frame: _Frame, pair: SimulatedPair) -> pystac.Item:
         {"gsd": frame.recipe.pan_gsd_m, "proj:code": f"EPSG:{frame.recipe.epsg}", "constellation": "worldview"},
     )
     pan_band = {"name": "BAND_P", "description": "Pan"}
-    ms_bands = [{"name": _label(band), **_wavelengths(band, "eo:")} for band in frame.contract.bands[: len(pair.ms)]]
     for key, title, values, transform, bands in (
         ("pan_analytic", "Panchromatic Image", pair.pan, frame.pan_transform, [pan_band]),
-        ("ms_analytic", "Multispectral Image", pair.ms, frame.ms_transform, ms_bands),
+        ("ms_analytic", "Multispectral Image", pair.ms, frame.ms_transform, _ms_bands(frame, len(pair.ms), "eo:")),
     ):
         path = frame.folder / f"{frame.recipe.item_id}-{key.removesuffix('_analytic')}.tif"
         write_cog(path, values, transform, frame.crs)
@@ -429,10 +428,9 @@ def plain_item(frame: _Frame, pair: SimulatedPair) -> pystac.Item:
         ("projection/v2.0.0", "eo/v1.1.0"),
         {"gsd": frame.recipe.pan_gsd_m, "proj:code": f"EPSG:{frame.recipe.epsg}", "eo:cloud_cover": 0},
     )
-    ms_bands = [{"name": _label(band), **_wavelengths(band, "")} for band in frame.contract.bands[: len(pair.ms)]]
     for key, values, transform, bands in (
         ("pan", pair.pan, frame.pan_transform, [{"name": "P", "common_name": "pan"}]),
-        ("ms", pair.ms, frame.ms_transform, ms_bands),
+        ("ms", pair.ms, frame.ms_transform, _ms_bands(frame, len(pair.ms))),
     ):
         path = frame.folder / f"{frame.recipe.item_id}_{key.upper()}.tif"
         write_cog(path, values, transform, frame.crs)
@@ -455,7 +453,7 @@ def landsat_item(frame: _Frame, pair: SimulatedPair) -> pystac.Item:
     )
     layers = [("pan", "B8", pair.pan, frame.pan_transform, {"common_name": "pan"})]
     for band, values in zip(frame.contract.bands, pair.ms, strict=False):
-        layers.append((band.common_name or band.name, _label(band), values, frame.ms_transform, _wavelengths(band, "")))
+        layers.append((band.common_name or band.name, _label(band), values, frame.ms_transform, _wavelengths(band)))
     for key, name, values, transform, description in layers:
         path = frame.folder / f"{frame.recipe.item_id}_{name}.TIF"
         write_cog(path, values, transform, frame.crs)
@@ -476,7 +474,7 @@ def sharpened_item(frame: _Frame, pair: SimulatedPair) -> pystac.Item:
     write_cog(
         path, np.rint(pair.truth).clip(1, frame.contract.dn_max).astype(np.uint16), frame.pan_transform, frame.crs
     )
-    bands = [{"name": _label(band), **_wavelengths(band, "")} for band in frame.contract.bands[: len(pair.truth)]]
+    bands = _ms_bands(frame, len(pair.truth))
     fields = {**_grid(frame.pan_transform, pair.truth.shape), "gsd": frame.recipe.pan_gsd_m, "eo:bands": bands}
     item.add_asset("PMS", _asset(path, "Pan-sharpened multispectral", fields))
     return item
