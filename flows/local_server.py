@@ -56,21 +56,10 @@ def prefect_server(home: Path) -> Iterator[bool]:
     os.environ.setdefault("PREFECT_HOME", str(home))
     port, log = free_port(), home / "server.log"
     os.environ["PREFECT_API_URL"] = f"http://127.0.0.1:{port}/api"
-    command = [
-        sys.executable,
-        "-m",
-        "prefect",
-        "server",
-        "start",
-        "--host",
-        "127.0.0.1",
-        "--port",
-        str(port),
-        "--no-ui",
-    ]
+    words = ["prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port), "--no-ui"]
     with log.open("wb") as output:
         server = subprocess.Popen(  # noqa: S603
-            command,
+            [sys.executable, "-m", *words],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,

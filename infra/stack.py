@@ -82,17 +82,14 @@ def missing() -> str:
         import stac_fastapi.pgstac  # noqa: F401
     except ImportError as err:
         return f"Python package {err.name} is missing: run `make services`"
-    absent = [
-        name
-        for name, there in (("PostgreSQL with PostGIS", postgres_programs()), ("Ceph's S3 gateway", rgw.is_installed()))
-        if not there
-    ]
+    absent = _absent_servers()
     remedy = f"run `apt-get install {' '.join(DEBIAN_PACKAGES)}`"
     return f"{' and '.join(absent)} missing: {remedy}" if absent else ""
 
 
-def _servers_are_installed() -> bool:
-    return postgres_programs() is not None and rgw.is_installed()
+def _absent_servers() -> list[str]:
+    found = {"PostgreSQL with PostGIS": postgres_programs(), "Ceph's S3 gateway": rgw.is_installed()}
+    return [name for name, there in found.items() if not there]
 
 
 def install() -> None:
@@ -101,7 +98,7 @@ def install() -> None:
     Raises:
         StackError: They are missing and cannot be installed from here.
     """
-    if _servers_are_installed():
+    if not _absent_servers():
         return
     if os.geteuid() != 0 or shutil.which("apt-get") is None:
         raise StackError(missing() + " (as root, on Debian or Ubuntu)")
@@ -111,7 +108,7 @@ def install() -> None:
         done = subprocess.run(["apt-get", *options, *command], env=quiet, capture_output=True, text=True, check=False)
         if done.returncode != 0:
             raise StackError(f"apt-get {command[0]} failed: {done.stderr.strip()[-500:]}")
-    if not _servers_are_installed():
+    if _absent_servers():
         raise StackError(f"after installing {' '.join(DEBIAN_PACKAGES)}: {missing()}")
 
 
@@ -264,14 +261,10 @@ def _family(folder: Path, servers: Sequence[int]) -> list[psutil.Process]:
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
             ours = process.pid in servers and process.ppid() in {1, os.getppid()}  # and no later user of the number
-            if ours or _has_mark(process, folder):
+            if ours or process.environ().get(MARK) == str(folder):
                 found |= {process, *process.children(recursive=True)}
     found.discard(psutil.Process())
     return list(found)
-
-
-def _has_mark(process: psutil.Process, folder: Path) -> bool:
-    return bool(process.environ().get(MARK) == str(folder))
 
 
 def _answers(url: str) -> Callable[[], bool]:
