@@ -15,7 +15,8 @@ from typing import Literal
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
+from PIL.ImageFont import load_default
 
 from pancrafter.assess import BORDER_REDUCED_PX, reduce_tile
 from pancrafter.engine import NetworkSharpener
@@ -198,26 +199,22 @@ def plot(curves: Sequence[Curve], path: Path) -> None:
     for row, name in enumerate(names):
         y = 60 + 24 * row
         draw.line((left, y, left + 25, y), fill=_COLOURS[row % len(_COLOURS)], width=4)
-        draw.text((left + 32, y - 7), name, fill="black", font=_font(12))
+        draw.text((left + 32, y - 7), name, fill="black", font=load_default(12))
     image.save(path, optimize=True)
 
 
 def _axes(draw: ImageDraw.ImageDraw, box: tuple[int, int, int, int], top: float, title: str) -> None:
     draw.rectangle(box, outline="#999999")
-    draw.text((box[0], box[1] - 22), title, fill="black", font=_font(14))
+    draw.text((box[0], box[1] - 22), title, fill="black", font=load_default(14))
     for shift in SHIFTS_MS_PX:
         x, _ = _place(box, top, shift, 0)
-        draw.text((x - 8, box[3] + 6), f"{shift:g}", fill="black", font=_font(11))
+        draw.text((x - 8, box[3] + 6), f"{shift:g}", fill="black", font=load_default(11))
     for value in range(0, math.ceil(top), max(1, round(top / 6))):
         _, y = _place(box, top, 0, value)
         draw.line((box[0], y, box[2], y), fill="#e5e5e5")
-        draw.text((box[0] - 22, y - 7), str(value), fill="black", font=_font(11))
+        draw.text((box[0] - 22, y - 7), str(value), fill="black", font=load_default(11))
 
 
 def _place(box: tuple[int, int, int, int], top: float, shift: float, value: float) -> tuple[float, float]:
     x = box[0] + shift / SHIFTS_MS_PX[-1] * (box[2] - box[0])
     return x, box[3] - value / (1.05 * top) * (box[3] - box[1])
-
-
-def _font(size: int) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
-    return ImageFont.load_default(size)
