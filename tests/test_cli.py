@@ -45,6 +45,7 @@ from pancrafter.version import code_commit, code_version
 
 ONE_TILE = ("--block-px", 192, "--threads", 1)
 PROJECT = Path(__file__).resolve().parents[1]
+SIZE = ("size", "--scenes", 10, "--rates", PROJECT / "infra" / "sizing-rates.json")
 
 
 @pytest.fixture(scope="module")
@@ -285,18 +286,7 @@ def test_a_sink_is_known_by_any_of_its_names(
         (["backup", "kept", "--sink", "typo", "--state-dir", "{state}"], "no such catalog"),
         (["models", "products", "typo", "--sink", "{sink}"], "no model 'typo' in "),
         (
-            [
-                "models",
-                "remake",
-                "typo",
-                "--with",
-                "open-compact",
-                "--plan",
-                "--sink",
-                "{sink}",
-                "--state-dir",
-                "{state}",
-            ],
+            ["models", "remake", "typo", "--with", "x", "--plan", "--sink", "{sink}", "--state-dir", "{state}"],
             "no model 'typo' in ",
         ),
     ],
@@ -863,15 +853,12 @@ def test_train_needs_a_folder_that_can_be_made(tmp_path: Path) -> None:
     ],
 )
 def test_size_names_what_does_not_fit(words: list[object], message: str) -> None:
-    rates = PROJECT / "infra" / "sizing-rates.json"
-    assert message in fails(2, "size", "--scenes", 10, "--mpx", 10, "--rates", rates, *words)
+    assert message in fails(2, *SIZE, "--mpx", 10, *words)
 
 
 def test_size_tells_money_only_where_prices_are_known() -> None:
-    rates = Path(__file__).resolve().parents[1] / "infra" / "sizing-rates.json"
-    words = ("size", "--scenes", 10, "--mpx", 200, "--rates", rates)
-    assert "money" not in call(*words).stdout
-    assert "money 1\n" in call(*words, "--gpu-price", 2, "--cpu-price", 0.04).stdout
+    assert "money" not in call(*SIZE, "--mpx", 200).stdout
+    assert "money 1\n" in call(*SIZE, "--mpx", 200, "--gpu-price", 2, "--cpu-price", 0.04).stdout
 
 
 def test_size_names_the_rate_that_is_missing(tmp_path: Path) -> None:
