@@ -7,6 +7,7 @@ import json
 import math
 import re
 from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -231,17 +232,22 @@ def test_states_in_one_line() -> None:
     assert state_line(many) == "7 scenes known: 3 confirmed, 1 eligible, 2 refused, 1 dead"
 
 
-def ledger_row(item_id: str, *, sink: str = "s") -> LedgerRow:
-    return LedgerRow.model_construct(
-        key=SceneKey(sink=sink, collection="worldview-3", item_id=item_id),
-        sensor="worldview-3",
-        acquired="2025-05-01T00:00:00Z",
-        state=State.REFUSED,
-        attempts=0,
-        updated=datetime(2025, 5, 1, tzinfo=UTC),
-        code="no-pan",
-        reason="found no PAN asset; " * 8,
-    )
+def ledger_row(item_id: str, *, sink: str = "s", **known: Any) -> LedgerRow:
+    now = datetime(2025, 5, 1, tzinfo=UTC)
+    values: dict[str, Any] = dict.fromkeys(LedgerRow.model_fields) | {
+        "key": SceneKey(sink=sink, collection="worldview-3", item_id=item_id),
+        "sensor": "worldview-3",
+        "acquired": "2025-05-01T00:00:00Z",
+        "state": State.REFUSED,
+        "attempts": 0,
+        "fence": 1,
+        "measures": {},
+        "created": now,
+        "updated": now,
+        "code": "no-pan",
+        "reason": "found no PAN asset; " * 8,
+    }
+    return LedgerRow.model_validate(values | known)
 
 
 @pytest.mark.parametrize(("width", "terminal", "whole"), [(80, False, True), (200, True, True), (120, True, False)])
@@ -261,28 +267,8 @@ def test_sinks_are_listed_where_there_are_several(other: str, *, listed: bool) -
 
 
 def test_row_lists_nested_measures_one_by_one() -> None:
-    now = datetime(2025, 5, 1, tzinfo=UTC)
-    row = LedgerRow(
-        key=SceneKey(sink="out", collection="c", item_id="S1"),
-        state=State.CONFIRMED,
-        sensor="geoeye-1",
-        acquired=None,
-        scene=None,
-        fingerprint=None,
-        recipe=None,
-        output_item_id=None,
-        supersedes=None,
-        code=None,
-        reason=None,
-        attempts=0,
-        not_before=None,
-        lease_owner=None,
-        lease_expires=None,
-        fence=1,
-        measures={"quality": {"hqnr": 0.123456789}, "truth": [{"method": "exp", "ergas": 2.0}]},
-        created=now,
-        updated=now,
-    )
+    measures = {"quality": {"hqnr": 0.123456789}, "truth": [{"method": "exp", "ergas": 2.0}]}
+    row = ledger_row("S1", reason=None, measures=measures)
     lines = [line.split(maxsplit=1) for line in _rendered(row_table(row)).splitlines()]
     found = {name: value.strip() for name, value in lines}
     assert found["item_id"] == "S1"
