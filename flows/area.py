@@ -6,12 +6,13 @@ import hashlib
 import json
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
 from prefect import flow, get_run_logger
 from prefect.artifacts import create_markdown_artifact
 from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
+from pydantic import Field
 
 from flows.parameters import SettingsParameter, WorkSettingsParameter, with_environment
 from flows.report import HOOKS, Progress, failures_of, leave_artifacts
@@ -42,7 +43,7 @@ NIGHTLY_PRIORITY = 10
 @flow(name="nightly", flow_run_name="nightly {settings.source}", **HOOKS)
 def nightly(
     settings: SettingsParameter,
-    lookback_days: int | None = None,
+    lookback_days: Annotated[int, Field(ge=0)] | None = None,
     notify: str | None = None,  # noqa: ARG001 - read by the hooks
 ) -> Outcomes:
     """Sharpen everything new in the source.
@@ -81,7 +82,7 @@ def nightly(
 def backfill(
     settings: WorkSettingsParameter,
     selection: Selection,
-    window_days: int = WINDOW_DAYS,
+    window_days: Annotated[int, Field(ge=1)] = WINDOW_DAYS,
     budget: Budget | None = None,
     notify: str | None = None,  # noqa: ARG001 - read by the hooks
     *,

@@ -443,6 +443,20 @@ def test_the_api_refuses_to_redrive_states_that_do_not_exist() -> None:
         validate({"settings": {}, "states": ["bogus"]}, schema, raise_on_error=True)
 
 
+@pytest.mark.parametrize(("name", "days", "least"), [("nightly", "lookback_days", 0), ("backfill", "window_days", 1)])
+def test_the_api_refuses_windows_that_lie_in_the_future_or_never_end(name: str, days: str, least: int) -> None:
+    from prefect.utilities.callables import parameter_schema
+    from prefect.utilities.schema_tools.validation import ValidationError, validate
+
+    from flows import area
+
+    schema = parameter_schema(getattr(area, name)).model_dump_for_openapi()
+    given = {"settings": {}} | ({"selection": {}} if name == "backfill" else {})
+    validate(given | {days: least}, schema, raise_on_error=True)
+    with pytest.raises(ValidationError, match=f"{least - 1} is (less than the minimum|not valid)"):
+        validate(given | {days: least - 1}, schema, raise_on_error=True)
+
+
 @pytest.mark.usefixtures("prefect_server")
 @pytest.mark.parametrize("looked_at", [{}, {"collections": ("geoeye-1",)}], ids=["older version", "other choice"])
 def test_missed_nights_count_where_the_selection_has_changed(tmp_path: Path, looked_at: dict[str, object]) -> None:
