@@ -15,7 +15,7 @@ from pancrafter.errors import PancrafterError
 from pancrafter.model.names import model_name
 from pancrafter.models import products_of
 from pancrafter.publish import StaticSink
-from pancrafter.settings import Moment, Settings, WorkSettings
+from pancrafter.settings import LastMoment, Moment, Settings, WorkSettings, require_order
 from pancrafter.types import Bbox
 
 
@@ -31,7 +31,7 @@ class Selection(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     since: Moment | None = Field(default=None, description="Earliest acquisition time.")
-    until: Moment | None = Field(default=None, description="Latest acquisition time.")
+    until: LastMoment | None = Field(default=None, description="Latest acquisition time; a date means its end.")
     bbox: Bbox | None = Field(default=None, description="West, south, east, north in degrees.")
     aoi: str | None = Field(default=None, description="GeoJSON file with the area of interest.")
     collections: tuple[str, ...] = Field(default=(), description="Source collections; empty: all.")
@@ -42,8 +42,7 @@ class Selection(BaseModel):
 
     @model_validator(mode="after")
     def _in_order(self) -> Selection:
-        if self.since and self.until and self.since > self.until:
-            raise ValueError(f"the period begins ({self.since}) after it ends ({self.until}); exchange the two")
+        require_order(self.since, self.until)
         return self
 
     def applied_to(self, settings: WorkSettings) -> Settings:

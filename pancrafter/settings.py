@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime, time
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
@@ -20,6 +20,27 @@ from pancrafter.types import Bbox, Record
 
 Moment = Annotated[datetime, AfterValidator(lambda moment: moment if moment.tzinfo else moment.replace(tzinfo=UTC))]
 """A time without zone is UTC."""
+
+
+def _end_of_date(given: Any) -> Any:  # Any: whatever a person gave
+    if isinstance(given, str) and len(given) == len("2025-05-31"):
+        return datetime.combine(date.fromisoformat(given), time.max)
+    return given
+
+
+LastMoment = Annotated[Moment, BeforeValidator(_end_of_date)]
+"""The end of a period: a mere date means its last moment, as on the command line."""
+
+
+def require_order(since: datetime | None, until: datetime | None) -> None:
+    """Refuse a period that ends before it begins.
+
+    Raises:
+        ValueError: It does.
+    """
+    if since and until and since > until:
+        raise ValueError(f"the period begins ({since}) after it ends ({until}); exchange the two")
+
 
 PLACES = ("source", "sink", "state_dir")
 """Settings that name where a run works, and are never empty."""
@@ -127,7 +148,7 @@ class Settings(WorkSettings):
     """A run: what to sharpen, where to put it, with what. Every field can be set as ``PANCRAFTER_<FIELD>``."""
 
     since: Moment | None = Field(default=None, description="Earliest acquisition time.")
-    until: Moment | None = Field(default=None, description="Latest acquisition time.")
+    until: LastMoment | None = Field(default=None, description="Latest acquisition time; a date means its end.")
     changed_since: Moment | None = Field(
         default=None, description="Only items updated (else created) since then; those that do not say are kept."
     )
@@ -139,6 +160,11 @@ class Settings(WorkSettings):
     collections: tuple[str, ...] = Field(default=(), description="Source collections; empty: all.")
     aoi: str | None = Field(default=None, description="GeoJSON file; only scenes that intersect its geometries.")
     ids: tuple[str, ...] = Field(default=(), description="Source item ids; empty: all.")
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Settings:
+        require_order(self.since, self.until)
+        return self
 
 
 class _Environment(BaseSettings, Settings):

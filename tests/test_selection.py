@@ -12,12 +12,13 @@ from typing import Any
 from weakref import WeakValueDictionary
 
 import pytest
+from pydantic import ValidationError
 from small_archive import add_scene, settings_in
 
 from pancrafter import discovery, runs
 from pancrafter.ledger import open_ledger
 from pancrafter.plan import Budget, OverBudgetError, check_budget, make_plan, plan_text, verdict_on
-from pancrafter.selection import Area, SelectionError, made_by, read_ids, windows, windows_of
+from pancrafter.selection import Area, Selection, SelectionError, made_by, read_ids, windows, windows_of
 from pancrafter.sensors import contracts_of
 from pancrafter.settings import Settings
 from pancrafter.states import State
@@ -85,6 +86,19 @@ def test_windows_cover_the_period_newest_first() -> None:
     assert (pieces[0][1], pieces[-1][0]) == (until, since)
     assert all(later[0] == earlier[1] for later, earlier in pairwise(pieces))
     assert all(timedelta() < end - start <= timedelta(days=30) for start, end in pieces)
+
+
+@pytest.mark.parametrize("model", [Settings, Selection])
+def test_a_period_ends_with_its_last_day_and_not_before_it_begins(model: type[Settings | Selection]) -> None:
+    day = model.model_validate({"since": "2025-05-31", "until": "2025-05-31"})
+    assert (day.since, day.until) == (
+        datetime(2025, 5, 31, tzinfo=UTC),
+        datetime(2025, 5, 31, 23, 59, 59, 999_999, UTC),
+    )
+    exact = model.model_validate({"until": "2025-05-31T00:00:00Z"})
+    assert exact.until == datetime(2025, 5, 31, tzinfo=UTC)
+    with pytest.raises(ValidationError, match=r"\(2025-06-01 .* after it ends \(2025-05-31 .*; exchange the two"):
+        model.model_validate({"since": "2025-06-01", "until": "2025-05-31"})
 
 
 def test_an_open_period_ends_now_wherever_the_machine_stands(monkeypatch: pytest.MonkeyPatch) -> None:
