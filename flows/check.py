@@ -6,7 +6,9 @@ worker at all, runs that wait for a pool that is gone. Exit status 1 and one lin
 
 from __future__ import annotations
 
+import contextlib
 import sys
+import time
 from collections import Counter
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -14,8 +16,37 @@ from datetime import UTC, datetime
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterState, FlowRunFilterStateType
 from prefect.client.schemas.objects import StateType, WorkerStatus
+from prefect.settings import PREFECT_API_URL
+
+from pancrafter.errors import PancrafterError
 
 _WAITING = FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.SCHEDULED])))
+
+
+class NoServerError(PancrafterError):
+    """There is no Prefect server to speak to."""
+
+    kind = "system"
+
+
+@contextlib.contextmanager
+def server_client(*, wait_s: float = 0) -> Iterator[SyncPrefectClient]:
+    """A client of the server of ``PREFECT_API_URL``, which has some seconds left to start.
+
+    Raises:
+        NoServerError: It does not answer, or is not named: Prefect would start one for this process alone.
+    """
+    address = PREFECT_API_URL.value()
+    if not address:
+        raise NoServerError("PREFECT_API_URL is not set; expected the server's address, as http://127.0.0.1:4200/api")
+    deadline = time.monotonic() + wait_s
+    with get_client(sync_client=True) as client:
+        while (error := client.api_healthcheck()) is not None:
+            if time.monotonic() > deadline:
+                reason = f"no Prefect server answers at {address} ({error}); start it, or correct PREFECT_API_URL"
+                raise NoServerError(reason) from error
+            time.sleep(0.5)
+        yield client
 
 
 def problems(client: SyncPrefectClient) -> Iterator[str]:
@@ -51,8 +82,11 @@ def _workers(client: SyncPrefectClient, pool: str) -> list[str]:
 
 def main() -> int:
     """Print what is wrong, and say whether anything is."""
-    with get_client(sync_client=True) as client:
-        found = list(problems(client))
+    try:
+        with server_client() as client:
+            found = list(problems(client))
+    except NoServerError as error:
+        found = [str(error)]
     good = "every deployment has a work pool with a living worker, and no run waits in vain"
     sys.stdout.write("".join(f"{line}\n" for line in found or [good]))
     return 1 if found else 0

@@ -7,18 +7,26 @@ paused stays paused: ``prefect deploy`` by itself sets every schedule going agai
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import sys
 from pathlib import Path
 
-from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.objects import DeploymentSchedule
 
+from flows.check import NoServerError, server_client
 from flows.tasks import GPU_LIMIT
 
 POOL = "pancrafter"
 QUEUES: tuple[tuple[str, int, int | None], ...] = (("nightly", 1, None), ("upkeep", 2, None), ("backfill", 3, 1))
 """Name, priority (1 goes first), and how many of its runs work at once."""
+
+SERVER_START_S = 60
+"""How long the server may take to answer that was started in the line before."""
+
+_MAY_BE_MISSING = {"PANCRAFTER_CATALOG_URL": "", "PANCRAFTER_DASK_SCHEDULER": ""}
+"""Places of ``prefect.yaml`` without which a deployment works; Prefect would take them for misspelt."""
 
 
 def deploy(client: SyncPrefectClient, pool_type: str) -> None:
@@ -50,7 +58,9 @@ def _is_paused(schedules: list[DeploymentSchedule]) -> bool:
 
 def _prefect(*words: str) -> None:
     command = [sys.executable, "-m", "prefect", *words]
-    subprocess.run(command, cwd=Path(__file__).resolve().parents[1], check=True)  # noqa: S603 (words of ours)
+    environment = _MAY_BE_MISSING | os.environ
+    folder = Path(__file__).resolve().parents[1]
+    subprocess.run(command, cwd=folder, env=environment, check=True)  # noqa: S603 (words of ours)
 
 
 def main(arguments: list[str]) -> int:
@@ -63,8 +73,11 @@ def main(arguments: list[str]) -> int:
     )
     pool_type = parser.parse_args(arguments).pool_type
     try:
-        with get_client(sync_client=True) as client:
+        with server_client(wait_s=SERVER_START_S) as client:
             deploy(client, pool_type)
+    except NoServerError as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
     except subprocess.CalledProcessError as error:
         return int(error.returncode)
     return 0

@@ -23,6 +23,7 @@ from prefect import flow
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.sorting import ArtifactSort
 from prefect.exceptions import FailedRun
+from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Cancelled, Running
 from prefect.testing.utilities import prefect_test_harness
 from small_archive import add_scene, backdate, classical_contracts, classical_in, settings_in, silent
@@ -459,6 +460,27 @@ def test_the_api_refuses_windows_that_lie_in_the_future_or_never_end(name: str, 
 
 @pytest.mark.usefixtures("prefect_server")
 @pytest.mark.parametrize("looked_at", [{}, {"collections": ("geoeye-1",)}], ids=["older version", "other choice"])
+@pytest.mark.parametrize(
+    ("address", "said"),
+    [
+        ("http://127.0.0.1:1/api", "no Prefect server answers at http://127.0.0.1:1/api"),
+        (None, "PREFECT_API_URL is not set"),
+    ],
+)
+def test_commands_for_the_server_say_that_there_is_none(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], address: str | None, said: str
+) -> None:
+    from flows import check, deploy
+
+    monkeypatch.setattr(deploy, "SERVER_START_S", 0)
+    with temporary_settings({PREFECT_API_URL: address}):
+        assert check.main() == 1
+        assert deploy.main([]) == 1
+    out, err = capsys.readouterr()
+    assert said in out
+    assert said in err
+
+
 def test_missed_nights_count_where_the_selection_has_changed(tmp_path: Path, looked_at: dict[str, object]) -> None:
     from flows.area import _looked_at, nightly
 
