@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-from prefect import flow
+from prefect import flow, get_run_logger
 from prefect.artifacts import create_table_artifact
 from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
 from flows.parameters import SettingsParameter, with_environment
-from flows.report import HOOKS_ON_TROUBLE
+from flows.report import HOOKS_ON_TROUBLE, MOST_ROWS
 from flows.runs import crash_gone_runs, sign_run
 from pancrafter.census import take_census
 from pancrafter.ledger import open_ledger
@@ -53,6 +54,9 @@ def sweep(settings: SettingsParameter) -> State[Any]:
     sign_run()
     crashed = crash_gone_runs()
     swept = do_sweep(with_environment(settings))
+    _name([f"free again: {key}" for key in swept.freed])
+    _name([f"dead, lost too many workers: {key}" for key in swept.dead])
+    _name([f"removed {leftover.place}/{leftover.name}: {leftover.reason}" for leftover in swept.removed])
     message = f"{len(swept.freed)} freed, {len(swept.dead)} dead, {len(swept.removed)} leftovers removed"
     closed = f", {len(crashed)} flow runs closed" if crashed else ""
     return Completed(message=message + closed, data=swept.model_dump(mode="json"))
@@ -77,5 +81,15 @@ def redrive(
     settings = with_environment(settings)
     with open_ledger(settings) as ledger:
         result = ledger.redrive(sink=settings.sink, states=states, code=code, reason_contains=reason_contains)
+    _name([f"eligible again: {key}" for key in result.redriven])
+    _name([f"left as it is: {key}: {reason}" for key, reason in result.left])
     message = f"{len(result.redriven)} redriven, {len(result.left)} left"
     return Completed(message=message, data=[str(key) for key in result.redriven])
+
+
+def _name(lines: Sequence[str]) -> None:
+    """Tell the log what was done, of very much the first."""
+    for line in lines[:MOST_ROWS]:
+        get_run_logger().info(line)
+    if len(lines) > MOST_ROWS:
+        get_run_logger().info("and %d more", len(lines) - MOST_ROWS)

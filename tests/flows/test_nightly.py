@@ -561,7 +561,7 @@ def test_upkeep_is_named_by_what_it_keeps(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("prefect_server")
 def test_late_deliveries_and_redriven_scenes_are_done_the_next_night(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     from flows.area import nightly
     from flows.upkeep import redrive
@@ -579,3 +579,4 @@ def test_late_deliveries_and_redriven_scenes_are_done_the_next_night(
     redrive(Settings(), states=("refused",))
     add_scene(tmp_path / "source", "late", side_px=128, seed=4, acquired=now - timedelta(days=20))
     assert [outcome.key for outcome in nightly(settings, lookback_days=10)] == ["geoeye-1/late", "geoeye-1/redriven"]
+    assert "eligible again: geoeye-1/redriven" in caplog.messages, "the log says which"
