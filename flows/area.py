@@ -30,6 +30,7 @@ from pancrafter.plan import Budget, check_budget, make_plan, plan_text
 from pancrafter.selection import Selection
 from pancrafter.settings import Settings, WorkSettings
 from pancrafter.states import Look
+from pancrafter.states import State as SceneState
 from pancrafter.steps import Outcome
 from pancrafter.summary import verdict_line
 
@@ -166,8 +167,9 @@ def _sharpen(settings: Settings, *, since: datetime | None = None, is_part: bool
     with open_ledger(settings) as ledger:
         found = discovery.discover(settings, ledger)
         log.info(
-            "%d new, %d known, %d refused, %d to do, %d of them left over from earlier runs",
+            "%d new, %d changed, %d known, %d refused, %d to do, %d of them left over from earlier runs",
             found.counts.new,
+            found.counts.changed,
             found.counts.known,
             len(found.refused),
             len(found.eligible),
@@ -202,4 +204,12 @@ def _concluded(settings: Settings, outcomes: list[Outcome]) -> Outcomes:
         message = f"{len(failed)} of {len(outcomes)} scenes failed: {failures_of(outcomes)}"
         # Returned, not raised: the run ends as failed without the traceback of a defect.
         return Failed(message=message, data=ScenesFailedError(message, outcomes))
-    return Completed(message=verdict_line(outcomes), data=outcomes)
+    return Completed(message=verdict_line(outcomes) + _waiting(settings), data=outcomes)
+
+
+def _waiting(settings: Settings) -> str:
+    """How many scenes wait for a person, mostly since earlier runs: a failed one that is retried passes them over."""
+    with open_ledger(settings) as ledger:
+        counts = ledger.counts(settings.sink)
+    waiting = ", ".join(f"{counts[state]} {state}" for state in (SceneState.DEAD, SceneState.HELD) if counts[state])
+    return f"; waiting for a person: {waiting}" if waiting else ""

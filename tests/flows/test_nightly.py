@@ -163,6 +163,8 @@ def test_nightly_reports_the_bad_scene_and_finishes_the_others(tmp_path: Path) -
     assert {"scenes", "failures"} <= artifacts
     assert run.state is not None
     assert run.state.is_failed()
+    retried = nightly(settings_in(tmp_path), return_state=True)
+    assert retried.message == "nothing to do; 0.00 Mpx in 0 s; waiting for a person: 1 dead"
 
 
 def test_make_run_says_what_to_do_about_scenes_that_wait_for_a_person(
@@ -458,8 +460,6 @@ def test_the_api_refuses_windows_that_lie_in_the_future_or_never_end(name: str, 
         validate(given | {days: least - 1}, schema, raise_on_error=True)
 
 
-@pytest.mark.usefixtures("prefect_server")
-@pytest.mark.parametrize("looked_at", [{}, {"collections": ("geoeye-1",)}], ids=["older version", "other choice"])
 @pytest.mark.parametrize(
     ("address", "said"),
     [
@@ -481,6 +481,8 @@ def test_commands_for_the_server_say_that_there_is_none(
     assert said in err
 
 
+@pytest.mark.usefixtures("prefect_server")
+@pytest.mark.parametrize("looked_at", [{}, {"collections": ("geoeye-1",)}], ids=["older version", "other choice"])
 def test_missed_nights_count_where_the_selection_has_changed(tmp_path: Path, looked_at: dict[str, object]) -> None:
     from flows.area import _looked_at, nightly
 
@@ -577,6 +579,6 @@ def test_late_deliveries_and_redriven_scenes_are_done_the_next_night(
     for place in ("sink", "state_dir"):  # left out, as a deployment may
         monkeypatch.setenv(f"PANCRAFTER_{place.upper()}", getattr(settings, place))
     redrive(Settings(), states=("refused",))
+    assert "eligible again: geoeye-1/redriven" in caplog.messages, "the log says which"
     add_scene(tmp_path / "source", "late", side_px=128, seed=4, acquired=now - timedelta(days=20))
     assert [outcome.key for outcome in nightly(settings, lookback_days=10)] == ["geoeye-1/late", "geoeye-1/redriven"]
-    assert "eligible again: geoeye-1/redriven" in caplog.messages, "the log says which"
