@@ -123,11 +123,12 @@ def _describe_source(
     for _, asset in assets:
         if asset.band > dataset.count:
             raise InvalidSceneError(
-                f"band {asset.band} was expected, the file has {dataset.count}; check the item's band list",
+                f"band {asset.band} was expected, the file has {dataset.count}; "
+                + ("name its bands in the item" if asset.assumed else "check the item's band list"),
                 scene=scene.key,
                 asset=asset.key,
             )
-    indexes = tuple(asset.band for _, asset in assets)
+    indexes = _band_numbers(dataset, scene, assets, contract)
     dtypes = {dataset.dtypes[index - 1] for index in indexes}
     if len(dtypes) > 1 or not next(iter(dtypes)).startswith(_REAL_TYPES):
         raise InvalidSceneError(
@@ -175,6 +176,18 @@ def _describe_source(
         and Path(dataset.name).is_file()
         and dataset.block_shapes[0][1] <= _AT_HAND_BLOCK_PX,
     )
+
+
+def _band_numbers(
+    dataset: Any, scene: Scene, assets: list[tuple[int, AssetRef]], contract: SensorContract
+) -> tuple[int, ...]:
+    """Where the file has its bands: as the item says or, where that names none, as the header does if it names all."""
+    if all(asset.assumed for _, asset in assets):
+        named = [(text and contract.find_band(text)) or None for text in dataset.descriptions]
+        wanted = contract.subset(scene.bands[position] for position, _ in assets)
+        if all(named.count(band) == 1 for band in wanted):
+            return tuple(named.index(band) + 1 for band in wanted)
+    return tuple(asset.band for _, asset in assets)
 
 
 def _has_mask(flags: Sequence[MaskFlags]) -> bool:

@@ -64,20 +64,16 @@ def judge(body: Mapping[str, Any], outcome: Scene | Refusal) -> Judgement:
         pan_grid=pan_grid,
         ms_grid=ms_grid,
         defects=findings.defects,
-        notes=(*findings.notes, *_assumed_bands(body, outcome)),
+        notes=(*findings.notes, *_assumed_bands(outcome)),
     )
 
 
-def _assumed_bands(body: Mapping[str, Any], scene: Scene) -> Iterator[str]:
-    """Files whose bands nothing names: the usual order was assumed."""
-    for key in dict.fromkeys(ref.key for ref in scene.ms if ref.band > 1):
-        fields = body["assets"][key]
-        listed = [fields[name] for name in ("bands", "eo:bands") if isinstance(fields.get(name), list)]
-        named = [band for bands in listed for band in bands if isinstance(band, dict)]
-        if not any(band.get(name) for band in named for name in ("name", "common_name", "eo:common_name")):
-            inside = sorted((ref.band, name) for ref, name in zip(scene.ms, scene.bands, strict=True) if ref.key == key)
-            order = ", ".join(name for _, name in inside)
-            yield f"{key}: no bands are named; taken in the order {order}"
+def _assumed_bands(scene: Scene) -> Iterator[str]:
+    """Files whose bands the item does not name: the usual order was assumed."""
+    for key in dict.fromkeys(ref.key for ref in scene.ms if ref.assumed and ref.band > 1):
+        inside = sorted((ref.band, name) for ref, name in zip(scene.ms, scene.bands, strict=True) if ref.key == key)
+        order = ", ".join(name for _, name in inside)
+        yield f"{key}: no bands are named; taken in the order {order}, unless the file's header names them"
 
 
 def judge_other(body: Mapping[str, Any], kind: str) -> Judgement:

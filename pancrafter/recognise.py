@@ -81,6 +81,9 @@ class _Raster:
     fields: Mapping[str, Any]
     words: frozenset[str]
 
+    def ref(self, band: int = 1) -> AssetRef:
+        return AssetRef(key=self.key, href=self.href, band=band, assumed=self.band_count != 1 and not any(self.labels))
+
 
 @dataclass(frozen=True)
 class _Choice:
@@ -173,7 +176,7 @@ def part_of(item: pystac.Item, contracts: Mapping[str, SensorContract]) -> Part:
 
 
 def _piece(raster: _Raster, band: int = 1) -> Piece:
-    return Piece(AssetRef(key=raster.key, href=raster.href, band=band), raster.fields)
+    return Piece(raster.ref(band), raster.fields)
 
 
 def identify(item: pystac.Item, contracts: Mapping[str, SensorContract]) -> SensorContract | None:
@@ -327,7 +330,7 @@ def _scene(item: pystac.Item, contract: SensorContract, rasters: Sequence[_Raste
         sensor=contract.name,
         acquired=_acquired(item) or "",
         pan=AssetRef(key=pans[0].key, href=pans[0].href),
-        ms=tuple(AssetRef(key=raster.key, href=raster.href, band=index) for raster, index in refs),
+        ms=tuple(raster.ref(index) for raster, index in refs),
         bands=names,
         fingerprint=_fingerprint(item, used),
         source_href=unsigned(item.get_self_href() or ""),

@@ -56,6 +56,10 @@ class AssetRef(Record):
     key: str
     href: str = Field(description="Unsigned absolute path or URL.")
     band: int = Field(default=1, ge=1, description="1-based band number inside the file.")
+    assumed: bool = Field(
+        default=False,
+        description="The item names no bands of the file, so ``band`` is the sensor's usual one; the header may know.",
+    )
 
 
 class Scene(Record):

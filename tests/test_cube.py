@@ -447,6 +447,26 @@ def test_band_order_is_the_scenes(pair: Pair, tmp_path: Path) -> None:
     assert np.array_equal(SceneStore.open(staged.store_uri).read_ms(whole((37, 51))), pair.ms[::-1])
 
 
+@pytest.mark.parametrize(
+    ("assumed", "described", "order"),
+    [
+        (True, ("Red", "green", "blue"), [2, 1, 0]),
+        (False, ("Red", "green", "blue"), [0, 1, 2]),
+        (True, ("Red", "green", ""), [0, 1, 2]),
+        (True, ("red", "red", "blue"), [0, 1, 2]),
+    ],
+)
+def test_a_header_that_names_all_bands_decides_where_the_item_names_none(
+    pair: Pair, tmp_path: Path, described: tuple[str, ...], order: list[int], *, assumed: bool
+) -> None:
+    scene = pair.write(tmp_path)
+    with rasterio.open(tmp_path / "ms.tif", "r+") as dataset:
+        dataset.descriptions = described
+    scene = scene.model_copy(update={"ms": tuple(ref.model_copy(update={"assumed": assumed}) for ref in scene.ms)})
+    staged = stage_scene(scene, contract(), str(tmp_path / "c.zarr"), block_px=64)
+    assert np.array_equal(SceneStore.open(staged.store_uri).read_ms(whole((37, 51))), pair.ms[order])
+
+
 def test_complete_store_is_returned_and_others_are_rebuilt(pair: Pair, tmp_path: Path) -> None:
     scene, uri = pair.write(tmp_path), str(tmp_path / "d.zarr")
     first = stage_scene(scene, contract(), uri, block_px=64)

@@ -298,7 +298,7 @@ def test_metadata_that_name_no_band_leave_their_number_to_the_header(
 ) -> None:
     found = _judge(_item({pan: {}, ms: {}}, platform=platform))
     assert (found.verdict, found.sensor) == ("needs_header", sensor), found.reason
-    assert f"{ms}: no bands are named; taken in the order {order}" in found.notes
+    assert f"{ms}: no bands are named; taken in the order {order}, unless the file's header names them" in found.notes
 
 
 @pytest.mark.parametrize("name", ["Pléiades", "PLEIADES", "Pleiades"])
