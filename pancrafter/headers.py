@@ -119,7 +119,7 @@ def _describe_file(
 def _describe_source(
     dataset: Any, scene: Scene, assets: list[tuple[int, AssetRef]], contract: SensorContract
 ) -> Source:
-    key = assets[0][1].key
+    key, href = assets[0][1].key, assets[0][1].href
     for _, asset in assets:
         if asset.band > dataset.count:
             raise InvalidSceneError(
@@ -153,11 +153,15 @@ def _describe_source(
         )
     masked = any(_has_mask(dataset.mask_flag_enums[index - 1]) for index in indexes)
     alpha = next((index for index in alpha_bands(dataset) if index not in indexes), None)
-    of_contract = None if masked or alpha is not None else contract.nodata
+    dtype = dtypes.pop()
+    said = {asset.band: asset for _, asset in assets}
+    told = [said.get(index, AssetRef(key=key, href=href)) for index in indexes]
+    elsewhere = [None if masked or alpha is not None else _nodata_beside(ref, contract, dtype) for ref in told]
+    scaling = [_scaling(dataset, index, ref) for index, ref in zip(indexes, told, strict=True)]
     return Source(
         scene=scene.key,
         asset=key,
-        href=assets[0][1].href,
+        href=href,
         indexes=indexes,
         positions=tuple(position for position, _ in assets),
         grid=PixelGrid(
@@ -166,12 +170,15 @@ def _describe_source(
             shape_yx=dataset.shape,
         ),
         crs_wkt=dataset.crs.to_wkt(),
-        dtype=dtypes.pop(),
-        nodata=tuple(_or_contract(dataset.nodatavals[index - 1], of_contract) for index in indexes),
+        dtype=dtype,
+        nodata=tuple(
+            value if header is None else float(header)
+            for header, value in zip((dataset.nodatavals[index - 1] for index in indexes), elsewhere, strict=True)
+        ),
         masked=masked,
         alpha=alpha,
-        scale=tuple(dataset.scales[index - 1] for index in indexes),
-        offset=tuple(dataset.offsets[index - 1] for index in indexes),
+        scale=tuple(scale for scale, _ in scaling),
+        offset=tuple(offset for _, offset in scaling),
         at_hand=dataset.driver == "GTiff"
         and Path(dataset.name).is_file()
         and dataset.block_shapes[0][1] <= _AT_HAND_BLOCK_PX,
@@ -182,7 +189,7 @@ def _band_numbers(
     dataset: Any, scene: Scene, assets: list[tuple[int, AssetRef]], contract: SensorContract
 ) -> tuple[int, ...]:
     """Where the file has its bands: as the item says or, where that names none, as the header does if it names all."""
-    if all(asset.assumed for _, asset in assets):
+    if len(assets) > 1 and all(asset.assumed for _, asset in assets):
         named = [(text and contract.find_band(text)) or None for text in dataset.descriptions]
         wanted = contract.subset(scene.bands[position] for position, _ in assets)
         if all(named.count(band) == 1 for band in wanted):
@@ -235,8 +242,16 @@ def _placed_by(dataset: Any) -> str:  # Any: rasterio is untyped
     return "RPCs only" if dataset.rpcs else "no CRS or geotransform"
 
 
-def _or_contract(header: float | None, contract: float | None) -> float | None:
-    return contract if header is None else float(header)
+def _nodata_beside(ref: AssetRef, contract: SensorContract, dtype: str) -> float | None:
+    """Nodata of a band whose header has none: the item's, if pixels can have that value, else the contract's."""
+    limits = np.finfo(dtype) if dtype.startswith("float") else np.iinfo(dtype)
+    return ref.nodata if ref.nodata is not None and limits.min <= ref.nodata <= limits.max else contract.nodata
+
+
+def _scaling(dataset: Any, index: int, ref: AssetRef) -> tuple[float, float]:  # Any: rasterio is untyped
+    """Scale and offset of a band by the header or, where that has none, by the item."""
+    of_header = (dataset.scales[index - 1], dataset.offsets[index - 1])
+    return of_header if of_header != (1, 0) else (ref.scale or 1.0, ref.offset or 0.0)
 
 
 def on_common_grid(scene: Scene, sources: Sources, contract: SensorContract) -> Sources:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -82,7 +83,23 @@ class _Raster:
     words: frozenset[str]
 
     def ref(self, band: int = 1) -> AssetRef:
-        return AssetRef(key=self.key, href=self.href, band=band, assumed=self.band_count != 1 and not any(self.labels))
+        return AssetRef(
+            key=self.key,
+            href=self.href,
+            band=band,
+            assumed=self.band_count != 1 and not any(self.labels),
+            nodata=self._said(band, "nodata"),
+            scale=self._said(band, "scale", "raster:scale"),
+            offset=self._said(band, "offset", "raster:offset"),
+        )
+
+    def _said(self, band: int, *names: str) -> float | None:
+        """A number that the item gives for a band, in the words of STAC 1.0 (``raster:bands``) or 1.1, else for all."""
+        lists = (_dicts(self.fields.get(name)) for name in ("raster:bands", "bands"))
+        of_band = [entries[band - 1] for entries in lists if len(entries) >= band]
+        said = (fields.get(name) for fields in (*of_band, self.fields) for name in names)
+        numbers = (value for value in said if isinstance(value, int | float) and not isinstance(value, bool))
+        return next((value for value in numbers if math.isfinite(value)), None)
 
 
 @dataclass(frozen=True)
@@ -329,7 +346,7 @@ def _scene(item: pystac.Item, contract: SensorContract, rasters: Sequence[_Raste
         item_id=item.id,
         sensor=contract.name,
         acquired=_acquired(item) or "",
-        pan=AssetRef(key=pans[0].key, href=pans[0].href),
+        pan=pans[0].ref(),
         ms=tuple(raster.ref(index) for raster, index in refs),
         bands=names,
         fingerprint=_fingerprint(item, used),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
 
 FORMAT_VERSION = 1
 """Version of the staged layout and of the published item; part of every recipe."""
@@ -60,6 +60,9 @@ class AssetRef(Record):
         default=False,
         description="The item names no bands of the file, so ``band`` is the sensor's usual one; the header may know.",
     )
+    nodata: FiniteFloat | None = Field(default=None, description="By the item; it counts where the header has none.")
+    scale: FiniteFloat | None = Field(default=None, description="Likewise.")
+    offset: FiniteFloat | None = Field(default=None, description="Likewise.")
 
 
 class Scene(Record):

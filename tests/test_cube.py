@@ -233,6 +233,34 @@ def test_header_nodata_outranks_contract(pair: Pair, stage: Stage) -> None:
     assert stage(pair, contract={"nodata": 0})[0].valid_share == 1.0
 
 
+@pytest.mark.parametrize(
+    ("header", "item", "of_contract", "holes"), [(None, 7, None, 7), (None, -9999, 7, 7), (7, 9, None, 7)]
+)
+def test_nodata_of_the_item_counts_where_the_header_has_none(
+    pair: Pair, tmp_path: Path, header: float | None, item: float, of_contract: float | None, holes: int
+) -> None:
+    pair.ms[:, :, :10], pair.nodata = holes, header
+    scene = pair.write(tmp_path)
+    scene = scene.model_copy(update={"ms": tuple(ref.model_copy(update={"nodata": item}) for ref in scene.ms)})
+    staged = stage_scene(scene, contract(nodata=of_contract), str(tmp_path / "c.zarr"), block_px=64)
+    valid = SceneStore.open(staged.store_uri).read_ms_valid(whole((37, 51)))
+    assert not valid[:, :10].any()
+    assert valid[:, 10:].mean() > 0.95
+    assert staged.nodata == holes
+
+
+@pytest.mark.parametrize(("of_header", "kept"), [((1.0, 0.0), (0.25, -2.0)), ((0.5, 0.0), (0.5, 0.0))])
+def test_scaling_of_the_item_is_carried_where_the_header_has_none(
+    pair: Pair, tmp_path: Path, of_header: tuple[float, float], kept: tuple[float, float]
+) -> None:
+    scene = pair.write(tmp_path)
+    with rasterio.open(tmp_path / "ms.tif", "r+") as dataset:
+        dataset.scales, dataset.offsets = ([value] * 3 for value in of_header)
+    told = tuple(ref.model_copy(update={"scale": 0.25, "offset": -2.0}) for ref in scene.ms)
+    staged = stage_scene(scene.model_copy(update={"ms": told}), contract(), str(tmp_path / "c.zarr"), block_px=64)
+    assert (staged.scale, staged.offset) == ((kept[0],) * 3, (kept[1],) * 3 if kept[1] else None)
+
+
 @pytest.mark.parametrize("said_by", ["mask", "alpha"])
 def test_mask_and_alpha_outrank_contract(pair: Pair, tmp_path: Path, said_by: str) -> None:
     """What they call measured is data, zero too."""

@@ -71,6 +71,16 @@ def test_real_items_accepted(shared_data: Path, prefix: str) -> None:
         assert scene.pan.href.startswith(("https://", "s3://", "http://"))
 
 
+def test_scaling_that_only_the_item_knows_comes_with_its_band(shared_data: Path) -> None:
+    items = _real_items(shared_data)
+    name = next(name for name in items if "kompsat/K3A" in name)
+    scene = _verdict(items[name])
+    assert isinstance(scene, Scene)
+    assert [(ref.scale, ref.offset) for ref in scene.ms] == [
+        (0.0362, -22.1416), (0.0249, -14.021), (0.0229, -13.0457), (0.013, -10.2834)
+    ]  # fmt: skip
+
+
 # --- rules, one by one ----------------------------------------------------------------------------------------------
 
 
@@ -197,6 +207,23 @@ def test_no_geometry_is_malformed() -> None:
     verdict = _verdict(_item(PAIR) | {"geometry": None, "bbox": None})
     assert isinstance(verdict, Refusal)
     assert verdict.code == "malformed"
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"nodata": 65535, "raster:scale": 0.5},
+        {"raster:bands": [{"nodata": 65535, "scale": 0.5}] * 4},
+        {"bands": [{"name": name, "nodata": 65535, "raster:scale": 0.5} for name in BGRN]},
+        {"nodata": "nan", "raster:bands": [{"nodata": 65535, "scale": 0.5, "offset": "none"}] * 4},
+    ],
+)
+def test_what_the_item_says_of_nodata_and_scale_is_kept(fields: dict[str, Any]) -> None:
+    item = _item(PAIR)
+    item["assets"]["ms"] |= fields
+    scene = _verdict(item)
+    assert isinstance(scene, Scene), scene
+    assert [(ref.nodata, ref.scale, ref.offset) for ref in scene.ms] == [(65535, 0.5, None)] * 4
 
 
 @pytest.mark.parametrize("ratio", [3.997, 4.0, 1.99987 * 2])
