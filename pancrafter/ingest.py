@@ -29,6 +29,9 @@ from pancrafter.vendor_files import DatetimeSource, Georeference, Raster, gsd_of
 PAN_KEY, MS_KEY = "pan", "ms"
 """Asset keys of PAN and of a multi-band MS file; MS files of one band are called like their band."""
 
+USUAL_ORDER = "usual order of the sensor"
+"""Value of ``ingest:bands_from`` where nothing says which band is which."""
+
 SYNTHETIC_FRAME = "assumed, not real: only the pixel size is true"
 """Value of ``ingest:georeference`` where the place on the map was made up."""
 
@@ -209,7 +212,7 @@ def _assign_bands(
     alpha_may_be_image = len(rasters) == 1 and rasters[0].has_alpha and contract.delivery_of(count + 1) is not None
     if delivery is None or alpha_may_be_image:
         raise InvalidSceneError(_wrong_bands(contract, rasters, f"{count} bands"))
-    return contract.subset(delivery.bands), "usual order of the sensor"
+    return contract.subset(delivery.bands), USUAL_ORDER
 
 
 def _check_delivery(contract: SensorContract, specs: Sequence[BandSpec], rasters: Sequence[Raster]) -> None:

@@ -29,7 +29,7 @@ from pancrafter.catalog import judge_document
 from pancrafter.compute import Compute
 from pancrafter.crawl import local_path
 from pancrafter.errors import InvalidSceneError, PancrafterError, SinkError
-from pancrafter.ingest import MS_KEY, PAN_KEY, add_pair
+from pancrafter.ingest import MS_KEY, PAN_KEY, USUAL_ORDER, add_pair
 from pancrafter.model.names import SharpeningMethod, weights_sha256
 from pancrafter.opening import READ_ERRORS
 from pancrafter.scratch import remove_folder
@@ -97,6 +97,8 @@ class SharpenedPair(Record):
     adapted: str | None
     """Whether the network was adapted to the scene and why (not); None where it was not asked for."""
     bands: tuple[str, ...]
+    assumed_order: tuple[str, ...] | None
+    """The sensor's usual order of bands, where nothing says that the files of MS have it."""
     ms_alpha: bool
     """Whether a band of MS is alpha by its header: it said which pixels are valid."""
     dtype: str
@@ -314,6 +316,7 @@ def sharpen_pair(
         method=chosen,
         adapted=adapted,
         bands=scene.bands,
+        assumed_order=added.bands if added.bands_from == USUAL_ORDER and scene.sensor != UNKNOWN_SENSOR else None,
         ms_alpha=ms_alpha,
         dtype=staged.dtype,
         shape_yx=(rows, cols),

@@ -481,6 +481,22 @@ def test_sharpened_pair_equals_what_the_pipeline_publishes(first_run: tuple, arc
     assert [path.name for path in tmp_path.iterdir()] == ["out.tif"]
 
 
+@pytest.mark.parametrize(("bands", "warned"), [([], True), (["--bands", "red,green,blue,nir"], False)])
+def test_an_order_of_bands_that_was_assumed_is_told(
+    archive: Path, tmp_path: Path, bands: list[str], *, warned: bool
+) -> None:
+    pan, ms = pair_files(archive / "files" / "good")
+    unnamed = tmp_path / "unnamed.tif"
+    with rasterio.open(ms) as source, rasterio.open(unnamed, "w", **source.profile) as copy:
+        copy.write(source.read())
+    result = call(
+        "sharpen", pan, unnamed, tmp_path / "out.tif", "--sensor", "spot-6", "--method", "brovey", *bands, *ONE_TILE
+    )
+    assert result.exit_code == 0, result.output
+    said = "warning: nothing names the bands of MS, so the usual order of spot-6 was taken (red, green, blue, nir)"
+    assert (said in result.stderr) == warned
+
+
 def test_network_on_unknown_sensor_warns_and_signs_the_file(archive: Path, weights: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.tif"
     pan, ms = pair_files(archive / "files" / "good")

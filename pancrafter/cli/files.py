@@ -123,6 +123,9 @@ def _warn_of_guesses(made: SharpenedPair, sensor: str | None) -> None:
     if made.sensor == UNKNOWN_SENSOR and sensor != GENERIC:
         guessed = "sensor unknown, so generic MTF gains were used"
         note(f"warning: {guessed}; name it with --sensor (see `pancrafter sensors list`)")
+    if made.assumed_order is not None:
+        taken = f"nothing names the bands of MS, so the usual order of {made.sensor} was taken"
+        note(f"warning: {taken} ({', '.join(made.assumed_order)}); if they have another, name them with --bands")
     if made.ms_alpha:
         taken = "the header of MS calls a band alpha, so it was taken for a mask and not sharpened"
         note(f"warning: {taken}; if it is image (near infrared?), name all bands with --bands")
