@@ -29,7 +29,7 @@ from command import call, fails, parsed
 from networks import random_network
 from rasterio.vrt import WarpedVRT
 from rio_cogeo import cog_validate
-from small_archive import GSD_M, ORIGIN, RATIO, add_scene, write_raster
+from small_archive import GSD_M, ORIGIN, RATIO, add_scene, classical_contracts, write_raster
 from typer.main import get_command
 from typer.testing import Result
 
@@ -537,7 +537,9 @@ def test_one_file_per_band(pair: tuple[Path, Path], tmp_path: Path) -> None:
 
 
 def test_classical_only_sensors_get_the_classical_method(pair: tuple[Path, Path], tmp_path: Path) -> None:
-    assert parsed("sharpen", *pair, tmp_path / "a.tif", "--sensor", "perusat-1", "--json")["method"] == "mtf-glp-fs"
+    classical_contracts(own := tmp_path / "contracts")
+    made = parsed("sharpen", *pair, tmp_path / "a.tif", "--sensor", "geoeye-1", "--contracts-dir", own, "--json")
+    assert made["method"] == "mtf-glp-fs"
 
 
 def test_output_is_replaced_only_when_asked(pair: tuple[Path, Path], tmp_path: Path) -> None:

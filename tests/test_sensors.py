@@ -69,6 +69,11 @@ def test_colours_lie_where_they_should(contract) -> None:
         assert low < band.center_um < high, band.name
 
 
+@pytest.mark.parametrize("contract", KNOWN, ids=lambda contract: contract.name)
+def test_naming_a_sensor_takes_nothing_away(contract) -> None:
+    assert contract.weights == get_contract("generic").weights
+
+
 def test_no_platform_is_claimed_twice() -> None:
     claims = [
         (fold(platform), contract.name) for contract in KNOWN for platform in {fold(p) for p in contract.platforms}
