@@ -142,6 +142,22 @@ def test_platform_missing_falls_back_to_declared_hints() -> None:
     assert _verdict(body).sensor == "geoeye-1"
 
 
+@pytest.mark.parametrize(
+    ("item_id", "sensor", "keys"),
+    [
+        ("CBERS_4A_WPM_20260702_198_142_L4", "cbers-4a-wpm", ["BAND0", "BAND1", "BAND2", "BAND3", "BAND4"]),
+        ("K3A_20210113132915_32047_00039626_L1G", "kompsat-3", ["PAN", "MS1", "MS2", "MS3", "MS4"]),
+        ("PNEO4_20211115135830_ORTHO", "pleiades-neo", ["PAN", "MS-FS"]),
+    ],
+)
+def test_producers_ids_stand_in_for_a_platform(item_id: str, sensor: str, keys: list[str]) -> None:
+    body = _item({key: {} for key in keys}, item_id=item_id)
+    del body["properties"]["platform"]
+    scene = _verdict(body)
+    assert isinstance(scene, Scene), scene
+    assert scene.sensor == sensor
+
+
 def test_a_wrong_platform_is_not_overruled_by_hints() -> None:
     verdict = _verdict(_item(PAIR, item_id="GE01_20250101", platform="worldview-1"))
     assert isinstance(verdict, Refusal)
