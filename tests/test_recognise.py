@@ -118,9 +118,10 @@ def test_both_band_styles_and_a_four_band_delivery(style: str) -> None:
     assert scene.pan.href == "https://example.com/items/a/pan.tif"
 
 
-def test_bands_without_names_follow_the_delivery_of_their_count() -> None:
+@pytest.mark.parametrize("platform", ["SPOT-7", "PHR1A", "PNEO4"])
+def test_bands_without_names_follow_the_delivery_of_their_count(platform: str) -> None:
     ms = {"raster:bands": [{"data_type": "uint16"}] * 4}
-    scene = _verdict(_item({"PAN": {}, "MS": ms}, platform="SPOT-7"))
+    scene = _verdict(_item({"PAN": {}, "MS": ms}, platform=platform))
     assert isinstance(scene, Scene)
     assert scene.bands == BGRN
     assert [ref.band for ref in scene.ms] == [3, 2, 1, 4]
