@@ -78,7 +78,7 @@ def is_pancollection(path: Path) -> bool:
     """Whether ``path`` is an HDF5 or mat file, or a folder with such files and no npz pairs."""
     if path.is_dir():
         return any(p.suffix in _SUFFIXES for p in path.iterdir()) and not any(path.glob("*.npz"))
-    return path.suffix in _SUFFIXES
+    return path.is_file() and path.suffix in _SUFFIXES
 
 
 def sensor_of(path: Path, name: str | None = None) -> tuple[str, BenchmarkSensor]:

@@ -348,6 +348,7 @@ def test_command_takes_catalogs_and_of_them_what_is_named(tmp_path: Path) -> Non
     ("words", "problem"),
     [
         (("nowhere",), "nowhere: no such file or folder"),
+        (("nowhere.h5",), "nowhere.h5: no such file or folder"),
         (("PAIRS", "--method", "magic"), "no method 'magic'"),
         (("PAIRS", "--weights", "absent"), "weights 'absent' not found"),
         (("PAIRS", "--name", "zzz*"), "no zzz*.npz or zzz*_pan.tif in it"),
