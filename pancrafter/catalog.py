@@ -378,7 +378,7 @@ def _read_geoparquet(source: str, place: str) -> list[dict[str, Any]]:
     try:
         import rustac
     except ImportError as error:
-        raise SourceError(f"{source}: GeoParquet needs rustac; install pancrafter[geoparquet]") from error
+        raise SourceError(f"{source}: GeoParquet needs rustac: pip install 'pancrafter[geoparquet]'") from error
     try:
         features: list[dict[str, Any]] = rustac.read_sync(place, format="parquet", set_self_link=False)["features"]
     except Exception as error:  # rustac raises bare exceptions of its own

@@ -154,7 +154,7 @@ def open_engine(url: str) -> Engine:
     except (sa.exc.ArgumentError, sa.exc.NoSuchModuleError, ImportError, OSError) as err:
         raise LedgerError(
             f"ledger: cannot open {tidy(url)}: {err}; expected like sqlite:////folder/ledger.db or "
-            "postgresql+psycopg://user@host/database"
+            "postgresql+psycopg://user@host/database, which needs pip install 'pancrafter[server]'"
         ) from err
     if engine.dialect.name not in {"sqlite", "postgresql"}:
         raise LedgerError(f"ledger: {engine.dialect.name} is not supported; use SQLite or PostgreSQL")

@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import pickle
 import sqlite3
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -744,12 +745,15 @@ def test_a_look_of_the_future_is_no_look(ledger: Ledger, clock: Clock) -> None:
 # --- the database -------------------------------------------------------------------------------------------------
 
 
-def test_what_is_not_a_ledger_is_named(tmp_path: Path) -> None:
+def test_what_is_not_a_ledger_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "x.db").write_text("this is not a database, only some text" * 100)
     with pytest.raises(LedgerError, match=r"x\.db.*not a database"):
         Ledger(f"sqlite:///{tmp_path / 'x.db'}")
     with pytest.raises(LedgerError, match="expected like sqlite:///"):
         Ledger("ledger.db")
+    monkeypatch.setitem(sys.modules, "psycopg", None)
+    with pytest.raises(LedgerError, match=r"psycopg.* pip install 'pancrafter\[server\]'"):
+        Ledger("postgresql+psycopg://user@host/database")
     (tmp_path / "file").touch()
     with pytest.raises(LedgerError, match="cannot open"):
         Ledger(f"sqlite:///{tmp_path / 'file' / 'ledger.db'}")
