@@ -248,22 +248,19 @@ class _Canvas:
             OverlapError: Some of these pixels came before.
         """
         shape = tuple(min(TILE_PX, size - at * TILE_PX) for at, size in zip(index, self._level.shape_yx, strict=True))
+        (top, left), (rows, cols) = corner_yx, part.values.shape[1:]
+        where = slice(top, top + rows), slice(left, left + cols)
         with self._lock:
-            if index in self._complete:
+            begun = self._begun.get(index)
+            if index in self._complete or (begun is not None and begun[2][where].any()):
                 raise OverlapError
-            if part.values.shape[1:] == shape:
-                if index in self._begun:
-                    raise OverlapError
+            if (rows, cols) == shape:
                 self._complete.add(index)
                 return part
-            if index not in self._begun:
-                new = np.empty((self._count, *shape), self._dtype), np.ones(shape, bool), np.zeros(shape, bool)
-                self._begun[index] = new
-            values, valid, filled = self._begun[index]
-            (top, left), (rows, cols) = corner_yx, part.values.shape[1:]
-            where = slice(top, top + rows), slice(left, left + cols)
-            if filled[where].any():
-                raise OverlapError
+            if begun is None:
+                begun = np.empty((self._count, *shape), self._dtype), np.ones(shape, bool), np.zeros(shape, bool)
+                self._begun[index] = begun
+            values, valid, filled = begun
             values[:, *where] = part.values
             if part.valid is not None:
                 valid[where] = part.valid

@@ -342,9 +342,10 @@ def test_few_tiles_of_overviews_wait_however_wide_the_raster(
 
 
 def test_overlapping_blocks_are_noticed(tmp_path: Path) -> None:
-    """Also where as many pixels are missing elsewhere."""
+    """Also where as many pixels are missing elsewhere, and in a tile that is not complete yet."""
     whole = list(blocks(image()))
-    for twice in ([*whole, whole[0]], [*whole[:-1], whole[0]]):
+    of_tile = next(blocks(image(), step=512))
+    for twice in ([*whole, whole[0]], [*whole[:-1], whole[0]], [whole[0], whole[0]], [whole[0], of_tile]):
         with pytest.raises(GridMismatchError, match=r"a\.tif: blocks overlap in the tile at row 0, column 0; cover"):
             write_cog(tmp_path / "a.tif", twice, **options())
     assert not list(tmp_path.iterdir())
