@@ -247,7 +247,7 @@ def write_quality_raster(
     whole = (slice(0, grid.shape_yx[0]), slice(0, grid.shape_yx[1]))
     return write_cog(
         path,
-        [Block(whole, np.nan_to_num(consistency, nan=-1)[None].astype(np.float32), np.isfinite(consistency))],
+        [Block(whole, consistency[None])],
         grid=grid,
         count=1,
         dtype="float32",

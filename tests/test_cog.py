@@ -154,14 +154,16 @@ def test_four_byte_bands_are_not_taken_for_transparency(tmp_path: Path) -> None:
 
 
 def test_float_nan_is_never_data(tmp_path: Path) -> None:
-    values = image(1, "float32")
+    values, valid = image(1, "float32"), np.ones(SHAPE, bool)
     values[0, 5:9, 5:9] = np.nan
-    info = write_cog(
-        tmp_path / "a.tif", blocks(values), **options(count=1, dtype="float32", nodata=-9999.0, band_names=("b",))
-    )
+    valid[9:11, 5:9] = False
+    of_one_band = options(count=1, dtype="float32", nodata=-9999.0, band_names=("b",))
+    info = write_cog(tmp_path / "a.tif", blocks(values, valid), **of_one_band)
     with rasterio.open(tmp_path / "a.tif") as source:
-        np.testing.assert_array_equal(source.read(1) == -9999, np.isnan(values[0]))
-    assert info.valid_share == pytest.approx(1 - 16 / np.prod(SHAPE))
+        np.testing.assert_array_equal(source.read(1) == -9999, np.isnan(values[0]) | ~valid)
+    assert info.valid_share == pytest.approx(1 - 24 / np.prod(SHAPE))
+    with rasterio.open(tmp_path / "a.tif", overview_level=0) as source:
+        assert source.read(1)[2, 2] == values[0, 4:6, 4:6][~np.isnan(values[0, 4:6, 4:6])].mean()
 
 
 @pytest.mark.parametrize("nodata", [0, None])
