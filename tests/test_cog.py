@@ -66,9 +66,8 @@ def options(**changed: Any) -> dict[str, Any]:
 @pytest.mark.parametrize("profile", ["fast", "archive"])
 def test_pixels_and_header_survive(tmp_path: Path, profile: cog.Profile) -> None:
     values, path = image(), tmp_path / "out.tif"
-    info = write_cog(
-        path, blocks(values), **options(scale=(1e-4, 2e-4, 3e-4), offset=(-0.1, 0.0, 0.2), profile=profile)
-    )
+    written = blocks(values, np.ones(SHAPE, bool))
+    info = write_cog(path, written, **options(scale=(1e-4, 2e-4, 3e-4), offset=(-0.1, 0.0, 0.2), profile=profile))
     assert cog_validate(path, strict=True) == (True, [], [])
     with rasterio.open(path) as source:
         np.testing.assert_array_equal(source.read(), values)
@@ -83,25 +82,27 @@ def test_pixels_and_header_survive(tmp_path: Path, profile: cog.Profile) -> None
         assert source.overviews(1) == list(info.overview_levels) == [2, 4]
         assert float(source.tags(2)["STATISTICS_MEAN"]) == pytest.approx(values[1].mean())
         assert float(source.tags(2)["STATISTICS_STDDEV"]) == pytest.approx(values[1].std())
-        assert source.dataset_mask().all()
+        assert source.mask_flag_enums[0] == [MaskFlags.all_valid]
     assert (info.valid_share, info.nudged_values, info.size_bytes) == (1.0, 0, path.stat().st_size)
     assert info.statistics[2] is not None
     assert info.statistics[2].maximum == values[2].max()
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_nodata_is_kept_and_valid_values_move_off_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("nodata", "beside"), [(0, 1), (65535, 65534)])
+def test_nodata_is_kept_and_valid_values_move_off_it(tmp_path: Path, nodata: int, beside: int) -> None:
     values = image()
     valid = np.ones(SHAPE, bool)
     valid[:300, :500] = False
-    values[1, 700, 700] = 0
-    info = write_cog(tmp_path / "a.tif", blocks(values, valid), **options(nodata=0))
+    values[:, :300, :250] = nodata
+    values[1, 700, 700] = nodata
+    info = write_cog(tmp_path / "a.tif", blocks(values, valid), **options(nodata=nodata))
     with rasterio.open(tmp_path / "a.tif") as source:
-        assert source.nodata == 0
+        assert source.nodata == nodata
         assert source.mask_flag_enums[0] == [MaskFlags.nodata]
         np.testing.assert_array_equal(source.dataset_mask() > 0, valid)
-        assert not source.read()[:, ~valid].any()
-        assert source.read(2)[700, 700] == 1
+        assert (source.read()[:, ~valid] == nodata).all()
+        assert source.read(2)[700, 700] == beside
     assert info.nudged_values == 1
     assert info.valid_share == pytest.approx(valid.mean())
 
@@ -377,8 +378,9 @@ def test_wrong_blocks_are_refused(tmp_path: Path, block: Block) -> None:
 
 
 def test_nodata_outside_the_dtype_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InvalidSceneError, match="does not fit uint16"):
-        write_cog(tmp_path / "a.tif", blocks(image()), **options(nodata=-9999))
+    for nodata in (-9999, 0.5):
+        with pytest.raises(InvalidSceneError, match=f"nodata {nodata} does not fit uint16"):
+            write_cog(tmp_path / "a.tif", blocks(image()), **options(nodata=nodata))
 
 
 def test_an_error_of_the_source_passes_through_and_leaves_the_old_file(tmp_path: Path) -> None:
@@ -443,13 +445,16 @@ def test_missing_folder_is_a_sink_error(tmp_path: Path) -> None:
         write_cog(tmp_path / "no" / "a.tif", blocks(image()), **options())
 
 
-@pytest.mark.parametrize("share", [0.1, 0.74, 0.8, 0.99])
-def test_disk_filling_up_is_a_sink_error_and_nothing_stays(tmp_path: Path, share: float) -> None:
-    """A real limit on the size of files, so real writes fail: in the scratch file, in the copy, near the end."""
+@pytest.mark.parametrize(("share", "largest"), [(0.1, 60000), (0.74, 60000), (0.8, 60000), (0.99, 60000), (0.01, 1)])
+def test_disk_filling_up_is_a_sink_error_and_nothing_stays(tmp_path: Path, share: float, largest: int) -> None:
+    """A real limit on the size of files, so real writes fail: in the scratch file, in the copy, near the end.
+
+    Also where the scratch file is so small that it is written when it is read, and again when it is closed.
+    """
     import resource
     import signal
 
-    values = np.random.default_rng(0).integers(1, 60000, (3, *SHAPE)).astype(np.uint16)
+    values = np.random.default_rng(0).integers(1, largest + 1, (3, *SHAPE)).astype(np.uint16)
     limit = int(share * write_cog(tmp_path / "a.tif", blocks(values), **options()).size_bytes)
     (tmp_path / "a.tif").unlink()
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -524,12 +529,12 @@ def test_pixels_that_are_decoded_otherwise_are_noticed(tmp_path: Path, monkeypat
 
 def test_validate_refuses_what_is_no_cog(tmp_path: Path) -> None:
     layout = {"width": 1300, "height": 1100, "count": 1, "dtype": "uint8", "crs": grid().crs}
-    with rasterio.open(
-        tmp_path / "plain.tif", "w", driver="GTiff", transform=rasterio.Affine(*grid().transform), **layout
-    ) as sink:
-        sink.write(image(1, "uint8"))
-    with pytest.raises(InvalidSceneError, match="expected a valid COG"):
-        validate_cog(tmp_path / "plain.tif")
+    layout |= {"driver": "GTiff", "transform": rasterio.Affine(*grid().transform)}
+    for tiled, found in ((False, "not tiled"), (True, "recommended to include internal overviews")):
+        with rasterio.open(tmp_path / "plain.tif", "w", tiled=tiled, **layout) as sink:
+            sink.write(image(1, "uint8"))
+        with pytest.raises(InvalidSceneError, match=f"expected a valid COG, found: .*{found}"):
+            validate_cog(tmp_path / "plain.tif")
     (tmp_path / "text.tif").write_text("hello")
     with pytest.raises(InvalidSceneError, match="cannot be opened"):
         validate_cog(tmp_path / "text.tif")
