@@ -107,6 +107,17 @@ def test_small_ratio_error_is_split_between_both_ends() -> None:
     assert_centres_agree(pan, ms, pair, 0.025)
 
 
+@pytest.mark.parametrize("off_px", [-2e-8, 2e-8])
+def test_last_digits_of_a_border_decide_on_no_pixel(off_px: float) -> None:
+    """Here the borders of MS lie on centres of PAN, then of the pixels that MS is resampled to."""
+    pan, off_m = grid((40, 40), 0.5), 0.5 * off_px
+    exact, rounded = (grid((8, 8), 2.0, (5e5 - 3.75 + off, 4e6 - 2.25 - off)) for off in (0.0, off_m))
+    assert pair_grids(pan, rounded, 4) == pair_grids(pan, exact, 4)
+    borders = 5e5 + 3, 4e6 - 15, 5e5 + 15, 4e6 - 3
+    moved = (borders[0] + off_m, borders[1] + off_m, borders[2] + off_m, borders[3] + off_m)
+    assert aligned_ms_grid(pan, moved, 4) == aligned_ms_grid(pan, borders, 4)
+
+
 def test_ms_grid_is_the_cropped_ms() -> None:
     pan, ms = grid((210, 300), 0.5, (5e5 + 3, 4e6 - 7)), grid((60, 70), 2.0)
     pair = pair_grids(pan, ms, 4)
@@ -136,6 +147,8 @@ def test_unrelated_grids_are_refused(pan: PixelGrid, ms: PixelGrid, match: str) 
         ((2.0, 0.1, 5e5, 0.1, -2.0, 4e6), r"MS has a rotated geotransform .* resample"),
         ((2.0, 0.0, 5e5, 0.0, 2.0, 4e6), r"MS has a flipped geotransform .* gdalwarp"),
         ((0.0, 0.0, 5e5, 0.0, 0.0, 4e6), r"MS has 100 x 100 pixels of size \(0.*, 0.*\), expected a raster with"),
+        ((1e-300, 0.0, 5e5, 0.0, -2.0, 4e6), r"pixels of size \(2\.0, 1e-300\) at .*, expected a raster"),
+        ((2.0, 0.0, 1e300, 0.0, -2.0, 4e6), r"pixels of size .* at \(1e\+300, .*\), expected a raster"),
     ],
 )
 def test_grids_that_are_not_north_up_are_refused(transform: tuple[float, ...], match: str) -> None:
@@ -150,7 +163,8 @@ def test_grids_that_are_not_north_up_are_refused(transform: tuple[float, ...], m
         (grid((100, 100), 2.0), False),
         (grid((100, 100), 1.9985), True),
         (grid((10, 10), 1.9985), False),  # too small to drift
-        (grid((100, 100), 0.5), False),  # another product
+        (grid((100, 100), 1.92), True),
+        (grid((100, 100), 1.88), False),  # another product
         (grid((100, 100), 1.9985, crs="EPSG:32634"), False),
         (grid((100, 100), -1.9985), False),
     ],
