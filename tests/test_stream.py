@@ -73,9 +73,7 @@ def test_windows_equal_blocks(
     )  # fmt: skip
     sharpener = NetworkSharpener(random_checkpoint(seed))
     for index in rng.permutation(store.block_count):
-        sharpen_block(
-            store, store.pending_blocks()[0] if index < 0 else divmod(int(index), store.blocks_yx[1]), sharpener
-        )
+        sharpen_block(store, divmod(int(index), store.blocks_yx[1]), sharpener)
     covered = np.zeros(pan.shape, int)
     for part in sharpened_windows(store, sharpener, window_px):
         covered[part.window] += 1
@@ -86,13 +84,13 @@ def test_windows_equal_blocks(
     assert (covered == 1).all()
 
 
-@pytest.mark.parametrize(("method", "tolerance"), [("exp", 1e-3), ("brovey", 2e-3), ("gsa", 5e-3)])
+@pytest.mark.parametrize(("method", "tolerance"), [("exp", 3e-4), ("brovey", 4e-3), ("gsa", 5e-3)])
 def test_fused_windows_are_the_textbook_method(tmp_path: Path, method: str, tolerance: float) -> None:
     """Constants fitted at MS scale, arithmetic in float32: within a share of the range of the whole-scene method."""
     grid = overlap((260, 288), 4)
-    shifts = ((0.0, 0.0), (0.0, 0.0), (0.0, 0.0))
+    shifts = ((0.0, 0.0), (2.6, -3.3), (-5.2, 4.1))
     pan, ms = observed(grid, 3, seed=4, shifts=shifts)
-    store = stage_arrays(tmp_path / "s.zarr", grid, pan, ms, block_px=64)
+    store = stage_arrays(tmp_path / "s.zarr", grid, pan, ms, block_px=64, band_shift_yx=shifts)
     gains = (0.3, 0.3, 0.3)
     sharpener = FusionSharpener(fit_scene_fusion(store, gains, method))  # type: ignore[arg-type]
     pair = PairInput(pan, ms, 4, band_phases(store.staged), gains)
@@ -102,7 +100,7 @@ def test_fused_windows_are_the_textbook_method(tmp_path: Path, method: str, tole
         found[(slice(None), *part.window)] = part.values
     away = (slice(None), slice(16, -16), slice(16, -16))
     difference = np.abs(found - expected)[away] / 2047
-    assert difference.mean() < tolerance
+    assert difference.max() < tolerance
     detail = np.abs(expected - sharpen_classically("exp", pair))[away].mean() / 2047
     assert detail > 4 * tolerance or method == "exp"
 
