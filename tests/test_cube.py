@@ -453,6 +453,15 @@ def test_bytes_beside_pan_of_a_wider_type_have_its_ceiling(pair: Pair, tmp_path:
     assert (staged.dtype, staged.dn_max) == ("uint16", 2047)
 
 
+def test_ceiling_is_that_of_the_assets_own_scaling_once_that_shows(pair: Pair, tmp_path: Path) -> None:
+    scaled = contract(dn_max_by_key={"*_analytic": 65535})
+    for factor, expected in ((1, 2047), (4, 65535)):
+        replace(pair, ms=pair.ms * factor).write(tmp_path)
+        ms = tuple(AssetRef(key="ms_analytic", href=str(tmp_path / "ms.tif"), band=band) for band in (1, 2, 3))
+        staged = stage_scene(make_scene(tmp_path, ms=ms), scaled, str(tmp_path / f"{factor}.zarr"), block_px=64)
+        assert staged.dn_max == expected
+
+
 def test_one_file_per_band_and_scale_of_the_header(pair: Pair, tmp_path: Path) -> None:
     scene = pair.write(tmp_path)
     for band, name in enumerate(BANDS):
