@@ -39,7 +39,7 @@ import zarr.storage
 from numpy.typing import NDArray
 
 from pancrafter import killpoints
-from pancrafter.errors import InvalidSceneError, PancrafterError, SinkError, TransientReadError
+from pancrafter.errors import InvalidSceneError, SinkError, TransientReadError
 from pancrafter.grid import ms_grid, pixel_centres
 from pancrafter.types import FORMAT_VERSION, PairGrid, StagedScene
 
@@ -191,7 +191,7 @@ class SceneStore:
             store = cls.open(uri, "r+")
         except InvalidSceneError:
             return None
-        return store if store.staging == staging and not store.complete else None
+        return store if store.staging == staging else None
 
     # --- what the store says about itself -------------------------------------------------------------------------
 
@@ -338,7 +338,6 @@ class SceneStore:
             for name in ("done", "sharpened"):
                 if name in self._group:
                     del self._group[name]
-            self._arrays.clear()
             _create_sharpened_arrays(self._group, self.block_px)
             self._group.attrs.update({"recipe": recipe})
 
@@ -381,7 +380,6 @@ class SceneStore:
             lambda: self._group.create_array("consistency", data=np.asarray(values, np.float32), overwrite=True),
             self.uri,
         )
-        self._arrays.pop("consistency", None)
 
     def read_consistency(self) -> NDArray[np.float32]:
         """What ``write_consistency`` kept, (y, x); NaN where a block could not be compared."""
@@ -542,7 +540,6 @@ def _create(
         fill_value=fill_value,
         dimension_names=dimensions,
         attributes=attributes,
-        config=_ARRAY_CONFIG,
     )
 
 
@@ -656,8 +653,6 @@ def _is_of_the_place(err: OSError, uri: str) -> bool:
 def _writing(action: Callable[[], Any], where: str) -> Any:  # Any: hands through what the action returns
     try:
         return action()
-    except PancrafterError:
-        raise
     except OSError as err:
         raise SinkError(f"{where} cannot be written: {err}; check permissions and free space, then run again") from err
 

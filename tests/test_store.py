@@ -151,6 +151,13 @@ def test_missing_shard_is_noticed_even_where_data_are_zero(uri: str) -> None:
     fill(store, skip_last=True)
     with pytest.raises(TransientReadError, match="pan holds 19 chunks, expected 20"):
         store.finish_staging(record(uri))
+    fill(store)
+    for name in ("pan_valid", "ms", "ms_valid"):
+        shard = next(path for path in Path(uri, name, "c").rglob("*") if path.is_file())
+        lost = shard.rename(Path(uri).with_name("lost"))
+        with pytest.raises(TransientReadError, match=f": {name} holds"):
+            store.finish_staging(record(uri))
+        lost.rename(shard)
     assert not SceneStore.open(uri).complete
 
 
@@ -179,12 +186,21 @@ def test_recipe_decides_whether_blocks_are_kept(store: SceneStore, uri: str) -> 
     assert SceneStore.open(uri).staged == record(uri)
 
 
-def test_crash_while_changing_recipe_starts_that_recipe_anew(store: SceneStore, uri: str) -> None:
+def test_crash_while_changing_recipe_starts_that_recipe_anew(
+    store: SceneStore, uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Arrays of a half-made change belong to no recipe, so neither recipe keeps them."""
     store.begin_sharpening("first")
     store.write_block((0, 0), np.ones((3, 32, 32), np.uint16))
     store.mark_done((0, 0))
-    store._group.attrs.update({"recipe": None})
+
+    def crash(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as changed:
+        changed.setattr("pancrafter.store._create_sharpened_arrays", crash)
+        with pytest.raises(KeyboardInterrupt):
+            store.begin_sharpening("second")
     crashed = SceneStore.open(uri, "r+")
     crashed.begin_sharpening("first")
     assert crashed.done_count == 0
