@@ -104,7 +104,7 @@ def sharpen(
     ratio = round(coarse.grid.transform[0] / fine.grid.transform[0])
     dtype = _dn_dtype(pan, ms)
     if sensor is None or sensor == GENERIC:
-        contract = _generic(len(coarse.data), ratio, 255 if dtype == "uint8" else DN_LIMIT)
+        contract = _generic(len(coarse.data), ratio)
     else:
         contract = _of_bands(get_contract(sensor, Path(contracts_dir) if contracts_dir else None), coarse.bands)
     fine, coarse = (image.or_nodata(contract.nodata) for image in (fine, coarse))
@@ -390,12 +390,12 @@ def _stored_dtype(image: xr.DataArray) -> np.dtype[Any]:
     return np.dtype(told if image.dtype.kind == "f" else image.dtype)
 
 
-def _generic(bands: int, ratio: int, dn_max: int) -> SensorContract:
+def _generic(bands: int, ratio: int) -> SensorContract:
     if ratio < 2:
         raise GridMismatchError(
             f"ms pixels are {ratio} times the pan pixels, expected 2 or more; are pan and ms swapped?"
         )
-    return generic_contract(bands, ratio, dn_max)
+    return generic_contract(bands, ratio, DN_LIMIT)
 
 
 def _of_bands(contract: SensorContract, bands: _Bands) -> SensorContract:

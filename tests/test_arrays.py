@@ -255,6 +255,9 @@ def test_masked_bytes_stay_bytes(tmp_path: Path, chunks: int | None) -> None:
     )
     assert plain.dtype == masked.dtype == np.uint8
     assert np.array_equal(plain, masked)
+    sharpen_pair(files[0], [files[1]], tmp_path / "out.tif", Settings(threads=1), method="gsa")
+    with rasterio.open(tmp_path / "out.tif") as made:
+        assert np.abs(plain.to_numpy().astype(int) - made.read()).max() <= 1
 
 
 def test_bytes_that_xarray_decoded_stay_bytes(pair: tuple[Path, Path]) -> None:
@@ -263,6 +266,8 @@ def test_bytes_that_xarray_decoded_stay_bytes(pair: tuple[Path, Path]) -> None:
     for image in images:
         image.encoding["dtype"] = np.dtype(np.uint8)  # as xarray.open_zarr and open_dataset note it
     assert pancrafter.sharpen(*images).dtype == np.uint8
+    widened = [image.copy(data=image.data.astype(np.uint16)) for image in images]  # which keeps the note
+    assert pancrafter.sharpen(*widened).dtype == np.uint16
 
 
 @pytest.mark.parametrize("holes_in", ["pan", "ms"])
@@ -312,6 +317,7 @@ def test_holes_are_declared_where_no_nodata_of_the_inputs_can_be(tmp_path: Path,
 
 @pytest.mark.parametrize("masked", [False, True])
 def test_nodata_of_the_contract_counts_where_the_files_declare_none(tmp_path: Path, *, masked: bool) -> None:
+    """And no mask says what was measured."""
     pan, ms = observed(overlap((160, 192), 4), 4, 1)
     pan[40:80, 100:120] = 0
     files = (
@@ -320,12 +326,16 @@ def test_nodata_of_the_contract_counts_where_the_files_declare_none(tmp_path: Pa
     )
     out = tmp_path / "out.tif"
     sharpen_pair(files[0], [files[1]], out, Settings(threads=1), sensor="worldview-3", method="exp")
-    result = pancrafter.sharpen(*opened(files, masked=masked), sensor="worldview-3", method="exp")
+    fine, coarse = opened(files, masked=masked)
+    result = pancrafter.sharpen(fine, coarse, sensor="worldview-3", method="exp")
     with rasterio.open(out) as file:
         assert result.rio.nodata == file.nodata == 0
         holes = file.read() == 0
     assert holes.any()
     np.testing.assert_array_equal(result.compute(scheduler="synchronous") == 0, holes)
+    opaque = xr.concat([fine, xr.full_like(fine, 255)], "band").assign_attrs(long_name=("pan", "alpha"))
+    measured = pancrafter.sharpen(opaque, coarse, sensor="worldview-3", method="exp")
+    assert (measured.compute(scheduler="synchronous") > 0).all()
 
 
 def test_without_holes_zero_stays_a_value(tmp_path: Path) -> None:
