@@ -141,14 +141,6 @@ class Ledger:
         who: str | None = None,
         clock: Callable[[], datetime] | None = None,
     ) -> None:
-        self._options: _Values = {
-            "max_attempts": max_attempts,
-            "backoff_s": backoff_s,
-            "backoff_limit_s": backoff_limit_s,
-            "who": who,
-            "clock": clock,
-        }
-        self._url_text = url
         self._max_attempts = max_attempts
         self._backoff_s = backoff_s
         self._backoff_limit_s = backoff_limit_s
@@ -162,10 +154,6 @@ class Ledger:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    def __reduce__(self) -> tuple[Callable[..., Ledger], tuple[str, _Values]]:
-        """A copy in another process opens its own connections."""
-        return (_reopen, (self._url_text, self._options))
 
     @property
     def url(self) -> str:
@@ -1169,7 +1157,3 @@ def batches(items: Iterable[_T]) -> Iterator[list[_T]]:
     iterator = iter(items)
     while batch := list(islice(iterator, BATCH)):
         yield batch
-
-
-def _reopen(url: str, options: _Values) -> Ledger:
-    return Ledger(url, **options)
