@@ -16,7 +16,7 @@ from datetime import UTC, datetime, timedelta
 from itertools import islice
 from operator import itemgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
@@ -105,13 +105,6 @@ _STANDING = _columns("acquired", "supersedes", "code", "not_before", "lease_owne
 
 _NO_LEASE: Mapping[str, None] = {"lease_owner": None, "lease_expires": None}
 _NO_FAILURE: Mapping[str, Any] = {"code": None, "reason": None, "attempts": 0, "not_before": None}
-
-
-class _Step(NamedTuple):
-    who: str
-    before: State
-    after: State
-    message: str
 
 
 class Ledger:
@@ -261,15 +254,13 @@ class Ledger:
         values = [{**_columns_of(entry), "sink": sink, "created": now, "updated": now} for entry in entries]
         insert = _insert(connection, SCENE).on_conflict_do_nothing()
         statement = insert.returning(SCENE.c.id, SCENE.c.state, SCENE.c.code, SCENE.c.reason)
-        inserted = [row._asdict() for row in connection.execute(statement, values)]
-        events = [_event_values(row["id"], now, self._first_step(row)) for row in inserted]
+        events = []
+        for row in connection.execute(statement, values):
+            message = f"{row.code}: {row.reason}" if row.code else "new"
+            events.append(_event_values(row.id, now, self._who, State.FOUND, State(row.state), message))
         if events:
             connection.execute(EVENT.insert(), events)
-        return len(inserted)
-
-    def _first_step(self, row: _Values) -> _Step:
-        message = f"{row['code']}: {row['reason']}" if row["code"] else "new"
-        return _Step(self._who, State.FOUND, State(row["state"]), message)
+        return len(events)
 
     def _apply_change(self, connection: Connection, row: _Values, entry: Work | Refusal, now: datetime) -> None:
         before, after = State(row["state"]), _state_of(entry)
@@ -281,8 +272,7 @@ class Ledger:
             values["state"] = after = State.CONFIRMED
         if before is not after:
             check_transition(before, after, scene=f"{row['collection']}/{row['item_id']}")
-        self._update(connection, row, now, **values)
-        self._log(connection, row, now, _Step(self._who, before, after, _change_message(row, entry)))
+        self._move(connection, row, now, _change_message(row, entry), **values)
 
     def take_over(self, keys: Iterable[SceneKey]) -> int:
         """Confirm scenes whose product is in the catalog already, made under a ledger that was lost; returns how many.
@@ -297,11 +287,8 @@ class Ledger:
                 for key in batch:
                     row = self._find(connection, key)
                     if State(row["state"]) is State.ELIGIBLE and not row["measures"]:
-                        self._update(connection, row, now, state=State.CONFIRMED)
-                        step = _Step(
-                            self._who, State.ELIGIBLE, State.CONFIRMED, "was published before this ledger knew it"
-                        )
-                        self._log(connection, row, now, step)
+                        said = "was published before this ledger knew it"
+                        self._move(connection, row, now, said, state=State.CONFIRMED)
                         taken += 1
         return taken
 
@@ -342,7 +329,8 @@ class Ledger:
                 attempt=taken["attempts"],
             )
             message = f"attempt {lease.attempt}, fence {lease.fence}, for {lease_s:g} s"
-            self._log(connection, taken, now, _Step(owner, State.ELIGIBLE, State.CLAIMED, message))
+            event = _event_values(taken["id"], now, owner, State.ELIGIBLE, State.CLAIMED, message)
+            connection.execute(EVENT.insert(), event)
             return lease
 
     def renew(self, lease: Lease) -> Lease:
@@ -387,8 +375,7 @@ class Ledger:
                 values |= {"code": "held", "reason": tidy(message)}
             if after is State.CONFIRMED:
                 values |= _NO_FAILURE
-            self._update(connection, row, now, **values)
-            self._log(connection, row, now, _Step(lease.owner, before, after, message))
+            self._move(connection, row, now, message, who=lease.owner, **values)
 
     def note(self, lease: Lease, **measures: Any) -> None:
         """Keep facts about a leased scene that must outlive this worker; the state stays.
@@ -422,11 +409,9 @@ class Ledger:
             after = State.ELIGIBLE if retry else State.DEAD
             pause = self._pause_s(row["attempts"])
             not_before = now + timedelta(seconds=pause) if retry else None
-            self._update(
-                connection, row, now, **_NO_LEASE, state=after, code=code, reason=reason, not_before=not_before
-            )
-            self._log(connection, row, now, _Step(lease.owner, State(row["state"]), State.FAILED, f"{code}: {reason}"))
-            self._log(connection, row, now, _Step(lease.owner, State.FAILED, after, self._verdict(error, row, pause)))
+            values: _Values = {**_NO_LEASE, "state": after, "code": code, "reason": reason, "not_before": not_before}
+            said = self._verdict(error, row, pause)
+            self._move(connection, row, now, said, who=lease.owner, failure=f"{code}: {reason}", **values)
             return after
 
     def release(self, lease: Lease, reason: str) -> State:
@@ -437,9 +422,8 @@ class Ledger:
         with self._transaction(write=True) as connection:
             now = self._now(connection)
             row = self._leased_row(connection, lease)
-            before, attempts = State(row["state"]), max(0, row["attempts"] - 1)
-            self._update(connection, row, now, **_NO_LEASE, state=State.ELIGIBLE, attempts=attempts, **told)
-            self._log(connection, row, now, _Step(lease.owner, before, State.ELIGIBLE, f"released: {tidy(message)}"))
+            values = {**_NO_LEASE, "state": State.ELIGIBLE, "attempts": max(0, row["attempts"] - 1), **told}
+            self._move(connection, row, now, f"released: {tidy(message)}", who=lease.owner, **values)
             return State.ELIGIBLE
 
     def mark_refused(self, target: Lease | SceneKey, code: str, reason: str, *, withdrawn: bool = False) -> None:
@@ -460,8 +444,8 @@ class Ledger:
             if not (withdrawn and before in {State.CONFIRMED, State.REFUSED}):
                 check_transition(before, State.REFUSED, scene=f"{row['collection']}/{row['item_id']}")
             text = tidy(reason)
-            self._update(connection, row, now, **_NO_LEASE, state=State.REFUSED, code=code, reason=text)
-            self._log(connection, row, now, _Step(who, before, State.REFUSED, f"{code}: {text}"))
+            values: _Values = {**_NO_LEASE, "state": State.REFUSED, "code": code, "reason": text}
+            self._move(connection, row, now, f"{code}: {text}", who=who, **values)
 
     def withdrawn_at(self, key: SceneKey) -> datetime | None:
         """When a product of the scene was last taken back, as far as this ledger knows; None if never."""
@@ -487,8 +471,8 @@ class Ledger:
             text = tidy(reason)
             approved = {"output_item_id": row["output_item_id"], "by": self._who, "reason": text}
             measures = {**row["measures"], "approved": approved}
-            self._update(connection, row, now, **_NO_FAILURE, state=State.ELIGIBLE, measures=measures)
-            self._log(connection, row, now, _Step(self._who, State.HELD, State.ELIGIBLE, f"released: {text}"))
+            values = {**_NO_FAILURE, "state": State.ELIGIBLE, "measures": measures}
+            self._move(connection, row, now, f"released: {text}", **values)
 
     # repair
 
@@ -523,11 +507,8 @@ class Ledger:
                 "reason": f"{row['attempts']} attempts ended in silence or errors, the last as {row['state']}; "
                 "look for a worker killed by the system (memory?), then redrive",
             }
-        self._update(connection, row, now, **values)
-        self._log(connection, row, now, _Step(self._who, State(row["state"]), State.FAILED, lost))
-        self._log(
-            connection, row, now, _Step(self._who, State.FAILED, after, values.get("reason") or "may be claimed again")
-        )
+        said = values.get("reason", "may be claimed again")
+        self._move(connection, row, now, said, failure=lost, **values)
         return after
 
     def redrive(
@@ -581,8 +562,7 @@ class Ledger:
                     if State(row["state"]) is State.CONFIRMED:  # made anew: what it took before is paid
                         kept = {name: v for name, v in row["measures"].items() if not name.endswith("_seconds")}
                         values["measures"] = kept | {"redriven": message}
-                    self._update(connection, row, now, **values)
-                    self._log(connection, row, now, _Step(self._who, State(row["state"]), State.ELIGIBLE, message))
+                    self._move(connection, row, now, message, **values)
                     redriven.append(_key(row))
         return RedriveResult(redriven=tuple(redriven), left=tuple(left))
 
@@ -902,9 +882,25 @@ class Ledger:
     def _update(connection: Connection, row: _Values, now: datetime, **values: Any) -> None:
         connection.execute(sa.update(SCENE).where(SCENE.c.id == row["id"]).values(updated=now, **values))
 
-    @staticmethod
-    def _log(connection: Connection, row: _Values, now: datetime, step: _Step) -> None:
-        connection.execute(EVENT.insert(), _event_values(row["id"], now, step))
+    def _move(
+        self,
+        connection: Connection,
+        row: _Values,
+        now: datetime,
+        message: str,
+        *,
+        state: State,
+        who: str | None = None,
+        failure: str | None = None,
+        **values: Any,
+    ) -> None:
+        """Give a scene its next state and further columns, and note the step; a ``failure`` is a step between."""
+        self._update(connection, row, now, state=state, **values)
+        before, who = State(row["state"]), who or self._who
+        steps = [(before, state, message)]
+        if failure is not None:
+            steps = [(before, State.FAILED, failure), (State.FAILED, state, message)]
+        connection.execute(EVENT.insert(), [_event_values(row["id"], now, who, *step) for step in steps])
 
 
 def open_ledger(settings: Settings) -> Ledger:
@@ -1123,14 +1119,14 @@ def _event(values: _Values) -> Event:
     )
 
 
-def _event_values(scene_id: int, at: datetime, step: _Step) -> _Values:
+def _event_values(scene_id: int, at: datetime, who: str, before: State, after: State, message: str) -> _Values:
     return {
         "scene_id": scene_id,
         "at": at,
-        "who": step.who,
-        "from_state": step.before,
-        "to_state": step.after,
-        "message": tidy(step.message),
+        "who": who,
+        "from_state": before,
+        "to_state": after,
+        "message": tidy(message),
     }
 
 
