@@ -17,7 +17,15 @@ from scipy import ndimage
 
 from pancrafter import classical
 from pancrafter.alignment import estimate_band_shifts
-from pancrafter.engine import NetworkSharpener, Sharpener
+from pancrafter.compute import Compute
+from pancrafter.engine import (
+    NetworkSharpener,
+    Sharpener,
+    SharpenerSpec,
+    build_sharpener,
+    mean_relative_mtf,
+    scene_mtfs,
+)
 from pancrafter.errors import InvalidSceneError
 from pancrafter.metrics import (
     BLOCK_PX,
@@ -30,6 +38,7 @@ from pancrafter.metrics import (
 )
 from pancrafter.moments import products
 from pancrafter.resample import GENERIC_MTF_GAIN, Mtf, degrade
+from pancrafter.sensors import SensorContract
 from pancrafter.store import SceneStore, Window, cut_windows
 from pancrafter.tiles import Floats, Tile, band_phases, dn_limits, ms_index, valid_window
 from pancrafter.types import CONSISTENCY_BLOCK_MS_PX, Quality, Record, StagedScene, Sums
@@ -180,6 +189,26 @@ class Sample:
 def local_limit(ratio: int) -> float:
     """Consistency ERGAS above which a block of 8 by 8 MS pixels is marked as inconsistent."""
     return LOCAL_LIMIT / ratio
+
+
+def measure_scene(
+    staged: StagedScene, method: str, spec: SharpenerSpec, contract: SensorContract, compute: Compute
+) -> tuple[Quality, NDArray[np.float32]]:
+    """The quality of a sharpened store, and the raster of its local consistency."""
+    store, mtfs = SceneStore.open(staged.store_uri), scene_mtfs(staged, contract)
+    blur = mean_relative_mtf(staged, contract)
+    windows = compute.map(_window_task, assessment_windows(store), staged.store_uri, mtfs, blur)
+    samples = compute.map(_sample_task, sample_windows(store), staged.store_uri, spec, mtfs, blur, on_gpu=True)
+    measured = list(windows)
+    return combine(staged, method, measured, samples), consistency_raster(staged, measured)
+
+
+def _window_task(window: Window, uri: str, mtfs: tuple[Mtf, ...], pan_blur: Mtf) -> WindowSums:
+    return window_sums(SceneStore.open(uri), window, mtfs, pan_blur)
+
+
+def _sample_task(window: Window, uri: str, spec: SharpenerSpec, mtfs: tuple[Mtf, ...], pan_blur: Mtf) -> Sample | None:
+    return reduced_sample(SceneStore.open(uri), window, build_sharpener(spec), mtfs, pan_blur)
 
 
 def assessment_windows(store: SceneStore) -> list[Window]:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pancrafter import killpoints
 from pancrafter.discovery import output_collection_id, planned_recipe
-from pancrafter.errors import InvalidSceneError, PancrafterError, UnexpectedError
+from pancrafter.errors import PancrafterError, UnexpectedError
 from pancrafter.ledger import Ledger
 from pancrafter.processes import lease_owner
 from pancrafter.sensors import SensorContract, contracts_of
@@ -29,29 +29,16 @@ from pancrafter.states import Lease, SceneKey, State
 from pancrafter.types import Quality, Record, Scene, StagedScene, TruthScores
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    from pancrafter.assess import Sample, WindowSums
     from pancrafter.catalog_links import CollectionInfo
     from pancrafter.changes import Change
-    from pancrafter.cog import Block as CogBlock
-    from pancrafter.cog import CogInfo
     from pancrafter.compute import Compute
     from pancrafter.engine import BlockReport, SharpenerSpec
-    from pancrafter.item import AssetFile, Cost, Gate, Recipe
+    from pancrafter.item import Cost, Gate, Recipe
     from pancrafter.publish import Published, StaticSink
     from pancrafter.quality import Verdict
-    from pancrafter.resample import Mtf
-    from pancrafter.sensors import BandSpec
-    from pancrafter.store import SceneStore, Window
 
 Report = Callable[[str], None]
 """Takes a line for people about what is going on."""
-
-EDGE_REACH_PX = 144
-"""Pixels closer than this to missing data are marked in the mask: filled values may have reached them. The halo of the
-largest build is 143 without shifts."""
 
 _PROGRESS_EVERY_S = 5.0
 
@@ -370,8 +357,10 @@ def assess(
     The classical result is measured too; where it fails as well, or the fault lies in the input, the scene is held
     until a person releases or rejects it. A release counts for this output item and is named in it.
     """
+    from pancrafter.assess import measure_scene
     from pancrafter.item import Gate
     from pancrafter.store import SceneStore
+    from pancrafter.truth import score_against_truth
 
     started = time.perf_counter()
     contract = work.contract
@@ -380,7 +369,7 @@ def assess(
     classical = given_up is not None or sharpened.method != "pan-crafter"
     if given_up is not None and not sharpened.fallback:  # this step failed since it gave up the network's result
         sharpened = _sharpen_instead(work, staged, settings, compute, ledger, report)
-    quality, raster = _measure(staged, sharpened, contract, compute)
+    quality, raster = measure_scene(staged, sharpened.method, sharpened.spec, contract, compute)
     verdict, reason = rule.verdict(quality, ratio, classical=classical)
     if verdict == "fallback":
         report(f"{work.scene.key}: {reason}; trying the classical result instead")
@@ -389,7 +378,7 @@ def assess(
         ledger.note(work.lease, fallback_reason=reason)
         killpoints.at("fallback-begun")
         given_up, sharpened = reason, _sharpen_instead(work, staged, settings, compute, ledger, report)
-        quality, raster = _measure(staged, sharpened, contract, compute)
+        quality, raster = measure_scene(staged, sharpened.method, sharpened.spec, contract, compute)
         verdict, reason = rule.verdict(quality, ratio, classical=True)
     if given_up is not None:
         verdict, reason = _second_verdict((verdict, reason), given_up, sharpened)
@@ -438,101 +427,6 @@ def _approved(gate: Gate, work: Claimed, ledger: Ledger) -> Gate:
     return gate.model_copy(update={"verdict": "released", "released_because": str(approval.get("reason", ""))})
 
 
-def _measure(
-    staged: StagedScene, sharpened: Sharpened, contract: SensorContract, compute: Compute
-) -> tuple[Quality, NDArray[np.float32]]:
-    """The scene's quality, and the raster of its local consistency."""
-    from pancrafter.assess import assessment_windows, combine, consistency_raster, sample_windows
-    from pancrafter.engine import mean_relative_mtf, scene_mtfs
-    from pancrafter.store import SceneStore
-
-    store, mtfs = SceneStore.open(staged.store_uri), scene_mtfs(staged, contract)
-    blur = mean_relative_mtf(staged, contract)
-    windows = compute.map(_window_task, assessment_windows(store), staged.store_uri, mtfs, blur)
-    samples = compute.map(
-        _sample_task, sample_windows(store), staged.store_uri, sharpened.spec, mtfs, blur, on_gpu=True
-    )
-    measured = list(windows)
-    return combine(staged, sharpened.method, measured, samples), consistency_raster(staged, measured)
-
-
-def _window_task(window: Window, uri: str, mtfs: tuple[Mtf, ...], pan_blur: Mtf) -> WindowSums:
-    from pancrafter.assess import window_sums
-    from pancrafter.store import SceneStore
-
-    return window_sums(SceneStore.open(uri), window, mtfs, pan_blur)
-
-
-def _sample_task(window: Window, uri: str, spec: SharpenerSpec, mtfs: tuple[Mtf, ...], pan_blur: Mtf) -> Sample | None:
-    from pancrafter.assess import reduced_sample
-    from pancrafter.engine import build_sharpener
-    from pancrafter.store import SceneStore
-
-    return reduced_sample(SceneStore.open(uri), window, build_sharpener(spec), mtfs, pan_blur)
-
-
-def score_against_truth(
-    staged: StagedScene, settings: Settings, method: str, contract: SensorContract, compute: Compute
-) -> tuple[TruthScores, ...]:
-    """Scores of the result and of every classical method where the source catalog holds the truth (simulated scenes).
-
-    The first entry is the published result; the others are sorted from best to worst ERGAS.
-    """
-    from pancrafter.classical import METHODS
-    from pancrafter.engine import scene_mtfs
-
-    path = Path(settings.source)
-    folder = path if path.is_dir() else path.parent
-    truth = folder / "truth" / f"{staged.scene.item_id}.tif"
-    if "://" in settings.source or not truth.is_file():
-        return ()
-    mtfs = scene_mtfs(staged, contract)
-    methods = [None, *(name for name in METHODS if name != method)]
-    scores = list(compute.map(_truth_task, methods, staged.store_uri, str(truth), mtfs, method))
-    ours = next(score for score in scores if score.method == method)
-    return (ours, *sorted((s for s in scores if s is not ours), key=lambda score: score.ergas))
-
-
-def _truth_task(
-    classical_method: str | None, uri: str, truth: str, mtfs: tuple[Mtf, ...], published_method: str
-) -> TruthScores:
-    """On a worker: compare the stored result, or one classical method run on the staged pair, with the truth."""
-    from pancrafter.classical import PairInput
-    from pancrafter.classical import sharpen as sharpen_classically
-    from pancrafter.metrics import ergas, fill_invalid, q2n, sam_deg
-    from pancrafter.reading import read_raster
-    from pancrafter.store import SceneStore, whole_window
-    from pancrafter.tiles import band_phases, quantise, valid_window
-
-    store = SceneStore.open(uri)
-    staged = store.staged
-    everything = whole_window(store.pan_shape_yx)
-    valid = valid_window(store, everything)
-    if classical_method is None:
-        image = store.read_sharpened(everything)
-    else:
-        pair = PairInput(
-            store.read_pan(everything),
-            store.read_ms(whole_window(store.ms_shape_yx)),
-            staged.grid.ratio,
-            band_phases(staged),
-            mtfs,
-            valid=valid,
-            dn_max=staged.dn_max,
-        )
-        image = quantise(sharpen_classically(classical_method, pair), valid, staged)
-    y, x = staged.grid.pan_offset_yx
-    reference = read_raster(truth)[:, y : y + valid.shape[0], x : x + valid.shape[1]].astype("float64")
-    ratio = staged.grid.ratio
-    filled_reference, filled_image = fill_invalid(reference, valid), fill_invalid(image, valid)
-    return TruthScores(
-        method=classical_method or published_method,
-        ergas=ergas(reference, image, ratio, valid),
-        sam_deg=sam_deg(reference, image, valid),
-        q2n=q2n(filled_reference, filled_image),
-    )
-
-
 # --- publish --------------------------------------------------------------------------------------------------------
 
 
@@ -546,6 +440,7 @@ def publish(
     """
     from pancrafter.item import SHARPENED, build_item
     from pancrafter.models import ensure_model
+    from pancrafter.product_files import write_assets
     from pancrafter.publish import StaticSink
 
     if assessed.gate.verdict == "hold":
@@ -558,7 +453,7 @@ def publish(
     bands = work.contract.subset(work.scene.bands)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        assets, sink = _write_assets(staged, bands, folder, settings), StaticSink(settings.sink)
+        assets, sink = write_assets(staged, bands, folder, settings), StaticSink(settings.sink)
         killpoints.at("files-written")
         model_link = ensure_model(sink, recipe, settings.weights)
         item = build_item(
@@ -713,133 +608,3 @@ def _collection_info(scene: Scene) -> CollectionInfo:
         license=str(scene.properties.get("license", "other")),
         providers=stac_providers(scene.properties.get("providers")),
     )
-
-
-def _write_assets(
-    staged: StagedScene, bands: tuple[BandSpec, ...], folder: Path, settings: Settings
-) -> list[AssetFile]:
-    """The sharpened COG, its mask and quality raster, the thumbnail and the before/after picture, as local files.
-
-    Raises:
-        TransientReadError: Blocks of the result are gone; the next run sharpens the scene anew.
-        InvalidSceneError: The store lost pixels otherwise.
-    """
-    from pancrafter.cog import write_cog, write_quality_raster, write_reason_mask
-    from pancrafter.item import MASK, QUALITY, SHARPENED, THUMBNAIL, cog_asset, picture_asset
-    from pancrafter.preview import write_thumbnail
-    from pancrafter.store import SceneStore
-
-    store, names = SceneStore.open(staged.store_uri), [band.common_name for band in bands]
-    store.require_result()
-    image = write_cog(
-        folder / "sharpened.tif",
-        image_blocks(store),
-        grid=staged.grid.pan,
-        count=len(bands),
-        dtype=staged.dtype,
-        nodata=staged.nodata,
-        band_names=[band.name for band in bands],
-        scale=staged.scale,
-        offset=staged.offset,
-        profile=settings.cog_profile,
-        threads=settings.threads,
-    )
-    _require_all_pixels(image, staged)
-    mask = write_reason_mask(
-        folder / "mask.tif",
-        _mask_blocks(store),
-        grid=staged.grid.pan,
-        profile=settings.cog_profile,
-        threads=settings.threads,
-    )
-    quality = write_quality_raster(
-        folder / "quality.tif", store.read_consistency(), scene=staged.grid, profile=settings.cog_profile
-    )
-    thumbnail_shape = write_thumbnail(folder / "thumbnail.png", image.path, common_names=names)
-    picture_shape = _before_after(store, folder / "overview.png", names)
-    return [
-        cog_asset(SHARPENED, image),
-        cog_asset(MASK, mask),
-        cog_asset(QUALITY, quality),
-        picture_asset(THUMBNAIL, folder / "thumbnail.png", thumbnail_shape),
-        picture_asset("overview", folder / "overview.png", picture_shape, title="PAN, MS and sharpened, same stretch"),
-    ]
-
-
-def _require_all_pixels(image: CogInfo, staged: StagedScene) -> None:
-    """Refuse a file that does not hold what was staged and sharpened, which is never nodata where it is valid."""
-    if image.nudged_values or not math.isclose(image.valid_share, staged.valid_share):
-        raise InvalidSceneError(
-            f"{image.valid_share:.6%} of the written pixels are valid, expected {staged.valid_share:.6%}, and "
-            f"{image.nudged_values} of their values were nodata, expected 0; store {staged.store_uri} has lost pixels: "
-            "delete it and stage the scene again",
-            scene=staged.scene.key,
-        )
-
-
-def image_blocks(store: SceneStore) -> Iterator[CogBlock]:
-    """The sharpened scene, block by block, for ``pancrafter.cog.write_cog``."""
-    from pancrafter.cog import Block as CogBlock
-    from pancrafter.pyramid import neighbours_together
-    from pancrafter.tiles import valid_window
-
-    dtype = store.staged.dtype
-    for window in neighbours_together(store.pan_windows()):
-        yield CogBlock(window, store.read_sharpened(window).astype(dtype), valid_window(store, window))
-
-
-def _mask_blocks(store: SceneStore) -> Iterator[CogBlock]:
-    from pancrafter.assess import inconsistent_pixels
-    from pancrafter.cog import Block as CogBlock
-    from pancrafter.cog import reason_bits
-    from pancrafter.pyramid import neighbours_together
-    from pancrafter.store import widened_window, window_inside
-    from pancrafter.tiles import dn_limits, measured_window
-
-    consistency = store.read_consistency()
-    limit, reach = dn_limits(store.staged)[1], EDGE_REACH_PX
-    for window in neighbours_together(store.pan_windows()):
-        wide = widened_window(window, reach, store.pan_shape_yx)
-        core = window_inside(window, wide)
-        measured = measured_window(store, wide)
-        valid = (measured.pan & measured.ms)[core]
-        bits = reason_bits(
-            pan_valid=measured.pan,
-            ms_valid=measured.ms,
-            reach_px=reach,
-            saturated=(store.read_sharpened(window) >= limit).any(axis=0) & valid,
-            low_consistency=inconsistent_pixels(store, consistency, window) & valid,
-            core=core,
-        )
-        yield CogBlock(window, bits[None], None)
-
-
-def _before_after(store: SceneStore, path: Path, names: list[str | None]) -> tuple[int, int]:
-    """The picture of PAN, MS and sharpened around the most detailed ground of the middle of the scene."""
-    import numpy as np
-    from PIL import Image
-
-    from pancrafter.preview import comparison_picture
-    from pancrafter.resample import upsample
-    from pancrafter.tiles import band_phases, valid_window
-
-    staged = store.staged
-    ratio = staged.grid.ratio
-    ys, xs = (slice(max(0, n // 2 - 768) // ratio * ratio, min(n, n // 2 + 768)) for n in store.pan_shape_yx)
-    ms_window = (
-        slice(ys.start // ratio, min(store.ms_shape_yx[0], -(-ys.stop // ratio))),
-        slice(xs.start // ratio, min(store.ms_shape_yx[1], -(-xs.stop // ratio))),
-    )
-    pan = store.read_pan((ys, xs))
-    ms = store.read_ms(ms_window).astype(np.float32)
-    phases = band_phases(staged)
-    raised = np.stack([upsample(b, (pan.shape[0], pan.shape[1]), ratio, p) for b, p in zip(ms, phases, strict=True)])
-    comparison_picture(
-        path,
-        pan=pan,
-        images={"MS": raised, "sharpened": store.read_sharpened((ys, xs))},
-        common_names=names,
-        valid=valid_window(store, (ys, xs)),
-    )
-    with Image.open(path) as picture:
-        return picture.height, picture.width

@@ -22,7 +22,7 @@ from rasterio.transform import from_origin
 from scipy import ndimage, signal
 from staged_scenes import Array, everything, landscape, make_staged, observed, overlap, stage_arrays
 
-from pancrafter import classical, metrics, resample, steps
+from pancrafter import classical, metrics, resample
 from pancrafter.cube import REACH_PX, stage_scene
 from pancrafter.engine import (
     GlpSharpener,
@@ -41,6 +41,7 @@ from pancrafter.model.conditions import build_conditions
 from pancrafter.model.devices import DeviceError
 from pancrafter.model.names import weights_sha256
 from pancrafter.model.weights import Checkpoint, load_checkpoint, save_checkpoint
+from pancrafter.product_files import EDGE_REACH_PX
 from pancrafter.resample import Mtf
 from pancrafter.sensors import BandSpec, SensorContract
 from pancrafter.store import SceneStore
@@ -494,7 +495,7 @@ def test_the_masks_margin_beside_missing_data_covers_the_halo_of_every_build(rec
     network = read_config(recipe).network
     for ratio in (2, 3, 4):
         halo_px = network.reach_px(ratio) + reprojection.reach_px(ratio, [((ratio - 1) / 2,) * 2])
-        assert halo_px <= steps.EDGE_REACH_PX < REACH_PX
+        assert halo_px <= EDGE_REACH_PX < REACH_PX
 
 
 # --- tiles ----------------------------------------------------------------------------------------------------------
