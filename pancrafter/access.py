@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from fnmatch import fnmatchcase
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 from urllib.parse import SplitResult, quote, unquote, urljoin, urlsplit
@@ -57,6 +58,15 @@ _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u
 def without_secrets(text: str) -> str:
     """The text without passwords, signatures and control characters: errors quote whole URLs and answers of servers."""
     return _USERINFO.sub(r"\1", _ADDRESS_OR_QUERY.sub(_without_query, without_controls(text)))
+
+
+def said_by(error: Exception) -> str:
+    """A message on one line, after the status of an answer, bounded, as servers answer with whole pages; no secrets."""
+    status = getattr(error, "status_code", None)
+    text = without_secrets(" ".join(f"{status or ''} {str(error) or type(error).__name__}".split()))
+    text = text if len(text) <= 300 else f"{text[:300]} ..."
+    closed = status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
+    return f"{text}; a profile in PANCRAFTER_ACCESS gives a host its credentials" if closed else text
 
 
 def without_controls(text: str) -> str:

@@ -1,26 +1,23 @@
 """From a source catalog to scenes: STAC APIs are searched, static catalogs walked, local folders served and searched.
 
-pystac and pystac-client stay in here; what leaves is a `Scene` or a `Refusal`.
+How servers are asked is left to `catalog_reading`, GeoParquet to `geoparquet`. What leaves is a `Scene` or a `Refusal`.
 """
 
 from __future__ import annotations
 
 import logging
-import tempfile
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from functools import partial
-from http import HTTPStatus
 from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from pancrafter.access import Access, reader_for, spelled_out, without_secrets
-from pancrafter.crawl import Document, Fault, absolute, crawl, is_local, kind_of, local_path, printable
+from pancrafter.access import Access, said_by, spelled_out, without_secrets
+from pancrafter.crawl import REMOTE_WORKERS, Document, Fault, absolute, crawl, is_local, kind_of, local_path, printable
 from pancrafter.errors import SourceError
 from pancrafter.hrefs import scheme_of
 from pancrafter.joining import bounds_of, join_parts, later
@@ -36,27 +33,8 @@ if TYPE_CHECKING:
     from pystac_client.stac_api_io import StacApiIO
 
 PAGE_SIZE = 100
-MAX_EMPTY_PAGES = 20
-"""Pages without items in a row before a search ends all the same: some servers give a next page without end."""
-
-TIMEOUT_S = (10.0, 60.0)
-"""Seconds to connect and to wait for data of one request."""
-
-RETRIES = 4
-"""Attempts after the first for one request; waits 0.5, 1, 2, 4 s, or what the server asks for."""
-
-MAX_RETRY_AFTER_S = 60
-"""Longest wait that a server may ask for: some name the end of their maintenance, hours away."""
-
 MAX_PARTNER_SEARCHES = 100
 """Searches of an API for the missing parts of scenes in one look; more are merged, none is left out."""
-
-MAX_DOCUMENT_BYTES = 256 * 2**20
-MAX_DOCUMENT_S = 900.0
-"""For one answer as a whole: the time-outs of requests begin anew with every byte."""
-
-CRAWL_WORKERS = 16
-GEOPARQUET_SUFFIXES = frozenset({".parquet", ".geoparquet"})
 
 _DOCUMENT_SCHEMES = frozenset({"", "file", "http", "https", "s3", "gs", "az", "abfs", "abfss"})
 """What items are linked to by; anything else (a script) is no address of one."""
@@ -321,97 +299,57 @@ class _Catalog:
 
 @contextmanager
 def _opened(source: str, rules: Access) -> Iterator[_Catalog]:
-    if _is_geoparquet(urlsplit(source).path):
+    from pancrafter.catalog_reading import asking, object_reader
+    from pancrafter.geoparquet import is_geoparquet
+
+    if is_geoparquet(urlsplit(source).path):
         yield _Catalog(partial(_find_geoparquet, source, rules))
     elif is_local(source):
         with _opened_folder(local_path(source), rules) as catalog:
             yield catalog
     elif urlsplit(source).scheme in ("http", "https"):
-        with _asking(rules) as io:
+        with asking(rules) as io:
             yield _open_http(source, io)
     else:
-        with _asking(rules) as io:
-            yield _Catalog(partial(_find_static, source, _object_reader(source, rules, io)))
+        with asking(rules) as io:
+            yield _Catalog(partial(_find_static, source, object_reader(source, rules, io)))
 
 
 def _find_geoparquet(source: str, rules: Access, window: _Window) -> Iterator[_Found | Refusal]:
-    """Search a file, or file after file of a folder; each is held as a whole."""
-    address = None
-    for address, place in _geoparquet_files(source, rules):
-        for feature in _read_geoparquet(address, place):
-            document = Document(_own_href(feature, address), "Item", feature, None)
-            if _inside(document, window):
-                yield _Found(feature, document.href)
-    if address is None:
-        raise SourceError(f"{source}: neither a file nor a folder of any; expected *.parquet or *.geoparquet")
+    from pancrafter.geoparquet import read_items
 
-
-def _geoparquet_files(source: str, rules: Access) -> Iterator[tuple[str, str]]:
-    """Address of every file, and where rustac reads it: of S3 it knows neither profiles nor servers without TLS."""
-    if is_local(source):
-        path = local_path(source).absolute()
-        names = (str(file) for file in (path.rglob("*") if path.is_dir() else [path]) if file.is_file())
-        yield from ((name, name) for name in sorted(filter(_is_geoparquet, names)))
-    elif urlsplit(source).scheme == "s3":
-        import fsspec
-
-        with tempfile.TemporaryDirectory() as folder:
-            copy = f"{folder}/items.parquet"
-            try:
-                store = fsspec.filesystem("s3", **reader_for(rules).object_options(source))
-                # who may read a file need not be one who may list
-                found = [source.removeprefix("s3://")] if store.isfile(source) else store.find(source)
-                for name in sorted(filter(_is_geoparquet, found)):
-                    store.get_file(name, copy)
-                    yield f"s3://{name}", copy
-            except Exception as error:  # those of botocore have no class in common with others
-                raise SourceError(f"{source}: {_short(error)}; expected a STAC GeoParquet file") from error
-    else:
-        yield source, source
-
-
-def _is_geoparquet(name: str) -> bool:
-    return PurePosixPath(name).suffix.lower() in GEOPARQUET_SUFFIXES
-
-
-def _read_geoparquet(source: str, place: str) -> list[dict[str, Any]]:
-    try:
-        import rustac
-    except ImportError as error:
-        raise SourceError(f"{source}: GeoParquet needs rustac: pip install 'pancrafter[geoparquet]'") from error
-    try:
-        features: list[dict[str, Any]] = rustac.read_sync(place, format="parquet", set_self_link=False)["features"]
-    except Exception as error:  # rustac raises bare exceptions of its own
-        raise SourceError(f"{source}: {_short(error)}; expected a STAC GeoParquet file") from error
-    for feature in features:
-        if (feature.get("geometry") or {}).get("coordinates") == []:  # what rustac makes of none
-            feature["geometry"] = None
-    return features
+    for address, item in read_items(source, rules):
+        document = Document(_own_href(item, address), "Item", item, None)
+        if _inside(document, window):
+            yield _Found(item, document.href)
 
 
 @contextmanager
 def _opened_folder(path: Path, rules: Access) -> Iterator[_Catalog]:
     """Serve the folder and search it, so that the local case runs the code of the real one."""
     from pancrafter.catalog_index import load_index
+    from pancrafter.catalog_reading import asking, open_api
     from pancrafter.serve import serving
 
     if not path.exists():
         raise SourceError(f"{path}: no such file or folder; give a STAC API URL or the folder of a catalog.json")
     index = load_index(path)
     faults = tuple(_refused_document(fault, str(index.root)) for fault in index.faults)
-    with closing(index), serving(index) as url, _asking(rules.trusting(url)) as io:
+    with closing(index), serving(index) as url, asking(rules.trusting(url)) as io:
         search = partial(_search, open_api(url, io), is_at_hand=True)
         yield _Catalog(search, MAX_PARTNER_SEARCHES, faults)
 
 
 def _open_http(source: str, io: StacApiIO) -> _Catalog:
-    import pystac_client
+    from pystac_client import ConformanceClasses
+
+    from pancrafter.catalog_reading import open_api
 
     root = _root_document(source, io)
     links = [link for link in root.get("links", []) if isinstance(link, dict)]
     if any(link.get("rel") == "search" for link in links) or root.get("conformsTo"):
         client = open_api(source, io)
-        if client.conforms_to(pystac_client.ConformanceClasses.ITEM_SEARCH):
+        if client.conforms_to(ConformanceClasses.ITEM_SEARCH):
             return _Catalog(partial(_search, client), MAX_PARTNER_SEARCHES)
         if not any(link.get("rel") in ("child", "item") for link in links):
             tried = "its landing page declares neither item search nor child links"
@@ -424,136 +362,14 @@ def _root_document(source: str, io: StacApiIO) -> dict[str, Any]:
         root = io.read_json(source)
     except Exception as error:  # APIError, JSON errors and what requests lets through: all mean "no catalog here"
         place, advice = without_secrets(source), "check the address and the connection"
-        raise SourceError(f"GET {place}: {_short(error)}; expected a STAC API or catalog; {advice}") from error
+        raise SourceError(f"GET {place}: {said_by(error)}; expected a STAC API or catalog; {advice}") from error
     if kind_of(root) is None or root.get("type") == "Feature":
         place = without_secrets(source)
         raise SourceError(f"GET {place}: found JSON that is no STAC catalog; give the landing page or catalog.json")
     return dict(root)
 
 
-def _short(error: Exception) -> str:
-    """A message on one line, after the status of an answer, bounded, as servers answer with whole pages; no secrets."""
-    status = getattr(error, "status_code", None)
-    text = without_secrets(" ".join(f"{status or ''} {str(error) or type(error).__name__}".split()))
-    text = text if len(text) <= 300 else f"{text[:300]} ..."
-    closed = status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
-    return f"{text}; a profile in PANCRAFTER_ACCESS gives a host its credentials" if closed else text
-
-
 # --- STAC API -------------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def _asking(rules: Access) -> Iterator[StacApiIO]:
-    """What asks servers; its connections end with the block: Python would keep them until it looks for cycles."""
-    io = _io(rules)
-    with closing(io.session):
-        yield io
-
-
-def _io(rules: Access) -> StacApiIO:
-    import pystac
-    from pystac_client.stac_api_io import StacApiIO
-    from requests.adapters import HTTPAdapter
-    from urllib3 import Retry
-
-    searched = set[str | None]()
-
-    class Guarded(HTTPAdapter):
-        """Asks the access rules before every request, so also before each hop of a redirect.
-
-        A copy of the request gets the credentials of its host, so that a redirect does not take them along. Where the
-        next page is, strangers say: they must not have those credentials used to change something elsewhere.
-        """
-
-        def send(self, request: Any, *args: Any, **kwargs: Any) -> Any:  # Any: requests is untyped here
-            if fault := rules.fault(request.url, resolve=True):
-                raise SourceError(f"{request.url}: {fault}")
-            methods = ("GET", "POST") if urlsplit(request.url).hostname in searched else ("GET",)
-            if request.method not in methods:
-                # without a password; the whole address could push out what to do about it
-                place = urlsplit(request.url).netloc.rpartition("@")[2]
-                raise SourceError(
-                    f"the catalog leads to {place} by {request.method}, which might change something there; expected "
-                    "GET, or POST to the host that is searched; if that is the same API, give its landing page at "
-                    f"{place} as the source, else tell the catalog's owner"
-                )
-            request = request.copy()
-            request.url, headers = reader_for(rules).request(request.url)
-            request.headers.update(headers)
-            response = super().send(request, *args, **kwargs)
-            _read_bounded(response)
-            return response
-
-    retry = Retry(
-        total=RETRIES,
-        backoff_factor=0.5,
-        status_forcelist=(429, 500, 502, 503, 504),
-        allowed_methods=("GET", "POST"),  # searching changes nothing, so POST may be repeated
-        respect_retry_after_header=True,
-        retry_after_max=MAX_RETRY_AFTER_S,
-        raise_on_status=False,  # so that the last answer, and what the server says in it, reaches the message
-    )
-
-    class GoingOn(StacApiIO):
-        """Pages without items are passed over: servers that filter behind their paging send some; usual is to stop."""
-
-        def get_pages(
-            self, url: str, method: str | None = None, parameters: dict[str, Any] | None = None
-        ) -> Iterator[dict[str, Any]]:
-            searched.add(urlsplit(url).hostname)
-            page, empty = self.read_json(url, method=method, parameters=parameters), 0
-            while True:
-                if page.get("features") or page.get("collections"):
-                    empty = 0
-                    yield page
-                else:
-                    empty += 1
-                following = next((link for link in page.get("links", []) if link["rel"] == "next"), None)
-                if following is None:
-                    return
-                if empty == MAX_EMPTY_PAGES:
-                    logging.getLogger(__name__).warning(
-                        "%s: the search ends after %d pages without items, although there are more", url, empty
-                    )
-                    return
-                page = self.read_json(pystac.Link.from_dict(following), parameters=parameters)
-
-    io = GoingOn(timeout=TIMEOUT_S)
-    for scheme in ("http://", "https://"):
-        io.session.mount(scheme, Guarded(max_retries=retry, pool_maxsize=CRAWL_WORKERS))
-    return io
-
-
-def _read_bounded(response: Any) -> None:  # Any: requests is untyped here
-    """Read an answer in parts, as they come and unpacked: neither its packed size nor a stated one is a bound."""
-    content, end = bytearray(), time.monotonic() + MAX_DOCUMENT_S
-    while part := response.raw.read1(2**16, decode_content=True):
-        content += part
-        if time.monotonic() > end:
-            response.close()
-            place = without_secrets(response.url)
-            raise SourceError(f"{place}: has not ended after {MAX_DOCUMENT_S:g} s; look at the server or the network")
-        if len(content) > MAX_DOCUMENT_BYTES:
-            response.close()
-            place = without_secrets(response.url)
-            raise SourceError(f"{place}: answers with more than {MAX_DOCUMENT_BYTES} bytes; that is no STAC page")
-    response._content = bytes(content)  # noqa: SLF001 - where requests keeps what was read
-
-
-def open_api(url: str, io: StacApiIO) -> Client:
-    """A client of the STAC API at ``url``.
-
-    Raises:
-        SourceError: Nothing answers there, or it is not STAC.
-    """
-    from pystac_client import Client
-
-    try:
-        return Client.open(url, stac_io=io)
-    except Exception as error:  # see _root_document
-        place = without_secrets(url)
-        raise SourceError(f"GET {place}: {_short(error)}; expected a STAC API; check the address") from error
 
 
 def _search(client: Client, window: _Window, *, is_at_hand: bool = False) -> Iterator[_Found | Refusal]:
@@ -646,7 +462,7 @@ def _pages(search: ItemSearch, origin: str) -> Iterator[dict[str, Any]]:
     try:
         yield from search.pages_as_dicts()
     except Exception as error:  # see _root_document
-        raise SourceError(f"{origin}: the search broke off: {_short(error)}; run it again") from error
+        raise SourceError(f"{origin}: the search broke off: {said_by(error)}; run it again") from error
 
 
 def _search_method(client: Client) -> str:
@@ -690,33 +506,9 @@ def _own_href(feature: Mapping[str, Any], origin: str) -> str:
 # --- static catalogs ------------------------------------------------------------------------------------------------
 
 
-def _object_reader(root: str, rules: Access, io: StacApiIO) -> Callable[[str], str]:
-    """Reads documents of a catalog in an object store; published ones name their bucket's documents by https."""
-
-    def read(href: str) -> str:
-        is_web = urlsplit(href).scheme in ("http", "https")
-        return str(io.read_text(href)) if is_web else _read_object(root, rules, href)
-
-    return read
-
-
-def _read_object(root: str, rules: Access, href: str) -> str:
-    """Text of a document in the store of the catalog at ``root``; links of strangers lead to no other place."""
-    import fsspec
-
-    store, (scheme, _, place) = root.partition("://")[0], href.partition("://")
-    if scheme != store or "::" in place:  # fsspec would open "x::file:///etc/passwd" too
-        raise OSError(f"the link leads out of {store}://, where the catalog lies; copy the document there")
-    with fsspec.open(href, "rt", encoding="utf-8", **reader_for(rules).object_options(href)) as file:
-        text = str(file.read(MAX_DOCUMENT_BYTES + 1))
-    if len(text) > MAX_DOCUMENT_BYTES:
-        raise OSError(f"holds more than {MAX_DOCUMENT_BYTES} characters; that is no STAC document")
-    return text
-
-
 def _find_static(root: str, read: Any, window: _Window) -> Iterator[_Found | Refusal]:
     """Walk the catalog; what can be decided about the window is decided here, the rest is left to recognition."""
-    for found in crawl(root, _as_os_errors(read), workers=CRAWL_WORKERS):
+    for found in crawl(root, _as_os_errors(read), workers=REMOTE_WORKERS):
         if isinstance(found, Fault):
             if found.href == root:
                 raise SourceError(f"{found.reason}; give the address of a STAC catalog.json")
@@ -736,7 +528,7 @@ def _as_os_errors(read: Any) -> Any:
         except (OSError, ValueError):
             raise
         except Exception as error:
-            raise OSError(_short(error)) from error
+            raise OSError(said_by(error)) from error
 
     return reading
 

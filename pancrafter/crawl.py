@@ -20,6 +20,9 @@ from pancrafter.access import without_controls, without_secrets
 Kind = Literal["Catalog", "Collection", "Item"]
 ReadText = Callable[[str], str]
 
+REMOTE_WORKERS = 16
+"""Threads that read documents from elsewhere, and connections to one server."""
+
 
 @dataclass(frozen=True)
 class Document:

@@ -27,7 +27,7 @@ DOORS = {
     "pyproj": {"examine.py"},
     "distributed": {"compute.py"},
     "dask": {"cube.py", "in_place.py", "compute.py", "arrays.py"},
-    "pystac_client": {"catalog.py"},
+    "pystac_client": {"catalog.py", "catalog_reading.py"},
     "stac_fastapi": {"serve.py"},
     "httpx": {"stac_api.py"},
     "sqlalchemy": {"ledger.py", "ledger_tables.py", *MIGRATIONS},

@@ -25,7 +25,7 @@ import pystac
 import pytest
 from small_archive import write_catalog
 
-from pancrafter import catalog
+from pancrafter import catalog, catalog_reading
 from pancrafter.access import Access, HostProfile
 from pancrafter.catalog import PAGE_SIZE, discover, judge_document
 from pancrafter.crawl import absolute, crawl
@@ -140,7 +140,7 @@ def sources(archive: Path) -> Iterator[dict[str, str]]:
 
 @pytest.fixture
 def no_retries(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(catalog, "RETRIES", 0)
+    monkeypatch.setattr(catalog_reading, "RETRIES", 0)
 
 
 def found(source: str, **window: Any) -> list[Scene | Refusal]:
@@ -482,7 +482,7 @@ class _Inflating(BaseHTTPRequestHandler):
 def test_documents_are_bounded_whatever_the_server_says(monkeypatch: pytest.MonkeyPatch, path: str) -> None:
     with http_server(_Inflating) as url:
         assert found(f"{url}/{path}") == []
-        monkeypatch.setattr(catalog, "MAX_DOCUMENT_BYTES", 2**20)
+        monkeypatch.setattr(catalog_reading, "MAX_DOCUMENT_BYTES", 2**20)
         with pytest.raises(SourceError, match="more than 1048576 bytes"):
             found(f"{url}/{path}")
 
@@ -504,7 +504,7 @@ class _Dripping(BaseHTTPRequestHandler):
 
 @pytest.mark.usefixtures("no_retries")
 def test_a_document_that_comes_byte_by_byte_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(catalog, "MAX_DOCUMENT_S", 0.1)
+    monkeypatch.setattr(catalog_reading, "MAX_DOCUMENT_S", 0.1)
     with http_server(_Dripping) as url, pytest.raises(SourceError, match=r"has not ended after 0\.1 s"):
         found(f"{url}/catalog.json")
 
@@ -513,7 +513,7 @@ def test_documents_of_an_object_store_are_bounded(monkeypatch: pytest.MonkeyPatc
     root = {"type": "Catalog", "id": "c", "stac_version": "1.1.0", "description": "d" * 2000, "links": []}
     fsspec.filesystem("memory").pipe({"/big/catalog.json": json.dumps(root).encode()})
     assert found("memory://big/catalog.json") == []
-    monkeypatch.setattr(catalog, "MAX_DOCUMENT_BYTES", 2000)
+    monkeypatch.setattr(catalog_reading, "MAX_DOCUMENT_BYTES", 2000)
     with pytest.raises(SourceError, match="more than 2000 characters"):
         found("memory://big/catalog.json")
 
@@ -835,7 +835,7 @@ def test_a_search_that_breaks_off_is_an_error_not_an_end() -> None:
 
 
 def test_short_trouble_is_retried(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(catalog, "RETRIES", 2)
+    monkeypatch.setattr(catalog_reading, "RETRIES", 2)
     pages = {0: (503, "busy"), 1: (200, [feature(0)]), 2: (429, "slow down"), 3: (200, [])}
     with http_server(scripted(pages.__getitem__)) as url:
         assert numbers(found(url)) == [0]
@@ -855,8 +855,8 @@ class _Closed(BaseHTTPRequestHandler):
 
 
 def test_a_server_is_not_waited_for_as_long_as_it_asks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(catalog, "RETRIES", 1)
-    monkeypatch.setattr(catalog, "MAX_RETRY_AFTER_S", 0.01)
+    monkeypatch.setattr(catalog_reading, "RETRIES", 1)
+    monkeypatch.setattr(catalog_reading, "MAX_RETRY_AFTER_S", 0.01)
     with http_server(_Closed) as url, pytest.raises(SourceError, match="503"):
         found(f"{url}/catalog.json")
 

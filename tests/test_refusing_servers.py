@@ -17,7 +17,7 @@ import psutil
 import pytest
 from small_archive import add_scene, classical_in
 
-from pancrafter import catalog, runs, withdrawal
+from pancrafter import catalog_reading, runs, withdrawal
 from pancrafter.access import Access
 from pancrafter.census import take_census
 from pancrafter.errors import PancrafterError
@@ -160,7 +160,7 @@ def test_a_source_that_does_not_answer_in_time_ends_the_run_with_its_name(
     settings: Settings, server: CatalogServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server.wait_s = 3.0
-    monkeypatch.setattr(catalog, "TIMEOUT_S", (0.2, 0.2))
+    monkeypatch.setattr(catalog_reading, "TIMEOUT_S", (0.2, 0.2))
     slow = settings.model_copy(update={"source": server.url, "catalog_url": None})
     with pytest.raises(PancrafterError, match=server.url):
         runs.run(slow, lambda _: None)
