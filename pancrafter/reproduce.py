@@ -94,23 +94,18 @@ def find_files(data: Path, sensor: str) -> SetFiles:
     """The files of a set anywhere below ``data``, told apart by their usual names."""
     files = sorted(p for p in data.rglob("*") if p.suffix in {".h5", ".mat"} and sensor in p.stem.casefold())
 
-    def named(*parts: str, without: str | None = None) -> tuple[Path, ...]:
-        return tuple(
-            p
-            for p in files
-            if any(part in p.stem.casefold() for part in parts)
-            and (without is None or without not in p.stem.casefold())
-        )
+    def named(kind: str, suffix: str) -> tuple[Path, ...]:
+        return tuple(p for p in files if kind in p.stem.casefold() and p.suffix == suffix)
 
-    test = named("test")
-    mats = tuple(p for p in test if p.suffix == ".mat")
-    full_mats = tuple(p for p in mats if "_fr" in p.stem.casefold())
-    reduced_mats = tuple(p for p in mats if p not in full_mats)
+    reduced = tuple(p for p in named("test", ".h5") if "origscale" not in p.stem.casefold())
+    full = tuple(p for p in named("test", ".h5") if p not in reduced)
+    full_mats = tuple(p for p in named("test", ".mat") if "_fr" in p.stem.casefold())
+    reduced_mats = tuple(p for p in named("test", ".mat") if p not in full_mats)
     return SetFiles(
-        train=tuple(p for p in named("train") if p.suffix == ".h5"),
-        validation=tuple(p for p in named("valid") if p.suffix == ".h5"),
-        reduced=tuple(p for p in test if p.suffix == ".h5" and "origscale" not in p.stem.casefold()) or reduced_mats,
-        full=full_mats or tuple(p for p in test if p.suffix == ".h5" and "origscale" in p.stem.casefold()),
+        train=named("train", ".h5"),
+        validation=named("valid", ".h5"),
+        reduced=reduced or reduced_mats,
+        full=full_mats or full,
     )
 
 
