@@ -82,7 +82,7 @@ def comparison_picture(
     common_names: Sequence[str | None],
     valid: NDArray[np.bool_] | None = None,
     crop_px: int = 420,
-) -> tuple[slice, slice]:
+) -> tuple[int, int]:
     """Write one PNG with PAN and other images of the same ground side by side, one picture pixel per PAN pixel.
 
     All images get the stretch of the first one; PAN has its own. The crop lies where PAN has most detail.
@@ -96,7 +96,7 @@ def comparison_picture(
         crop_px: Longest side of the crop.
 
     Returns:
-        The crop that was chosen, as ``(rows, columns)``.
+        Size of the picture as ``(height, width)``.
 
     Raises:
         GridMismatchError: The images are not on one grid.
@@ -118,8 +118,9 @@ def comparison_picture(
         np.repeat(stretch(grey, stretch_limits(grey, inside)), 3, axis=0),
         *(stretch(image, limits) for image in colour),
     ]
-    _save_png(_side_by_side([np.where(inside, panel, 0) for panel in panels], ["PAN", *images]), Path(path))
-    return crop
+    picture = _side_by_side([np.where(inside, panel, 0) for panel in panels], ["PAN", *images])
+    _save_png(picture, Path(path))
+    return picture.height, picture.width
 
 
 def stretch_limits(values: Array, valid: NDArray[np.bool_]) -> NDArray[np.float64]:

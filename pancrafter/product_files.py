@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from pancrafter.assess import inconsistent_pixels
 from pancrafter.cog import Block, CogInfo, reason_bits, write_cog, write_quality_raster, write_reason_mask
@@ -120,12 +119,10 @@ def _before_after(store: SceneStore, path: Path, names: list[str | None]) -> tup
     ms = store.read_ms(ms_window).astype(np.float32)
     phases = band_phases(staged)
     raised = np.stack([upsample(b, (pan.shape[0], pan.shape[1]), ratio, p) for b, p in zip(ms, phases, strict=True)])
-    comparison_picture(
+    return comparison_picture(
         path,
         pan=pan,
         images={"MS": raised, "sharpened": store.read_sharpened((ys, xs))},
         common_names=names,
         valid=valid_window(store, (ys, xs)),
     )
-    with Image.open(path) as picture:
-        return picture.height, picture.width

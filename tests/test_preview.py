@@ -102,11 +102,12 @@ def test_comparison_picture(tmp_path: Path) -> None:
     sharpened = generator.integers(200, 1800, (4, 260, 300)).astype(np.uint16)
     ms = np.repeat(np.repeat(sharpened[:, ::4, ::4], 4, axis=1), 4, axis=2)
     names = ("blue", "green", "red", "nir")
-    crop = comparison_picture(
+    size = comparison_picture(
         tmp_path / "c.png", pan=pan, images={"MS": ms, "sharpened": sharpened}, common_names=names, crop_px=128
     )
     pixels = np.asarray(Image.open(tmp_path / "c.png"))
-    assert pixels.shape == (128 + 26, 3 * 128 + 2 * 4, 3)
+    assert pixels.shape == (*size, 3) == (128 + 26, 3 * 128 + 2 * 4, 3)
+    crop = busiest_crop(pan, np.ones(pan.shape, bool), 128)
     panels = [pixels[26:, left : left + 128].astype(int) for left in (0, 132, 264)]
     assert (panels[0] == panels[0][..., :1]).all(), "PAN is grey"
     # The same stretch: where MS and sharpened hold the same DN, the panels hold the same colour.
