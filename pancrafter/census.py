@@ -171,7 +171,7 @@ class _Comparison:
     def _ledger_rows(self, rows: list[Standing], faults: list[str | None]) -> None:
         now = self.ledger.now()  # not this machine's: its clock may be wrong
         for row, fault in zip(rows, faults, strict=True):
-            key = SceneKey(sink=self.settings.sink, collection=row.collection, item_id=row.item_id)
+            key = row.key(self.settings.sink)
             if row.output_item_id:
                 self.known_outputs.add((output_collection_id(row.collection), row.output_item_id))
             if row.supersedes:

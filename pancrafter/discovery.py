@@ -16,7 +16,7 @@ from pancrafter.model.names import model_name, planned_sha256
 from pancrafter.processes import is_gone
 from pancrafter.sensors import SensorContract, contracts_of
 from pancrafter.settings import Settings
-from pancrafter.states import IN_WORK, WITHDRAWN, FoundCounts, SceneKey, Standing, State, Work
+from pancrafter.states import IN_WORK, WITHDRAWN, FoundCounts, Standing, State, Work
 from pancrafter.types import JOINED, Record, Refusal, Scene
 from pancrafter.version import code_version
 
@@ -95,7 +95,7 @@ def discover(settings: Settings, ledger: Ledger) -> Discovery:
     return Discovery(
         counts=counts,
         refused=tuple(refused),
-        eligible=tuple(f"{row.collection}/{row.item_id}" for row in eligible),
+        eligible=tuple(str(row.key(settings.sink)) for row in eligible),
         left_over=len({*eligible} & {*then}),
     )
 
@@ -278,7 +278,7 @@ def _match_with_outputs(
     enter_withdrawals(ledger, sink, settings, present)
     lost, found = [], []
     for row in ledger.standing(settings.sink, wanted):
-        key = SceneKey(sink=settings.sink, collection=row.collection, item_id=row.item_id)
+        key = row.key(settings.sink)
         collection = output_collection_id(row.collection)
         is_there = row.output_item_id in present.get(collection, {})
         if row.state is State.CONFIRMED and not is_there:

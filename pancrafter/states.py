@@ -173,6 +173,10 @@ class Standing(NamedTuple):
     lease_expires: datetime | None
     fence: int
 
+    def key(self, sink: str) -> SceneKey:
+        """Which scene it is, of those of a sink."""
+        return SceneKey(sink=sink, collection=self.collection, item_id=self.item_id)
+
 
 class Look(NamedTuple):
     """When a look at a source for what is new began and ended."""

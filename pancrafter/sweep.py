@@ -161,7 +161,7 @@ def _remove(found: _Found, settings: Settings, ledger: Ledger, sink: StaticSink)
     if scene is None:
         taken = _take_away(leftover, settings, sink)
     else:
-        with ledger.unclaimable(_key(scene, settings)) as now:
+        with ledger.unclaimable(scene.key(settings.sink)) as now:
             taken = (
                 _rests(_mark(scene), now)
                 and not _has_item(leftover, now, sink)
@@ -241,7 +241,3 @@ def _old_name(name: str) -> str:
 def _is_of_other_sink(name: str, settings: Settings) -> bool:
     marked = _MARKED.fullmatch(name)
     return marked is not None and marked["mark"] != sink_mark(settings.sink)
-
-
-def _key(scene: Standing, settings: Settings) -> SceneKey:
-    return SceneKey(sink=settings.sink, collection=scene.collection, item_id=scene.item_id)
