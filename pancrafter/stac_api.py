@@ -64,8 +64,7 @@ class StacApi:
             SinkError: The server cannot be written to.
             CatalogUnavailableError: No answer, or a failure of the server that may pass.
         """
-        address = f"/collections/{quote(collection_id, safe='')}/items/{quote(item_id, safe='')}"
-        self._ask("DELETE", address, accept={httpx.codes.NOT_FOUND})
+        self._ask("DELETE", _address(collection_id, item_id), accept={httpx.codes.NOT_FOUND})
 
     def send_all(self, sink: StaticSink) -> int:
         """Insert or update everything the static catalog links to; returns the number of items."""
@@ -80,16 +79,15 @@ class StacApi:
     def _send_collection(self, sink: StaticSink, collection_id: str) -> None:
         """Sent only if it differs from what the server has: most items change neither extent nor summaries."""
         document = self._collection(sink, collection_id)
-        answer = self._ask("GET", f"/collections/{quote(collection_id, safe='')}", accept={httpx.codes.NOT_FOUND})
+        answer = self._ask("GET", _address(collection_id), accept={httpx.codes.NOT_FOUND})
         known = answer.json() if answer.is_success else {}
         if any(_said(known.get(name)) != _said(value) for name, value in document.items() if name != "links"):
-            self._upsert("/collections", collection_id, document)
+            self._upsert("/collections", _address(collection_id), document)
 
     def _send_item(self, sink: StaticSink, collection_id: str, item_id: str) -> str:
-        items = f"/collections/{quote(collection_id, safe='')}/items"
+        address = _address(collection_id, item_id)
         document = self._item(sink, collection_id, item_id)
-        self._upsert(items, item_id, document)
-        address = f"{items}/{quote(item_id, safe='')}"
+        self._upsert(posixpath.dirname(address), address, document)
         found = self._ask("GET", address).json()
         differing = [name for name in _KEPT_BY_SERVER if _said(found.get(name)) != _said(document[name])]
         if differing:
@@ -98,10 +96,10 @@ class StacApi:
             )
         return f"{self.url}{address}"
 
-    def _upsert(self, place: str, name: str, document: Json) -> None:
+    def _upsert(self, place: str, address: str, document: Json) -> None:
         answer = self._ask("POST", place, document, accept={httpx.codes.CONFLICT})
         if answer.status_code == httpx.codes.CONFLICT:
-            self._ask("PUT", f"{place}/{quote(name, safe='')}", document)
+            self._ask("PUT", address, document)
 
     def _ask(
         self, method: str, path: str, document: Json | None = None, accept: set[int] | None = None
@@ -146,8 +144,7 @@ class StacApi:
     def _link(self, link: dict[str, Any], collection_id: str) -> dict[str, Any] | None:  # Any: parsed JSON
         if link["rel"] in _VERSION_LINKS:
             item_id = posixpath.basename(link["href"]).removesuffix(".json")
-            items = f"{self.url}/collections/{quote(collection_id, safe='')}/items"
-            return link | {"href": f"{items}/{quote(item_id, safe='')}"}
+            return link | {"href": f"{self.url}{_address(collection_id, item_id)}"}
         if link["href"].startswith("/"):
             return link | {"href": f"file://{quote(link['href'])}"}  # or clients would look for it on the server
         return link if "://" in link["href"] else None
@@ -169,6 +166,12 @@ class _Headers:
             raise SinkError(str(err)) from err
         self._given |= headers.keys()
         request.headers.update(headers)
+
+
+def _address(collection_id: str, item_id: str | None = None) -> str:
+    """Of a collection, or of an item in it, below the landing page."""
+    collection = f"/collections/{quote(collection_id, safe='')}"
+    return collection if item_id is None else f"{collection}/items/{quote(item_id, safe='')}"
 
 
 def _said(value: Any) -> Any:  # Any: parsed JSON
