@@ -68,10 +68,6 @@ def _truncate(scene) -> None:
     scene.ms.write_bytes(scene.ms.read_bytes()[: scene.ms.stat().st_size // 3])
 
 
-def _replace_by_text(scene) -> None:
-    scene.pan.write_text("<html>403 Forbidden</html>")
-
-
 def _remove(scene) -> None:
     scene.ms.unlink()
 
@@ -82,59 +78,13 @@ def _other_crs(scene) -> None:
     write_raster(scene.ms, values, GSD_M * RATIO, crs="EPSG:32633")
 
 
-def _elsewhere(scene) -> None:
-    with rasterio.open(scene.ms) as source:
-        values = source.read()
-    write_raster(scene.ms, values, GSD_M * RATIO, origin=(600_000.0, 4_900_000.0))
-
-
-def _other_ratio(scene) -> None:
-    with rasterio.open(scene.ms) as source:
-        values = source.read()
-    write_raster(scene.ms, values, GSD_M * 3)
-
-
-def _fractions(scene) -> None:
-    with rasterio.open(scene.pan) as source:
-        values = source.read().astype(np.float32) + 0.25
-    write_raster(scene.pan, values, GSD_M)
-
-
-def _negative(scene) -> None:
-    with rasterio.open(scene.pan) as source:
-        values = source.read().astype(np.int16)
-    values[0, :20] = -5
-    write_raster(scene.pan, values, GSD_M)
-
-
-def _all_nodata(scene) -> None:
-    with rasterio.open(scene.pan) as source:
-        values = source.read() * 0
-    write_raster(scene.pan, values, GSD_M, nodata=0)
-
-
-_SPOILERS = {
-    "truncated": _truncate,
-    "not-a-tiff": _replace_by_text,
-    "missing": _remove,
-    "other-crs": _other_crs,
-    "no-overlap": _elsewhere,
-    "wrong-ratio": _other_ratio,
-    "fractions": _fractions,
-    "negative": _negative,
-    "empty": _all_nodata,
-}
+_SPOILERS = {"truncated": _truncate, "missing": _remove, "other-crs": _other_crs}
+"""One that is found when headers, one when grids, one when pixels are looked at; others are tests of ``cube``."""
 
 _MESSAGES = {
     "truncated": ("asset ms", "truncated or damaged"),
-    "not-a-tiff": ("asset pan", "expected"),
     "missing": ("asset ms", "ms.tif"),
     "other-crs": ("EPSG:32632", "EPSG:32633"),
-    "no-overlap": ("overlap",),
-    "wrong-ratio": ("ratio", "expected 4"),
-    "fractions": ("asset pan", "fractional float32"),
-    "negative": ("asset pan", "-5"),
-    "empty": ("valid",),
 }
 
 
