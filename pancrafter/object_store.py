@@ -25,7 +25,6 @@ from pancrafter.durable import flush
 from pancrafter.errors import CatalogUnavailableError, SinkError
 from pancrafter.item import multihash_of
 from pancrafter.processes import lease_owner
-from pancrafter.types import Json
 
 _CHUNK = 8 * 2**20
 _RANGE = 32 * 2**20
@@ -356,14 +355,14 @@ class _Bucket(ObjectStore):
             raise SinkError(f"{said}; check bucket, credentials and endpoint") from err
 
 
-def open_store(uri: str, options: Json) -> ObjectStore:
+def open_store(uri: str) -> ObjectStore:
     """The store at a folder or s3://bucket/prefix.
 
     Raises:
         SinkError: There is no such file system, or its files cannot be replaced atomically.
     """
     try:
-        filesystem, path = fsspec.core.url_to_fs(uri, **options)
+        filesystem, path = fsspec.core.url_to_fs(uri)
     except (ImportError, ValueError, OSError) as err:  # some file systems connect at once
         raise SinkError(f"{uri}: not a usable sink ({err}); give a folder or s3://bucket/prefix") from err
     protocols = {filesystem.protocol} if isinstance(filesystem.protocol, str) else set(filesystem.protocol)

@@ -87,12 +87,10 @@ class StaticSink:
 
     Args:
         uri: Folder, ``file://`` or ``s3://bucket/prefix``. Nothing is touched before the first call.
-        storage_options: Options of the fsspec file system, such as ``endpoint_url``.
     """
 
-    def __init__(self, uri: str, *, storage_options: Json | None = None) -> None:
+    def __init__(self, uri: str) -> None:
         self.uri = uri.rstrip("/")
-        self._options = storage_options or {}
         self._store: ObjectStore | None = None
         self._linked: set[str] = set()  # documents that were found linked from the root: no publisher unlinks these
 
@@ -100,7 +98,7 @@ class StaticSink:
     def store(self) -> ObjectStore:
         """The storage behind the catalog, opened on first use."""
         if self._store is None:
-            self._store = open_store(self.uri, self._options)
+            self._store = open_store(self.uri)
         return self._store
 
     @property

@@ -516,34 +516,13 @@ def test_read_back_notices_damage(tmp_path: Path, assets: tuple[AssetFile, ...],
         sink.read_back(NAME, "S1-sharp")
 
 
-@pytest.fixture(scope="module")
-def s3() -> Iterator[dict[str, Any]]:
-    """A stand-in S3 server on the loopback; returns fsspec options."""
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    options = {
-        "key": "test",
-        "secret": "test",
-        "endpoint_url": f"http://{host}:{port}",
-        "client_kwargs": {"region_name": "us-east-1"},
-        "skip_instance_cache": True,
-    }
-    import s3fs
-
-    s3fs.S3FileSystem(**options).call_s3("create_bucket", Bucket="bucket")
-    yield options
-    server.stop()
-
-
-def test_on_s3(s3: dict[str, Any], assets: tuple[AssetFile, ...], other_assets: tuple[AssetFile, ...]) -> None:
-    sink = StaticSink("s3://bucket/out", storage_options=s3)
+@pytest.mark.usefixtures("s3")
+def test_on_s3(assets: tuple[AssetFile, ...], other_assets: tuple[AssetFile, ...]) -> None:
+    sink = StaticSink("s3://bucket/out")
     sink.check_writable()
     published = put(sink, assets)
     assert published.href == "s3://bucket/out/wv3-sharpened/S1-sharp/S1-sharp.json"
-    again = StaticSink("s3://bucket/out", storage_options=s3)
+    again = StaticSink("s3://bucket/out")
     assert not put(again, assets).changed
     put(again, other_assets, "S1-b", supersedes="S1-sharp", made={"recipe": recipe(weights="better")})
     assert [found["id"] for found in sink.find_by_source(NAME, "S1")] == ["S1-b", "S1-sharp"]
@@ -561,12 +540,13 @@ def test_on_s3(s3: dict[str, Any], assets: tuple[AssetFile, ...], other_assets: 
     assert info["ContentType"].startswith("image/tiff")
 
 
-def test_two_publishers_on_s3_lose_nothing(s3: dict[str, Any], assets: tuple[AssetFile, ...]) -> None:
+@pytest.mark.usefixtures("s3")
+def test_two_publishers_on_s3_lose_nothing(assets: tuple[AssetFile, ...]) -> None:
     """Both read the collection before either writes it: the later one must notice and add to the earlier one's."""
     meeting, raced = threading.Barrier(2, timeout=30), []
 
     def work(name: str) -> None:
-        sink = StaticSink("s3://bucket/race", storage_options=s3)
+        sink = StaticSink("s3://bucket/race")
         honest, met = sink.store.read_tagged, []
 
         def slow(document: str) -> Any:
@@ -585,24 +565,27 @@ def test_two_publishers_on_s3_lose_nothing(s3: dict[str, Any], assets: tuple[Ass
         for job in [pool.submit(work, name) for name in ("a", "b")]:
             job.result()
     assert len(raced) >= 5, "each reads to link and to read back; one of them must have had to read again"
-    assert sorted(StaticSink("s3://bucket/race", storage_options=s3).item_ids(NAME)) == ["a", "b"]
+    assert sorted(StaticSink("s3://bucket/race").item_ids(NAME)) == ["a", "b"]
 
 
-def test_missing_bucket_is_a_sink_error(s3: dict[str, Any], assets: tuple[AssetFile, ...]) -> None:
+@pytest.mark.usefixtures("s3")
+def test_missing_bucket_is_a_sink_error(assets: tuple[AssetFile, ...]) -> None:
     with pytest.raises(SinkError, match="s3://nobucket/x"):
-        StaticSink("s3://nobucket/x", storage_options=s3).check_writable()
+        StaticSink("s3://nobucket/x").check_writable()
     with pytest.raises(SinkError, match="s3://nobucket/x"):
-        put(StaticSink("s3://nobucket/x", storage_options=s3), assets)
+        put(StaticSink("s3://nobucket/x"), assets)
 
 
-def test_object_store_that_gives_no_answer_is_waited_for() -> None:
-    options = {"endpoint_url": "http://127.0.0.1:9", "key": "a", "secret": "b", "skip_instance_cache": True}
-    sink = StaticSink("s3://bucket/x", storage_options=options | {"config_kwargs": {"retries": {"max_attempts": 0}}})
+@pytest.mark.usefixtures("s3")
+def test_object_store_that_gives_no_answer_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     with pytest.raises(CatalogUnavailableError, match=r"s3://bucket/x/catalog\.json.*is the object store up"):
-        sink.collection_ids()
+        StaticSink("s3://bucket/x").collection_ids()
 
 
-def test_object_store_that_is_asked_too_much_is_waited_for() -> None:
+@pytest.mark.usefixtures("s3")
+def test_object_store_that_is_asked_too_much_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     class Busy(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             self.send_error(429, "Too Many Requests")
@@ -612,19 +595,20 @@ def test_object_store_that_is_asked_too_much_is_waited_for() -> None:
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Busy) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        options = {"endpoint_url": f"http://127.0.0.1:{server.server_port}", "key": "a", "secret": "b"}
-        options |= {"skip_instance_cache": True, "config_kwargs": {"retries": {"max_attempts": 0}}}
+        monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
         with pytest.raises(CatalogUnavailableError, match="is the object store up"):
-            StaticSink("s3://bucket/x", storage_options=options).collection_ids()
+            StaticSink("s3://bucket/x").collection_ids()
         server.shutdown()
 
 
+@pytest.mark.usefixtures("s3")
 def test_publishing_asks_an_object_store_few_questions(
-    s3: dict[str, Any], assets: tuple[AssetFile, ...], monkeypatch: pytest.MonkeyPatch
+    assets: tuple[AssetFile, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also in a full collection. Every file is sent once and read once."""
     monkeypatch.setattr(catalog_links, "ITEMS_IN_COLLECTION", 1)
-    sink = StaticSink("s3://bucket/few", storage_options=s3)
+    sink = StaticSink("s3://bucket/few")
     for name in ("a", "b"):
         put(sink, assets, name)
     asked: list[str] = []
@@ -644,14 +628,15 @@ def test_publishing_asks_an_object_store_few_questions(
     assert len(asked) <= 11 + 4 * len(assets), asked
 
 
+@pytest.mark.usefixtures("s3")
 @pytest.mark.parametrize("place", ["folder", "bucket"])
 def test_an_item_is_linked_once_where_others_fill_the_collection_meanwhile(
-    tmp_path: Path, s3: dict[str, Any], assets: tuple[AssetFile, ...], monkeypatch: pytest.MonkeyPatch, place: str
+    tmp_path: Path, assets: tuple[AssetFile, ...], monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
     """Two publish the same item; between the slower one's look at the collection and its turn it got full."""
     monkeypatch.setattr(catalog_links, "ITEMS_IN_COLLECTION", 1)
-    where = {"folder": (str(tmp_path / "out"), None), "bucket": ("s3://bucket/once", s3)}[place]
-    slow, fast = (StaticSink(where[0], storage_options=where[1]) for _ in range(2))
+    where = {"folder": str(tmp_path / "out"), "bucket": "s3://bucket/once"}[place]
+    slow, fast = StaticSink(where), StaticSink(where)
     honest = slow.store.read_tagged
     overtaken: list[str] = []
 
@@ -666,10 +651,7 @@ def test_an_item_is_linked_once_where_others_fill_the_collection_meanwhile(
     monkeypatch.setattr(slow.store, "read_tagged", overtake)
     put(slow, assets, "same")
     assert overtaken
-    links = [
-        link["href"].rsplit("/", 1)[1]
-        for link in StaticSink(where[0], storage_options=where[1])._item_links(COLLECTION.id)
-    ]
+    links = [link["href"].rsplit("/", 1)[1] for link in StaticSink(where)._item_links(COLLECTION.id)]
     assert sorted(links) == ["other.json", "same.json"]
 
 

@@ -40,7 +40,7 @@ def test_racing_updates_of_one_object_are_all_kept(urls: dict[str, str]) -> None
     """What the catalog's shared documents rest on, on a server that decides it atomically."""
 
     def count_up(_: int) -> None:
-        store = StaticSink("s3://pancrafter/counted", storage_options={"skip_instance_cache": True}).store
+        store = StaticSink("s3://pancrafter/counted").store
         for _ in range(10):
             store.update("count.json", lambda old: str(int(old or b"0") + 1).encode(), "application/json")
 
