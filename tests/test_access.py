@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, ClassVar
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -17,6 +15,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import numpy as np
 import pytest
 import rasterio
+from listening import Quiet, http_server
 from pydantic import ValidationError
 from rasterio.transform import from_origin
 from small_archive import write_catalog
@@ -180,7 +179,7 @@ def test_ids_that_lead_out_of_their_folder(tmp_path: Path, item_id: str) -> None
 # --- credentials ------------------------------------------------------------------------------------------------------
 
 
-class _Server(BaseHTTPRequestHandler):
+class _Server(Quiet):
     """Serves files of a folder to who shows the valid token or header, and signs hrefs like a real service does."""
 
     folder: ClassVar[Path]
@@ -240,19 +239,12 @@ class _Server(BaseHTTPRequestHandler):
         if body:
             self.wfile.write(content)
 
-    def log_message(self, *_: object) -> None:
-        """Stay quiet."""
-
 
 @contextmanager
 def _serving(folder: Path) -> Iterator[tuple[str, type[_Server]]]:
     handler = type("Handler", (_Server,), {"folder": folder, "signed": []})
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        try:
-            yield f"http://127.0.0.1:{server.server_port}", handler
-        finally:
-            server.shutdown()
+    with http_server(handler) as url:
+        yield url, handler
 
 
 def _remote_scene(folder: Path, url: str) -> tuple[Scene, Pair]:
@@ -495,7 +487,7 @@ def test_a_profile_holds_what_its_kind_needs(kind: str, fields: dict[str, Any], 
         HostProfile(match=("example.com",), kind=kind, **fields)
 
 
-class _Elsewhere(BaseHTTPRequestHandler):
+class _Elsewhere(Quiet):
     """Sends readers on: ``/here/x`` to a file of a host, with and without permission to be read."""
 
     target: ClassVar[str]
@@ -514,20 +506,13 @@ class _Elsewhere(BaseHTTPRequestHandler):
     def do_DELETE(self) -> None:
         self.do_GET()
 
-    def log_message(self, *_: object) -> None:
-        """Stay quiet."""
-
 
 @contextmanager
 def _redirecting(target: str, host: str = "127.0.0.1") -> Iterator[tuple[str, list[str]]]:
     seen: list[str] = []
     handler = type("Handler", (_Elsewhere,), {"target": target, "seen": seen})
-    with ThreadingHTTPServer((host, 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        try:
-            yield f"http://{host}:{server.server_port}", seen
-        finally:
-            server.shutdown()
+    with http_server(handler, host) as url:
+        yield url, seen
 
 
 def test_a_redirect_is_followed_only_where_the_rules_allow(tmp_path: Path) -> None:

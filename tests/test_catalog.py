@@ -10,11 +10,9 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from functools import partial
 from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -23,6 +21,7 @@ import fsspec
 import psutil
 import pystac
 import pytest
+from listening import Quiet, QuietFiles, http_server, serving_files
 from small_archive import write_catalog
 
 from pancrafter import catalog, catalog_reading
@@ -73,33 +72,11 @@ def make_catalog(folder: Path, count: int = COUNT) -> Path:
     return folder
 
 
-class Server(ThreadingHTTPServer):
-    request_queue_size = 64  # the default of 5 makes concurrent connections wait a second for their second SYN
-
-
-@contextmanager
-def http_server(handler: Callable[..., BaseHTTPRequestHandler]) -> Iterator[str]:
-    server = Server(("127.0.0.1", 0), handler)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_address[1]}"
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
-
-
-class QuietFiles(SimpleHTTPRequestHandler):
-    def log_message(self, *_: Any) -> None:
-        pass
-
-
 def answering(answer: Callable[[BaseHTTPRequestHandler, int], tuple[int, Any]]) -> type[BaseHTTPRequestHandler]:
     """A handler whose n-th request (from 0) is answered with (status, JSON or text); of a redirect where it leads."""
     count = iter(range(10_000))
 
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(Quiet):
         def do_GET(self) -> None:
             length = int(self.headers.get("Content-Length") or 0)
             self.body = json.loads(self.rfile.read(length)) if length else {}
@@ -112,10 +89,7 @@ def answering(answer: Callable[[BaseHTTPRequestHandler, int], tuple[int, Any]]) 
             self.end_headers()
             self.wfile.write(data)
 
-        do_POST = do_GET  # noqa: N815 - the name http.server looks for
-
-        def log_message(self, *_: Any) -> None:
-            pass
+        do_POST = do_GET
 
     return Handler
 
@@ -128,7 +102,7 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def sources(archive: Path) -> Iterator[dict[str, str]]:
     """The same archive as a folder, its root file, a static catalog over HTTP, and an API."""
-    with http_server(partial(QuietFiles, directory=str(archive))) as static, serving(archive) as api:
+    with serving_files(archive) as static, serving(archive) as api:
         yield {
             "folder": str(archive),
             "file": str(archive / "catalog.json"),
@@ -230,7 +204,7 @@ def break_items(folder: Path) -> None:
 def test_broken_items_are_reported_and_the_rest_found(tmp_path: Path, *, over_http: bool) -> None:
     make_catalog(tmp_path)
     break_items(tmp_path)
-    with http_server(partial(QuietFiles, directory=str(tmp_path))) as url:
+    with serving_files(tmp_path) as url:
         verdicts = found(f"{url}/catalog.json" if over_http else str(tmp_path))
     scenes = [verdict for verdict in verdicts if isinstance(verdict, Scene)]
     refusals = [verdict for verdict in verdicts if isinstance(verdict, Refusal)]
@@ -303,7 +277,7 @@ def test_one_footprint_that_is_none_does_not_sink_a_search_by_area(tmp_path: Pat
     make_catalog(tmp_path, 4)
     file = tmp_path / "even" / "scene-00" / "scene-00.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"geometry": geometry}))
-    with http_server(partial(QuietFiles, directory=str(tmp_path))) as url:
+    with serving_files(tmp_path) as url:
         verdicts = found(f"{url}/catalog.json" if kind == "static" else str(tmp_path), bbox=(-1, -1, 2.2, 2))
     assert {verdict.item_id for verdict in verdicts} == {"scene-00", "scene-01", "scene-02"}
 
@@ -318,7 +292,7 @@ def test_broken_documents_of_one_name_are_several(tmp_path: Path, kind: str) -> 
         (tmp_path / "even" / name / "item.json").write_text("{ not json")
         body["links"].append({"rel": "item", "href": f"./{name}/item.json"})
     file.write_text(json.dumps(body))
-    with http_server(partial(QuietFiles, directory=str(tmp_path))) as url:
+    with serving_files(tmp_path) as url:
         verdicts = found(f"{url}/catalog.json?token=a/secret" if kind == "static" else str(tmp_path))
     refused = sorted(verdict.item_id for verdict in verdicts if isinstance(verdict, Refusal))
     assert refused == ["even/a/item.json", "even/b/item.json", "even/c/item.json"]
@@ -331,7 +305,7 @@ def test_signatures_of_links_stay_out_of_reasons(tmp_path: Path) -> None:
     links = [{"rel": "item", "href": href} for href in hrefs]
     root = {"type": "Catalog", "id": "c", "stac_version": "1.1.0", "description": "d", "links": links}
     (tmp_path / "catalog.json").write_text(json.dumps(root))
-    with http_server(partial(QuietFiles, directory=str(tmp_path))) as url:
+    with serving_files(tmp_path) as url:
         verdicts = found(f"{url}/catalog.json?token=SECRET")
         with pytest.raises(SourceError, match=r"bad\.json\?\.\.\.: ") as failure:
             found(f"{url}/bad.json?token=SECRET")
@@ -349,7 +323,7 @@ def test_links_that_are_no_addresses_do_not_sink_the_search(tmp_path: Path, kind
     body = json.loads(file.read_text())
     body["links"] += [{"rel": "item", "href": href} for href in NO_ADDRESSES]
     file.write_text(json.dumps(body))
-    with http_server(partial(QuietFiles, directory=str(tmp_path))) as url:
+    with serving_files(tmp_path) as url:
         verdicts = found(f"{url}/catalog.json?token=secret" if kind == "static" else str(tmp_path))
     assert numbers([verdict for verdict in verdicts if isinstance(verdict, Scene)]) == [0, 1]
     refusals = [verdict for verdict in verdicts if isinstance(verdict, Refusal)]
@@ -367,7 +341,7 @@ def test_assets_that_are_no_addresses_do_not_sink_the_search(tmp_path: Path, hre
     body = json.loads(file.read_text())
     body["assets"]["pan"]["href"] = href.replace("json", "tif")
     file.write_text(json.dumps(body))
-    with http_server(partial(QuietFiles, directory=str(tmp_path))) as url:
+    with serving_files(tmp_path) as url:
         for source in (str(tmp_path), f"{url}/catalog.json"):
             verdicts = found(source)
             assert len(verdicts) == 2
@@ -392,7 +366,7 @@ def test_times_of_change_beyond_the_calendar_are_none(tmp_path: Path, kind: str)
     body = json.loads(file.read_text())
     body["properties"]["updated"] = "0001-01-01T00:00:00+05:00"
     file.write_text(json.dumps(body))
-    with http_server(partial(QuietFiles, directory=str(tmp_path))) as url:
+    with serving_files(tmp_path) as url:
         source = f"{url}/catalog.json" if kind == "static" else str(tmp_path)
         assert numbers(found(source, changed_since=START)) == [0, 1]
 
@@ -457,7 +431,7 @@ def test_a_remote_catalog_cannot_reach_local_files(tmp_path: Path) -> None:
         assert found(f"{url}/catalog.json") == []
 
 
-class _Inflating(BaseHTTPRequestHandler):
+class _Inflating(Quiet):
     """Answers with a megabyte of blanks and a catalog: packed to some kilobytes, or in chunks that name no length."""
 
     def do_GET(self) -> None:
@@ -473,9 +447,6 @@ class _Inflating(BaseHTTPRequestHandler):
         with contextlib.suppress(ConnectionError):  # who asked has had enough
             self.wfile.write(body)
 
-    def log_message(self, *_: Any) -> None:
-        pass
-
 
 @pytest.mark.usefixtures("no_retries")
 @pytest.mark.parametrize("path", ["packed.json", "endless.json"])
@@ -487,7 +458,7 @@ def test_documents_are_bounded_whatever_the_server_says(monkeypatch: pytest.Monk
             found(f"{url}/{path}")
 
 
-class _Dripping(BaseHTTPRequestHandler):
+class _Dripping(Quiet):
     """Answers with a byte now and then, as long as somebody listens."""
 
     def do_GET(self) -> None:
@@ -497,9 +468,6 @@ class _Dripping(BaseHTTPRequestHandler):
             while True:
                 self.wfile.write(b" ")
                 time.sleep(0.01)
-
-    def log_message(self, *_: Any) -> None:
-        pass
 
 
 @pytest.mark.usefixtures("no_retries")
@@ -521,7 +489,7 @@ def test_documents_of_an_object_store_are_bounded(monkeypatch: pytest.MonkeyPatc
 def test_a_catalog_in_an_object_store_may_link_by_https(tmp_path: Path) -> None:
     """As published catalogs do, whose links are absolute."""
     make_catalog(tmp_path, 2)
-    with http_server(partial(QuietFiles, directory=str(tmp_path))) as url:
+    with serving_files(tmp_path) as url:
         links = [{"rel": "child", "href": f"{url}/{name}/collection.json"} for name in ("even", "odd")]
         root = {"type": "Catalog", "id": "c", "stac_version": "1.1.0", "description": "d", "links": links}
         fsspec.filesystem("memory").pipe({"/published/catalog.json": json.dumps(root).encode()})
@@ -841,7 +809,7 @@ def test_short_trouble_is_retried(monkeypatch: pytest.MonkeyPatch) -> None:
         assert numbers(found(url)) == [0]
 
 
-class _Closed(BaseHTTPRequestHandler):
+class _Closed(Quiet):
     """Asks to come back in six hours."""
 
     def do_GET(self) -> None:
@@ -849,9 +817,6 @@ class _Closed(BaseHTTPRequestHandler):
         self.send_header("Retry-After", "21600")
         self.send_header("Content-Length", "0")
         self.end_headers()
-
-    def log_message(self, *_: Any) -> None:
-        pass
 
 
 def test_a_server_is_not_waited_for_as_long_as_it_asks(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import json
 import sqlite3
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from functools import partial
-from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
 import pytest
+from listening import Quiet, QuietFiles, http_server
 from small_archive import write_catalog
 
 from pancrafter.access import Access, HostProfile
@@ -175,9 +175,8 @@ def test_what_was_acquired_or_changed_is_asked_of_an_api_that_filters(
 # --- servers that misbehave -------------------------------------------------------------------------------------------
 
 
-@contextmanager
-def _answering(answer: Answer) -> Iterator[str]:
-    class Handler(BaseHTTPRequestHandler):
+def _answering(answer: Answer) -> AbstractContextManager[str]:
+    class Handler(Quiet):
         def do_GET(self) -> None:
             answer(self, self.path)
 
@@ -185,15 +184,7 @@ def _answering(answer: Answer) -> Iterator[str]:
             self.rfile.read(int(self.headers.get("Content-Length") or 0))
             answer(self, self.path)
 
-        def log_message(self, *_: object) -> None:
-            """Stay quiet."""
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        try:
-            yield f"http://127.0.0.1:{server.server_port}"
-        finally:
-            server.shutdown()
+    return http_server(Handler)
 
 
 def _send(to: BaseHTTPRequestHandler, body: Any, code: int = 200, **headers: str) -> None:
@@ -367,19 +358,14 @@ def test_geoparquet_in_a_bucket_is_read_as_its_profile_says(s3: str, tmp_path: P
 def test_geoparquet_is_read_from_a_bucket_that_is_not_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Who may read a file need not be one who may see what else there is."""
 
-    class Unlisted(SimpleHTTPRequestHandler):
+    class Unlisted(QuietFiles):
         def do_GET(self) -> None:
             self.send_error(403) if "list-type" in self.path else super().do_GET()
 
-        def log_message(self, *_: Any) -> None:
-            pass
-
     _write_parquet(tmp_path / "bucket" / "one.parquet", item("a"))
-    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Unlisted, directory=str(tmp_path))) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
+    with http_server(partial(Unlisted, directory=str(tmp_path))) as url:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", url)
         assert ids("s3://bucket/one.parquet") == ["a"]
-        server.shutdown()
 
 
 def test_an_item_of_geoparquet_without_geometry_is_refused(tmp_path: Path) -> None:

@@ -12,7 +12,6 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ import numpy as np
 import pystac
 import pytest
 import rasterio
+from listening import Quiet, http_server
 from published_scene import files, item, recipe
 
 from pancrafter import catalog_links, object_store
@@ -586,20 +586,15 @@ def test_object_store_that_gives_no_answer_is_waited_for(monkeypatch: pytest.Mon
 
 @pytest.mark.usefixtures("s3")
 def test_object_store_that_is_asked_too_much_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Busy(BaseHTTPRequestHandler):
+    class Busy(Quiet):
         def do_GET(self) -> None:
             self.send_error(429, "Too Many Requests")
 
-        def log_message(self, *_: object) -> None:
-            """Nothing."""
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Busy) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+    with http_server(Busy) as url:
         monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
-        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
+        monkeypatch.setenv("AWS_ENDPOINT_URL", url)
         with pytest.raises(CatalogUnavailableError, match="is the object store up"):
             StaticSink("s3://bucket/x").collection_ids()
-        server.shutdown()
 
 
 @pytest.mark.usefixtures("s3")

@@ -9,12 +9,13 @@ import re
 import threading
 import time
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+from listening import Quiet
 from small_archive import add_scene, classical_in
 
 from pancrafter import catalog_reading, runs, withdrawal
@@ -42,7 +43,7 @@ class CatalogServer(ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_address[1]}"
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(Quiet):
     server: CatalogServer
     protocol_version = "HTTP/1.1"
 
@@ -85,9 +86,6 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         with contextlib.suppress(BrokenPipeError):  # who asked has given up
             self.wfile.write(body)
-
-    def log_message(self, *_: object) -> None:
-        """Nothing."""
 
 
 @pytest.fixture

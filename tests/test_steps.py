@@ -560,8 +560,8 @@ def test_item_whose_id_would_end_an_address_is_found_by_any_reader(tmp_path: Pat
     settings = _source_called(tmp_path, id="S1 #7?;%2F.é+(1)")
     assert [outcome.verdict for outcome in runs.run(settings, silent)] == ["published"]
     with serving_files(Path(settings.sink)) as url:
-        for place in (f"{settings.sink}/", url):
-            (item,) = pystac.Catalog.from_file(f"{place}catalog.json").get_items(recursive=True)
+        for place in (settings.sink, url):
+            (item,) = pystac.Catalog.from_file(f"{place}/catalog.json").get_items(recursive=True)
             assert item.id.startswith("S1__7___2F.é+(1)_psh-")
             assert item.properties["pancrafter:source"]["item_id"] == "S1 #7?;%2F.é+(1)"
     assert not {" ", "%"} & set(str(item.assets["mask"].get_absolute_href()))  # GDAL and curl refuse a space
