@@ -22,15 +22,17 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from cql2 import Expr
+from shapely import box, union_all
+from shapely.geometry import shape
+from shapely.geometry.base import BaseGeometry
 
 from pancrafter.crawl import Document, Fault, absolute, crawl, printable, read_local
 from pancrafter.errors import SourceError
 from pancrafter.times import in_utc
 from pancrafter.types import Bbox, longitudes
-
-if TYPE_CHECKING:
-    from shapely.geometry.base import BaseGeometry
 
 UNCOLLECTED = "uncollected"
 """Collection the API puts items into whose files belong to none."""
@@ -446,7 +448,7 @@ def _boxes(body: Mapping[str, Any]) -> list[Bbox]:
     """Bounding boxes of an item's footprint; two where it crosses the antimeridian, none without a geometry."""
     if body.get("geometry") is None:
         return []
-    bbox = body.get("bbox") or _shape(body["geometry"]).bounds
+    bbox = body.get("bbox") or shape(body["geometry"]).bounds
     return _split(bbox)
 
 
@@ -459,12 +461,6 @@ def _split(bbox: Sequence[float]) -> list[Bbox]:
     if not south <= north:
         raise ValueError(f"bbox has south {south} above north {north}")
     return [(w, south, e, north) for w, e in longitudes(west, east)]
-
-
-def _shape(geometry: Mapping[str, Any]) -> BaseGeometry:
-    from shapely.geometry import shape
-
-    return shape(geometry)
 
 
 def _removed_twins(db: sqlite3.Connection) -> list[Fault]:
@@ -542,7 +538,7 @@ def _asked_moment(moment: datetime) -> str:
 def _query_boxes(query: Query) -> list[Bbox]:
     try:
         if query.intersects is not None:
-            return _split(_shape(query.intersects).bounds)
+            return _split(shape(query.intersects).bounds)
         return _split(query.bbox) if query.bbox is not None else []
     except Exception as error:  # shapely raises whatever a malformed geometry trips over
         expected = "expected bbox as west, south, east, north, or intersects as a GeoJSON geometry"
@@ -552,11 +548,9 @@ def _query_boxes(query: Query) -> list[Bbox]:
 def _geometry(query: Query) -> BaseGeometry | None:
     """The exact area asked for, as the bounding boxes only preselect."""
     if query.intersects is not None:
-        return _shape(query.intersects)
+        return shape(query.intersects)
     if query.bbox is None:
         return None
-    from shapely import box, union_all
-
     return union_all([box(*bounds) for bounds in _query_boxes(query)])
 
 
@@ -564,8 +558,6 @@ def _expression(cql2_filter: str | Mapping[str, Any] | None) -> Any:
     """The compiled filter (the class comes from an untyped extension module)."""
     if not cql2_filter:
         return None
-    from cql2 import Expr
-
     text = cql2_filter if isinstance(cql2_filter, str) else ""
     if len(text) > MAX_FILTER_CHARS or _depth(text) > MAX_FILTER_DEPTH:
         raise BadQueryError(
@@ -606,7 +598,7 @@ def _meets(body: str, geometry: BaseGeometry | None, expression: Any) -> bool:
 def _touches(area: BaseGeometry, footprint: Any) -> bool:  # Any: JSON of an item that may be malformed
     """Whether a footprint is in the area; True when it cannot be read, as its item's box touches the area."""
     try:
-        return bool(area.intersects(_shape(footprint)))
+        return bool(area.intersects(shape(footprint)))
     except Exception:  # noqa: BLE001 - shapely raises whatever a malformed geometry trips over
         return True
 

@@ -17,14 +17,18 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import quote, unquote
+
+import uvicorn
+from fastapi import APIRouter, FastAPI, HTTPException, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from fastapi.routing import APIRoute
+from pydantic import Field, model_validator
 
 from pancrafter.catalog_index import BadQueryError, CatalogIndex, Page, Query, load_index, rank_of, readable_by_all
 from pancrafter.errors import SourceError
-
-if TYPE_CHECKING:
-    from fastapi import FastAPI
 
 MAX_PAGE = 1000
 """Items of a page, whatever is asked for: our own are 10 kB each, and take ten times that in memory."""
@@ -42,8 +46,6 @@ QUERYABLES = "http://www.opengis.net/def/rel/ogc/1.0/queryables"
 def app_over(index: CatalogIndex) -> FastAPI:
     """A read-only STAC API (core, item search, sort, CQL2 filter, paging) over an index."""
     logging.getLogger("stac_fastapi.types.config").setLevel(logging.ERROR)  # it warns of unset titles at import
-    from fastapi import APIRouter, FastAPI
-    from fastapi.exceptions import RequestValidationError
     from stac_fastapi.api.app import StacApi
     from stac_fastapi.api.models import (
         ItemCollectionUri,
@@ -75,7 +77,7 @@ def app_over(index: CatalogIndex) -> FastAPI:
     )
     StacApi(
         app=app,
-        router=APIRouter(route_class=_strict_route()),
+        router=APIRouter(route_class=_StrictRoute),
         settings=settings,
         client=_client(index, extensions),
         extensions=extensions,
@@ -88,48 +90,42 @@ def app_over(index: CatalogIndex) -> FastAPI:
     return app
 
 
-def _strict_route() -> Any:
-    """The class of routes that read bodies of bounded size, and of what Python takes for JSON only what is JSON."""
-    from fastapi import HTTPException, Request
-    from fastapi.routing import APIRoute
+class _StrictRequest(Request):
+    """Its body is of bounded size, and of what Python takes for JSON only what is JSON."""
 
-    class StrictRequest(Request):
-        async def body(self) -> bytes:
-            if not hasattr(self, "_body"):
-                body, size = bytearray(), 0
-                async for chunk in self.stream():  # to its end: nobody listens to an answer before
-                    size += len(chunk)
-                    body += chunk if size <= MAX_BODY_BYTES else b""
-                if size > MAX_BODY_BYTES:
-                    reason = f"the body has {size} bytes, expected at most {MAX_BODY_BYTES}; ask for less at a time"
-                    raise HTTPException(413, reason)
-                self._body = bytes(body)
-            return self._body
+    async def body(self) -> bytes:
+        if not hasattr(self, "_body"):
+            body, size = bytearray(), 0
+            async for chunk in self.stream():  # to its end: nobody listens to an answer before
+                size += len(chunk)
+                body += chunk if size <= MAX_BODY_BYTES else b""
+            if size > MAX_BODY_BYTES:
+                reason = f"the body has {size} bytes, expected at most {MAX_BODY_BYTES}; ask for less at a time"
+                raise HTTPException(413, reason)
+            self._body = bytes(body)
+        return self._body
 
-        async def json(self) -> Any:
-            try:
-                found = json.loads(await self.body())
-                readable_by_all(found)
-            except (ValueError, OverflowError, RecursionError) as error:
-                raise HTTPException(400, f"the body is not JSON: {error}; expected a JSON object") from error
-            return found
+    async def json(self) -> Any:
+        try:
+            found = json.loads(await self.body())
+            readable_by_all(found)
+        except (ValueError, OverflowError, RecursionError) as error:
+            raise HTTPException(400, f"the body is not JSON: {error}; expected a JSON object") from error
+        return found
 
-    class StrictRoute(APIRoute):
-        def get_route_handler(self) -> Callable[[Request], Any]:
-            answer = super().get_route_handler()
 
-            async def answer_strictly(request: Request) -> Any:
-                return await answer(StrictRequest(request.scope, request.receive))
+class _StrictRoute(APIRoute):
+    def get_route_handler(self) -> Callable[[Request], Any]:
+        answer = super().get_route_handler()
 
-            return answer_strictly
+        async def answer_strictly(request: Request) -> Any:
+            return await answer(_StrictRequest(request.scope, request.receive))
 
-    return StrictRoute
+        return answer_strictly
 
 
 async def _told(_: Any, error: Any) -> Any:
     """The answer that says what is wrong with a question, without repeating all of it."""
-    from fastapi.responses import JSONResponse
-
     wrong = [
         f"{'.'.join(map(str, one['loc'][1:])) or one['loc'][0]} is {reprlib.repr(one['input'])}: {one['msg']}"
         for one in error.errors()
@@ -143,7 +139,6 @@ def _without_crashes(model: Any) -> Any:
     The first wrong entry of a list is enough: to name all of a million takes gigabytes. What an area is, `_query_boxes`
     decides, as for GET.
     """
-    from pydantic import Field, model_validator
     from stac_pydantic.api.extensions.sort import SortExtension
 
     class SearchPostRequest(model):  # type: ignore[misc]
@@ -262,7 +257,6 @@ def _all_collections(index: CatalogIndex, request: Any) -> dict[str, Any]:
 
 def _answer(index: CatalogIndex, request: Any, asked: Mapping[str, Any]) -> Any:
     """The page as a response: of a mere dict FastAPI looks at each value once more, and answers nobody meanwhile."""
-    from fastapi.responses import JSONResponse
     from stac_fastapi.types.errors import InvalidQueryParameter
     from stac_fastapi.types.rfc3339 import str_to_interval
 
@@ -385,8 +379,6 @@ def serving(catalog_dir: Path | CatalogIndex) -> Iterator[str]:
     Raises:
         SourceError: There is no catalog, or the server did not start.
     """
-    import uvicorn
-
     index = catalog_dir if isinstance(catalog_dir, CatalogIndex) else load_index(catalog_dir)
     # No log_config: uvicorn's resets the whole process's logging, which deadlocks with Prefect's log handler.
     config = uvicorn.Config(
@@ -429,6 +421,4 @@ def _await_start(server: Any, thread: threading.Thread) -> None:
 
 def serve_forever(index: CatalogIndex, host: str, port: int) -> None:
     """Serve a catalog until interrupted."""
-    import uvicorn
-
     uvicorn.run(app_over(index), host=host, port=port, log_level="info", ws="none", lifespan="off")
