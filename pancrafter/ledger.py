@@ -71,6 +71,9 @@ if TYPE_CHECKING:
 BATCH = 500
 """Items looked up and written per transaction: keeps memory flat, and stays below SQLite's limit on parameters."""
 
+BACKOFF_LIMIT_S = 6 * 3600.0
+"""Longest wait after a transient failure."""
+
 _T = TypeVar("_T")
 _Values = dict[str, Any]  # one database row: the columns have all sorts of types
 
@@ -115,7 +118,6 @@ class Ledger:
             created when missing; the folder of a SQLite file too.
         max_attempts: After this many claims that ended in transient errors or silence, a scene is dead.
         backoff_s: Wait after the first transient failure; doubles with every further one.
-        backoff_limit_s: Longest wait.
         who: Name for events that no lease owner signs; host and process when left out.
         clock: Source of the present for tests. By default a database server's own clock, so that workers with wrong
             clocks cannot take each other's leases; with SQLite the clock of this machine.
@@ -130,13 +132,11 @@ class Ledger:
         *,
         max_attempts: int = 5,
         backoff_s: float = 60.0,
-        backoff_limit_s: float = 6 * 3600.0,
         who: str | None = None,
         clock: Callable[[], datetime] | None = None,
     ) -> None:
         self._max_attempts = max_attempts
         self._backoff_s = backoff_s
-        self._backoff_limit_s = backoff_limit_s
         self._who = who or f"{socket.gethostname()}:{os.getpid()}"
         self._clock = clock
         self._engine = open_engine(url)
@@ -476,7 +476,7 @@ class Ledger:
 
     # repair
 
-    def sweep(self, now: datetime | None = None, *, is_gone: Callable[[str], bool] | None = None) -> SweepResult:
+    def sweep(self, *, is_gone: Callable[[str], bool] = lambda _: False) -> SweepResult:
         """Take scenes back whose lease ran out or whose worker ``is_gone``; after ``max_attempts`` workers: dead.
 
         The fence grows, so a worker that was only slow cannot advance the scene any more. A scene that kills its
@@ -485,15 +485,13 @@ class Ledger:
         freed: list[SceneKey] = []
         dead: list[SceneKey] = []
         with self._transaction(write=True) as connection:
-            moment = now or self._now(connection)
+            now = self._now(connection)
             # SQLite would read all scenes to see which are not null
             leased = SCENE.c.lease_expires > datetime.min.replace(tzinfo=UTC)
             statement = sa.select(SCENE).where(leased, SCENE.c.state.in_(IN_WORK))
-            if is_gone is None:
-                statement = statement.where(SCENE.c.lease_expires < moment)
             for row in _fetch(connection, statement.with_for_update(skip_locked=True)):
-                if row["lease_expires"] < moment or (is_gone is not None and is_gone(row["lease_owner"])):
-                    (dead if self._take_back(connection, row, moment) is State.DEAD else freed).append(_key(row))
+                if row["lease_expires"] < now or is_gone(row["lease_owner"]):
+                    (dead if self._take_back(connection, row, now) is State.DEAD else freed).append(_key(row))
         return SweepResult(freed=tuple(freed), dead=tuple(dead))
 
     def _take_back(self, connection: Connection, row: _Values, now: datetime) -> State:
@@ -762,9 +760,11 @@ class Ledger:
 
     def why(self, key: SceneKey) -> list[Event]:
         """The history of one scene, oldest first; empty when it was never found."""
-        statement = sa.select(EVENT).join(SCENE, SCENE.c.id == EVENT.c.scene_id).where(_is(key)).order_by(EVENT.c.id)
+        c = EVENT.c
+        told = sa.select(c.at, c.who, c.from_state.label("before"), c.to_state.label("after"), c.message)
+        statement = told.join(SCENE, SCENE.c.id == c.scene_id).where(_is(key)).order_by(c.id)
         with self._transaction() as connection:
-            return [_event(values) for values in _fetch(connection, statement)]
+            return [Event(**values) for values in _fetch(connection, statement)]
 
     def last_event(self) -> int:
         """Id of the newest event: while it is the same, no scene has moved."""
@@ -869,7 +869,7 @@ class Ledger:
         return row, self._who
 
     def _pause_s(self, attempts: int) -> float:
-        return min(self._backoff_limit_s, self._backoff_s * 2.0 ** max(0, attempts - 1))
+        return min(BACKOFF_LIMIT_S, self._backoff_s * 2.0 ** max(0, attempts - 1))
 
     def _verdict(self, error: PancrafterError, row: _Values, pause_s: float) -> str:
         if error.kind == "input":
@@ -1106,16 +1106,6 @@ def _standing(row: _Values, now: datetime) -> Standing:
         acquired=row["acquired"] or "",
         claimable=row["state"] == State.ELIGIBLE and (row["not_before"] or now) <= now,
         in_vain=row["code"] in _IN_VAIN,
-    )
-
-
-def _event(values: _Values) -> Event:
-    return Event(
-        at=values["at"],
-        who=values["who"],
-        before=values["from_state"],
-        after=values["to_state"],
-        message=values["message"],
     )
 
 
