@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections import OrderedDict
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -82,7 +81,7 @@ def read_headers(scene: Scene, contract: SensorContract, access: Access) -> Sour
         TransientReadError: A file could not be read now.
     """
     pan = _read_header(scene, [(0, scene.pan)], contract, access)
-    files: OrderedDict[str, list[tuple[int, AssetRef]]] = OrderedDict()
+    files: dict[str, list[tuple[int, AssetRef]]] = {}
     for position, asset in enumerate(scene.ms):
         files.setdefault(asset.href, []).append((position, asset))
     ms = tuple(_read_header(scene, assets, contract, access) for assets in files.values())
@@ -151,7 +150,7 @@ def _describe_source(
             scene=scene.key,
             asset=key,
         )
-    masked = any(_has_mask(dataset.mask_flag_enums[index - 1]) for index in indexes)
+    masked = any(has_mask(dataset.mask_flag_enums[index - 1]) for index in indexes)
     alpha = next((index for index in alpha_bands(dataset) if index not in indexes), None)
     dtype = dtypes.pop()
     said = {asset.band: asset for _, asset in assets}
@@ -197,7 +196,7 @@ def _band_numbers(
     return tuple(asset.band for _, asset in assets)
 
 
-def _has_mask(flags: Sequence[MaskFlags]) -> bool:
+def has_mask(flags: Sequence[MaskFlags]) -> bool:
     """Whether a band has a mask beside its pixels; alpha is read as the band it is, for GDAL sees it only at times."""
     return MaskFlags.per_dataset in flags and MaskFlags.alpha not in flags
 

@@ -6,7 +6,6 @@ georeference) is taken from options or assumed, and the item says which: its ``i
 
 from __future__ import annotations
 
-import math
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -18,7 +17,7 @@ import pystac
 
 from pancrafter.errors import ContractError, GridMismatchError, InvalidSceneError
 from pancrafter.grid import needs_resampling, pair_grids, same_pixels
-from pancrafter.item import band_object, extensions_used, footprint, multihash_of
+from pancrafter.item import band_object, extensions_used, footprint, json_number, multihash_of
 from pancrafter.scratch import undone_on_error
 from pancrafter.sensors import GENERIC, BandSpec, SensorContract, fold, get_contract, load_contracts
 from pancrafter.static_catalog import Change, StaticCatalog, catalog_lock
@@ -289,7 +288,7 @@ def _asset(member: _Member, item_folder: Path, root: Path) -> pystac.Asset:
     if fields["proj:code"] is None:
         fields["proj:wkt2"] = raster.wkt
     for field, values, neutral in (
-        ("nodata", [_json_number(value) for value in raster.nodata], None),
+        ("nodata", [None if value is None else json_number(value) for value in raster.nodata], None),
         ("raster:scale", list(raster.scales), 1.0),
         ("raster:offset", list(raster.offsets), 0.0),
     ):
@@ -303,13 +302,6 @@ def _asset(member: _Member, item_folder: Path, root: Path) -> pystac.Asset:
     if raster.path.is_relative_to(root):
         href = Path(os.path.relpath(raster.path, item_folder)).as_posix()
     return pystac.Asset(href=href, media_type=raster.media_type, roles=["data"], extra_fields=fields)
-
-
-def _json_number(value: float | None) -> float | str | None:
-    """Nodata as STAC writes it: NaN and infinities are words."""
-    if value is None or math.isfinite(value):
-        return value
-    return "nan" if math.isnan(value) else ("inf" if value > 0 else "-inf")
 
 
 def _item(

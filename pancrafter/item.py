@@ -496,7 +496,7 @@ def _raster_fields(info: CogInfo, grid: PixelGrid) -> dict[str, Any]:
         "raster:spatial_resolution": gsd,
     }
     if info.nodata is not None:
-        fields["nodata"] = _json_number(info.nodata)
+        fields["nodata"] = json_number(info.nodata)
     if info.grid != grid:
         fields |= _projection(info.grid)
     return fields
@@ -553,7 +553,7 @@ def _bitfield(reason: Reason) -> dict[str, Any]:
     }
 
 
-def _json_number(value: float) -> float | int | str:
+def json_number(value: float) -> float | int | str:
     """JSON has no NaN or infinity; STAC spells them as strings."""
     if math.isnan(value):
         return "nan"

@@ -17,12 +17,13 @@ import numpy as np
 import rasterio
 from numpy.typing import NDArray
 from pydantic import Field
-from rasterio.enums import ColorInterp, MaskFlags
+from rasterio.enums import ColorInterp
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 
 from pancrafter.cog import SIDECARS
 from pancrafter.crs import crs_code
 from pancrafter.errors import InvalidSceneError
+from pancrafter.headers import has_mask
 from pancrafter.scratch import replace_file
 from pancrafter.sensors import SensorContract, fold
 from pancrafter.types import PixelGrid, Record
@@ -287,8 +288,7 @@ def _copy_with_frame(path: Path, target: Path, frame: Georeference, step: float)
             )
         transform = rasterio.Affine(step, 0, frame.x, 0, -step, frame.y)
         profile = tiff_profile(source.count, source.shape, str(np.result_type(*source.dtypes)), frame.crs, transform)
-        flags = source.mask_flag_enums[0]
-        has_mask = MaskFlags.per_dataset in flags and MaskFlags.alpha not in flags
+        is_masked = has_mask(source.mask_flag_enums[0])
 
         def write(temporary: Path) -> None:
             inside = rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True)
@@ -296,7 +296,7 @@ def _copy_with_frame(path: Path, target: Path, frame: Georeference, step: float)
                 out.colorinterp = source.colorinterp  # first: what GDAL cannot say in a tag goes into the header
                 for _, window in out.block_windows(1):
                     out.write(_read_window(path, source.read, window), window=window)
-                    if has_mask:
+                    if is_masked:
                         out.write_mask(_read_window(path, source.dataset_mask, window), window=window)
                 for band, text in enumerate(source.descriptions, start=1):
                     out.set_band_description(band, text or "")
