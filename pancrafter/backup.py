@@ -17,6 +17,7 @@ from contextlib import closing
 from itertools import groupby
 from pathlib import Path
 
+from pancrafter.catalog_links import MEDIA_GEOJSON, MEDIA_JSON, PAGES
 from pancrafter.changes import FOLDER as CHANGES
 from pancrafter.changes import ChangeFeed
 from pancrafter.discovery import enter_withdrawals, linked_items, recognise
@@ -200,9 +201,9 @@ def _rank(name: str) -> tuple[int, str]:
         return 5, name
     if parts[-1] == "collection.json":
         return 4, name
-    if len(parts) == 3 and parts[1] == "by-day":
+    if len(parts) == 3 and parts[1] == PAGES:
         return (2 if parts[2].count("-") == 2 else 3), name
-    return (1 if len(parts) == 3 and parts[2] == f"{parts[1]}.json" else 0), name
+    return (1 if _is_item(name) else 0), name
 
 
 def _media_type(name: str) -> str:
@@ -213,9 +214,12 @@ def _media_type(name: str) -> str:
         ".html": "text/html",
         ".parquet": "application/vnd.apache.parquet",
     }
+    return kinds.get(Path(name).suffix, MEDIA_GEOJSON if _is_item(name) else MEDIA_JSON)
+
+
+def _is_item(name: str) -> bool:
     parts = name.split("/")
-    is_item = len(parts) == 3 and parts[2] == f"{parts[1]}.json"
-    return kinds.get(Path(name).suffix, "application/geo+json" if is_item else "application/json")
+    return len(parts) == 3 and parts[2] == f"{parts[1]}.json"
 
 
 def _ledger_file(settings: Settings) -> Path | None:
