@@ -19,7 +19,8 @@ from pydantic import Field
 
 from pancrafter.catalog_links import SOURCE_FIELD
 from pancrafter.discovery import look, output_collection_id, work_of
-from pancrafter.ledger import COMPARED, Ledger, batches, open_ledger, verdict_on_known
+from pancrafter.finds import compared, verdict_on_known
+from pancrafter.ledger import Ledger, batches, open_ledger
 from pancrafter.processes import is_gone
 from pancrafter.publish import StaticSink
 from pancrafter.sensors import contracts_of
@@ -152,8 +153,7 @@ class _Comparison:
         if row is None:
             self._add("source", what, "is not in the ledger", "run", seen=True)
             return
-        known = {name: getattr(row, name) for name in COMPARED}
-        if verdict_on_known(known, entry) == "changed":
+        if verdict_on_known(compared(row), entry) == "changed":
             changed = (
                 "is not taken any more" if isinstance(entry, Refusal) else "changed, or would be made differently now"
             )

@@ -6,8 +6,6 @@ publish; the orchestrator only asks. What the states mean for pixels and files i
 
 from __future__ import annotations
 
-import json
-import math
 import os
 import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -16,7 +14,7 @@ from datetime import UTC, datetime, timedelta
 from itertools import islice
 from operator import itemgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
@@ -30,6 +28,15 @@ from pancrafter.errors import (
     LedgerError,
     PancrafterError,
 )
+from pancrafter.finds import (
+    COMPARED,
+    change_message,
+    columns_of,
+    key_of,
+    may_be_published_again,
+    state_of,
+    verdict_on_known,
+)
 from pancrafter.ledger_tables import (
     CATALOG,
     EVENT,
@@ -40,6 +47,7 @@ from pancrafter.ledger_tables import (
     VERSION,
     Instant,
     open_engine,
+    plain_json,
     tidy,
 )
 from pancrafter.states import (
@@ -97,14 +105,13 @@ _ON_ITS_WAY = timedelta(minutes=1)
 
 
 def _columns(*names: str) -> tuple[sa.Column[Any], ...]:
-    return tuple(SCENE.c[name] for name in ("id", "collection", "item_id", "state", "output_item_id", *names))
+    return tuple(SCENE.c[name] for name in ("id", "collection", "item_id", *names))
 
 
-COMPARED = ("state", "output_item_id", "fingerprint", "recipe", "supersedes", "code", "reason")
-"""What decides whether a find is news about a scene."""
-
-_COMPARED = _columns("fingerprint", "recipe", "supersedes", "code", "reason")
-_STANDING = _columns("acquired", "supersedes", "code", "not_before", "lease_owner", "lease_expires", "fence")
+_COMPARED = _columns(*COMPARED)
+_STANDING = _columns(
+    "state", "output_item_id", "acquired", "supersedes", "code", "not_before", "lease_owner", "lease_expires", "fence"
+)
 
 _NO_LEASE: Mapping[str, None] = {"lease_owner": None, "lease_expires": None}
 _NO_FAILURE: Mapping[str, Any] = {"code": None, "reason": None, "attempts": 0, "not_before": None}
@@ -228,7 +235,7 @@ class Ledger:
         """
         total = FoundCounts()
         for batch in batches(found):
-            total += self._record_batch(sink, {(_collection(e), _item_id(e)): e for e in batch})
+            total += self._record_batch(sink, {key_of(entry): entry for entry in batch})
         return total
 
     def _record_batch(self, sink: str, batch: Mapping[tuple[str, str], Work | Refusal]) -> FoundCounts:
@@ -251,7 +258,7 @@ class Ledger:
     def _insert_new(self, connection: Connection, sink: str, entries: Sequence[Work | Refusal], now: datetime) -> int:
         if not entries:
             return 0
-        values = [{**_columns_of(entry), "sink": sink, "created": now, "updated": now} for entry in entries]
+        values = [{**columns_of(entry), "sink": sink, "created": now, "updated": now} for entry in entries]
         insert = _insert(connection, SCENE).on_conflict_do_nothing()
         statement = insert.returning(SCENE.c.id, SCENE.c.state, SCENE.c.code, SCENE.c.reason)
         events = []
@@ -263,8 +270,8 @@ class Ledger:
         return len(events)
 
     def _apply_change(self, connection: Connection, row: _Values, entry: Work | Refusal, now: datetime) -> None:
-        before, after = State(row["state"]), _state_of(entry)
-        values = {**_NO_FAILURE, **_columns_of(entry), "measures": {}}
+        before, after = State(row["state"]), state_of(entry)
+        values = {**_NO_FAILURE, **columns_of(entry), "measures": {}}
         visible = row["output_item_id"] if before is State.CONFIRMED else row["supersedes"]
         values["supersedes"] = None if visible == values["output_item_id"] else visible  # back to what is published
         measures = sa.select(SCENE.c.measures).where(SCENE.c.id == row["id"])
@@ -272,7 +279,7 @@ class Ledger:
             values["state"] = after = State.CONFIRMED
         if before is not after:
             check_transition(before, after, scene=f"{row['collection']}/{row['item_id']}")
-        self._move(connection, row, now, _change_message(row, entry), **values)
+        self._move(connection, row, now, change_message(row, entry), **values)
 
     def take_over(self, keys: Iterable[SceneKey]) -> int:
         """Confirm scenes whose product is in the catalog already, made under a ledger that was lost; returns how many.
@@ -358,7 +365,7 @@ class Ledger:
             LedgerError: A measure is no JSON value.
         """
         after = State(state)
-        noted = _plain_json(measures, scene=str(lease.key))
+        noted = plain_json(measures, scene=str(lease.key))
         with self._transaction(write=True) as connection:
             now = self._now(connection)
             row = self._leased_row(connection, lease)
@@ -383,7 +390,7 @@ class Ledger:
         Raises:
             LeaseLostError: The scene was taken back or somebody else has it.
         """
-        noted = _plain_json(measures, scene=str(lease.key))
+        noted = plain_json(measures, scene=str(lease.key))
         with self._transaction(write=True) as connection:
             row = self._leased_row(connection, lease)
             self._update(connection, row, self._now(connection), measures={**row["measures"], **noted})
@@ -926,95 +933,6 @@ def open_ledger(settings: Settings) -> Ledger:
     return ledger
 
 
-def verdict_on_known(row: _Values, entry: Work | Refusal) -> Literal["changed", "known", "busy"]:
-    """Decide what a find means for a scene the ledger already has.
-
-    Args:
-        row: The scene's columns of ``COMPARED``.
-        entry: What discovery saw now.
-    """
-    state = State(row["state"])
-    if isinstance(entry, Refusal):
-        # What is published stays until a newer version replaces it. What a person, or a worker that read the files,
-        # refused stays refused: this run may lack the contract or the access by which the item was recognised.
-        if state is State.CONFIRMED or (state is State.REFUSED and row["fingerprint"] is not None):
-            return "known"
-        same = state is _state_of(entry) and (row["code"], row["reason"]) == (entry.code, tidy(entry.reason))
-    else:
-        same_source = row["fingerprint"] == entry.scene.fingerprint
-        same_result = (row["recipe"], row["output_item_id"]) == (entry.recipe, entry.output_item_id)
-        same = same_source and (state is State.REFUSED or same_result)
-    if same:
-        return "known"
-    return "busy" if state in IN_WORK else "changed"
-
-
-def may_be_published_again(row: _Values, entry: Work | Refusal) -> bool:
-    """Whether a changed scene is back to what is published; it is unless what was to replace it was begun (measures).
-
-    Arguments as in ``verdict_on_known``.
-    """
-    if State(row["state"]) is not State.ELIGIBLE or isinstance(entry, Refusal):
-        return False
-    return bool(row["supersedes"] == entry.output_item_id)
-
-
-def _collection(entry: Work | Refusal) -> str:
-    return entry.scene.collection if isinstance(entry, Work) else entry.collection
-
-
-def _item_id(entry: Work | Refusal) -> str:
-    return entry.scene.item_id if isinstance(entry, Work) else entry.item_id
-
-
-def _state_of(entry: Work | Refusal) -> State:
-    if isinstance(entry, Work):
-        return State.ELIGIBLE
-    return State.FOUND if entry.waits else State.REFUSED
-
-
-def _columns_of(entry: Work | Refusal) -> _Values:
-    """What discovery knows; every entry fills the same columns, so that batches are one statement."""
-    common = {"collection": _collection(entry), "item_id": _item_id(entry), "state": _state_of(entry)}
-    if isinstance(entry, Refusal):
-        return common | {
-            "sensor": entry.sensor,
-            "acquired": None,
-            "scene": None,
-            "fingerprint": None,
-            "recipe": None,
-            "output_item_id": None,
-            "code": entry.code,
-            "reason": tidy(entry.reason),
-        }
-    return common | {
-        "sensor": entry.scene.sensor,
-        "acquired": entry.scene.acquired,
-        "scene": _plain_json(entry.scene.model_dump(mode="json"), scene=entry.scene.key),
-        "fingerprint": entry.scene.fingerprint,
-        "recipe": entry.recipe,
-        "output_item_id": entry.output_item_id,
-        "code": None,
-        "reason": None,
-    }
-
-
-def _change_message(row: _Values, entry: Work | Refusal) -> str:
-    if isinstance(entry, Refusal):
-        return f"{entry.code}: {tidy(entry.reason)}"
-    if row["fingerprint"] is None:
-        return "recognised now"
-    parts = []
-    if row["fingerprint"] != entry.scene.fingerprint:
-        parts.append("the source changed")
-    if row["recipe"] != entry.recipe:
-        parts.append("the recipe changed")
-    if not parts:
-        parts.append(f"it is published as {entry.output_item_id} now")
-    replaced = f"; will supersede {row['output_item_id']}" if State(row["state"]) is State.CONFIRMED else ""
-    return " and ".join(parts) + replaced
-
-
 def _redrive_obstacle(row: _Values) -> str | None:
     state = State(row["state"])
     if state in IN_WORK:
@@ -1118,24 +1036,6 @@ def _event_values(scene_id: int, at: datetime, who: str, before: State, after: S
         "to_state": after,
         "message": tidy(message),
     }
-
-
-def _plain_json(values: _Values, *, scene: str) -> _Values:
-    """The same values as JSON keeps them; PostgreSQL takes neither NaN nor NUL characters."""
-    try:
-        text = json.dumps(_finite(values), allow_nan=False)
-    except (TypeError, ValueError) as err:
-        raise LedgerError(f"{err}; expected plain JSON values (convert arrays and paths first)", scene=scene) from err
-    plain: _Values = json.loads(text.replace("\\u0000", ""))
-    return plain
-
-
-def _finite(value: Any) -> Any:  # Any: whatever JSON nests
-    if isinstance(value, float):
-        return float(value) if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {str(name): _finite(inner) for name, inner in value.items()}
-    return [_finite(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
 def batches(items: Iterable[_T]) -> Iterator[list[_T]]:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import math
 import sqlite3
 import time
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,6 +18,7 @@ from sqlalchemy.engine import Connection, Dialect, Engine
 
 from pancrafter.access import without_secrets
 from pancrafter.errors import LedgerError
+from pancrafter.types import Json
 
 SCHEMA_VERSION = 3
 """Version of the tables below; each step from one to the next is a migration in ``pancrafter/migrations``."""
@@ -198,3 +202,21 @@ def _begin_sqlite(connection: Connection) -> None:
 def tidy(text: str) -> str:
     """Bounded text without passwords or signatures, as a database takes it."""
     return without_secrets(text).replace("\0", "")[:_LONGEST_REASON]
+
+
+def plain_json(values: Json, *, scene: str) -> Json:
+    """The same values as JSON keeps them; PostgreSQL takes neither NaN nor NUL characters."""
+    try:
+        text = json.dumps(_finite(values), allow_nan=False)
+    except (TypeError, ValueError) as err:
+        raise LedgerError(f"{err}; expected plain JSON values (convert arrays and paths first)", scene=scene) from err
+    plain: Json = json.loads(text.replace("\\u0000", ""))
+    return plain
+
+
+def _finite(value: Any) -> Any:  # Any: whatever JSON nests
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(name): _finite(inner) for name, inner in value.items()}
+    return [_finite(inner) for inner in value] if isinstance(value, list | tuple) else value

@@ -18,7 +18,8 @@ from pydantic import Field
 from pancrafter.crawl import is_local, local_path
 from pancrafter.discovery import look, output_collection_id, work_of
 from pancrafter.errors import InvalidSceneError, PancrafterError
-from pancrafter.ledger import COMPARED, batches, may_be_published_again, open_ledger, verdict_on_known
+from pancrafter.finds import compared, may_be_published_again, verdict_on_known
+from pancrafter.ledger import batches, open_ledger
 from pancrafter.recognise import REQUESTER_PAYS
 from pancrafter.sensors import contracts_of
 from pancrafter.settings import Settings
@@ -325,7 +326,7 @@ def verdict_on(row: LedgerRow | None, work: Work, *, now: datetime, published: b
         return _RESTING[State.CONFIRMED] if published else "new"
     if row.state in IN_WORK:
         return "in work"
-    known = {name: getattr(row, name) for name in COMPARED}
+    known = compared(row)
     if verdict_on_known(known, work) == "changed":
         again = published and may_be_published_again(known, work) and not row.measures
         return _RESTING[State.CONFIRMED] if again else "changed"
