@@ -31,11 +31,9 @@ from shapely.geometry.base import BaseGeometry
 
 from pancrafter.crawl import Document, Fault, absolute, crawl, printable, read_local
 from pancrafter.errors import SourceError
+from pancrafter.recognise import UNCOLLECTED
 from pancrafter.times import in_utc
 from pancrafter.types import Bbox, longitudes
-
-UNCOLLECTED = "uncollected"
-"""Collection the API puts items into whose files belong to none."""
 
 COUNT_LIMIT = 2000
 """Candidates up to which a filtered search counts all matches; beyond, counting would cost more than the page."""

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     import pystac
 
 UNCOLLECTED = "uncollected"
-"""Collection name of items that name none."""
+"""Collection name of items that name none, also where a catalog of files is served."""
 
 MAX_ID_BYTES = 200
 """File names end at 255 bytes, and output ids are longer than source ids."""
