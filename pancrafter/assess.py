@@ -8,11 +8,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import ConfigDict, Field
 from scipy import ndimage
 
 from pancrafter import classical
@@ -41,7 +40,7 @@ from pancrafter.resample import GENERIC_MTF_GAIN, Mtf, degrade
 from pancrafter.sensors import SensorContract
 from pancrafter.store import SceneStore, Window, cut_windows
 from pancrafter.tiles import Floats, Tile, band_phases, dn_limits, ms_index, valid_window
-from pancrafter.types import CONSISTENCY_BLOCK_MS_PX, Quality, Record, StagedScene, Sums
+from pancrafter.types import CONSISTENCY_BLOCK_MS_PX, Quality, StagedScene, Sums
 
 Pixels = NDArray[Any]  # any integer or float dtype
 Float64s = NDArray[np.float64]
@@ -74,21 +73,16 @@ _NO_ERROR_ERGAS = 1e-6
 """Below this an error is what float32 leaves of a flat image."""
 
 
-class LocalErrors(Record):
-    """What one window's blocks of 8 by 8 MS pixels miss and hold, as raw little-endian float32."""
+@dataclass(frozen=True, eq=False)
+class LocalErrors:
+    """What one window's blocks of 8 by 8 MS pixels miss and hold, (band, y, x); NaN where none could be compared."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_bytes="base64", val_json_bytes="base64")
-
-    start_yx: tuple[int, int] = Field(description="Row and column of the first block in the scene's block raster.")
-    shape: tuple[int, int, int] = Field(description="(band, y, x); NaN where no pixel of a block could be compared.")
-    errors: bytes
+    start_yx: tuple[int, int]
+    """Row and column of the first block in the scene's block raster."""
+    errors: NDArray[np.float32]
     """Mean squared consistency errors, DN squared."""
-    detail: bytes
+    detail: NDArray[np.float32]
     """Mean squares of the MS bands' own detail, DN squared."""
-
-    def values(self, of: Literal["errors", "detail"]) -> NDArray[np.float32]:
-        """One of both, (band, y, x)."""
-        return np.frombuffer(getattr(self, of), "<f4").reshape(self.shape)
 
 
 class BandSums(Sums):
@@ -162,8 +156,9 @@ class BandSums(Sums):
         return float(np.sqrt(np.clip(weights @ moments[1:, 0] / moments[0, 0], 0, 1)))
 
 
-class WindowSums(Record):
-    """Sums of one window; they add up to those of the scene. ``blocks`` is None where no 32 px block is valid."""
+@dataclass(frozen=True, eq=False)
+class WindowSums:
+    """Sums of one window; they add up to those of the scene."""
 
     consistency: ErrorSums
     smoothed: ErrorSums
@@ -322,16 +317,10 @@ def _local_errors(
 
     def means(squares: Float64s) -> NDArray[np.float32]:
         sums = _block_sums(np.where(counted, squares, 0)[inner])
-        return np.where(enough, sums / np.maximum(pixels, 1), np.nan).astype("<f4")
+        return np.where(enough, sums / np.maximum(pixels, 1), np.nan).astype(np.float32)
 
-    errors_of_blocks = means(errors)
     first = tuple(part.start // (ratio * CONSISTENCY_BLOCK_MS_PX) for part in core)
-    return LocalErrors(
-        start_yx=(first[0], first[1]),
-        shape=errors_of_blocks.shape,
-        errors=errors_of_blocks.tobytes(),
-        detail=means(detail).tobytes(),
-    )
+    return LocalErrors((first[0], first[1]), means(errors), means(detail))
 
 
 def _block_sums(images: Float64s) -> Float64s:
@@ -354,9 +343,9 @@ def consistency_raster(staged: StagedScene, windows: Sequence[WindowSums]) -> ND
     side = CONSISTENCY_BLOCK_MS_PX
     raster = np.full([-(-n // side) for n in staged.grid.ms_shape_yx], np.nan, np.float32)
     for window in windows:
-        errors, detail = window.local.values("errors"), window.local.values("detail")
-        relative = (errors / np.maximum(means[:, None, None] ** 2 + detail, _TINY)).mean(axis=0)
-        y, x = window.local.start_yx
+        local = window.local
+        relative = (local.errors / np.maximum(means[:, None, None] ** 2 + local.detail, _TINY)).mean(axis=0)
+        y, x = local.start_yx
         raster[y : y + relative.shape[0], x : x + relative.shape[1]] = 100 / staged.grid.ratio * np.sqrt(relative)
     return raster
 
@@ -370,7 +359,7 @@ def worst_block_error(windows: Sequence[WindowSums]) -> float | None:
     scene = _sum([w.bands for w in windows]).detail_squares()[:, None, None]
     worst = []
     for local in (w.local for w in windows):
-        errors = (local.values("errors") / np.maximum(scene + local.values("detail"), _TINY)).mean(axis=0)
+        errors = (local.errors / np.maximum(scene + local.detail, _TINY)).mean(axis=0)
         worst += [float(errors[np.isfinite(errors)].max())] if np.isfinite(errors).any() else []
     return math.sqrt(max(worst)) if worst else None
 

@@ -17,7 +17,6 @@ from staged_scenes import Array, everything, observed, overlap, sharpen_all, sta
 from pancrafter import assess, classical
 from pancrafter.assess import (
     Sample,
-    WindowSums,
     assessment_windows,
     combine,
     consistency_raster,
@@ -490,12 +489,3 @@ def test_pan_of_other_ground_is_held_whatever_the_method() -> None:
         verdict, reason = QualityRule().verdict(found, 4, classical=made_classically)
         assert verdict == "hold"
         assert "correlation 0.10 < 0.35" in reason
-
-
-def test_sums_travel_as_json(tmp_path: Path) -> None:
-    grid = overlap((64, 64), 4)
-    pan, ms = observed(grid, 3, seed=1)
-    store = stage_arrays(tmp_path / "s.zarr", grid, pan, ms)
-    sharpen_all(store, GlpSharpener.fit(store, GAINS))
-    sums = window_sums(store, assessment_windows(store)[0], GAINS, GENERIC_MTF_GAIN)
-    assert WindowSums.model_validate_json(sums.model_dump_json()) == sums
