@@ -308,14 +308,13 @@ class Ledger:
         """
         with self._transaction(write=True) as connection:
             now = self._now(connection)
-            expires = now + timedelta(seconds=lease_s)
             statement = (
                 sa.update(SCENE)
                 .where(_is(key), _may_start(now), SCENE.c.recipe == recipe)
                 .values(
                     state=State.CLAIMED,
                     lease_owner=owner,
-                    lease_expires=expires,
+                    lease_expires=now + timedelta(seconds=lease_s),
                     fence=SCENE.c.fence + 1,
                     attempts=SCENE.c.attempts + 1,
                     not_before=None,
@@ -323,24 +322,15 @@ class Ledger:
                 )
                 .returning(SCENE.c.id, SCENE.c.fence, SCENE.c.attempts)
             )
-            rows = _fetch(connection, statement)
-            if not rows:
+            taken = connection.execute(statement).one_or_none()
+            if taken is None:
                 return None
-            taken = rows[0]
-            lease = Lease(
-                key=key,
-                owner=owner,
-                fence=taken["fence"],
-                expires=expires,
-                lease_s=lease_s,
-                attempt=taken["attempts"],
-            )
-            message = f"attempt {lease.attempt}, fence {lease.fence}, for {lease_s:g} s"
-            event = _event_values(taken["id"], now, owner, State.ELIGIBLE, State.CLAIMED, message)
+            message = f"attempt {taken.attempts}, fence {taken.fence}, for {lease_s:g} s"
+            event = _event_values(taken.id, now, owner, State.ELIGIBLE, State.CLAIMED, message)
             connection.execute(EVENT.insert(), event)
-            return lease
+            return Lease(key=key, owner=owner, fence=taken.fence, lease_s=lease_s)
 
-    def renew(self, lease: Lease) -> Lease:
+    def renew(self, lease: Lease) -> None:
         """Extend a lease, and prove by that that it still holds: call it before anything irreversible.
 
         Raises:
@@ -349,9 +339,7 @@ class Ledger:
         with self._transaction(write=True) as connection:
             now = self._now(connection)
             row = self._leased_row(connection, lease)
-            expires = now + timedelta(seconds=lease.lease_s)
-            self._update(connection, row, now, lease_expires=expires)
-            return lease.model_copy(update={"expires": expires})
+            self._update(connection, row, now, lease_expires=now + timedelta(seconds=lease.lease_s))
 
     def advance(self, lease: Lease, state: State | str, /, message: str = "", **measures: Any) -> None:
         """Move a leased scene forward and note what the step measured (seconds, bytes, pixels, references).

@@ -108,14 +108,12 @@ class Work(Record):
 
 
 class Lease(Record):
-    """The right to work on one scene until ``expires``. ``fence`` grows with every claim, so a late worker is known."""
+    """The right to work on one scene, for some seconds. ``fence`` grows with every claim, so a late worker is known."""
 
     key: SceneKey
     owner: str
     fence: int
-    expires: datetime
     lease_s: float
-    attempt: int
 
 
 class FoundCounts(Sums):
