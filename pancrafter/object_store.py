@@ -240,13 +240,12 @@ class _Folder(ObjectStore):
 class _Bucket(ObjectStore):
     """An object store through fsspec: an object appears whole or not at all, shared ones are written conditionally."""
 
-    def __init__(self, filesystem: Any, root: str, scheme: str) -> None:  # Any: fsspec ships no types
+    def __init__(self, filesystem: Any, root: str) -> None:  # Any: fsspec ships no types
         self.filesystem = filesystem
         self.root = root.rstrip("/")
-        self.scheme = scheme
 
     def address(self, name: str) -> str:
-        return f"{self.scheme}://{self.root}/{name}"
+        return f"s3://{self.root}/{name}"
 
     def read(self, name: str) -> bytes | None:
         return self.read_tagged(name).data
@@ -369,7 +368,7 @@ def open_store(uri: str) -> ObjectStore:
     if "file" in protocols:
         return _Folder(Path(path).absolute())
     if "s3" in protocols:
-        return _Bucket(filesystem, path, "s3")
+        return _Bucket(filesystem, path)
     raise SinkError(f"{uri}: storage {sorted(protocols)} cannot switch atomically here; give a folder or s3://…")
 
 
