@@ -47,7 +47,6 @@ _PROGRESS_EVERY_S = 5.0
 class Sharpened:
     """A sharpened store: how it was made and what that cost in this run."""
 
-    store_uri: str
     spec: SharpenerSpec
     method: str
     blocks: int
@@ -310,7 +309,6 @@ def _sharpen_with(
             finished = total - len(pending) + number
             report(f"{staged.scene.key}: {finished}/{total} blocks, {rate / 1e6:.2f} Mpx/s, ETA {left:.0f} s")
     return Sharpened(
-        store_uri=staged.store_uri,
         spec=spec,
         method="mtf-glp-fs" if spec.glp else "pan-crafter",
         blocks=total,
