@@ -196,8 +196,8 @@ class _Comparison:
 
     def _waiting(self, key: SceneKey, row: Standing) -> None:
         if self.whole and not self._seen(row):
-            reason = "'gone from the source'"
-            self._add("ledger", str(key), "waits, but is gone from the source", f"ledger refuse {key} {reason}")
+            refuse = f"ledger refuse {shlex.quote(str(key))} 'gone from the source'"
+            self._add("ledger", str(key), "waits, but is gone from the source", refuse)
         else:
             pause = "" if row.claimable else ", after a pause"
             self._add("ledger", str(key), f"waits to be sharpened{pause}", "run", seen=self._seen(row))
@@ -205,16 +205,15 @@ class _Comparison:
     def _confirmed(self, key: SceneKey, row: Standing, fault: str | None) -> None:
         collection = output_collection_id(row.collection)
         assert row.output_item_id is not None
-        seen = self._seen(row)
+        seen, redrive = self._seen(row), f"redrive {shlex.quote(str(key))}"
         if self.whole and not seen:
             self.notes[_GONE] += 1
         if row.output_item_id not in self.linked.get(collection, frozenset()):
-            redo = "run" if seen else f"redrive {key}"
             finding = f"is confirmed, but {row.output_item_id} is not in the catalog"
-            self._add("ledger", str(key), finding, redo, seen=seen)
+            self._add("ledger", str(key), finding, "run" if seen else redrive, seen=seen)
             return
         if fault:
-            self._add("files", str(key), fault, f"redrive {key}", "run", seen=seen)
+            self._add("files", str(key), fault, redrive, "run", seen=seen)
 
     def _seen(self, row: Standing) -> bool:
         return (row.collection, row.item_id) in self.in_source

@@ -172,10 +172,14 @@ def test_scene_that_left_the_source(settings: Settings, tmp_path: Path) -> None:
     assert {d.what for d in census.differences} == {"geoeye-1/day-9"}, "no run could take the others over"
     with open_ledger(settings) as ledger:
         ledger.redrive([SceneKey(sink=settings.sink, collection="geoeye-1", item_id="day-1")])
+    with sqlite3.connect(Path(settings.state_dir) / "ledger.db") as connection:  # ids are strangers'
+        connection.execute("UPDATE scene SET item_id = item_id || '; true', output_item_id = 'lost'")
+    connection.close()
     census = take_census(settings.model_copy(update={"source": str(tmp_path / "other")}))
-    (difference,) = [d for d in census.differences if d.what == "geoeye-1/day-1"]
-    assert "gone from the source" in difference.finding
-    assert difference.fix.startswith("pancrafter ledger refuse geoeye-1/day-1 ")
+    found = {difference.what: difference for difference in census.differences}
+    assert "gone from the source" in found["geoeye-1/day-1; true"].finding
+    assert found["geoeye-1/day-1; true"].fix.startswith("pancrafter ledger refuse 'geoeye-1/day-1; true' 'gone ")
+    assert found["geoeye-1/day-2; true"].fix.startswith("pancrafter redrive 'geoeye-1/day-2; true' ")
 
 
 @pytest.mark.parametrize(("code", "differs"), [("withdrawn", True), ("by-hand", False)])
