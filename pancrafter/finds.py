@@ -32,7 +32,7 @@ def verdict_on_known(row: Values, entry: Work | Refusal) -> Literal["changed", "
         # refused stays refused: this run may lack the contract or the access by which the item was recognised.
         if state is State.CONFIRMED or (state is State.REFUSED and row["fingerprint"] is not None):
             return "known"
-        same = state is state_of(entry) and (row["code"], row["reason"]) == (entry.code, tidy(entry.reason))
+        same = (row["code"], row["reason"]) == (entry.code, tidy(entry.reason))
     else:
         same_source = row["fingerprint"] == entry.scene.fingerprint
         same_result = (row["recipe"], row["output_item_id"]) == (entry.recipe, entry.output_item_id)

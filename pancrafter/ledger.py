@@ -79,9 +79,6 @@ if TYPE_CHECKING:
 BATCH = 500
 """Items looked up and written per transaction: keeps memory flat, and stays below SQLite's limit on parameters."""
 
-BACKOFF_LIMIT_S = 6 * 3600.0
-"""Longest wait after a transient failure."""
-
 _T = TypeVar("_T")
 _Values = dict[str, Any]  # one database row: the columns have all sorts of types
 
@@ -402,7 +399,7 @@ class Ledger:
             row = self._leased_row(connection, lease)
             retry = error.kind == "transient" and row["attempts"] < self._max_attempts
             after = State.ELIGIBLE if retry else State.DEAD
-            pause = self._pause_s(row["attempts"])
+            pause = self._backoff_s * 2.0 ** (row["attempts"] - 1)
             not_before = now + timedelta(seconds=pause) if retry else None
             values: _Values = {**_NO_LEASE, "state": after, "code": code, "reason": reason, "not_before": not_before}
             said = self._verdict(error, row, pause)
@@ -417,7 +414,7 @@ class Ledger:
         with self._transaction(write=True) as connection:
             now = self._now(connection)
             row = self._leased_row(connection, lease)
-            values = {**_NO_LEASE, "state": State.ELIGIBLE, "attempts": max(0, row["attempts"] - 1), **told}
+            values = {**_NO_LEASE, "state": State.ELIGIBLE, "attempts": row["attempts"] - 1, **told}
             self._move(connection, row, now, f"released: {tidy(message)}", who=lease.owner, **values)
             return State.ELIGIBLE
 
@@ -862,9 +859,6 @@ class Ledger:
         if State(row["state"]) in IN_WORK:
             raise LeaseLostError(f"{row['lease_owner']} is working on it; wait, or sweep first", scene=str(target))
         return row, self._who
-
-    def _pause_s(self, attempts: int) -> float:
-        return min(BACKOFF_LIMIT_S, self._backoff_s * 2.0 ** max(0, attempts - 1))
 
     def _verdict(self, error: PancrafterError, row: _Values, pause_s: float) -> str:
         if error.kind == "input":
