@@ -28,8 +28,8 @@ def verdict_on_known(row: Values, entry: Work | Refusal) -> Literal["changed", "
     """
     state = State(row["state"])
     if isinstance(entry, Refusal):
-        # What is published stays until a newer version replaces it. What a person, or a worker that read the files,
-        # refused stays refused: this run may lack the contract or the access by which the item was recognised.
+        # What is published stays until a newer version replaces it. What a person refused stays refused: this run may
+        # lack the contract or the access by which the item was recognised.
         if state is State.CONFIRMED or (state is State.REFUSED and row["fingerprint"] is not None):
             return "known"
         same = (row["code"], row["reason"]) == (entry.code, tidy(entry.reason))

@@ -358,7 +358,7 @@ class Ledger:
             check_transition(before, after, scene=str(lease.key))
             if after not in IN_WORK | {State.HELD, State.CONFIRMED}:
                 raise IllegalTransitionError(
-                    f"advance cannot make a scene {after}; use fail, release or mark_refused", scene=str(lease.key)
+                    f"advance cannot make a scene {after}; use fail or release", scene=str(lease.key)
                 )
             values: _Values = {"state": after, "measures": {**row["measures"], **noted}}
             if after not in IN_WORK:
@@ -418,26 +418,27 @@ class Ledger:
             self._move(connection, row, now, f"released: {tidy(message)}", who=lease.owner, **values)
             return State.ELIGIBLE
 
-    def mark_refused(self, target: Lease | SceneKey, code: str, reason: str, *, withdrawn: bool = False) -> None:
-        """Set a scene aside for good, by the worker that holds it or by a person while nobody does.
+    def mark_refused(self, key: SceneKey, code: str, reason: str, *, withdrawn: bool = False) -> None:
+        """Set a scene aside for good, by a person.
 
         It stays refused until its fingerprint changes or somebody redrives it. One that is published, or was refused
         for another reason before, is refused only by who takes its product back (``withdrawn``, with that code).
 
         Raises:
-            LeaseLostError: The lease is lost, or a key was given and somebody works on the scene.
+            LeaseLostError: Somebody works on the scene.
             IllegalTransitionError: The scene is already visible to readers.
             LedgerError: There is no such scene.
         """
         with self._transaction(write=True) as connection:
             now = self._now(connection)
-            row, who = self._target(connection, target)
+            row = self._find(connection, key)
             before = State(row["state"])
+            if before in IN_WORK:
+                raise LeaseLostError(f"{row['lease_owner']} is working on it; wait, or sweep first", scene=str(key))
             if not (withdrawn and before in {State.CONFIRMED, State.REFUSED}):
-                check_transition(before, State.REFUSED, scene=f"{row['collection']}/{row['item_id']}")
+                check_transition(before, State.REFUSED, scene=str(key))
             text = tidy(reason)
-            values: _Values = {**_NO_LEASE, "state": State.REFUSED, "code": code, "reason": text}
-            self._move(connection, row, now, f"{code}: {text}", who=who, **values)
+            self._move(connection, row, now, f"{code}: {text}", state=State.REFUSED, code=code, reason=text)
 
     def withdrawn_at(self, key: SceneKey) -> datetime | None:
         """When a product of the scene was last taken back, as far as this ledger knows; None if never."""
@@ -851,14 +852,6 @@ class Ledger:
                 scene=str(lease.key),
             )
         return row
-
-    def _target(self, connection: Connection, target: Lease | SceneKey) -> tuple[_Values, str]:
-        if isinstance(target, Lease):
-            return self._leased_row(connection, target), target.owner
-        row = self._find(connection, target)
-        if State(row["state"]) in IN_WORK:
-            raise LeaseLostError(f"{row['lease_owner']} is working on it; wait, or sweep first", scene=str(target))
-        return row, self._who
 
     def _verdict(self, error: PancrafterError, row: _Values, pause_s: float) -> str:
         if error.kind == "input":

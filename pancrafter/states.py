@@ -39,7 +39,7 @@ IN_WORK = frozenset({State.CLAIMED, State.STAGED, State.SHARPENED, State.ASSESSE
 WITHDRAWN = "withdrawn"
 """Code of scenes that are refused because their product was taken back."""
 
-_SETBACKS = frozenset({State.FAILED, State.ELIGIBLE, State.REFUSED})
+_SETBACKS = frozenset({State.FAILED, State.ELIGIBLE})
 _TURNED_AWAY = frozenset({State.REFUSED, State.FOUND})
 
 TRANSITIONS: Mapping[State, frozenset[State]] = {
@@ -50,8 +50,7 @@ TRANSITIONS: Mapping[State, frozenset[State]] = {
     State.STAGED: frozenset({State.SHARPENED}) | _SETBACKS,
     State.SHARPENED: frozenset({State.ASSESSED}) | _SETBACKS,
     State.ASSESSED: frozenset({State.PUBLISHED, State.HELD}) | _SETBACKS,
-    # What is published can no longer be refused: it is visible, and only a newer version may replace it.
-    State.PUBLISHED: frozenset({State.CONFIRMED, State.FAILED, State.ELIGIBLE}),
+    State.PUBLISHED: frozenset({State.CONFIRMED}) | _SETBACKS,
     State.HELD: frozenset({State.ELIGIBLE}) | _TURNED_AWAY,
     State.CONFIRMED: frozenset({State.ELIGIBLE}),
     State.FAILED: frozenset({State.ELIGIBLE, State.DEAD}),

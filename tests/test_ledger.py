@@ -175,20 +175,16 @@ ALLOWED = [
     "claimed>staged",
     "claimed>failed",
     "claimed>eligible",
-    "claimed>refused",
     "staged>sharpened",
     "staged>failed",
     "staged>eligible",
-    "staged>refused",
     "sharpened>assessed",
     "sharpened>failed",
     "sharpened>eligible",
-    "sharpened>refused",
     "assessed>published",
     "assessed>held",
     "assessed>failed",
     "assessed>eligible",
-    "assessed>refused",
     "published>confirmed",
     "published>failed",
     "published>eligible",
@@ -338,7 +334,7 @@ def test_a_catalog_at_another_place_is_gone_on_with(ledger: Ledger) -> None:
 
 def test_refused_stays_refused_until_the_source_changes(ledger: Ledger) -> None:
     ledger.record_found(SINK, [work()])
-    ledger.mark_refused(claim(ledger), "ratio", "ratio is 3, expected 4")
+    ledger.mark_refused(key(), "by-hand", "licence")
     assert ledger.record_found(SINK, [work()]) == FoundCounts(known=1)
     assert ledger.record_found(SINK, [work(recipe="r2")]) == FoundCounts(known=1)
     assert row(ledger).state == "refused"
@@ -467,7 +463,6 @@ def test_a_late_worker_can_do_nothing(ledger: Ledger, clock: Clock) -> None:
         lambda: ledger.renew(late),
         lambda: ledger.fail(late, TransientReadError("x")),
         lambda: ledger.release(late, "x"),
-        lambda: ledger.mark_refused(late, "x", "x"),
     ):
         with pytest.raises(LeaseLostError, match=r"fence 1\) is lost: now eligible, fence 2, nobody holds it"):
             attempt()
