@@ -7,7 +7,6 @@ scene is held for a person.
 
 from __future__ import annotations
 
-import math
 from typing import Literal, NamedTuple
 
 from pydantic import Field
@@ -98,6 +97,6 @@ class QualityRule(Record):
         fine = quality.detail_correlation
         if fine is not None and not fine >= self.min_detail_correlation:
             problems.append(f"detail correlation {fine:.3f} < {self.min_detail_correlation:g}")
-        if not (math.isfinite(quality.hqnr) and quality.hqnr >= self.min_hqnr):
+        if not quality.hqnr >= self.min_hqnr:
             problems.append(f"HQNR {quality.hqnr:.3f} < {self.min_hqnr:g}")
         return problems
