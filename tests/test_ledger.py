@@ -290,9 +290,10 @@ def test_back_to_what_was_published_is_made_again_once_its_successor_was_begun(l
     ledger.record_found(SINK, [work(recipe="r2")])
     lease = claim(ledger)
     ledger.advance(lease, State.STAGED, stage_seconds=1.0)
-    ledger.release(lease, "stopped")
+    assert ledger.fail(lease, TransientReadError("stopped")) is State.ELIGIBLE
     ledger.record_found(SINK, [work()])
     assert (row(ledger).state, row(ledger).output_item_id, row(ledger).supersedes) == ("eligible", "a-f1-r1", None)
+    assert (row(ledger).attempts, row(ledger).not_before, row(ledger).measures) == (0, None, {})
 
 
 def test_only_what_nobody_has_begun_is_taken_over(ledger: Ledger) -> None:
@@ -362,6 +363,9 @@ def test_an_item_refused_from_its_metadata_comes_back_when_recognised(ledger: Le
     assert row(ledger).state == "eligible"
     assert ledger.record_found(SINK, [refusal()]) == FoundCounts(changed=1, refused=1)
     assert (row(ledger).state, row(ledger).code, row(ledger).scene) == ("refused", "no-pan", None)
+    unread = refusal(reason="https://h/a.json?sig=SECRET: no PAN asset")
+    assert ledger.record_found(SINK, [unread]) == FoundCounts(changed=1, refused=1)
+    assert ledger.record_found(SINK, [unread]) == FoundCounts(known=1, refused=1)
 
 
 def test_a_published_scene_is_not_withdrawn_by_a_refusal(ledger: Ledger) -> None:
@@ -418,10 +422,11 @@ def test_a_scene_goes_all_the_way_and_tells_its_story(ledger: Ledger, clock: Clo
 
 
 def test_what_was_confirmed_stays_counted(ledger: Ledger, clock: Clock) -> None:
-    ledger.record_found(SINK, [work("a"), work("b")])
+    ledger.record_found(SINK, [work("a"), work("b"), work("made before")])
     ledger.record_found("elsewhere", [work("a")])
     for item_id in "ab":
         confirm(ledger, item_id)
+    assert ledger.take_over([key("made before")]) == 1
     assert ledger.confirmations(SINK) == (0, 0), "an event with a lower id may still be on its way"
     clock.wait(60)
     first, last = ledger.confirmations(SINK)
@@ -1040,7 +1045,7 @@ def test_version_1_ledger_is_upgraded_and_equals_a_fresh_one(url: str) -> None:
         assert [r.key.item_id for r in ledger.rows()] == ["a"]
         ledger.note_look(SINK, "https://key@stac.example.org/?token=hidden", datetime.now(UTC), "1 published")
         assert ledger.last_look(SINK, "https://key@stac.example.org/?token=hidden") is not None
-        assert ledger.last_look("elsewhere", "x") is None
+        assert ledger.last_look("elsewhere", "https://key@stac.example.org/?token=hidden") is None
     with engine.connect() as connection:
         assert connection.execute(sa.text("SELECT max(version) FROM ledger_version")).scalar_one() == SCHEMA_VERSION
         assert compare_metadata(MigrationContext.configure(connection), METADATA) == []
