@@ -57,6 +57,7 @@ PUBLIC = Access()
         "http://[::ffff:10.0.0.1]/a.tif",
         "http://2130706433/a.tif",
         "http://0x7f000001/a.tif",
+        "http://[::ffff:100.64.0.1]/a.tif",
         "http://0/a.tif",
         "http:///a.tif",
         "http://%31%32%37.0.0.1/a.tif",
@@ -105,6 +106,8 @@ def test_the_host_of_the_source_is_trusted_and_no_other() -> None:
 def test_local_files_of_local_catalogs_and_declared_roots(tmp_path: Path) -> None:
     assert PUBLIC.trusting("/data/catalog").fault("/elsewhere/a.tif") is None
     assert PUBLIC.trusting("http://127.0.0.1:8000").fault("file:///elsewhere/a.tif") is None
+    for href in ("/vsicurl/a.tif", "file:///%76sicurl/a.tif", "<VRTDataset/>", "a\0.tif", "file://server/share/a.tif"):
+        assert PUBLIC.trusting("/data/catalog").fault(href), "nor of a local catalog"
     rules = Access(roots=(str(tmp_path),)).trusting("/data/catalog")
     assert rules.fault(str(tmp_path / "a.tif")) is None
     assert "outside the allowed folders" in (rules.fault(f"{tmp_path}/../a.tif") or "")
@@ -113,16 +116,24 @@ def test_local_files_of_local_catalogs_and_declared_roots(tmp_path: Path) -> Non
 
 
 def test_names_are_looked_up_when_reading(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A public name with a private address gets past discovery, not past the reader."""
+    """A public name with a private address gets past discovery, not past the reader, nor by way of another host."""
     import pancrafter.access as module
 
-    def answer(host: str, *_: object, **__: object) -> list[Any]:
-        return [(2, 1, 6, "", ("10.0.0.7", 0))] if host == "evil.example.com" else []
+    look_up = module.socket.getaddrinfo
+
+    def answer(host: str, *others: Any, **named: Any) -> list[Any]:
+        evil = host == "evil.example.com"
+        return [(2, 1, 6, "", ("10.0.0.7", 0))] if evil else look_up(host, *others, **named)
 
     monkeypatch.setattr(module.socket, "getaddrinfo", answer)
     assert PUBLIC.fault("https://evil.example.com/a.tif") is None
     with pytest.raises(InvalidSceneError, match=r"private address 10\.0\.0\.7"):
         Reader(PUBLIC).open("https://evil.example.com/a.tif")
+    with _redirecting("http://evil.example.com") as (near, _):
+        with pytest.raises(InvalidSceneError, match=r"redirects to evil\.example\.com: .*private address 10\.0\.0\.7"):
+            Reader(PUBLIC.trusting(near)).open(f"{near}/a.tif")
+        with pytest.raises(SourceError, match=r"private address 10\.0\.0\.7"):
+            list(discover(f"{near}/catalog.json", contracts=load_contracts()))
 
 
 # --- discovery --------------------------------------------------------------------------------------------------------
@@ -539,9 +550,10 @@ def test_headers_are_not_shown_to_the_host_of_a_redirect(tmp_path: Path, *, allo
     secret.write_text('{"X-Key": "one"}')
     profile = HostProfile(match=("http://127.0.0.1",), kind="headers", headers_file=str(secret))
     with _redirecting("http://127.0.0.1:9") as (other, seen), _redirecting(other) as (first, asked):
+        reader = Reader(Access(profiles=(profile,), allow_private=allow_private).trusting(first))
         with pytest.raises(TransientReadError, match=r"127\.0\.0\.1:9/a\.tif cannot be read: ConnectionError"):
-            Reader(Access(profiles=(profile,), allow_private=allow_private).trusting(first)).open(f"{first}/a.tif")
-        assert (asked, seen) == (["/a.tif one"], ["/a.tif -"])
+            reader.open(f"{first}/a.tif?sig=SECRET")
+        assert (asked, seen) == (["/a.tif?sig=SECRET one"], ["/a.tif?sig=SECRET -"])
 
 
 def test_headers_are_not_shown_to_a_host_that_only_looks_like_theirs(tmp_path: Path) -> None:

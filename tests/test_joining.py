@@ -97,6 +97,12 @@ def test_a_joined_scene_costs_its_reader_what_any_of_its_items_does(shared_data:
     assert scene.properties["platform"] == pan["properties"]["platform"]
 
 
+def test_a_joined_scene_with_a_file_that_must_not_be_read_is_refused(shared_data: Path, tmp_path: Path) -> None:
+    pan, ms = halves(shared_data)
+    ms["assets"]["B2"]["href"] = "http://169.254.169.254/b.tif"
+    assert found(write_catalog(tmp_path, [ms, pan])) == ([], {ms["id"]: "joined", pan["id"]: "forbidden_href"})
+
+
 def test_the_published_pair_of_different_scenes_is_not_joined(shared_data: Path, tmp_path: Path) -> None:
     items = [real(shared_data, f"cbers-ams-kepler/ref_CBERS_4_PAN{size}M*.json") for size in (5, 10)]
     scenes, refused = found(write_catalog(tmp_path, items))
