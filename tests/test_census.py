@@ -19,9 +19,10 @@ from pancrafter import runs, steps, summary
 from pancrafter.census import Census, command, take_census
 from pancrafter.ledger import open_ledger
 from pancrafter.processes import is_gone, lease_owner
+from pancrafter.publish import StaticSink
 from pancrafter.settings import Settings
 from pancrafter.states import SceneKey, State
-from pancrafter.sweep import sweep
+from pancrafter.sweep import find_leftovers, sweep
 
 
 @pytest.fixture(scope="module")
@@ -260,6 +261,19 @@ def test_sweep_frees_dead_workers_and_removes_only_what_nobody_holds(settings: S
     runs.run(settings, silent)
     assert take_census(settings).clean
     assert sweep(settings).removed == ()
+
+
+def test_staged_pixels_of_a_held_scene_and_those_that_are_to_be_kept_are_no_leftovers(settings: Settings) -> None:
+    store = steps.store_name(_item_folder(settings, "day-2").name, settings.sink)
+    (Path(settings.state_dir) / "staged" / store).mkdir(parents=True)
+    sink = StaticSink(settings.sink)
+    with open_ledger(settings) as ledger:
+        assert [found.name for found in find_leftovers(settings, ledger, sink)] == [store]
+        assert not list(find_leftovers(settings.model_copy(update={"keep_staged": True}), ledger, sink))
+        with sqlite3.connect(Path(settings.state_dir) / "ledger.db") as connection:
+            connection.execute("UPDATE scene SET state = 'held' WHERE item_id = 'day-2'")
+        connection.close()
+        assert not list(find_leftovers(settings, ledger, sink))
 
 
 def test_scene_that_kills_its_worker_is_given_up(settings: Settings) -> None:
