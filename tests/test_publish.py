@@ -256,7 +256,8 @@ def test_a_version_between_that_was_never_confirmed_is_superseded(
     sink = StaticSink(str(tmp_path))
     put(sink, assets, "S1-a")
     put(sink, other_assets, "S1-b", supersedes="S1-a")
-    assert put(sink, other_assets, "S1-c", supersedes="S1-a").superseded == ("S1-b",)
+    later = {"now": datetime(2090, 1, 1, tzinfo=UTC)}
+    assert put(sink, other_assets, "S1-c", supersedes="S1-a", made=later).superseded == ("S1-b",)
     assert [found["id"] for found in sink.items() if not found["properties"].get("deprecated")] == ["S1-c"]
 
 
@@ -486,6 +487,20 @@ def test_files_that_changed_or_are_no_cog_are_refused(tmp_path: Path) -> None:
     assert seen_by_reader(tmp_path / "out") == []
 
 
+def test_a_file_that_arrives_spoilt_is_not_published(
+    tmp_path: Path, assets: tuple[AssetFile, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sink = StaticSink(str(tmp_path))
+
+    def spoil(source: Path, name: str, media_type: str) -> None:
+        sink.store.write(name, source.read_bytes()[:-1] + b"x", media_type)
+
+    monkeypatch.setattr(sink.store, "put", spoil)
+    with pytest.raises(SinkError, match="checksum is 1220"):
+        put(sink, assets)
+    assert sink.document(NAME, "S1-sharp") is None
+
+
 def test_an_invalid_item_is_refused(tmp_path: Path, assets: tuple[AssetFile, ...]) -> None:
     made = item(assets)
     made.properties["proj:shape"] = "big"
@@ -707,7 +722,9 @@ def test_no_link_leads_to_a_withdrawn_version(
     assert older["properties"]["deprecated"]
     assert "S1-b" not in json.dumps(older["links"])
     assert put(sink, other_assets, "S1-c", supersedes="S1-a").superseded == ("S1-a",)
-    assert successor_of(sink.item(NAME, "S1-a")) == "S1-c"
+    put(sink, assets, "S1-d", supersedes="S1-c")
+    sink.withdraw(NAME, "S1-d")
+    assert [successor_of(sink.item(NAME, name)) for name in ("S1-a", "S1-c")] == ["S1-c", None]
 
 
 def test_item_that_moves_to_another_day_is_linked_once(
