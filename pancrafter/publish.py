@@ -271,12 +271,10 @@ class StaticSink:
                     yield found
 
     def find_by_source(self, collection_id: str, source_item_id: str) -> list[Json]:
-        """Item documents made from a source item, newest first; deprecated ones are among them, after the others."""
+        """Item documents made from a source item; deprecated ones are among them."""
         links = self._item_links(collection_id)
         ids = [linked_id(link) for link in links if link.get(SOURCE_FIELD) == source_item_id]
-        found = [document for one in ids if (document := self.document(collection_id, one)) is not None]
-        newest_first = sorted(found, key=lambda document: str(document["properties"]["created"]), reverse=True)
-        return sorted(newest_first, key=lambda document: bool(document["properties"].get("deprecated")))
+        return [document for one in ids if (document := self.document(collection_id, one)) is not None]
 
     def orphans(self, collection_id: str, planned: Collection[str] = ()) -> tuple[str, ...]:
         """Files of the collection that no item refers to: leftovers of dead attempts and replaced assets.

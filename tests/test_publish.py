@@ -202,7 +202,7 @@ def test_superseding(tmp_path: Path, assets: tuple[AssetFile, ...], other_assets
     before = tree(tmp_path)
     assert not put(sink, other_assets, "S1-b", supersedes="S1-a", made=newer).changed
     assert tree(tmp_path) == before
-    newest, old = sink.find_by_source(NAME, "S1")
+    old, newest = sink.find_by_source(NAME, "S1")
     assert (newest["id"], old["id"]) == ("S1-b", "S1-a")
     assert old["properties"]["deprecated"] is True
     hrefs = {link["rel"]: link["href"] for link in old["links"]}
@@ -540,7 +540,7 @@ def test_on_s3(assets: tuple[AssetFile, ...], other_assets: tuple[AssetFile, ...
     again = StaticSink("s3://bucket/out")
     assert not put(again, assets).changed
     put(again, other_assets, "S1-b", supersedes="S1-sharp", made={"recipe": recipe(weights="better")})
-    assert [found["id"] for found in sink.find_by_source(NAME, "S1")] == ["S1-b", "S1-sharp"]
+    assert [found["id"] for found in sink.find_by_source(NAME, "S1")] == ["S1-sharp", "S1-b"]
     assert sink.orphans(NAME) == ()
     sizes = sink.store.sizes("")
     assert published.assets["sharpened"].removeprefix("s3://bucket/out/") in sizes
