@@ -149,6 +149,8 @@ def test_platform_missing_falls_back_to_declared_hints() -> None:
         ("CBERS_4A_WPM_20260702_198_142_L4", "cbers-4a-wpm", ["BAND0", "BAND1", "BAND2", "BAND3", "BAND4"]),
         ("K3A_20210113132915_32047_00039626_L1G", "kompsat-3", ["PAN", "MS1", "MS2", "MS3", "MS4"]),
         ("PNEO4_20211115135830_ORTHO", "pleiades-neo", ["PAN", "MS-FS"]),
+        ("SV1-01_20180107_L2A0000347100_1109170063301_01", "superview-1", ["PAN", "MUX"]),
+        ("WV04_20180825_110100001A2B3C00", "worldview-4", ["pan_analytic", "ms_analytic"]),
     ],
 )
 def test_producers_ids_stand_in_for_a_platform(item_id: str, sensor: str, keys: list[str]) -> None:
