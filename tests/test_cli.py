@@ -694,7 +694,8 @@ def test_catalog_add_makes_an_item_that_check_accepts(pair: tuple[Path, Path], t
     assert (verdict["verdict"], verdict["sensor"], verdict["bands"]) == (
         "eligible", "geoeye-1", ["blue", "green", "red", "nir"],
     )  # fmt: skip
-    assert verdict["pan"] == {"key": "pan", "href": str(catalog / "geoeye-1/S1/GE01_pan.tif"), "band": 1}
+    place = {"key": "pan", "href": str(catalog / "geoeye-1/S1/GE01_pan.tif"), "band": 1}
+    assert verdict["pan"] == place | {"assumed": False, "nodata": None, "scale": None, "offset": None}
     assert [asset["band"] for asset in verdict["ms"]] == [1, 2, 3, 4]
 
 

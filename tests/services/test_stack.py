@@ -86,7 +86,7 @@ def test_deployment_runs_on_the_worker(urls: dict[str, str], outcomes: list[step
     done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=400, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     log = (Path(urls["PANCRAFTER_STATE_DIR"]).parent / "prefect-worker.log").read_text()
-    assert "0 new, 2 known, 0 refused, 0 to do" in log
+    assert "0 new, 0 changed, 2 known, 0 refused, 0 to do" in log
 
 
 def test_one_step_at_a_time_gets_the_device(urls: dict[str, str]) -> None:

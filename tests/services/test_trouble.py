@@ -266,6 +266,7 @@ def test_full_disk_of_a_server_stops_with_advice_and_loses_nothing(archive: Path
             ledger_url=urls["PANCRAFTER_LEDGER_URL"],
             block_px=128,
             workers=0,
+            lease_s=10,  # the full disk may also keep the scene from being given back
         )
         filler = fill(disk)
         with pytest.raises(PancrafterError, match=r"ledger postgresql.*check .*free space"):
