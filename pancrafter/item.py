@@ -554,12 +554,12 @@ def _bitfield(reason: Reason) -> dict[str, Any]:
 
 
 def json_number(value: float) -> float | int | str:
-    """JSON has no NaN or infinity; STAC spells them as strings."""
+    """JSON has no NaN or infinity; STAC spells them as strings. Readers take integers of 64 bits at most."""
     if math.isnan(value):
         return "nan"
     if math.isinf(value):
         return "inf" if value > 0 else "-inf"
-    return int(value) if float(value).is_integer() else value
+    return int(value) if float(value).is_integer() and abs(value) < 2**63 else value
 
 
 def extensions_used(item: pystac.Item) -> list[str]:

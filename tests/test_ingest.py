@@ -186,6 +186,14 @@ def test_nodata_scale_and_offset_are_carried_together_or_per_band(catalog: Path,
     assert "nodata" not in items(catalog)["scene_pan"].assets["pan"].extra_fields
 
 
+def test_nodata_beyond_64_bits_is_not_written_as_an_integer(catalog: Path, tmp_path: Path) -> None:
+    lowest = float(np.finfo(np.float32).min)
+    pan = write(tmp_path / "in" / "p1.tif", step=0.5, dtype="float32", nodata=lowest)
+    ms = write(tmp_path / "in" / "m1.tif", count=8, size=8, step=2.0, dtype="float32")
+    text = Path(add_pair(catalog, "worldview-3", pan, [ms]).item_path).read_text()
+    assert f'"nodata": {lowest!r}' in text
+
+
 def test_nodata_that_is_not_a_number_stays_valid(catalog: Path, tmp_path: Path) -> None:
     pan = write(tmp_path / "in" / "p1.tif", step=0.5, dtype="float32", nodata=float("nan"))
     ms = write(tmp_path / "in" / "m1.tif", count=8, size=8, step=2.0, dtype="float32")
