@@ -262,6 +262,7 @@ def sharpen_pair(
         ContractError: There is no such sensor.
         SinkError: ``out`` exists already, or cannot be written.
         WeightsError: The weights cannot be used.
+        BandCountError: They take another number of bands.
         MemoryBudgetError: ``memory_bytes`` does not hold one window.
     """
     started = time.perf_counter()

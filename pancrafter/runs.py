@@ -41,7 +41,7 @@ def run(settings: Settings, report: Report, *, since: datetime | None = None) ->
 
     Raises:
         RunStoppedError: Nothing else could work either (sink, weights); what was finished before is in it.
-        PancrafterError: An error of kind ``system`` before the first scene (source, sink, ledger).
+        PancrafterError: An error before the first scene (source, sink, ledger).
     """
     started = since or datetime.now(UTC)
     with open_ledger(settings) as ledger:

@@ -165,7 +165,7 @@ class Standing(NamedTuple):
     supersedes: str | None
     claimable: bool
     in_vain: bool
-    """Its last try ended for want of credentials; of such tries there is no end."""
+    """Its last try ended for want of credentials or of weights that suit it; of such tries there is no end."""
     lease_owner: str | None
     lease_expires: datetime | None
     fence: int
