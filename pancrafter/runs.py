@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from pancrafter.discovery import Discovery, discover, work_of
-from pancrafter.errors import LeaseLostError, PancrafterError
+from pancrafter.errors import BandCountError, LeaseLostError, PancrafterError
 from pancrafter.ledger import Ledger, open_ledger
 from pancrafter.model.names import weights_sha256
 from pancrafter.models import Product
@@ -179,7 +179,7 @@ def plan_remake(model: str, settings: Settings) -> RemakePlan:
     """Which products of a model the settings' weights would replace; nothing is read or changed.
 
     Raises:
-        WeightsError: The new weights do not exist.
+        WeightsError: The new weights do not exist, or cannot be used for scenes.
     """
     from pancrafter.models import products_of
     from pancrafter.publish import StaticSink
@@ -207,8 +207,14 @@ def _obstacle(
     row: LedgerRow, scene: Scene, settings: Settings, contracts: Mapping[str, SensorContract], now: datetime
 ) -> str | None:
     """Why a scene cannot be made again now, and what to do about it; None if it can."""
+    from pancrafter.engine import check_for_scenes
+
     if scene.sensor not in contracts:
         return f"no contract for {scene.sensor}; give --contracts-dir of the run that made it"
+    try:
+        check_for_scenes(settings.weights, weights_sha256(settings.weights), len(scene.bands))
+    except BandCountError as error:
+        return str(error)
     verdict = verdict_on(row, work_of(scene, settings, contracts), now=now, published=True)
     if verdict in TO_DO:
         return None

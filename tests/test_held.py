@@ -9,7 +9,7 @@ from typing import Any
 
 import pystac
 import pytest
-from networks import random_checkpoint
+from networks import random_checkpoint, random_network
 from small_archive import add_scene, settings_in, silent
 from typer.testing import CliRunner
 
@@ -164,6 +164,11 @@ def test_product_links_its_model_and_is_made_again_with_another(source: Path) ->
     )
     assert [product["item_id"] for product in planned["products"]] == [old]
     assert list(items_of(settings)) == [old]
+    unfit = source / "three.safetensors"
+    save_checkpoint(unfit, random_network(bands=3, attention="none"), {})
+    misfit = runs.plan_remake("open-compact", settings.model_copy(update={"weights": str(unfit)}))
+    assert not misfit.products, "each would wait for other weights, confirmed no more"
+    assert "take 3 bands at once, the scene has 4" in misfit.left[0][1]
     remade = settings.model_copy(update={"weights": str(other)})
     said: list[str] = []
     plan = runs.plan_remake("open-compact", remade)
