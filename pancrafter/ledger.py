@@ -227,7 +227,8 @@ class Ledger:
         """Enter what a discovery saw, and make eligible what is new or changed.
 
         A new fingerprint or recipe makes a finished (confirmed, held, dead) scene eligible again, as a superseding
-        version. What was refused with the same fingerprint stays refused. A scene in work is left alone.
+        version. What was refused with the same fingerprint stays refused. A scene in work is left alone. Of others that
+        are not finished, what the item says beside that (its bands, nodata, scale) is kept as it was seen last.
         ``found`` may be a generator over any number of items: it is taken in batches, each its own transaction.
         """
         total = FoundCounts()
@@ -238,6 +239,7 @@ class Ledger:
     def _record_batch(self, sink: str, batch: Mapping[tuple[str, str], Work | Refusal]) -> FoundCounts:
         counts = dict.fromkeys(FoundCounts.model_fields, 0)
         counts["refused"] = sum(isinstance(entry, Refusal) for entry in batch.values())
+        unfinished: dict[int, Any] = {}
         with self._transaction(write=True) as connection:
             now = self._now(connection)
             known = _lookup(connection, sink, batch, _COMPARED, lock=True)
@@ -250,6 +252,11 @@ class Ledger:
                 counts[verdict] += 1
                 if verdict == "changed":
                     self._apply_change(connection, row, batch[key], now)
+                elif isinstance(batch[key], Work) and State(row["state"]) in {State.ELIGIBLE, State.DEAD}:
+                    unfinished[row["id"]] = columns_of(batch[key])["scene"]
+            for row in self._select(connection, [SCENE.c.id.in_(unfinished)]) if unfinished else ():
+                if row["scene"] != unfinished[row["id"]]:
+                    self._update(connection, row, now, scene=unfinished[row["id"]])
         return FoundCounts(**counts)
 
     def _insert_new(self, connection: Connection, sink: str, entries: Sequence[Work | Refusal], now: datetime) -> int:

@@ -264,6 +264,24 @@ def test_a_changed_source_or_recipe_supersedes_what_was_confirmed(ledger: Ledger
     assert "will supersede a-f1-r1" in ledger.why(key())[-1].message
 
 
+@pytest.mark.parametrize("fails", [False, True])
+def test_what_the_item_says_now_counts_for_what_is_not_finished(ledger: Ledger, *, fails: bool) -> None:
+    found = {name: work(name) for name in ("a", "done")}
+    ledger.record_found(SINK, found.values())
+    confirm(ledger, "done")
+    if fails:
+        ledger.fail(claim(ledger), InvalidSceneError("65535 is no DN"))
+    before = {name: row(ledger, name) for name in found}
+    ms = (AssetRef(key="ms", href="https://h/ms.tif", nodata=65535),)
+    told = {
+        name: one.model_copy(update={"scene": one.scene.model_copy(update={"ms": ms})}) for name, one in found.items()
+    }
+    assert ledger.record_found(SINK, told.values()) == FoundCounts(known=2)
+    after = row(ledger)
+    assert after == before["a"].model_copy(update={"scene": told["a"].scene, "updated": after.updated})
+    assert row(ledger, "done") == before["done"]
+
+
 def test_a_change_before_work_began_keeps_what_it_supersedes(ledger: Ledger) -> None:
     ledger.record_found(SINK, [work()])
     confirm(ledger)
