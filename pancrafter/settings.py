@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from datetime import UTC, date, datetime, time
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -21,11 +22,12 @@ from pancrafter.types import Bbox, Record
 Moment = Annotated[datetime, AfterValidator(lambda moment: moment if moment.tzinfo else moment.replace(tzinfo=UTC))]
 """A time without zone is UTC."""
 
+_DATE_ONLY = re.compile(r"\d{4}-\d{2}-\d{2}")
+
 
 def _end_of_date(given: Any) -> Any:  # Any: whatever a person gave
-    if isinstance(given, str) and len(given) == len("2025-05-31"):
-        return datetime.combine(date.fromisoformat(given), time.max)
-    return given
+    day = date.fromisoformat(given) if isinstance(given, str) and _DATE_ONLY.fullmatch(given) else given
+    return datetime.combine(day, time.max) if isinstance(day, date) and not isinstance(day, datetime) else given
 
 
 LastMoment = Annotated[Moment, BeforeValidator(_end_of_date)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -95,8 +95,9 @@ def test_a_period_ends_with_its_last_day_and_not_before_it_begins(model: type[Se
         datetime(2025, 5, 31, tzinfo=UTC),
         datetime(2025, 5, 31, 23, 59, 59, 999_999, UTC),
     )
-    exact = model.model_validate({"until": "2025-05-31T00:00:00Z"})
-    assert exact.until == datetime(2025, 5, 31, tzinfo=UTC)
+    assert model.model_validate({"until": date(2025, 5, 31)}).until == day.until
+    for exact in ("2025-05-31T00:00:00Z", datetime(2025, 5, 31, tzinfo=UTC), "1748649600"):
+        assert model.model_validate({"until": exact}).until == datetime(2025, 5, 31, tzinfo=UTC)
     with pytest.raises(ValidationError, match=r"\(2025-06-01 .* after it ends \(2025-05-31 .*; exchange the two"):
         model.model_validate({"since": "2025-06-01", "until": "2025-05-31"})
 
