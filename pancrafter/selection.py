@@ -49,7 +49,8 @@ class Selection(BaseModel):
         """The settings of a run over this selection; what it leaves open stays as the settings have it.
 
         Raises:
-            SelectionError: A file of the selection is of no use, or nothing was made with the weights.
+            SelectionError: A file of the selection is of no use, nothing was made with the weights, or the period ends
+                before that of the settings begins.
         """
         chosen = {
             name: value
@@ -60,7 +61,12 @@ class Selection(BaseModel):
         ids += [set(made_by(settings.sink, self.made_with))] if self.made_with else []
         if ids:
             chosen["ids"] = tuple(sorted(set.intersection(*ids)))
-        return Settings(**dict(settings)).model_copy(update=chosen)
+        applied = Settings(**dict(settings)).model_copy(update=chosen)
+        try:
+            require_order(applied.since, applied.until)
+        except ValueError as err:
+            raise SelectionError(f"with what the settings say, {err}, or give both") from err
+        return applied
 
 
 @dataclass(frozen=True)

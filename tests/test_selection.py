@@ -102,6 +102,12 @@ def test_a_period_ends_with_its_last_day_and_not_before_it_begins(model: type[Se
         model.model_validate({"since": "2025-06-01", "until": "2025-05-31"})
 
 
+def test_a_selection_and_settings_that_leave_no_period_are_refused() -> None:
+    settings = Settings.model_validate({"since": "2025-05-01"})
+    with pytest.raises(SelectionError, match=r"begins \(2025-05-01 .* ends \(2025-04-30 .*give both"):
+        Selection.model_validate({"until": "2025-04-30"}).applied_to(settings)
+
+
 def test_an_open_period_ends_now_wherever_the_machine_stands(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TZ", "America/Anchorage")
     time.tzset()
