@@ -20,7 +20,7 @@ from pancrafter.access import without_secrets
 from pancrafter.errors import LedgerError
 from pancrafter.types import Json
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 """Version of the tables below; each step from one to the next is a migration in ``pancrafter/migrations``."""
 
 BUSY_TIMEOUT_S = 60
