@@ -88,8 +88,8 @@ def sharpen(
         measured pixels are then at least 1. Bands lie in the order of MS; their scale, offset and ``long_name`` (band
         descriptions) are those of MS too, or the texts in its coordinate.
         Computing a chunk raises InvalidSceneError where pixels are no whole DN from 0 to 65535, more than a few lie
-        above the ceiling of the sensor's contract, or none is valid in PAN and MS at once; DeviceError where a worker
-        lacks the device.
+        above the ceiling of the sensor's contract or above 255 though stored as bytes, or none is valid in PAN and MS
+        at once; DeviceError where a worker lacks the device.
 
     Raises:
         GridMismatchError: An input has no georeference or is not north up, or the two do not lie on one another.
@@ -437,13 +437,13 @@ def _describe(scene: _LazyScene, request: _Request) -> _Known:
     device = resolve_device(request.device)  # of this worker; before the scene is read for nothing
     pan, ms = _histograms(scene)
     names = tuple(band.name for band in scene.contract.bands)
+    limit = min(scene.contract.dn_max, int(np.iinfo(scene.dtype).max))
     for channel, histogram in zip(("PAN", *names), (pan, *ms), strict=True):
-        check_dn(histogram, scene.contract.dn_max, channel=channel, sensor=scene.contract.name)
+        check_dn(histogram, limit, channel=channel, sensor=scene.contract.name)
     if not any(_common_area(scene, window).any() for window in cut_windows(scene.pan_shape_yx, scene.block_px)):
         raise InvalidSceneError(NO_COMMON_AREA)
     gain = float(np.mean([band.mtf for band in scene.contract.bands]))
     measured = measure_bands(scene, scene.grid, gain=gain, scheduler=_INSIDE_A_TASK)
-    limit = min(scene.contract.dn_max, int(np.iinfo(scene.dtype).max))
     staged = StagedScene(
         scene=_placeholder(names, scene.contract.name),
         store_uri="",

@@ -268,6 +268,10 @@ def test_bytes_that_xarray_decoded_stay_bytes(pair: tuple[Path, Path]) -> None:
     assert pancrafter.sharpen(*images).dtype == np.uint8
     widened = [image.copy(data=image.data.astype(np.uint16)) for image in images]  # which keeps the note
     assert pancrafter.sharpen(*widened).dtype == np.uint16
+    brighter = [image.copy(data=image.data * 8) for image in images]
+    for sensor in (None, "worldview-3"):
+        with pytest.raises(InvalidSceneError, match=r"PAN holds DN up to \d+ .* expected at most 255"):
+            pancrafter.sharpen(*brighter, sensor=sensor).compute(scheduler="synchronous")
 
 
 @pytest.mark.parametrize("holes_in", ["pan", "ms"])
