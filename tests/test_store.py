@@ -186,8 +186,9 @@ def test_recipe_decides_whether_blocks_are_kept(store: SceneStore, uri: str) -> 
     assert SceneStore.open(uri).staged == record(uri)
 
 
+@pytest.mark.parametrize("then", ["first", "second"])
 def test_crash_while_changing_recipe_starts_that_recipe_anew(
-    store: SceneStore, uri: str, monkeypatch: pytest.MonkeyPatch
+    store: SceneStore, uri: str, then: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Arrays of a half-made change belong to no recipe, so neither recipe keeps them."""
     store.begin_sharpening("first")
@@ -202,7 +203,7 @@ def test_crash_while_changing_recipe_starts_that_recipe_anew(
         with pytest.raises(KeyboardInterrupt):
             store.begin_sharpening("second")
     crashed = SceneStore.open(uri, "r+")
-    crashed.begin_sharpening("first")
+    crashed.begin_sharpening(then)
     assert crashed.done_count == 0
 
 
