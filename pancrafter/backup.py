@@ -122,7 +122,10 @@ def bring_back(settings: Settings, place: str) -> Copied:
             recognise(opened, sink, settings)
             said += _of_another_sink(opened, settings)
             enter_withdrawals(opened, sink, settings, linked_items(sink))
-    sent = None if settings.catalog_url is None else StacApi(settings.catalog_url, settings.access).send_all(sink)
+    sent = None
+    if settings.catalog_url is not None:
+        with closing(StacApi(settings.catalog_url, settings.access)) as api:
+            sent = api.send_all(sink)
     return Copied(copied=copied, kept=kept, ledger=said, sent=sent)
 
 

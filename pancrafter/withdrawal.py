@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing, nullcontext
 from typing import TYPE_CHECKING
 
 from pancrafter.discovery import output_collection_id
@@ -43,7 +44,6 @@ def withdraw(key: SceneKey, reason: str, settings: Settings, ledger: Ledger) -> 
     if item_ids and row is not None:
         ledger.mark_refused(key, WITHDRAWN, reason, withdrawn=True)
     collection, feed = output_collection_id(key.collection), ChangeFeed(sink.store)
-    api = None if settings.catalog_url is None else StacApi(settings.catalog_url, settings.access)
 
     def tell(item: Json) -> None:
         if api is not None:
@@ -52,10 +52,12 @@ def withdraw(key: SceneKey, reason: str, settings: Settings, ledger: Ledger) -> 
                     api.send(sink, collection, older["id"])
         feed.announce("withdrawn", item, reason=reason, returned=True)
 
-    for item_id in item_ids:
-        if api is not None:
-            api.delete(collection, item_id)
-        sink.withdraw(collection, item_id, announce=tell)
+    url = settings.catalog_url
+    with nullcontext() if url is None else closing(StacApi(url, settings.access)) as api:
+        for item_id in item_ids:
+            if api is not None:
+                api.delete(collection, item_id)
+            sink.withdraw(collection, item_id, announce=tell)
     return item_ids
 
 

@@ -20,6 +20,7 @@ from small_archive import add_scene, classical_in
 
 from pancrafter import catalog_reading, runs, withdrawal
 from pancrafter.access import Access
+from pancrafter.backup import back_up, bring_back
 from pancrafter.census import take_census
 from pancrafter.errors import PancrafterError
 from pancrafter.ledger import open_ledger
@@ -104,6 +105,18 @@ def settings(tmp_path: Path, server: CatalogServer) -> Settings:
     return classical_in(tmp_path, catalog_url=server.url)
 
 
+@contextlib.contextmanager
+def no_connection_left(server: CatalogServer) -> Iterator[None]:
+    """What the block opens it also ends: Python would when it looks for cycles, maybe a hundred scenes later."""
+    gc.disable()
+    try:
+        yield
+        left = [one for one in psutil.Process().net_connections() if one.raddr and one.raddr.port == server.server_port]
+    finally:
+        gc.enable()
+    assert left == []
+
+
 @pytest.mark.parametrize(
     ("status", "state", "words"),
     [
@@ -142,16 +155,22 @@ def test_an_item_that_is_there_already_is_updated(settings: Settings, server: Ca
     with open_ledger(settings) as ledger:
         (row,) = ledger.rows(sink=settings.sink)
         ledger.redrive([row.key], states=list(State))
-    gc.disable()  # Python ends connections when it looks for cycles, which may be a hundred scenes later
-    try:
+    with no_connection_left(server):
         (outcome,) = runs.run(settings, lambda _: None)
-        left = [one for one in psutil.Process().net_connections() if one.raddr and one.raddr.port == server.server_port]
-    finally:
-        gc.enable()
     assert not outcome.failed
-    assert left == []
     assert server.documents[place]["properties"]["title"] != "from an attempt that died"
     assert take_census(settings, checksums=True).clean
+
+
+def test_a_restore_fills_the_api_and_leaves_no_connection(settings: Settings, server: CatalogServer) -> None:
+    runs.run(settings, lambda _: None)
+    back_up(settings, f"{settings.sink}-backup")
+    sent = dict(server.documents)
+    server.documents.clear()
+    elsewhere = settings.model_copy(update={"state_dir": f"{settings.state_dir}-new"})
+    with no_connection_left(server):
+        assert bring_back(elsewhere, f"{settings.sink}-backup").sent == 1
+    assert server.documents == sent
 
 
 def test_a_source_that_does_not_answer_in_time_ends_the_run_with_its_name(
@@ -203,7 +222,7 @@ def test_the_servers_older_version_does_not_lead_to_a_withdrawn_one(settings: Se
     for title in ("title: ", "title: New "):
         contract.write_text(contract.read_text().replace("title: ", title, 1))
         runs.run(settings, lambda _: None)
-    with open_ledger(settings) as ledger:
+    with open_ledger(settings) as ledger, no_connection_left(server):
         (row,) = ledger.rows()
         (withdrawn,) = withdrawal.withdraw(row.key, "licence", settings, ledger)
     (older,) = [document for place, document in server.documents.items() if "/items/" in place]
