@@ -34,6 +34,9 @@ from pancrafter.states import State as SceneState
 from pancrafter.steps import Outcome
 from pancrafter.summary import verdict_line
 
+MOST_LOOKBACK_DAYS = 36_500
+"""A century: longer ago nothing was acquired."""
+
 Outcomes = list[Outcome] | State[Any]
 """What became of every scene, as the state of the run: its message is the summary."""
 
@@ -44,7 +47,7 @@ NIGHTLY_PRIORITY = 10
 @flow(name="nightly", flow_run_name="nightly {settings.source}", **HOOKS)
 def nightly(
     settings: SettingsParameter,
-    lookback_days: Annotated[int, Field(ge=0)] | None = None,
+    lookback_days: Annotated[int, Field(ge=0, le=MOST_LOOKBACK_DAYS)] | None = None,
     notify: str | None = None,  # noqa: ARG001 - read by the hooks
 ) -> Outcomes:
     """Sharpen everything new in the source.

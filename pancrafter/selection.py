@@ -158,7 +158,7 @@ def windows(since: datetime, until: datetime, days: int) -> Iterator[tuple[datet
     """
     end = until
     while end > since:
-        start = max(since, end - timedelta(days=days))
+        start = since if (end - since).days < days else end - timedelta(days=days)
         yield start, end
         end = start
 

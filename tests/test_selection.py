@@ -86,6 +86,7 @@ def test_windows_cover_the_period_newest_first() -> None:
     assert (pieces[0][1], pieces[-1][0]) == (until, since)
     assert all(later[0] == earlier[1] for later, earlier in pairwise(pieces))
     assert all(timedelta() < end - start <= timedelta(days=30) for start, end in pieces)
+    assert list(windows(since, until, 10_000_000)) == [(since, until)], "days before the calendar begins"
 
 
 @pytest.mark.parametrize("model", [Settings, Selection])

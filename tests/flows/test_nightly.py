@@ -446,8 +446,15 @@ def test_the_api_refuses_to_redrive_states_that_do_not_exist() -> None:
         validate({"settings": {}, "states": ["bogus"]}, schema, raise_on_error=True)
 
 
-@pytest.mark.parametrize(("name", "days", "least"), [("nightly", "lookback_days", 0), ("backfill", "window_days", 1)])
-def test_the_api_refuses_windows_that_lie_in_the_future_or_never_end(name: str, days: str, least: int) -> None:
+@pytest.mark.parametrize(
+    ("name", "days", "good", "bad"),
+    [
+        ("nightly", "lookback_days", 0, -1),
+        ("nightly", "lookback_days", 36_500, 10_000_000),
+        ("backfill", "window_days", 1, 0),
+    ],
+)
+def test_the_api_refuses_windows_of_no_calendar_or_without_end(name: str, days: str, good: int, bad: int) -> None:
     from prefect.utilities.callables import parameter_schema
     from prefect.utilities.schema_tools.validation import ValidationError, validate
 
@@ -455,9 +462,9 @@ def test_the_api_refuses_windows_that_lie_in_the_future_or_never_end(name: str, 
 
     schema = parameter_schema(getattr(area, name)).model_dump_for_openapi()
     given = {"settings": {}} | ({"selection": {}} if name == "backfill" else {})
-    validate(given | {days: least}, schema, raise_on_error=True)
-    with pytest.raises(ValidationError, match=f"{least - 1} is (less than the minimum|not valid)"):
-        validate(given | {days: least - 1}, schema, raise_on_error=True)
+    validate(given | {days: good}, schema, raise_on_error=True)
+    with pytest.raises(ValidationError, match=f"{bad} is (less than the minimum|greater than the maximum|not valid)"):
+        validate(given | {days: bad}, schema, raise_on_error=True)
 
 
 @pytest.mark.parametrize(
