@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import io
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+import httpx
 from prefect import get_run_logger
 from prefect.artifacts import (
     create_image_artifact,
@@ -33,9 +35,20 @@ MOST_NAMED = 20
 """Failures in the message of a run, which the webhook sends on."""
 
 
+@contextlib.contextmanager
+def _if_prefect_answers() -> Iterator[None]:
+    """A run does not end for want of a page in Prefect: ledger and report page hold what became of the scenes."""
+    try:
+        yield
+    except httpx.HTTPError as error:
+        text = "not shown in Prefect, whose server did not take it: %s: %s"
+        get_run_logger().warning(text, type(error).__name__, error)
+
+
 class Progress:
     """A progress bar of a run."""
 
+    @_if_prefect_answers()
     def __init__(self, total: int, what: str) -> None:
         self._total = total
         self._done = 0
@@ -46,6 +59,7 @@ class Progress:
             assert isinstance(created, UUID)
             self._id = created
 
+    @_if_prefect_answers()
     def step(self) -> None:
         """One more is done."""
         self._done += 1
@@ -56,6 +70,7 @@ class Progress:
         return f"{self._done} of {self._total} {self._what}"
 
 
+@_if_prefect_answers()
 def leave_artifacts(outcomes: Sequence[Outcome], redrive: str) -> None:
     """The run's table, the failures with the command that gives them another try, and one before/after picture.
 

@@ -22,8 +22,14 @@ from listening import listening
 from prefect import flow
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.sorting import ArtifactSort
+from prefect.context import SyncClientContext
 from prefect.exceptions import FailedRun
-from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.settings import (
+    PREFECT_API_URL,
+    PREFECT_CLIENT_MAX_RETRIES,
+    PREFECT_CLIENT_SERVER_VERSION_CHECK_ENABLED,
+    temporary_settings,
+)
 from prefect.states import Cancelled, Running
 from prefect.testing.utilities import prefect_test_harness
 from small_archive import add_scene, backdate, classical_contracts, classical_in, settings_in, silent
@@ -253,6 +259,29 @@ def test_of_very_many_scenes_the_page_of_a_run_shows_the_first_and_failures_befo
     failures = next(artifact for artifact in newest if artifact.key == "failures")
     assert "`pancrafter redrive c/338`" in str(failures.data)
     assert "`pancrafter redrive 'c/$(id)'`" in str(failures.data), "somebody will paste it"
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_a_run_does_not_end_because_prefect_does_not_take_its_page(caplog: pytest.LogCaptureFixture) -> None:
+    from flows.report import Progress, leave_artifacts
+
+    gone = {
+        PREFECT_API_URL: "http://127.0.0.1:1/api",
+        PREFECT_CLIENT_MAX_RETRIES: 0,
+        PREFECT_CLIENT_SERVER_VERSION_CHECK_ENABLED: False,
+    }
+
+    @flow
+    def night() -> str:
+        progress = Progress(2, "scenes")
+        with temporary_settings(gone), SyncClientContext(httpx_settings={}):  # not the client of before
+            progress.step()
+            Progress(1, "scenes").step()
+            leave_artifacts([Outcome(key="c/1", sensor="", verdict="published")], "pancrafter redrive KEY")
+        return "over"
+
+    assert night() == "over"
+    assert caplog.text.count("not shown in Prefect, whose server did not take it: ConnectError") == 3
 
 
 @pytest.mark.usefixtures("prefect_server")
