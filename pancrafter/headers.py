@@ -193,7 +193,16 @@ def _band_numbers(
         wanted = contract.subset(scene.bands[position] for position, _ in assets)
         if all(named.count(band) == 1 for band in wanted):
             return tuple(named.index(band) + 1 for band in wanted)
-    return tuple(asset.band for _, asset in assets)
+    numbers = tuple(asset.band for _, asset in assets)
+    image = set(dataset.indexes) - (set(alpha_bands(dataset)) - set(numbers))
+    if all(asset.assumed for _, asset in assets) and len(image) > len(numbers):
+        raise InvalidSceneError(
+            f"it has {len(image)} bands, of which neither the item nor the header says which is which; expected "
+            f"{len(numbers)}; name its bands in the item",
+            scene=scene.key,
+            asset=assets[0][1].key,
+        )
+    return numbers
 
 
 def has_mask(flags: Sequence[MaskFlags]) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,10 @@ from rasterio.enums import ColorInterp
 from rasterio.transform import from_origin
 from scipy import ndimage
 
+from pancrafter.access import OPEN_TO_ALL
 from pancrafter.cube import stage_scene
 from pancrafter.errors import GridMismatchError, InvalidSceneError, TransientReadError
+from pancrafter.headers import read_headers
 from pancrafter.reading import fill_invalid
 from pancrafter.resample import degrade
 from pancrafter.sensors import BandSpec, SensorContract
@@ -502,6 +505,29 @@ def test_a_header_that_names_all_bands_decides_where_the_item_names_none(
     scene = scene.model_copy(update={"ms": tuple(ref.model_copy(update={"assumed": assumed}) for ref in scene.ms)})
     staged = stage_scene(scene, contract(), str(tmp_path / "c.zarr"), block_px=64)
     assert np.array_equal(SceneStore.open(staged.store_uri).read_ms(whole((37, 51))), pair.ms[order])
+
+
+@pytest.mark.parametrize("name", ["pan", "ms"])
+@pytest.mark.parametrize("kind", [ColorInterp.undefined, ColorInterp.alpha])
+def test_more_bands_than_expected_are_refused_where_none_is_named(
+    pair: Pair, tmp_path: Path, name: str, kind: ColorInterp
+) -> None:
+    scene = pair.write(tmp_path)
+    with rasterio.open(tmp_path / f"{name}.tif") as dataset:
+        profile, image = dataset.profile, dataset.read()
+    with rasterio.open(tmp_path / f"{name}.tif", "w", **profile | {"count": len(image) + 1}) as dataset:
+        dataset.colorinterp = (*[ColorInterp.gray] * len(image), kind)
+        dataset.write(np.concatenate([image, image[:1]]))
+    unnamed = {"assumed": True}
+    scene = scene.model_copy(
+        update={
+            "pan": scene.pan.model_copy(update=unnamed),
+            "ms": tuple(ref.model_copy(update=unnamed) for ref in scene.ms),
+        }
+    )
+    refused = pytest.raises(InvalidSceneError, match=f"asset {name}: it has .* bands, .* expected {len(image)}; name")
+    with refused if kind == ColorInterp.undefined else nullcontext():
+        read_headers(scene, contract(), OPEN_TO_ALL)
 
 
 def test_complete_store_is_returned_and_others_are_rebuilt(pair: Pair, tmp_path: Path) -> None:
