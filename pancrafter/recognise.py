@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from fnmatch import fnmatchcase
 from functools import lru_cache
+from itertools import zip_longest
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
@@ -443,14 +444,14 @@ def _is_imagery(asset: pystac.Asset) -> bool:
 
 def _raster(key: str, asset: pystac.Asset) -> _Raster:
     fields = asset.extra_fields
-    declared = _dicts(fields.get("bands")) or _dicts(fields.get("eo:bands"))
+    labels = _declared_labels(fields)
     raster_bands = _dicts(fields.get("raster:bands"))
-    count = len(declared) or len(raster_bands) or None
+    count = len(labels) or len(raster_bands) or None
     href = _href(asset)
     return _Raster(
         key=key,
         href=href,
-        labels=tuple(_band_labels(band) for band in declared),
+        labels=labels,
         band_count=count,
         fields=fields,
         words=_words(key, PurePosixPath(urlsplit(href).path).name, asset.title, asset.description),
@@ -467,9 +468,15 @@ def _dicts(value: object) -> list[dict[str, Any]]:
     return [entry for entry in value if isinstance(entry, dict)] if isinstance(value, list) else []
 
 
-def _band_labels(band: Mapping[str, Any]) -> tuple[str, ...]:
-    """Folded common name (either spelling of the extension), then name; empty when the band is anonymous."""
-    names = (band.get("common_name"), band.get("eo:common_name"), band.get("name"))
+def _declared_labels(fields: Mapping[str, Any]) -> tuple[tuple[str, ...], ...]:
+    """What each band goes by in an asset or an item; some have the lists of STAC 1.0 and 1.1, and names in one only."""
+    lists = (_dicts(fields.get(name)) for name in ("bands", "eo:bands"))
+    return tuple(_band_labels(band) for band in zip_longest(*lists, fillvalue={}))
+
+
+def _band_labels(entries: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+    """Folded common names (either spelling of the extension), then names; empty when the band is anonymous."""
+    names = (entry.get(field) for field in ("common_name", "eo:common_name", "name") for entry in entries)
     return tuple(fold(name) for name in names if isinstance(name, str) and fold(name))
 
 

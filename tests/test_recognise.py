@@ -118,6 +118,14 @@ def test_both_band_styles_and_a_four_band_delivery(style: str) -> None:
     assert scene.pan.href == "https://example.com/items/a/pan.tif"
 
 
+@pytest.mark.parametrize("names", [{}, {"name": "x"}])
+def test_bands_of_both_styles_are_named_by_the_one_that_names_them(names: dict[str, str]) -> None:
+    ms = {"bands": [{"data_type": "uint16", **names}] * 4, **_bands("red", "green", "blue", "nir")}
+    scene = _verdict(_item({"pan": {}, "ms": ms}))
+    assert isinstance(scene, Scene)
+    assert [ref.band for ref in scene.ms] == [3, 2, 1, 4]
+
+
 @pytest.mark.parametrize("platform", ["SPOT-7", "PHR1A", "PNEO4"])
 def test_bands_without_names_follow_the_delivery_of_their_count(platform: str) -> None:
     ms = {"raster:bands": [{"data_type": "uint16"}] * 4}
