@@ -329,6 +329,8 @@ def _sharpened_fault(
 def _scene(item: pystac.Item, contract: SensorContract, rasters: Sequence[_Raster], assets: _Assets) -> Scene | Refusal:
     pans, ms = assets.pans, assets.ms
     found = ", ".join(raster.key for raster in rasters)
+    if vrts := [key for key, asset in item.assets.items() if _suffix(asset) == ".vrt"]:
+        found += f", and VRTs ({', '.join(vrts)}), which are not followed to other files (give these as assets)"
     if not pans:
         reason = f"no PAN: found {found}; expected a PAN asset named like {', '.join(contract.pan_asset_keys)}"
         return _refusal(item, "no_pan", reason, contract)
@@ -444,8 +446,12 @@ def _rasters(item: pystac.Item) -> list[_Raster]:
 def _is_imagery(asset: pystac.Asset) -> bool:
     if NOT_IMAGERY & {str(role).casefold() for role in asset.roles or ()}:
         return False
-    suffix = PurePosixPath(urlsplit(asset.href).path).suffix.casefold()
+    suffix = _suffix(asset)
     return suffix in _RASTER_SUFFIXES or (not suffix and str(asset.media_type).startswith(_RASTER_TYPES))
+
+
+def _suffix(asset: pystac.Asset) -> str:
+    return PurePosixPath(urlsplit(asset.href).path).suffix.casefold()
 
 
 def _raster(key: str, asset: pystac.Asset, of_item: tuple[tuple[str, ...], ...]) -> _Raster:

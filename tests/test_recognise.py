@@ -145,6 +145,12 @@ def test_bands_that_only_the_item_names_are_in_that_order_unless_the_header_know
     assert all(ref.assumed for ref in scene.ms)
 
 
+def test_vrts_are_told_of_where_something_is_missing() -> None:
+    refusal = _verdict(_item(PAIR | {"ms": {"href": "./ms.vrt", **PAIR["ms"]}}))
+    assert isinstance(refusal, Refusal)
+    assert "found pan, and VRTs (ms), which are not followed to other files" in refusal.reason
+
+
 @pytest.mark.parametrize("platform", ["SPOT-7", "PHR1A", "PNEO4"])
 def test_bands_without_names_follow_the_delivery_of_their_count(platform: str) -> None:
     ms = {"raster:bands": [{"data_type": "uint16"}] * 4}
