@@ -103,6 +103,11 @@ def test_lookup_forgives_spelling(spelling: str) -> None:
     assert get_contract(spelling).name == "worldview-3"
 
 
+@pytest.mark.parametrize("satellite", ["SV1-01", "SuperView-1 02"])
+def test_lookup_knows_each_satellite_of_superview(satellite: str) -> None:
+    assert get_contract(satellite).name == "superview-1"
+
+
 def test_lookup_names_what_is_known() -> None:
     with pytest.raises(ContractError, match=r"no sensor contract 'sputnik'.*worldview-3"):
         get_contract("sputnik")
