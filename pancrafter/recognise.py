@@ -74,16 +74,11 @@ _MARKED_PROPERTIES = ("processing:level", "processing:lineage", "product_type")
 
 @dataclass(frozen=True)
 class _Raster:
-    """What the item says about one raster asset.
-
-    ``labels`` holds the folded names of each band that the asset declares, ``of_item`` of those that the item itself
-    does.
-    """
+    """What the item says about one raster asset. ``labels`` holds the folded names of each declared band."""
 
     key: str
     href: str
     labels: tuple[tuple[str, ...], ...]
-    of_item: tuple[tuple[str, ...], ...]
     band_count: int | None
     fields: Mapping[str, Any]
     words: frozenset[str]
@@ -439,8 +434,7 @@ def _matches_any(words: Iterable[str], patterns: Sequence[str]) -> bool:
 
 def _rasters(item: pystac.Item) -> list[_Raster]:
     """The item's image files, without pictures for people, masks and side files."""
-    of_item = _declared_labels(item.properties)
-    return [_raster(key, asset, of_item) for key, asset in item.assets.items() if _is_imagery(asset)]
+    return [_raster(key, asset) for key, asset in item.assets.items() if _is_imagery(asset)]
 
 
 def _is_imagery(asset: pystac.Asset) -> bool:
@@ -454,7 +448,7 @@ def _suffix(asset: pystac.Asset) -> str:
     return PurePosixPath(urlsplit(asset.href).path).suffix.casefold()
 
 
-def _raster(key: str, asset: pystac.Asset, of_item: tuple[tuple[str, ...], ...]) -> _Raster:
+def _raster(key: str, asset: pystac.Asset) -> _Raster:
     fields = asset.extra_fields
     labels = _declared_labels(fields)
     raster_bands = _dicts(fields.get("raster:bands"))
@@ -464,7 +458,6 @@ def _raster(key: str, asset: pystac.Asset, of_item: tuple[tuple[str, ...], ...])
         key=key,
         href=href,
         labels=labels,
-        of_item=of_item,
         band_count=count,
         fields=fields,
         words=_words(key, PurePosixPath(urlsplit(href).path).name, asset.title, asset.description),
@@ -530,30 +523,15 @@ def _find_ms(rasters: Sequence[_Raster], contract: SensorContract) -> _Choice:
 
 
 def _bands_inside(raster: _Raster, contract: SensorContract) -> dict[str, tuple[_Raster, int]]:
-    """Contract bands inside a multi-band file, by its labels or, if its key says MS, by those of the item.
-
-    If that names none either, by their usual order.
-    """
-    found = _labelled(raster, raster.labels, contract)
+    """Contract bands inside a multi-band file, by its labels, else by their usual order if its key says MS."""
+    found: dict[str, tuple[_Raster, int]] = {}
+    for index, labels in enumerate(raster.labels, start=1):
+        if name := _first_band(labels, contract):
+            found.setdefault(name, (raster, index))
     if not found and not any(raster.labels) and _key_rank(raster.key, contract.ms_asset_keys) is not None:
-        pan = {fold(label) for label in contract.pan_labels}
-        of_ms = [labels for labels in raster.of_item if not pan & set(labels)]
-        named = _labelled(raster, of_ms, contract)
-        if len(of_ms) == (raster.band_count or len(of_ms)) and contract.delivered(named):
-            return named
         # Where not even their number is declared, as many as the sensor can have: a file with fewer is refused later.
         delivery = contract.delivery_of(raster.band_count or len(contract.band_sets[0].bands))
         found = {name: (raster, index) for index, name in enumerate(delivery.bands if delivery else (), start=1)}
-    return found
-
-
-def _labelled(
-    raster: _Raster, labels_of: Iterable[Iterable[str]], contract: SensorContract
-) -> dict[str, tuple[_Raster, int]]:
-    found: dict[str, tuple[_Raster, int]] = {}
-    for index, labels in enumerate(labels_of, start=1):
-        if name := _first_band(labels, contract):
-            found.setdefault(name, (raster, index))
     return found
 
 

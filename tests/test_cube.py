@@ -525,7 +525,7 @@ def test_more_bands_than_expected_are_refused_where_none_is_named(
             "ms": tuple(ref.model_copy(update=unnamed) for ref in scene.ms),
         }
     )
-    refused = pytest.raises(InvalidSceneError, match=f"asset {name}: it has .* bands, expected {len(image)} where")
+    refused = pytest.raises(InvalidSceneError, match=f"asset {name}: it has .* bands, .* expected {len(image)}; name")
     with refused if kind == ColorInterp.undefined else nullcontext():
         read_headers(scene, contract(), OPEN_TO_ALL)
 

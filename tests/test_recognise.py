@@ -126,25 +126,6 @@ def test_bands_of_both_styles_are_named_by_the_one_that_names_them(names: dict[s
     assert [ref.band for ref in scene.ms] == [3, 2, 1, 4]
 
 
-@pytest.mark.parametrize("style", ["eo:bands", "bands"])
-@pytest.mark.parametrize(
-    ("of_item", "order"),
-    [
-        (("pan", "red", "green", "blue", "nir"), [3, 2, 1, 4]),
-        (("red", "green", "blue", "nir"), [3, 2, 1, 4]),
-        (("red", "green", "blue"), [1, 2, 3, 4]),
-    ],
-)
-def test_bands_that_only_the_item_names_are_in_that_order_unless_the_header_knows_better(
-    of_item: tuple[str, ...], order: list[int], style: str
-) -> None:
-    ms = {"raster:bands": [{"data_type": "uint16"}] * 4}
-    scene = _verdict(_item({"pan": {}, "ms": ms}, platform="QB02", **_bands(*of_item, style=style)))
-    assert isinstance(scene, Scene)
-    assert [ref.band for ref in scene.ms] == order
-    assert all(ref.assumed for ref in scene.ms)
-
-
 def test_vrts_are_told_of_where_something_is_missing() -> None:
     refusal = _verdict(_item(PAIR | {"ms": {"href": "./ms.vrt", **PAIR["ms"]}}))
     assert isinstance(refusal, Refusal)
