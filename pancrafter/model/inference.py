@@ -35,7 +35,8 @@ class Needed:
     """The span of each stage, along one axis, on which the core of a tile depends; at the stage's own scale.
 
     A stage computed on its span is right on what the next one reads; only the border pixels that nobody reads see the
-    zero padding of the cut. At the border of the tile itself a span ends there, as the plain network does.
+    zero padding of the cut. At the border of the tile itself a span ends there, as the plain network does. What skips
+    read lies within what the deeper stage reads.
     """
 
     core: Span
@@ -54,8 +55,8 @@ class Needed:
         decode0 = _grown(core, full + 1, size)
         decode1 = _grown(_halved(decode0), half, size // 2)
         bottleneck = _grown(_halved(decode1), quarter, size // 4)
-        encode1 = _grown(_union(decode1, _beneath(bottleneck)), half, size // 2)
-        encode0 = _grown(_union(decode0, _beneath(encode1)), full + 1, size)
+        encode1 = _grown(_beneath(bottleneck), half, size // 2)
+        encode0 = _grown(_beneath(encode1), full + 1, size)
         return cls(core, decode0, decode1, bottleneck, encode1, encode0)
 
 
@@ -71,10 +72,6 @@ def _halved(span: Span) -> Span:
 def _beneath(span: Span) -> Span:
     """What a 3x3 convolution of stride 2 reads to make a span."""
     return max(2 * span[0] - 1, 0), 2 * span[1]
-
-
-def _union(one: Span, other: Span) -> Span:
-    return min(one[0], other[0]), max(one[1], other[1])
 
 
 class MsNetwork:
@@ -163,7 +160,6 @@ class MsNetwork:
         start, size = rows.decode0[0], rows.decode0[1]
         for strip in _strips(rows.core, (cols.decode0[1] - cols.decode0[0]) * n):
             span = _grown(strip, halo, size)
-            span = max(span[0], start), span[1]
             above = slice((span[0] - start) // 2, (span[1] - start) // 2)
             up = self._up0.transposed(x[..., above, :])
             y = torch.cat([up, skip[..., span[0] - start : span[1] - start, :]], 1)
