@@ -56,6 +56,13 @@ def test_bands_move_on_their_own() -> None:
         assert found.shift_yx == pytest.approx(shift, abs=0.05)
 
 
+def test_images_of_a_few_pixels_are_measured_nearer_to_their_border() -> None:
+    pan = ground((44, 44))
+    (found,) = estimate_band_shifts(pan, sampled(pan, 2, 0.5, (1.2, -0.8))[None], 2, (0.5, 0.5))
+    assert found.shift_yx == pytest.approx((1.2, -0.8), abs=0.05)
+    assert found.certain
+
+
 def test_phase_zero_and_uneven_phase() -> None:
     pan = ground((257, 255))
     ms = degrade(pan, (128, 127), 2, (0.0 + 0.8, 0.7 - 0.3), 0.3)[None]
