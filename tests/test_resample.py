@@ -12,12 +12,16 @@ from torch.nn import functional
 
 from pancrafter.resample import (
     CUBIC_A,
+    SHARPEST_GAIN,
+    Mtf,
     apply_yx,
+    blurring_matrix,
     cubic_matrix,
     degrade,
     degrading_matrix,
     gaussian_matrix,
     mtf_sigma,
+    relative_mtf,
     upsample,
     upsampling_matrix,
 )
@@ -129,6 +133,14 @@ def test_a_window_gets_the_weights_of_the_whole(ratio: int, start: int, size: in
     assert np.abs(cut_down[core] - whole_down[start : start + size][core]).max() < 1e-12
     pan_core = slice(reach * ratio, (size - reach) * ratio)
     assert np.abs(cut_up[pan_core] - whole_up[start * ratio : (start + size) * ratio][pan_core]).max() < 1e-12
+
+
+def test_bands_as_sharp_as_pan_still_have_a_blur() -> None:
+    """Gains of 1 and more, which a sharp product gets by its own blur and PAN's, have no Gaussian."""
+    for mtf in (0.9, Mtf(SHARPEST_GAIN, 6.0)):
+        found = relative_mtf(mtf, 0.05, 2)
+        assert found == Mtf(SHARPEST_GAIN, Mtf.of(mtf).shape)
+        assert blurring_matrix(9, 2, found) @ np.ones(9) == pytest.approx(1)
 
 
 def test_axes_are_rows_first() -> None:
