@@ -37,7 +37,8 @@ def inputs(shape_yx: tuple[int, int], bands: int, samples: int = 1, *, injection
     ms = torch.randn(samples, bands, shape_yx[0] // 4, shape_yx[1] // 4, generator=generator)
     phases = 1.5 + torch.rand(samples, bands, 2, generator=generator, dtype=torch.float64)
     detail = torch.randn(samples, bands, *shape_yx, generator=generator) if injection else None
-    return build_conditions(pan, ms, 4, phases, detail)
+    uncertainty = torch.rand(samples, generator=generator).tolist()
+    return build_conditions(pan, ms, 4, phases, detail, uncertainty=uncertainty)
 
 
 def plain(network: torch.nn.Module, conditions: Conditions) -> torch.Tensor:
@@ -123,6 +124,14 @@ def test_bfloat16_is_close_and_float32_at_its_base() -> None:
     for layer in (network.head.weight, network.head.bias):
         layer.detach().zero_()  # type: ignore[union-attr]  # present
     assert torch.equal(MsNetwork(network, torch.bfloat16)(conditions), conditions.ms[0])
+
+
+def test_features_that_are_all_zero_stay_finite() -> None:
+    network = random_network(5)
+    for layer in (network.decode0.blocks[0].conv1.weight, network.decode0.blocks[0].conv1.bias):
+        layer.detach().zero_()  # type: ignore[union-attr]  # present
+    conditions = inputs((16, 16), 1)
+    assert (MsNetwork(network)(conditions) - plain(network, conditions)).abs().max() < FLOAT32
 
 
 def test_float32_is_not_rounded_to_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
