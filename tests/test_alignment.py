@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from simulated_scenes import simulated_scene
 
-from pancrafter.alignment import BandShift, agree, combine_windows, estimate_band_shifts
+from pancrafter.alignment import BandShift, _with_the_others, agree, combine_windows, estimate_band_shifts
 from pancrafter.resample import degrade, mtf_sigma
 
 Image = NDArray[np.float64]
@@ -61,6 +61,9 @@ def test_images_of_a_few_pixels_are_measured_nearer_to_their_border() -> None:
     (found,) = estimate_band_shifts(pan, sampled(pan, 2, 0.5, (1.2, -0.8))[None], 2, (0.5, 0.5))
     assert found.shift_yx == pytest.approx((1.2, -0.8), abs=0.05)
     assert found.certain
+    pan = ground((40, 40))
+    (too_few_parts,) = estimate_band_shifts(pan, sampled(pan, 2, 0.5, (1.2, -0.8))[None], 2, (0.5, 0.5))
+    assert not too_few_parts.certain
 
 
 def test_phase_zero_and_uneven_phase() -> None:
@@ -273,10 +276,25 @@ def test_windows_in_which_a_band_is_like_pan_decide_for_it() -> None:
     (found,) = combine_windows([*([one] for one in weak), [_entry(0.8, 0.4)]])
     assert found.applied_yx == pytest.approx((0.8, 0.4))
     assert combine_windows([[one] for one in weak])[0].shift_yx == (0.0, 0.0)
+    doubtful = [_entry(3.0, 3.0, correlation=0.55, certain=False)]
+    assert combine_windows([[weak[0]], [weak[0]], doubtful, doubtful])[0].shift_yx == (0.0, 0.0)
     assert agree([[_entry(0.8, 0.4)], [_entry(0.8, 0.4)]])
     assert not agree([[one] for one in weak])  # another window may know better
     assert not agree([[_entry(0.8, 0.4)], [_entry(1.3, 0.4)]])
     assert not agree([[_entry(0.8, 0.4)], [_entry(0.8, 0.4, certain=False)]])
+
+
+def test_a_band_less_like_pan_must_be_further_off_to_be_moved() -> None:
+    alike, less = (combine_windows([[_entry(0.2, 0.0, correlation=at)]] * 2)[0] for at in (0.95, 0.7))
+    assert (alike.applied_yx, less.applied_yx) == ((0.2, 0.0), (0.0, 0.0))
+
+
+def test_a_band_half_trusted_and_far_from_the_others_follows_them() -> None:
+    *others, far, near = _with_the_others([
+        *[_entry(0.0, 0.0)] * 3, _entry(4.0, 0.0, correlation=0.675), _entry(1.0, 0.0, correlation=0.675),
+    ])  # fmt: skip
+    assert [one.shift_yx for one in others] == [(0.0, 0.0)] * 3
+    assert far.shift_yx[0] < near.shift_yx[0] < 1
 
 
 def test_windows_that_disagree_are_not_applied() -> None:
