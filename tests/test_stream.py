@@ -145,9 +145,10 @@ def test_windows_of_a_gpu_are_those_its_own_memory_holds(monkeypatch: pytest.Mon
 def test_a_window_that_is_asked_for_must_fit() -> None:
     fitting = choose_window_px(SHIPPED, LARGE, 2 * GIB)
     assert fitting_window_px(SHIPPED, LARGE, 2 * GIB, None) == fitting
-    assert fitting_window_px(SHIPPED, LARGE, 2 * GIB, 200) == 200
-    with pytest.raises(MemoryBudgetError, match=r"2048 MiB is too small for windows of 8192 px: .* need \d+ MiB"):
-        fitting_window_px(SHIPPED, LARGE, 2 * GIB, 8192)
+    needed = needed_bytes(SHIPPED, LARGE, 200)
+    assert fitting_window_px(SHIPPED, LARGE, needed, 200) == 200
+    with pytest.raises(MemoryBudgetError, match=r"\d+ MiB is too small for windows of 200 px: .* need \d+ MiB"):
+        fitting_window_px(SHIPPED, LARGE, needed - 1, 200)
 
 
 def test_budget_without_room_for_one_window_says_how_much_is_needed() -> None:
@@ -162,6 +163,11 @@ def test_budget_without_room_for_one_window_says_how_much_is_needed() -> None:
 def test_scene_size_does_not_count_beyond_a_window() -> None:
     assert window_bytes(SHIPPED, LARGE, 512) == window_bytes(SHIPPED, replace(LARGE, longest_px=4000), 512)
     assert window_bytes(SHIPPED, replace(LARGE, longest_px=100), 512) < window_bytes(SHIPPED, LARGE, 128)
+
+
+def test_the_halo_counts_as_pixels_of_the_window() -> None:
+    bare = replace(LARGE, halo_px=0)
+    assert window_bytes(SHIPPED, LARGE, 256) > 1.5 * window_bytes(SHIPPED, bare, 256)
 
 
 # --- queues ---------------------------------------------------------------------------------------------------------
@@ -183,10 +189,11 @@ def test_results_come_in_order_and_at_most_three_ahead() -> None:
     assert taken == [n * n for n in range(30)]
 
 
-def test_error_comes_out_in_its_place_and_the_threads_end() -> None:
+@pytest.mark.parametrize("kind", [ValueError, SystemExit])
+def test_error_comes_out_in_its_place_and_the_threads_end(kind: type[BaseException]) -> None:
     def fail_at_three(n: int) -> int:
         if n == 3:
-            raise ValueError("block 3 is damaged")
+            raise kind("block 3 is damaged")
         return n
 
     def read(n: int) -> int:
@@ -194,7 +201,7 @@ def test_error_comes_out_in_its_place_and_the_threads_end() -> None:
 
     results = ahead(fail_at_three, ahead(read, iter(range(9))))
     assert [next(results) for _ in range(3)] == [0, 1, 2]
-    with pytest.raises(ValueError, match="block 3 is damaged") as caught:
+    with pytest.raises(kind, match="block 3 is damaged") as caught:
         next(results)
     assert caught.tb is not None  # it keeps what the thread had in hand
     assert_no_thread("fail_at_three")
