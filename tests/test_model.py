@@ -21,14 +21,24 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import pancrafter
+from pancrafter.classical import InjectionConstants
 from pancrafter.errors import WeightsError
-from pancrafter.model.conditions import SCALES, Conditions, build_conditions
+from pancrafter.model.conditions import SCALES, Conditions, build_conditions, unexplained_pan
 from pancrafter.model.config import LOWPASS_RADIUS_MS_PX, NetworkConfig
 from pancrafter.model.layers import CrossModalityAttention, ResBlock, channel_norm, local_attention
 from pancrafter.model.network import MS_MODE, PAN_MODE, PanCrafter
 from pancrafter.model.reprojection import FURTHER_STEPS, reprojected
 from pancrafter.model.weights import load_checkpoint, save_checkpoint
-from pancrafter.resample import GENERIC_MTF_GAIN, Mtf, apply_yx, cubic_matrix, degrade, gaussian_matrix, mtf_sigma
+from pancrafter.resample import (
+    GENERIC_MTF_GAIN,
+    Mtf,
+    apply_yx,
+    cubic_matrix,
+    degrade,
+    gaussian_matrix,
+    mtf_sigma,
+    upsample,
+)
 
 RATIOS = (2, 3, 4)
 
@@ -644,3 +654,12 @@ def back_projection(ratio: int, mtf: Mtf) -> tuple[torch.Tensor, Callable[..., t
         return reprojected(made, ms, ratio, phases, mtfs)
 
     return image, stepped
+
+
+def test_nothing_of_pan_is_unexplained_where_bands_make_it_each_at_its_place() -> None:
+    rng, phases = np.random.default_rng(3), ((1.5, 1.5), (0.2, 3.1))
+    ms = rng.normal(500, 50, (2, 8, 9)).astype(np.float32)
+    pan = sum(w * upsample(band, (32, 36), 4, at) for w, band, at in zip((0.3, 0.6), ms, phases, strict=True)) + 40
+    made = InjectionConstants(weights=(0.3, 0.6), offset=40, gains=(1, 1), explained=1)
+    given = torch.tensor(pan[None, None], dtype=torch.float32), torch.from_numpy(ms[None])
+    assert unexplained_pan(*given, 4, torch.tensor([phases], dtype=torch.float64), made).abs().max() < 1e-2
