@@ -15,10 +15,10 @@ from command import fails, parsed
 from networks import random_checkpoint
 from numpy.typing import NDArray
 from small_archive import add_scene
-from staged_scenes import landscape
+from staged_scenes import landscape, observed, overlap, stage_arrays
 
 from pancrafter import adapt as adapt_module
-from pancrafter.adapt import AdaptLimits, _turned, adapt, cut_patches
+from pancrafter.adapt import AdaptLimits, _turned, adapt, cut_patches, patches_of_store
 from pancrafter.assess import reduce_tile
 from pancrafter.engine import NetworkSharpener
 from pancrafter.errors import BandCountError
@@ -143,6 +143,19 @@ def test_patches_keep_pan_and_ms_in_step(ratio: int) -> None:
     for patch in patches:
         np.testing.assert_array_equal(patch.pan[::ratio, ::ratio], patch.ms[0])
         assert all(n % (4 * ratio) == 0 for n in patch.pan.shape)
+    index[144:, :120] *= 2
+    (roughest,) = cut_patches(tile, QUICK.model_copy(update={"patches": 1}))
+    assert np.ptp(roughest.pan[-1, :9]) == 16, "its PAN is the one with steps of 2"
+
+
+def test_patches_of_a_staged_scene_hold_no_pixel_that_was_not_measured(tmp_path: Path) -> None:
+    grid = overlap((256, 256), 4)
+    pan, ms = observed(grid, 2, seed=1)
+    valid = np.ones(pan.shape, np.bool_)
+    valid[130, 7] = False
+    store = stage_arrays(tmp_path / "s.zarr", grid, pan, ms, pan_valid=valid, nodata=0.0)
+    found = [patch.pan for patch in patches_of_store(store, QUICK)]
+    assert np.array_equal(found, [pan[:128, :128], pan[:128, 128:], pan[128:, 128:]])
 
 
 # --- the command ----------------------------------------------------------------------------------------------------
