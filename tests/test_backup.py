@@ -12,7 +12,7 @@ from small_archive import add_scene, classical_in, settings_in
 from typer.testing import CliRunner
 
 from pancrafter import runs
-from pancrafter.backup import _rank, back_up, bring_back
+from pancrafter.backup import _rank, back_up, bring_back, copy_catalog
 from pancrafter.catalog_links import CollectionInfo
 from pancrafter.census import take_census
 from pancrafter.cli import app
@@ -163,8 +163,15 @@ def test_copies_go_in_the_order_of_publication(tmp_path: Path, monkeypatch: pyte
     assert sink.store.sizes("") == {name: (tmp_path / "out" / name).stat().st_size for name in names}
     order = ["S1-sharp.json", "2024-05-01.json", "2024-05.json", "collection.json", "catalog.json"]
     places = [next(k for k, name in enumerate(names) if name.endswith(f"/{end}") or name == end) for end in order]
-    assert places == sorted(places)
+    ranks = [_rank(names[place])[0] for place in places]
+    assert ranks == sorted(set(ranks)), "files of one rank are copied in no order"
     assert max(k for k, name in enumerate(names) if name.endswith((".tif", ".png"))) < places[0]
+    target = StaticSink(str(tmp_path / "copy"))
+    assert copy_catalog(sink, target)[0] == len(names) - 1, "all but the lock"
+    document = tmp_path / "out" / "catalog.json"
+    document.write_text(document.read_text().replace("1.1.0", "1.1.1"))
+    assert copy_catalog(sink, target)[0] == 1, "documents that kept their size differ too"
+    assert contents(tmp_path / "copy") == contents(tmp_path / "out")
 
 
 def test_decisions_are_saved_where_nothing_is_published_yet(tmp_path: Path) -> None:
