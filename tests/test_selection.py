@@ -43,7 +43,8 @@ def _keys(settings: Settings) -> list[str]:
 def _area(path: Path, west: float, south: float) -> str:
     ring = [(west, south), (west + 1, south), (west + 1, south + 1), (west, south + 1), (west, south)]
     geometry = {"type": "Polygon", "coordinates": [ring]}
-    path.write_text(json.dumps({"type": "FeatureCollection", "features": [{"type": "Feature", "geometry": geometry}]}))
+    features = [{"type": "Feature", "geometry": found} for found in (geometry, None)]
+    path.write_text(json.dumps({"type": "FeatureCollection", "features": features}))
     return str(path)
 
 
@@ -55,6 +56,9 @@ def test_ids_and_area_limit_what_is_looked_at(archive: Settings, tmp_path: Path)
     here, elsewhere = _area(tmp_path / "here.json", 8.5, 43.5), _area(tmp_path / "there.json", 100, 10)
     assert _keys(archive.model_copy(update={"aoi": here})) == ["day-1", "day-2", "day-3"]
     assert _keys(archive.model_copy(update={"aoi": elsewhere})) == []
+    assert Area.from_file(elsewhere).meets({"type": "Polygon"}), "what cannot be placed is not dropped unseen"
+    both = Selection(ids_file=str(ids), made_with=archive.weights).applied_to(archive)
+    assert both.ids == ("day-1",), "everything given must hold"
 
 
 def test_ids_with_slashes_are_found_with_and_without_their_collection(tmp_path: Path) -> None:
@@ -63,7 +67,13 @@ def test_ids_with_slashes_are_found_with_and_without_their_collection(tmp_path: 
 
 
 @pytest.mark.parametrize(
-    ("text", "message"), [("{", "no GeoJSON"), ('{"type": "Point"}', "no GeoJSON"), ("[]", "no GeoJSON")]
+    ("text", "message"),
+    [
+        ("{", "no GeoJSON"),
+        ('{"type": "Point"}', "no GeoJSON"),
+        ("[]", "no GeoJSON"),
+        ('{"type": "FeatureCollection", "features": []}', "has no geometry"),
+    ],
 )
 def test_area_that_is_none(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "area.json").write_text(text)
@@ -97,6 +107,7 @@ def test_a_period_ends_with_its_last_day_and_not_before_it_begins(model: type[Se
         datetime(2025, 5, 31, 23, 59, 59, 999_999, UTC),
     )
     assert model.model_validate({"until": date(2025, 5, 31)}).until == day.until
+    assert model.model_validate({"since": day.until, "until": day.until}).since == day.until
     for exact in ("2025-05-31T00:00:00Z", datetime(2025, 5, 31, tzinfo=UTC), "1748649600"):
         assert model.model_validate({"until": exact}).until == datetime(2025, 5, 31, tzinfo=UTC)
     with pytest.raises(ValidationError, match=r"\(2025-06-01 .* after it ends \(2025-05-31 .*; exchange the two"):
@@ -225,7 +236,10 @@ def test_plan_counts_what_the_reader_is_charged_for(tmp_path: Path) -> None:
 
 def test_plan_above_its_budget_is_refused(archive: Settings) -> None:
     plan = make_plan(archive)
-    check_budget(plan, Budget(scenes=2, read_gb=1, hours=10))
+    check_budget(plan, Budget(scenes=2, read_gb=plan.read_bytes / 1e9, hours=10))
+    check_budget(plan.model_copy(update={"scenes": 0, "seconds": None}), Budget(hours=1, money=1))
+    with pytest.raises(OverBudgetError, match="GB to read and 1 scenes of unknown size, allowed 1 GB"):
+        check_budget(plan.model_copy(update={"read_bytes_known": 1}), Budget(read_gb=1))
     with pytest.raises(OverBudgetError, match=r"2 scenes, allowed 1; .*GB to read, allowed 0 GB"):
         check_budget(plan, Budget(scenes=1, read_gb=0))
     with pytest.raises(OverBudgetError, match=r"allowed 5 \(no price is set: PANCRAFTER_PRICE_PER_HOUR"):
