@@ -59,6 +59,9 @@ def test_events_are_found_by_time_area_and_collection(sink: StaticSink) -> None:
     assert feed.counts(start) == {"new": 2, "superseded": 1, "withdrawn": 1}
     assert feed.counts(found[2].time) == {"superseded": 1, "withdrawn": 1}
     assert [c.item_id for c in feed.events(bbox=(99, 39, 101, 42))] == ["b", "b"]
+    assert [*feed.events(bbox=(-180, 60, 180, 80)), *feed.events(bbox=(-180, -80, 180, -60))] == []
+    count, latest = feed.newest("new", first.time)
+    assert (count, list(latest)) == (2, [found[1], found[0]])
     assert [c.item_id for c in feed.events(collections=["c"])] == ["a", "a"]
     assert list(feed.events(found[1].time, found[2].time)) == found[1:3]
     assert list(feed.events(datetime.now(UTC) + timedelta(seconds=1))) == []
