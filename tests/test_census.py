@@ -60,6 +60,8 @@ def test_finished_run_is_clean(settings: Settings) -> None:
     census = take_census(settings, checksums=True)
     assert census.clean, census.differences
     assert (census.source_scenes, census.ledger, census.catalog_items) == (2, {"confirmed": 2}, 2)
+    otherwise = take_census(settings.model_copy(update={"precision": "bfloat16"}))
+    assert set(_findings(otherwise).values()) == {"changed, or would be made differently now"}
 
 
 def test_a_few_of_very_many_differences_are_shown(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -132,6 +134,7 @@ def test_products_that_a_new_ledger_does_not_know(settings: Settings, tmp_path: 
     products = {f"geoeye-1-sharpened/{_item_folder(settings, day).name}" for day in ("day-1", "day-2")}
     assert found.keys() == products
     assert all("not in this ledger" in d.finding and d.fix == command("run", lost) for d in found.values())
+    assert take_census(lost.model_copy(update={"ids": ("other",)})).notes == (), "nobody looked whether they are gone"
 
 
 @pytest.mark.parametrize("damage", ["shortened", "changed", "missing"])
