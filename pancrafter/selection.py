@@ -117,7 +117,7 @@ def read_ids(path: str) -> tuple[str, ...]:
         SelectionError: The file cannot be read or names nothing.
     """
     try:
-        lines = [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines()]
+        lines = [line.strip() for line in Path(path).read_text(encoding="utf-8-sig").splitlines()]
     except (OSError, UnicodeDecodeError) as err:
         raise SelectionError(f"ids {path}: {err}; give a text file with one item id per line") from err
     named = [line for line in lines if line and not line.startswith("#")]

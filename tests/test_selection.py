@@ -50,7 +50,7 @@ def _area(path: Path, west: float, south: float) -> str:
 
 def test_ids_and_area_limit_what_is_looked_at(archive: Settings, tmp_path: Path) -> None:
     ids = tmp_path / "ids.txt"
-    ids.write_text("# wanted\ngeoeye-1/day-3\n\nday-1\nday-1\n")
+    ids.write_text("# wanted\ngeoeye-1/day-3\n\nday-1\nday-1\n", encoding="utf-8-sig")  # as some editors save it
     assert read_ids(str(ids)) == ("geoeye-1/day-3", "day-3", "day-1")
     assert _keys(archive.model_copy(update={"ids": read_ids(str(ids))})) == ["day-1", "day-3"]
     here, elsewhere = _area(tmp_path / "here.json", 8.5, 43.5), _area(tmp_path / "there.json", 100, 10)
