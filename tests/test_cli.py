@@ -378,6 +378,8 @@ def test_an_archive_is_no_place_for_its_products(tmp_path: Path, command: str, s
         ("c", ".", True),
         ("c", "products", False),
         ("c/item.json", ".", False),
+        ("s3://bucket/out/catalog.json", "s3://bucket/out/", True),
+        ("s3://bucket/out/", "s3://bucket/out", True),
     ],
 )
 def test_documents_belong_to_the_archive_of_their_root(
