@@ -222,6 +222,7 @@ def test_scene_outside_of_the_window_is_not_called_gone(settings: Settings, tmp_
         ledger.redrive([SceneKey(sink=settings.sink, collection="geoeye-1", item_id="day-1")])
     census = take_census(settings.model_copy(update={window: narrow[window]}))
     assert not census.whole_source
+    assert census.notes == (), "nobody looked whether day-2 is gone"
     assert _findings(census)["geoeye-1/day-1"] == "waits to be sharpened"
 
 
