@@ -197,8 +197,8 @@ def _band_numbers(
     image = set(dataset.indexes) - (set(alpha_bands(dataset)) - set(numbers))
     if all(asset.assumed for _, asset in assets) and len(image) > len(numbers):
         raise InvalidSceneError(
-            f"it has {len(image)} bands, of which neither the item nor the header says which is which; expected "
-            f"{len(numbers)}; name its bands in the item",
+            f"it has {len(image)} bands, of which neither the asset nor the header says which is which; expected "
+            f"{len(numbers)}; name them in the item's asset",
             scene=scene.key,
             asset=assets[0][1].key,
         )
