@@ -10,10 +10,10 @@ import json
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from fnmatch import fnmatchcase
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import zip_longest
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -79,6 +79,7 @@ class _Raster:
     key: str
     href: str
     labels: tuple[tuple[str, ...], ...]
+    wavelengths: tuple[float | None, ...]
     band_count: int | None
     fields: Mapping[str, Any]
     words: frozenset[str]
@@ -450,7 +451,8 @@ def _suffix(asset: pystac.Asset) -> str:
 
 def _raster(key: str, asset: pystac.Asset) -> _Raster:
     fields = asset.extra_fields
-    labels = _declared_labels(fields)
+    bands = _declared_bands(fields)
+    labels = tuple(map(_band_labels, bands))
     raster_bands = _dicts(fields.get("raster:bands"))
     count = len(labels) or len(raster_bands) or None
     href = _href(asset)
@@ -458,6 +460,7 @@ def _raster(key: str, asset: pystac.Asset) -> _Raster:
         key=key,
         href=href,
         labels=labels,
+        wavelengths=tuple(map(_wavelength, bands)),
         band_count=count,
         fields=fields,
         words=_words(key, PurePosixPath(urlsplit(href).path).name, asset.title, asset.description),
@@ -474,16 +477,22 @@ def _dicts(value: object) -> list[dict[str, Any]]:
     return [entry for entry in value if isinstance(entry, dict)] if isinstance(value, list) else []
 
 
-def _declared_labels(fields: Mapping[str, Any]) -> tuple[tuple[str, ...], ...]:
-    """What each band goes by in an asset or an item; some have the lists of STAC 1.0 and 1.1, and names in one only."""
-    lists = (_dicts(fields.get(name)) for name in ("bands", "eo:bands"))
-    return tuple(_band_labels(band) for band in zip_longest(*lists, fillvalue={}))
+def _declared_bands(fields: Mapping[str, Any]) -> list[tuple[Mapping[str, Any], ...]]:
+    """All that an asset says of each band; some have the lists of STAC 1.0 and 1.1, and names in one only."""
+    return list(zip_longest(*(_dicts(fields.get(name)) for name in ("bands", "eo:bands")), fillvalue={}))
 
 
 def _band_labels(entries: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
     """Folded common names (either spelling of the extension), then names; empty when the band is anonymous."""
     names = (entry.get(field) for field in ("common_name", "eo:common_name", "name") for entry in entries)
     return tuple(fold(name) for name in names if isinstance(name, str) and fold(name))
+
+
+def _wavelength(entries: Sequence[Mapping[str, Any]]) -> float | None:
+    """Centre wavelength in micrometres, in either spelling of the extension; some producers write nanometres."""
+    said = (entry.get(field) for field in ("center_wavelength", "eo:center_wavelength") for entry in entries)
+    value = next((value for value in said if isinstance(value, int | float) and 0 < value < 1e5), None)
+    return value / 1000 if value is not None and value > 100 else value
 
 
 def _key_rank(key: str, patterns: Sequence[str]) -> int | None:
@@ -523,16 +532,27 @@ def _find_ms(rasters: Sequence[_Raster], contract: SensorContract) -> _Choice:
 
 
 def _bands_inside(raster: _Raster, contract: SensorContract) -> dict[str, tuple[_Raster, int]]:
-    """Contract bands inside a multi-band file, by its labels, else by their usual order if its key says MS."""
+    """Contract bands inside a multi-band file, by its labels, else wavelengths, else usual order if its key says MS."""
+    told = replace(raster, labels=tuple(map(partial(_told, contract), raster.labels, raster.wavelengths)))
     found: dict[str, tuple[_Raster, int]] = {}
-    for index, labels in enumerate(raster.labels, start=1):
+    for index, labels in enumerate(told.labels, start=1):
         if name := _first_band(labels, contract):
-            found.setdefault(name, (raster, index))
-    if not found and not any(raster.labels) and _key_rank(raster.key, contract.ms_asset_keys) is not None:
-        # Where not even their number is declared, as many as the sensor can have: a file with fewer is refused later.
-        delivery = contract.delivery_of(raster.band_count or len(contract.band_sets[0].bands))
-        found = {name: (raster, index) for index, name in enumerate(delivery.bands if delivery else (), start=1)}
-    return found
+            found.setdefault(name, (told, index))
+    if any(raster.labels) or _key_rank(raster.key, contract.ms_asset_keys) is None:
+        return found
+    # Where not even their number is declared, as many as the sensor can have: a file with fewer is refused later.
+    delivery = contract.delivery_of(raster.band_count or len(contract.band_sets[0].bands))
+    usual = {name: (raster, index) for index, name in enumerate(delivery.bands if delivery else (), start=1)}
+    fits = all(name in usual and usual[name][1] == index for name, (_, index) in found.items())
+    return usual if fits and len(found) < len(usual) else found
+
+
+def _told(contract: SensorContract, labels: tuple[str, ...], wavelength: float | None) -> tuple[str, ...]:
+    """The labels of a band or, where none is one of the sensor's, the one band in whose range its wavelength lies."""
+    if wavelength is None or _first_band(labels, contract):
+        return labels
+    inside = [band for band in contract.bands if band.holds(wavelength)]
+    return (fold(inside[0].name),) if len(inside) == 1 else labels
 
 
 def _first_band(labels: Iterable[str], contract: SensorContract) -> str | None:

@@ -56,6 +56,12 @@ class BandSpec(Record):
         names = (self.name, self.common_name or self.name, *self.asset_keys)
         return frozenset(fold(name) for name in names)
 
+    def holds(self, wavelength_um: float) -> bool:
+        """Whether a wavelength lies in the band's range; False where that is not known."""
+        if self.center_um is None or self.fwhm_um is None:
+            return False
+        return abs(wavelength_um - self.center_um) <= self.fwhm_um / 2
+
 
 class Delivery(Record):
     """A set of bands the sensor's products come in. The order is that of the files when nothing else names bands."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -139,6 +140,42 @@ def test_bands_without_names_follow_the_delivery_of_their_count(platform: str) -
     assert isinstance(scene, Scene)
     assert scene.bands == BGRN
     assert [ref.band for ref in scene.ms] == [3, 2, 1, 4]
+
+
+def _by_wavelength(*said: float | None, names: Sequence[str] = (), style: str = "eo:bands") -> dict[str, Any]:
+    field = "eo:center_wavelength" if style == "bands" else "center_wavelength"
+    bands = [{field: value} for value in said]
+    return {style: [band | {"name": name} for band, name in zip(bands, names, strict=False)] or bands}
+
+
+@pytest.mark.parametrize(
+    ("ms", "numbers", "assumed"),
+    [
+        (_by_wavelength(0.659, 0.546, 0.478, 0.831), [3, 2, 1, 4], False),
+        (_by_wavelength(0.831, 0.659, 0.546, 0.478, style="bands"), [4, 3, 2, 1], False),
+        (_by_wavelength(659, 546, 478, 831), [3, 2, 1, 4], False),
+        (_by_wavelength(0.659, 0.546, 0.478, 0.831, names="1234"), [3, 2, 1, 4], False),
+        (_by_wavelength(0.478, 0.546, 0.659, 0.831), [1, 2, 3, 4], False),
+        (_by_wavelength(0.478, 0.546, 0.659, 0.87), [1, 2, 3, 4], True),
+        (_by_wavelength(0.478, None, None, None), [1, 2, 3, 4], True),
+    ],
+)
+def test_bands_without_names_follow_their_wavelengths(ms: dict[str, Any], numbers: list[int], *, assumed: bool) -> None:
+    """0.87 tells none, as two ranges hold it: the usual order is assumed where the others fit it."""
+    scene = _verdict(_item({"pan": {"eo:bands": [{"center_wavelength": 0.659}]}, "ms": ms}))
+    assert isinstance(scene, Scene), scene
+    assert scene.bands == ("blue", "green", "red", "nir1")
+    assert [ref.band for ref in scene.ms] == numbers
+    assert {ref.assumed for ref in scene.ms} == {assumed}
+
+
+def test_wavelengths_that_contradict_the_usual_order_are_never_overruled_by_it() -> None:
+    verdict = _verdict(_item({"pan": {}, "ms": _by_wavelength(0.87, 0.659, 0.546, 0.478)}))
+    assert isinstance(verdict, Scene), verdict
+    assert (verdict.bands, [ref.band for ref in verdict.ms]) == (("blue", "green", "red"), [4, 3, 2])
+    refusal = _verdict(_item({"pan": {}, "ms": _by_wavelength(0.659, None, 0.478, None)}))
+    assert isinstance(refusal, Refusal), refusal
+    assert "found MS bands blue, red; expected" in refusal.reason
 
 
 @pytest.mark.parametrize("platform", ["WV02", "worldview-2", "WORLDVIEW_2", "WorldView 2"])
