@@ -133,6 +133,7 @@ def described_scene(
         valid_share=valid_share,
         bytes_read=tally.bytes_read,
         ms_resampled=sources.ms[0].warped,
+        assumed_order=any(source.assumed for source in sources.ms),
         scale=per_band(sources.ms, "scale", default=1.0),
         offset=per_band(sources.ms, "offset", default=0.0),
     )

@@ -63,6 +63,8 @@ class Source:
     """Whether any window can be read again for the cost of its pixels: a local GeoTIFF of small blocks."""
     warped: bool = False
     """Whether ``grid`` is not the file's own: pixels are then interpolated to it while reading."""
+    assumed: bool = False
+    """Whether neither item nor header says which of the bands is which."""
 
 
 @dataclass(frozen=True)
@@ -127,7 +129,9 @@ def _describe_source(
                 scene=scene.key,
                 asset=asset.key,
             )
-    indexes = _band_numbers(dataset, scene, assets, contract)
+    unnamed = len(assets) > 1 and all(asset.assumed for _, asset in assets)
+    named = _named_in_header(dataset, scene, assets, contract) if unnamed else None
+    indexes = named or _band_numbers(dataset, scene, assets)
     dtypes = {dataset.dtypes[index - 1] for index in indexes}
     if len(dtypes) > 1 or not next(iter(dtypes)).startswith(_REAL_TYPES):
         raise InvalidSceneError(
@@ -181,18 +185,21 @@ def _describe_source(
         at_hand=dataset.driver == "GTiff"
         and Path(dataset.name).is_file()
         and dataset.block_shapes[0][1] <= _AT_HAND_BLOCK_PX,
+        assumed=unnamed and named is None,
     )
 
 
-def _band_numbers(
+def _named_in_header(
     dataset: Any, scene: Scene, assets: list[tuple[int, AssetRef]], contract: SensorContract
-) -> tuple[int, ...]:
-    """Where the file has its bands: as the item says or, where that names none, as the header does if it names all."""
-    if len(assets) > 1 and all(asset.assumed for _, asset in assets):
-        named = [(text and contract.find_band(text)) or None for text in dataset.descriptions]
-        wanted = contract.subset(scene.bands[position] for position, _ in assets)
-        if all(named.count(band) == 1 for band in wanted):
-            return tuple(named.index(band) + 1 for band in wanted)
+) -> tuple[int, ...] | None:
+    """Where the file has its bands by its header; None where that does not name each of them once."""
+    named = [(text and contract.find_band(text)) or None for text in dataset.descriptions]
+    wanted = contract.subset(scene.bands[position] for position, _ in assets)
+    return tuple(named.index(band) + 1 for band in wanted) if all(named.count(band) == 1 for band in wanted) else None
+
+
+def _band_numbers(dataset: Any, scene: Scene, assets: list[tuple[int, AssetRef]]) -> tuple[int, ...]:
+    """Where the file has its bands by the item, or by the sensor's usual order."""
     numbers = tuple(asset.band for _, asset in assets)
     image = set(dataset.indexes) - (set(alpha_bands(dataset)) - set(numbers))
     if all(asset.assumed for _, asset in assets) and len(image) > len(numbers):

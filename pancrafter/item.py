@@ -70,6 +70,9 @@ _EDGE_STEPS = 8
 _LONLAT_DIGITS = 7
 _METRES_PER_DEGREE = 111_320.0  # of latitude, spherical mean (WGS 84: 110.57 to 111.69 km)
 _QUALITY_TITLE = "Consistency with the multispectral input, ERGAS per block of 8 by 8 MS pixels; 0 is best"
+_ASSUMED_ORDER = (
+    " Neither the source item nor its file says which band is which: the usual order of the sensor was taken."
+)
 _REASON_TEXT = {
     Reason.NO_MS: "no multispectral data",
     Reason.NO_PAN: "no panchromatic data",
@@ -427,7 +430,7 @@ def _processing(staged: StagedScene, recipe: Recipe, stamp: str) -> dict[str, An
         "processing:lineage": (
             f"The {len(scene.bands)} multispectral bands of {scene.item_id} were sharpened {staged.grid.ratio}:1 to "
             f"the grid of its panchromatic band by {recipe.method}{weights}. "
-            "Values are digital numbers as in the source."
+            "Values are digital numbers as in the source." + (_ASSUMED_ORDER if staged.assumed_order else "")
         ),
     }
 

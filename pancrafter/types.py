@@ -194,6 +194,9 @@ class StagedScene(Record):
     valid_share: float = Field(ge=0, le=1, description="Share of PAN pixels where PAN and MS are both valid.")
     bytes_read: int = 0
     ms_resampled: bool = Field(default=False, description="MS was interpolated once to a grid that fits PAN.")
+    assumed_order: bool = Field(
+        default=False, description="Neither item nor header says which band is which: the sensor's usual order counts."
+    )
     scale: tuple[float, ...] | None = Field(default=None, description="Per band scale as in the source header.")
     offset: tuple[float, ...] | None = None
 

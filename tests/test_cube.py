@@ -505,6 +505,7 @@ def test_a_header_that_names_all_bands_decides_where_the_item_names_none(
     scene = scene.model_copy(update={"ms": tuple(ref.model_copy(update={"assumed": assumed}) for ref in scene.ms)})
     staged = stage_scene(scene, contract(), str(tmp_path / "c.zarr"), block_px=64)
     assert np.array_equal(SceneStore.open(staged.store_uri).read_ms(whole((37, 51))), pair.ms[order])
+    assert staged.assumed_order == (assumed and order == [0, 1, 2])
 
 
 @pytest.mark.parametrize("name", ["pan", "ms"])

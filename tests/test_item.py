@@ -156,6 +156,14 @@ def test_fallback_is_labelled(assets: tuple[AssetFile, ...]) -> None:
     assert "by mtf-glp-hpm. " in document["properties"]["processing:lineage"]
 
 
+def test_an_order_of_bands_that_was_assumed_is_told(assets: tuple[AssetFile, ...]) -> None:
+    told = [
+        as_dict(assets, staged=staged().model_copy(update={"assumed_order": assumed}))["properties"]
+        for assumed in (False, True)
+    ]
+    assert ["usual order" in properties["processing:lineage"] for properties in told] == [False, True]
+
+
 def test_another_source_or_recipe_is_another_version(assets: tuple[AssetFile, ...]) -> None:
     redelivered = staged()
     redelivered = redelivered.model_copy(
