@@ -344,7 +344,7 @@ def test_the_published_schema_is_that_of_the_contracts() -> None:
     "platform",
     ["WV02", "WV03", "GE01", "QB02", "IKONOS", "Gaofen-1", "Gaofen-2", "PHR-1A", "Pléiades Neo 3", "PNEO4", "SPOT-6",
      "SPOT-7", "SkySat", "KOMPSAT-3", "KOMPSAT-3A", "CAS500-1", "CBERS-4A", "PeruSAT-1", "GEOSAT-2", "Vision-1",
-     "Landsat-7", "LANDSAT_8", "LANDSAT_9"],
+     "Landsat-7", "LANDSAT_8", "LANDSAT_9", "LG01", "WorldView Legion 3", "SPOT 4", "SPOT5", "KOMPSAT-2"],
 )  # fmt: skip
 def test_every_promised_sensor_has_a_contract(platform: str) -> None:
     from pancrafter.sensors import contract_for_platform

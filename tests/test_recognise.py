@@ -11,8 +11,8 @@ from typing import Any
 import pystac
 import pytest
 
-from pancrafter.recognise import REQUESTER_PAYS, recognise
-from pancrafter.sensors import load_contracts
+from pancrafter.recognise import REQUESTER_PAYS, identify, recognise
+from pancrafter.sensors import SensorContract, load_contracts
 from pancrafter.types import Refusal, Scene
 
 CONTRACTS = load_contracts()
@@ -202,6 +202,10 @@ def test_platform_missing_falls_back_to_declared_hints() -> None:
         ("PNEO4_20211115135830_ORTHO", "pleiades-neo", ["PAN", "MS-FS"]),
         ("SV1-01_20180107_L2A0000347100_1109170063301_01", "superview-1", ["PAN", "MUX"]),
         ("WV04_20180825_110100001A2B3C00", "worldview-4", ["pan_analytic", "ms_analytic"]),
+        ("LG02_20250725_200001A2B3C4D500", "worldview-legion", ["pan_analytic", "ms_analytic"]),
+        ("S5_09537_5435_20070531", "spot-5", ["pan", "B1", "B2", "B3", "B4"]),
+        ("S4_09537_5435_20060531", "spot-4", ["pan", "B1", "B2", "B3", "B4"]),
+        ("MSC_080131020453_08126_10211230", "kompsat-2", ["PAN", "blue", "green", "red", "nir"]),
     ],
 )
 def test_producers_ids_stand_in_for_a_platform(item_id: str, sensor: str, keys: list[str]) -> None:
@@ -210,6 +214,20 @@ def test_producers_ids_stand_in_for_a_platform(item_id: str, sensor: str, keys: 
     scene = _verdict(body)
     assert isinstance(scene, Scene), scene
     assert scene.sensor == sensor
+
+
+@pytest.mark.parametrize("contract", [c for c in CONTRACTS.values() if c.name != "generic"], ids=lambda c: c.name)
+def test_every_hint_leads_to_its_own_sensor(contract: SensorContract) -> None:
+    hints = [
+        *({"platform": name} for name in contract.platforms),
+        *({"constellation": name} for name in contract.constellations),
+        *({"instruments": [name]} for name in contract.instruments),
+        *({"id": f"{prefix}1"} for prefix in contract.id_prefixes),
+    ]
+    for hint in hints:
+        item = pystac.Item(hint.pop("id", "scene"), None, None, datetime(2025, 3, 1, tzinfo=UTC), dict(hint))
+        found = identify(item, CONTRACTS)
+        assert found is contract, (hint, item.id)
 
 
 def test_a_wrong_platform_is_not_overruled_by_hints() -> None:
