@@ -30,6 +30,8 @@ OBJECTS_PER_SCENE = 7
 """Five files, the item, the event of the change feed; pages of days are shared by many scenes."""
 ROUNDS = 30
 """Scenes of every runner that are simulated at least, so that how they start together no longer shows."""
+ALIKE = 2
+"""Scenes of which the largest is less than this many times the smallest do not tell what any scene costs."""
 OUTPUT_BYTES_PER_VALUE = 1.5
 """uint16 after ZSTD, with overviews."""
 
@@ -123,10 +125,15 @@ def rates_from(measures: Iterable[Mapping[str, Any]]) -> Rates:  # Any: parsed J
 
 
 def _fit(sizes: Sequence[float], seconds: Sequence[float]) -> Rate:
-    """A line through the points with neither part negative."""
+    """A line through the points with neither part negative; through the origin for scenes of much the same size.
+
+    What such scenes differ by says more of bands and of other work than of their size.
+    """
     mean_x, mean_y = sum(sizes) / len(sizes), sum(seconds) / len(seconds)
+    if max(sizes) < ALIKE * min(sizes):
+        return Rate(fixed_s=0.0, s_per_mpx=mean_y / mean_x)
     variance = sum((x - mean_x) ** 2 for x in sizes)
-    slope = sum((x - mean_x) * (y - mean_y) for x, y in zip(sizes, seconds, strict=True)) / variance if variance else 0
+    slope = sum((x - mean_x) * (y - mean_y) for x, y in zip(sizes, seconds, strict=True)) / variance
     slope = min(max(0.0, slope), mean_y / mean_x)
     return Rate(fixed_s=max(0.0, mean_y - slope * mean_x), s_per_mpx=slope)
 

@@ -86,6 +86,17 @@ def test_rates_come_from_scenes_that_were_done_in_one_go() -> None:
         rates_from([measures(1, computed_blocks=0)])
 
 
+def test_rates_of_scenes_of_one_size_grow_with_the_size() -> None:
+    """Where the smaller one was slower by chance, large scenes still cost more."""
+    for found in (
+        rates_from([measures(2), measures(2)]),
+        rates_from([measures(2), measures(1.9, sharpen_seconds=1.9 * 2, seconds=2.2 + 3.8 + 2.2 + 2)]),
+    ):
+        assert found.sharpen.fixed_s == 0
+        assert found.sharpen.s_per_mpx == pytest.approx(1, rel=0.5)
+        assert found.stage.s_per_mpx > 0
+
+
 def test_spread_keeps_the_mean() -> None:
     found = forecast(Archive(scenes=4000, mpx=10, spread=0.5), Fleet(gpus=1, cpus=8, runners=8), RATES)
     assert found.gpu_hours == pytest.approx(4000 * 10 / 3600, rel=0.05)
