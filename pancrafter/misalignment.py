@@ -20,7 +20,7 @@ from PIL.ImageFont import load_default
 
 from pancrafter.assess import BORDER_REDUCED_PX, reduce_tile
 from pancrafter.engine import NetworkSharpener
-from pancrafter.errors import InvalidSceneError, PancrafterError
+from pancrafter.errors import InvalidSceneError, PancrafterError, SinkError
 from pancrafter.evaluate import AS_SHARP_AS_MS, Method, tile_of
 from pancrafter.metrics import ergas
 from pancrafter.pairs import Pair, Unreadable, measured_phases
@@ -200,7 +200,10 @@ def plot(curves: Sequence[Curve], path: Path) -> None:
         y = 60 + 24 * row
         draw.line((left, y, left + 25, y), fill=_COLOURS[row % len(_COLOURS)], width=4)
         draw.text((left + 32, y - 7), name, fill="black", font=load_default(12))
-    image.save(path, optimize=True)
+    try:
+        image.save(path, "PNG", optimize=True)
+    except OSError as err:
+        raise SinkError(f"{path}: the picture cannot be written ({err}); check space and permissions") from err
 
 
 def _axes(draw: ImageDraw.ImageDraw, box: tuple[int, int, int, int], top: float, title: str) -> None:

@@ -353,6 +353,7 @@ def test_command_takes_catalogs_and_of_them_what_is_named(tmp_path: Path) -> Non
         (("PAIRS", "--weights", "absent"), "weights 'absent' not found"),
         (("PAIRS", "--name", "zzz*"), "no zzz*.npz or zzz*_pan.tif in it"),
         (("PAIRS", "--json", "/nowhere/out.json"), "cannot be written"),
+        (("PAIRS", "--pictures", "/dev/null/pictures"), "--pictures /dev/null/pictures: cannot be made"),
     ],
 )
 def test_command_refuses_what_cannot_work(folder: Path, words: tuple[str, ...], problem: str) -> None:
@@ -360,6 +361,14 @@ def test_command_refuses_what_cannot_work(folder: Path, words: tuple[str, ...], 
     assert result.exit_code in (1, 2)
     assert result.stdout == ""
     assert problem in result.stderr.splitlines()[-1]
+
+
+def test_a_report_that_does_not_fit_on_the_disk_is_named(folder: Path, tmp_path: Path) -> None:
+    report = tmp_path / "report.json"
+    report.symlink_to("/dev/full")
+    result = call("evaluate", folder, "--method", "exp", "--no-full", "--json", report)
+    assert result.exit_code == 2
+    assert f"--json {report}: cannot be written ([Errno 28] No space left on device)" in result.stderr
 
 
 @pytest.mark.parametrize("before", [None, "of another run\n"])

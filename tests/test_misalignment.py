@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from command import call
+from command import call, fails
 from networks import random_checkpoint, random_network
 from PIL import Image
 from test_evaluate import pair_of
 
 from pancrafter.engine import NetworkSharpener
-from pancrafter.errors import InvalidSceneError
+from pancrafter.errors import InvalidSceneError, SinkError
 from pancrafter.evaluate import Method, classical_method, network_method
 from pancrafter.misalignment import SHIFTS_MS_PX, Curve, markdown_table, measure, plot, without_attention
 from pancrafter.model.weights import save_checkpoint
@@ -77,6 +77,8 @@ def test_table_and_plot(curves: list[Curve], tmp_path: Path) -> None:
     assert len(table) == 4
     assert {line.count("|") for line in table} == {len(SHIFTS_MS_PX) + 5}
     assert f"{curves[0].ergas[0]:.2f}" in table[2]
+    with pytest.raises(SinkError, match="No space left on device"):
+        plot(curves, Path("/dev/full"))
     plot(curves, tmp_path / "plot.png")
     with Image.open(tmp_path / "plot.png") as image:
         assert len(image.convert("RGB").getcolors(100_000) or []) > 4
@@ -95,6 +97,11 @@ def test_pairs_that_cannot_be_measured_are_named_and_none_is_an_error() -> None:
     assert isinstance(said[0], Unreadable)
     assert "the reference mean of band index 1 is 0" in said[0].reason
     assert said[1] is good
+
+
+def test_a_plot_that_cannot_be_written_is_named_before_anything_is_measured(tmp_path: Path) -> None:
+    said = fails(2, "misalignment", tmp_path, "--plot", "/nowhere/a.png")
+    assert "--plot /nowhere/a.png: cannot be written" in said
 
 
 def test_command_prints_both_series_and_goes_on_past_a_damaged_pair(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from dataclasses import replace
 from pathlib import Path
 
@@ -205,6 +206,18 @@ def test_interrupted_run_leaves_nothing(tmp_path: Path) -> None:
 
     with pytest.raises(KeyboardInterrupt):
         simulate_archive(tmp_path / "a", scenes=small_scenes()[:1], on_scene=stop)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_full_disk_is_named_and_leaves_nothing(tmp_path: Path) -> None:
+    """Files may not grow further, as on a full disk; GDAL's own errors are neither OSError nor RasterioError."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, limits[1]))
+    try:
+        with pytest.raises(SinkError, match="cannot write the sample archive"):
+            simulate_archive(tmp_path / "a", scenes=small_scenes()[:1])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from pancrafter.cli.app import app
-from pancrafter.cli.shared import DeviceOption, ThreadsOption, note, print_json, write_json
+from pancrafter.cli.shared import DeviceOption, ThreadsOption, note, print_json, require_writable, write_json
 from pancrafter.heap import usable_cores
 from pancrafter.options import OptionError, split_names
 
@@ -40,6 +40,7 @@ def bench(
     if unknown := [name for name in names if name not in MEASURES]:
         raise OptionError(f"--only: no measure {unknown[0]!r}; choose of {', '.join(MEASURES)}")
     edges = _edges(sizes)
+    require_writable(out, "--out")
 
     def say(measure: Measure) -> None:
         note(
@@ -53,7 +54,7 @@ def bench(
     )  # fmt: skip
     report = found.model_dump(mode="json")
     if out is not None:
-        write_json(out, report)
+        write_json(out, report, "--out")
     if as_json:
         print_json(report)
         return

@@ -88,7 +88,10 @@ def evaluate(
     failed: list[Unreadable] = []
     source = _pairs_of(pairs, names, sensor, contracts, with_truth=truth == "given")
     if pictures is not None:
-        pictures.mkdir(parents=True, exist_ok=True)
+        try:
+            pictures.mkdir(parents=True, exist_ok=True)
+        except OSError as err:
+            raise OptionError(f"--pictures {pictures}: cannot be made ({err}); choose another folder") from err
     options = {"max_side_px": max_side_px, "reduced_ratio": ratio, "full": full, "pictures": pictures}
     for report in evaluate_all(source, contestants, **options):
         if isinstance(report, Unreadable):
@@ -122,6 +125,7 @@ def misalignment(
 ) -> None:
     """Inject shifts of 0 to 2 MS pixels between PAN and MS, and print what they cost every method."""
     require_writable(json_path)
+    require_writable(plot, "--plot")
     from pancrafter.evaluate import NETWORK, network_method
     from pancrafter.misalignment import SERIES, markdown_table, measure, without_attention
     from pancrafter.misalignment import plot as draw

@@ -271,7 +271,7 @@ def print_json(value: Any) -> None:  # Any: plain JSON
     typer.echo(json.dumps(value, indent=2))
 
 
-def require_writable(path: Path | None) -> None:
+def require_writable(path: Path | None, option: str = "--json") -> None:
     """Find out before hours of work that their report cannot be written; no empty file is left if they fail."""
     if path is None or path == Path("-"):
         return
@@ -281,16 +281,23 @@ def require_writable(path: Path | None) -> None:
         if new:
             path.resolve().unlink()  # not a link to it
     except OSError as err:
-        raise OptionError(f"--json {path}: cannot be written ({err}); choose another file") from err
+        raise _unwritable(option, path, err) from err
 
 
-def write_json(path: Path, value: Any) -> None:  # Any: plain JSON
+def _unwritable(option: str, path: Path, err: OSError) -> OptionError:
+    return OptionError(f"{option} {path}: cannot be written ({err}); choose another file")
+
+
+def write_json(path: Path, value: Any, option: str = "--json") -> None:  # Any: plain JSON
     """Write a result for programs to a file, or to stdout for ``-``."""
     text = json.dumps(value, indent=2)
     if path == Path("-"):
         typer.echo(text)
-    else:
+        return
+    try:
         path.write_text(f"{text}\n", encoding="utf-8")
+    except OSError as err:
+        raise _unwritable(option, path, err) from err
 
 
 def require_catalog(settings: Settings) -> None:

@@ -19,7 +19,9 @@ import numpy as np
 import pystac
 import shapely.geometry
 from numpy.typing import NDArray
+from rasterio._err import CPLE_BaseError
 from rasterio.crs import CRS
+from rasterio.errors import RasterioError
 from rasterio.io import MemoryFile
 from rasterio.shutil import copy as raster_copy
 from rasterio.transform import Affine
@@ -194,7 +196,7 @@ def simulate_archive(
         _write_archive(attempt, seed, scenes, on_scene)
         attempt.chmod(0o755)
         attempt.replace(target)
-    except OSError as err:
+    except (OSError, RasterioError, CPLE_BaseError) as err:
         raise SinkError(
             f"{target}: cannot write the sample archive ({err}); free space or choose another folder"
         ) from err
