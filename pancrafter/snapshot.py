@@ -8,7 +8,10 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
+import sys
 import tempfile
+import threading
+import time
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -59,7 +62,10 @@ def write_snapshot(sink: StaticSink, target: Path | None = None) -> tuple[str, i
                         while batch := [json.loads(line) for line in islice(lines, BATCH)]:
                             await writer.write(batch)
 
-            asyncio.run(write(str((target or draft).absolute())))
+            try:
+                asyncio.run(write(str((target or draft).absolute())))
+            finally:
+                _let_threads_leave()
             if target is not None:
                 return str(target), count
             sink.store.put(draft, SNAPSHOT, "application/vnd.apache.parquet")
@@ -69,6 +75,15 @@ def write_snapshot(sink: StaticSink, target: Path | None = None) -> tuple[str, i
             f"also of {tempfile.gettempdir()} (TMPDIR)"
         ) from err
     return sink.store.address(SNAPSHOT), count
+
+
+def _let_threads_leave() -> None:
+    """Wait, a second at most, until no thread of rustac is in Python: one that still is when Python ends crashes it."""
+    for _ in range(1000):
+        known = {thread.ident for thread in threading.enumerate()}
+        if sys._current_frames().keys() <= known:  # noqa: SLF001 - documented, and the only way to see such threads
+            return
+        time.sleep(0.001)
 
 
 def _spooled(sink: StaticSink, spool: Path) -> tuple[list[dict[str, Any]], int]:

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 import warnings
 from collections.abc import Iterator
 from html.parser import HTMLParser
@@ -294,6 +295,14 @@ def test_tiles_and_thumbnail(home: Path) -> None:
     assert values.shape[0] == 4
     assert (values[3] == 255).all()
     assert values[:3].std() > 30
+
+
+def test_snapshot_leaves_no_thread_in_python(home: Path, tmp_path: Path) -> None:
+    """One that is still there when the program ends crashes it: with status 134 or 139, after its last line."""
+    sink = StaticSink(settings(home).sink)
+    for _ in range(20):
+        write_snapshot(sink, tmp_path / "items.parquet")
+        assert sys._current_frames().keys() <= {thread.ident for thread in threading.enumerate()}
 
 
 class _Page(HTMLParser):
