@@ -29,6 +29,7 @@ MOST_SHOWN = 200
 
 _PANELS = ("overview", 3, 4, 26)  # asset, panels side by side, gap and label height of pancrafter.preview, pixels
 _COLOURS = {"pass": "#2b7d48", "fallback": "#8f6400", "released": "#8e44a5"}
+_FIGURES = ("consistency ERGAS", "HQNR", "gain", "Mpx", "seconds")
 _MAP_PX = (920, 340)
 _GOES_ON = {
     State.HELD: ("held for a person", "pancrafter held release|reject {key} --reason TEXT"),
@@ -53,8 +54,9 @@ left:var(--at,50%);width:2px;background:#fff}.cut em{position:absolute;top:6px;p
 color:#fff;
 font-style:normal;font-size:12px}input[type=range]{width:420px;margin:4px 0}small{color:#5b6670}
 @media(max-width:960px){table{display:block;overflow-x:auto}}
-@media(max-width:700px){td,td:first-child{min-width:9em}.scene{zoom:.75}
-svg text{font-size:24px}}
+@media(max-width:700px){tr:first-child{display:none}tr{display:block;padding:6px 0;border-bottom:1px solid #e2e6e9}
+td,td:first-child{display:inline-block;min-width:0;padding:2px 8px;border:0}td:not(.n):is(:first-child,:last-child)
+{display:block}td.n::before{content:attr(data-of) " ";color:#5b6670}.scene{zoom:.75}svg text{font-size:24px}}
 """
 
 
@@ -188,13 +190,16 @@ def _table(items: Sequence[Json]) -> str:
             (_mpx(item), "{:.2f}"),
             (p.get("pancrafter:cost", {}).get("seconds"), "{:.0f}"),
         )
-        numbers = "".join(f'<td class="n">{"-" if v is None else form.format(v)}</td>' for v, form in cells)
+        numbers = "".join(
+            f'<td class="n" data-of="{name}">{"-" if value is None else form.format(value)}</td>'
+            for name, (value, form) in zip(_FIGURES, cells, strict=True)
+        )
         href = escape(item_name(item["collection"], item["id"]))
         rows.append(
             f'<tr><td><a href="{href}">{escape(p["pancrafter:source"]["item_id"])}</a>{why}</td>'
             f"<td>{escape(p['pancrafter:sensor'])}</td><td>{_badge(verdict)}{old}</td>{numbers}</tr>"
         )
-    return _as_table(("scene", "sensor", "verdict"), rows, ("consistency ERGAS", "HQNR", "gain", "Mpx", "seconds"))
+    return _as_table(("scene", "sensor", "verdict"), rows, _FIGURES)
 
 
 def _stuck_table(stuck: Stuck) -> str:

@@ -358,6 +358,20 @@ def test_report_page_in_a_browser(home: Path, tmp_path: Path) -> None:
     assert values.std() > 30
 
 
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="chromium is not installed: `make viewers`")
+def test_tables_of_the_report_page_fit_on_a_phone(home: Path, tmp_path: Path) -> None:
+    page = tmp_path / "report.html"
+    beyond = "Math.max(...[...document.querySelectorAll('table')].map(t => t.scrollWidth - t.clientWidth))"
+    text = (home / "output" / "report.html").read_text()
+    page.write_text(f"{text}<script>document.title = 'beyond ' + {beyond}</script>")
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
+    shown = subprocess.run(
+        ["chromium", *flags, "--window-size=500,900", "--dump-dom", page.as_uri()],
+        check=True, capture_output=True, text=True, timeout=240,
+    )  # fmt: skip
+    assert "<title>beyond 0</title>" in shown.stdout
+
+
 def test_report_of_an_empty_catalog(tmp_path: Path) -> None:
     text = Path(write_report(StaticSink(str(tmp_path)))).read_text()
     assert "<b>0</b>published" in text
