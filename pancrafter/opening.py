@@ -50,7 +50,7 @@ _GONE = (
     "NoSuchBucket",
 )
 """How servers say that there is no such file, which trying again does not change."""
-_MISSING = ("No such file or directory", "does not exist")
+_MISSING = ("No such file or directory", "does not exist", "Permission denied")
 T = TypeVar("T")
 
 

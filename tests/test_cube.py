@@ -17,6 +17,7 @@ import rioxarray  # noqa: F401  registers the .rio accessor
 import xarray as xr
 from numpy.typing import NDArray
 from rasterio.enums import ColorInterp
+from rasterio.errors import RasterioIOError
 from rasterio.transform import from_origin
 from scipy import ndimage
 
@@ -24,6 +25,7 @@ from pancrafter.access import OPEN_TO_ALL
 from pancrafter.cube import stage_scene
 from pancrafter.errors import GridMismatchError, InvalidSceneError, TransientReadError
 from pancrafter.headers import read_headers
+from pancrafter.opening import read_failure
 from pancrafter.reading import fill_invalid
 from pancrafter.resample import degrade
 from pancrafter.sensors import BandSpec, SensorContract
@@ -632,6 +634,11 @@ def test_missing_file(pair: Pair, tmp_path: Path) -> None:
     (tmp_path / "ms.tif").unlink()
     with pytest.raises(InvalidSceneError, match=r"asset ms: its header .*No such file.*check the asset's href"):
         stage_scene(scene, contract(), str(tmp_path / "x.zarr"))
+
+
+def test_a_file_that_may_not_be_read_is_not_called_damaged() -> None:
+    said = read_failure(RasterioIOError("/data/ms.tif: Permission denied"), "scene", "ms", "/data/ms.tif", what="it")
+    assert str(said).endswith("Permission denied; check the asset's href and permissions")
 
 
 def test_unreachable_server_may_be_tried_again(pair: Pair, tmp_path: Path) -> None:
