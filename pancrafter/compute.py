@@ -51,10 +51,10 @@ class Compute:
 
     @property
     def description(self) -> str:
-        """For logs and items."""
+        """Where work is done, for logs."""
         if self._client is None:
-            return "in process"
-        return f"{len(self._client.scheduler_info(n_workers=-1)['workers'])} Dask workers"
+            return "in this process"
+        return f"on {len(self._client.scheduler_info(n_workers=-1)['workers'])} Dask workers"
 
     @contextlib.contextmanager
     def active(self) -> Iterator[None]:

@@ -230,9 +230,9 @@ class _Folder(ObjectStore):
             advice = {
                 errno.ENOSPC: "the disk is full: free some space",
                 errno.EDQUOT: "the quota is used up: free some space",
-                errno.EACCES: "no permission: change it or choose another sink",
-                errno.EPERM: "no permission: change it or choose another sink",
-                errno.EROFS: "the file system is read-only: choose another sink",
+                errno.EACCES: "no permission: change it or choose another place",
+                errno.EPERM: "no permission: change it or choose another place",
+                errno.EROFS: "the file system is read-only: choose another place",
             }.get(err.errno or 0, "check the path and the disk")
             raise SinkError(f"{self.address(name)}: {err.strerror or err}; {advice}") from err
 

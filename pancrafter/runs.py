@@ -93,7 +93,7 @@ class Run:
 
         process = self.process or partial(process_scene, report=self.report)
         with open_compute(self.settings) as compute:
-            self.report(f"working on {compute.description}")
+            self.report(f"working {compute.description}")
             for key in keys:
                 try:
                     outcome = process(key, self.settings, compute, self.ledger)

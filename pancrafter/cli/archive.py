@@ -121,8 +121,8 @@ def _print_added(added: Any) -> None:  # Any: AddedScene, whose module is import
 @app.command()
 def serve(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a static STAC catalog.")],
-    host: Annotated[str, typer.Option("--host")] = "127.0.0.1",
-    port: Annotated[int, typer.Option("--port", min=0, max=65535)] = 8182,
+    host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0: one that is free.")] = 8182,
 ) -> None:
     """Offer a static STAC catalog as a searchable STAC API until interrupted."""
     port = _free_port(host, port)

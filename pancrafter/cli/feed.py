@@ -88,7 +88,7 @@ def report(
     sink: SinkOption = None,
     state_dir: StateDirOption = None,
 ) -> None:
-    """Write the report page of an output catalog: what was published, held, failed, with map, pictures and costs."""
+    """Write report.html beside an output catalog: what was published, held, failed, with map, pictures and costs."""
     settings = settings_from(sink=place or sink, state_dir=state_dir)
     from pancrafter.ledger import open_ledger
     from pancrafter.publish import StaticSink
