@@ -101,7 +101,6 @@ class CogInfo(Record):
     path: str
     size_bytes: int
     grid: PixelGrid
-    count: int
     dtype: str
     nodata: float | None
     band_names: tuple[str, ...]
@@ -110,10 +109,8 @@ class CogInfo(Record):
     nudged_values: int = Field(
         description="Valid values that equalled nodata and were moved by one DN to stay visible as data."
     )
-    overview_levels: tuple[int, ...]
     scale: tuple[float, ...] | None = None
     offset: tuple[float, ...] | None = None
-    profile: Profile = "fast"
 
 
 def write_cog(
@@ -178,7 +175,7 @@ def write_cog(
                     described = _describe(header, coding, overview_resampling, written.statistics())
                     write_tiles(draft, pyramid.levels, spool, described, whole)
             with _flushed(draft, target):
-                overviews = _verify(draft, target, written, pyramid.levels, whole)
+                _verify(draft, target, written, pyramid.levels, whole)
         with _as_sink_error(target):
             _settle(draft, target)
     finally:
@@ -187,17 +184,14 @@ def write_cog(
         path=str(target),
         size_bytes=target.stat().st_size,
         grid=grid,
-        count=count,
         dtype=dtype,
         nodata=nodata,
         band_names=tuple(band_names),
         statistics=written.statistics(),
         valid_share=written.valid_pixels / math.prod(grid.shape_yx),
         nudged_values=written.nudged,
-        overview_levels=overviews,
         scale=tuple(scale) if scale else None,
         offset=tuple(offset) if offset else None,
-        profile=profile,
     )
 
 
@@ -568,8 +562,8 @@ def _describe(
         return tags_of(memory.read())
 
 
-def _verify(draft: Path, target: Path, written: _Written, levels: Sequence[Level], whole: Place) -> tuple[int, ...]:
-    """Validate the structure and compare the file with what was handed in; returns the overview levels.
+def _verify(draft: Path, target: Path, written: _Written, levels: Sequence[Level], whole: Place) -> None:
+    """Validate the structure and compare the file with what was handed in.
 
     All tiles are compared as they are stored; one in ``_DECODED_EVERY`` of the full resolution is decoded as well.
     """
@@ -579,7 +573,6 @@ def _verify(draft: Path, target: Path, written: _Written, levels: Sequence[Level
             with draft.open("rb", buffering=0) as stored:
                 _compare_stored(source, stored, target, levels, whole)
             _compare_decoded(source, target, written)
-            return tuple(source.overviews(1))
     except (InvalidSceneError, OSError, RasterioError, CPLE_BaseError) as err:
         raise SinkError(f"{target}: the file just written cannot be read back ({err}); check the disk") from err
 

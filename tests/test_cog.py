@@ -79,7 +79,7 @@ def test_pixels_and_header_survive(tmp_path: Path, profile: cog.Profile) -> None
         assert source.tags(ns="IMAGE_STRUCTURE")["PREDICTOR"] == "2"
         assert tuple(source.transform)[:6] == grid().transform
         assert source.crs.to_epsg() == 32633
-        assert source.overviews(1) == list(info.overview_levels) == [2, 4]
+        assert source.overviews(1) == [2, 4]
         assert float(source.tags(2)["STATISTICS_MEAN"]) == pytest.approx(values[1].mean())
         assert float(source.tags(2)["STATISTICS_STDDEV"]) == pytest.approx(values[1].std())
         assert source.mask_flag_enums[0] == [MaskFlags.all_valid]
@@ -601,8 +601,9 @@ def test_quality_raster_file(
 def test_long_strip_gets_overviews_by_its_longer_side(tmp_path: Path) -> None:
     shape = (123, 1254)
     values = image(shape=shape)
-    info = write_cog(tmp_path / "strip.tif", blocks(values), **options(grid=grid(shape)))
-    assert info.overview_levels == (2, 4)
+    write_cog(tmp_path / "strip.tif", blocks(values), **options(grid=grid(shape)))
+    with rasterio.open(tmp_path / "strip.tif") as source:
+        assert source.overviews(1) == [2, 4]
     validate_cog(tmp_path / "strip.tif")
 
 
