@@ -76,11 +76,11 @@ class Reason(IntFlag):
 class Block(NamedTuple):
     """One piece of a raster on its way into a file.
 
-    ``where`` is a rasterio window or ``(rows, columns)`` slices on the target grid, ``values`` is ``(band, y, x)`` and
-    ``valid`` is ``(y, x)`` with True for pixels that hold data; None means all of them do.
+    ``where`` are its rows and columns on the target grid, ``values`` is ``(band, y, x)`` and ``valid`` is ``(y, x)``
+    with True for pixels that hold data; None means all of them do.
     """
 
-    where: Window | YXSlices
+    where: YXSlices
     values: Array
     valid: NDArray[np.bool_] | None = None
 
@@ -115,7 +115,7 @@ class CogInfo(Record):
 
 def write_cog(
     path: str | Path,
-    windows: Iterable[Block | tuple[Window | YXSlices, Array]],
+    blocks: Iterable[Block],
     *,
     grid: PixelGrid,
     count: int,
@@ -137,8 +137,8 @@ def write_cog(
 
     Args:
         path: Final file; it is replaced if it exists. Its draft lies in the same folder.
-        windows: Blocks (or ``(window, values)`` pairs) that cover the grid exactly once, in any order; their arrays
-            must not be changed after they were handed over.
+        blocks: They cover the grid exactly once, in any order; their arrays must not be changed after they were handed
+            over.
         grid: Target grid.
         count: Number of bands.
         dtype: NumPy dtype name of the file; blocks must have it already.
@@ -169,7 +169,7 @@ def write_cog(
                 pyramid = Pyramid(
                     grid.shape_yx, count, coding, spool, overview_resampling, written.prepared, threads, str(target)
                 )
-                _stream(pyramid, target, windows, header)
+                _stream(pyramid, target, blocks, header)
                 with _as_sink_error(target):
                     whole = spool.add(coding.encoded_mask(np.ones((TILE_PX, TILE_PX), bool)))
                     described = _describe(header, coding, overview_resampling, written.statistics())
@@ -197,7 +197,7 @@ def write_cog(
 
 def write_reason_mask(
     path: str | Path,
-    windows: Iterable[Block | tuple[Window | YXSlices, Array]],
+    blocks: Iterable[Block],
     *,
     grid: PixelGrid,
     profile: Profile = "fast",
@@ -210,7 +210,7 @@ def write_reason_mask(
     """
     return write_cog(
         path,
-        windows,
+        blocks,
         grid=grid,
         count=1,
         dtype="uint8",
@@ -467,35 +467,29 @@ def _spool(target: Path) -> Spool:
         return Spool(target.parent)
 
 
-def _stream(
-    pyramid: Pyramid, target: Path, windows: Iterable[Block | tuple[Window | YXSlices, Array]], header: _Header
-) -> None:
+def _stream(pyramid: Pyramid, target: Path, blocks: Iterable[Block], header: _Header) -> None:
     """Take every block; errors of the block source pass through unchanged."""
     with pyramid.working():
-        for entry in windows:
-            top, left, tile = _checked(Block(*entry), header, target)
+        for block in blocks:
+            _check_block(block, header, target)
             with _as_sink_error(target):
-                pyramid.add(top, left, tile)
+                pyramid.add(block.where[0].start, block.where[1].start, Tile(block.values, block.valid))
         with _as_sink_error(target):
             pyramid.finish()
 
 
-def _checked(block: Block, header: _Header, target: Path) -> tuple[int, int, Tile]:
-    """Row and column of the block's first pixel, and its pixels."""
-    window = block.where if isinstance(block.where, Window) else Window.from_slices(*block.where)
-    row, col = round(window.row_off), round(window.col_off)
-    size = (round(window.height), round(window.width))
-    inside = (
-        row >= 0 and col >= 0 and row + size[0] <= header.grid.shape_yx[0] and col + size[1] <= header.grid.shape_yx[1]
-    )
+def _check_block(block: Block, header: _Header, target: Path) -> None:
+    rows, cols = block.where
+    size = (rows.stop - rows.start, cols.stop - cols.start)
+    height, width = header.grid.shape_yx
+    inside = rows.start >= 0 and cols.start >= 0 and rows.stop <= height and cols.stop <= width
     if not inside or block.values.shape != (header.count, *size) or block.values.dtype != header.dtype:
         raise GridMismatchError(
-            f"{target}: block at row {row}, column {col} is {block.values.shape} {block.values.dtype}; expected "
-            f"({header.count}, {size[0]}, {size[1]}) {header.dtype} inside {header.grid.shape_yx}"
+            f"{target}: block at row {rows.start}, column {cols.start} is {block.values.shape} {block.values.dtype}; "
+            f"expected ({header.count}, {size[0]}, {size[1]}) {header.dtype} inside {header.grid.shape_yx}"
         )
     if block.valid is not None and block.valid.shape != size:
         raise GridMismatchError(f"{target}: valid is {block.valid.shape}, expected {size}")
-    return row, col, Tile(block.values, block.valid)
 
 
 def _with_nodata(values: Array, valid: NDArray[np.bool_] | None, nodata: float) -> tuple[Array, int]:

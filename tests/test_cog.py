@@ -365,11 +365,11 @@ def test_a_missing_block_is_noticed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "block",
     [
-        Block(Window(0, 0, 10, 10), np.zeros((3, 10, 10), np.int16)),
-        Block(Window(0, 0, 10, 10), np.zeros((2, 10, 10), np.uint16)),
-        Block(Window(1295, 0, 10, 10), np.zeros((3, 10, 10), np.uint16)),
-        Block(Window(-1, 0, 10, 10), np.zeros((3, 10, 10), np.uint16)),
-        Block(Window(0, 0, 10, 10), np.zeros((3, 10, 10), np.uint16), np.ones((9, 10), bool)),
+        Block((slice(0, 10), slice(0, 10)), np.zeros((3, 10, 10), np.int16)),
+        Block((slice(0, 10), slice(0, 10)), np.zeros((2, 10, 10), np.uint16)),
+        Block((slice(0, 10), slice(1295, 1305)), np.zeros((3, 10, 10), np.uint16)),
+        Block((slice(0, 10), slice(-1, 9)), np.zeros((3, 10, 10), np.uint16)),
+        Block((slice(0, 10), slice(0, 10)), np.zeros((3, 10, 10), np.uint16), np.ones((9, 10), bool)),
     ],
 )
 def test_wrong_blocks_are_refused(tmp_path: Path, block: Block) -> None:
