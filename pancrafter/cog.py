@@ -256,38 +256,29 @@ def reason_bits(
     pan_valid: NDArray[np.bool_],
     ms_valid: NDArray[np.bool_],
     reach_px: int,
-    saturated: NDArray[np.bool_] | None = None,
-    low_consistency: NDArray[np.bool_] | None = None,
-    core: YXSlices = (slice(None), slice(None)),
+    saturated: NDArray[np.bool_],
+    low_consistency: NDArray[np.bool_],
+    core: YXSlices,
 ) -> NDArray[np.uint8]:
-    """Combine per-pixel findings to :class:`Reason` bits; all inputs are ``(y, x)`` on the PAN grid.
+    """Combine per-pixel findings about a block to :class:`Reason` bits; all are ``(y, x)`` on the PAN grid.
 
     ``EDGE`` marks valid pixels within ``reach_px`` (Chebyshev distance) of an invalid one: filled values may have
-    reached them. A caller that works block by block passes both masks with a halo of ``reach_px``, and as ``core``
-    where the block lies in them; the other findings and the answer are of the block.
+    reached them. Both masks come with a halo of ``reach_px``, as far as the grid goes, and ``core`` is where the block
+    lies in them; the other findings and the answer are of the block.
     """
-    valid = pan_valid & ms_valid
-    inner = valid_interior(valid, reach_px)[core]
-    pan_valid, ms_valid, valid = pan_valid[core], ms_valid[core], valid[core]
-    bits = np.zeros(valid.shape, np.uint8)
-    bits[~ms_valid] |= np.uint8(Reason.NO_MS)
-    bits[~pan_valid] |= np.uint8(Reason.NO_PAN)
-    bits[valid & ~inner] |= np.uint8(Reason.EDGE)
-    if saturated is not None:
-        bits[saturated] |= np.uint8(Reason.SATURATED)
-    if low_consistency is not None:
-        bits[low_consistency] |= np.uint8(Reason.LOW_CONSISTENCY)
-    return bits
-
-
-def valid_interior(valid: NDArray[np.bool_], reach_px: int) -> NDArray[np.bool_]:
-    """Pixels that are valid together with all neighbours up to ``reach_px`` away; outside the array counts as valid."""
     from scipy.ndimage import minimum_filter
 
-    if reach_px <= 0 or valid.all():
-        return valid.copy()
-    eroded = minimum_filter(valid.astype(np.uint8), size=2 * reach_px + 1, mode="constant", cval=1)
-    return np.asarray(eroded, bool)
+    valid = pan_valid & ms_valid
+    inner = valid
+    if not valid.all():
+        inner = minimum_filter(valid, size=2 * reach_px + 1, mode="constant", cval=1)
+    bits = np.zeros(saturated.shape, np.uint8)
+    bits[~ms_valid[core]] |= np.uint8(Reason.NO_MS)
+    bits[~pan_valid[core]] |= np.uint8(Reason.NO_PAN)
+    bits[valid[core] & ~inner[core]] |= np.uint8(Reason.EDGE)
+    bits[saturated] |= np.uint8(Reason.SATURATED)
+    bits[low_consistency] |= np.uint8(Reason.LOW_CONSISTENCY)
+    return bits
 
 
 def validate_cog(path: str | Path) -> None:

@@ -545,7 +545,10 @@ def test_reason_bits() -> None:
     pan_valid[:2], ms_valid[:, :3] = False, False
     saturated, low = np.zeros((12, 12), bool), np.zeros((12, 12), bool)
     saturated[11, 11], low[10:, 11] = True, True
-    bits = reason_bits(pan_valid=pan_valid, ms_valid=ms_valid, reach_px=2, saturated=saturated, low_consistency=low)
+    bits = reason_bits(
+        pan_valid=pan_valid, ms_valid=ms_valid, reach_px=2, core=(slice(None), slice(None)),
+        saturated=saturated, low_consistency=low,
+    )  # fmt: skip
     assert bits.dtype == np.uint8
     assert bits[0, 0] == Reason.NO_MS | Reason.NO_PAN
     assert bits[0, 8] == Reason.NO_PAN
