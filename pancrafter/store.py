@@ -26,7 +26,8 @@ from __future__ import annotations
 import errno
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 from urllib.parse import unquote, urlsplit
@@ -147,14 +148,11 @@ class SceneStore:
         if block_px < 2 or block_px % 2:
             raise ValueError(f"block_px is {block_px}, expected an even number of at least 2")
         attributes = {"format_version": FORMAT_VERSION, "staging": staging, "block_px": block_px, "complete": False}
-
-        def build() -> zarr.Group:
+        with _writing(uri):
             group = zarr.create_group(_zarr_store(uri, "r+"), zarr_format=3, overwrite=True, attributes=attributes)
             _create_staging_arrays(group, grid, bands, block_px)
             _write_coordinates(group, grid, crs_wkt)
-            return group
-
-        return cls(uri, _writing(build, uri), "r+")
+        return cls(uri, group, "r+")
 
     @classmethod
     def open(cls, uri: str, mode: Mode = "r") -> SceneStore:
@@ -312,8 +310,8 @@ class SceneStore:
                 raise TransientReadError(
                     f"store {self.uri}: {name} holds {found} chunks, expected {expected}; stage the scene again"
                 )
-        attributes: dict[str, Any] = {"staged": staged.model_dump_json(), "complete": True}
-        _writing(lambda: self._group.attrs.update(attributes), self.uri)
+        with _writing(self.uri):
+            self._group.attrs.update({"staged": staged.model_dump_json(), "complete": True})
 
     # --- sharpened pixels -----------------------------------------------------------------------------------------
 
@@ -331,8 +329,7 @@ class SceneStore:
             raise InvalidSceneError(f"staging of {self.uri} has not finished; stage the scene again")
         if self.recipe == recipe and not self._lost_blocks():
             return
-
-        def rebuild() -> None:
+        with _writing(self.uri):
             # The recipe goes first and comes last: a crash in between leaves arrays that no recipe claims.
             self._group.attrs.update({"recipe": None})
             for name in ("done", "sharpened"):
@@ -340,8 +337,6 @@ class SceneStore:
                     del self._group[name]
             _create_sharpened_arrays(self._group, self.block_px)
             self._group.attrs.update({"recipe": recipe})
-
-        _writing(rebuild, self.uri)
 
     def _lost_blocks(self) -> bool:
         """Whether ``sharpened`` holds less than what is done."""
@@ -376,10 +371,8 @@ class SceneStore:
 
     def write_consistency(self, values: NDArray[np.float32]) -> None:
         """Keep the local consistency of the result, one value per block of MS pixels, for the quality raster."""
-        _writing(
-            lambda: self._group.create_array("consistency", data=np.asarray(values, np.float32), overwrite=True),
-            self.uri,
-        )
+        with _writing(self.uri):
+            self._group.create_array("consistency", data=np.asarray(values, np.float32), overwrite=True)
 
     def read_consistency(self) -> NDArray[np.float32]:
         """What ``write_consistency`` kept, (y, x); NaN where a block could not be compared."""
@@ -442,11 +435,8 @@ class SceneStore:
             raise ValueError(
                 f"{name}{_text(selection)} takes {array.dtype} {expected}, found {values.dtype} {values.shape}"
             )
-
-        def put() -> None:
+        with _writing(f"{self.uri}: {name}{_text(selection)}"):
             array[selection] = values
-
-        _writing(put, f"{self.uri}: {name}{_text(selection)}")
 
 
 def open_scene(uri: str) -> xr.Dataset:
@@ -650,9 +640,10 @@ def _is_of_the_place(err: OSError, uri: str) -> bool:
     return err.errno in (errno.EROFS, errno.ENOSPC, errno.EDQUOT)
 
 
-def _writing(action: Callable[[], Any], where: str) -> Any:  # Any: hands through what the action returns
+@contextmanager
+def _writing(where: str) -> Iterator[None]:
     try:
-        return action()
+        yield
     except OSError as err:
         raise SinkError(f"{where} cannot be written: {err}; check permissions and free space, then run again") from err
 
