@@ -26,7 +26,7 @@ from pancrafter.compute import held_by_cluster
 from pancrafter.counting import NO_COMMON_AREA, check_dn, value_range
 from pancrafter.crs import crs_code
 from pancrafter.cube import PAIR_BLOCK_PX, REACH_PX
-from pancrafter.engine import PRECISIONS, SharpenerSpec, build_sharpener, fit_sharpener
+from pancrafter.engine import PRECISIONS, SharpenerSpec, build_sharpener, fit_sharpener, sharpened_dn
 from pancrafter.errors import GridMismatchError, InvalidSceneError
 from pancrafter.grid import pair_grids, pixel_centres, require_north_up
 from pancrafter.model.devices import resolve_device
@@ -34,7 +34,7 @@ from pancrafter.model.names import DEFAULT_WEIGHTS, SharpeningMethod
 from pancrafter.reading import DN_LIMIT, fill_invalid
 from pancrafter.sensors import GENERIC, SensorContract, fold, generic_contract, get_contract
 from pancrafter.store import BlockGrid, Mask, Pixels, Window, cut_windows
-from pancrafter.tiles import ms_valid_beneath, plan_window, quantise, read_tile, valid_window
+from pancrafter.tiles import ms_valid_beneath, plan_window, read_tile, valid_window
 from pancrafter.types import AssetRef, PairGrid, PixelGrid, Record, Scene, StagedScene
 
 _KEPT_WINDOWS = 4
@@ -425,11 +425,9 @@ def _sharpen_chunk(
     window = slice(*rows), slice(*cols)
     told, sharpener = scene.told(known.staged), build_sharpener(known.spec)
     valid = valid_window(told, window)
-    sharpened = np.zeros((told.band_count, *valid.shape), np.float32)
-    if valid.any():
-        plan = plan_window(told, window, sharpener.halo_px(known.staged), scene.block_px)
-        sharpened = sharpener(read_tile(told, plan), plan.core)
-    return quantise(sharpened, valid, known.staged).astype(scene.dtype)
+    plan = plan_window(told, window, sharpener.halo_px(known.staged), scene.block_px)
+    tile = read_tile(told, plan) if valid.any() else None
+    return sharpened_dn(sharpener, tile, plan.core, valid, known.staged).astype(scene.dtype)
 
 
 def _describe(scene: _LazyScene, request: _Request) -> _Known:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import operator
 import sys
-import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -56,12 +55,13 @@ from pancrafter.model.weights import Checkpoint, load_checkpoint
 from pancrafter.resample import GENERIC_MTF_GAIN, Mtf, mean_mtf
 from pancrafter.sensors import SensorContract
 from pancrafter.sharpness import band_mtfs, measured_mtf
-from pancrafter.store import Block, SceneStore, Window, whole_window, window_inside
+from pancrafter.store import Block, Pixels, SceneStore, Window, whole_window, window_inside
 from pancrafter.tiles import (
     STRIP_ROWS,
     Floats,
     ScenePixels,
     Tile,
+    Valid,
     band_phases,
     plan_tile,
     quantise,
@@ -449,10 +449,8 @@ class FusionSharpener:
         """Sharpen one tile."""
         rows, cols = core or whole_window(tile.pan.shape)
         result = np.empty((len(tile.ms), rows.stop - rows.start, cols.stop - cols.start), np.float32)
-        for start in range(rows.start, rows.stop, STRIP_ROWS):
-            strip = slice(start, min(start + STRIP_ROWS, rows.stop))
-            out = torch.from_numpy(result)[:, strip.start - rows.start : strip.stop - rows.start]
-            fuse(torch.from_numpy(tile.pan)[strip, cols], _expanded(tile, strip)[..., cols], self.constants, out)
+        pan, expanded = torch.from_numpy(tile.pan)[rows, cols], _expanded(tile, rows)[..., cols]
+        fuse(pan, expanded, self.constants, torch.from_numpy(result))
         return result
 
 
@@ -576,14 +574,6 @@ def _below_ceiling(dn_max: float, sums: Callable[[float], _Sums]) -> _Sums:
     return below if below.pixels else sums(math.inf)
 
 
-class BlockReport(Record):
-    """What one block cost."""
-
-    block: Block
-    pixels: int
-    seconds: float
-
-
 def scene_mtfs(staged: StagedScene, contract: SensorContract) -> tuple[Mtf, ...]:
     """MTF of the scene's bands: the contract's, as sharp as the scene is measured."""
     nominal = [band.mtf for band in contract.subset(staged.scene.bands)]
@@ -601,19 +591,31 @@ def mean_relative_mtf(staged: StagedScene, contract: SensorContract) -> Mtf:
     return mean_mtf(relative_mtfs(staged, contract))
 
 
-def sharpen_block(store: SceneStore, block: Block, sharpener: Sharpener) -> BlockReport:
+def sharpen_block(store: SceneStore, block: Block, sharpener: Sharpener) -> None:
     """Sharpen one block of a staged scene, write its shard, and mark it done last."""
-    started = time.perf_counter()
-    staged = store.staged
-    plan = plan_tile(store, block, sharpener.halo_px(staged))
+    plan = plan_tile(store, block, sharpener.halo_px(store.staged))
     valid = valid_window(store, plan.window)
-    if valid.any():
-        sharpened = sharpener(read_tile(store, plan), plan.core)
-    else:
-        sharpened = np.zeros((len(staged.scene.bands), *valid.shape), np.float32)
-    store.write_block(block, quantise(sharpened, valid, staged))
+    tile = read_tile(store, plan) if valid.any() else None
+    store.write_block(block, sharpened_dn(sharpener, tile, plan.core, valid, store.staged))
     store.mark_done(block)
-    return BlockReport(block=block, pixels=valid.size, seconds=time.perf_counter() - started)
+
+
+def sharpened_dn(sharpener: Sharpener, tile: Tile | None, core: Window, valid: Valid, staged: StagedScene) -> Pixels:
+    """The core of a tile sharpened and rounded, (band, y, x); without a tile, which no valid pixel needs, nodata.
+
+    ``valid`` (y, x) is of the core.
+    """
+    (top, bottom), cols = (core[0].start, core[0].stop), core[1]
+    values = np.empty((len(staged.scene.bands), *valid.shape), np.uint16)
+    step = sharpener.rows_at_once or bottom - top
+    for first in range(top, bottom, step):
+        rows = slice(first, min(first + step, bottom))
+        inside = slice(rows.start - top, rows.stop - top)
+        floats = (
+            np.zeros((len(values), *valid[inside].shape), np.float32) if tile is None else sharpener(tile, (rows, cols))
+        )
+        values[:, inside] = quantise(floats, valid[inside], staged)
+    return values
 
 
 class SharpenerSpec(Record):

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from pancrafter.catalog_links import CollectionInfo
     from pancrafter.changes import Change
     from pancrafter.compute import Compute
-    from pancrafter.engine import BlockReport, SharpenerSpec
+    from pancrafter.engine import SharpenerSpec
     from pancrafter.item import Cost, Gate, Recipe
     from pancrafter.publish import Published, StaticSink
     from pancrafter.quality import Verdict
@@ -300,8 +300,8 @@ def _sharpen_with(
     total, pixels, last = store.block_count, 0, started
     if len(pending) < total:
         report(f"{staged.scene.key}: {total - len(pending)} of {total} blocks were finished before and are kept")
-    for number, block in enumerate(compute.map(sharpen_block_task, pending, staged.store_uri, spec, on_gpu=True), 1):
-        pixels += block.pixels
+    for number, made in enumerate(compute.map(sharpen_block_task, pending, staged.store_uri, spec, on_gpu=True), 1):
+        pixels += made
         now = time.perf_counter()
         if now - last > _PROGRESS_EVERY_S or number == len(pending):
             last, rate = now, pixels / (now - started)
@@ -318,17 +318,18 @@ def _sharpen_with(
     )
 
 
-def sharpen_block_task(block: tuple[int, int], uri: str, spec: SharpenerSpec) -> BlockReport:
-    """On a worker: sharpen one block; one that is finished is left alone, as Dask asks again for a lost worker's."""
-    from pancrafter.engine import BlockReport, build_sharpener, sharpen_block
+def sharpen_block_task(block: tuple[int, int], uri: str, spec: SharpenerSpec) -> int:
+    """On a worker: sharpen one block, and say how many pixels it has; one that is finished is left alone.
+
+    Dask asks again for the blocks of a lost worker.
+    """
+    from pancrafter.engine import build_sharpener, sharpen_block
     from pancrafter.store import SceneStore
 
     store = SceneStore.open(uri, "r+")
-    if store.is_done(block):
-        rows, columns = store.block_window(block)
-        pixels = (rows.stop - rows.start) * (columns.stop - columns.start)
-        return BlockReport(block=block, pixels=pixels, seconds=0)
-    return sharpen_block(store, block, build_sharpener(spec))
+    if not store.is_done(block):
+        sharpen_block(store, block, build_sharpener(spec))
+    return math.prod(part.stop - part.start for part in store.block_window(block))
 
 
 @dataclass(frozen=True)

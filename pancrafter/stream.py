@@ -14,14 +14,12 @@ from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
-import numpy as np
-
 from pancrafter.cog import CACHE_BYTES
-from pancrafter.engine import NetworkSharpener, Sharpener
+from pancrafter.engine import NetworkSharpener, Sharpener, sharpened_dn
 from pancrafter.errors import PancrafterError
 from pancrafter.pyramid import neighbours_together
 from pancrafter.store import Pixels, Window, cut_windows
-from pancrafter.tiles import ScenePixels, Tile, TilePlan, Valid, plan_window, quantise, read_tile, valid_window
+from pancrafter.tiles import ScenePixels, Tile, TilePlan, Valid, plan_window, read_tile, valid_window
 from pancrafter.types import StagedScene
 
 T = TypeVar("T")
@@ -160,18 +158,7 @@ def sharpened_windows(store: ScenePixels, sharpener: Sharpener, window_px: int) 
         return _Read(plan, read_tile(store, plan) if valid.any() else None, valid)
 
     def sharpen(part: _Read) -> SharpenedWindow:
-        values = np.empty((len(staged.scene.bands), *part.valid.shape), np.uint16)
-        (top, bottom), cols = (part.plan.core[0].start, part.plan.core[0].stop), part.plan.core[1]
-        step = sharpener.rows_at_once or bottom - top
-        for first in range(top, bottom, step):
-            rows = slice(first, min(first + step, bottom))
-            inside = slice(rows.start - top, rows.stop - top)
-            floats = (
-                np.zeros((len(values), rows.stop - rows.start, cols.stop - cols.start), np.float32)
-                if part.tile is None
-                else sharpener(part.tile, (rows, cols))
-            )
-            values[:, inside] = quantise(floats, part.valid[inside], staged)
+        values = sharpened_dn(sharpener, part.tile, part.plan.core, part.valid, staged)
         return SharpenedWindow(part.plan.window, values, part.valid)
 
     return ahead(sharpen, ahead(read, iter(scene_windows(store, window_px))))

@@ -694,8 +694,8 @@ def test_block_without_data_needs_no_sharpener(tmp_path: Path) -> None:
     pan_valid[:64, :64] = False
     store = stage_arrays(tmp_path / "s.zarr", grid, pan, ms, pan_valid=pan_valid, nodata=7.0)
     two_bands = NetworkSharpener(random_checkpoint(bands=2))
-    report = sharpen_block(store, (0, 0), two_bands)
-    assert (report.block, report.pixels, store.done_count) == ((0, 0), 64 * 64, 1)
+    sharpen_block(store, (0, 0), two_bands)
+    assert store.done_count == 1
     assert (store.read_sharpened(store.block_window((0, 0))) == 7).all()
     with pytest.raises(BandCountError, match="random take 2 bands at once, the scene has 3; choose weights"):
         sharpen_block(store, (0, 1), two_bands)
