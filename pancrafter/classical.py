@@ -104,9 +104,9 @@ def brovey(pair: PairInput) -> Float32s:
 
     Gillespie, Kahle and Walker (1987), "Color enhancement of highly correlated images II".
     """
-    low, expanded = _pan_and_low(pair), _expand(pair)
+    pan, expanded = _pan(pair), _expand(pair)
     intensity = expanded.mean(axis=0)
-    matched = _match(low.pan, low.low, intensity, pair.counted)
+    matched = _match(pan, _common_low(pair, pan), intensity, pair.counted)
     return (expanded * _modulation(matched, intensity)).astype(np.float32)
 
 
@@ -136,9 +136,9 @@ def bt_h(pair: PairInput) -> Float32s:
     ok = _aligned_counted(pair.counted, aligned.shape[1:], pair.ratio, pair.phases_yx)
     haze = np.percentile(aligned[:, ok], HAZE_PERCENTILE, axis=1)[:, None, None]
     weights, _ = _intensity_mix(pair, aligned - haze)
-    low, hazeless = _pan_and_low(pair), _expand(pair) - haze
+    pan, hazeless = _pan(pair), _expand(pair) - haze
     intensity = np.tensordot(weights, hazeless, axes=1)
-    matched = _match(low.pan, low.low, intensity, pair.counted)
+    matched = _match(pan, _common_low(pair, pan), intensity, pair.counted)
     return (hazeless * _modulation(matched, intensity) + haze).astype(np.float32)
 
 
@@ -148,9 +148,10 @@ def mtf_glp_hpm(pair: PairInput) -> Float32s:
     Aiazzi et al. (2006), "MTF-tailored multiscale fusion of high-resolution MS and Pan imagery"; PAN is first brought
     to each band's level and spread.
     """
-    counted, pan = pair.counted, _pan(pair)
+    counted, pan, ms_shape = pair.counted, _pan(pair), (pair.ms.shape[1], pair.ms.shape[2])
     bands = []
-    for band, low in zip(_expand(pair), _lows(pair), strict=True):
+    for band, phase, mtf in zip(_expand(pair), pair.phases_yx, pair.mtfs, strict=True):
+        low = _low(pan, ms_shape, pair.ratio, phase, mtf)
         matched, matched_low = _match(pan, low, band, counted), _match(low, low, band, counted)
         bands.append(band * _modulation(matched, matched_low))
     return np.stack(bands).astype(np.float32)
@@ -162,7 +163,7 @@ def mtf_glp_fs(pair: PairInput) -> Float32s:
     Vivone, Restaino and Chanussot (2018), "Full scale regression-based injection coefficients for panchromatic
     sharpening".
     """
-    return glp_window(_pan(pair), _ms(pair), pair.ratio, pair.phases_yx, pair.mtfs, _constants(pair, "fs"))
+    return _glp(pair, fit_glp_constants)
 
 
 def mtf_glp_cbd(pair: PairInput) -> Float32s:
@@ -171,7 +172,12 @@ def mtf_glp_cbd(pair: PairInput) -> Float32s:
     Alparone et al. (2007), "Comparison of pansharpening algorithms: outcome of the 2006 GRS-S data-fusion contest",
     with one context for the whole scene.
     """
-    return glp_window(_pan(pair), _ms(pair), pair.ratio, pair.phases_yx, pair.mtfs, _constants(pair, "cbd"))
+    return _glp(pair, lambda sums: _fit(sums, sums.ms_low, sums.low_low, sums.low))
+
+
+def _glp(pair: PairInput, fit: Callable[[GlpSums], GlpConstants]) -> Float32s:
+    given = _pan(pair), _ms(pair), pair.ratio, pair.phases_yx, pair.mtfs
+    return glp_window(*given, fit(glp_sums(*given, pair.counted)))
 
 
 METHODS: dict[str, Callable[[PairInput], Float32s]] = {
@@ -265,6 +271,20 @@ def fit_glp_constants(sums: GlpSums) -> GlpConstants:
         InvalidSceneError: No pixel was counted.
     """
     return _fit(sums, sums.ms_pan, sums.low_pan, (sums.pan,) * len(sums.ms))
+
+
+def _fit(
+    sums: GlpSums, band_product: tuple[float, ...], low_product: tuple[float, ...], other: tuple[float, ...]
+) -> GlpConstants:
+    """Gains cov(band, other) / cov(low, other), from the products' sums and the sums of ``other``."""
+    if sums.pixels == 0:
+        raise InvalidSceneError("injection gains of no pixels at all: 0 valid pixels, expected 1 or more")
+    mean_other = np.array(other) / sums.pixels
+    band = np.array(band_product) - np.array(sums.ms) * mean_other
+    low = np.array(low_product) - np.array(sums.low) * mean_other
+    noise = 1e-12 * np.abs(low_product)  # what rounding leaves of a flat image
+    gains = np.where(low > noise, band / np.where(low > noise, low, 1), 0.0)
+    return GlpConstants(gains=tuple(gains.tolist()))
 
 
 def glp_window(
@@ -410,32 +430,7 @@ def fit_brovey_match(sums: InjectionSums) -> BroveyMatch:
     return BroveyMatch(scale=scale, offset=level - scale * pan)
 
 
-def _fit(
-    sums: GlpSums, band_product: tuple[float, ...], low_product: tuple[float, ...], other: tuple[float, ...]
-) -> GlpConstants:
-    """Gains cov(band, other) / cov(low, other), from the products' sums and the sums of ``other``."""
-    if sums.pixels == 0:
-        raise InvalidSceneError("injection gains of no pixels at all: 0 valid pixels, expected 1 or more")
-    mean_other = np.array(other) / sums.pixels
-    band = np.array(band_product) - np.array(sums.ms) * mean_other
-    low = np.array(low_product) - np.array(sums.low) * mean_other
-    noise = 1e-12 * np.abs(low_product)  # what rounding leaves of a flat image
-    gains = np.where(low > noise, band / np.where(low > noise, low, 1), 0.0)
-    return GlpConstants(gains=tuple(gains.tolist()))
-
-
-def _constants(pair: PairInput, kind: str) -> GlpConstants:
-    sums = glp_sums(_pan(pair), _ms(pair), pair.ratio, pair.phases_yx, pair.mtfs, pair.counted)
-    return fit_glp_constants(sums) if kind == "fs" else _fit(sums, sums.ms_low, sums.low_low, sums.low)
-
-
 # --- Building blocks ------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, eq=False)
-class _PanAndLow:
-    pan: Float64s
-    low: Float64s
 
 
 def _pan(pair: PairInput) -> Float64s:
@@ -475,16 +470,10 @@ def _low(pan: Float64s, ms_shape_yx: tuple[int, int], ratio: int, phase_yx: Phas
     return low
 
 
-def _lows(pair: PairInput) -> list[Float64s]:
-    pan, ms_shape = _pan(pair), (pair.ms.shape[1], pair.ms.shape[2])
-    return [_low(pan, ms_shape, pair.ratio, *each) for each in zip(pair.phases_yx, pair.mtfs, strict=True)]
-
-
-def _pan_and_low(pair: PairInput) -> _PanAndLow:
-    """PAN and its low-pass version at the bands' common phase, for methods with one intensity."""
-    pan = _pan(pair)
+def _common_low(pair: PairInput, pan: Float64s) -> Float64s:
+    """Low-pass PAN at the bands' common phase, for methods with one intensity."""
     ms_shape = (pair.ms.shape[1], pair.ms.shape[2])
-    return _PanAndLow(pan=pan, low=_low(pan, ms_shape, pair.ratio, _common_phase(pair.phases_yx), _pan_mtf(pair)))
+    return _low(pan, ms_shape, pair.ratio, _common_phase(pair.phases_yx), _pan_mtf(pair))
 
 
 def _pan_mtf(pair: PairInput) -> Mtf | float:
