@@ -248,8 +248,7 @@ def window_sums(store: SceneStore, core: Window, mtfs: tuple[Mtf | float, ...], 
 def _detail(pan: Pixels, ms: Float64s, staged: StagedScene, pan_blur: Mtf | float) -> Float64s:
     """What PAN at MS scale and each MS band show beyond their smoothed selves, (1 + band, y, x), PAN first."""
     common = np.median(np.array(band_phases(staged)), axis=0)
-    shape_yx = (ms.shape[1], ms.shape[2])
-    low_pan = degrade(pan.astype(np.float32), shape_yx, staged.grid.ratio, (common[0], common[1]), pan_blur)
+    low_pan = degrade(pan.astype(np.float32), ms.shape[1:], staged.grid.ratio, (common[0], common[1]), pan_blur)
     images = np.concatenate([low_pan[None], ms])
     smooth = ndimage.gaussian_filter(images, (0, DETAIL_SIGMA_MS_PX, DETAIL_SIGMA_MS_PX), mode="nearest")
     return np.asarray(images - smooth)
@@ -466,9 +465,9 @@ def reduce_tile(
         return None
     truth = full.ms[:, : side[0], : side[1]]
     common = np.median(np.array(full.phases_yx), axis=0)
-    pan = degrade(full.pan, (side[0], side[1]), full.ratio, (common[0], common[1]), pan_blur)
+    pan = degrade(full.pan, side, full.ratio, (common[0], common[1]), pan_blur)
     nominal = ((ratio - 1) / 2, (ratio - 1) / 2)
-    small = (side[0] // ratio, side[1] // ratio)
+    small = [n // ratio for n in side]
     ms = np.stack([degrade(b, small, ratio, nominal, mtf) for b, mtf in zip(truth, mtfs, strict=True)])
     tile = Tile(
         pan=pan.astype(np.float32),
@@ -547,7 +546,7 @@ def _residual_shift(store: SceneStore, window: Window) -> float:
     ratio = staged.grid.ratio
     sharpened, pan = store.read_sharpened(window), store.read_pan(window)
     nominal = ((ratio - 1) / 2, (ratio - 1) / 2)
-    small = (pan.shape[0] // ratio, pan.shape[1] // ratio)
+    small = [n // ratio for n in pan.shape]
     coarse = np.stack([degrade(band.astype(np.float32), small, ratio, nominal, GENERIC_MTF_GAIN) for band in sharpened])
     found = [s for s in estimate_band_shifts(pan, coarse, ratio, nominal) if s.certain]
     return max((math.hypot(*s.shift_yx) for s in found), default=math.nan)

@@ -148,10 +148,10 @@ def mtf_glp_hpm(pair: PairInput) -> Float32s:
     Aiazzi et al. (2006), "MTF-tailored multiscale fusion of high-resolution MS and Pan imagery"; PAN is first brought
     to each band's level and spread.
     """
-    counted, pan, ms_shape = pair.counted, _pan(pair), (pair.ms.shape[1], pair.ms.shape[2])
+    counted, pan = pair.counted, _pan(pair)
     bands = []
     for band, phase, mtf in zip(_expand(pair), pair.phases_yx, pair.mtfs, strict=True):
-        low = _low(pan, ms_shape, pair.ratio, phase, mtf)
+        low = _low(pan, pair.ms.shape[1:], pair.ratio, phase, mtf)
         matched, matched_low = _match(pan, low, band, counted), _match(low, low, band, counted)
         bands.append(band * _modulation(matched, matched_low))
     return np.stack(bands).astype(np.float32)
@@ -243,11 +243,10 @@ def glp_sums(
     _require_fit(pan, ms, ratio, phases_yx, mtfs)
     keep = np.ones(pan.shape, dtype=np.bool_) if counted is None else counted
     p = pan[keep].astype(np.float64)
-    shape_yx = (pan.shape[0], pan.shape[1])
     moments = []
     for band, phase, mtf in zip(ms, phases_yx, mtfs, strict=True):
-        m = resample.upsample(band.astype(np.float64), shape_yx, ratio, phase)[keep]
-        low = _low(pan.astype(np.float64), (ms.shape[1], ms.shape[2]), ratio, phase, mtf)[keep]
+        m = resample.upsample(band.astype(np.float64), pan.shape, ratio, phase)[keep]
+        low = _low(pan.astype(np.float64), ms.shape[1:], ratio, phase, mtf)[keep]
         rows = np.stack([m, low, p])
         (_, ms_low, ms_pan), (_, low_low, low_pan), _ = products(rows, rows)
         moments.append((m.sum(), low.sum(), ms_pan, low_pan, ms_low, low_low))
@@ -310,11 +309,11 @@ def glp_window(
     _require_fit(pan, ms, ratio, phases_yx, mtfs)
     if len(constants.gains) != len(ms):
         raise GridMismatchError(f"{len(constants.gains)} injection gains for {len(ms)} bands; fit them on this scene")
-    high, ms_shape = pan.astype(np.float64), (ms.shape[1], ms.shape[2])
+    high = pan.astype(np.float64)
     sharpened = np.empty((len(ms), *pan.shape), dtype=np.float32)
     for b, band in enumerate(ms):
-        expanded = resample.upsample(band.astype(np.float64), (pan.shape[0], pan.shape[1]), ratio, phases_yx[b])
-        detail = high - _low(high, ms_shape, ratio, phases_yx[b], mtfs[b])
+        expanded = resample.upsample(band.astype(np.float64), pan.shape, ratio, phases_yx[b])
+        detail = high - _low(high, ms.shape[1:], ratio, phases_yx[b], mtfs[b])
         sharpened[b] = expanded + constants.gains[b] * detail
     return sharpened
 
@@ -361,7 +360,7 @@ def injection_sums(
     aligned = _aligned_ms(ms, ratio, phases_yx)
     everything = np.ones(pan.shape, dtype=np.bool_) if counted is None else counted
     keep = _aligned_counted(everything, aligned.shape[1:], ratio, phases_yx)
-    low = resample.degrade(pan.astype(np.float64), (ms.shape[1], ms.shape[2]), ratio, _common_phase(phases_yx), pan_mtf)
+    low = resample.degrade(pan.astype(np.float64), ms.shape[1:], ratio, _common_phase(phases_yx), pan_mtf)
     values = np.vstack([aligned[:, keep], low[keep][None]])
     return InjectionSums(int(keep.sum()), values.sum(axis=1), products(values, values))
 
@@ -458,22 +457,20 @@ def at_ceiling(pan: Pixels, ms: Pixels, ratio: int, dn_max: float) -> Mask:
 
 def _expand(pair: PairInput) -> Float64s:
     """MS brought onto the PAN grid, each band at its own phase."""
-    shape_yx = (pair.pan.shape[0], pair.pan.shape[1])
     bands = zip(_ms(pair), pair.phases_yx, strict=True)
-    return np.stack([resample.upsample(band, shape_yx, pair.ratio, phase) for band, phase in bands])
+    return np.stack([resample.upsample(band, pair.pan.shape, pair.ratio, phase) for band, phase in bands])
 
 
-def _low(pan: Float64s, ms_shape_yx: tuple[int, int], ratio: int, phase_yx: PhaseYX, mtf: Mtf | float) -> Float64s:
+def _low(pan: Float64s, ms_shape_yx: Sequence[int], ratio: int, phase_yx: PhaseYX, mtf: Mtf | float) -> Float64s:
     """PAN as a band with this phase and MTF would have sampled it, brought back onto the PAN grid."""
     sampled = resample.degrade(pan, ms_shape_yx, ratio, phase_yx, mtf)
-    low: Float64s = resample.upsample(sampled, (pan.shape[0], pan.shape[1]), ratio, phase_yx).astype(np.float64)
+    low: Float64s = resample.upsample(sampled, pan.shape, ratio, phase_yx).astype(np.float64)
     return low
 
 
 def _common_low(pair: PairInput, pan: Float64s) -> Float64s:
     """Low-pass PAN at the bands' common phase, for methods with one intensity."""
-    ms_shape = (pair.ms.shape[1], pair.ms.shape[2])
-    return _low(pan, ms_shape, pair.ratio, _common_phase(pair.phases_yx), _pan_mtf(pair))
+    return _low(pan, pair.ms.shape[1:], pair.ratio, _common_phase(pair.phases_yx), _pan_mtf(pair))
 
 
 def _pan_mtf(pair: PairInput) -> Mtf | float:
@@ -510,7 +507,7 @@ def _aligned_counted(counted: Mask, ms_shape_yx: tuple[int, ...], ratio: int, ph
 
 def _intensity_mix(pair: PairInput, aligned: Float64s) -> tuple[Float64s, float]:
     """Weights per band and constant with which the bands explain PAN at MS scale (least squares)."""
-    shape_yx = (aligned.shape[1], aligned.shape[2])
+    shape_yx = aligned.shape[1:]
     pan_low = resample.degrade(_pan(pair), shape_yx, pair.ratio, _common_phase(pair.phases_yx), _pan_mtf(pair))
     counted = _aligned_counted(pair.counted, shape_yx, pair.ratio, pair.phases_yx)
     design = np.vstack([aligned[:, counted], np.ones(int(counted.sum()))]).T

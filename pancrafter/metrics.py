@@ -602,9 +602,8 @@ def degraded_pair(
             for floats, pixels in ((image, sharpened), (wanted, ms))
         )
     bands = zip(image, phases_yx, mtfs, strict=True)
-    shape_yx = (ms.shape[1], ms.shape[2])
     degraded: Float64s = np.stack(
-        [resample.degrade(band, shape_yx, ratio, phase, mtf).astype(np.float64) for band, phase, mtf in bands]
+        [resample.degrade(band, ms.shape[1:], ratio, phase, mtf).astype(np.float64) for band, phase, mtf in bands]
     )
     return wanted, degraded, kept
 
@@ -663,7 +662,7 @@ def hqnr_production_sums(
     lms = np.stack([_upsampled(b, pan.shape, ratio, phase, inner) for b, phase in zip(low, phases_yx, strict=True)])
     blurred = np.stack([_blurred(b, ratio, mtf, inner) for b, mtf in zip(image, mtfs, strict=True)])
     centred = ((ratio - 1) / 2, (ratio - 1) / 2)
-    pan_on_ms = resample.degrade(high, (ms.shape[1], ms.shape[2]), ratio, centred, pan_mtf)
+    pan_on_ms = resample.degrade(high, ms.shape[1:], ratio, centred, pan_mtf)
     pan_low = _upsampled(pan_on_ms, pan.shape, ratio, centred, inner)
     # one band at a time: cut into blocks, a band takes as much memory as it does whole
     low_pan, high_pan = _centred_blocks(pan_low), _centred_blocks(high[inner])

@@ -149,9 +149,9 @@ def _offsets(bands: int, ratio: int) -> list[tuple[tuple[float, float], ...]]:
 
 def _moved(tile: Tile, truth: Floats, mtfs: Sequence[Mtf | float], offsets: Sequence[tuple[float, float]]) -> Tile:
     """The tile with MS sampled elsewhere, still told to be edge-aligned."""
-    nominal, shape = (tile.ratio - 1) / 2, (tile.ms.shape[1], tile.ms.shape[2])
+    nominal = (tile.ratio - 1) / 2
     ms = [
-        degrade(band, shape, tile.ratio, (nominal + y, nominal + x), mtf)
+        degrade(band, tile.ms.shape[1:], tile.ratio, (nominal + y, nominal + x), mtf)
         for band, (y, x), mtf in zip(truth, offsets, mtfs, strict=True)
     ]
     return replace(tile, ms=np.stack(ms).astype(np.float32))

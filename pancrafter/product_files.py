@@ -118,7 +118,7 @@ def _before_after(store: SceneStore, path: Path, names: list[str | None]) -> tup
     pan = store.read_pan((ys, xs))
     ms = store.read_ms(ms_window).astype(np.float32)
     phases = band_phases(staged)
-    raised = np.stack([upsample(b, (pan.shape[0], pan.shape[1]), ratio, p) for b, p in zip(ms, phases, strict=True)])
+    raised = np.stack([upsample(b, pan.shape, ratio, p) for b, p in zip(ms, phases, strict=True)])
     return comparison_picture(
         path,
         pan=pan,

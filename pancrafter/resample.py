@@ -233,7 +233,7 @@ def apply_yx(matrix_y: csr_array, matrix_x: csr_array, image: Floats) -> Floats:
     return np.asarray((matrix_x @ (matrix_y @ image).T).T)
 
 
-def upsample(ms_band: Floats, shape_yx: tuple[int, int], ratio: int, phase_yx: tuple[float, float]) -> Floats:
+def upsample(ms_band: Floats, shape_yx: Sequence[int], ratio: int, phase_yx: tuple[float, float]) -> Floats:
     """One MS band (y, x) brought onto a PAN grid of ``shape_yx`` by cubic convolution at the given phase."""
     matrix_y = upsampling_matrix(shape_yx[0], ms_band.shape[0], ratio, phase_yx[0])
     matrix_x = upsampling_matrix(shape_yx[1], ms_band.shape[1], ratio, phase_yx[1])
@@ -241,7 +241,7 @@ def upsample(ms_band: Floats, shape_yx: tuple[int, int], ratio: int, phase_yx: t
 
 
 def degrade(
-    image: Floats, ms_shape_yx: tuple[int, int], ratio: int, phase_yx: tuple[float, float], mtf: Mtf | float
+    image: Floats, ms_shape_yx: Sequence[int], ratio: int, phase_yx: tuple[float, float], mtf: Mtf | float
 ) -> Floats:
     """One PAN-grid image (y, x) as a sensor with this MTF would have sampled it on the MS grid."""
     matrix_y = degrading_matrix(ms_shape_yx[0], image.shape[0], ratio, phase_yx[0], mtf)
