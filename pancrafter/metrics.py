@@ -544,39 +544,10 @@ def consistency(
 ) -> tuple[float, float]:
     """ERGAS and SAM (degrees) of the sharpened image, degraded to the MS grid, against the MS it was made from.
 
-    See ``consistency_sums`` for arguments and errors; both are 0 for an image that explains its MS input perfectly.
+    See ``degraded_pair`` for arguments and errors; both are 0 for an image that explains its MS input perfectly.
     """
-    sums = consistency_sums(sharpened, ms, ratio, phases_yx, mtfs, valid)
+    sums = error_sums(*degraded_pair(sharpened, ms, ratio, phases_yx, mtfs, valid))
     return sums.ergas(ratio), sums.sam_deg()
-
-
-def consistency_sums(
-    sharpened: Pixels,
-    ms: Pixels,
-    ratio: int,
-    phases_yx: Sequence[PhaseYX],
-    mtfs: Sequence[Mtf | float],
-    valid: Mask | None = None,
-    *,
-    counted: Mask | None = None,
-) -> ErrorSums:
-    """Sums behind ``consistency``, which add up over windows.
-
-    Args:
-        sharpened: (band, y, x) DN on the PAN grid.
-        ms: (band, y, x) DN.
-        ratio: MS over PAN pixel size.
-        phases_yx: Per band, where MS pixel 0 really lies on the PAN grid (phase plus band shift), PAN pixels.
-        mtfs: MTF per band.
-        valid: (y, x) of the MS grid. A pixel counts where the blur's whole support is valid; invalid pixels may hold
-            anything, NaN too. Pixels whose blur reaches over the image border (``resample.mtf_reach``) do not either.
-        counted: (y, x) of the MS grid: the window's core, without its halo. None: everything.
-
-    Raises:
-        GridMismatchError: Numbers of bands or shapes do not fit each other.
-    """
-    wanted, degraded, kept = degraded_pair(sharpened, ms, ratio, phases_yx, mtfs, valid)
-    return error_sums(wanted, degraded, kept if counted is None else kept & counted)
 
 
 def degraded_pair(
@@ -589,7 +560,17 @@ def degraded_pair(
 ) -> tuple[Float64s, Float64s, Mask]:
     """MS, the sharpened image degraded to its grid (both (band, y, x) DN), and which pixels (y, x) may be compared.
 
-    Arguments and errors as in ``consistency_sums``.
+    Args:
+        sharpened: (band, y, x) DN on the PAN grid.
+        ms: (band, y, x) DN.
+        ratio: MS over PAN pixel size.
+        phases_yx: Per band, where MS pixel 0 really lies on the PAN grid (phase plus band shift), PAN pixels.
+        mtfs: MTF per band.
+        valid: (y, x) of the MS grid. A pixel counts where the blur's whole support is valid; invalid pixels may hold
+            anything, NaN too. Pixels whose blur reaches over the image border (``resample.mtf_reach``) do not either.
+
+    Raises:
+        GridMismatchError: Numbers of bands or shapes do not fit each other.
     """
     _require_bands(sharpened, ms, phases_yx, mtfs)
     kept = _reliable(sharpened.shape[1:], ms.shape[1:], ratio, phases_yx, mtfs)

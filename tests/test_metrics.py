@@ -502,11 +502,11 @@ def test_consistency_leaves_out_pixels_that_saw_beyond_the_border(edge: int) -> 
     large = scene((3, 160, 160))
     ms = observed(large, 4, SHIFTED)[:, 10 * edge : 30 + 10 * edge, 10 * edge : 30 + 10 * edge]
     cut = large[:, 40 * edge : 120 + 40 * edge, 40 * edge : 120 + 40 * edge]
-    sums = metrics.consistency_sums(cut, ms, 4, SHIFTED, GAINS)
+    sums = metrics.error_sums(*metrics.degraded_pair(cut, ms, 4, SHIFTED, GAINS))
     assert 22**2 < sums.pixels < 30**2
     assert sums.ergas(4) == pytest.approx(0, abs=0.01)
-    frame = metrics.consistency_sums(cut, ms, 4, ((1.5, 1.5),) * 3, GAINS).pixels
-    assert frame == 26**2  # four deviations are two MS pixels on each side
+    _, _, frame = metrics.degraded_pair(cut, ms, 4, ((1.5, 1.5),) * 3, GAINS)
+    assert frame.sum() == 26**2  # four deviations are two MS pixels on each side
 
 
 @pytest.mark.parametrize("phases", [SHIFTED, ((1.5, 1.5), (14.5, -10.0), (1.5, 1.5))])
@@ -522,19 +522,20 @@ def test_consistency_never_sees_invalid_pixels(phases: tuple[tuple[float, float]
     error, angle = metrics.consistency(broken, missing, 4, phases, GAINS, valid)
     assert error == pytest.approx(0, abs=1e-9)
     assert angle == pytest.approx(0, abs=1e-5)
-    counted = metrics.consistency_sums(broken, missing, 4, phases, GAINS, valid).pixels
-    whole = metrics.consistency_sums(truth, ms, 4, phases, GAINS).pixels
-    assert 0 < counted < whole - 8
+    _, _, counted = metrics.degraded_pair(broken, missing, 4, phases, GAINS, valid)
+    _, _, whole = metrics.degraded_pair(truth, ms, 4, phases, GAINS)
+    assert 0 < counted.sum() < whole.sum() - 8
 
 
 def test_consistency_adds_up_over_windows_with_a_halo() -> None:
     truth = scene((3, 96, 256))
     ms = observed(truth, 4, SHIFTED) + np.random.default_rng(0).normal(0, 5, (3, 24, 64))
-    whole = metrics.consistency_sums(truth, ms, 4, SHIFTED, GAINS)
+    whole = metrics.error_sums(*metrics.degraded_pair(truth, ms, 4, SHIFTED, GAINS))
     left, right = np.zeros((24, 48), dtype=bool), np.zeros((24, 48), dtype=bool)
     left[:, :32] = right[:, 16:] = True
-    parts = metrics.consistency_sums(truth[..., :192], ms[..., :48], 4, SHIFTED, GAINS, counted=left)
-    parts += metrics.consistency_sums(truth[..., 64:], ms[..., 16:], 4, SHIFTED, GAINS, counted=right)
+    *at_left, kept_left = metrics.degraded_pair(truth[..., :192], ms[..., :48], 4, SHIFTED, GAINS)
+    *at_right, kept_right = metrics.degraded_pair(truth[..., 64:], ms[..., 16:], 4, SHIFTED, GAINS)
+    parts = metrics.error_sums(*at_left, kept_left & left) + metrics.error_sums(*at_right, kept_right & right)
     assert parts.pixels == whole.pixels
     assert parts.ergas(4) == pytest.approx(whole.ergas(4), rel=1e-9)
 
