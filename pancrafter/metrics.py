@@ -211,19 +211,19 @@ def _sobel(image: Float64s, *, along: int, across: int) -> Float64s:
 # --- Q2n and UQI ----------------------------------------------------------------------------------------------------
 
 
-def q2n(reference: Pixels, test: Pixels, block: int = BLOCK_PX) -> float:
+def q2n(reference: Pixels, test: Pixels) -> float:
     """Hypercomplex quality index of two (band, y, x) images in DN, 0 to 1 (1: identical); Q4 and Q8 among others.
 
     Mean of ``q2n_blocks``. Alparone et al. (2004), "A global quality measurement of pan-sharpened multispectral
     imagery"; Garzelli and Nencini (2009), "Hypercomplex quality assessment of multi/hyperspectral images".
     """
-    return float(q2n_blocks(reference, test, block).mean())
+    return float(q2n_blocks(reference, test).mean())
 
 
-def q2n_blocks(reference: Pixels, test: Pixels, block: int = BLOCK_PX) -> Float64s:
+def q2n_blocks(reference: Pixels, test: Pixels) -> Float64s:
     """Q2n of every block, (block row, block column).
 
-    Sides that are no multiple of ``block`` are mirrored to one; DN are rounded to uint16 with saturation; bands are
+    Sides that are no multiple of ``BLOCK_PX`` are mirrored to one; DN are rounded to uint16 with saturation; bands are
     filled up with zeros to a power of two. Within a block both images are standardised by the reference's mean and
     deviation, then bias, contrast and hypercomplex covariance multiply to one modulus.
 
@@ -232,17 +232,17 @@ def q2n_blocks(reference: Pixels, test: Pixels, block: int = BLOCK_PX) -> Float6
     """
     _require_same_shape(reference, test)
     height = reference.shape[1]
-    rows = np.pad(np.arange(height), (0, -height % block), mode="symmetric")
+    rows = np.pad(np.arange(height), (0, -height % BLOCK_PX), mode="symmetric")
     block_rows = []
-    for top in range(0, len(rows), block):
-        strips = (_dn16_blocks(image[:, rows[top : top + block]], block) for image in (reference, test))
+    for top in range(0, len(rows), BLOCK_PX):
+        strips = (_dn16_blocks(image[:, rows[top : top + BLOCK_PX]]) for image in (reference, test))
         block_rows.append(_q2n_of_blocks(*strips))
     return np.stack(block_rows)
 
 
-def _dn16_blocks(strip: Pixels, block: int) -> Float64s:
+def _dn16_blocks(strip: Pixels) -> Float64s:
     """One row of blocks as (block, band, pixel), bands filled up with zeros to a power of two."""
-    dn = _blocks(np.clip(np.rint(strip.astype(np.float64)), 0, _UINT16_MAX), block)[:, 0].transpose(1, 0, 2)
+    dn = _blocks(np.clip(np.rint(strip.astype(np.float64)), 0, _UINT16_MAX))[:, 0].transpose(1, 0, 2)
     missing = (1 << (dn.shape[1] - 1).bit_length()) - dn.shape[1]
     return np.pad(dn, ((0, 0), (0, missing), (0, 0)))
 
@@ -300,14 +300,14 @@ def hypercomplex_table(n: int) -> Float64s:
     return table
 
 
-def uqi_blocks(x: Pixels, y: Pixels, block: int = BLOCK_PX) -> Float64s:
+def uqi_blocks(x: Pixels, y: Pixels) -> Float64s:
     """Universal quality index of every block of two (y, x) images, -1 to 1, as (block row, block column).
 
     4 cov mean_x mean_y / ((var_x + var_y)(mean_x^2 + mean_y^2)); where both blocks are flat, or both have mean 0, that
-    factor is 1. Sides that are no multiple of ``block`` are mirrored to one. Wang and Bovik (2002), "A universal image
-    quality index".
+    factor is 1. Sides that are no multiple of ``BLOCK_PX`` are mirrored to one. Wang and Bovik (2002), "A universal
+    image quality index".
     """
-    return _uqi(_centred_blocks(x, block), _centred_blocks(y, block))
+    return _uqi(_centred_blocks(x), _centred_blocks(y))
 
 
 class _CentredBlocks(NamedTuple):
@@ -325,9 +325,9 @@ class _CentredBlocks(NamedTuple):
         return np.asarray(np.einsum("yxp,yxp->yx", self.rest, other.rest) / self.rest.shape[2])
 
 
-def _centred_blocks(image: Pixels, block: int = BLOCK_PX) -> _CentredBlocks:
+def _centred_blocks(image: Pixels) -> _CentredBlocks:
     """Of a flat block nothing is left, not what rounding made of it on its way: that would look like structure."""
-    rest = _blocks(image[None].astype(np.float64), block)[0]
+    rest = _blocks(image[None].astype(np.float64))[0]
     mean = rest.mean(axis=2)
     rest -= mean[:, :, None]
     variance = np.einsum("yxp,yxp->yx", rest, rest) / rest.shape[2]
@@ -343,13 +343,13 @@ def _uqi(a: _CentredBlocks, b: _CentredBlocks) -> Float64s:
     return result
 
 
-def _blocks(image: Float64s, block: int) -> Float64s:
+def _blocks(image: Float64s) -> Float64s:
     """(band, y, x) cut into (band, block row, block column, pixel), right and bottom mirrored (edge pixel included)."""
-    grow_y, grow_x = (-side % block for side in image.shape[1:])
+    grow_y, grow_x = (-side % BLOCK_PX for side in image.shape[1:])
     full = np.pad(image, ((0, 0), (0, grow_y), (0, grow_x)), mode="symmetric") if grow_y or grow_x else image
-    n_bands, n_y, n_x = full.shape
-    cut = full.reshape(n_bands, n_y // block, block, n_x // block, block).transpose(0, 1, 3, 2, 4)
-    return cut.reshape(n_bands, n_y // block, n_x // block, block * block)
+    rows, columns = (side // BLOCK_PX for side in full.shape[1:])
+    cut = full.reshape(len(full), rows, BLOCK_PX, columns, BLOCK_PX).transpose(0, 1, 3, 2, 4)
+    return cut.reshape(len(full), rows, columns, BLOCK_PX**2)
 
 
 # --- Filters of the benchmark protocol ------------------------------------------------------------------------------
