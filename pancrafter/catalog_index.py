@@ -59,7 +59,7 @@ KEPT_SEARCHES = 16
 RECHECK_S = 2.0
 """Shortest time between two looks at the files of the catalog."""
 
-_REBUILT_LINKS = frozenset({"self", "root", "parent", "collection", "items", "child", "item"})
+_REBUILT_LINKS = frozenset({"self", "root", "parent", "collection", "items", "child", "item", "canonical"})
 
 _TYPES = {"text": "string", "integer": "number", "real": "number", "true": "boolean", "false": "boolean"}
 """JSON types whose name in SQLite is another one."""
@@ -354,14 +354,10 @@ def _portable(document: Document) -> dict[str, Any]:
     """The document with absolute hrefs, and without the links that only made sense among the files."""
     body = dict(document.body)
     links = [link for link in body.get("links", []) if isinstance(link, dict) and isinstance(link.get("href"), str)]
-    kept = [link | {"href": _address(link["href"], document.href)} for link in links if _kept(link)]
+    kept = [link for link in links if link.get("rel") not in _REBUILT_LINKS]
     canonical = {"rel": "canonical", "type": "application/json", "href": Path(document.href).as_uri()}
-    body["links"] = [*kept, canonical]
+    body["links"] = [*(link | {"href": _address(link["href"], document.href)} for link in kept), canonical]
     return body
-
-
-def _kept(link: Mapping[str, Any]) -> bool:
-    return link.get("rel") not in _REBUILT_LINKS | {"canonical"}
 
 
 def _insert_collection(db: sqlite3.Connection, document: Document) -> None:
