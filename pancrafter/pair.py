@@ -32,6 +32,7 @@ from pancrafter.errors import InvalidSceneError, PancrafterError, SinkError
 from pancrafter.ingest import MS_KEY, PAN_KEY, USUAL_ORDER, add_pair
 from pancrafter.model.names import SharpeningMethod, weights_sha256
 from pancrafter.opening import READ_ERRORS
+from pancrafter.recognise import RASTER_SUFFIXES
 from pancrafter.scratch import remove_folder
 from pancrafter.sensors import GENERIC, SensorContract, contract_for_platform, fold, generic_contract, load_contracts
 from pancrafter.settings import Settings
@@ -64,8 +65,6 @@ _HELD_SHARE = 1 / 8
 _REMOTE = {"s3": "/vsis3/", "gs": "/vsigs/", "az": "/vsiaz/"}
 _ELSEWHERE = tuple(f"{scheme}://" for scheme in ("http", "https", *_REMOTE))
 _VIRTUAL = re.compile(r"^(/vsi[a-z0-9_]+/)+")
-_CATALOG_SUFFIXES = frozenset((".tif", ".tiff", ".jp2", ".j2k", ".img", ".ntf"))
-"""Files that a catalog takes for rasters by their names."""
 
 _DN_MAX = {"uint8": 255}
 _DN_MAX_WIDE = 65535
@@ -388,7 +387,7 @@ def _at_hand(path: str | Path, folder: Path) -> Path:
     if separator:
         source = f"/vsicurl/{path}" if scheme in ("http", "https") else _REMOTE.get(scheme, f"{scheme}://") + rest
     elif not source.startswith("/vsi"):
-        if Path(path).suffix.lower() in _CATALOG_SUFFIXES or not Path(path).is_file():
+        if Path(path).suffix.lower() in RASTER_SUFFIXES or not Path(path).is_file():
             return Path(path)
         source = str(Path(path).absolute())
     local = folder / f"{Path(source.partition('?')[0]).stem}.tif"

@@ -64,10 +64,12 @@ CARRIED = (
 REQUESTER_PAYS = "storage:requester_pays"
 """Set in a scene's properties where the item, or an asset that is used, says that the reader is charged."""
 
+RASTER_SUFFIXES = frozenset({".tif", ".tiff", ".jp2", ".j2k", ".img", ".ntf"})
+"""Files that are taken for rasters by their names."""
+
 _COMMON_NAMES = (
     "coastal", "blue", "green", "yellow", "red", "rededge", "nir", "nir08", "nir09", "swir16", "swir22", "rgb", "rgbn"
 )  # fmt: skip
-_RASTER_SUFFIXES = frozenset({".tif", ".tiff", ".jp2", ".j2k", ".img", ".ntf"})
 _RASTER_TYPES = ("image/tiff", "image/jp2", "image/vnd.stac.geotiff")
 _MARKED_PROPERTIES = ("processing:level", "processing:lineage", "product_type")
 
@@ -442,7 +444,7 @@ def _is_imagery(asset: pystac.Asset) -> bool:
     if NOT_IMAGERY & {str(role).casefold() for role in asset.roles or ()}:
         return False
     suffix = _suffix(asset)
-    return suffix in _RASTER_SUFFIXES or (not suffix and str(asset.media_type).startswith(_RASTER_TYPES))
+    return suffix in RASTER_SUFFIXES or (not suffix and str(asset.media_type).startswith(_RASTER_TYPES))
 
 
 def _suffix(asset: pystac.Asset) -> str:
