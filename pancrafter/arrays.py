@@ -33,7 +33,7 @@ from pancrafter.model.devices import resolve_device
 from pancrafter.model.names import DEFAULT_WEIGHTS, SharpeningMethod
 from pancrafter.reading import DN_LIMIT, fill_invalid
 from pancrafter.sensors import GENERIC, SensorContract, fold, generic_contract, get_contract
-from pancrafter.store import BlockGrid, Mask, Pixels, Window, cut_windows
+from pancrafter.store import BlockGrid, Mask, Pixels, Window, cut_windows, widened_window, window_inside
 from pancrafter.tiles import ms_valid_beneath, plan_window, read_tile, valid_window
 from pancrafter.types import AssetRef, PairGrid, PixelGrid, Record, Scene, StagedScene
 
@@ -364,19 +364,17 @@ class _LazyScene(BlockGrid):
             if name == "pan"
             else (self._ms, self.grid.ms_offset_yx, self.ms_shape_yx, -(-REACH_PX // self.grid.ratio))
         )
-        spans = (rows, cols)
-        pixels, valid = image.read(_shifted(spans, offset))
+        window = slice(*rows), slice(*cols)
+        pixels, valid = image.read(_shifted(window, offset))
         if valid.all():
             return pixels, valid
-        wide = tuple((max(0, a - reach), min(n, b + reach)) for (a, b), n in zip(spans, shape, strict=True))
-        wide_pixels, wide_valid = image.read(_shifted(wide, offset))
-        filled, _ = fill_invalid(wide_pixels, wide_valid, reach)
-        y, x = (slice(a - w[0], b - w[0]) for (a, b), w in zip(spans, wide, strict=True))
-        return filled[:, y, x], valid
+        wide = widened_window(window, reach, shape)
+        filled, _ = fill_invalid(*image.read(_shifted(wide, offset)), reach)
+        return filled[:, *window_inside(window, wide)], valid
 
 
-def _shifted(spans: tuple[tuple[int, int], ...], offset_yx: tuple[int, int]) -> Window:
-    y, x = (slice(a + offset, b + offset) for (a, b), offset in zip(spans, offset_yx, strict=True))
+def _shifted(window: Window, offset_yx: tuple[int, int]) -> Window:
+    y, x = (slice(part.start + offset, part.stop + offset) for part, offset in zip(window, offset_yx, strict=True))
     return y, x
 
 
