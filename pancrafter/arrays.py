@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from functools import lru_cache
+from functools import lru_cache, reduce
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
@@ -23,7 +24,7 @@ from numpy.typing import NDArray
 
 from pancrafter.bands import measure_bands
 from pancrafter.compute import held_by_cluster
-from pancrafter.counting import NO_COMMON_AREA, check_dn, value_range
+from pancrafter.counting import NO_COMMON_AREA, Tally, check_dn, histogram_of, merge_tallies, ms_tally, value_range
 from pancrafter.crs import crs_code
 from pancrafter.cube import PAIR_BLOCK_PX, REACH_PX
 from pancrafter.engine import PRECISIONS, SharpenerSpec, build_sharpener, fit_sharpener, sharpened_dn
@@ -431,10 +432,10 @@ def _sharpen_chunk(
 def _describe(scene: _LazyScene, request: _Request) -> _Known:
     """Read the whole scene once, then a bounded number of windows again."""
     device = resolve_device(request.device)  # of this worker; before the scene is read for nothing
-    pan, ms = _histograms(scene)
+    tally = _tally(scene)
     names = tuple(band.name for band in scene.contract.bands)
     limit = min(scene.contract.dn_max, int(np.iinfo(scene.dtype).max))
-    for channel, histogram in zip(("PAN", *names), (pan, *ms), strict=True):
+    for channel, histogram in zip(("PAN", *names), (tally.pan, *tally.ms), strict=True):
         check_dn(histogram, limit, channel=channel, sensor=scene.contract.name)
     if not any(_common_area(scene, window).any() for window in cut_windows(scene.pan_shape_yx, scene.block_px)):
         raise InvalidSceneError(NO_COMMON_AREA)
@@ -447,13 +448,13 @@ def _describe(scene: _LazyScene, request: _Request) -> _Known:
         dtype=scene.dtype,
         dn_max=limit,
         nodata=scene.nodata,
-        pan_range=value_range(pan),
-        ms_ranges=tuple(value_range(histogram) for histogram in ms),
+        pan_range=value_range(tally.pan),
+        ms_ranges=tuple(value_range(histogram) for histogram in tally.ms),
         **measured.described(),
         # an upper bound, as PAN and MS are counted apart; 1 where neither has a hole
         valid_share=min(
             float(counts.sum() / math.prod(shape))
-            for counts, shape in ((pan, scene.pan_shape_yx), (ms[0], scene.ms_shape_yx))
+            for counts, shape in ((tally.pan, scene.pan_shape_yx), (tally.ms[0], scene.ms_shape_yx))
         ),
     )
     if request.method != "mtf-glp-fs":  # which is fitted on all pixels, others on some blocks: those of files
@@ -469,17 +470,14 @@ def _describe(scene: _LazyScene, request: _Request) -> _Known:
     return _Known(staged=staged, spec=spec)
 
 
-def _histograms(scene: _LazyScene) -> tuple[NDArray[np.int64], list[NDArray[np.int64]]]:
-    """How often each DN occurs among valid pixels, for PAN and per band."""
-    pan = np.zeros(DN_LIMIT + 1, np.int64)
-    ms = [np.zeros(DN_LIMIT + 1, np.int64) for _ in range(scene.band_count)]
-    for window in cut_windows(scene.pan_shape_yx, scene.block_px):
-        pan += np.bincount(scene.read_pan(window)[scene.read_pan_valid(window) != 0], minlength=len(pan))
-    for window in cut_windows(scene.ms_shape_yx, scene.block_px):
-        valid = scene.read_ms_valid(window) != 0
-        for band, pixels in enumerate(scene.read_ms(window)):
-            ms[band] += np.bincount(pixels[valid], minlength=DN_LIMIT + 1)
-    return pan, ms
+def _tally(scene: _LazyScene) -> Tally:
+    """How often each DN occurs among valid pixels, for PAN and per band; summed up one window at a time."""
+    pan, ms = (cut_windows(shape, scene.block_px) for shape in (scene.pan_shape_yx, scene.ms_shape_yx))
+    tallies = chain(
+        (Tally(histogram_of(scene.read_pan(window), scene.read_pan_valid(window))) for window in pan),
+        (ms_tally(scene.read_ms(window), scene.read_ms_valid(window), 0) for window in ms),
+    )
+    return reduce(lambda total, found: merge_tallies([total, found]), tallies)
 
 
 def _common_area(scene: _LazyScene, window: Window) -> NDArray[np.bool_]:
