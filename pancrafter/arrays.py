@@ -35,7 +35,7 @@ from pancrafter.model.names import DEFAULT_WEIGHTS, SharpeningMethod
 from pancrafter.reading import DN_LIMIT, fill_invalid
 from pancrafter.sensors import GENERIC, SensorContract, fold, generic_contract, get_contract
 from pancrafter.store import BlockGrid, Mask, Pixels, Window, cut_windows, widened_window, window_inside
-from pancrafter.tiles import ms_valid_beneath, plan_window, read_tile, valid_window
+from pancrafter.tiles import common_area, plan_window, read_tile, valid_window
 from pancrafter.types import AssetRef, PairGrid, PixelGrid, Record, Scene, StagedScene
 
 _KEPT_WINDOWS = 4
@@ -437,7 +437,9 @@ def _describe(scene: _LazyScene, request: _Request) -> _Known:
     limit = min(scene.contract.dn_max, int(np.iinfo(scene.dtype).max))
     for channel, histogram in zip(("PAN", *names), (tally.pan, *tally.ms), strict=True):
         check_dn(histogram, limit, channel=channel, sensor=scene.contract.name)
-    if not any(_common_area(scene, window).any() for window in cut_windows(scene.pan_shape_yx, scene.block_px)):
+    if not any(
+        common_area(scene, scene.grid, window).any() for window in cut_windows(scene.pan_shape_yx, scene.block_px)
+    ):
         raise InvalidSceneError(NO_COMMON_AREA)
     gain = float(np.mean([band.mtf for band in scene.contract.bands]))
     measured = measure_bands(scene, scene.grid, gain=gain, scheduler=_INSIDE_A_TASK)
@@ -478,11 +480,6 @@ def _tally(scene: _LazyScene) -> Tally:
         (ms_tally(scene.read_ms(window), scene.read_ms_valid(window), 0) for window in ms),
     )
     return reduce(lambda total, found: merge_tallies([total, found]), tallies)
-
-
-def _common_area(scene: _LazyScene, window: Window) -> NDArray[np.bool_]:
-    valid: NDArray[np.bool_] = ms_valid_beneath(scene, scene.grid, window) & (scene.read_pan_valid(window) != 0)
-    return valid
 
 
 def _placeholder(bands: tuple[str, ...], sensor: str) -> Scene:

@@ -37,7 +37,7 @@ from pancrafter.headers import (
 from pancrafter.reading import WindowReader, window_readers
 from pancrafter.sensors import SensorContract
 from pancrafter.store import UNWRITTEN, SceneStore, Window
-from pancrafter.tiles import ms_valid_beneath
+from pancrafter.tiles import common_area
 from pancrafter.types import FORMAT_VERSION, PairGrid, Scene, StagedScene
 
 REACH_PX = 192
@@ -193,7 +193,7 @@ def _valid_share(store: SceneStore, pair: PairGrid, scene: Scene, tally: Tally) 
 
 
 def _valid_pixels(store: SceneStore, pair: PairGrid, window: Window) -> int:
-    return int(np.count_nonzero((store.read_pan_valid(window) == 1) & ms_valid_beneath(store, pair, window)))
+    return int(np.count_nonzero(common_area(store, pair, window)))
 
 
 def mean_gain(scene: Scene, contract: SensorContract) -> float:

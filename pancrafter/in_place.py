@@ -26,7 +26,7 @@ from pancrafter.headers import matched_grids, on_common_grid, read_headers
 from pancrafter.reading import COUNTING_PX, Held, WindowReader, window_readers
 from pancrafter.sensors import SensorContract
 from pancrafter.store import BlockGrid, Mask, Pixels, Window, cut_windows, window_inside
-from pancrafter.tiles import ms_valid_beneath
+from pancrafter.tiles import common_area
 from pancrafter.types import PairGrid, Scene, StagedScene
 
 
@@ -171,7 +171,7 @@ def _bytes(reader: WindowReader) -> int:
 def _measured_share(files: SceneFiles) -> float:
     """Share of PAN pixels that are valid and lie nearest to a valid MS pixel."""
     valid = sum(
-        np.count_nonzero(files.read_pan_valid(window) & ms_valid_beneath(files, files.grid, window))
+        np.count_nonzero(common_area(files, files.grid, window))
         for window in cut_windows(files.pan_shape_yx, COUNTING_PX)
     )
     return valid / math.prod(files.pan_shape_yx)

@@ -146,10 +146,16 @@ def measured_window(store: ScenePixels, window: Window) -> Measured:
     """Where PAN was measured and where the MS pixel beneath was, each (y, x) on the PAN grid."""
     if not store.staged.has_holes:
         return Measured(*(np.ones([part.stop - part.start for part in window], np.bool_) for _ in range(2)))
-    return Measured(store.read_pan_valid(window).astype(np.bool_), ms_valid_beneath(store, store.staged.grid, window))
+    return Measured(store.read_pan_valid(window).astype(np.bool_), _ms_valid_beneath(store, store.staged.grid, window))
 
 
-def ms_valid_beneath(pixels: PixelReader, grid: PairGrid, window: Window) -> Valid:
+def common_area(pixels: PixelReader, grid: PairGrid, window: Window) -> Valid:
+    """``valid_window`` of a scene of which it is not known yet whether it has holes."""
+    valid: Valid = (pixels.read_pan_valid(window) == 1) & _ms_valid_beneath(pixels, grid, window)
+    return valid
+
+
+def _ms_valid_beneath(pixels: PixelReader, grid: PairGrid, window: Window) -> Valid:
     """Where the MS pixel beneath a PAN pixel was measured, (y, x) on the PAN grid."""
     rows, cols = (
         ms_index(part, grid.ratio, phase, size)
