@@ -38,8 +38,8 @@ from pancrafter.metrics import (
 from pancrafter.moments import products
 from pancrafter.resample import GENERIC_MTF_GAIN, Mtf, degrade
 from pancrafter.sensors import SensorContract
-from pancrafter.store import SceneStore, Window, cut_windows
-from pancrafter.tiles import Floats, Tile, band_phases, dn_limits, ms_index, valid_window
+from pancrafter.store import SceneStore, Window, cut_windows, widened_window
+from pancrafter.tiles import Floats, Tile, band_phases, dn_limits, ms_index, ms_window, valid_window
 from pancrafter.types import CONSISTENCY_BLOCK_MS_PX, Quality, StagedScene, Sums
 
 Pixels = NDArray[Any]  # any integer or float dtype
@@ -217,13 +217,14 @@ def window_sums(store: SceneStore, core: Window, mtfs: tuple[Mtf | float, ...], 
     staged = store.staged
     ratio = staged.grid.ratio
     halo = math.ceil(HALO_PX / math.lcm(BLOCK_PX, ratio)) * math.lcm(BLOCK_PX, ratio)
-    pan_window, ms_window = _with_halo(store, core, halo)
-    valid = valid_window(store, pan_window)
-    sharpened, pan, ms = store.read_sharpened(pan_window), store.read_pan(pan_window), store.read_ms(ms_window)
+    window = widened_window(core, halo, store.pan_shape_yx)
+    on_ms = ms_window(window, staged.grid)
+    valid = valid_window(store, window)
+    sharpened, pan, ms = store.read_sharpened(window), store.read_pan(window), store.read_ms(on_ms)
     phases = band_phases(staged)
-    pan_core = _core_mask(pan_window, core, 1, pan.shape)
-    ms_core = _core_mask(pan_window, core, ratio, ms.shape[1:])
-    ms_valid = store.read_ms_valid(ms_window).astype(np.bool_) & _on_ms(valid, ms.shape[1:], staged)
+    pan_core = _core_mask(window, core, 1, pan.shape)
+    ms_core = _core_mask(window, core, ratio, ms.shape[1:])
+    ms_valid = store.read_ms_valid(on_ms).astype(np.bool_) & _on_ms(valid, ms.shape[1:], staged)
     wanted, degraded, kept = degraded_pair(sharpened, ms, ratio, phases, mtfs, ms_valid)
     counted = kept & ms_core
     low, high = dn_limits(staged)
@@ -403,10 +404,9 @@ def reduced_sample(
     See ``reduce_tile``. None where the reduced window is too small to mean anything.
     """
     staged = store.staged
-    pan_window, ms_window = _with_halo(store, window, 0)
     full = Tile(
-        pan=store.read_pan(pan_window).astype(np.float32),
-        ms=store.read_ms(ms_window).astype(np.float32),
+        pan=store.read_pan(window).astype(np.float32),
+        ms=store.read_ms(ms_window(window, staged.grid)).astype(np.float32),
         ratio=staged.grid.ratio,
         phases_yx=band_phases(staged),
         pan_range=staged.pan_range,
@@ -550,17 +550,6 @@ def _residual_shift(store: SceneStore, window: Window) -> float:
     coarse = np.stack([degrade(band.astype(np.float32), small, ratio, nominal, GENERIC_MTF_GAIN) for band in sharpened])
     found = [s for s in estimate_band_shifts(pan, coarse, ratio, nominal) if s.certain]
     return max((math.hypot(*s.shift_yx) for s in found), default=math.nan)
-
-
-def _with_halo(store: SceneStore, core: Window, halo: int) -> tuple[Window, Window]:
-    """PAN window around a core, clipped to the scene, and the MS window that starts at the same place."""
-    ratio, pans, mss = store.staged.grid.ratio, [], []
-    for part, size, ms_size in zip(core, store.pan_shape_yx, store.ms_shape_yx, strict=True):
-        start, stop = max(0, part.start - halo), min(size, part.stop + halo)
-        pans.append(slice(start, stop))
-        first = start // ratio
-        mss.append(slice(first, max(first + 1, min(ms_size, -(-stop // ratio)))))
-    return (pans[0], pans[1]), (mss[0], mss[1])
 
 
 def _core_mask(window: Window, core: Window, ratio: int, shape: tuple[int, ...]) -> NDArray[np.bool_]:

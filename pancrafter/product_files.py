@@ -18,7 +18,7 @@ from pancrafter.resample import upsample
 from pancrafter.sensors import BandSpec
 from pancrafter.settings import Settings
 from pancrafter.store import SceneStore, widened_window, window_inside
-from pancrafter.tiles import band_phases, dn_limits, measured_window, valid_window
+from pancrafter.tiles import band_phases, dn_limits, measured_window, ms_window, valid_window
 from pancrafter.types import StagedScene
 
 EDGE_REACH_PX = 144
@@ -111,12 +111,8 @@ def _before_after(store: SceneStore, path: Path, names: list[str | None]) -> tup
     staged = store.staged
     ratio = staged.grid.ratio
     ys, xs = (slice(max(0, n // 2 - 768) // ratio * ratio, min(n, n // 2 + 768)) for n in store.pan_shape_yx)
-    ms_window = (
-        slice(ys.start // ratio, min(store.ms_shape_yx[0], -(-ys.stop // ratio))),
-        slice(xs.start // ratio, min(store.ms_shape_yx[1], -(-xs.stop // ratio))),
-    )
     pan = store.read_pan((ys, xs))
-    ms = store.read_ms(ms_window).astype(np.float32)
+    ms = store.read_ms(ms_window((ys, xs), staged.grid)).astype(np.float32)
     phases = band_phases(staged)
     raised = np.stack([upsample(b, pan.shape, ratio, p) for b, p in zip(ms, phases, strict=True)])
     return comparison_picture(

@@ -168,6 +168,15 @@ def _ms_valid_beneath(pixels: PixelReader, grid: PairGrid, window: Window) -> Va
     return valid[np.ix_(rows - rows[0], cols - cols[0])]
 
 
+def ms_window(window: Window, grid: PairGrid) -> Window:
+    """The MS pixels of a PAN window that starts at multiples of the ratio, the first where it starts; at least one."""
+    y, x = (
+        slice(part.start // grid.ratio, max(part.start // grid.ratio + 1, min(size, -(-part.stop // grid.ratio))))
+        for part, size in zip(window, grid.ms_shape_yx, strict=True)
+    )
+    return y, x
+
+
 def ms_index(part: slice, ratio: int, phase: float, size: int) -> NDArray[np.int64]:
     """MS pixel nearest to each PAN pixel of a range, along one axis."""
     nearest = np.floor((np.arange(part.start, part.stop) - phase) / ratio + 0.5).astype(np.int64)
