@@ -30,6 +30,7 @@ from pancrafter.metrics import (
     BLOCK_PX,
     BlockSums,
     ErrorSums,
+    common_phase,
     degraded_pair,
     error_sums,
     fill_invalid,
@@ -248,8 +249,8 @@ def window_sums(store: SceneStore, core: Window, mtfs: tuple[Mtf | float, ...], 
 
 def _detail(pan: Pixels, ms: Float64s, staged: StagedScene, pan_blur: Mtf | float) -> Float64s:
     """What PAN at MS scale and each MS band show beyond their smoothed selves, (1 + band, y, x), PAN first."""
-    common = np.median(np.array(band_phases(staged)), axis=0)
-    low_pan = degrade(pan.astype(np.float32), ms.shape[1:], staged.grid.ratio, (common[0], common[1]), pan_blur)
+    common = common_phase(band_phases(staged))
+    low_pan = degrade(pan.astype(np.float32), ms.shape[1:], staged.grid.ratio, common, pan_blur)
     images = np.concatenate([low_pan[None], ms])
     smooth = ndimage.gaussian_filter(images, (0, DETAIL_SIGMA_MS_PX, DETAIL_SIGMA_MS_PX), mode="nearest")
     return np.asarray(images - smooth)
@@ -464,8 +465,7 @@ def reduce_tile(
     if min(side) < least_px:
         return None
     truth = full.ms[:, : side[0], : side[1]]
-    common = np.median(np.array(full.phases_yx), axis=0)
-    pan = degrade(full.pan, side, full.ratio, (common[0], common[1]), pan_blur)
+    pan = degrade(full.pan, side, full.ratio, common_phase(full.phases_yx), pan_blur)
     nominal = ((ratio - 1) / 2, (ratio - 1) / 2)
     small = [n // ratio for n in side]
     ms = np.stack([degrade(b, small, ratio, nominal, mtf) for b, mtf in zip(truth, mtfs, strict=True)])

@@ -20,7 +20,7 @@ from scipy.ndimage import maximum_filter
 
 from pancrafter import resample
 from pancrafter.errors import GridMismatchError, InvalidSceneError, PancrafterError
-from pancrafter.metrics import Float64s, Mask, PhaseYX, Pixels, fill_invalid, fill_ms
+from pancrafter.metrics import Float64s, Mask, PhaseYX, Pixels, common_phase, fill_invalid, fill_ms
 from pancrafter.moments import products
 from pancrafter.resample import Mtf, mean_mtf
 from pancrafter.types import Record, Sums
@@ -360,7 +360,7 @@ def injection_sums(
     aligned = _aligned_ms(ms, ratio, phases_yx)
     everything = np.ones(pan.shape, dtype=np.bool_) if counted is None else counted
     keep = _aligned_counted(everything, aligned.shape[1:], ratio, phases_yx)
-    low = resample.degrade(pan.astype(np.float64), ms.shape[1:], ratio, _common_phase(phases_yx), pan_mtf)
+    low = resample.degrade(pan.astype(np.float64), ms.shape[1:], ratio, common_phase(phases_yx), pan_mtf)
     values = np.vstack([aligned[:, keep], low[keep][None]])
     return InjectionSums(int(keep.sum()), values.sum(axis=1), products(values, values))
 
@@ -470,22 +470,16 @@ def _low(pan: Float64s, ms_shape_yx: Sequence[int], ratio: int, phase_yx: PhaseY
 
 def _common_low(pair: PairInput, pan: Float64s) -> Float64s:
     """Low-pass PAN at the bands' common phase, for methods with one intensity."""
-    return _low(pan, pair.ms.shape[1:], pair.ratio, _common_phase(pair.phases_yx), _pan_mtf(pair))
+    return _low(pan, pair.ms.shape[1:], pair.ratio, common_phase(pair.phases_yx), _pan_mtf(pair))
 
 
 def _pan_mtf(pair: PairInput) -> Mtf | float:
     return mean_mtf(pair.mtfs) if pair.pan_mtf is None else pair.pan_mtf
 
 
-def _common_phase(phases_yx: Sequence[PhaseYX]) -> PhaseYX:
-    """Median of the bands' phases: where most bands need no resampling to be compared with each other."""
-    y, x = np.median(np.array(phases_yx), axis=0)
-    return float(y), float(x)
-
-
 def _aligned_ms(ms: Pixels, ratio: int, phases_yx: Sequence[PhaseYX]) -> Float64s:
     """MS on its own scale with every band moved to the common phase; a band that is there already is untouched."""
-    common, (n_y, n_x) = _common_phase(phases_yx), ms.shape[1:]
+    common, (n_y, n_x) = common_phase(phases_yx), ms.shape[1:]
     bands = []
     for band, phase in zip(ms, phases_yx, strict=True):
         offsets = [(c - p) / ratio for c, p in zip(common, phase, strict=True)]
@@ -497,7 +491,7 @@ def _aligned_ms(ms: Pixels, ratio: int, phases_yx: Sequence[PhaseYX]) -> Float64
 
 def _aligned_counted(counted: Mask, ms_shape_yx: tuple[int, ...], ratio: int, phases_yx: Sequence[PhaseYX]) -> Mask:
     """MS pixels whose centre at the common phase is a counted PAN pixel."""
-    common = _common_phase(phases_yx)
+    common = common_phase(phases_yx)
     centres = [np.rint(ratio * np.arange(n) + p).astype(np.int64) for n, p in zip(ms_shape_yx, common, strict=True)]
     inside = [(c >= 0) & (c < n) for c, n in zip(centres, counted.shape, strict=True)]
     clipped = [np.clip(c, 0, n - 1) for c, n in zip(centres, counted.shape, strict=True)]
@@ -508,7 +502,7 @@ def _aligned_counted(counted: Mask, ms_shape_yx: tuple[int, ...], ratio: int, ph
 def _intensity_mix(pair: PairInput, aligned: Float64s) -> tuple[Float64s, float]:
     """Weights per band and constant with which the bands explain PAN at MS scale (least squares)."""
     shape_yx = aligned.shape[1:]
-    pan_low = resample.degrade(_pan(pair), shape_yx, pair.ratio, _common_phase(pair.phases_yx), _pan_mtf(pair))
+    pan_low = resample.degrade(_pan(pair), shape_yx, pair.ratio, common_phase(pair.phases_yx), _pan_mtf(pair))
     counted = _aligned_counted(pair.counted, shape_yx, pair.ratio, pair.phases_yx)
     design = np.vstack([aligned[:, counted], np.ones(int(counted.sum()))]).T
     solution: Float64s = np.linalg.lstsq(design, pan_low[counted], rcond=None)[0].astype(np.float64)

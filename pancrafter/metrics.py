@@ -746,6 +746,12 @@ def _complete_blocks(shape_yx: tuple[int, ...], *masks: Mask | None) -> Mask:
     return np.asarray(whole.all(axis=(1, 3)))
 
 
+def common_phase(phases_yx: Sequence[PhaseYX]) -> PhaseYX:
+    """Median of the bands' phases: where most bands need no resampling to be compared with each other."""
+    y, x = np.median(np.array(phases_yx), axis=0)
+    return float(y), float(x)
+
+
 def shift_reach_px(phases_yx: Sequence[PhaseYX], ratio: int) -> int:
     """Largest distance of a band's pixels from their nominal place, PAN pixels, rounded up."""
     return int(np.ceil(np.abs(np.array(phases_yx) - (ratio - 1) / 2).max()))

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.ndimage import minimum_filter
 
-from pancrafter.metrics import PhaseYX, Pixels
+from pancrafter.metrics import PhaseYX, Pixels, common_phase
 from pancrafter.moments import products
 from pancrafter.resample import SHARPEST_GAIN, Mtf, apply_yx, degrading_matrix
 from pancrafter.types import Record, StagedScene
@@ -86,7 +86,7 @@ def sharpness(
     Returns:
         None where too few pixels are left or PAN is flat.
     """
-    phase = np.median(np.array(phases_yx), axis=0)
+    phase = common_phase(phases_yx)
     on_ms, on_pan = zip(*(_middle(n, ratio, p) for n, p in zip(ms.shape[1:], phase, strict=True)), strict=True)
     keep = np.ones(ms.shape[1:], np.bool_) if valid is None else np.array(valid, np.bool_)
     keep = minimum_filter(keep[on_ms], 2 * MARGIN_MS_PX + 1, mode="constant", cval=0)
@@ -154,7 +154,7 @@ class _Sought:
     """One window: how much of PAN's variance its bands explain, by the blur between them."""
 
     def __init__(
-        self, pan: NDArray[np.float32], bands: Floats, ratio: int, phase_yx: Floats, keep: NDArray[np.bool_]
+        self, pan: NDArray[np.float32], bands: Floats, ratio: int, phase_yx: PhaseYX, keep: NDArray[np.bool_]
     ) -> None:
         """``bands`` (band, kept pixel); the others as in ``sharpness``."""
         self._pan, self._ratio, self._phase_yx, self._keep = pan, ratio, phase_yx, keep
@@ -173,7 +173,7 @@ class _Sought:
         """Share of the variance of PAN, blurred by ``mtf``, that the best mix of bands explains."""
         if mtf not in self._found:
             rows, cols = (
-                degrading_matrix(n_ms, n_pan, self._ratio, float(phase), mtf).astype(np.float32)
+                degrading_matrix(n_ms, n_pan, self._ratio, phase, mtf).astype(np.float32)
                 for n_ms, n_pan, phase in zip(self._keep.shape, self._pan.shape, self._phase_yx, strict=True)
             )
             pan = apply_yx(rows, cols, self._pan)[self._keep].astype(np.float64)

@@ -197,7 +197,7 @@ def test_injection_of_a_flat_or_empty_scene() -> None:
 
 
 def test_bands_are_compared_at_one_phase(truth: Array, pair: PairInput) -> None:
-    together = observe(truth, 4, (classical._common_phase(pair.phases_yx),) * 4, GAINS)
+    together = observe(truth, 4, (metrics.common_phase(pair.phases_yx),) * 4, GAINS)
     inner = (slice(None), slice(4, -4), slice(4, -4))
     aligned = classical._aligned_ms(pair.ms, pair.ratio, pair.phases_yx)[inner]
     assert metrics.ergas(together.ms[inner], aligned, 4) < 0.5 * metrics.ergas(together.ms[inner], pair.ms[inner], 4)
