@@ -144,12 +144,11 @@ def multihash_of(path: str | Path) -> str:
 
 def cog_asset(key: str, info: CogInfo) -> AssetFile:
     """Describe a COG that ``pancrafter.cog`` has written as the asset ``key``."""
-    known = {
+    title, roles = {
         SHARPENED: ("Sharpened image, all bands", ("data",)),
         MASK: ("Why a pixel should not be trusted, as bits; 0: trust it", ("data-mask", "metadata")),
         QUALITY: (_QUALITY_TITLE, ("metadata", "quality")),
-    }
-    title, roles = known.get(key, (key.replace("_", " "), ("metadata",)))
+    }[key]
     return AssetFile(
         key=key,
         path=info.path,
