@@ -73,6 +73,7 @@ _DN_MAX_WIDE = 65535
 class FileHeader(Record):
     """What the header of a raster file says that tells sensors and ratios apart."""
 
+    path: str
     shape_yx: tuple[int, int]
     band_count: int
     """Bands of the image, without alpha."""
@@ -135,6 +136,7 @@ def read_file_header(path: str | Path, named_count: int | None = None) -> FileHe
             placed = source.crs is not None and not source.transform.is_identity
             image = image_bands(source, named_count)
             return FileHeader(
+                path=str(path),
                 shape_yx=source.shape,
                 band_count=len(image),
                 has_alpha=len(image) < source.count,
@@ -151,34 +153,33 @@ def read_file_header(path: str | Path, named_count: int | None = None) -> FileHe
 
 
 def infer_contract(
-    pan: Path, ms: Sequence[Path], contracts: Mapping[str, SensorContract], bands: Sequence[str] | None = None
+    pan: FileHeader, ms: Sequence[FileHeader], contracts: Mapping[str, SensorContract], bands: Sequence[str] | None
 ) -> SensorContract:
     """The contract of the satellite that the PAN header or file name names, else a generic one for these files.
 
     ``bands`` are the names given for the MS bands.
 
     Raises:
-        InvalidSceneError: A file cannot be read, or PAN pixels are not smaller than MS pixels.
+        InvalidSceneError: PAN pixels are not smaller than MS pixels, or names are not different.
     """
-    generic, header = contract_for_files(pan, ms, bands), read_file_header(pan)
-    named = contract_for_platform(header.satellite, contracts) if header.satellite else None
-    known = named or next((c for c in contracts.values() if pan.name.startswith(c.id_prefixes or "\0")), None)
+    generic, file_name = contract_for_files(pan, ms, bands), Path(pan.path).name
+    named = contract_for_platform(pan.satellite, contracts) if pan.satellite else None
+    known = named or next((c for c in contracts.values() if file_name.startswith(c.id_prefixes or "\0")), None)
     fits = known is not None and known.ratio == generic.ratio and known.delivery_of(len(generic.bands)) is not None
     return known if known is not None and fits else generic
 
 
-def contract_for_files(pan: Path, ms: Sequence[Path], bands: Sequence[str] | None = None) -> SensorContract:
+def contract_for_files(pan: FileHeader, ms: Sequence[FileHeader], bands: Sequence[str] | None) -> SensorContract:
     """A generic contract with the band count, ratio and DN ceiling of these files: that of the widest type.
 
     Bands are called ``bands`` where these names are given, else as the files describe them, else by number.
 
     Raises:
-        InvalidSceneError: A file cannot be read, PAN pixels are not smaller than MS pixels, or names are not different.
+        InvalidSceneError: PAN pixels are not smaller than MS pixels, or names are not different.
     """
-    headers = _ms_headers(ms, bands)
-    dn_max = max(_DN_MAX.get(header.dtype, _DN_MAX_WIDE) for header in (read_file_header(pan), *headers))
-    count = sum(header.band_count for header in headers)
-    generic = generic_contract(count, pixel_ratio(pan, ms[0]), dn_max, _band_names(headers, bands))
+    dn_max = max(_DN_MAX.get(header.dtype, _DN_MAX_WIDE) for header in (pan, *ms))
+    count = sum(header.band_count for header in ms)
+    generic = generic_contract(count, pixel_ratio(pan, ms[0]), dn_max, _band_names(ms, bands))
     return generic.model_copy(update={"name": UNKNOWN_SENSOR, "platforms": (UNKNOWN_SENSOR,)})
 
 
@@ -198,25 +199,19 @@ def _tell_apart(names: Sequence[str]) -> bool:
     return len(folded) == len(names) and folded.isdisjoint({"", fold(PAN_KEY)})
 
 
-def _ms_headers(ms: Sequence[Path], bands: Sequence[str] | None) -> list[FileHeader]:
-    named_count = len(bands) if bands is not None and len(ms) == 1 else None
-    return [read_file_header(path, named_count) for path in ms]
-
-
-def pixel_ratio(pan: Path, ms: Path) -> int:
+def pixel_ratio(pan: FileHeader, ms: FileHeader) -> int:
     """MS over PAN pixel size, rounded; from the array sizes where the headers do not give comparable pixel sizes.
 
     Raises:
-        InvalidSceneError: A file cannot be read, or PAN pixels are not smaller than MS pixels.
+        InvalidSceneError: PAN pixels are not smaller than MS pixels.
     """
-    fine, coarse = read_file_header(pan), read_file_header(ms)
-    if fine.pixel_size and coarse.pixel_size and fine.crs == coarse.crs:
-        found = coarse.pixel_size / fine.pixel_size
+    if pan.pixel_size and ms.pixel_size and pan.crs == ms.crs:
+        found = ms.pixel_size / pan.pixel_size
     else:
-        found = fine.shape_yx[1] / coarse.shape_yx[1]
+        found = pan.shape_yx[1] / ms.shape_yx[1]
     if round(found) < 2:
         raise InvalidSceneError(
-            f"{pan} (PAN) and {ms} (MS): MS pixels are {found:.3g} times the PAN pixels, expected 2 or more; "
+            f"{pan.path} (PAN) and {ms.path} (MS): MS pixels are {found:.3g} times the PAN pixels, expected 2 or more; "
             "are PAN and MS swapped, or is the image sharpened already?"
         )
     return round(found)
@@ -272,8 +267,10 @@ def sharpen_pair(
     with _scratch_beside(out) as scratch, inputs.named():
         on_progress("reading", 0, 1)
         pan_path, *ms_paths = inputs.bring_to_hand(scratch)
-        name, contracts = _contract(sensor, pan_path, ms_paths, bands, settings)
-        ms_alpha = any(header.has_alpha for header in _ms_headers(ms_paths, bands))
+        named_count = len(bands) if bands is not None and len(ms) == 1 else None
+        pan_header = read_file_header(pan_path)
+        ms_headers = [read_file_header(path, named_count) for path in ms_paths]
+        name, contracts = _contract(sensor, pan_header, ms_headers, bands, settings)
         added = add_pair(
             scratch / "catalog",
             name,
@@ -292,7 +289,7 @@ def sharpen_pair(
         chosen: SharpeningMethod = method or ("mtf-glp-fs" if contract.weights == "none" else "pan-crafter")
         adapt = adapt and chosen == "pan-crafter"
         if chosen == "pan-crafter":
-            count, longest_px = len(scene.bands), max(read_file_header(pan_path).shape_yx)
+            count, longest_px = len(scene.bands), max(pan_header.shape_yx)
             _check_memory(contract.ratio, count, longest_px, settings, memory_bytes, window_px, adapting=adapt)
         pixels = _read(scene, contract, scratch / "scene.zarr", settings, memory_bytes)
         staged = pixels.staged
@@ -317,7 +314,7 @@ def sharpen_pair(
         adapted=adapted,
         bands=scene.bands,
         assumed_order=added.bands if added.bands_from == USUAL_ORDER and scene.sensor != UNKNOWN_SENSOR else None,
-        ms_alpha=ms_alpha,
+        ms_alpha=any(header.has_alpha for header in ms_headers),
         dtype=staged.dtype,
         shape_yx=(rows, cols),
         crs=staged.grid.pan.crs,
@@ -406,7 +403,7 @@ def _at_hand(path: str | Path, folder: Path) -> Path:
 
 
 def _contract(
-    sensor: str | None, pan: Path, ms: Sequence[Path], bands: Sequence[str] | None, settings: Settings
+    sensor: str | None, pan: FileHeader, ms: Sequence[FileHeader], bands: Sequence[str] | None, settings: Settings
 ) -> tuple[str, dict[str, SensorContract]]:
     """Name of the sensor to use, and the contracts to look it up in."""
     known = load_contracts(Path(settings.contracts_dir) if settings.contracts_dir else None)
