@@ -406,12 +406,5 @@ def _addresses(host: str, *, resolve: bool) -> Iterable[ipaddress.IPv4Address | 
     except (OSError, UnicodeError):
         return  # reading it will say so
     for *_, place in found:
-        yield _unmapped(ipaddress.ip_address(str(place[0]).split("%")[0]))
-
-
-def _unmapped(
-    address: ipaddress.IPv4Address | ipaddress.IPv6Address,
-) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
-    """The IPv4 address inside an IPv6 one, so that ``::ffff:127.0.0.1`` is seen for what it is."""
-    mapped = getattr(address, "ipv4_mapped", None)
-    return mapped if mapped is not None else address
+        address = ipaddress.ip_address(str(place[0]).split("%")[0])
+        yield getattr(address, "ipv4_mapped", None) or address  # ``::ffff:127.0.0.1`` is seen for what it is
