@@ -35,9 +35,10 @@ def write_assets(staged: StagedScene, bands: tuple[BandSpec, ...], folder: Path,
     """
     store, names = SceneStore.open(staged.store_uri), [band.common_name for band in bands]
     store.require_result()
+    bright: list[bool] = []
     image = write_cog(
         folder / "sharpened.tif",
-        _image_blocks(store),
+        _image_blocks(store, bright),
         grid=staged.grid.pan,
         count=len(bands),
         dtype=staged.dtype,
@@ -51,7 +52,7 @@ def write_assets(staged: StagedScene, bands: tuple[BandSpec, ...], folder: Path,
     _require_all_pixels(image, staged)
     mask = write_reason_mask(
         folder / "mask.tif",
-        _mask_blocks(store),
+        _mask_blocks(store, bright),
         grid=staged.grid.pan,
         profile=settings.cog_profile,
         threads=settings.threads,
@@ -81,16 +82,20 @@ def _require_all_pixels(image: CogInfo, staged: StagedScene) -> None:
         )
 
 
-def _image_blocks(store: SceneStore) -> Iterator[Block]:
-    dtype = store.staged.dtype
+def _image_blocks(store: SceneStore, bright: list[bool]) -> Iterator[Block]:
+    """The result block by block; ``bright`` is given whether each may hold saturated pixels."""
+    dtype, limit = store.staged.dtype, dn_limits(store.staged)[1]
     for window in neighbours_together(store.pan_windows()):
-        yield Block(window, store.read_sharpened(window).astype(dtype), valid_window(store, window))
+        pixels = store.read_sharpened(window)
+        bright.append(bool(pixels.max() >= limit))
+        yield Block(window, pixels.astype(dtype), valid_window(store, window))
 
 
-def _mask_blocks(store: SceneStore) -> Iterator[Block]:
+def _mask_blocks(store: SceneStore, bright: list[bool]) -> Iterator[Block]:
+    """The mask in the blocks of ``_image_blocks``; of the result only bright ones are read again."""
     consistency = store.read_consistency()
     limit, reach = dn_limits(store.staged)[1], EDGE_REACH_PX
-    for window in neighbours_together(store.pan_windows()):
+    for window, saturates in zip(neighbours_together(store.pan_windows()), bright, strict=True):
         wide = widened_window(window, reach, store.pan_shape_yx)
         core = window_inside(window, wide)
         measured = measured_window(store, wide)
@@ -99,7 +104,7 @@ def _mask_blocks(store: SceneStore) -> Iterator[Block]:
             pan_valid=measured.pan,
             ms_valid=measured.ms,
             reach_px=reach,
-            saturated=(store.read_sharpened(window) >= limit).any(axis=0) & valid,
+            saturated=(store.read_sharpened(window) >= limit).any(axis=0) & valid if saturates else None,
             low_consistency=inconsistent_pixels(store, consistency, window) & valid,
             core=core,
         )
