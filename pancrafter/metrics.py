@@ -232,11 +232,12 @@ def q2n_blocks(reference: Pixels, test: Pixels) -> Float64s:
     """
     _require_same_shape(reference, test)
     height = reference.shape[1]
-    rows = np.pad(np.arange(height), (0, -height % BLOCK_PX), mode="symmetric")
+    mirrored = np.pad(np.arange(height), (0, -height % BLOCK_PX), mode="symmetric")
     block_rows = []
-    for top in range(0, len(rows), BLOCK_PX):
-        strips = (_dn16_blocks(image[:, rows[top : top + BLOCK_PX]]) for image in (reference, test))
-        block_rows.append(_q2n_of_blocks(*strips))
+    for top in range(0, height, BLOCK_PX):
+        # by a slice where it can be: indices would copy the strip, slowly where rows do not lie one after the other
+        rows = slice(top, top + BLOCK_PX) if top + BLOCK_PX <= height else mirrored[top:]
+        block_rows.append(_q2n_of_blocks(*(_dn16_blocks(image[:, rows]) for image in (reference, test))))
     return np.stack(block_rows)
 
 
