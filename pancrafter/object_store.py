@@ -26,7 +26,6 @@ from pancrafter.errors import CatalogUnavailableError, SinkError
 from pancrafter.item import multihash_of
 from pancrafter.processes import lease_owner
 
-_CHUNK = 8 * 2**20
 _RANGE = 32 * 2**20
 _TRIES = 50
 _LONGEST_WAIT_S = 2.0
@@ -152,9 +151,7 @@ class _Folder(ObjectStore):
     def put(self, source: Path, name: str, media_type: str, *, rights: int = 0o666) -> None:  # noqa: ARG002
         def fill(draft: Path) -> None:
             draft.touch(rights)
-            with source.open("rb") as read, draft.open("wb") as written:
-                while chunk := read.read(_CHUNK):
-                    written.write(chunk)
+            shutil.copyfile(source, draft)
 
         self._place(name, fill)
 
