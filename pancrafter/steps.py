@@ -150,7 +150,8 @@ def claimed(ledger: Ledger, key: str, settings: Settings, report: Report) -> Ite
         ledger.fail(lease, unexpected)
         raise unexpected from error
     except BaseException as error:
-        ledger.release(lease, f"interrupted: {type(error).__name__}: {error}")
+        with contextlib.suppress(PancrafterError):  # a lost lease would be taken for the end of this scene only
+            ledger.release(lease, f"interrupted: {type(error).__name__}: {error}")
         raise
 
 

@@ -393,6 +393,20 @@ def test_lease_of_a_dead_process_is_freed(tmp_path: Path) -> None:
         assert discovery.discover(settings, ledger).eligible == ()
 
 
+def test_an_interruption_ends_the_run_although_the_lease_is_lost(tmp_path: Path) -> None:
+    add_scene(tmp_path / "source", "scene", side_px=128)
+    settings = classical_in(tmp_path)
+
+    def interrupt(text: str) -> None:
+        if "staging" in text:
+            with open_ledger(settings) as ledger:
+                assert ledger.sweep(is_gone=lambda _: True).freed
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        runs.run(settings, interrupt)
+
+
 def test_publishing_goes_on_where_the_feed_gave_no_answer(tmp_path: Path) -> None:
     """The flow tries a step again under the same lease; the item is there by then and the ledger knows."""
     add_scene(tmp_path / "source", "scene", side_px=128)
