@@ -16,7 +16,7 @@ from pancrafter.model.names import model_name, planned_sha256
 from pancrafter.processes import is_gone
 from pancrafter.sensors import SensorContract, contracts_of
 from pancrafter.settings import Settings
-from pancrafter.states import IN_WORK, WITHDRAWN, FoundCounts, Standing, State, Work
+from pancrafter.states import IN_WORK, WITHDRAWN, FoundCounts, LedgerRow, Standing, State, Work
 from pancrafter.types import JOINED, Record, Refusal, Scene
 from pancrafter.version import code_version
 
@@ -37,11 +37,13 @@ class Discovery(Record):
     """
     left_over: int = 0
     """How many of these were found by earlier looks only."""
+    given_up: tuple[LedgerRow, ...] = ()
+    """Scenes that lost one worker too many, which this look was the first to see."""
 
     @property
     def has_news(self) -> bool:
         """Whether the look entered anything: a page may tell of it even if there is nothing to do."""
-        return self.counts.new + self.counts.changed > 0
+        return self.counts.new + self.counts.changed > 0 or bool(self.given_up)
 
 
 LinkedItems = Mapping[str, Mapping[str, str | None]]
@@ -85,10 +87,11 @@ def discover(settings: Settings, ledger: Ledger) -> Discovery:
                 yield work_of(verdict, settings, contracts)
 
     recognise(ledger, sink, settings)
-    ledger.sweep(is_gone=is_gone)  # first: what changed of a scene in work is not entered
+    swept = ledger.sweep(is_gone=is_gone)  # first: what changed of a scene in work is not entered
     counts = ledger.record_found(settings.sink, entries())
     killpoints.at("found")
     _match_with_outputs(ledger, sink, settings, wanted)
+    lost = [(key.collection, key.item_id) for key in swept.dead if key.sink == settings.sink]
     left_over = _enter_left_overs(ledger, settings, contracts, wanted) if settings.new_since else ()
     first, then = _claimable(ledger, settings, wanted), _claimable(ledger, settings, left_over)
     eligible = sorted((*first, *then), key=lambda row: row.in_vain)[: settings.limit]
@@ -97,6 +100,7 @@ def discover(settings: Settings, ledger: Ledger) -> Discovery:
         refused=tuple(refused),
         eligible=tuple(str(row.key(settings.sink)) for row in eligible),
         left_over=len({*eligible} & {*then}),
+        given_up=tuple(row for row in ledger.rows_of(settings.sink, lost).values() if row.state is State.DEAD),
     )
 
 

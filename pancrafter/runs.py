@@ -73,15 +73,16 @@ class Run:
     is_part: bool = False
 
     def make_found(self, found: Discovery) -> list[Outcome]:
-        """Make what a discovery found; what it refused comes first. Errors as of ``make_each``."""
+        """Make what a discovery found; what it refused or gave up comes first. Errors as of ``make_each``."""
         if not found.counts.seen and not self.is_part:
             self.report(f"nothing found: 0 items in {self.settings.source} match{_limits_of(self.settings)}")
-        refused = [refused_outcome(refusal) for refusal in found.refused]
+        before = [refused_outcome(refusal) for refusal in found.refused]
+        before += [given_up_outcome(row) for row in found.given_up]
         if found.eligible:
-            return self.make_each(found.eligible, refused)
+            return self.make_each(found.eligible, before)
         if found.has_news:
             self.leave_report()
-        return refused
+        return before
 
     def make_each(self, keys: Iterable[str], outcomes: list[Outcome]) -> list[Outcome]:
         """What became of these scenes, after the ``outcomes`` of others before.
@@ -262,3 +263,8 @@ def refused_outcome(refusal: Refusal) -> Outcome:
     """The row of an item that is not sharpened, or not yet."""
     verdict: Literal["refused", "waiting"] = "waiting" if refusal.waits else "refused"
     return Outcome(key=refusal.key, sensor=refusal.sensor or "", verdict=verdict, reason=refusal.reason)
+
+
+def given_up_outcome(row: LedgerRow) -> Outcome:
+    """The row of a scene that lost one worker too many: their runs ended before they could tell."""
+    return Outcome(key=str(row.key), sensor=row.sensor or "", verdict="failed", reason=row.reason or "")

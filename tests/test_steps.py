@@ -407,6 +407,23 @@ def test_an_interruption_ends_the_run_although_the_lease_is_lost(tmp_path: Path)
         runs.run(settings, interrupt)
 
 
+def test_a_scene_that_killed_its_workers_is_told_by_the_run_that_gives_it_up(tmp_path: Path) -> None:
+    add_scene(tmp_path / "source", "scene", side_px=128)
+    settings = classical_in(tmp_path)
+    host = steps.lease_owner().split("/")[0]
+    with open_ledger(settings) as ledger:
+        discovery.discover(settings, ledger)
+        (row,) = ledger.rows()
+        for _ in range(5):
+            ledger.sweep(is_gone=lambda _: True)
+            assert ledger.claim(row.key, f"{host}/999999/1", 900, recipe=row.recipe) is not None
+    (outcome,) = runs.run(settings, silent)
+    assert (outcome.key, outcome.verdict) == ("geoeye-1/scene", "failed")
+    assert "5 attempts ended in silence" in outcome.reason
+    assert "5 attempts ended in silence" in (tmp_path / "sink" / "report.html").read_text()
+    assert runs.run(settings, silent) == [], "told once"
+
+
 def test_publishing_goes_on_where_the_feed_gave_no_answer(tmp_path: Path) -> None:
     """The flow tries a step again under the same lease; the item is there by then and the ledger knows."""
     add_scene(tmp_path / "source", "scene", side_px=128)
