@@ -106,7 +106,7 @@ def _merged(found: Sequence[_Finding]) -> tuple[str, ...]:
 def is_imagery(asset: object) -> bool:
     """Whether an asset claims to be data, not a picture for people, a mask or a side file."""
     roles = _list(_mapping(asset).get("roles"))
-    return isinstance(asset, Mapping) and not NOT_IMAGERY & {str(role).casefold() for role in roles}
+    return not NOT_IMAGERY & {str(role).casefold() for role in roles}
 
 
 def declared_ratios(pan: Json, ms: Json) -> list[tuple[str, float]]:
@@ -220,7 +220,7 @@ def _swapped(item: Json, keys: Sequence[str]) -> Iterator[_Finding]:
         fields = _asset(item, key)
         shape, sizes = shape_of(fields.get("proj:shape")), pixel_sizes(fields)
         extent = _extent(item, _crs(fields) or _crs(_properties(item)))
-        if shape is None or extent is None or not sizes or shape[0] == shape[1]:
+        if shape is None or extent is None or not sizes:
             continue
         (height, width), (rows, cols), size = extent, shape, sizes[0][1]
         declared = max(abs(height / rows / size - 1), abs(width / cols / size - 1))
@@ -247,8 +247,7 @@ def _extent(item: Json, crs: str | None) -> tuple[float, float] | None:
         x, y = Transformer.from_crs(4326, target, always_xy=True).transform(lon, lat)
     except ProjError:
         return None
-    found = (max(y) - min(y), max(x) - min(x))
-    return found if all(math.isfinite(side) and side > 0 for side in found) else None
+    return max(y) - min(y), max(x) - min(x)
 
 
 def _points(value: object, depth: int) -> Iterator[tuple[float, float]]:
