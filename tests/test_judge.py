@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from pancrafter.catalog import check_document
-from pancrafter.examine import declared_grid, examine
+from pancrafter.examine import declared_grid, declared_ratios, examine
 from pancrafter.judge import Judgement
 from pancrafter.sensors import contract_schema, load_contracts, parse_contract
 
@@ -163,6 +163,7 @@ def test_every_stac_version(version: str) -> None:
         ({}, "eligible", None),
         ({"proj:code": "EPSG:32632"}, "eligible", "EPSG:32632"),
         ({"proj:code": None, "proj:wkt2": "PROJCRS[...]"}, "eligible", None),
+        ({"proj:code": "epsg:32632"}, "eligible", "EPSG:32632"),
         ({"proj:epsg": "32632"}, "defect", "EPSG:32632"),
         ({"proj:epsg": 32632.0}, "defect", None),
         ({"proj:epsg": True}, "defect", None),
@@ -197,6 +198,20 @@ def test_ways_to_write_a_crs(projection: dict[str, Any], verdict: str, crs: str 
         ),
         ({"raster:bands": [{"data_type": "int8"}]}, {}, {}, "defect"),
         ({"raster:bands": [{"data_type": "uint16", "nodata": "inf"}]}, {}, {}, "defect"),
+        ({"raster:bands": [{"data_type": "float32", "nodata": "nan"}]}, {}, {}, "eligible"),
+        ({"data_type": "int8"}, {}, {}, "defect"),
+        (
+            {},
+            {"bands": [{"name": name, "data_type": "int8"} for name in ("blue", "green", "red", "nir")]},
+            {},
+            "defect",
+        ),
+        ({"gsd": 0.5, "raster:bands": [{"spatial_resolution": 0.3}]}, {}, {}, "eligible"),
+        ({"proj:shape": [0, 0]}, {}, {}, "needs_header"),
+        ({"proj:shape": ["800", "800"]}, {}, {}, "needs_header"),
+        ({"proj:shape": [800.0, 800.0]}, {}, {}, "needs_header"),
+        ({}, {}, {"proj:epsg": 32632, "proj:code": "epsg:32632"}, "eligible"),
+        ({}, {}, {"end_datetime": "2025-03-01"}, "defect"),
         ({}, {}, {"datetime": "2025-03-01 10:00:00"}, "defect"),
         ({}, {}, {"datetime": "2025-03-01T10:00:00.1234567Z"}, "eligible"),
     ],
@@ -248,11 +263,80 @@ def test_refused_with_the_reason_that_helps_most(
         ({"proj:code": "EPSG:32632", "processing:level": "L1B"}, "level L1B: probably sensor geometry"),
         ({"proj:code": "EPSG:32632", "processing:level": "L1B ortho"}, None),
         ({"proj:code": "EPSG:32632", "id": "LC09_20250301_RT"}, "real-time tier"),
+        ({"proj:code": "EPSG:32632", "landsat:collection_category": "RT"}, "real-time tier"),
     ],
 )
 def test_doubts_are_noted(properties: dict[str, Any], note: str | None) -> None:
     found = _judge(_item({"pan": PAN, "ms": MS}, **properties)).notes
     assert [text[: len(note or "")] for text in found] == ([note] if note else [])
+
+
+@pytest.mark.parametrize(
+    ("fields", "note"),
+    [
+        ({"href": "./p.TIF?sig=x", "type": "image/jp2"}, "pan: media type is 'image/jp2' for a .tif"),
+        ({"href": "./p.tif", "type": "image/tiff; application=geotiff; profile=cloud-optimized"}, None),
+        ({"href": "./p.jp2", "type": "image/jp2"}, None),
+        ({"raster:bands": [{}, {}]}, "pan: 1 bands are named and 2 described"),
+        ({"raster:bands": [{}]}, None),
+        ({"eo:bands": [], "bands": _bands("pan"), "raster:bands": [{}, {}]}, "pan: 1 bands are named and 2 described"),
+        ({"eo:bands": [], "raster:bands": [{}, {}]}, None),
+    ],
+)
+def test_doubts_about_an_asset_are_noted(fields: dict[str, Any], note: str | None) -> None:
+    found = examine(_item({"pan": PAN | fields}, **{"proj:code": "EPSG:32632"})).notes
+    assert [text[: len(note or "")] for text in found] == ([note] if note else [])
+
+
+TRANSFORM = [0.5, 0, 5e5, 0, -0.5, 5e6]
+
+
+@pytest.mark.parametrize(
+    ("asset", "properties", "transform", "pixel_size"),
+    [
+        ({"proj:transform": TRANSFORM}, {}, TRANSFORM, 0.5),
+        ({"proj:transform": [*TRANSFORM, 0, 0, 1]}, {}, [*TRANSFORM, 0, 0, 1], 0.5),
+        ({}, {"proj:transform": [-0.5, *TRANSFORM[1:]]}, [-0.5, *TRANSFORM[1:]], 0.5),
+        ({"gsd": 0.4}, {"proj:transform": TRANSFORM}, TRANSFORM, 0.4),
+        ({"proj:shape": [800, 800]}, {"proj:transform": TRANSFORM}, None, None),  # that of another asset
+        ({"proj:transform": ["0.5", *TRANSFORM[1:]]}, {}, None, None),
+        ({"proj:transform": [0, 0.5, 5e5, -0.5, 0, 5e6], "gsd": 0.5}, {}, None, 0.5),  # turned
+        ({"bands": [{"raster:spatial_resolution": 0.5, "gsd": 0.4}]}, {}, None, 0.5),
+        ({"bands": [{"gsd": 0.4}], "raster:bands": [{"spatial_resolution": -0.5}]}, {}, None, 0.5),
+        ({"bands": [{"gsd": 0.4}]}, {}, None, 0.4),
+        ({"gsd": True, "raster:spatial_resolution": float("inf")}, {}, None, None),
+    ],
+)
+def test_pixel_size_comes_from_what_is_most_exact(
+    asset: dict[str, Any], properties: dict[str, Any], transform: list[float] | None, pixel_size: float | None
+) -> None:
+    found = declared_grid(
+        _item({"pan": asset | {"proj:code": "EPSG:32633"}}, **properties, **{"proj:code": "EPSG:32632"}), "pan"
+    )
+    assert (found.transform, found.pixel_size) == (None if transform is None else tuple(transform), pixel_size)
+    assert found.crs == "EPSG:32633", "that of the asset counts"
+
+
+@pytest.mark.parametrize(
+    ("changes", "shape", "north", "taken"),
+    [
+        ({}, [2225, 4421], 0.02, "[4421, 2225]"),
+        ({}, [4421, 2225], 0.02, None),
+        ({}, [2225, 2226], 0.010069, None),  # fits either way
+        ({"type": "MultiPolygon"}, [2225, 4421], 0.02, "[4421, 2225]"),
+        ({"coordinates": None}, [2225, 4421], 0.02, None),
+        ({"crs": "EPSG:999999"}, [2225, 4421], 0.02, None),
+    ],
+)
+def test_rows_and_columns_that_are_exchanged(
+    changes: dict[str, Any], shape: list[int], north: float, taken: str | None
+) -> None:
+    """0.01 degrees of longitude are 1112.7 m in UTM there, 0.02 of latitude 2210.6 m."""
+    ring = [[9.0, 0.0], [9.01, 0.0], [9.01, north], [9.0, north], [9.0, 0.0]]
+    geometry = {"type": "Polygon", "coordinates": [[ring]] if "type" in changes else [ring]} | changes
+    pan = PAN | {"proj:shape": shape, "gsd": 0.5}
+    item = _item({"pan": pan}, **{"proj:code": changes.get("crs", "EPSG:32632")}) | {"geometry": geometry}
+    assert [text.split("taken as ")[1] for text in examine(item).defects] == ([taken] if taken else [])
 
 
 @pytest.mark.parametrize(
@@ -311,6 +395,26 @@ def test_one_fitting_figure_is_enough_for_the_ratio() -> None:
     found = _judge(_item(assets))
     assert found.verdict == "defect"
     assert "1.000 by gsd, 4.000 by size in pixels" in found.defects[0]
+
+
+@pytest.mark.parametrize(
+    ("pan", "ms", "ratios"),
+    [([15361, 15181], [7681, 7591], [2.0]), ([800, 800], [200, 400], []), ([800, 800], [400, 200], [])],
+)
+def test_sizes_in_pixels_tell_the_ratio_where_both_sides_agree(
+    pan: list[int], ms: list[int], ratios: list[float]
+) -> None:
+    found = declared_ratios({"proj:shape": pan}, {"proj:shape": ms})
+    assert [ratio for _, ratio in found] == pytest.approx(ratios, rel=1e-3)
+
+
+def test_what_is_examined_are_images_and_pairs() -> None:
+    pixels = {"data_type": "int8"}
+    assets = {"red": {"raster:bands": [pixels, pixels], "proj:shape": [800, 800], "gsd": 1.0}}
+    assets["ms"] = {"proj:shape": [200, 200], "gsd": 2.0}
+    assets["preview"] = {"roles": ["Thumbnail"], "raster:bands": [pixels]}
+    (defect,) = examine(_item(assets)).defects
+    assert defect.startswith("red: data_type is int8")
 
 
 def test_malformed_documents_are_defects() -> None:
