@@ -90,6 +90,8 @@ def test_classical_result_stands_in_and_is_held_when_it_fails_too(source: Path) 
     (item,) = items_of(settings_with(source)).values()
     assert item["properties"]["pancrafter:gate"]["verdict"] == "fallback"
     assert "classical fallback" in item["properties"]["title"]
+    recipe = item["properties"]["pancrafter:recipe"]
+    assert (recipe["method"], recipe.get("weights"), recipe.get("weights_sha256")) == ("mtf-glp-fs", None, None)
     (outcome,) = runs.run(settings_with(source, max_consistency=0.001, max_of_detail=0), silent)
     assert outcome.verdict == "held"
     assert outcome.reason.startswith("network: consistency ERGAS")
@@ -172,6 +174,15 @@ def test_product_links_its_model_and_is_made_again_with_another(source: Path) ->
     remade = settings.model_copy(update={"weights": str(other)})
     said: list[str] = []
     plan = runs.plan_remake("open-compact", remade)
+    assert plan.mpx == pytest.approx(256 * 256 / 1e6)
+    assert plan.seconds > 0
+    for changes, why in (
+        ({"weights": settings.weights}, "made with these weights already"),
+        ({"state_dir": str(source / "elsewhere")}, "not in this ledger; give --state-dir"),
+    ):
+        misfit = runs.plan_remake("open-compact", remade.model_copy(update=changes))
+        assert not misfit.products
+        assert why in misfit.left[0][1]
     away = other.rename(source / "away")
     with pytest.raises(runs.RunStoppedError, match="not found"):  # nothing else could be made either
         runs.remake(plan, remade, said.append)

@@ -56,6 +56,8 @@ def test_ids_and_area_limit_what_is_looked_at(archive: Settings, tmp_path: Path)
     here, elsewhere = _area(tmp_path / "here.json", 8.5, 43.5), _area(tmp_path / "there.json", 100, 10)
     assert _keys(archive.model_copy(update={"aoi": here})) == ["day-1", "day-2", "day-3"]
     assert _keys(archive.model_copy(update={"aoi": elsewhere})) == []
+    assert _keys(archive.model_copy(update={"aoi": here, "bbox": (100.0, 10.0, 101.0, 11.0)})) == []
+    assert _keys(archive.model_copy(update={"collections": ("others",)})) == []
     assert Area.from_file(elsewhere).meets({"type": "Polygon"}), "what cannot be placed is not dropped unseen"
     both = Selection(ids_file=str(ids), made_with=archive.weights).applied_to(archive)
     assert both.ids == ("day-1",), "everything given must hold"
