@@ -323,6 +323,7 @@ def test_pixel_size_comes_from_what_is_most_exact(
         ({}, [2225, 4421], 0.02, "[4421, 2225]"),
         ({}, [4421, 2225], 0.02, None),
         ({}, [2225, 2226], 0.010069, None),  # fits either way
+        ({}, [2300, 4421], 0.02, None),  # fits neither way
         ({"type": "MultiPolygon"}, [2225, 4421], 0.02, "[4421, 2225]"),
         ({"coordinates": None}, [2225, 4421], 0.02, None),
         ({"crs": "EPSG:999999"}, [2225, 4421], 0.02, None),

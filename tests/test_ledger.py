@@ -382,6 +382,7 @@ def test_an_item_refused_from_its_metadata_comes_back_when_recognised(ledger: Le
     unread = refusal(reason="https://h/a.json?sig=SECRET: no PAN asset")
     assert ledger.record_found(SINK, [unread]) == FoundCounts(changed=1, refused=1)
     assert ledger.record_found(SINK, [unread]) == FoundCounts(known=1, refused=1)
+    assert ledger.record_found(SINK, [unread.model_copy(update={"code": "x"})]) == FoundCounts(changed=1, refused=1)
 
 
 def test_a_published_scene_is_not_withdrawn_by_a_refusal(ledger: Ledger) -> None:

@@ -771,7 +771,10 @@ def test_weights_chosen_by_name_keep_it_in_the_recipe(tmp_path: Path) -> None:
     settings = settings_in(tmp_path)
     contracts = contracts_of(settings)
     (scene,) = [entry for entry in discovery.look(settings, contracts) if isinstance(entry, Scene)]
-    assert discovery.planned_recipe(scene, settings, contracts).weights == DEFAULT_WEIGHTS
+    recipe = discovery.planned_recipe(scene, settings, contracts)
+    assert recipe.weights == DEFAULT_WEIGHTS
+    namesake = scene.model_copy(update={"collection": "other"})
+    assert discovery.output_item_id(scene, recipe) != discovery.output_item_id(namesake, recipe), "both may be in work"
 
 
 def test_a_scene_of_bands_that_the_network_does_not_take_waits_for_other_weights(tmp_path: Path) -> None:
