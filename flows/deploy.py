@@ -1,7 +1,7 @@
 """``python -m flows.deploy``: what the flows need on a Prefect server: pool, queues, deployments, limit on the GPU.
 
-Can be repeated, as after an upgrade. Pool, queues and limit that are there stay as they are, and what an operator has
-paused stays paused: ``prefect deploy`` by itself sets every schedule going again.
+Can be repeated, as after an upgrade. Pool, queues and limit that are there stay as they are, deployments become what
+``prefect.yaml`` says, and what an operator has paused stays paused: ``prefect deploy`` by itself sets all going again.
 """
 
 from __future__ import annotations
@@ -43,16 +43,20 @@ def deploy(client: SyncPrefectClient, pool_type: str) -> None:
             client.create_work_queue(name, priority=priority, concurrency_limit=limit, work_pool_name=POOL)
     if GPU_LIMIT not in {limit.name for limit in client.read_global_concurrency_limits(limit=200)}:
         _prefect("gcl", "create", GPU_LIMIT, "--limit", "1")
-    paused = {deployment.name for deployment in client.read_deployments() if _is_paused(deployment.schedules)}
+    before = {deployment.id: deployment for deployment in client.read_deployments()}  # others may have the same names
     _prefect("--no-prompt", "deploy", "--all")
     for deployment in client.read_deployments():
-        if deployment.name in paused:
+        was = before.get(deployment.id, deployment)
+        if was.paused and not deployment.paused:
+            client.pause_deployment(deployment.id)
+            sys.stdout.write(f"{deployment.name} stays paused\n")
+        if _all_inactive(was.schedules) and not _all_inactive(deployment.schedules):
             for schedule in deployment.schedules:
                 client.update_deployment_schedule(deployment.id, schedule.id, active=False)
-            sys.stdout.write(f"{deployment.name} stays paused\n")
+            sys.stdout.write(f"the schedule of {deployment.name} stays paused\n")
 
 
-def _is_paused(schedules: list[DeploymentSchedule]) -> bool:
+def _all_inactive(schedules: list[DeploymentSchedule]) -> bool:
     return bool(schedules) and not any(schedule.active for schedule in schedules)
 
 

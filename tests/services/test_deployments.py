@@ -107,6 +107,13 @@ def gpu_taken(server: PrefectServer) -> Iterator[None]:
         server.ask("/v2/concurrency_limits/decrement", {"names": [GPU], "slots": 1, "occupancy_seconds": 1})
 
 
+def other_sweep(server: PrefectServer) -> None:
+    """A deployment of somebody else, who calls it as we do and serves it by a program, so without a work pool."""
+    flow = server.ask("/flows/", {"name": "etl"})["id"]
+    sweep = {"name": "sweep", "flow_id": flow, "schedules": [{"schedule": {"cron": "5 5 * * *"}}]}
+    server.ask("/deployments/", sweep)
+
+
 def test_schedule_fires_and_the_night_runs_by_itself(site: Site) -> None:
     deployment = site.server.ask("/deployments/name/nightly/nightly")
     (schedule,) = deployment["schedules"]
@@ -174,17 +181,28 @@ def test_limits_cancel_and_another_run(site: Site) -> None:
 
 
 def test_what_is_paused_stays_paused_when_the_flows_are_deployed_again(site: Site) -> None:
-    def active() -> list[bool]:
-        return [one["active"] for one in site.server.ask("/deployments/name/sweep/sweep")["schedules"]]
+    """Not what others have under the same name, and a deployment as a whole as well as its schedules."""
 
-    sweep = site.server.ask("/deployments/name/sweep/sweep")
-    (schedule,) = sweep["schedules"]
-    site.server.ask(f"/deployments/{sweep['id']}/schedules/{schedule['id']}", {"active": False}, method="PATCH")
+    def pause(deployment: dict[str, Any]) -> None:
+        (schedule,) = deployment["schedules"]
+        here = f"/deployments/{deployment['id']}/schedules/{schedule['id']}"
+        site.server.ask(here, {"active": False}, method="PATCH")
+
+    def states() -> list[tuple[bool, bool]]:
+        found = (site.server.ask(f"/deployments/name/{name}") for name in ("sweep/sweep", "census/census", "etl/sweep"))
+        return [(one["paused"], one["schedules"][0]["active"]) for one in found]
+
+    other_sweep(site.server)
+    pause(site.server.ask("/deployments/name/sweep/sweep"))
+    census = site.server.ask("/deployments/name/census/census")["id"]
+    site.server.ask(f"/deployments/{census}", {"paused": True}, method="PATCH")
     site.server.deploy()
-    assert active() == [False]
-    assert [one["active"] for one in site.server.ask("/deployments/name/census/census")["schedules"]] == [True]
+    assert states() == [(False, False), (True, True), (False, True)]
     site.server.command("prefect", "--no-prompt", "deploy", "--all")
-    assert active() == [True], "Prefect keeps what is paused by itself now; flows.deploy need not"
+    assert states() == [(False, True)] * 3, "Prefect keeps what is paused by itself now; flows.deploy need not"
+    pause(site.server.ask("/deployments/name/etl/sweep"))
+    site.server.deploy()
+    assert states() == [(False, True), (False, True), (False, False)]
 
 
 def test_failed_run_is_retried_after_the_fix(site: Site) -> None:
