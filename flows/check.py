@@ -51,7 +51,8 @@ def server_client(*, wait_s: float = 0) -> Iterator[SyncPrefectClient]:
 
 def problems(client: SyncPrefectClient) -> Iterator[str]:
     """Everything that keeps runs from being carried out, with the remedy."""
-    deployments = client.read_deployments()
+    known = client.read_deployments()
+    deployments = [one for one in known if one.work_pool_name or one.pull_steps]  # programs serve others themselves
     if not deployments:
         yield "there is no deployment; run `python -m flows.deploy`"
     wanted: Counter[str] = Counter()
@@ -69,7 +70,7 @@ def problems(client: SyncPrefectClient) -> Iterator[str]:
             yield f"{', '.join(living[pool])} waits at work pool {pool}, which no deployment uses; look at its --pool"
     for run in client.read_flow_runs(flow_run_filter=_WAITING):
         overdue = run.next_scheduled_start_time is not None and run.next_scheduled_start_time < datetime.now(UTC)
-        if overdue and run.deployment_id is not None and run.work_queue_id is None:
+        if overdue and run.work_queue_id is None and run.deployment_id in {one.id for one in deployments}:
             yield (
                 f"flow run {run.name} ({run.id}) waits for a work pool that is gone; cancel it with "
                 f"`prefect flow-run cancel {run.id}` and start it again"

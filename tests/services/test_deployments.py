@@ -107,11 +107,11 @@ def gpu_taken(server: PrefectServer) -> Iterator[None]:
         server.ask("/v2/concurrency_limits/decrement", {"names": [GPU], "slots": 1, "occupancy_seconds": 1})
 
 
-def other_sweep(server: PrefectServer) -> None:
+def other_sweep(server: PrefectServer) -> str:
     """A deployment of somebody else, who calls it as we do and serves it by a program, so without a work pool."""
     flow = server.ask("/flows/", {"name": "etl"})["id"]
     sweep = {"name": "sweep", "flow_id": flow, "schedules": [{"schedule": {"cron": "5 5 * * *"}}]}
-    server.ask("/deployments/", sweep)
+    return str(server.ask("/deployments/", sweep)["id"])
 
 
 def test_schedule_fires_and_the_night_runs_by_itself(site: Site) -> None:
@@ -252,6 +252,7 @@ def test_work_pools_that_are_missing_are_named_and_nothing_is_lost(site: Site) -
 
     add_scene(site.root / "source", "scene", side_px=128)
     waiting = site.nightly()
+    site.server.ask(f"/deployments/{other_sweep(site.server)}/create_flow_run", {})
     misspelt = "waits at work pool pancrafer, which no deployment uses; look at its --pool"
     with site.worker(pool="pancrafer"):
         site.wait(lambda: misspelt in check(), "the worker is named")
@@ -262,6 +263,7 @@ def test_work_pools_that_are_missing_are_named_and_nothing_is_lost(site: Site) -
     assert "deployment nightly has no work pool" in said
     assert "deployment sweep has no work pool" in said
     assert f"({waiting.run_id}) waits for a work pool that is gone" in said
+    assert said.count("\n") == 7, said
     refused = site.server.command("prefect", "--no-prompt", "deploy", "--all")
     assert refused.returncode == 1
     assert "work pool 'pancrafter' which does not" in refused.stdout
