@@ -162,8 +162,8 @@ def _leave_picture(outcome: Outcome) -> None:
             picture.thumbnail((PICTURE_PX, PICTURE_PX))
             buffer = io.BytesIO()
             picture.convert("RGB").save(buffer, "JPEG", quality=80)
-    except OSError as error:
-        get_run_logger().warning("no picture of %s: %s", outcome.key, error)
+    except Exception as error:  # noqa: BLE001 - those of botocore have no class in common with others
+        get_run_logger().warning("no picture of %s: %s: %s", outcome.key, type(error).__name__, error)
         return
     image = base64.b64encode(buffer.getvalue()).decode()
     name = Path(outcome.picture_href).name

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import io
 import json
 import os
 import signal
@@ -19,6 +21,7 @@ import psutil
 import pytest
 import rasterio
 from listening import listening
+from PIL import Image
 from prefect import flow
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.sorting import ArtifactSort
@@ -282,6 +285,35 @@ def test_a_run_does_not_end_because_prefect_does_not_take_its_page(caplog: pytes
 
     assert night() == "over"
     assert caplog.text.count("not shown in Prefect, whose server did not take it: ConnectError") == 3
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_a_run_shows_a_small_picture_and_does_not_end_for_want_of_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The store that kept it may be gone by now."""
+    from flows.report import leave_artifacts
+
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "test")
+    Image.new("RGBA", (2000, 500)).save(tmp_path / "overview.png")
+
+    @flow
+    def night() -> None:
+        for place in (tmp_path, "s3://gone"):
+            outcome = Outcome(key="c/1", sensor="", verdict="published", picture_href=f"{place}/overview.png")
+            leave_artifacts([outcome], "pancrafter redrive KEY")
+
+    night()
+    with get_client(sync_client=True) as client:
+        newest = client.read_artifacts(sort=ArtifactSort.CREATED_DESC)
+        shown = next(str(artifact.data) for artifact in newest if artifact.key == "before-after")
+    kind, _, data = shown.partition(",")
+    assert kind == "data:image/jpeg;base64"
+    assert Image.open(io.BytesIO(base64.b64decode(data))).size == (900, 225)
+    assert "no picture of c/1: EndpointConnectionError: " in caplog.text
 
 
 @pytest.mark.usefixtures("prefect_server")
