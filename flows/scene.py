@@ -63,6 +63,8 @@ def sharpen_scene(key: str, settings: SettingsParameter) -> Outcome | RunState[A
     if outcome is None:
         return _left_as_it_is(row, settings)
     leave_artifacts([outcome], command("redrive KEY", settings))
+    if outcome.verdict == "held":
+        return Failed(message=f"held: {outcome.reason}")
     return Completed(message=verdict_line([outcome]), data=outcome)
 
 

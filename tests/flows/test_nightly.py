@@ -36,6 +36,7 @@ from prefect.settings import (
 from prefect.states import Cancelled, Running
 from prefect.testing.utilities import prefect_test_harness
 from small_archive import add_scene, backdate, classical_contracts, classical_in, settings_in, silent
+from test_held import settings_with
 
 from pancrafter import discovery, processes, runs
 from pancrafter.errors import CatalogUnavailableError, LeaseLostError, PancrafterError, SinkError
@@ -352,6 +353,17 @@ def test_one_scene_by_its_key(tmp_path: Path) -> None:
         "nothing was done, the scene is confirmed",
     }
     assert any('"geoeye-1/day-1"' in str(table) for table in tables)
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_one_scene_that_is_held_fails_with_the_reason_at_once_and_ever_after(tmp_path: Path) -> None:
+    from flows.scene import sharpen_scene
+
+    add_scene(tmp_path / "source", "scene", side_px=128)
+    settings = settings_with(tmp_path, max_consistency=0.001, max_of_detail=0, on_miss="hold")
+    for before in ("", "nothing was done, the scene is "):
+        with pytest.raises(FailedRun, match=f"^{before}held: consistency ERGAS"):
+            sharpen_scene("geoeye-1/scene", settings)
 
 
 @pytest.mark.usefixtures("prefect_server")
