@@ -334,6 +334,7 @@ def test_weights_of_no_use_stop_a_run_before_a_scene_is_read(archive: Path, weig
     [
         ("--source", "/nowhere/archive", "source /nowhere/archive does not exist; expected a STAC API URL"),
         ("--weights", "no-such-weights", "weights 'no-such-weights' not found"),
+        ("--source", "/no\nwhere", "source /no where does not exist"),
         ("--sink", "/proc/sink", "/proc/sink"),
         ("--sink", "", "--sink: found '', expected a folder or an address"),
         ("--source", "", "--source: found ''"),
@@ -878,7 +879,9 @@ def test_size_names_what_does_not_fit(words: list[object], message: str) -> None
 
 
 def test_size_tells_money_only_where_prices_are_known() -> None:
-    assert "money" not in call(*SIZE, "--mpx", 200).stdout
+    plain = call(*SIZE, "--mpx", 200).stdout
+    assert "money" not in plain
+    assert plain == call(*SIZE, "--mpx", 200, "--bands", 4).stdout != call(*SIZE, "--mpx", 200, "--bands", 8).stdout
     assert "money 1\n" in call(*SIZE, "--mpx", 200, "--gpu-price", 2, "--cpu-price", 0.04).stdout
 
 

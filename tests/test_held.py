@@ -63,6 +63,7 @@ def test_held_scene_waits_is_released_and_says_so(source: Path) -> None:
     state = ("--state-dir", settings.state_dir)
     (listed,) = json.loads(command("held", "list", "--json", *state))
     assert listed["reason"] == outcome.reason
+    assert "0 held" in command("held", "list", "--sink", str(source / "other"), *state)
     command("held", "release", "scene", "--reason", "looked at it: fine", *state)
     (outcome,) = runs.run(settings, silent)
     assert outcome.verdict == "published"

@@ -7,6 +7,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import signal
 import sqlite3
 import subprocess
@@ -22,7 +23,7 @@ import pytest
 import rasterio
 from listening import listening
 from PIL import Image
-from prefect import flow
+from prefect import flow, task
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.sorting import ArtifactSort
 from prefect.context import SyncClientContext
@@ -33,8 +34,9 @@ from prefect.settings import (
     PREFECT_CLIENT_SERVER_VERSION_CHECK_ENABLED,
     temporary_settings,
 )
-from prefect.states import Cancelled, Running
+from prefect.states import Cancelled, Cancelling, Running
 from prefect.testing.utilities import prefect_test_harness
+from rich.console import Console
 from small_archive import add_scene, backdate, classical_contracts, classical_in, settings_in, silent
 from test_held import settings_with
 
@@ -155,22 +157,34 @@ def prefect_server():
 
 
 @pytest.mark.usefixtures("prefect_server")
-def test_nightly_reports_the_bad_scene_and_finishes_the_others(tmp_path: Path) -> None:
+def test_nightly_reports_the_bad_scene_and_finishes_the_others(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    from prefect.blocks.webhook import Webhook
+
     from flows.area import ScenesFailedError, nightly
 
     add_scene(tmp_path / "source", "good", side_px=128, day=2)
     add_scene(tmp_path / "source", "bad", side_px=128, seed=2).ms.write_bytes(b"not a tiff")
-    with pytest.raises(ScenesFailedError, match="1 of 2 scenes failed: geoeye-1/bad") as caught:
-        nightly(settings_in(tmp_path))
+    with listening() as (url, heard):
+        Webhook(url=url, method="POST", allow_private_urls=True).save("morning", overwrite=True)
+        with pytest.raises(ScenesFailedError, match="1 of 2 scenes failed: geoeye-1/bad") as caught:
+            nightly(settings_in(tmp_path, device="auto"), notify="morning")
+    assert [told["state"] for told in heard] == ["Failed"]
+    complaints = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+    assert any(line.startswith("geoeye-1/bad: ") for line in complaints)
     verdicts = {outcome.key: outcome.verdict for outcome in caught.value.outcomes}
     assert verdicts["geoeye-1/bad"] == "failed"
     assert verdicts["geoeye-1/good"] in {"published", "fallback"}
     with get_client(sync_client=True) as client:
         names = {run.name.split(" ")[0] for run in client.read_task_runs()}
-        artifacts = {artifact.key for artifact in client.read_artifacts()}
+        newest = client.read_artifacts(sort=ArtifactSort.CREATED_DESC)
+        artifacts = {artifact.key: artifact.description for artifact in reversed(newest)}
         (run,) = [run for run in client.read_flow_runs() if run.name == f"nightly {tmp_path / 'source'}"]
     assert {"stage", "sharpen", "assess", "publish"} <= names
-    assert {"scenes", "failures"} <= artifacts
+    assert {"scenes", "failures"} <= artifacts.keys()
+    assert artifacts["progress"] == "2 of 2 scenes", "a failed one is done too"
+    assert f"process:{lease_owner()}" in run.tags
     assert run.state is not None
     assert run.state.is_failed()
     retried = nightly(settings_in(tmp_path), return_state=True)
@@ -190,6 +204,43 @@ def test_make_run_says_what_to_do_about_scenes_that_wait_for_a_person(
     assert "failed: see `pancrafter ledger list --state dead`; after a fix" in capsys.readouterr().out
 
 
+def drop_pan(catalog: Path, item_id: str) -> None:
+    """Let the item of a scene have no PAN, so that it is refused."""
+    (path,) = catalog.rglob(f"{item_id}.json")
+    item = json.loads(path.read_text())
+    path.write_text(json.dumps(item | {"assets": {"ms": item["assets"]["ms"]}}))
+
+
+@pytest.mark.parametrize(
+    ("option", "refused"),
+    [("--from=2025-05-01", 1), ("--from=2025-05-02", 0), ("--to=2025-05-01", 1), ("--bbox=0,0,1,1", 0)],
+)
+def test_make_run_looks_at_the_part_that_was_asked_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str, refused: int
+) -> None:
+    from flows.__main__ import main
+
+    add_scene(tmp_path / "source", "no-pan", side_px=128, acquired=datetime(2025, 5, 1, 12, tzinfo=UTC))
+    drop_pan(tmp_path / "source", "no-pan")
+    places = (f"--{name}={tmp_path / name}" for name in ("source", "sink", "state-dir"))
+    assert main([*places, option]) == 0
+    assert ("1 refused in this search" in capsys.readouterr().out) == bool(refused)
+
+
+@pytest.mark.parametrize(
+    ("source", "failed", "code"),
+    [("archive", ["damaged"], 0), ("archive", ["damaged", "c/other"], 1), ("elsewhere", ["damaged"], 1)],
+)
+def test_make_run_fails_for_all_but_what_its_sample_damages(source: str, failed: list[str], code: int) -> None:
+    from flows.__main__ import _conclude
+    from pancrafter.simulate.archive import damaged_scenes
+
+    (damaged,) = damaged_scenes()
+    keys = [key.replace("damaged", damaged) for key in failed]
+    outcomes = [Outcome(key=key, sensor="", verdict="failed", reason="why") for key in keys]
+    assert _conclude(Console(quiet=True), Settings(source=source), outcomes) == code
+
+
 @pytest.mark.parametrize("scenes", [[], ["good"]])
 def test_the_page_tells_what_was_refused_in_the_look_before_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scenes: list[str]
@@ -199,9 +250,7 @@ def test_the_page_tells_what_was_refused_in_the_look_before_the_run(
     classical_contracts(tmp_path / "contracts")
     for name in ("no-pan", *scenes):
         add_scene(tmp_path / "source", name, side_px=128)
-    (path,) = (tmp_path / "source").rglob("no-pan.json")
-    item = json.loads(path.read_text())
-    path.write_text(json.dumps(item | {"assets": {"ms": item["assets"]["ms"]}}))
+    drop_pan(tmp_path / "source", "no-pan")
     monkeypatch.setenv("PANCRAFTER_CONTRACTS_DIR", str(tmp_path / "contracts"))
     monkeypatch.setattr(program, "_run_nightly", lambda settings: runs.run(settings, silent))
     places = (f"--{name}={tmp_path / name}" for name in ("source", "sink", "state-dir"))
@@ -224,19 +273,23 @@ def test_make_run_names_a_setting_that_does_not_fit_and_one_that_does_not_exist(
 
 @pytest.mark.usefixtures("prefect_server")
 def test_a_scene_that_was_interrupted_does_not_count_as_done(tmp_path: Path) -> None:
-    from flows.area import nightly
+    from flows.area import backfill, nightly
+    from pancrafter.selection import Selection
 
     classical_contracts(tmp_path / "contracts")
     add_scene(tmp_path / "source", "scene", side_px=128)
     settings = settings_in(tmp_path, contracts_dir=str(tmp_path / "contracts"))
     (tmp_path / "sink").mkdir()
     (tmp_path / "sink" / "geoeye-1-sharpened").write_text("no folder: the sink's fault, which ends the run")
-    with pytest.raises(PancrafterError, match="geoeye-1-sharpened"):
-        nightly(settings)
-    with get_client(sync_client=True) as client:
-        newest = client.read_artifacts(sort=ArtifactSort.CREATED_DESC)
-        progress = next(artifact for artifact in newest if artifact.key == "progress")
-    assert progress.description == "0 of 1 scenes"
+    add_scene(tmp_path / "source", "no-pan", side_px=128)
+    drop_pan(tmp_path / "source", "no-pan")
+    for state in (nightly(settings, return_state=True), backfill(settings, Selection(), return_state=True)):
+        assert re.fullmatch(r"stopped: .*geoeye-1-sharpened.*; before that: 1 refused", str(state.message))
+        with get_client(sync_client=True) as client:
+            newest = client.read_artifacts(sort=ArtifactSort.CREATED_DESC)
+        progress, table = (next(one for one in newest if one.key == key) for key in ("progress", "scenes"))
+        assert progress.description == "0 of 1 scenes"
+        assert [row["scene"] for row in json.loads(str(table.data))] == ["geoeye-1/no-pan"]
 
 
 @pytest.mark.usefixtures("prefect_server")
@@ -320,14 +373,22 @@ def test_a_run_shows_a_small_picture_and_does_not_end_for_want_of_one(
 @pytest.mark.usefixtures("prefect_server")
 def test_backfill_takes_only_its_period_and_repeats_nothing(tmp_path: Path) -> None:
     from flows.area import backfill
+    from pancrafter.plan import Budget, OverBudgetError
     from pancrafter.selection import Selection
 
-    for day in (1, 5):
+    settings = classical_in(tmp_path)
+    for day in (1, 3, 5):
         add_scene(tmp_path / "source", f"day-{day}", side_px=128, seed=day, day=day)
-    period = {"since": datetime(2025, 5, 4, tzinfo=UTC), "until": datetime(2025, 5, 6, tzinfo=UTC)}
-    selection = Selection(**period)
-    assert [o.key for o in backfill(settings_in(tmp_path), selection)] == ["geoeye-1/day-5"]
-    assert backfill(settings_in(tmp_path), selection) == []
+    selection = Selection(since=datetime(2025, 5, 2, tzinfo=UTC), until=datetime(2025, 5, 6, tzinfo=UTC))
+    planned = backfill(settings, selection, plan_only=True, return_state=True)
+    assert planned.message == "plan only: 2 scenes to sharpen"
+    with pytest.raises(OverBudgetError, match="2 scenes"):
+        backfill(settings, selection, budget=Budget(scenes=1))
+    assert not (tmp_path / "sink").exists()
+    assert [o.key for o in backfill(settings, selection, window_days=2)] == ["geoeye-1/day-5", "geoeye-1/day-3"]
+    page = (tmp_path / "sink" / "report.html").read_text()
+    assert ["day-5" in page, "day-3" in page, "day-1" in page] == [True, True, False], "one page of all windows"
+    assert backfill(settings, selection) == []
 
 
 @pytest.mark.usefixtures("prefect_server")
@@ -336,7 +397,7 @@ def test_one_scene_by_its_key(tmp_path: Path) -> None:
 
     for day in (1, 5):
         add_scene(tmp_path / "source", f"day-{day}", side_px=128, seed=day, day=day)
-    settings = settings_in(tmp_path)
+    settings = settings_in(tmp_path, device="auto")
     classical_contracts(tmp_path / "contracts")
     others = settings.model_copy(update={"contracts_dir": str(tmp_path / "contracts")})
     with open_ledger(others) as ledger:
@@ -346,9 +407,10 @@ def test_one_scene_by_its_key(tmp_path: Path) -> None:
     assert outcome.key == "geoeye-1/day-1"
     assert sharpen_scene("geoeye-1/day-1", settings) is None
     with get_client(sync_client=True) as client:
-        states = [run.state for run in client.read_flow_runs() if run.name == "geoeye-1/day-1" and run.state]
+        mine = [run for run in client.read_flow_runs() if run.name == "geoeye-1/day-1" and run.state]
         tables = [artifact.data for artifact in client.read_artifacts() if artifact.key == "scenes"]
-    assert {str(state.message).partition(";")[0] for state in states} == {
+    assert any(f"process:{lease_owner()}" in run.tags for run in mine)
+    assert {str(run.state.message).partition(";")[0] for run in mine} == {
         f"1 {outcome.verdict}",
         "nothing was done, the scene is confirmed",
     }
@@ -369,17 +431,24 @@ def test_one_scene_that_is_held_fails_with_the_reason_at_once_and_ever_after(tmp
 @pytest.mark.usefixtures("prefect_server")
 def test_one_scene_that_cannot_be_made_says_why(tmp_path: Path) -> None:
     """There is no Dask cluster at that address: it is not opened for nothing."""
-    from flows.scene import sharpen_scene
+    from flows.scene import _left_as_it_is, sharpen_scene
 
     add_scene(tmp_path / "source", "scene", side_px=128)
     settings = settings_in(tmp_path, dask_scheduler="tcp://127.0.0.1:1")
-    with pytest.raises(FailedRun, match=r"not found in .*/source; look at the spelling"):
-        sharpen_scene("geoeye-1/typo", settings)
+    for key in ("geoeye-1/typo", "other/scene"):
+        with pytest.raises(FailedRun, match=r"not found in .*/source; look at the spelling"):
+            sharpen_scene(key, settings)
     with open_ledger(settings) as ledger:
+        assert not ledger.rows(), "only what was asked for is looked for"
         discovery.discover(settings, ledger)
         ledger.mark_refused(SceneKey.parse("geoeye-1/scene", settings.sink), "by-hand", "cloudy")
     with pytest.raises(FailedRun, match="nothing was done, the scene is refused: cloudy"):
         sharpen_scene("geoeye-1/scene", settings)
+    with open_ledger(settings) as ledger:
+        (row,) = ledger.rows()
+    ends = {state: _left_as_it_is(row.model_copy(update={"state": state}), settings) for state in State}
+    for_a_person = {State.FOUND, State.REFUSED, State.HELD, State.DEAD}
+    assert {state for state, end in ends.items() if end.is_failed()} == for_a_person
 
 
 @pytest.mark.usefixtures("prefect_server")
@@ -477,7 +546,38 @@ def test_missed_nights_become_one_window_and_the_webhook_hears_of_it(tmp_path: P
     assert "2 fallback" in told["text"] or "2 published" in told["text"]
     add_scene(tmp_path / "source", "missed", side_px=128, seed=4, acquired=now - timedelta(days=21))
     backdate(tmp_path / "source", "missed", now - timedelta(days=20))
-    assert nightly(settings, lookback_days=2) == [], "the gap is closed, and the window is short again"
+    again = nightly(settings, lookback_days=2, notify="misspelt")
+    assert again == [], "the gap is closed, and the window is short again"
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_a_night_goes_first_and_its_look_counts_from_its_begin_whatever_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The page of the first one is about all that it looks back to."""
+    from flows import area
+
+    asked: list[tuple[int, datetime | None, datetime | None, datetime]] = []
+
+    def sharpen(settings: Settings, *, since: datetime | None) -> list[Outcome]:
+        asked.append((settings.priority, settings.new_since, since, datetime.now(UTC)))
+        return [Outcome(key="c/1", sensor="", verdict="failed", reason="why")]
+
+    monkeypatch.setattr(area, "_sharpen", sharpen)
+    left = {"name": "left", "tags": [f"process:{lease_owner().split('/')[0]}/999999/1"], "state": Running()}
+    with get_client(sync_client=True) as client:
+        client.create_flow_run(flow(lambda: None, name="night"), **left)
+    for place, given in (("a", {}), ("b", {"priority": 20})):
+        settings = settings_in(tmp_path, sink=str(tmp_path / place), **given)
+        assert area.nightly(settings, lookback_days=2, return_state=True).is_failed()
+    assert [priority for priority, *_ in asked] == [10, 20]
+    _, new_since, page_since, began = asked[-1]
+    with open_ledger(settings) as ledger:
+        look = ledger.last_look(settings.sink, settings.source)
+    assert look is not None
+    assert look.started < began
+    assert new_since == page_since == look.started - timedelta(days=2)
+    assert "flow run left was left running by a process that is gone" in caplog.messages
 
 
 @pytest.mark.usefixtures("prefect_server")
@@ -604,10 +704,13 @@ def test_the_page_of_a_night_tells_of_those_that_were_interrupted_before_it(tmp_
 def test_runs_of_gone_processes_are_closed_those_of_unknown_ones_when_they_have_been_silent(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from flows.runs import crash_gone_runs
+    from flows.runs import _last_sign, crash_gone_runs
 
     @flow
     def night() -> None: ...
+
+    @task
+    def step() -> None: ...
 
     owners = {
         "gone": f"{lease_owner().split('/')[0]}/999999/1",
@@ -615,12 +718,22 @@ def test_runs_of_gone_processes_are_closed_those_of_unknown_ones_when_they_have_
         "unknown": "restarted+12345678+12345678/1/1",
     }
     with get_client(sync_client=True) as client:
-        for name, owner in owners.items():
-            client.create_flow_run(night, name=name, tags=[f"process:{owner}"], state=Running())
-        assert crash_gone_runs() == ["gone"]
+        ids = {
+            name: client.create_flow_run(night, name=name, tags=[f"process:{owner}"], state=Running()).id
+            for name, owner in owners.items()
+        }
+        stuck = client.create_flow_run(night, name="stuck", tags=[f"process:{owners['gone']}"], state=Running())
+        client.set_flow_run_state(stuck.id, Cancelling(), force=True)
+        client.create_flow_run(night, name="of others", state=Running())
+        assert sorted(crash_gone_runs()) == ["gone", "stuck"]
+        unknown = client.read_flow_run(ids["unknown"])
+        assert unknown.state is not None
+        assert _last_sign(client, unknown) == unknown.state.timestamp
+        steps = [client.create_task_run(step, unknown.id, name, state=Running()) for name in ("1", "2")]
+        assert _last_sign(client, unknown) == steps[1].start_time
         monkeypatch.setattr(processes, "SILENCE", timedelta(0))
         assert crash_gone_runs() == ["unknown"]
-        (here,) = (run for run in client.read_flow_runs() if run.name == "here")
+        here = client.read_flow_run(ids["here"])
         assert here.state is not None
         assert here.state.is_running()
         client.set_flow_run_state(here.id, Cancelled(), force=True)
@@ -631,13 +744,23 @@ def test_upkeep_is_named_by_what_it_keeps(tmp_path: Path) -> None:
     from flows.upkeep import census, redrive, sweep
 
     add_scene(tmp_path / "source", "scene", side_px=128)
-    settings = settings_in(tmp_path)
+    settings = classical_in(tmp_path)
     redrive(settings)
-    sweep(settings)
-    with pytest.raises(FailedRun, match="1 difference,"):
-        census(settings)
+    left = {"name": "left", "tags": [f"process:{lease_owner().split('/')[0]}/999999/1"], "state": Running()}
     with get_client(sync_client=True) as client:
-        names = {run.name for run in client.read_flow_runs()}
+        client.create_flow_run(flow(lambda: None, name="night"), **left)
+    swept = sweep(settings, return_state=True)
+    assert swept.message == "0 freed, 0 dead, 0 leftovers removed, 1 flow runs closed"
+    with pytest.raises(FailedRun, match=r"1 difference, .*; mend with: pancrafter run"):
+        census(settings)
+    runs.run(settings, silent)
+    (path,) = (tmp_path / "sink").rglob("sharpened*.tif")
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    assert census(settings)["differences"] == []
+    with pytest.raises(FailedRun, match="1 difference,"):
+        census(settings, checksums=True)
+    with get_client(sync_client=True) as client:
+        names = {run.name for run in client.read_flow_runs() if f"process:{lease_owner()}" in run.tags}
     assert names >= {f"{name} {settings.sink}" for name in ("redrive", "sweep", "census")}
 
 
@@ -658,6 +781,9 @@ def test_late_deliveries_and_redriven_scenes_are_done_the_next_night(
     assert nightly(settings, lookback_days=10) == []
     for place in ("sink", "state_dir"):  # left out, as a deployment may
         monkeypatch.setenv(f"PANCRAFTER_{place.upper()}", getattr(settings, place))
+    for others in ({"code": "other"}, {"reason_contains": "rainy"}):
+        assert redrive(Settings(), states=("refused",), **others) == []
+    assert redrive(Settings(sink=str(tmp_path / "other")), states=("refused",)) == []
     redrive(Settings(), states=("refused",))
     assert "eligible again: geoeye-1/redriven" in caplog.messages, "the log says which"
     add_scene(tmp_path / "source", "late", side_px=128, seed=4, acquired=now - timedelta(days=20))
