@@ -154,8 +154,8 @@ class Ledger:
 
     @property
     def url(self) -> str:
-        """Where the ledger is, without the password."""
-        return self._engine.url.render_as_string(hide_password=True)
+        """Where the ledger is, without the password, which may stand among the options of the address too."""
+        return self._engine.url.set(query={}).render_as_string(hide_password=True)
 
     def close(self) -> None:
         """Give all connections back."""

@@ -788,10 +788,13 @@ def test_a_new_file_is_for_its_owner_and_one_that_is_there_keeps_its_rights(tmp_
         assert found == dict.fromkeys((name, f"{name}-wal", f"{name}-shm"), rights)
 
 
-def test_passwords_of_the_address_are_not_shown(tmp_path: Path) -> None:
+def test_passwords_of_the_address_are_not_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(LedgerError) as caught:
         Ledger("nodatabase://user:SECRET@host/db")
     assert "SECRET" not in str(caught.value)
+    monkeypatch.chdir(tmp_path)
+    with Ledger("sqlite:///file:ledger.db?uri=true&password=SECRET") as ledger:
+        assert ledger.url == "sqlite:///file:ledger.db"
 
 
 def test_state_survives(url: str) -> None:

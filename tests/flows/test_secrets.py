@@ -87,8 +87,9 @@ def test_no_planted_secret_is_found_after_a_run(tmp_path: Path) -> None:
 
 def test_passwords_are_no_parameters(monkeypatch: pytest.MonkeyPatch) -> None:
     address = "postgresql+psycopg://user:planted@host/db"
-    with pytest.raises(SecretParameterError, match="leave it out, and set PANCRAFTER_LEDGER_URL"):
-        with_environment(Settings(ledger_url=address))
+    for given in (address, "postgresql+psycopg://user@host/db?sslmode=require&password=planted"):
+        with pytest.raises(SecretParameterError, match="leave it out, and set PANCRAFTER_LEDGER_URL"):
+            with_environment(Settings(ledger_url=given))
     monkeypatch.setenv("PANCRAFTER_LEDGER_URL", address)
     assert with_environment(Settings()).ledger_url == address
     monkeypatch.setenv("PANCRAFTER_CATALOG_URL", "https://user:planted@host/stac")
