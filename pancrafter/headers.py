@@ -237,17 +237,17 @@ def _absurd(dataset: Any) -> str | None:  # Any: rasterio is untyped
             f"one block of the file holds {block / 2**20:.0f} MiB, expected at most {MAX_BLOCK_BYTES / 2**20:.0f} MiB"
         )
     claimed = rows * cols * itemsize * dataset.count
-    real = _size_on_disk(dataset.name)
+    real = _size_on_disk(dataset)
     if real is not None and claimed > MAX_EXPANSION * real and claimed > MAX_BLOCK_BYTES:
         return f"the header claims {claimed / 2**20:.0f} MiB of pixels, the file holds {real} bytes"
     return None
 
 
-def _size_on_disk(name: str) -> int | None:
-    try:
-        return Path(name).stat().st_size
-    except OSError:
+def _size_on_disk(dataset: Any) -> int | None:  # Any: rasterio is untyped
+    """Bytes of a local file and those beside it that belong to it; of what a VRT names nothing is known."""
+    if dataset.driver == "VRT" or not Path(dataset.name).is_file():
         return None
+    return sum(Path(name).stat().st_size for name in dataset.files)
 
 
 def _placed_by(dataset: Any) -> str:  # Any: rasterio is untyped

@@ -13,6 +13,7 @@ import dask
 import numpy as np
 import pytest
 import rasterio
+import rasterio.shutil
 import rioxarray  # noqa: F401  registers the .rio accessor
 import xarray as xr
 from numpy.typing import NDArray
@@ -756,6 +757,24 @@ def test_no_georeference(pair: Pair, tmp_path: Path) -> None:
         target.write(pair.pan, 1)
     with pytest.raises(GridMismatchError, match=r"asset pan: the header has no CRS .* orthorectify"):
         stage_scene(scene, contract(), str(tmp_path / "x.zarr"))
+
+
+@pytest.mark.parametrize("kind", ["vrt", "img"])
+def test_pixels_in_other_files_are_not_missed(pair: Pair, tmp_path: Path, kind: str) -> None:
+    """Of 551 MiB, which a VRT takes from the file it names, and an .img keeps in an .ige beside it."""
+    scene, side, given = pair.write(tmp_path), 17_000, tmp_path / f"large.{kind}"
+    profile = {"width": side, "height": side, "count": 1, "dtype": "uint16", "crs": "EPSG:32633"}
+    profile |= {"transform": from_origin(*pair.pan_origin, 0.5, 0.5)}
+    if kind == "vrt":
+        with rasterio.open(tmp_path / "large.tif", "w", **profile, tiled=True, sparse_ok=True):
+            pass
+        rasterio.shutil.copy(tmp_path / "large.tif", given, driver="VRT")
+    else:
+        with rasterio.open(given, "w", **profile, USE_SPILL=True):
+            pass
+    assert given.stat().st_size < 10_000
+    large = scene.model_copy(update={"pan": AssetRef(key="pan", href=str(given))})
+    assert read_headers(large, contract(), OPEN_TO_ALL).pan.grid.shape_yx == (side, side)
 
 
 def _profile(href: str) -> dict[str, Any]:
