@@ -23,7 +23,7 @@ from pancrafter.assess import reduce_tile
 from pancrafter.engine import NetworkSharpener
 from pancrafter.errors import BandCountError
 from pancrafter.model.weights import save_checkpoint
-from pancrafter.resample import degrade
+from pancrafter.resample import Mtf, degrade
 from pancrafter.tiles import Tile
 from pancrafter.types import ValueRange
 
@@ -60,13 +60,41 @@ def test_adapting_lowers_the_error_on_patches_it_never_trained_on(spoiled: Netwo
     assert done.before is not None
     assert done.after is not None
     assert done.after < 0.9 * done.before
-    pair = reduce_tile(patches[1], GAINS, GAINS[0], least_px=0)
+    for sharpener, said in ((spoiled, done.before), (done.sharpener, done.after)):
+        assert said == pytest.approx(error_of(sharpener, patches[1], Mtf(GAINS[0])), rel=1e-4)
+
+
+def error_of(sharpener: NetworkSharpener, patch: Tile, blur: Mtf) -> float:
+    """Its mean absolute error on a patch whose PAN is brought one scale down by this blur, normalised units."""
+    pair = reduce_tile(patch, GAINS, blur, least_px=0)
     assert pair is not None
     width = np.array([limits.high - limits.low for limits in pair.tile.ms_ranges])[:, None, None]
-    inner = (slice(None), slice(4, -4), slice(4, -4))
-    for sharpener, said in ((spoiled, done.before), (done.sharpener, done.after)):
-        error = 2 * np.abs(sharpener.one_scale_down(GAINS)(pair.tile) - pair.truth) / width
-        assert error[inner].mean() == pytest.approx(said, rel=1e-4)
+    error = 2 * np.abs(sharpener.one_scale_down(GAINS)(pair.tile) - pair.truth) / width
+    return float(error[:, 4:-4, 4:-4].mean())
+
+
+def test_a_scene_is_learnt_from_as_it_is_one_scale_down(spoiled: NetworkSharpener) -> None:
+    """PAN is blurred by what MS is blurrier than it, MS by its own MTF: the latter is what puts MS back there."""
+    patches, fitted = cut_patches(scene(), QUICK), spoiled.fitted_to(scene(), GAINS, 0.01)
+    assert fitted.relative_mtf is not None
+    before = adapt(fitted, patches, GAINS, QUICK.model_copy(update={"seconds": 0.0})).before
+    assert before == pytest.approx(error_of(fitted, patches[1], fitted.relative_mtf[0]), rel=1e-4)
+
+
+def test_the_best_network_is_kept_and_not_the_last() -> None:
+    """One whose head's bias alone can learn: its first step goes where it is best, the others beyond."""
+    checkpoint = random_checkpoint(attention="none")
+    with torch.no_grad():
+        for parameter in checkpoint.network.parameters():
+            parameter.zero_()
+        checkpoint.network.head.bias.fill_(1.0)
+    patches, limits = cut_patches(scene(), QUICK), QUICK.model_copy(update={"steps": 4, "learning_rate": 1.17})
+    best, last = (
+        adapt(NetworkSharpener(checkpoint), patches, GAINS, limits.model_copy(update={"check_every": often}))
+        for often in (1, 4)
+    )
+    biases = [abs(float(done.sharpener.checkpoint.network.head.bias)) for done in (best, last)]
+    assert biases[0] < 0.1 < 0.2 < biases[1]
 
 
 def test_the_network_that_was_given_stays_as_it_is(spoiled: NetworkSharpener) -> None:
