@@ -34,6 +34,12 @@ def test_every_shipped_file_is_the_recorded_one() -> None:
         assert load_checkpoint(name).name == name
 
 
+def test_weights_that_cannot_be_read_are_named() -> None:
+    unreadable = "/proc/self/mem"  # for root, too
+    with pytest.raises(WeightsError, match=rf"{unreadable} cannot be read \(Input/output error\); mend its rights"):
+        load_checkpoint(unreadable)
+
+
 def test_a_plan_reads_weights_once_until_they_are_replaced(tmp_path: Path) -> None:
     weights = tmp_path / "own.safetensors"
     weights.write_bytes(b"first")

@@ -61,10 +61,13 @@ def weights_sha256(name_or_path: str) -> str:
     """SHA-256 of the weights file, hex.
 
     Raises:
-        WeightsError: The file does not exist, or a shipped file is not the recorded one.
+        WeightsError: The file does not exist or cannot be read, or a shipped file is not the recorded one.
     """
     path = weights_path(name_or_path)
-    found = file_sha256(path)
+    try:
+        found = file_sha256(path)
+    except OSError as err:
+        raise WeightsError(f"{path} cannot be read ({err.strerror}); mend its rights, or give other weights") from err
     expected = shipped_weights().get(name_or_path, {}).get("sha256", found)
     if found != expected:
         raise WeightsError(f"{path.name} has SHA-256 {found}, expected {expected}: the file is damaged; reinstall")
