@@ -94,8 +94,7 @@ def adapt_to_scene(
     done = adapt(sharpener, patches_of_store(store, limits), mtfs, limits)
     if not done.kept:
         return spec, done
-    checkpoint = done.sharpener.checkpoint
-    save_checkpoint(path, checkpoint.network, {**checkpoint.training, "adapted_from": checkpoint.sha256})
+    save_checkpoint(path, done.sharpener.checkpoint.network, done.sharpener.checkpoint.training)
     return spec.model_copy(update={"weights": str(path), "weights_sha256": file_sha256(path)}), done
 
 
@@ -121,8 +120,6 @@ def patches_of_store(store: ScenePixels, limits: AdaptLimits | None) -> list[Til
     for y, x in (corners[i] for i in dict.fromkeys(picks.tolist())):
         window = (slice(y, y + side), slice(x, x + side))
         on_ms = (slice(y // ratio, (y + side) // ratio), slice(x // ratio, (x + side) // ratio))
-        if on_ms[0].stop > store.ms_shape_yx[0] or on_ms[1].stop > store.ms_shape_yx[1]:
-            continue
         if valid_window(store, window).all():
             tiles.append(
                 Tile(
