@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
@@ -18,7 +19,7 @@ import rioxarray  # noqa: F401  registers the .rio accessor
 import xarray as xr
 from numpy.typing import NDArray
 from rasterio.enums import ColorInterp
-from rasterio.errors import RasterioIOError
+from rasterio.errors import NotGeoreferencedWarning, RasterioIOError
 from rasterio.transform import from_origin
 from scipy import ndimage
 
@@ -129,8 +130,9 @@ def whole(shape_yx: tuple[int, int]) -> tuple[slice, slice]:
     return slice(0, shape_yx[0]), slice(0, shape_yx[1])
 
 
-def test_pixels_arrive_unchanged_on_the_common_grid(pair: Pair, stage: Stage) -> None:
-    staged, store = stage(pair)
+@pytest.mark.parametrize("warp_ms", [False, True])
+def test_pixels_arrive_unchanged_on_the_common_grid(pair: Pair, stage: Stage, *, warp_ms: bool) -> None:
+    staged, store = stage(pair, contract={"warp_ms": warp_ms})
     assert staged.grid.phase_yx == (1.5, 1.5)
     # 149 x 205 PAN pixels reach one beyond 4 * 37 = 148 and 4 * 51 = 204.
     assert staged.grid.pan.shape_yx == (148, 204)
@@ -138,6 +140,7 @@ def test_pixels_arrive_unchanged_on_the_common_grid(pair: Pair, stage: Stage) ->
     assert np.array_equal(store.read_ms(whole((37, 51))), pair.ms)
     assert staged.valid_share == 1.0
     assert staged.dtype == "uint16"
+    assert not staged.ms_resampled
     assert staged.bytes_read == 2 * (148 * 204 + 3 * 37 * 51)
     assert store.staged == staged
 
@@ -240,7 +243,8 @@ def test_header_nodata_outranks_contract(pair: Pair, stage: Stage) -> None:
 
 
 @pytest.mark.parametrize(
-    ("header", "item", "of_contract", "holes"), [(None, 7, None, 7), (None, -9999, 7, 7), (7, 9, None, 7)]
+    ("header", "item", "of_contract", "holes"),
+    [(None, 7, None, 7), (None, -9999, 7, 7), (7, 9, None, 7), (None, 0, 7, 0), (None, 65535, 7, 65535)],
 )
 def test_nodata_of_the_item_counts_where_the_header_has_none(
     pair: Pair, tmp_path: Path, header: float | None, item: float, of_contract: float | None, holes: int
@@ -255,16 +259,18 @@ def test_nodata_of_the_item_counts_where_the_header_has_none(
     assert staged.nodata == holes
 
 
-@pytest.mark.parametrize(("of_header", "kept"), [((1.0, 0.0), (0.25, -2.0)), ((0.5, 0.0), (0.5, 0.0))])
+@pytest.mark.parametrize(
+    ("of_header", "kept"), [((1.0, 0.0), (0.25, -2.0)), ((0.5, 0.0), (0.5, None)), ((1.0, -3.0), (None, -3.0))]
+)
 def test_scaling_of_the_item_is_carried_where_the_header_has_none(
-    pair: Pair, tmp_path: Path, of_header: tuple[float, float], kept: tuple[float, float]
+    pair: Pair, tmp_path: Path, of_header: tuple[float, float], kept: tuple[float | None, float | None]
 ) -> None:
     scene = pair.write(tmp_path)
     with rasterio.open(tmp_path / "ms.tif", "r+") as dataset:
         dataset.scales, dataset.offsets = ([value] * 3 for value in of_header)
     told = tuple(ref.model_copy(update={"scale": 0.25, "offset": -2.0}) for ref in scene.ms)
     staged = stage_scene(scene.model_copy(update={"ms": told}), contract(), str(tmp_path / "c.zarr"), block_px=64)
-    assert (staged.scale, staged.offset) == ((kept[0],) * 3, (kept[1],) * 3 if kept[1] else None)
+    assert (staged.scale, staged.offset) == tuple(value and (value,) * 3 for value in kept)
 
 
 @pytest.mark.parametrize("said_by", ["mask", "alpha"])
@@ -483,6 +489,17 @@ def test_one_file_per_band_and_scale_of_the_header(pair: Pair, tmp_path: Path) -
     assert np.array_equal(SceneStore.open(staged.store_uri).read_ms(whole((37, 51))), pair.ms)
 
 
+def test_files_whose_bands_alternate_keep_the_scenes_order(pair: Pair, tmp_path: Path) -> None:
+    scene = pair.write(tmp_path)
+    with rasterio.open(tmp_path / "green.tif", "w", **(_profile(scene.ms[0].href) | {"count": 1})) as target:
+        target.write(pair.ms[1], 1)
+        target.scales = (0.5,)
+    ms = (scene.ms[0], AssetRef(key="green", href=str(tmp_path / "green.tif")), scene.ms[2])
+    staged = stage_scene(scene.model_copy(update={"ms": ms}), contract(), str(tmp_path / "b.zarr"), block_px=64)
+    assert staged.scale == (1, 0.5, 1)
+    assert np.array_equal(SceneStore.open(staged.store_uri).read_ms(whole((37, 51))), pair.ms)
+
+
 def test_band_order_is_the_scenes(pair: Pair, tmp_path: Path) -> None:
     scene = pair.write(tmp_path)
     scene = scene.model_copy(update={"ms": scene.ms[::-1], "bands": BANDS[::-1]})
@@ -505,10 +522,12 @@ def test_a_header_that_names_all_bands_decides_where_the_item_names_none(
     scene = pair.write(tmp_path)
     with rasterio.open(tmp_path / "ms.tif", "r+") as dataset:
         dataset.descriptions = described
-    scene = scene.model_copy(update={"ms": tuple(ref.model_copy(update={"assumed": assumed}) for ref in scene.ms)})
+    refs = (ref.model_copy(update={"assumed": assumed, "scale": 0.5 * ref.band}) for ref in scene.ms)
+    scene = scene.model_copy(update={"ms": tuple(refs)})
     staged = stage_scene(scene, contract(), str(tmp_path / "c.zarr"), block_px=64)
     assert np.array_equal(SceneStore.open(staged.store_uri).read_ms(whole((37, 51))), pair.ms[order])
     assert staged.assumed_order == (assumed and order == [0, 1, 2])
+    assert staged.scale == tuple(0.5 * (index + 1) for index in order), "the item says these by number"
 
 
 @pytest.mark.parametrize("name", ["pan", "ms"])
@@ -719,6 +738,14 @@ def test_bad_pixels_and_grids_are_refused(
         stage_scene(scene, contract(), str(tmp_path / "x.zarr"), block_px=64)
 
 
+def test_bands_of_different_nodata_are_not_resampled(pair: Pair, tmp_path: Path) -> None:
+    pair.ms_gsd = 1.995
+    scene = pair.write(tmp_path)
+    refs = tuple(ref.model_copy(update={"nodata": ref.band % 2}) for ref in scene.ms)
+    with pytest.raises(InvalidSceneError, match=r"asset ms: MS must be resampled, .* nodata values \(1, 0, 1\)"):
+        stage_scene(scene.model_copy(update={"ms": refs}), contract(), str(tmp_path / "x.zarr"))
+
+
 def test_missing_band(pair: Pair, tmp_path: Path) -> None:
     pair.ms = pair.ms[:2]
     with pytest.raises(InvalidSceneError, match="asset ms: band 3 was expected, the file has 2"):
@@ -751,12 +778,28 @@ def test_bands_whose_origins_are_rounded_differently(pair: Pair, tmp_path: Path,
             stage_scene(spread, contract(), str(tmp_path / "x.zarr"))
 
 
-def test_no_georeference(pair: Pair, tmp_path: Path) -> None:
+@pytest.mark.parametrize("missing", ["crs", "transform"])
+def test_no_georeference(pair: Pair, tmp_path: Path, missing: str) -> None:
+    """And no warning of rasterio's, which would say the same without a name."""
     scene = pair.write(tmp_path)
-    with rasterio.open(tmp_path / "pan.tif", "w", **(_profile(scene.pan.href) | {"crs": None})) as target:
+    profile = _profile(scene.pan.href) | {missing: None}
+    with (
+        warnings.catch_warnings(action="ignore", category=NotGeoreferencedWarning),
+        rasterio.open(tmp_path / "pan.tif", "w", **profile) as target,
+    ):
         target.write(pair.pan, 1)
     with pytest.raises(GridMismatchError, match=r"asset pan: the header has no CRS .* orthorectify"):
         stage_scene(scene, contract(), str(tmp_path / "x.zarr"))
+
+
+def test_a_small_file_may_hold_next_to_nothing(pair: Pair, tmp_path: Path) -> None:
+    """32 MiB in some kilobytes, as where all is nodata."""
+    scene = pair.write(tmp_path)
+    empty = _profile(scene.pan.href) | {"width": 4096, "height": 4096, "sparse_ok": True, "blockxsize": 512}
+    with rasterio.open(scene.pan.href, "w", **empty | {"blockysize": 512}):
+        pass
+    assert Path(scene.pan.href).stat().st_size < 10_000
+    assert read_headers(scene, contract(), OPEN_TO_ALL).pan.grid.shape_yx == (4096, 4096)
 
 
 @pytest.mark.parametrize("kind", ["vrt", "img"])

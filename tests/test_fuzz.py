@@ -210,3 +210,15 @@ def test_a_decompression_bomb_is_refused(good: tuple[Scene, dict[str, bytes]], t
         InvalidSceneError, match=r"asset pan: the header claims 4768 MiB of pixels, the file holds \d+ bytes"
     ):
         stage_scene(scene, contract(), str(tmp_path / "x.zarr"), block_px=64)
+
+
+def test_the_bands_of_a_block_count_together(good: tuple[Scene, dict[str, bytes]], tmp_path: Path) -> None:
+    """Where they are interleaved, none is decoded without the others: 8 times 128 MiB at once."""
+    scene, _ = good
+    profile = {"driver": "GTiff", "height": 8192, "width": 8192, "count": 8, "dtype": "uint16", "sparse_ok": True}
+    profile |= {"tiled": True, "blockxsize": 8192, "blockysize": 8192, "interleave": "pixel", "crs": "EPSG:32633"}
+    profile["transform"] = rasterio.transform.from_origin(5e5, 4e6, 0.5, 0.5)
+    with rasterio.open(tmp_path / "pan.tif", "w", **profile):
+        pass
+    with pytest.raises(InvalidSceneError, match=r"asset pan: one block of the file holds 1024 MiB"):
+        stage_scene(scene, contract(), str(tmp_path / "x.zarr"), block_px=64)
