@@ -767,6 +767,17 @@ def test_a_full_disk_is_named_and_the_run_goes_on_once_there_is_room(tmp_path: P
     assert train(write_config(tmp_path, **{**chosen, "steps": 2}), run).is_file()
 
 
+def test_the_best_step_is_kept_and_not_the_last(tmp_path: Path, pairs: Path) -> None:
+    """Where its file is gone, the best of the steps from there on."""
+    chosen, run = on_pairs(pairs, validate_every=1), tmp_path / "run"
+    train(write_config(tmp_path, steps=1, **chosen), run)
+    best = train(write_config(tmp_path, steps=2, learning_rate=0.1, **chosen), run)
+    assert load_checkpoint(str(best)).training["step"] == 1
+    best.unlink()
+    train(write_config(tmp_path, steps=3, learning_rate=1e-9, **chosen), run)
+    assert load_checkpoint(str(best)).training["step"] == 3
+
+
 def test_infinite_loss_stops_and_keeps_the_last_good_state(tmp_path: Path, pairs: Path) -> None:
     chosen = on_pairs(pairs)
     train(write_config(tmp_path, steps=2, validate_every=40, **chosen), tmp_path / "run")

@@ -267,6 +267,8 @@ def train(config_path: Path, folder: Path, *, device: str = "cpu", loaders: int 
                 "file back, raise steps, or train in another folder"
             )
         return best
+    if not best.is_file():
+        run.best = math.inf  # no file is left to be better than
     with _unwritable_is_named(run):
         folder.mkdir(parents=True, exist_ok=True)
     images, validation = load_data(config, config_path.parent)
