@@ -497,10 +497,12 @@ def test_gradients_are_clipped_to_what_is_configured(tmp_path: Path) -> None:
 def test_every_step_is_taken_at_the_rate_of_its_number(tmp_path: Path) -> None:
     chosen = config(steps=5, batch=1, warmup=2)
     network = PanCrafter(chosen.network)
-    run = Run(tmp_path, network, torch.optim.AdamW(network.parameters(), lr=9.0), made_from(chosen))
+    optimiser = torch.optim.AdamW(network.parameters(), lr=9.0)
+    run = Run(tmp_path, network, optimiser, made_from(chosen), recent=[0.0] * 100)
     steps = _steps(run, batches([image(0)], chosen, 0, loaders=0), chosen, "cpu")
-    taken = [run.optimiser.param_groups[0]["lr"] for _ in steps]
+    taken = [optimiser.param_groups[0]["lr"] for _ in steps]
     assert taken == pytest.approx([5e-4, 1e-3, 1e-3, 7.5e-4, 2.5e-4])
+    assert len(run.recent) == 100
 
 
 def test_a_few_steps_lower_the_loss(tmp_path: Path) -> None:
@@ -550,6 +552,10 @@ def test_loss_is_the_sum_of_both_modes() -> None:
         some = both.model_copy(update={"pan_share": share})
         found = batch_loss(PanCrafter(both.network), 4, samples, some, "cpu")
         assert float(found.detach()) == pytest.approx(expected + np.mean(missing[:count]), rel=1e-4)
+    # How far results follow MS is no image.
+    weighing = both.model_copy(update={"network": NetworkConfig.model_validate({**TINY, "weighs_ms": 1})})
+    found = batch_loss(PanCrafter(weighing.network), 4, samples, weighing, "cpu")
+    assert float(found.detach()) == pytest.approx(expected + np.mean(missing), rel=1e-4)
 
 
 def test_every_sample_sees_pan_as_blurred_as_it_is_told_its_ms_is() -> None:
@@ -646,11 +652,15 @@ def test_samples_are_as_uncertain_as_they_are_told() -> None:
     assert (noise / told).max() < 1.3 * (noise / told)[told > 0.9].max()
     _, untold = draw_batch([image(0)], chosen.model_copy(update={"network": NetworkConfig.model_validate(TINY)}), 0)
     assert {s.uncertainty for s in untold} == {1.0}
+    network = random_network(1, attention="bottleneck", told_uncertainty=True)
+    sure, unsure = ([replace(samples[0], uncertainty=share)] for share in (0.0, 1.0))
+    found = [float(batch_loss(network, 4, told_so, chosen, "cpu")) for told_so in (sure, unsure)]
+    assert found[0] != pytest.approx(found[1], rel=1e-3)
 
 
 def test_clouds_leave_less_of_the_range_and_errors_count_the_more() -> None:
     """The same ground, all channels compressed alike towards the dark end, in half of the samples."""
-    chosen = config(network={**TINY, "mars": False}, batch=200, patch_px=32, augmentation=STILL)
+    chosen = config(batch=200, patch_px=32, augmentation=STILL)
     wide = chosen.model_copy(update={"augmentation": STILL.model_copy(update={"widest_range": 8.0})})
     _, samples = draw_batch([image(0)], wide, 0)
     stretches = np.array([s.weight for s in samples])
@@ -847,7 +857,11 @@ def test_fine_tuning_starts_from_the_given_weights(tmp_path: Path, pairs: Path) 
     assert (twice[:2] - head).abs().max() < 1e-6
     assert twice.shape[0] == 3
     assert twice[2:].abs().max() < 1e-6
-    for wrong in ({**given, "network": {**TINY, "width": 32}}, {**again, "network": {**weighing, "weighs_ms": 0}}):
+    for wrong in (
+        {**given, "network": {**TINY, "width": 32}},
+        {**again, "network": {**weighing, "weighs_ms": 0}},
+        {**again, "network": {**weighing, "injected_detail": True}},
+    ):
         expected = rf"{Path(wrong['start']).name} are of .*give the same network in the configuration"
         with pytest.raises(WeightsError, match=expected):
             train(write_config(tmp_path, **wrong), tmp_path / "other")
@@ -857,7 +871,7 @@ def test_the_mean_with_other_weights_is_what_is_validated_and_kept(tmp_path: Pat
     """Training itself goes on from its own weights; those of another network are refused before it begins."""
     other = tmp_path / "other.safetensors"
     save_checkpoint(other, random_network(5, attention="bottleneck"), {})
-    given = on_pairs(pairs, steps=3)
+    given = on_pairs(pairs, steps=3, patch_px=32, reprojection=True)
     best = train(write_config(tmp_path, **given, mean_with=str(other)), tmp_path / "run")
     alone = train(write_config(tmp_path, **given), tmp_path / "alone")
     trained = torch.load(tmp_path / "run" / "state.pt", weights_only=True)["network"]
@@ -867,6 +881,9 @@ def test_the_mean_with_other_weights_is_what_is_validated_and_kept(tmp_path: Pat
         assert torch.equal(trained[name], untouched.state_dict()[name]), name
         torch.testing.assert_close(value, (trained[name] + with_other[name]) / 2)
     assert kept.training["mean_with_sha256"] == hashlib.sha256(other.read_bytes()).hexdigest()
+    _, validation = load_images(config(**given), tmp_path)
+    scores = validation_ergas(kept.network, validation, "cpu", reprojection=True)
+    assert kept.training["ergas"] == pytest.approx(scores["ergas"], rel=1e-5)
     assert kept.training["ergas"] != load_checkpoint(str(alone)).training["ergas"]
     with pytest.raises(WeightsError, match=r"other\.safetensors are of .*mean_with takes those of the same network"):
         train(write_config(tmp_path, **given, mean_with=str(other), network={**TINY, "width": 32}), tmp_path / "wide")
@@ -1028,6 +1045,9 @@ def test_a_run_goes_on_only_with_what_it_is_made_from(tmp_path: Path, pairs: Pat
     refuses("seed was 2025, is 7", seed=7, steps=4)
     refuses("network.attention was bottleneck, is none", network={**TINY, "attention": "none"})
     refuses(r"train_pairs was \['P_0'\], is \['P_1'\]; data_sha256.P_0.npz was \w+, is None", train_pairs=["P_1"])
+    refuses(r"data_sha256.P_1.npz was None, is \w+", train_pairs=["P_0", "P_1"])
+    elsewhere = [made_from(config(start=start, mean_with=other)) for start, other in (("a", "b"), ("c", "d"))]
+    assert not elsewhere[0].differences(elsewhere[1])
     _rewritten(pairs / "P_0.npz", lambda a: {"ms": a["ms"] // 2})
     refuses(r"data_sha256.P_0.npz was \w+, is \w+;")
     (pairs / "P_0.npz").write_bytes(pair)
@@ -1128,10 +1148,12 @@ def write_benchmark(folder: Path, name: str, count: int, seed: int) -> Path:
 
 
 def test_training_on_benchmark_files_resumes_and_marks_its_weights(tmp_path: Path) -> None:
-    files = [write_benchmark(tmp_path, f"{kind}_gf2.h5", 3, seed) for kind, seed in (("train", 1), ("valid", 500))]
-    data = {"train": [files[0].name], "validation": [files[1].name]}
-    path = write_config(tmp_path, network=TINY | {"bands": 4}, pancollection=data, steps=3, validate_every=3)
-    best = load_checkpoint(str(train(path, tmp_path / "run")))
+    seeds = {"train": 1, "more": 250, "valid": 500}
+    files = [write_benchmark(tmp_path, f"{kind}_gf2.h5", 3, seed) for kind, seed in seeds.items()]
+    data = {"train": [file.name for file in files[:2]], "validation": [files[2].name]}
+    given: dict[str, Any] = {"network": TINY | {"bands": 4}, "validate_every": 3}
+    made = train(write_config(tmp_path, **given, pancollection=data, steps=3), tmp_path / "run")
+    best = load_checkpoint(str(made))
     assert network_method("n", NetworkSharpener(best)).fixed_ranges
     assert best.training["ergas"] > 0
     record = json.loads((tmp_path / "run" / "run.json").read_text())
@@ -1139,6 +1161,15 @@ def test_training_on_benchmark_files_resumes_and_marks_its_weights(tmp_path: Pat
     assert record["config"]["seed"] == 2025
     assert best.training["data_sha256"] == record["data_sha256"]
     assert set(record) >= {"commit", "version", "torch", "device", "start_sha256"}
+    swapped = {"train": data["validation"], "validation": data["train"][1:]}
+    with pytest.raises(InvalidSceneError, match=r"^more_gf2\.h5: to validate on, and the weights of start"):
+        train(write_config(tmp_path, **given, pancollection=swapped, start=str(made)), tmp_path / "swapped")
+    (tmp_path / "moved").mkdir()
+    for file in files:
+        file.rename(tmp_path / "moved" / file.name)
+    moved = {kind: [f"moved/{name}" for name in names] for kind, names in data.items()}
+    train(write_config(tmp_path, **given, pancollection=moved, steps=4), tmp_path / "run")
+    assert torch.load(tmp_path / "run" / "state.pt", weights_only=True)["step"] == 4
 
 
 def test_benchmark_score_is_ergas_of_the_clipped_result() -> None:
