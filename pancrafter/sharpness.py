@@ -84,7 +84,7 @@ def sharpness(
         valid: (y', x') true where MS, and PAN at its place, were measured; by default everywhere.
 
     Returns:
-        None where too few pixels are left or PAN is flat.
+        None where too few pixels are left.
     """
     phase = common_phase(phases_yx)
     on_ms, on_pan = zip(*(_middle(n, ratio, p) for n, p in zip(ms.shape[1:], phase, strict=True)), strict=True)
@@ -93,8 +93,6 @@ def sharpness(
     if keep.sum() < LEAST_PX:
         return None
     sought = _Sought(pan[on_pan].astype(np.float32), ms[:, *on_ms][:, keep].astype(np.float64), ratio, phase, keep)
-    if sought.flat:
-        return None
     gaussian = _best_gaussian(sought)
     steeper = _best_steeper(sought, gaussian.mtf.half)
     left, still_left = 1 - gaussian.explained, 1 - steeper.explained
@@ -163,11 +161,6 @@ class _Sought:
         ridge = 1e-6 * np.trace(moments) / len(moments) + 1e-9
         self._inverse = np.linalg.inv(moments + ridge * np.eye(len(moments)))
         self._found: dict[Mtf, float] = {}
-
-    @property
-    def flat(self) -> bool:
-        """Whether PAN has no structure at all."""
-        return bool(np.ptp(self._pan) == 0)
 
     def explained(self, mtf: Mtf) -> float:
         """Share of the variance of PAN, blurred by ``mtf``, that the best mix of bands explains."""

@@ -16,7 +16,7 @@ from pancrafter.evaluate import sharpen_tile
 from pancrafter.metrics import ergas
 from pancrafter.model.weights import load_checkpoint
 from pancrafter.pairs import read_pair, value_range
-from pancrafter.resample import Mtf, degrade, relative_mtf
+from pancrafter.resample import SHARPEST_GAIN, Mtf, degrade, relative_mtf
 from pancrafter.sensors import get_contract, load_contracts
 from pancrafter.sharpness import (
     SHAPES,
@@ -168,6 +168,11 @@ def test_mtfs_relative_to_pan_are_on_average_what_was_measured(measured: float, 
     assert np.mean([relative_mtf(mtf, pan, ratio) for mtf in mtfs], axis=0) == pytest.approx((measured, 3.0))
     assert mtfs[0] == mtfs[1]
     assert mtfs[2].gain / mtfs[0].gain == pytest.approx(0.27 / 0.35)
+
+
+def test_no_band_is_sharper_than_can_be() -> None:
+    """Though bands that differ by a factor, brought to a sharp mean, would be."""
+    assert max(mtf.gain for mtf in band_mtfs((0.6, 0.1), Mtf(0.85), 0.15, 4)) == SHARPEST_GAIN
 
 
 REAL = {
