@@ -145,7 +145,9 @@ def test_batches_follow_from_seed_and_step_alone() -> None:
 
 @pytest.mark.parametrize(("ratio", "side"), [(2, 64), (3, 60), (4, 64)])
 def test_sample_shapes_fit_the_network(ratio: int, side: int) -> None:
-    sample = draw_sample(image(1), ratio, config(patch_px=65), np.random.default_rng(0), bands=2)
+    whole = image(1, side=240)
+    narrow = training_image("narrow", whole.pan[:, :112], whole.truth[..., :112])
+    sample = draw_sample(narrow, ratio, config(patch_px=65), np.random.default_rng(0), bands=2)
     assert sample.pan.shape == (side, side)
     assert sample.truth.shape == (2, side, side)
     assert sample.ms.shape == (2, side // ratio, side // ratio)
@@ -969,6 +971,7 @@ def test_configuration_errors_name_file_and_field(tmp_path: Path, content: str, 
         ({"validation_pairs": []}, "no image for validation_pairs; set pairs_dir and validation_pairs"),
         ({"pairs_dir": None}, "no image for train_pairs"),
         ({"patch_px": 96}, r"training image P_0 has 2 bands of 112 x 112 px, needs 1 bands and 144 px a side"),
+        ({"patch_px": 68, "ratios": {2: 0.5, 4: 0.5}}, "training image P_0 .*, needs 1 bands and 116 px a side"),
         ({"network": {**TINY, "bands": 3}}, "training image P_0 has 2 bands .*, needs 3 bands"),
     ],
 )
@@ -978,6 +981,12 @@ def test_data_that_cannot_work_are_refused_before_the_first_step(
     with pytest.raises(PancrafterError, match=problem):
         train(write_config(tmp_path, **on_pairs(pairs, **changes)), tmp_path / "run")
     assert not (tmp_path / "run" / "state.pt").exists()
+
+
+def test_a_narrow_image_is_refused_before_the_first_step(tmp_path: Path, pairs: Path) -> None:
+    _rewritten(pairs / "P_0.npz", lambda a: {"pan": a["pan"][:, :140], "ms": a["ms"][..., :70]})
+    with pytest.raises(InvalidSceneError, match="image P_0 has 2 bands of 112 x 62 px, needs 1 bands and 72 px"):
+        train(write_config(tmp_path, **on_pairs(pairs)), tmp_path / "run")
 
 
 def test_validation_without_a_score_is_refused_before_the_first_step(tmp_path: Path, pairs: Path) -> None:
