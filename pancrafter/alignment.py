@@ -201,13 +201,18 @@ def _trust(band: BandShift) -> float:
 
 
 def _with_the_others(bands: Sequence[BandShift]) -> tuple[BandShift, ...]:
-    """Each band's own measurement as far as it is trusted, for the rest the mean of all, weighted by trust."""
+    """Each band's own measurement as far as it is trusted, for the rest the mean of all, weighted by trust.
+
+    One less than entirely trusted and too far from that mean counts for nothing, in the mean of the others neither.
+    """
     trusts = np.array([_trust(band) for band in bands])
-    if not trusts.any():
-        return tuple(bands)
     own = np.array([band.shift_yx for band in bands])
-    mean = trusts @ own / trusts.sum()
-    followed = np.where(np.hypot(*(own - mean).T) > MAX_BAND_OFFSET_PX, trusts == 1, trusts)[:, None]
+    if trusts.any():
+        far = np.hypot(*(own - trusts @ own / trusts.sum()).T) > MAX_BAND_OFFSET_PX
+        trusts = np.where(far, trusts == 1, trusts)
+    if not trusts.any():
+        return tuple(_doubted(band) for band in bands)
+    mean, followed = trusts @ own / trusts.sum(), trusts[:, None]
     return tuple(
         _band_shift(shift, band.correlation, certain=True, spread_px=band.spread_px)
         for shift, band in zip(followed * own + (1 - followed) * mean, bands, strict=True)

@@ -289,12 +289,19 @@ def test_a_band_less_like_pan_must_be_further_off_to_be_moved() -> None:
     assert (alike.applied_yx, less.applied_yx) == ((0.2, 0.0), (0.0, 0.0))
 
 
-def test_a_band_half_trusted_and_far_from_the_others_follows_them() -> None:
+def test_a_band_half_trusted_and_far_from_the_others_follows_them_and_pulls_none() -> None:
     *others, far, near = _with_the_others([
         *[_entry(0.0, 0.0)] * 3, _entry(4.0, 0.0, correlation=0.675), _entry(1.0, 0.0, correlation=0.675),
     ])  # fmt: skip
     assert [one.shift_yx for one in others] == [(0.0, 0.0)] * 3
-    assert far.shift_yx[0] < near.shift_yx[0] < 1
+    mean = 0.5 * 1.0 / 3.5
+    assert far.shift_yx == pytest.approx((mean, 0.0))
+    assert near.shift_yx == pytest.approx(((1.0 + mean) / 2, 0.0))
+
+
+def test_half_trusted_bands_that_all_lie_apart_move_none() -> None:
+    """Halfway between them there is nothing."""
+    assert not any(one.certain for one in _with_the_others([_entry(y, 0.0, correlation=0.675) for y in (0.0, 5.0)]))
 
 
 def test_windows_that_disagree_are_not_applied() -> None:
