@@ -104,7 +104,9 @@ def _mask_blocks(store: SceneStore, bright: list[bool]) -> Iterator[Block]:
             pan_valid=measured.pan,
             ms_valid=measured.ms,
             reach_px=reach,
-            saturated=(store.read_sharpened(window) >= limit).any(axis=0) & valid if saturates else None,
+            saturated=(store.read_sharpened(window) >= limit).any(axis=0) & valid
+            if saturates
+            else np.zeros_like(valid),
             low_consistency=inconsistent_pixels(store, consistency, window) & valid,
             core=core,
         )
