@@ -66,6 +66,10 @@ it, blobs on flat ground that are blurred otherwise than assumed were found 0.2 
 _GAIN_RIDGE = 0.001
 """Of PAN's mean detail in a cell, added to that of every cell, so that no gain is fitted to nothing."""
 
+_MIN_SLOPE_SHARE = 0.01
+"""Least detail in any direction as a share of that in another. Parallel lines with little beside them have about this
+much or less, and noise put their bands up to 8 px aside; crops of real pairs (48 MS px) never under 0.03."""
+
 _MIN_SAMPLES = 150
 _COARSE_SAMPLES = 8_192
 _PARTS = 3
@@ -252,6 +256,11 @@ class _Fit(NamedTuple):
         normal, wanted = self.normal[chosen].sum(axis=0), self.wanted[chosen].sum(axis=0)
         return np.asarray(np.linalg.lstsq(normal, wanted, rcond=1e-10)[0], np.float64)
 
+    def holds_both_ways(self) -> bool:
+        """Whether there is detail in every direction: parallel lines look the same wherever along them they lie."""
+        along, across = np.linalg.eigvalsh(self.normal.sum(axis=0))
+        return bool(along > _MIN_SLOPE_SHARE * across)
+
 
 class _Matcher:
     """High-passed PAN that can be sampled at any displacement, and the high-passed bands to compare it with.
@@ -333,7 +342,7 @@ class _Matcher:
         spread = float(np.median(steps)) if len(steps) >= _MIN_PARTS else None
         inside = bool(np.all(np.abs(shift) <= MAX_SHIFT_PX + 0.5))
         agreed = spread is not None and spread <= MAX_PART_SPREAD_PX
-        certain = inside and agreed and fit.correlation > MIN_BAND_CORRELATION
+        certain = inside and agreed and fit.holds_both_ways() and fit.correlation > MIN_BAND_CORRELATION
         return _band_shift(shift, fit.correlation, certain=certain, spread_px=spread)
 
     def _climb(self, band: int, start_yx: Vector) -> tuple[Vector, _Fit]:

@@ -164,6 +164,16 @@ def test_no_false_correction(kind: str) -> None:
         assert found.applied_yx == (0.0, 0.0)
 
 
+def test_parallel_lines_do_not_say_where_along_them_they_lie() -> None:
+    """As of dunes, swell or a ploughed field: without noise in common, any place along them fits."""
+    rng = np.random.default_rng(0)
+    lines = np.tile(1000 + 300 * ndimage.gaussian_filter1d(rng.normal(size=384), 2), (384, 1))
+    ms = sampled(lines, 4, 1.5, (0.0, -0.8)) + rng.normal(size=(96, 96)) * 2
+    (found,) = estimate_band_shifts(lines + rng.normal(size=lines.shape) * 4, ms[None], 4, (1.5, 1.5))
+    assert found.correlation > 0.9
+    assert not found.certain
+
+
 @settings(deadline=None, max_examples=60)
 @given(
     seed=st.integers(0, 2**16),
