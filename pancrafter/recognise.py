@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from fnmatch import fnmatchcase
-from functools import lru_cache, partial
+from functools import lru_cache
 from itertools import zip_longest
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -535,7 +535,7 @@ def _find_ms(rasters: Sequence[_Raster], contract: SensorContract) -> _Choice:
 
 def _bands_inside(raster: _Raster, contract: SensorContract) -> dict[str, tuple[_Raster, int]]:
     """Contract bands inside a multi-band file, by its labels, else wavelengths, else usual order if its key says MS."""
-    told = replace(raster, labels=tuple(map(partial(_told, contract), raster.labels, raster.wavelengths)))
+    told = _told(raster, contract)
     found: dict[str, tuple[_Raster, int]] = {}
     for index, labels in enumerate(told.labels, start=1):
         if name := _first_band(labels, contract):
@@ -549,12 +549,28 @@ def _bands_inside(raster: _Raster, contract: SensorContract) -> dict[str, tuple[
     return usual if fits and len(found) < len(usual) else found
 
 
-def _told(contract: SensorContract, labels: tuple[str, ...], wavelength: float | None) -> tuple[str, ...]:
-    """The labels of a band or, where none is one of the sensor's, the one band in whose range its wavelength lies."""
-    if wavelength is None or _first_band(labels, contract):
-        return labels
-    inside = [band for band in contract.bands if band.holds(wavelength)]
-    return (fold(inside[0].name),) if len(inside) == 1 else labels
+def _told(raster: _Raster, contract: SensorContract) -> _Raster:
+    """The raster with bands without a known name labelled by wavelength: each that alone lies in one band's range.
+
+    Names come first: neither PAN nor a band that another one is named as is told so.
+    """
+    named = {_first_band(labels, contract) for labels in raster.labels} - {None}
+    pan = set(map(fold, contract.pan_labels))
+    lies_in = [
+        None if pan & set(labels) or _first_band(labels, contract) else _band_at(wavelength, contract)
+        for labels, wavelength in zip(raster.labels, raster.wavelengths, strict=True)
+    ]
+    labels = tuple(
+        (fold(name),) if name and name not in named and lies_in.count(name) == 1 else labels
+        for name, labels in zip(lies_in, raster.labels, strict=True)
+    )
+    return replace(raster, labels=labels)
+
+
+def _band_at(wavelength: float | None, contract: SensorContract) -> str | None:
+    """The one band in whose range a wavelength lies; None where several hold it, or none."""
+    inside = [band.name for band in contract.bands if wavelength is not None and band.holds(wavelength)]
+    return inside[0] if len(inside) == 1 else None
 
 
 def _first_band(labels: Iterable[str], contract: SensorContract) -> str | None:

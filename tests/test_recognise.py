@@ -169,6 +169,24 @@ def test_bands_without_names_follow_their_wavelengths(ms: dict[str, Any], number
     assert {ref.assumed for ref in scene.ms} == {assumed}
 
 
+@pytest.mark.parametrize("first", ["deep", "pan"])
+def test_a_band_that_is_named_is_not_taken_from_one_by_its_wavelength(first: str) -> None:
+    said = _by_wavelength(0.659, 0.478, 0.546, 0.659, 0.831, names=[first, "blue", "green", "red", "nir"])
+    scene = _verdict(_item({"pan": {}, "ms": said}))
+    assert isinstance(scene, Scene), scene
+    assert [ref.band for ref in scene.ms] == [2, 3, 4, 5]
+
+
+def test_a_wavelength_of_several_bands_tells_none() -> None:
+    """Not the first of them, which may be PAN; with one for all bands the usual order is assumed."""
+    refusal = _verdict(_item({"pan": {}, "ms": _by_wavelength(0.659, 0.478, 0.546, 0.659, 0.831)}))
+    assert isinstance(refusal, Refusal), refusal
+    assert "found MS bands blue, green, nir1; expected" in refusal.reason
+    scene = _verdict(_item({"pan": {}, "ms": _by_wavelength(0.659, 0.659, 0.659, 0.659)}))
+    assert isinstance(scene, Scene), scene
+    assert [(ref.band, ref.assumed) for ref in scene.ms] == [(1, True), (2, True), (3, True), (4, True)]
+
+
 def test_wavelengths_that_contradict_the_usual_order_are_never_overruled_by_it() -> None:
     verdict = _verdict(_item({"pan": {}, "ms": _by_wavelength(0.87, 0.659, 0.546, 0.478)}))
     assert isinstance(verdict, Scene), verdict
