@@ -164,7 +164,7 @@ def infer_contract(
     """
     generic, file_name = contract_for_files(pan, ms, bands), Path(pan.path).name
     named = contract_for_platform(pan.satellite, contracts) if pan.satellite else None
-    known = named or next((c for c in contracts.values() if file_name.startswith(c.id_prefixes or "\0")), None)
+    known = named or next((c for c in contracts.values() if c.claims(file_name)), None)
     fits = known is not None and known.ratio == generic.ratio and known.delivery_of(len(generic.bands)) is not None
     return known if known is not None and fits else generic
 

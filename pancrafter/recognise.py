@@ -208,7 +208,7 @@ def identify(item: pystac.Item, contracts: Mapping[str, SensorContract]) -> Sens
         return contract if contract and _is_camera(item, contract) else None
     hints = {fold(str(hint)) for hint in (item.properties.get("constellation"), *_instruments(item)) if hint}
     known = (c for c in contracts.values() if c.name != GENERIC)
-    return next((c for c in known if hints & _fallback_names(c) or item.id.startswith(c.id_prefixes or "\0")), None)
+    return next((c for c in known if hints & _fallback_names(c) or c.claims(item.id)), None)
 
 
 def _is_camera(item: pystac.Item, contract: SensorContract) -> bool:

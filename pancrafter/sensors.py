@@ -86,7 +86,8 @@ class SensorContract(Record):
     """What the pipeline must know about a sensor before it touches a pixel.
 
     Asset keys are shell patterns, compared without case. Markers are shell patterns compared with the alphanumeric
-    words of an asset's key, file name and title, and of the item's id and processing properties.
+    words of an asset's key, file name and title, and of the item's id and processing properties. Prefixes of ids are
+    shell patterns, too, compared with case.
     """
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
@@ -159,6 +160,10 @@ class SensorContract(Record):
         """Largest DN in files of that asset key."""
         patterns = self.dn_max_by_key.items()
         return next((top for key, top in patterns if fnmatchcase(asset_key.casefold(), key.casefold())), self.dn_max)
+
+    def claims(self, item_id: str) -> bool:
+        """Whether an id, or the name of a file, begins as the producer's do."""
+        return any(fnmatchcase(item_id, f"{prefix}*") for prefix in self.id_prefixes)
 
     def find_band(self, label: str) -> BandSpec | None:
         """The band that goes by ``label`` (name, common name or asset key, in any spelling), or None."""

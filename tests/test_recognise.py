@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -240,12 +241,18 @@ def test_every_hint_leads_to_its_own_sensor(contract: SensorContract) -> None:
         *({"platform": name} for name in contract.platforms),
         *({"constellation": name} for name in contract.constellations),
         *({"instruments": [name]} for name in contract.instruments),
-        *({"id": f"{prefix}1"} for prefix in contract.id_prefixes),
+        *({"id": re.sub(r"\[(.).*?\]", r"\1", prefix) + "1"} for prefix in contract.id_prefixes),
     ]
     for hint in hints:
         item = pystac.Item(hint.pop("id", "scene"), None, None, datetime(2025, 3, 1, tzinfo=UTC), dict(hint))
         found = identify(item, CONTRACTS)
         assert found is contract, (hint, item.id)
+
+
+@pytest.mark.parametrize("item_id", ["S4_01_tile", "S5_10_2024", "MSC_site_3"])
+def test_a_short_beginning_in_common_with_producers_ids_is_no_hint(item_id: str) -> None:
+    item = pystac.Item(item_id, None, None, datetime(2025, 3, 1, tzinfo=UTC), {})
+    assert identify(item, CONTRACTS) is None
 
 
 def test_a_wrong_platform_is_not_overruled_by_hints() -> None:
