@@ -182,7 +182,10 @@ _COLOURS = ("#c0392b", "#e59866", "#7f8c8d", "#2e86c1", "#1e8449", "#7d3c98", "#
 
 
 def plot(curves: Sequence[Curve], path: Path) -> None:
-    """Both series side by side on one scale, drawn with Pillow: ERGAS over shift, one line per method."""
+    """Both series side by side on one scale, drawn with Pillow: ERGAS over shift, one line per method.
+
+    The name tells the format; PNG where it tells none.
+    """
     image = Image.new("RGB", _SIZE, "white")
     draw = ImageDraw.Draw(image)
     top = max(max(curve.ergas) for curve in curves)
@@ -200,8 +203,9 @@ def plot(curves: Sequence[Curve], path: Path) -> None:
         y = 60 + 24 * row
         draw.line((left, y, left + 25, y), fill=_COLOURS[row % len(_COLOURS)], width=4)
         draw.text((left + 32, y - 7), name, fill="black", font=load_default(12))
+    kind = Image.registered_extensions().get(path.suffix.lower())
     try:
-        image.save(path, "PNG", optimize=True)
+        image.save(path, kind if kind in Image.SAVE else "PNG", optimize=True)
     except OSError as err:
         raise SinkError(f"{path}: the picture cannot be written ({err}); check space and permissions") from err
 

@@ -82,6 +82,10 @@ def test_table_and_plot(curves: list[Curve], tmp_path: Path) -> None:
     plot(curves, tmp_path / "plot.png")
     with Image.open(tmp_path / "plot.png") as image:
         assert len(image.convert("RGB").getcolors(100_000) or []) > 4
+    for name, kind in (("plot.JPG", "JPEG"), ("plot", "PNG"), ("plot.txt", "PNG")):
+        plot(curves, tmp_path / name)
+        with Image.open(tmp_path / name) as image:
+            assert image.format == kind
 
 
 def test_pairs_that_cannot_be_measured_are_named_and_none_is_an_error() -> None:
