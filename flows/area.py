@@ -33,6 +33,7 @@ from pancrafter.states import Look
 from pancrafter.states import State as SceneState
 from pancrafter.steps import Outcome
 from pancrafter.summary import verdict_line
+from pancrafter.words import counted
 
 MOST_LOOKBACK_DAYS = 36_500
 """A century: longer ago nothing was acquired."""
@@ -112,7 +113,7 @@ def backfill(
     plan = make_plan(chosen)
     create_markdown_artifact(f"```\n{plan_text(plan)}\n```", key="plan", description="What this backfill is about")
     if plan_only:
-        return Completed(message=f"plan only: {plan.scenes} scenes to sharpen", data=[])
+        return Completed(message=f"plan only: {counted(plan.scenes, 'scene')} to sharpen", data=[])
     if budget is not None:
         check_budget(plan, budget)
     try:

@@ -16,8 +16,9 @@ from flows.runs import crash_gone_runs, sign_run
 from pancrafter.census import take_census
 from pancrafter.ledger import open_ledger
 from pancrafter.states import State as SceneState
-from pancrafter.summary import differences_of, shown_of
+from pancrafter.summary import shown_of
 from pancrafter.sweep import sweep as do_sweep
+from pancrafter.words import counted
 
 
 @flow(name="census", flow_run_name="census {settings.sink}", **HOOKS_ON_TROUBLE)
@@ -41,11 +42,12 @@ def census(
     left_out = len(taken.differences) - len(rows)
     more = f"; {left_out} more are left out here" if left_out else ""
     create_table_artifact(rows, key="census", description=f"What differs, and the command that mends it{more}")
-    counted = f"{taken.source_scenes} scenes in the source, {taken.catalog_items} items published"
+    scenes, items = counted(taken.source_scenes, "scene"), counted(taken.catalog_items, "item")
+    places = f"{scenes} in the source, {items} published"
     if taken.clean:
-        return Completed(message=f"clean: {counted}", data=taken.model_dump(mode="json"))
+        return Completed(message=f"clean: {places}", data=taken.model_dump(mode="json"))
     fixes = "; ".join(dict.fromkeys(difference.fix for difference in shown))
-    return Failed(message=f"{differences_of(taken)}, {counted}; mend with: {fixes}"[:2000])
+    return Failed(message=f"{counted(len(taken.differences), 'difference')}, {places}; mend with: {fixes}"[:2000])
 
 
 @flow(name="sweep", flow_run_name="sweep {settings.sink}")
@@ -57,8 +59,8 @@ def sweep(settings: SettingsParameter) -> State[Any]:
     _name([f"free again: {key}" for key in swept.freed])
     _name([f"dead, lost too many workers: {key}" for key in swept.dead])
     _name([f"removed {leftover.place}/{leftover.name}: {leftover.reason}" for leftover in swept.removed])
-    message = f"{len(swept.freed)} freed, {len(swept.dead)} dead, {len(swept.removed)} leftovers removed"
-    closed = f", {len(crashed)} flow runs closed" if crashed else ""
+    message = f"{len(swept.freed)} freed, {len(swept.dead)} dead, {counted(len(swept.removed), 'leftover')} removed"
+    closed = f", {counted(len(crashed), 'flow run')} closed" if crashed else ""
     return Completed(message=message + closed, data=swept.model_dump(mode="json"))
 
 

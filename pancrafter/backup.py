@@ -29,6 +29,7 @@ from pancrafter.publish import StaticSink
 from pancrafter.settings import Settings
 from pancrafter.stac_api import StacApi
 from pancrafter.types import Record
+from pancrafter.words import counted
 
 CATALOG, LEDGER = "catalog", "ledger.db"
 _SQLITE = "sqlite:///"
@@ -50,8 +51,8 @@ class Copied(Record):
     sent: int | None = None
 
     def __str__(self) -> str:
-        sent = "" if self.sent is None else f", {self.sent} items sent to the STAC API"
-        return f"catalog: {self.copied} files copied, {self.kept} there already; ledger: {self.ledger}{sent}"
+        sent = "" if self.sent is None else f", {counted(self.sent, 'item')} sent to the STAC API"
+        return f"catalog: {counted(self.copied, 'file')} copied, {self.kept} there already; ledger: {self.ledger}{sent}"
 
 
 def back_up(settings: Settings, place: str) -> Copied:

@@ -25,6 +25,7 @@ from pancrafter.sensors import contracts_of
 from pancrafter.settings import Settings
 from pancrafter.states import IN_WORK, LedgerRow, Rate, State, Work
 from pancrafter.types import Record, Refusal, Scene
+from pancrafter.words import counted
 
 MEANINGS: Mapping[str, str] = {
     "new": "not seen before",
@@ -118,9 +119,9 @@ def check_budget(plan: Plan, budget: Budget) -> None:
     unknown = plan.scenes - plan.read_bytes_known
     problems = []
     if budget.scenes is not None and plan.scenes > budget.scenes:
-        problems.append(f"{plan.scenes} scenes, allowed {budget.scenes}")
+        problems.append(f"{counted(plan.scenes, 'scene')}, allowed {budget.scenes}")
     if budget.read_gb is not None and (unknown or plan.read_bytes > budget.read_gb * 1e9):
-        more = f" and {unknown} scenes of unknown size" if unknown else ""
+        more = f" and {counted(unknown, 'scene')} of unknown size" if unknown else ""
         problems.append(f"{plan.read_bytes / 1e9:.3g} GB to read{more}, allowed {budget.read_gb:g} GB")
     for name, found, allowed in (
         ("hours", None if plan.seconds is None else plan.seconds / 3600, budget.hours),
@@ -131,7 +132,7 @@ def check_budget(plan: Plan, budget: Budget) -> None:
             what = f"an unknown amount of {name}" if incomplete else f"{found:.3g} {name}"
             problems.append(f"{what}, allowed {allowed:g}" + (f" ({_why_unknown(plan)})" if incomplete else ""))
     if plan.requester_pays and not budget.requester_pays:
-        problems.append(f"{plan.requester_pays} scenes at the reader's cost, allowed none")
+        problems.append(f"{counted(plan.requester_pays, 'scene')} at the reader's cost, allowed none")
     if problems:
         advice = "raise it, choose less, or leave that limit out"
         raise OverBudgetError(f"the plan is above the budget: {'; '.join(problems)}; {advice}")
@@ -142,7 +143,7 @@ def _why_unknown(plan: Plan) -> str:
     if plan.seconds is None:
         return "nothing was measured with this device yet: make a few scenes first, with --limit"
     if plan.mpx_known < plan.scenes:
-        return f"the size of {plan.scenes - plan.mpx_known} scenes is not known: their files are remote or unreadable"
+        return f"the size of {counted(plan.scenes - plan.mpx_known, 'scene')} is not known: remote or unreadable files"
     return "no price is set: PANCRAFTER_PRICE_PER_HOUR"
 
 
@@ -199,14 +200,14 @@ def make_plan(settings: Settings) -> Plan:
 
 def plan_text(plan: Plan) -> str:
     """The plan for people, without the table of verdicts."""
-    lines = [f"{plan.found} items found in {plan.source}"]
+    lines = [f"{counted(plan.found, 'item')} found in {plan.source}"]
     if plan.refusals:
-        lines.append(f"refused because: {_counted(plan.refusals)}")
+        lines.append(f"refused because: {_shares(plan.refusals)}")
     if not plan.scenes:
         return "\n".join([*lines, "nothing to do"])
     disk = f"up to {plan.staging_bytes / 1e6:.1f} MB for a staged scene"
     lines += [
-        f"to sharpen: {plan.scenes} scenes ({_counted(plan.sensors)}) into {plan.sink}",
+        f"to sharpen: {counted(plan.scenes, 'scene')} ({_shares(plan.sensors)}) into {plan.sink}",
         f"PAN size:   {_known(f'{plan.mpx:.2f} Mpx', plan.mpx_known, plan.scenes)}",
         f"to read:    {_known(f'{plan.read_bytes / 1e6:.1f} MB', plan.read_bytes_known, plan.scenes)}",
         f"disk:       {_known(disk, plan.mpx_known, plan.scenes)}",
@@ -214,7 +215,7 @@ def plan_text(plan: Plan) -> str:
     if plan.seconds is None or plan.sharpen_seconds is None:
         lines.append("work:       unknown, nothing was measured with this device yet")
     else:
-        rate = f"as measured on {plan.measured_scenes} scenes"
+        rate = f"as measured on {counted(plan.measured_scenes, 'scene')}"
         money = "" if plan.money is None else f", {plan.money:.2f} at the price per hour"
         device = f"{plan.sharpen_seconds:.0f} s of them sharpening"
         work = _known(f"{plan.seconds:.0f} s, {device}, {rate}{money}", plan.mpx_known, plan.scenes)
@@ -222,12 +223,12 @@ def plan_text(plan: Plan) -> str:
     if plan.requester_pays:
         size = plan.requester_pays_bytes / 1e9
         lines.append(
-            f"at your cost: {plan.requester_pays} scenes are read from requester-pays storage ({size:.2f} GB known)"
+            f"at your cost: {counted(plan.requester_pays, 'scene')} in requester-pays storage ({size:.2f} GB known)"
         )
     return "\n".join(lines)
 
 
-def _counted(counts: Mapping[str, int]) -> str:
+def _shares(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{count} {name}" for name, count in sorted(counts.items(), key=lambda entry: -entry[1]))
 
 

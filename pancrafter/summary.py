@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pancrafter.types import Json
+from pancrafter.words import counted
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -244,10 +245,9 @@ def _gain(gain: float | None, method: str | None) -> Text:
 
 def state_line(counts: Mapping[State, int]) -> str:
     """How many scenes are known and where they stand, like ``5 scenes known: 3 confirmed, 1 refused, 1 dead``."""
-    total = sum(counts.values())
     ordered = sorted(counts.items(), key=lambda entry: _STATE_ORDER.get(entry[0].value, 1))
     parts = ", ".join(f"{count} {state.value}" for state, count in ordered if count)
-    return f"{total} scene{'' if total == 1 else 's'} known" + (f": {parts}" if parts else "")
+    return f"{counted(sum(counts.values()), 'scene')} known" + (f": {parts}" if parts else "")
 
 
 def print_ledger(console: Console, rows: Sequence[LedgerRow]) -> None:
@@ -389,12 +389,12 @@ def print_census(console: Console, census: Census) -> None:
             _print_line(console, f"  {fix}")
     states = ", ".join(f"{count} {state}" for state, count in census.ledger.items()) or "empty"
     window = "" if census.whole_source else " in the window"
-    _print_line(console, f"source:  {census.source_scenes} scenes, {census.source_refused} refused{window}")
+    _print_line(console, f"source:  {counted(census.source_scenes, 'scene')}, {census.source_refused} refused{window}")
     _print_line(console, f"ledger:  {states}")
-    _print_line(console, f"catalog: {census.catalog_items} items")
+    _print_line(console, f"catalog: {counted(census.catalog_items, 'item')}")
     for note in census.notes:
         _print_line(console, f"note:    {note}")
-    _print_line(console, "clean" if census.clean else differences_of(census))
+    _print_line(console, "clean" if census.clean else counted(len(census.differences), "difference"))
 
 
 def shown_of(census: Census) -> tuple[Difference, ...]:
@@ -403,12 +403,6 @@ def shown_of(census: Census) -> tuple[Difference, ...]:
         return census.differences
     alike = Counter(difference.fix for difference in census.differences)
     return tuple(sorted(census.differences, key=lambda difference: alike[difference.fix])[:MOST_DIFFERENCES])
-
-
-def differences_of(census: Census) -> str:
-    """How many differences a census found, in words."""
-    count = len(census.differences)
-    return "1 difference" if count == 1 else f"{count} differences"
 
 
 # --- pieces ---------------------------------------------------------------------------------------------------------

@@ -727,7 +727,7 @@ def test_catalog_add_of_pairs_names_what_it_skips(tmp_path: Path) -> None:
     assert result.exit_code == 1
     assert "skipped broken: " in result.stderr
     assert "georeference assumed" in result.stdout
-    assert result.stdout.rstrip().endswith("1 items in " + str(tmp_path / "catalog" / "catalog.json") + ", 1 skipped")
+    assert result.stdout.rstrip().endswith("1 item in " + str(tmp_path / "catalog" / "catalog.json") + ", 1 skipped")
     again = call(*words, "--name", "whole")
     assert again.exit_code == 0
     assert again.stdout.startswith("unchanged geoeye-1/whole")

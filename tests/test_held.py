@@ -227,9 +227,9 @@ def test_what_is_made_again_by_command_follows_the_rules_of_ones_own_contract(
     said = command(*words, "--plan")
     assert "refused (rejected: blurry); `pancrafter ledger redrive geoeye-1/scene` first" in said
     assert "0 products of open-compact" in said
-    assert "1 products of open-compact are left alone; --plan says why" in CliRunner().invoke(app, words).output
+    assert "left alone: 1 product of open-compact; --plan says why" in CliRunner().invoke(app, words).output
     command("ledger", "redrive", "geoeye-1/scene", *state)
-    assert "1 products of open-compact, " in command(*words, "--plan")
+    assert "1 product of open-compact, " in command(*words, "--plan")
 
 
 def test_lost_announcement_is_repaired(source: Path) -> None:

@@ -240,7 +240,7 @@ def test_plan_above_its_budget_is_refused(archive: Settings) -> None:
     plan = make_plan(archive)
     check_budget(plan, Budget(scenes=2, read_gb=plan.read_bytes / 1e9, hours=10))
     check_budget(plan.model_copy(update={"scenes": 0, "seconds": None}), Budget(hours=1, money=1))
-    with pytest.raises(OverBudgetError, match="GB to read and 1 scenes of unknown size, allowed 1 GB"):
+    with pytest.raises(OverBudgetError, match="GB to read and 1 scene of unknown size, allowed 1 GB"):
         check_budget(plan.model_copy(update={"read_bytes_known": 1}), Budget(read_gb=1))
     with pytest.raises(OverBudgetError, match=r"2 scenes, allowed 1; .*GB to read, allowed 0 GB"):
         check_budget(plan, Budget(scenes=1, read_gb=0))

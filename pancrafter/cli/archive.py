@@ -11,6 +11,7 @@ import typer
 from pancrafter.cli.app import app
 from pancrafter.cli.shared import SCENE_FAILED, ContractsOption, counting_reporter, note
 from pancrafter.options import OptionError, contracts_from, parse_moment, split_names
+from pancrafter.words import counted
 
 catalog_app = typer.Typer(no_args_is_help=True, help="Make static STAC catalogs from files.")
 app.add_typer(catalog_app, name="catalog")
@@ -105,7 +106,7 @@ def _add_pairs(
         _print_added(added)
     for name, reason in result.skipped:
         note(f"skipped {name}: {reason}")
-    typer.echo(f"{len(result.added)} items in {catalog / 'catalog.json'}, {len(result.skipped)} skipped")
+    typer.echo(f"{counted(len(result.added), 'item')} in {catalog / 'catalog.json'}, {len(result.skipped)} skipped")
     if result.skipped:
         raise typer.Exit(SCENE_FAILED)
 

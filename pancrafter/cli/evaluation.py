@@ -20,6 +20,7 @@ from pancrafter.cli.shared import (
     write_json,
 )
 from pancrafter.options import OptionError, contracts_from
+from pancrafter.words import counted
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -289,7 +290,7 @@ def _mean_table(result: Evaluation) -> Table:
     from rich import box
     from rich.table import Table
 
-    table = Table(title=f"means over {len(result.pairs)} pairs", box=box.SIMPLE_HEAD)
+    table = Table(title=f"means over {counted(len(result.pairs), 'pair')}", box=box.SIMPLE_HEAD)
     table.add_column("method")
     for header, _ in _COLUMNS.values():
         table.add_column(header, justify="right")

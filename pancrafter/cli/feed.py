@@ -20,6 +20,7 @@ from pancrafter.cli.shared import (
 )
 from pancrafter.errors import PancrafterError, SinkError
 from pancrafter.options import parse_bbox, parse_moment, settings_from
+from pancrafter.words import counted
 
 PlaceArgument = Annotated[
     str | None, typer.Argument(metavar="[SINK]", help="Folder or s3://bucket/prefix; default: as --sink of a run.")
@@ -115,7 +116,7 @@ def snapshot(
     from pancrafter.snapshot import write_snapshot
 
     where, count = write_snapshot(StaticSink(settings.sink), out)
-    typer.echo(f"{where}: {count} items")
+    typer.echo(f"{where}: {counted(count, 'item')}")
 
 
 @app.command()

@@ -23,6 +23,7 @@ from pancrafter.cli.shared import (
     require_catalog,
 )
 from pancrafter.options import OptionError, on_device, settings_from
+from pancrafter.words import counted
 
 if TYPE_CHECKING:
     from pancrafter.settings import Settings
@@ -73,7 +74,7 @@ def models_products(name: NameArgument, *, sink: SinkOption = None, as_json: Jso
         return
     for product in found:
         typer.echo(f"{product.collection}/{product.item_id}  {product.sensor}  {product.mpx:.2f} Mpx")
-    note(f"{len(found)} products of {name} in {settings.sink}")
+    note(f"{counted(len(found), 'product')} of {name} in {settings.sink}")
 
 
 @models_app.command("remake")
@@ -116,14 +117,14 @@ def models_remake(
         for key, reason in made.left:
             typer.echo(f"left alone: {key}: {reason}")
         typer.echo(
-            f"to make again with {made.weights}: {len(made.products)} products of {name}, {made.mpx:.2f} Mpx"
+            f"to make again with {made.weights}: {counted(len(made.products), 'product')} of {name}, {made.mpx:.2f} Mpx"
             + (f", about {made.seconds:.0f} s as they took before" if made.seconds else "")
         )
         return
     if as_json:
         raise OptionError("--json: only together with --plan; see `pancrafter run --json FILE` for runs")
     if made.left:
-        note(f"{len(made.left)} products of {name} are left alone; --plan says why")
+        note(f"left alone: {counted(len(made.left), 'product')} of {name}; --plan says why")
     settings, report = on_device(settings), line_reporter()
     carry_out(settings, lambda: runs.remake(made, settings, report))
 

@@ -19,6 +19,7 @@ from pancrafter.cli.shared import (
     takes,
 )
 from pancrafter.options import settings_from
+from pancrafter.words import counted
 
 
 @app.command()
@@ -63,7 +64,7 @@ def sweep(
         typer.echo(f"dead, lost too many workers: {key}")
     for leftover in swept.removed:
         typer.echo(f"removed {leftover.place}/{leftover.name}: {leftover.reason}")
-    typer.echo(f"{len(swept.freed)} freed, {len(swept.dead)} dead, {len(swept.removed)} leftovers removed")
+    typer.echo(f"{len(swept.freed)} freed, {len(swept.dead)} dead, {counted(len(swept.removed), 'leftover')} removed")
 
 
 app.command("redrive")(ledger_redrive)

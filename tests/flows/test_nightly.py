@@ -750,7 +750,7 @@ def test_upkeep_is_named_by_what_it_keeps(tmp_path: Path) -> None:
     with get_client(sync_client=True) as client:
         client.create_flow_run(flow(lambda: None, name="night"), **left)
     swept = sweep(settings, return_state=True)
-    assert swept.message == "0 freed, 0 dead, 0 leftovers removed, 1 flow runs closed"
+    assert swept.message == "0 freed, 0 dead, 0 leftovers removed, 1 flow run closed"
     with pytest.raises(FailedRun, match=r"1 difference, .*; mend with: pancrafter run"):
         census(settings)
     runs.run(settings, silent)
