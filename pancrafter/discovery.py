@@ -184,6 +184,22 @@ def look(settings: Settings, contracts: Mapping[str, SensorContract]) -> Iterato
     return (entry for entry in found if area is None or isinstance(entry, Refusal) or area.meets(entry.geometry))
 
 
+def limits_of(settings: Settings) -> str:
+    """What a search is limited to, in brackets, for people: a mistyped name would look like nothing to do."""
+    limits = {
+        "collection": ", ".join(settings.collections),
+        "ids": len(settings.ids) or None,
+        "from": settings.since,
+        "to": settings.until,
+        "bbox": settings.bbox,
+        "aoi": settings.aoi,
+        "changed since": settings.changed_since,
+        "new since": settings.new_since,
+    }
+    said = "; ".join(f"{name} {value}" for name, value in limits.items() if value)
+    return f"({said})" if said else ""
+
+
 def work_of(scene: Scene, settings: Settings, contracts: Mapping[str, SensorContract]) -> Work:
     """The piece of work that a recognised scene is."""
     recipe = planned_recipe(scene, settings, contracts)

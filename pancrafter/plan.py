@@ -16,7 +16,7 @@ from typing import Literal
 from pydantic import Field
 
 from pancrafter.crawl import is_local, local_path
-from pancrafter.discovery import look, output_collection_id, work_of
+from pancrafter.discovery import limits_of, look, output_collection_id, work_of
 from pancrafter.errors import InvalidSceneError, PancrafterError
 from pancrafter.finds import compared, may_be_published_again, verdict_on_known
 from pancrafter.ledger import batches, open_ledger
@@ -72,6 +72,7 @@ class Plan(Record):
 
     source: str
     sink: str
+    limits: str = Field(description="What the search was limited to, in brackets; empty: nothing.")
     found: int
     lines: tuple[PlanLine, ...]
     scenes: int = Field(description="Scenes a run would sharpen, --limit counted in.")
@@ -174,6 +175,7 @@ def make_plan(settings: Settings) -> Plan:
     return Plan(
         source=settings.source,
         sink=settings.sink,
+        limits=limits_of(settings),
         found=counts.total(),
         lines=tuple(
             PlanLine(verdict=name, scenes=counts[name], meaning=meaning, to_do=name in TO_DO)
@@ -200,7 +202,7 @@ def make_plan(settings: Settings) -> Plan:
 
 def plan_text(plan: Plan) -> str:
     """The plan for people, without the table of verdicts."""
-    lines = [f"{counted(plan.found, 'item')} found in {plan.source}"]
+    lines = [f"{counted(plan.found, 'item')} found in {plan.source} {plan.limits}".rstrip()]
     if plan.refusals:
         lines.append(f"refused because: {_shares(plan.refusals)}")
     if not plan.scenes:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from pancrafter.discovery import Discovery, discover, work_of
+from pancrafter.discovery import Discovery, discover, limits_of, work_of
 from pancrafter.errors import BandCountError, LeaseLostError, PancrafterError
 from pancrafter.ledger import Ledger, open_ledger
 from pancrafter.model.names import weights_sha256
@@ -75,7 +75,7 @@ class Run:
     def make_found(self, found: Discovery) -> list[Outcome]:
         """Make what a discovery found; what it refused or gave up comes first. Errors as of ``make_each``."""
         if not found.counts.seen and not self.is_part:
-            self.report(f"nothing found: 0 items in {self.settings.source} match{_limits_of(self.settings)}")
+            self.report(f"nothing found: 0 items in {self.settings.source} match {limits_of(self.settings)}".rstrip())
         before = [refused_outcome(refusal) for refusal in found.refused]
         before += [given_up_outcome(row) for row in found.given_up]
         if found.eligible:
@@ -122,22 +122,6 @@ class Run:
             self.report(f"report page: {address}")
         except PancrafterError as error:
             self.report(f"the report page was not written: {error}")
-
-
-def _limits_of(settings: Settings) -> str:
-    """What a search is limited to, for people: a mistyped name would look like a night without work."""
-    limits = {
-        "collection": ", ".join(settings.collections),
-        "ids": len(settings.ids) or None,
-        "from": settings.since,
-        "to": settings.until,
-        "bbox": settings.bbox,
-        "aoi": settings.aoi,
-        "changed since": settings.changed_since,
-        "new since": settings.new_since,
-    }
-    said = "; ".join(f"{name} {value}" for name, value in limits.items() if value)
-    return f" ({said})" if said else ""
 
 
 class RunStoppedError(PancrafterError):

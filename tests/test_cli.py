@@ -166,6 +166,9 @@ def test_a_run_that_finds_nothing_says_what_it_looked_for(first_run: tuple, plac
     said = f"nothing found: 0 items in {places[1]} match (collection nosuch; from 2025-05-01 00:00:00+00:00)"
     assert said in result.stderr
     assert "nothing found" not in call("run", *places, "--workers", 0).stderr
+    assert (
+        f"0 items found in {places[1]} (collection nosuch)\n" in call("plan", *places, "--collection", "nosuch").stdout
+    )
 
 
 def test_plan_after_the_run_knows_what_is_done(first_run: tuple, places: list) -> None:
