@@ -397,6 +397,13 @@ def test_documents_belong_to_the_archive_of_their_root(
     assert Settings(source=source, sink=sink).sink_is_source == same
 
 
+def test_a_census_says_first_that_there_is_no_catalog(archive: Path, tmp_path: Path) -> None:
+    sink = tmp_path / "typo"
+    result = call("census", "--source", archive, "--sink", sink, "--state-dir", tmp_path / "state")
+    assert result.exit_code == 1
+    assert result.stderr.startswith(f"no catalog at {sink}/catalog.json; give --sink of the run, or run first\n")
+
+
 @pytest.mark.parametrize("command", ["run", "census"])
 def test_a_state_folder_that_cannot_be_made_is_named(archive: Path, tmp_path: Path, command: str) -> None:
     (tmp_path / "file").touch()

@@ -306,8 +306,14 @@ def require_catalog(settings: Settings) -> None:
     Raises:
         OptionError: There is no catalog at the sink.
     """
+    if missing := missing_catalog(settings):
+        raise OptionError(missing)
+
+
+def missing_catalog(settings: Settings) -> str | None:
+    """What there is to say of a sink without a catalog."""
     from pancrafter.publish import StaticSink
 
     sink = StaticSink(settings.sink)
-    if sink.store.read("catalog.json") is None:
-        raise OptionError(f"no catalog at {sink.catalog_href}; give --sink of the run, or run first")
+    there = sink.store.read("catalog.json") is not None
+    return None if there else f"no catalog at {sink.catalog_href}; give --sink of the run, or run first"

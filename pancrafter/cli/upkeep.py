@@ -15,6 +15,8 @@ from pancrafter.cli.shared import (
     SinkOption,
     StateDirOption,
     console_for_tables,
+    missing_catalog,
+    note,
     print_json,
     takes,
 )
@@ -34,7 +36,10 @@ def census(
     from pancrafter.census import take_census
     from pancrafter.summary import print_census
 
-    taken = take_census(search.settings(), checksums=checksums)
+    settings = search.settings()
+    taken = take_census(settings, checksums=checksums)
+    if missing := missing_catalog(settings):
+        note(missing)
     if as_json:
         print_json({**taken.model_dump(mode="json"), "clean": taken.clean})
     else:
