@@ -156,8 +156,7 @@ def reason_table(outcomes: Sequence[Outcome]) -> Table | None:
     table.add_column("reason", ratio=1, overflow="fold")
     for outcome in explained:
         style = _STYLES.get(outcome.verdict, "")
-        reason = outcome.reason.removeprefix(f"scene {outcome.key} ").removeprefix(f"scene {outcome.key}: ")
-        table.add_row(_id(outcome.key), Text(outcome.verdict, style=style), Text(reason))
+        table.add_row(_id(outcome.key), Text(outcome.verdict, style=style), Text(_of(outcome.key, outcome.reason)))
     return table
 
 
@@ -274,6 +273,7 @@ def _ledger_table(rows: Sequence[LedgerRow], key_width: int | None) -> Table:
     table.add_column("updated (UTC)", no_wrap=True)
     table.add_column("reason", ratio=1, overflow="fold")
     for row in rows:
+        reason = _of(str(row.key), row.reason or "")
         table.add_row(
             _id(str(row.key)) if key_width is None else Text(str(row.key)),
             *([Text(row.key.sink)] if several_sinks else []),
@@ -282,7 +282,7 @@ def _ledger_table(rows: Sequence[LedgerRow], key_width: int | None) -> Table:
             Text(row.state.value, style=_STATE_STYLES.get(row.state.value, "")),
             Text(str(row.attempts)),
             Text(f"{row.updated:%Y-%m-%d %H:%M}"),
-            Text(shorten(f"{row.code}: {row.reason}" if row.code else (row.reason or ""), 160)),
+            Text(shorten(f"{row.code}: {reason}" if row.code else reason, 160)),
         )
     return table
 
@@ -423,6 +423,11 @@ def _add_id_column(table: Table) -> None:
 def _id(key: str) -> Text:
     """A scene's item id, shortened; the collection is left to details."""
     return Text(shorten(key.split("/", 1)[-1], _ID_WIDTH))
+
+
+def _of(key: str, reason: str) -> str:
+    """A reason without the scene that it is about, which stands beside it."""
+    return reason.removeprefix(f"scene {key} ").removeprefix(f"scene {key}: ")
 
 
 def _number(value: float | None, decimals: int, style: str = "") -> Text:

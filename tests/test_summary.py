@@ -266,6 +266,14 @@ def test_sinks_are_listed_where_there_are_several(other: str, *, listed: bool) -
     assert all((sink in out.getvalue()) == listed for sink in ("/data/now", other))
 
 
+def test_the_ledger_says_once_which_scene_it_is() -> None:
+    out = io.StringIO()
+    row = ledger_row("S2", code="InvalidSceneError", reason="scene worldview-3/S2 asset ms: is damaged")
+    print_ledger(Console(file=out, width=300), [row])
+    assert out.getvalue().count("worldview-3/S2") == 1
+    assert "InvalidSceneError: asset ms: is damaged" in out.getvalue()
+
+
 def test_row_lists_nested_measures_one_by_one() -> None:
     measures = {"quality": {"hqnr": 0.123456789}, "truth": [{"method": "exp", "ergas": 2.0}]}
     row = ledger_row("S1", reason=None, measures=measures)
