@@ -6,13 +6,13 @@ import math
 from pathlib import Path
 
 import yaml
-from pydantic import Field, PositiveFloat, field_validator, model_validator
+from pydantic import Field, PositiveFloat, ValidationError, field_validator, model_validator
 
 from pancrafter.errors import PancrafterError
 from pancrafter.model.config import NetworkConfig
 from pancrafter.model.names import shipped_weights
 from pancrafter.plain_yaml import parse_yaml
-from pancrafter.types import Record
+from pancrafter.types import Record, faults_of
 
 
 class Augmentation(Record):
@@ -181,6 +181,8 @@ def read_config(path: Path) -> TrainConfig:
     """
     try:
         config = TrainConfig.model_validate(parse_yaml(path.read_text(encoding="utf-8")))
+    except ValidationError as err:
+        raise PancrafterError(f"training configuration {path}: {faults_of(err)}; mend these fields") from err
     except (OSError, ValueError, yaml.YAMLError) as err:
         raise PancrafterError(f"training configuration {path}: {err}") from err
     given = {"start": config.start, "mean_with": config.mean_with}
