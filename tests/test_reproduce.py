@@ -113,3 +113,4 @@ def test_without_a_complete_set_nothing_is_done(tmp_path: Path) -> None:
 def test_unknown_sets_are_refused(tmp_path: Path) -> None:
     line = fails(2, "reproduce", tmp_path, tmp_path, "--set", "wv9")
     assert "--set: found wv9, expected wv3, qb, gf2, wv2" in line
+    assert f"DATA: {tmp_path}/no is no folder" in fails(2, "reproduce", tmp_path / "no", tmp_path)

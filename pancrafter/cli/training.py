@@ -49,6 +49,8 @@ def reproduce(
     device: DeviceOption = "auto",
 ) -> None:
     """Train the published network on PanCollection and print its tables beside the paper's."""
+    if not data.is_dir():
+        raise OptionError(f"DATA: {data} is no folder; expected one with PanCollection files")
     from pancrafter.evaluate import NETWORK, UPSAMPLING
     from pancrafter.model.devices import resolve_device
     from pancrafter.reproduce import ANCHORS, PUBLISHED, deviations
