@@ -311,6 +311,13 @@ def test_command_writes_every_figure_and_reports_the_damaged_pair(folder: Path, 
     assert all(value is not None for value in written["means"]["gsa"].values())
 
 
+def test_command_passes_over_descriptions_that_a_shell_found(folder: Path) -> None:
+    result = call("evaluate", folder / "one.json", folder / "one.npz", "--method", "exp", "--no-full")
+    assert result.exit_code == 1
+    assert "one.json: no STAC document" in result.stderr
+    assert "means over 1 pair" in result.stdout
+
+
 def test_command_takes_single_methods_and_several_weights(folder: Path) -> None:
     both = ("--weights", folder / "tiny.safetensors", "--weights", folder / "other.safetensors")
     result = call("evaluate", folder / "one.npz", "--method", "exp,pan-crafter", *both, "--no-full", "--json", "-")
@@ -351,6 +358,8 @@ def test_command_takes_catalogs_and_of_them_what_is_named(tmp_path: Path) -> Non
         (("nowhere.h5",), "nowhere.h5: no such file or folder"),
         (("PAIRS", "--method", "magic"), "no method 'magic'"),
         (("PAIRS", "--weights", "absent"), "weights 'absent' not found"),
+        (("PAIRS", "--method", "gsa", "--weights", "absent"), "--weights: is about the network"),
+        (("PAIRS", "--method", "gsa", "--adapt"), "--adapt: is about the network"),
         (("PAIRS", "--name", "zzz*"), "no zzz*.npz or zzz*_pan.tif in it"),
         (("PAIRS", "--json", "/nowhere/out.json"), "cannot be written"),
         (("PAIRS", "--pictures", "/dev/null/pictures"), "--pictures /dev/null/pictures: cannot be made"),

@@ -85,6 +85,11 @@ def evaluate(
         method or ["all"], weights, resolve_device(device or "auto"), threads, adapt=adapt
     )
     contracts = contracts_from(contracts_dir)
+    if not networks and (adapt or weights):
+        option = "--adapt" if adapt else "--weights"
+        raise OptionError(
+            f"{option}: is about the network, which --method does not name; add pan-crafter or leave it out"
+        )
     reports: list[PairReport] = []
     failed: list[Unreadable] = []
     source = _pairs_of(pairs, names, sensor, contracts, with_truth=truth == "given")
@@ -206,10 +211,10 @@ def _pairs_of(
     from pancrafter.pancollection import is_pancollection, read_test_pairs
 
     for path in paths:
-        if is_catalog(path):
-            yield from catalog_pairs(path, contracts, names)
-            continue
         try:
+            if is_catalog(path):
+                yield from catalog_pairs(path, contracts, names)
+                continue
             if is_pancollection(path):
                 yield from read_test_pairs(path, sensor)
                 continue
