@@ -31,7 +31,7 @@ from pancrafter.engine import PRECISIONS, SharpenerSpec, build_sharpener, fit_sh
 from pancrafter.errors import GridMismatchError, InvalidSceneError
 from pancrafter.grid import pair_grids, pixel_centres, require_north_up
 from pancrafter.model.devices import resolve_device
-from pancrafter.model.names import DEFAULT_WEIGHTS, SharpeningMethod
+from pancrafter.model.names import DEFAULT_WEIGHTS, SharpeningMethod, weights_path
 from pancrafter.reading import DN_LIMIT, fill_invalid
 from pancrafter.sensors import GENERIC, SensorContract, fold, generic_contract, get_contract
 from pancrafter.store import BlockGrid, Mask, Pixels, Window, cut_windows, widened_window, window_inside
@@ -97,8 +97,11 @@ def sharpen(
         InvalidSceneError: An input has other axes, is empty or was persisted on a Dask cluster, the bands are not the
             sensor's or contradict what their attributes tell, or there is no such method, precision or ``chunk_px``.
         ContractError: There is no such sensor, or a contract of your own is not valid.
+        WeightsError: No shipped weights have this name; of a file, computing a chunk raises it.
     """
     _check_options(method, precision, chunk_px)
+    if method == "pan-crafter" and not Path(weights).suffix:  # a file may lie where only workers see it
+        weights_path(weights)
     fine, coarse = _Image.of(pan, "pan"), _Image.of(ms, "ms")
     if len(fine.data) != 1:
         raise GridMismatchError(f"pan has {len(fine.data)} bands, expected one")

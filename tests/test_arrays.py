@@ -22,7 +22,7 @@ from rasterio.enums import ColorInterp
 from staged_scenes import observed, overlap
 
 import pancrafter
-from pancrafter.errors import ContractError, GridMismatchError, InvalidSceneError
+from pancrafter.errors import ContractError, GridMismatchError, InvalidSceneError, WeightsError
 from pancrafter.model.devices import DeviceError, resolve_device
 from pancrafter.pair import sharpen_pair
 from pancrafter.sensors import get_contract
@@ -566,5 +566,7 @@ def test_bad_options_say_what_there_is(pair: tuple[Path, Path]) -> None:
         pancrafter.sharpen(pan, ms, precision="float16")
     with pytest.raises(InvalidSceneError, match="chunk_px is 0, expected at least 1 PAN pixel"):
         pancrafter.sharpen(pan, ms, chunk_px=0)
+    with pytest.raises(WeightsError, match="weights 'absent' not found"):
+        pancrafter.sharpen(pan, ms, weights="absent")
     with pytest.raises(DeviceError, match="expected auto, cpu, cuda or cuda:N"):
         pancrafter.sharpen(pan, ms, device="gpu").compute(scheduler="synchronous")
