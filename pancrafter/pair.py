@@ -398,7 +398,9 @@ def _at_hand(path: str | Path, folder: Path) -> Path:
             with rasterio.open(source) as found, rasterio.open(local, "r+") as stand_in:
                 stand_in.update_tags(ns="IMAGERY", **found.tags(ns="IMAGERY"))
     except (RasterioError, CPLE_BaseError) as err:
-        raise InvalidSceneError(f"{path}: cannot be read ({err}); check the address, network and credentials") from err
+        elsewhere = separator or str(path).startswith("/vsi")
+        advice = "check the address, network and credentials" if elsewhere else "expected an image that GDAL reads"
+        raise InvalidSceneError(f"{path}: cannot be read ({err}); {advice}") from err
     return local
 
 

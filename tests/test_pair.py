@@ -224,6 +224,9 @@ def test_paths_that_only_gdal_knows(tmp_path: Path) -> None:
     assert np.array_equal(sharpened(f"file://{pan}", f"file://{ms}", tmp_path / "c.tif", method="brovey"), expected)
     with pytest.raises(InvalidSceneError, match=r"none\.tif: cannot be read .*; check the address"):
         sharpened(f"/vsizip/{archive}/none.tif", places[1], tmp_path / "d.tif")
+    (tmp_path / "note.txt").write_text("no image")
+    with pytest.raises(InvalidSceneError, match=r"note\.txt: cannot be read .*; expected an image that GDAL reads$"):
+        sharpened(tmp_path / "note.txt", places[1], tmp_path / "d.tif")
     assert sorted(path.name for path in tmp_path.glob("*.tif")) == ["a.tif", "b.tif", "c.tif", "ms.tif", "pan.tif"]
 
 
