@@ -659,6 +659,12 @@ def test_output_folder_must_exist(pair: tuple[Path, Path], tmp_path: Path) -> No
     assert "is a folder" in fails(2, "sharpen", *pair, tmp_path)
 
 
+def test_a_name_of_another_format_is_told_before_the_work(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    said = call("sharpen", *pair, tmp_path / "none" / "out.png").stderr
+    assert said.startswith(f"warning: OUT {tmp_path / 'none' / 'out.png'} will be a GeoTIFF (COG), whatever its name")
+    assert "warning" not in fails(2, "sharpen", *pair, tmp_path / "none" / "out.TIF")
+
+
 @pytest.mark.parametrize("out", ["-", "s3://bucket/out.tif", "file:///tmp/out.tif", "/vsis3/bucket/out.tif"])
 def test_output_is_a_local_file(
     pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, out: str

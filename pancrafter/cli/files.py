@@ -113,6 +113,8 @@ def sharpen(
 def _local_file(out: str) -> Path:
     if out == "-" or "://" in out or out.startswith("/vsi"):
         raise OptionError(f"OUT: found {out!r}, expected a local file; write there and copy it to where it belongs")
+    if Path(out).suffix.lower() not in ("", ".tif", ".tiff"):
+        note(f"warning: OUT {out} will be a GeoTIFF (COG), whatever its name says; names of such files end in .tif")
     return Path(out)
 
 
