@@ -10,8 +10,9 @@ import contextlib
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
+from typing import Any, TypeVar
 
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterState, FlowRunFilterStateType
@@ -19,6 +20,8 @@ from prefect.client.schemas.objects import StateType, WorkerStatus
 from prefect.settings import PREFECT_API_URL
 
 from pancrafter.errors import PancrafterError
+
+T = TypeVar("T")
 
 _WAITING = FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.SCHEDULED])))
 
@@ -49,9 +52,17 @@ def server_client(*, wait_s: float = 0) -> Iterator[SyncPrefectClient]:
         yield client
 
 
+def every(read: Callable[..., list[T]], **wanted: Any) -> Iterator[T]:  # Any: filters
+    """All that a method of the client lists, of which the server gives so many at a time (usually 200)."""
+    offset = 0
+    while page := read(limit=None, offset=offset, **wanted):
+        yield from page
+        offset += len(page)
+
+
 def problems(client: SyncPrefectClient) -> Iterator[str]:
     """Everything that keeps runs from being carried out, with the remedy."""
-    known = client.read_deployments()
+    known = every(client.read_deployments)
     deployments = [one for one in known if one.work_pool_name or one.pull_steps]  # programs serve others themselves
     if not deployments:
         yield "there is no deployment; run `python -m flows.deploy`"
@@ -61,14 +72,14 @@ def problems(client: SyncPrefectClient) -> Iterator[str]:
             yield f"deployment {deployment.name} has no work pool, it was deleted; run `python -m flows.deploy`"
         else:
             wanted[deployment.work_pool_name] += 1
-    living = {pool.name: _workers(client, pool.name) for pool in client.read_work_pools()}
+    living = {pool.name: _workers(client, pool.name) for pool in every(client.read_work_pools)}
     for pool in sorted(wanted):
         if not living.get(pool):
             yield f"work pool {pool} has no living worker; run `prefect worker start --pool {pool}`"
     for pool in sorted(living.keys() - wanted.keys()):
         if living[pool]:
             yield f"{', '.join(living[pool])} waits at work pool {pool}, which no deployment uses; look at its --pool"
-    for run in client.read_flow_runs(flow_run_filter=_WAITING):
+    for run in every(client.read_flow_runs, flow_run_filter=_WAITING):
         overdue = run.next_scheduled_start_time is not None and run.next_scheduled_start_time < datetime.now(UTC)
         if overdue and run.work_queue_id is None and run.deployment_id in {one.id for one in deployments}:
             yield (

@@ -15,7 +15,7 @@ from pathlib import Path
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.objects import DeploymentSchedule
 
-from flows.check import NoServerError, server_client
+from flows.check import NoServerError, every, server_client
 from flows.tasks import GPU_LIMIT
 
 POOL = "pancrafter"
@@ -35,17 +35,17 @@ def deploy(client: SyncPrefectClient, pool_type: str) -> None:
     Raises:
         subprocess.CalledProcessError: A command of Prefect failed; it has said why.
     """
-    if POOL not in {pool.name for pool in client.read_work_pools()}:
+    if POOL not in {pool.name for pool in every(client.read_work_pools)}:
         _prefect("work-pool", "create", POOL, "--type", pool_type)
     known = {queue.name for queue in client.read_work_queues(work_pool_name=POOL)}
     for name, priority, limit in QUEUES:
         if name not in known:
             client.create_work_queue(name, priority=priority, concurrency_limit=limit, work_pool_name=POOL)
-    if GPU_LIMIT not in {limit.name for limit in client.read_global_concurrency_limits(limit=200)}:
+    if GPU_LIMIT not in {limit.name for limit in every(client.read_global_concurrency_limits)}:
         _prefect("gcl", "create", GPU_LIMIT, "--limit", "1")
-    before = {deployment.id: deployment for deployment in client.read_deployments()}  # others may have the same names
+    before = {one.id: one for one in every(client.read_deployments)}  # others may have the same names
     _prefect("--no-prompt", "deploy", "--all")
-    for deployment in client.read_deployments():
+    for deployment in every(client.read_deployments):
         was = before.get(deployment.id, deployment)
         if was.paused and not deployment.paused:
             client.pause_deployment(deployment.id)

@@ -28,12 +28,15 @@ GPU = "pancrafter-gpu"
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrefectServer]:
+    """It gives no more than this at a time, as one with very many deployments of others gives 200."""
     server = PrefectServer(tmp_path_factory.mktemp("server") / "prefect")
-    try:
-        assert server.process
-        yield server
-    finally:
-        server.end()
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("PREFECT_SERVER_API_DEFAULT_LIMIT", "4")
+        try:
+            assert server.process
+            yield server
+        finally:
+            server.end()
 
 
 class Site:
