@@ -762,6 +762,10 @@ def test_real_pairs_go_the_same_way(shared_data: Path, tmp_path: Path) -> None:
         (["--sensor", "geoeye-1"], "expected --sensor NAME PAN MS..., or --pairs DIR"),
         (["pan.tif", "ms.tif"], "expected --sensor NAME PAN MS..., or --pairs DIR"),
         (["--pairs", ".", "--sensor", "geoeye-1"], "--sensor: not together with --pairs"),
+        (
+            ["--pairs", ".", "--datetime", "2025-05-02", "--bands", "red", "--assume-origin", "EPSG:32633 0 0 1"],
+            "--datetime, --bands, --assume-origin: not together with --pairs",
+        ),
         (["--name", "x", "--sensor", "geoeye-1", "pan.tif", "ms.tif"], "--name: chooses among --pairs DIR"),
     ],
 )

@@ -67,7 +67,14 @@ def catalog_add(
 ) -> None:
     """Describe vendor files as items of a static STAC catalog; adding them again changes nothing."""
     if pairs is not None:
-        unfit = {"PAN and MS": pan, "--sensor": sensor, "--id": item_id}
+        unfit = {
+            "PAN and MS": pan,
+            "--sensor": sensor,
+            "--id": item_id,
+            "--datetime": acquired,
+            "--bands": bands,
+            "--assume-origin": assume_origin,
+        }
         _add_pairs(catalog, pairs, names, contracts_from(contracts_dir), given=unfit)
         return
     if pan is None or not ms or sensor is None:
