@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import rasterio
 import torch
-from command import fails, parsed
+from command import call, fails, parsed
 from networks import random_checkpoint
 from numpy.typing import NDArray
 from small_archive import add_scene
@@ -235,6 +235,9 @@ def test_scene_too_small_to_adapt_to_is_sharpened_all_the_same(tmp_path: Path, s
     said, _, tags = sharpened(tmp_path, "--weights", weights, "--adapt")
     assert said["adapted"].startswith("not adapted: too few patches")
     assert "PANCRAFTER_ADAPTED" not in tags
+    pair = (tmp_path / "files" / "scene" / name for name in ("pan.tif", "ms.tif"))
+    told = call("sharpen", *pair, tmp_path / "told.tif", "--weights", weights, "--adapt")
+    assert f"\n  {said['adapted']}\n" in told.stdout
 
 
 def test_classical_methods_have_nothing_to_adapt(tmp_path: Path) -> None:

@@ -115,6 +115,7 @@ def test_times_without_zone_are_utc(root: Path, tmp_path: Path, monkeypatch: pyt
         (("--ids", "nowhere.txt"), "give a text file with one item id per line"),
         (("--aoi", "nowhere.json"), "give a GeoJSON file"),
         (("--made-with", "older"), "nothing in"),
+        (("--json", "/nowhere/report.json"), "--json /nowhere/report.json: cannot be written"),
         (("--source", "https://user:planted@host/stac"), "--source: found a secret; value error, holds a password"),
     ],
 )

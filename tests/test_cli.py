@@ -8,13 +8,14 @@ import re
 import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
 import urllib.request
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -34,6 +35,7 @@ from typer.main import get_command
 from typer.testing import Result
 
 from pancrafter import cli
+from pancrafter.cli.archive import _free_port
 from pancrafter.ledger import Ledger
 from pancrafter.model.weights import save_checkpoint
 from pancrafter.options import parse_moment
@@ -178,10 +180,11 @@ def test_plan_after_the_run_knows_what_is_done(first_run: tuple, places: list) -
     assert text.rstrip().endswith("nothing to do")
 
 
-def test_other_weights_would_supersede(first_run: tuple, places: list, tmp_path: Path) -> None:
+def test_other_weights_or_another_precision_would_supersede(first_run: tuple, places: list, tmp_path: Path) -> None:
     save_checkpoint(tmp_path / "other.safetensors", random_network(seed=5, attention="none"), {})
-    plan = parsed("plan", *places[:-1], tmp_path / "other.safetensors", "--json")
-    assert {line["verdict"]: line["scenes"] for line in plan["lines"]} == {"changed": 2}
+    for choice in ([*places[:-1], tmp_path / "other.safetensors"], [*places, "--precision", "bfloat16"]):
+        plan = parsed("plan", *choice, "--json")
+        assert {line["verdict"]: line["scenes"] for line in plan["lines"]} == {"changed": 2}
 
 
 def test_lost_output_would_be_made_again(first_run: tuple, places: list, tmp_path: Path) -> None:
@@ -363,6 +366,23 @@ def test_what_stops_a_run_is_one_line_and_code_2(
     assert message in fails(2, "run", *words)
 
 
+def test_a_run_that_stopped_tells_what_it_had_done(tmp_path: Path) -> None:
+    classical_contracts(tmp_path / "contracts")
+    for name in ("no-pan", "scene"):
+        add_scene(tmp_path / "source", name, side_px=128)
+    (path,) = (tmp_path / "source").rglob("no-pan.json")
+    item = json.loads(path.read_text())
+    path.write_text(json.dumps(item | {"assets": {"ms": item["assets"]["ms"]}}))
+    (tmp_path / "sink").mkdir()
+    (tmp_path / "sink" / "geoeye-1-sharpened").write_text("no folder: the sink's fault, which ends the run")
+    places = (f"--{name}={tmp_path / name}" for name in ("source", "sink", "state-dir"))
+    result = call("run", *places, "--contracts-dir", tmp_path / "contracts", "--workers", 0, "--json", "-")
+    assert result.exit_code == 2
+    assert [outcome["key"] for outcome in json.loads(result.stdout)["outcomes"]] == ["geoeye-1/no-pan"]
+    assert "no PAN: found ms; expected a PAN asset" in result.stderr
+    assert "stopped: 2 scenes known: 1 eligible, 1 refused" in result.stderr
+
+
 @pytest.mark.parametrize("command", ["run", "backfill", "plan", "census"])
 @pytest.mark.parametrize("source", ["{}", "{}/", "{}/catalog.json", "file://{}/catalog.json", "{}/files/.."])
 def test_an_archive_is_no_place_for_its_products(tmp_path: Path, command: str, source: str) -> None:
@@ -489,7 +509,7 @@ def test_sharpened_pair_equals_what_the_pipeline_publishes(first_run: tuple, arc
         )  # fmt: skip
         assert ours.tags()["PANCRAFTER_METHOD"] == "mtf-glp-fs"
     assert cog_validate(out, strict=True)[0]
-    assert made["bands"] == ["blue", "green", "red", "nir"]
+    assert (made["bands"], made["window_px"]) == (["blue", "green", "red", "nir"], 128)
     assert made["size_bytes"] == out.stat().st_size
     assert [path.name for path in tmp_path.iterdir()] == ["out.tif"]
 
@@ -513,7 +533,8 @@ def test_an_order_of_bands_that_was_assumed_is_told(
 def test_network_on_unknown_sensor_warns_and_signs_the_file(archive: Path, weights: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.tif"
     pan, ms = pair_files(archive / "files" / "good")
-    result = call("sharpen", pan, ms, out, "--weights", weights, "--device", "cpu", *ONE_TILE)
+    words = ["sharpen", pan, ms, "--weights", weights, "--device", "cpu", *ONE_TILE]
+    result = call(*words, out)
     assert result.exit_code == 0, result.output
     assert "warning: sensor unknown" in result.stderr
     assert str(out) in result.stdout
@@ -523,12 +544,17 @@ def test_network_on_unknown_sensor_warns_and_signs_the_file(archive: Path, weigh
         assert (made.shape, made.transform, made.count) == (source.shape, source.transform, 4)
         assert made.read().std(axis=(1, 2)).min() > 0
         assert made.tags()["PANCRAFTER_WEIGHTS_SHA256"]
+    parsed(*words, tmp_path / "fast.tif", "--precision", "bfloat16", "--json")
+    with rasterio.open(out) as made, rasterio.open(tmp_path / "fast.tif") as fast:
+        assert 0 < np.abs(made.read().astype(int) - fast.read()).mean() < 9
 
 
 def test_sensor_is_inferred_from_file_name_and_header(pair: tuple[Path, Path], tmp_path: Path) -> None:
     glp = ["--method", "mtf-glp-fs", "--json"]
     assert parsed("sharpen", *pair, tmp_path / "a.tif", *glp)["sensor"] == "geoeye-1"
-    assert parsed("sharpen", *pair, tmp_path / "b.tif", "--sensor", "generic", *glp)["sensor"] == "unknown-sensor"
+    generic = call("sharpen", *pair, tmp_path / "b.tif", "--sensor", "generic", *glp)
+    assert json.loads(generic.stdout)["sensor"] == "unknown-sensor"
+    assert generic.stderr.split() == ["reading", "sharpening", "writing"], "no warning: it was asked for"
     pan = pair[0].rename(tmp_path / "pan.tif")
     with rasterio.open(pan, "r+") as source:
         source.update_tags(ns="IMAGERY", SATELLITEID="QB02")
@@ -637,6 +663,7 @@ def _truncated(pan: Path, ms: Path) -> list[object]:
         (lambda *pair: [*pair], ["--weights", "none-such"], 2, "weights 'none-such' not found"),
         (lambda *pair: [*pair], ["--assume-origin", "here"], 1, "expected 'EPSG:CODE X Y PIXELSIZE'"),
         (lambda *pair: [*pair], ["--block-px", "130"], 2, "--block-px: found 130"),
+        (lambda *pair: [*pair], ["--memory", "9MiB"], 2, "memory of 9 MiB is too small"),
     ],
 )
 def test_bad_pairs_fail_in_one_line_and_leave_nothing(
@@ -689,7 +716,8 @@ def test_files_without_georeference_can_be_given_one(pair: tuple[Path, Path], tm
 
 
 def test_simulate_counts_scenes_and_names_the_catalog(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    tiny = [replace(recipe, pan_shape=(64, 64)) for recipe in simulated.sample_scenes()[:2]]
+    recipes = sorted(simulated.sample_scenes(), key=lambda recipe: recipe.truncated_asset is None)[:2]
+    tiny = [replace(recipe, pan_shape=(64, 64), footprint=None) for recipe in recipes]
     monkeypatch.setattr(simulated, "sample_scenes", lambda: tuple(tiny))
     result = call("simulate", tmp_path / "sample", "--seed", 3)
     assert result.exit_code == 0
@@ -698,7 +726,10 @@ def test_simulate_counts_scenes_and_names_the_catalog(monkeypatch: pytest.Monkey
     assert first == f"1/2 {tiny[0].item_id}"
     assert re.fullmatch(rf"2/2 {tiny[1].item_id}, ETA \d+ s", second)
     assert "found a simulated archive of seed 3" in fails(2, "simulate", tmp_path / "sample", "--seed", 4)
-    assert call("simulate", tmp_path / "sample", "--seed", 3, "--sound").exit_code == 0, "these two are sound anyway"
+    assert call("simulate", tmp_path / "sound", "--sound").exit_code == 0
+    for path in (tmp_path / "sound").rglob("*.tif"):
+        with rasterio.open(path) as file:
+            assert file.read().any(), "no file is damaged"
 
 
 def test_catalog_add_makes_an_item_that_check_accepts(pair: tuple[Path, Path], tmp_path: Path) -> None:
@@ -766,6 +797,7 @@ def test_real_pairs_go_the_same_way(shared_data: Path, tmp_path: Path) -> None:
             ["--pairs", ".", "--datetime", "2025-05-02", "--bands", "red", "--assume-origin", "EPSG:32633 0 0 1"],
             "--datetime, --bands, --assume-origin: not together with --pairs",
         ),
+        (["--pairs", ".", "--contracts-dir", "nowhere"], "nowhere"),
         (["--name", "x", "--sensor", "geoeye-1", "pan.tif", "ms.tif"], "--name: chooses among --pairs DIR"),
     ],
 )
@@ -903,6 +935,19 @@ def test_size_tells_money_only_where_prices_are_known() -> None:
     assert "money" not in plain
     assert plain == call(*SIZE, "--mpx", 200, "--bands", 4).stdout != call(*SIZE, "--mpx", 200, "--bands", 8).stdout
     assert "money 1\n" in call(*SIZE, "--mpx", 200, "--gpu-price", 2, "--cpu-price", 0.04).stdout
+
+
+def test_size_goes_by_the_finished_scenes_of_its_catalog(first_run: tuple, places: list, tmp_path: Path) -> None:
+    shutil.copytree(places[5], tmp_path / "state")
+    words = ["size", "--scenes", 1, "--mpx", 1, *places[2:4], "--state-dir", tmp_path / "state", "--json"]
+    rates = parsed(*words)["rates"]
+    with Ledger(f"sqlite:///{tmp_path}/state/ledger.db") as ledger:
+        ledger.go_on("elsewhere", str(places[3]))
+    finished = "(SELECT json_set(measures, '$.seconds', 1e6) FROM scene WHERE state = 'confirmed')"
+    with closing(sqlite3.connect(tmp_path / "state" / "ledger.db")) as database, database:
+        changed = f"UPDATE scene SET measures = {finished} WHERE sink = 'elsewhere' OR state = 'dead'"
+        assert database.execute(changed).rowcount == 3
+    assert parsed(*words)["rates"] == rates
 
 
 def test_size_names_the_rate_that_is_missing(tmp_path: Path) -> None:
@@ -1073,6 +1118,16 @@ def test_serve_answers_searches_until_interrupted(archive: Path) -> None:
         _, err = process.communicate(timeout=60)
     assert "Traceback" not in err
     assert process.returncode == 0
+
+
+def test_a_port_that_another_server_has_just_left_is_free() -> None:
+    """The side that ends a connection keeps it for a minute, so serve could not be started again at once."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        with socket.create_connection(("127.0.0.1", port)) as client:
+            server.accept()[0].close()
+            client.recv(1)
+    assert _free_port("127.0.0.1", port) == port
 
 
 def test_serve_needs_a_catalog(tmp_path: Path) -> None:

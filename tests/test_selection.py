@@ -12,6 +12,7 @@ from typing import Any
 from weakref import WeakValueDictionary
 
 import pytest
+from command import call
 from pydantic import ValidationError
 from small_archive import add_scene, settings_in
 
@@ -234,6 +235,10 @@ def test_plan_counts_what_the_reader_is_charged_for(tmp_path: Path) -> None:
     plan = make_plan(settings_in(tmp_path))
     assert (plan.requester_pays, plan.requester_pays_bytes) == (1, plan.read_bytes)
     assert plan.read_bytes > 0
+    places = (f"--{name}={tmp_path / name}" for name in ("source", "sink", "state-dir"))
+    command = ["backfill", "--plan", *places]
+    assert "1 scenes at the reader's cost, allowed none" in call(*command).stderr
+    assert call(*command, "--requester-pays").exit_code == 0
 
 
 def test_plan_above_its_budget_is_refused(archive: Settings) -> None:

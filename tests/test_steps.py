@@ -30,6 +30,7 @@ from pancrafter.compute import Compute
 from pancrafter.errors import (
     ContractError,
     InvalidSceneError,
+    LedgerError,
     PancrafterError,
     SinkError,
     SourceError,
@@ -409,8 +410,11 @@ def test_a_lease_is_renewed_while_its_scene_is_in_work_and_no_longer(
 ) -> None:
     add_scene(tmp_path / "source", "scene", side_px=128)
     settings, renew, renewed = classical_in(tmp_path, lease_s=0.3), Ledger.renew, threading.Semaphore(0)
+    failures = [LedgerError("locked, this one time")]
 
     def keep(ledger: Ledger, lease: Lease) -> None:
+        if failures:
+            raise failures.pop()
         try:
             renew(ledger, lease)
         finally:

@@ -163,6 +163,7 @@ def test_nightly_reports_the_bad_scene_and_finishes_the_others(
     from prefect.blocks.webhook import Webhook
 
     from flows.area import ScenesFailedError, nightly
+    from flows.upkeep import redrive
 
     add_scene(tmp_path / "source", "good", side_px=128, day=2)
     add_scene(tmp_path / "source", "bad", side_px=128, seed=2).ms.write_bytes(b"not a tiff")
@@ -189,6 +190,7 @@ def test_nightly_reports_the_bad_scene_and_finishes_the_others(
     assert run.state.is_failed()
     retried = nightly(settings_in(tmp_path), return_state=True)
     assert retried.message == "nothing to do; waiting for a person: 1 dead"
+    assert redrive(settings_in(tmp_path)) == ["geoeye-1/bad"]
 
 
 def test_make_run_says_what_to_do_about_scenes_that_wait_for_a_person(
@@ -302,6 +304,7 @@ def test_of_very_many_scenes_the_page_of_a_run_shows_the_first_and_failures_befo
 
     @flow
     def night() -> None:
+        leave_artifacts(outcomes[-30:] * 7, "pancrafter redrive KEY")
         leave_artifacts(outcomes, "pancrafter redrive KEY")
 
     night()
@@ -313,9 +316,11 @@ def test_of_very_many_scenes_the_page_of_a_run_shows_the_first_and_failures_befo
     assert table.description == "What became of 200 of 340 scenes"
     assert failures_of(outcomes).startswith("c/310: why; c/311: why; ")
     assert failures_of(outcomes).endswith("; c/329: why; and 10 more")
-    failures = next(artifact for artifact in newest if artifact.key == "failures")
-    assert "`pancrafter redrive c/338`" in str(failures.data)
-    assert "`pancrafter redrive 'c/$(id)'`" in str(failures.data), "somebody will paste it"
+    failures, many = [str(artifact.data) for artifact in newest if artifact.key == "failures"][:2]
+    assert "`pancrafter redrive c/338`" in failures
+    assert "`pancrafter redrive 'c/$(id)'`" in failures, "somebody will paste it"
+    assert many.count("after a fix") == 200
+    assert many.endswith("\n- and 10 more, as the ledger lists them")
 
 
 @pytest.mark.usefixtures("prefect_server")
@@ -420,12 +425,14 @@ def test_one_scene_by_its_key(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("prefect_server")
 def test_one_scene_that_is_held_fails_with_the_reason_at_once_and_ever_after(tmp_path: Path) -> None:
     from flows.scene import sharpen_scene
+    from flows.upkeep import redrive
 
     add_scene(tmp_path / "source", "scene", side_px=128)
     settings = settings_with(tmp_path, max_consistency=0.001, max_of_detail=0, on_miss="hold")
     for before in ("", "nothing was done, the scene is "):
         with pytest.raises(FailedRun, match=f"^{before}held: consistency ERGAS"):
             sharpen_scene("geoeye-1/scene", settings)
+    assert redrive(settings) == ["geoeye-1/scene"]
 
 
 @pytest.mark.usefixtures("prefect_server")
@@ -578,6 +585,23 @@ def test_a_night_goes_first_and_its_look_counts_from_its_begin_whatever_fails(
     assert look.started < began
     assert new_since == page_since == look.started - timedelta(days=2)
     assert "flow run left was left running by a process that is gone" in caplog.messages
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_the_webhook_hears_of_a_night_that_was_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from prefect.blocks.webhook import Webhook
+
+    from flows import area
+
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(area, "_sharpen", interrupt)
+    with listening() as (url, heard):
+        Webhook(url=url, method="POST", allow_private_urls=True).save("morning", overwrite=True)
+        with pytest.raises(KeyboardInterrupt):
+            area.nightly(settings_in(tmp_path), notify="morning")
+    assert [told["state"] for told in heard] == ["Crashed"]
 
 
 @pytest.mark.usefixtures("prefect_server")
@@ -740,28 +764,47 @@ def test_runs_of_gone_processes_are_closed_those_of_unknown_ones_when_they_have_
 
 
 @pytest.mark.usefixtures("prefect_server")
-def test_upkeep_is_named_by_what_it_keeps(tmp_path: Path) -> None:
+def test_upkeep_is_named_by_what_it_keeps_and_tells_what_it_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from prefect.blocks.webhook import Webhook
+
     from flows.upkeep import census, redrive, sweep
 
     add_scene(tmp_path / "source", "scene", side_px=128)
     settings = classical_in(tmp_path)
-    redrive(settings)
-    left = {"name": "left", "tags": [f"process:{lease_owner().split('/')[0]}/999999/1"], "state": Running()}
+    for place in ("source", "state_dir", "contracts_dir"):  # left out, as a deployment may
+        monkeypatch.setenv(f"PANCRAFTER_{place.upper()}", str(getattr(settings, place)))
+    given = Settings(sink=settings.sink)
+    redrive(given)
+    gone = f"{lease_owner().split('/')[0]}/999999/1"
+    with open_ledger(settings) as ledger:
+        discovery.discover(settings, ledger)
+        (row,) = ledger.rows()
+        assert ledger.claim(row.key, gone, 900, recipe=str(row.recipe))
     with get_client(sync_client=True) as client:
-        client.create_flow_run(flow(lambda: None, name="night"), **left)
-    swept = sweep(settings, return_state=True)
-    assert swept.message == "0 freed, 0 dead, 0 leftovers removed, 1 flow run closed"
+        client.create_flow_run(flow(lambda: None, name="night"), name="left", tags=[f"process:{gone}"], state=Running())
+    swept = sweep(given, return_state=True)
+    assert swept.message == "1 freed, 0 dead, 0 leftovers removed, 1 flow run closed"
+    assert "free again: geoeye-1/scene" in caplog.messages
     with pytest.raises(FailedRun, match=r"1 difference, .*; mend with: pancrafter run"):
-        census(settings)
+        census(given)
     runs.run(settings, silent)
     (path,) = (tmp_path / "sink").rglob("sharpened*.tif")
     path.write_bytes(path.read_bytes()[:-1] + b"?")
-    assert census(settings)["differences"] == []
-    with pytest.raises(FailedRun, match="1 difference,"):
-        census(settings, checksums=True)
+    assert census(given)["differences"] == []
+    with listening() as (url, heard):
+        Webhook(url=url, method="POST", allow_private_urls=True).save("morning", overwrite=True)
+        with pytest.raises(FailedRun, match="1 difference,"):
+            census(given, checksums=True, notify="morning")
+    assert [(told["flow"], told["state"]) for told in heard] == [("census", "Failed")]
     with get_client(sync_client=True) as client:
         names = {run.name for run in client.read_flow_runs() if f"process:{lease_owner()}" in run.tags}
+        newest = client.read_artifacts(sort=ArtifactSort.CREATED_DESC)
     assert names >= {f"{name} {settings.sink}" for name in ("redrive", "sweep", "census")}
+    table = next(artifact for artifact in newest if artifact.key == "census")
+    (shown,) = json.loads(str(table.data))
+    assert shown["fix"].startswith("pancrafter redrive geoeye-1/scene ")
 
 
 @pytest.mark.usefixtures("prefect_server")
