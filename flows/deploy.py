@@ -15,7 +15,7 @@ from pathlib import Path
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.objects import DeploymentSchedule
 
-from flows.check import NoServerError, every, server_client
+from flows.server import NoServerError, every, server_client
 from flows.tasks import GPU_LIMIT
 
 POOL = "pancrafter"

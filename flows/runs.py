@@ -13,6 +13,7 @@ from prefect.context import FlowRunContext
 from prefect.exceptions import ObjectNotFound
 from prefect.states import Crashed
 
+from flows.server import every
 from pancrafter.processes import is_gone, lease_owner
 
 _TAG = "process:"
@@ -35,7 +36,7 @@ def crash_gone_runs() -> list[str]:
     )
     crashed = []
     with get_client(sync_client=True) as client:
-        for run in client.read_flow_runs(flow_run_filter=running):
+        for run in list(every(client.read_flow_runs, flow_run_filter=running)):
             owners = [tag.removeprefix(_TAG) for tag in run.tags if tag.startswith(_TAG)]
             if owners and all(is_gone(owner, _last_sign(client, run)) for owner in owners):
                 with contextlib.suppress(ObjectNotFound):

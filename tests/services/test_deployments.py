@@ -14,11 +14,16 @@ import pytest
 from faults.deployment import POOL, DeploymentRun, PrefectServer, is_engine
 from faults.processes import MARK, family
 from listening import listening
+from prefect import flow
 from prefect.blocks.webhook import Webhook
+from prefect.client.orchestration import get_client
 from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.states import Running
 from small_archive import add_scene, backdate, classical_contracts
 
+from flows.runs import crash_gone_runs
 from pancrafter.ledger import Ledger
+from pancrafter.processes import lease_owner
 from pancrafter.states import LedgerRow, State
 
 pytestmark = pytest.mark.services
@@ -281,3 +286,12 @@ def test_work_pools_that_are_missing_are_named_and_nothing_is_lost(site: Site) -
 
 
 GOOD = "every deployment has a work pool with a living worker, and no run waits in vain\n"
+
+
+def test_all_runs_whose_process_is_gone_are_closed(server: PrefectServer) -> None:
+    """More than the server lists at a time."""
+    gone = f"process:{lease_owner().split('/')[0]}/999999/1"
+    with temporary_settings({PREFECT_API_URL: server.url}):
+        with get_client(sync_client=True) as client:
+            left = [client.create_flow_run(flow(lambda: None), tags=[gone], state=Running()).name for _ in range(9)]
+        assert set(left) <= set(crash_gone_runs())
