@@ -20,7 +20,7 @@ from pancrafter.access import OPEN_TO_ALL, Access
 from pancrafter.crs import crs_code
 from pancrafter.errors import GridMismatchError, InvalidSceneError
 from pancrafter.grid import MAX_RATIO_ERROR, aligned_ms_grid, grid_bounds, needs_resampling, pair_grids, same_pixels
-from pancrafter.opening import GDAL_OPTIONS, READ_ERRORS, open_source, read_failure, signed_anew
+from pancrafter.opening import GDAL_OPTIONS, PLAIN_FORMATS, READ_ERRORS, open_source, read_failure, signed_anew
 from pancrafter.sensors import SensorContract
 from pancrafter.types import AssetRef, PairGrid, PixelGrid, Scene
 
@@ -244,10 +244,16 @@ def _absurd(dataset: Any) -> str | None:  # Any: rasterio is untyped
 
 
 def _size_on_disk(dataset: Any) -> int | None:  # Any: rasterio is untyped
-    """Bytes of a local file and those beside it that belong to it; of what a VRT names nothing is known."""
-    if dataset.driver == "VRT" or not Path(dataset.name).is_file():
+    """Bytes of a local file, and of the .ige in which an .img may keep its pixels.
+
+    None for formats that only a user himself can name: a VRT and others have their pixels elsewhere. GDAL's list of a
+    dataset's files must not be asked for: it follows what stands in side files to other files and hosts.
+    """
+    path = Path(dataset.name)
+    if dataset.driver not in PLAIN_FORMATS or not path.is_file():
         return None
-    return sum(Path(name).stat().st_size for name in dataset.files)
+    beside = path.with_suffix(".ige")
+    return path.stat().st_size + (beside.stat().st_size if dataset.driver == "HFA" and beside.is_file() else 0)
 
 
 def _placed_by(dataset: Any) -> str:  # Any: rasterio is untyped

@@ -35,6 +35,9 @@ _REMOTE_OPTIONS: dict[str, Any] = {  # Any: rasterio is untyped
 _PLAIN_DRIVERS = {".jp2": "JP2OpenJPEG", ".j2k": "JP2OpenJPEG", ".img": "HFA", ".ntf": "NITF"}
 """Formats, by suffix (else GeoTIFF), of what catalogs name: none can refer to further files or hosts, as VRT does."""
 
+PLAIN_FORMATS = frozenset({"GTiff", *_PLAIN_DRIVERS.values()})
+"""All of these."""
+
 _TIFF_BEGINNINGS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 READ_ERRORS = (RasterioError, CPLE_BaseError, OSError, UnicodeDecodeError)

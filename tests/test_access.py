@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -626,6 +627,21 @@ def test_a_vrt_beside_a_local_file_is_not_its_mask(tmp_path: Path) -> None:
     _write_vrt(mask.rename(mask.with_suffix(".MSK")), tmp_path / "secret.tif")
     with pytest.raises(InvalidSceneError, match=r"asset pan: its mask is .*\.MSK; expected a GeoTIFF"):
         stage_scene(scene, contract(), str(tmp_path / "x.zarr"), block_px=64, access=rules)
+
+
+def test_a_vrt_beside_a_local_file_is_not_followed_as_its_overview(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GDAL_HTTP_TIMEOUT", "1")
+    scene = Pair(np.ones((128, 128), np.uint16), np.ones((3, 32, 32), np.uint16)).write(tmp_path)
+    with socket.create_server(("127.0.0.1", 0)) as private:
+        private.settimeout(0)
+        address, overview = f"http://127.0.0.1:{private.getsockname()[1]}/a.tif", Path(f"{scene.pan.href}.ovr")
+        _write_vrt(overview, tmp_path / "secret.tif")
+        overview.write_text(overview.read_text().replace(str(tmp_path / "secret.tif"), f"/vsicurl/{address}"))
+        stage_scene(scene, contract(), str(tmp_path / "x.zarr"), block_px=64, access=PUBLIC.trusting(str(tmp_path)))
+        with pytest.raises(BlockingIOError):
+            private.accept()
 
 
 @pytest.mark.parametrize(
