@@ -67,8 +67,8 @@ _GAIN_RIDGE = 0.001
 """Of PAN's mean detail in a cell, added to that of every cell, so that no gain is fitted to nothing."""
 
 _MIN_SLOPE_SHARE = 0.01
-"""Least detail in any direction as a share of that in another. Parallel lines with little beside them have about this
-much or less, and noise put their bands up to 8 px aside; crops of real pairs (48 MS px) never under 0.03."""
+"""Least detail in a direction, as a share of that in another, that says where along it a band lies. Parallel lines with
+little beside them have less, and noise put bands up to 8 px along them; crops of real pairs (48 MS px) never have."""
 
 _MIN_SAMPLES = 150
 _COARSE_SAMPLES = 8_192
@@ -90,7 +90,8 @@ class BandShift(Record):
     MS pixel ``i`` shows what PAN shows at ``ratio * i + phase + shift``. ``correlation``, 0 to 1, is that of the fine
     detail there with a gain of its own in every cell: its square is the share that PAN explains in a typical cell of
     the half with the most detail.
-    ``spread_px`` is the median distance of the shifts of the image's parts from ``shift_yx``; None: not measurable.
+    ``spread_px`` is the median distance of the shifts of the image's parts from ``shift_yx``; None: not measurable, or
+    the image is of parallel lines, and the shift what they tell, across them.
     ``certain`` says that the shift is trustworthy, ``significant`` that it is also large enough to be worth applying.
     """
 
@@ -149,7 +150,8 @@ def estimate_band_shifts(
 def combine_windows(windows: Sequence[Sequence[BandShift]]) -> tuple[BandShift, ...]:
     """One shift per band for a scene: the median over its windows, certain where most windows agree.
 
-    Windows in which a band's own measurement is trusted decide for it; where there is none, those in which it is not.
+    Windows in which a band's own measurement is trusted decide for it; where there is none, those in which it is not,
+    or is not entire: of parallel lines.
 
     Args:
         windows: Per window, one entry per band; windows of little texture may hold uncertain entries.
@@ -163,7 +165,7 @@ def agree(windows: Sequence[Sequence[BandShift]]) -> bool:
     """Whether more windows would not help: each band is certain in all and trusted in one, and they say the same."""
     return all(
         all(entry.certain for entry in entries)
-        and any(_trust(entry) == 1 for entry in entries)
+        and any(_decides(entry) for entry in entries)
         and (spread := _combine(entries).spread_px) is not None
         and spread <= SETTLED_SPREAD_PX
         for entries in zip(*windows, strict=True)
@@ -174,7 +176,7 @@ def _combine(entries: Sequence[BandShift]) -> BandShift:
     certain = [entry for entry in entries if entry.certain]
     if not certain:
         return _doubted(max(entries, key=lambda entry: entry.correlation))
-    chosen = [entry for entry in certain if _trust(entry) == 1] or certain
+    chosen = [entry for entry in certain if _decides(entry)] or certain
     shifts = np.array([entry.shift_yx for entry in chosen])
     median = np.median(shifts, axis=0)
     spread = float(np.median(np.hypot(*(shifts - median).T)))
@@ -202,6 +204,11 @@ def _trust(band: BandShift) -> float:
         return 0.0
     span = TRUSTED_BAND_CORRELATION - MIN_BAND_CORRELATION
     return min(max((band.correlation - MIN_BAND_CORRELATION) / span, 0.0), 1.0)
+
+
+def _decides(band: BandShift) -> bool:
+    """Whether a window's word on a band counts before that of windows that know less of it."""
+    return _trust(band) == 1 and band.spread_px is not None
 
 
 def _with_the_others(bands: Sequence[BandShift]) -> tuple[BandShift, ...]:
@@ -252,14 +259,15 @@ class _Fit(NamedTuple):
     correlation: float
 
     def step(self, chosen: NDArray[np.bool_] | slice = slice(None)) -> Vector:
-        """Displacement (dy, dx) that would make the chosen cells fit better."""
+        """Displacement (dy, dx) that would make the chosen cells fit better, as far as it shows."""
         normal, wanted = self.normal[chosen].sum(axis=0), self.wanted[chosen].sum(axis=0)
-        return np.asarray(np.linalg.lstsq(normal, wanted, rcond=1e-10)[0], np.float64)
+        return self.told(np.asarray(np.linalg.lstsq(normal, wanted, rcond=1e-10)[0], np.float64))
 
-    def holds_both_ways(self) -> bool:
-        """Whether there is detail in every direction: parallel lines look the same wherever along them they lie."""
-        along, across = np.linalg.eigvalsh(self.normal.sum(axis=0))
-        return bool(along > _MIN_SLOPE_SHARE * across)
+    def told(self, shift_yx: Vector) -> Vector:
+        """The part of a displacement that shows: parallel lines look the same wherever along them they lie."""
+        detail, directions = np.linalg.eigh(self.normal.sum(axis=0))
+        shows = detail > _MIN_SLOPE_SHARE * detail[-1]
+        return shift_yx if shows.all() else directions[:, shows] @ directions[:, shows].T @ shift_yx
 
 
 class _Matcher:
@@ -336,14 +344,15 @@ class _Matcher:
         for start in starts_yx:
             if all(np.abs(start - shift).max() > 1 for shift, _ in found):
                 found.append(self._climb(band, start))
-        shift, fit = max(found, key=lambda entry: entry[1].correlation)
+        place, fit = max(found, key=lambda entry: entry[1].correlation)
+        shift = fit.told(place)
         # how far each part of the image alone would still go
         steps = [float(np.hypot(*fit.step(part))) for part in self._parts]
         spread = float(np.median(steps)) if len(steps) >= _MIN_PARTS else None
         inside = bool(np.all(np.abs(shift) <= MAX_SHIFT_PX + 0.5))
         agreed = spread is not None and spread <= MAX_PART_SPREAD_PX
-        certain = inside and agreed and fit.holds_both_ways() and fit.correlation > MIN_BAND_CORRELATION
-        return _band_shift(shift, fit.correlation, certain=certain, spread_px=spread)
+        certain = inside and agreed and fit.correlation > MIN_BAND_CORRELATION
+        return _band_shift(shift, fit.correlation, certain=certain, spread_px=spread if shift is place else None)
 
     def _climb(self, band: int, start_yx: Vector) -> tuple[Vector, _Fit]:
         """Where the search ends, and the fit there or a negligible step before it."""

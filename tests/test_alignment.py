@@ -164,14 +164,19 @@ def test_no_false_correction(kind: str) -> None:
         assert found.applied_yx == (0.0, 0.0)
 
 
-def test_parallel_lines_do_not_say_where_along_them_they_lie() -> None:
-    """As of dunes, swell or a ploughed field: without noise in common, any place along them fits."""
+@pytest.mark.parametrize("angle_deg", [0, 30])
+def test_parallel_lines_place_a_band_across_them_alone(angle_deg: float) -> None:
+    """As of dunes, swell or a ploughed field: any place along them fits, and noise would choose."""
     rng = np.random.default_rng(0)
-    lines = np.tile(1000 + 300 * ndimage.gaussian_filter1d(rng.normal(size=384), 2), (384, 1))
-    ms = sampled(lines, 4, 1.5, (0.0, -0.8)) + rng.normal(size=(96, 96)) * 2
+    across = np.array([np.sin(np.radians(angle_deg)), np.cos(np.radians(angle_deg))])
+    profile, places = ndimage.gaussian_filter1d(rng.normal(size=1200), 2), np.indices((384, 384))
+    lines = 1000 + 300 * np.interp(np.tensordot(across, places, 1), np.arange(1200), profile)
+    ms = sampled(lines, 4, 1.5, (-2.4 * across[0], -2.4 * across[1])) + rng.normal(size=(96, 96)) * 2
     (found,) = estimate_band_shifts(lines + rng.normal(size=lines.shape) * 4, ms[None], 4, (1.5, 1.5))
-    assert found.correlation > 0.9
-    assert not found.certain
+    assert found.applied_yx == pytest.approx(-2.4 * across, abs=0.05)
+    elsewhere = (_entry(1.0, 1.0),)
+    assert combine_windows([[found], [found], elsewhere])[0].shift_yx == (1.0, 1.0), "windows that tell all decide"
+    assert not agree([[found], [found]])
 
 
 @settings(deadline=None, max_examples=60)
