@@ -98,6 +98,15 @@ def test_the_best_network_is_kept_and_not_the_last() -> None:
     assert biases[0] < 0.1 < 0.2 < biases[1]
 
 
+def test_patches_that_decide_are_not_learnt_from(spoiled: NetworkSharpener) -> None:
+    first, _, *rest = cut_patches(scene(), QUICK)
+    limits = QUICK.model_copy(update={"check_every": QUICK.steps})
+    one, other = (adapt(spoiled, [first, deciding, *rest], GAINS, limits) for deciding in rest)
+    assert one.after != other.after
+    states = [done.sharpener.checkpoint.network.state_dict() for done in (one, other)]
+    assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
+
+
 def test_the_network_that_was_given_stays_as_it_is(spoiled: NetworkSharpener) -> None:
     original = {k: v.clone() for k, v in spoiled.checkpoint.network.state_dict().items()}
     done = adapt(spoiled, cut_patches(scene(), QUICK), GAINS, QUICK)

@@ -81,7 +81,7 @@ def test_where_files_lay_on_the_trainers_disk_is_left_out(tmp_path: Path) -> Non
     """Also of weights whose record was written before it left that out itself."""
     config = {
         "start": "/home/me/my weights/first.safetensors",
-        "mean_with": "open-compact",
+        "mean_with": "/home/me/second.safetensors",
         "pairs_dir": "/home/me/pairs",
         "pancollection": {"train": ["/home/me/train_gf2.h5"], "validation": ["/home/me/valid_gf2.h5"], "sensor": None},
     }
@@ -91,7 +91,7 @@ def test_where_files_lay_on_the_trainers_disk_is_left_out(tmp_path: Path) -> Non
     assert properties["mlm:pretrained_source"] == "first"
     assert properties["mlm:hyperparameters"]["training"] == {
         "start": "first",
-        "mean_with": "open-compact",
+        "mean_with": "second",
         "pancollection": {"train": ["train_gf2.h5"], "validation": ["valid_gf2.h5"], "sensor": None},
         "start_sha256": "ab",
     }

@@ -11,7 +11,7 @@ import struct
 import sys
 from collections.abc import Callable
 from dataclasses import replace
-from itertools import islice, pairwise
+from itertools import islice, pairwise, product
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,7 @@ from pancrafter.pairs import value_range
 from pancrafter.pancollection import SENSORS, BenchmarkSensor, Patches, rebuild_ms
 from pancrafter.resample import Mtf, degrade, upsample
 from pancrafter.sharpness import combine, sharpness
-from pancrafter.training import loop
+from pancrafter.training import loop, validation
 from pancrafter.training.config import Augmentation, TrainConfig, read_config
 from pancrafter.training.images import (
     TrainingImage,
@@ -786,35 +786,50 @@ def test_the_best_step_is_kept_and_not_the_last(tmp_path: Path, pairs: Path) -> 
     best = train(write_config(tmp_path, steps=2, learning_rate=0.1, **chosen), run)
     assert load_checkpoint(str(best)).training["step"] == 1
     best.unlink()
-    train(write_config(tmp_path, steps=3, learning_rate=1e-9, **chosen), run)
+    path = write_config(tmp_path, steps=3, learning_rate=1e-9, **chosen)
+    train(path, run)
     assert load_checkpoint(str(best)).training["step"] == 3
+    assert dict(scalars(run, "learning_rate"))[3] == pytest.approx(learning_rate(2, read_config(path)))
 
 
-def test_infinite_loss_stops_and_keeps_the_last_good_state(tmp_path: Path, pairs: Path) -> None:
-    chosen = on_pairs(pairs)
-    train(write_config(tmp_path, steps=2, validate_every=40, **chosen), tmp_path / "run")
+@pytest.mark.parametrize(("every", "said"), [(40, "(loss|gradient norm)"), (1, "validation ERGAS")])
+def test_what_is_infinite_stops_and_keeps_the_last_good_state(
+    tmp_path: Path, pairs: Path, every: int, said: str
+) -> None:
+    chosen = on_pairs(pairs, validate_every=every)
+    train(write_config(tmp_path, steps=2, **chosen), tmp_path / "run")
     good = {name: (tmp_path / "run" / name).read_bytes() for name in ("state.pt", "best.safetensors")}
-    path = write_config(tmp_path, steps=40, validate_every=40, learning_rate=1e30, **chosen)
+    path = write_config(tmp_path, steps=40, learning_rate=1e30, **chosen)
     with pytest.raises(
-        PancrafterError, match=r"(loss|gradient norm) is (nan|inf) at step \d+; .* \(of step 2\); lower learning_rate"
+        PancrafterError, match=rf"^{said} is (nan|inf) at step \d+; .* \(of step 2\); lower learning_rate"
     ):
         train(path, tmp_path / "run")
     assert {name: (tmp_path / "run" / name).read_bytes() for name in good} == good
     assert torch.load(tmp_path / "run" / "state.pt", weights_only=True)["step"] == 2
 
 
+@pytest.mark.parametrize(
+    ("error", "named"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.20 GiB"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
+        (RuntimeError("CUDA error: an illegal memory access was encountered"), False),
+    ],
+)
 def test_a_device_without_memory_for_a_step_says_what_is_kept(
-    tmp_path: Path, pairs: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, pairs: Path, monkeypatch: pytest.MonkeyPatch, error: RuntimeError, *, named: bool
 ) -> None:
     def full(*_: Any) -> torch.Tensor:
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.20 GiB")
+        raise error
 
     chosen = on_pairs(pairs, validate_every=2)
     train(write_config(tmp_path, steps=2, **chosen), tmp_path / "run")
     monkeypatch.setattr(loop, "batch_loss", full)
     with pytest.raises(
-        DeviceError,
-        match=r"cpu has no memory for step 3 \(CUDA out .* \(of step 2\), to go on .* lower batch or patch_px",
+        DeviceError if named else RuntimeError,
+        match=r"cpu has no memory for step 3 \(CUDA .* \(of step 2\), to go on .* lower batch or patch_px"
+        if named
+        else "^CUDA error: an illegal",
     ):
         train(write_config(tmp_path, steps=4, **chosen), tmp_path / "run")
 
@@ -897,15 +912,15 @@ def test_validation_score_is_wald_of_the_whole_image(shape: tuple[int, int]) -> 
     """An untrained network is the cubic baseline, whatever the image's shape; the baseline is computed anew here."""
     truth = np.stack([landscape(shape, seed) for seed in (1, 2)]).astype(np.float32)
     wide = training_image("wide", truth.mean(0), truth)
-    scores = validation_ergas(PanCrafter(NetworkConfig.model_validate(TINY)).eval(), [wide], "cpu")
+    scores = validation_ergas(PanCrafter(NetworkConfig.model_validate(TINY)).eval(), [wide] * 2, "cpu")
     assert scores["ergas"] == pytest.approx(scores["ergas_cubic"], rel=1e-3)
     side = [min(n, 256) // 4 * 4 for n in shape]
     crop = truth[:, : side[0], : side[1]].astype(np.float64)
     core, expected = (slice(None), slice(16, -16), slice(16, -16)), []
-    for ratio in (4, 2):
+    for ratio, gain in product((4, 2), (0.28, 0.1)):
         small, nominal = (side[0] // ratio, side[1] // ratio), (ratio - 1) / 2
         told, true = (nominal + 0.7, nominal - 0.4), (nominal + 0.9, nominal - 0.25)
-        cubic = np.stack([upsample(degrade(b, small, ratio, true, 0.28), b.shape, ratio, told) for b in crop])
+        cubic = np.stack([upsample(degrade(b, small, ratio, true, gain), b.shape, ratio, told) for b in crop])
         expected.append(ergas(crop[core], cubic[core], ratio))
     assert scores["ergas_cubic"] == pytest.approx(np.mean(expected), rel=1e-3)
 
@@ -923,16 +938,31 @@ def test_sharpening_arrays_takes_bands_in_groups() -> None:
     assert np.abs(both[2:] - last).max() < 1e-2
 
 
+def test_arrays_are_sharpened_by_the_mtf_of_their_bands() -> None:
+    whole, phase = image(2, 64, 1), np.array([1.5, 1.5])
+    ms = degrade(whole.truth[0], (16, 16), 4, (1.5, 1.5), 0.3).astype(np.float32)
+    with torch.no_grad():
+        for matched in (False, True):
+            network = random_network(1, matched_lowpass=matched)
+            found = [sharpen_arrays(network, whole.pan, ms[None], 4, phase, whole, "cpu", gain) for gain in (0.1, 0.5)]
+            assert np.array_equal(*found) != matched
+        cubic, plain = upsample(ms, (64, 64), 4, (1.5, 1.5)), PanCrafter(NetworkConfig.model_validate(TINY))
+        for gain in (0.1, 0.5):
+            put_back = upsample(ms - degrade(cubic, (16, 16), 4, (1.5, 1.5), gain), (64, 64), 4, (1.5, 1.5))
+            (stepped,) = sharpen_arrays(plain, whole.pan, ms[None], 4, phase, whole, "cpu", gain, reprojection=True)
+            step = (stepped - cubic)[16:-16, 16:-16]
+            assert np.abs(step - put_back[16:-16, 16:-16]).max() < 0.05 * np.abs(step).max()
+
+
 # --- configuration --------------------------------------------------------------------------------------------------
 
 
 def test_weights_lie_where_the_configuration_does(tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir()
-    given = {"start": "../tuned.safetensors", "mean_with": str(tmp_path / "other.safetensors")}
-    found = read_config(write_config(tmp_path / "elsewhere", **given))
-    assert found.start is not None
-    assert Path(found.start).resolve() == tmp_path / "tuned.safetensors"
-    assert found.mean_with == given["mean_with"]
+    for field in ("start", "mean_with"):
+        for given in ("../tuned.safetensors", str(tmp_path / "tuned.safetensors")):
+            found = getattr(read_config(write_config(tmp_path / "elsewhere", **{field: given})), field)
+            assert Path(found).resolve() == tmp_path / "tuned.safetensors"
     assert read_config(write_config(tmp_path, start="open-compact")).start == "open-compact"
 
 
@@ -945,6 +975,8 @@ def test_weights_lie_where_the_configuration_does(tmp_path: Path) -> None:
         ("network: {}\nsteps: 5\nsteps: 6", "'steps' is given twice"),
         ("network: {}\nbatch: 0", "batch"),
         ("network: {}\nratios: {5: 1.0}", "expected one or more of 2, 3, 4"),
+        ("network: {}\nratios: {1: 1.0}", "expected one or more of 2, 3, 4"),
+        ("network: {}\nratios: {2: 1.0, 4: 0}", "expected one or more of 2, 3, 4 with positive shares"),
         ("network: {}\nratios: {}", "expected one or more of 2, 3, 4"),
         ("network: {}\nprecision: float16", "precision"),
         ("network: {}\naugmentation: {detail_gain: [4, 0.2]}", "expected the least first"),
@@ -1202,6 +1234,14 @@ def test_benchmark_score_passes_over_patches_with_an_empty_band() -> None:
     scores = patch_ergas(network, replace(whole, truth=truth), "cpu")
     rest = replace(whole, **{name: getattr(whole, name)[[0, 2]] for name in ("pan", "ms", "truth")})
     assert scores == pytest.approx(patch_ergas(network, rest, "cpu"))
+
+
+def test_benchmark_scores_patches_from_all_of_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    network, whole = PanCrafter(NetworkConfig.model_validate(TINY | {"bands": 2})), patches_of(3)
+    ends = replace(whole, **{name: getattr(whole, name)[[0, 2]] for name in ("pan", "ms", "truth")})
+    expected = patch_ergas(network, ends, "cpu")
+    monkeypatch.setattr(validation, "VALIDATION_PATCHES", 2)
+    assert patch_ergas(network, whole, "cpu") == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(

@@ -51,6 +51,10 @@ def test_a_plan_reads_weights_once_until_they_are_replaced(tmp_path: Path) -> No
     assert weights_sha256(str(weights)) == file_sha256(weights) != first
     os.utime(weights, ns=(before.st_atime_ns, before.st_mtime_ns + 1))
     assert planned_sha256(str(weights)) == file_sha256(weights)
+    (tmp_path / "third").write_bytes(b"third")
+    os.utime(tmp_path / "third", ns=(before.st_atime_ns, before.st_mtime_ns + 1))
+    (tmp_path / "third").replace(weights)
+    assert planned_sha256(str(weights)) == file_sha256(weights)
 
 
 def test_scenes_check_weights_once_until_they_are_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
