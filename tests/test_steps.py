@@ -182,6 +182,7 @@ def test_what_was_planned_is_measured_in_the_ledger_and_in_the_item(tmp_path: Pa
     steps_seconds = sum(measured[f"{step}_seconds"] for step in ("stage", "sharpen", "assess"))
     assert cost["seconds"] == pytest.approx(steps_seconds)
     assert cost["sharpen_seconds"] == pytest.approx(measured["sharpen_seconds"])
+    assert cost["mpx_per_s"] == pytest.approx(256 * 256 / 1e6 / cost["sharpen_seconds"])
     assert steps_seconds < measured["seconds"], "publishing comes on top, and an item cannot know what its own took"
     assert planned.seconds is not None
     assert planned.money == pytest.approx(planned.seconds / 100)
