@@ -6,13 +6,13 @@ Prefect keeps parameters in its database and shows them to everybody.
 from __future__ import annotations
 
 from typing import Annotated, Any
-from urllib.parse import parse_qs, urlsplit
 
 from pydantic import BeforeValidator, GetJsonSchemaHandler
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
 from pancrafter.errors import PancrafterError
+from pancrafter.ledger_tables import holds_password
 from pancrafter.options import require_apart, settings_from
 from pancrafter.settings import Settings, WorkSettings
 
@@ -58,8 +58,7 @@ def with_environment(parameters: WorkSettings) -> Settings:
         SecretParameterError: The ledger's address was given as a parameter, with a password.
         OptionError: A value in the environment does not fit, or source and sink are the same place.
     """
-    address = urlsplit(parameters.ledger_url or "")
-    if address.password or "password" in parse_qs(address.query):
+    if parameters.ledger_url is not None and holds_password(parameters.ledger_url):
         raise SecretParameterError(
             "parameter ledger_url holds a password, which Prefect would show; leave it out, and set "
             "PANCRAFTER_LEDGER_URL where the worker runs"

@@ -168,6 +168,14 @@ def open_engine(url: str) -> Engine:
     return engine
 
 
+def holds_password(url: str) -> bool:
+    """Whether a ledger's address holds a password, however ``open_engine`` finds it there."""
+    with contextlib.suppress(sa.exc.ArgumentError):  # it makes no sense, which opening it says
+        parsed = sa.make_url(url)
+        return bool(parsed.password) or not {"password", "sslpassword"}.isdisjoint(parsed.query)
+    return False
+
+
 def _set_up_sqlite(dbapi_connection: Any, _record: object) -> None:  # Any: the driver's own connection type
     """Readers do not wait for writers (WAL), writers queue; the driver starts no transactions on its own."""
     dbapi_connection.isolation_level = None

@@ -87,7 +87,9 @@ def test_no_planted_secret_is_found_after_a_run(tmp_path: Path) -> None:
 
 def test_passwords_are_no_parameters(monkeypatch: pytest.MonkeyPatch) -> None:
     address = "postgresql+psycopg://user:planted@host/db"
-    for given in (address, "postgresql+psycopg://user@host/db?sslmode=require&password=planted"):
+    options = ("sslmode=require&password=planted", "sslpassword=planted")
+    written = (f"postgresql+psycopg://user:plan{sign}ted@host/db" for sign in "/?#")  # SQLAlchemy needs no escapes
+    for given in (address, *(f"postgresql+psycopg://user@host/db?{option}" for option in options), *written):
         with pytest.raises(SecretParameterError, match="leave it out, and set PANCRAFTER_LEDGER_URL"):
             with_environment(Settings(ledger_url=given))
     monkeypatch.setenv("PANCRAFTER_LEDGER_URL", address)
