@@ -22,7 +22,7 @@ from pancrafter.errors import PancrafterError
 from pancrafter.heap import leave_cores_soon
 from pancrafter.ledger import open_ledger
 from pancrafter.options import parse_bbox, parse_moment, print_all_characters, settings_from
-from pancrafter.runs import Run
+from pancrafter.runs import Run, given_up_outcome
 from pancrafter.settings import Settings
 from pancrafter.states import State
 from pancrafter.steps import Outcome
@@ -51,11 +51,12 @@ def main(arguments: list[str]) -> int:
         started = datetime.now(UTC)
         with open_ledger(settings) as ledger:
             found = discovery.discover(settings, ledger)
-        outcomes = _run_nightly(settings) if found.eligible else []
+        outcomes = [given_up_outcome(row) for row in found.given_up]
+        outcomes += _run_nightly(settings) if found.eligible else []
         if found.has_news:  # which the page of the nightly run, begun after this look, leaves out
             with open_ledger(settings) as ledger:
                 Run(settings, ledger, partial(console.print, highlight=False), since=started).leave_report()
-        if not found.eligible:
+        if not found.eligible and not found.given_up:
             _say_nothing_to_do(console, settings, found)
             return 0
     except PancrafterError as error:

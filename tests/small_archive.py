@@ -15,7 +15,9 @@ import rasterio
 from numpy.typing import NDArray
 from rasterio.transform import from_origin
 
+from pancrafter import discovery, steps
 from pancrafter.ingest import add_pair
+from pancrafter.ledger import open_ledger
 from pancrafter.sensors import get_contract
 from pancrafter.settings import Settings
 from pancrafter.simulate.imaging import image_scene, random_model, truth_wavelengths
@@ -113,3 +115,14 @@ def classical_in(root: Path, **changed: Any) -> Settings:
 
 def silent(_: str) -> None:
     """A report to nobody."""
+
+
+def lose_workers(settings: Settings) -> None:
+    """Let the only scene be in work, after the death of as many workers as it may have, by one that is dead as well."""
+    host = steps.lease_owner().split("/")[0]
+    with open_ledger(settings) as ledger:
+        discovery.discover(settings, ledger)
+        (row,) = ledger.rows()
+        for _ in range(5):
+            ledger.sweep(is_gone=lambda _: True)
+            assert ledger.claim(row.key, f"{host}/999999/1", 900, recipe=row.recipe) is not None

@@ -19,7 +19,17 @@ import rioxarray
 from listening import serving_files
 from networks import random_network
 from rio_cogeo import cog_validate
-from small_archive import GSD_M, RATIO, add_scene, backdate, classical_in, settings_in, silent, write_raster
+from small_archive import (
+    GSD_M,
+    RATIO,
+    add_scene,
+    backdate,
+    classical_in,
+    lose_workers,
+    settings_in,
+    silent,
+    write_raster,
+)
 
 from pancrafter import discovery, runs, steps
 from pancrafter.access import Access
@@ -448,13 +458,7 @@ def test_an_interruption_ends_the_run_although_the_lease_is_lost(tmp_path: Path)
 def test_a_scene_that_killed_its_workers_is_told_by_the_run_that_gives_it_up(tmp_path: Path) -> None:
     add_scene(tmp_path / "source", "scene", side_px=128)
     settings = classical_in(tmp_path)
-    host = steps.lease_owner().split("/")[0]
-    with open_ledger(settings) as ledger:
-        discovery.discover(settings, ledger)
-        (row,) = ledger.rows()
-        for _ in range(5):
-            ledger.sweep(is_gone=lambda _: True)
-            assert ledger.claim(row.key, f"{host}/999999/1", 900, recipe=row.recipe) is not None
+    lose_workers(settings)
     (outcome,) = runs.run(settings, silent)
     assert (outcome.key, outcome.verdict) == ("geoeye-1/scene", "failed")
     assert "5 attempts ended in silence" in outcome.reason

@@ -37,7 +37,7 @@ from prefect.settings import (
 from prefect.states import Cancelled, Cancelling, Running
 from prefect.testing.utilities import prefect_test_harness
 from rich.console import Console
-from small_archive import add_scene, backdate, classical_contracts, classical_in, settings_in, silent
+from small_archive import add_scene, backdate, classical_contracts, classical_in, lose_workers, settings_in, silent
 from test_held import settings_with
 
 from pancrafter import discovery, processes, runs
@@ -258,6 +258,25 @@ def test_the_page_tells_what_was_refused_in_the_look_before_the_run(
     places = (f"--{name}={tmp_path / name}" for name in ("source", "sink", "state-dir"))
     assert program.main(list(places)) == 0
     assert "geoeye-1/no-pan" in (tmp_path / "sink" / "report.html").read_text()
+
+
+@pytest.mark.parametrize("scenes", [[], ["good"]])
+def test_make_run_fails_for_the_scene_that_its_first_look_gives_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], scenes: list[str]
+) -> None:
+    from flows import __main__ as program
+
+    add_scene(tmp_path / "source", "lost", side_px=128)
+    settings = classical_in(tmp_path)
+    lose_workers(settings)
+    for name in scenes:
+        add_scene(tmp_path / "source", name, side_px=128)
+    monkeypatch.setenv("PANCRAFTER_CONTRACTS_DIR", str(tmp_path / "contracts"))
+    monkeypatch.setattr(program, "_run_nightly", lambda settings: [])
+    places = ["--source", settings.source, "--sink", settings.sink, "--state-dir", settings.state_dir]
+    assert program.main(places) == 1
+    assert "5 attempts ended in silence" in capsys.readouterr().out
+    assert program.main(places) == 0, "told once"
 
 
 def test_make_run_names_a_setting_that_does_not_fit_and_one_that_does_not_exist(
