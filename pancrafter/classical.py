@@ -433,7 +433,7 @@ def fit_brovey_match(sums: InjectionSums) -> BroveyMatch:
 
 
 def _pan(pair: PairInput) -> Float64s:
-    pan: Float64s = fill_invalid(pair.pan[None], pair.valid)[0]
+    pan: Float64s = fill_invalid(pair.pan[None], pair.valid)[0].astype(np.float64)
     return pan
 
 

@@ -245,7 +245,7 @@ def _dn16_blocks(strip: Pixels) -> Float64s:
     """One row of blocks as (block, band, pixel), bands filled up with zeros to a power of two."""
     dn = _blocks(np.clip(np.rint(strip.astype(np.float64)), 0, _UINT16_MAX))[:, 0].transpose(1, 0, 2)
     missing = (1 << (dn.shape[1] - 1).bit_length()) - dn.shape[1]
-    return np.pad(dn, ((0, 0), (0, missing), (0, 0)))
+    return np.pad(dn, ((0, 0), (0, missing), (0, 0))) if missing else dn
 
 
 def _q2n_of_blocks(x: Float64s, y: Float64s) -> Float64s:
@@ -575,19 +575,19 @@ def degraded_pair(
     """
     _require_bands(sharpened, ms, phases_yx, mtfs)
     kept = _reliable(sharpened.shape[1:], ms.shape[1:], ratio, phases_yx, mtfs)
-    image, wanted = (pixels.astype(np.float64, copy=False) for pixels in (sharpened, ms))
+    image, wanted = sharpened, ms
     if valid is not None:
         _require_mask(valid, ms.shape[1:], "MS")
         kept &= _eroded(valid, 5 + -(-shift_reach_px(phases_yx, ratio) // ratio))
         image, wanted = (
-            np.nan_to_num(floats) if pixels.dtype.kind == "f" else floats  # only floats can be NaN
-            for floats, pixels in ((image, sharpened), (wanted, ms))
+            np.nan_to_num(pixels) if pixels.dtype.kind == "f" else pixels  # only floats can be NaN
+            for pixels in (sharpened, ms)
         )
     bands = zip(image, phases_yx, mtfs, strict=True)
     degraded: Float64s = np.stack(
-        [resample.degrade(band, ms.shape[1:], ratio, phase, mtf).astype(np.float64) for band, phase, mtf in bands]
+        [resample.degrade(band.astype(np.float64), ms.shape[1:], ratio, phase, mtf) for band, phase, mtf in bands]
     )
-    return wanted, degraded, kept
+    return wanted.astype(np.float64, copy=False), degraded, kept
 
 
 def hqnr_production_sums(
@@ -640,7 +640,8 @@ def hqnr_production_sums(
         return BlockSums(blocks=0, weight=0.0, q2n=0.0, uqi_sharpened=nothing, uqi_ms=nothing)
     # Only what the counted blocks hold is resampled; filtering still sees what lies around them.
     inner, kept = _bounds(kept)
-    image, high, low = fill_invalid(sharpened, valid), fill_invalid(pan[None], valid)[0], fill_ms(ms, valid, ratio)
+    image, high = fill_invalid(sharpened, valid), fill_invalid(pan[None], valid)[0].astype(np.float64)
+    low = fill_ms(ms, valid, ratio)
     lms = np.stack([_upsampled(b, pan.shape, ratio, phase, inner) for b, phase in zip(low, phases_yx, strict=True)])
     blurred = np.stack([_blurred(b, ratio, mtf, inner) for b, mtf in zip(image, mtfs, strict=True)])
     centred = ((ratio - 1) / 2, (ratio - 1) / 2)
@@ -696,21 +697,20 @@ def _shared_structure(ms: _CentredBlocks, pan: _CentredBlocks) -> Float64s:
     return share
 
 
-def fill_invalid(image: Pixels, valid: Mask | None) -> Float64s:
-    """(band, y, x) in float64 with every invalid pixel replaced by the nearest valid one; unchanged without a mask.
+def fill_invalid(image: Pixels, valid: Mask | None) -> Pixels:
+    """(band, y, x) with every invalid pixel replaced by the nearest valid one; itself without a mask.
 
     Raises:
         GridMismatchError: The mask has another shape.
         InvalidSceneError: No pixel is valid.
     """
-    full = image.astype(np.float64)
     if valid is None or valid.all():
-        return full
+        return image
     _require_mask(valid, image.shape[1:], "image")
     if not valid.any():
         raise InvalidSceneError(f"none of the {valid.size} pixels is valid; there is nothing to fill the others with")
     nearest = ndimage.distance_transform_edt(~valid, return_distances=False, return_indices=True)
-    filled: Float64s = full[:, nearest[0], nearest[1]]
+    filled: Pixels = image[:, nearest[0], nearest[1]]
     return filled
 
 
@@ -724,15 +724,16 @@ def fill_ms(ms: Pixels, valid: Mask | None, ratio: int) -> Float64s:
     centres = (
         np.minimum(ratio * np.arange(n) + ratio // 2, m - 1) for n, m in zip(ms.shape[1:], valid.shape, strict=True)
     )
-    return fill_invalid(ms, valid[np.ix_(*centres)])
+    return fill_invalid(ms, valid[np.ix_(*centres)]).astype(np.float64)
 
 
-def _blurred(band: Float64s, ratio: int, mtf: Mtf | float, inner: tuple[slice, slice]) -> Float64s:
-    """Part ``inner`` of a band blurred by a sensor's MTF."""
+def _blurred(band: Pixels, ratio: int, mtf: Mtf | float, inner: tuple[slice, slice]) -> NDArray[np.float32]:
+    """Part ``inner`` of a band blurred by a sensor's MTF, in the precision that whole DN need."""
     matrix_y, matrix_x = (
-        resample.blurring_matrix(side, ratio, mtf)[part] for side, part in zip(band.shape, inner, strict=True)
+        resample.blurring_matrix(side, ratio, mtf)[part].astype(np.float32)
+        for side, part in zip(band.shape, inner, strict=True)
     )
-    return resample.apply_yx(matrix_y, matrix_x, band).astype(np.float64, copy=False)
+    return resample.apply_yx(matrix_y, matrix_x, band.astype(np.float32)).astype(np.float32, copy=False)
 
 
 def _complete_blocks(shape_yx: tuple[int, ...], *masks: Mask | None) -> Mask:
