@@ -642,11 +642,13 @@ def hqnr_production_sums(
     inner, kept = _bounds(kept)
     image, high = fill_invalid(sharpened, valid), fill_invalid(pan[None], valid)[0].astype(np.float64)
     low = fill_ms(ms, valid, ratio)
-    lms = np.stack([_upsampled(b, pan.shape, ratio, phase, inner) for b, phase in zip(low, phases_yx, strict=True)])
+    lms = np.stack(
+        [resample.upsample(b, pan.shape, ratio, phase, inner) for b, phase in zip(low, phases_yx, strict=True)]
+    )
     blurred = np.stack([_blurred(b, ratio, mtf, inner) for b, mtf in zip(image, mtfs, strict=True)])
     centred = ((ratio - 1) / 2, (ratio - 1) / 2)
     pan_on_ms = resample.degrade(high, ms.shape[1:], ratio, centred, pan_mtf)
-    pan_low = _upsampled(pan_on_ms, pan.shape, ratio, centred, inner)
+    pan_low = resample.upsample(pan_on_ms, pan.shape, ratio, centred, inner)
     # one band at a time: cut into blocks, a band takes as much memory as it does whole
     low_pan, high_pan = _centred_blocks(pan_low), _centred_blocks(high[inner])
     shares, uqi_ms = np.full(kept.shape, LEAST_WEIGHT), []
@@ -674,17 +676,6 @@ def _bounds(kept: Mask) -> tuple[tuple[slice, slice], Mask]:
     first, last = (int(rows[0]), int(columns[0])), (int(rows[-1]) + 1, int(columns[-1]) + 1)
     y, x = (slice(BLOCK_PX * start, BLOCK_PX * stop) for start, stop in zip(first, last, strict=True))
     return (y, x), kept[first[0] : last[0], first[1] : last[1]]
-
-
-def _upsampled(
-    band: resample.Floats, shape_yx: tuple[int, ...], ratio: int, phase_yx: PhaseYX, inner: tuple[slice, slice]
-) -> Float64s:
-    """Part ``inner`` of a band brought onto a PAN grid of ``shape_yx``."""
-    matrix_y, matrix_x = (
-        resample.upsampling_matrix(n, n_ms, ratio, phase)[part]
-        for n, n_ms, phase, part in zip(shape_yx, band.shape, phase_yx, inner, strict=True)
-    )
-    return resample.apply_yx(matrix_y, matrix_x, band).astype(np.float64, copy=False)
 
 
 def _shared_structure(ms: _CentredBlocks, pan: _CentredBlocks) -> Float64s:

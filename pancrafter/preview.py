@@ -23,6 +23,8 @@ _THUMBNAIL_PX = 512
 _STRETCH_PERCENT = (2.0, 98.0)
 _COMPRESS_LEVEL = 4
 """Of PNG: pictures are up to 6 % larger than at the highest level, 9, and written in an eighth of its time."""
+CROP_PX = 420
+"""Longest side of the ground that a comparison picture shows."""
 _LABEL_PX = 26
 _GAP_PX = 4
 _INK, _PAPER = (240, 240, 240), (24, 24, 24)
@@ -81,7 +83,7 @@ def comparison_picture(
     images: Mapping[str, Array],
     common_names: Sequence[str | None],
     valid: NDArray[np.bool_] | None = None,
-    crop_px: int = 420,
+    crop_px: int = CROP_PX,
 ) -> tuple[int, int]:
     """Write one PNG with PAN and other images of the same ground side by side, one picture pixel per PAN pixel.
 

@@ -12,7 +12,7 @@ from pancrafter.assess import inconsistent_pixels
 from pancrafter.cog import Block, CogInfo, reason_bits, write_cog, write_quality_raster, write_reason_mask
 from pancrafter.errors import InvalidSceneError
 from pancrafter.item import MASK, QUALITY, SHARPENED, THUMBNAIL, AssetFile, cog_asset, picture_asset
-from pancrafter.preview import comparison_picture, write_thumbnail
+from pancrafter.preview import CROP_PX, busiest_crop, comparison_picture, write_thumbnail
 from pancrafter.pyramid import neighbours_together
 from pancrafter.resample import upsample
 from pancrafter.sensors import BandSpec
@@ -118,14 +118,15 @@ def _before_after(store: SceneStore, path: Path, names: list[str | None]) -> tup
     staged = store.staged
     ratio = staged.grid.ratio
     ys, xs = (slice(max(0, n // 2 - 768) // ratio * ratio, min(n, n // 2 + 768)) for n in store.pan_shape_yx)
-    pan = store.read_pan((ys, xs))
+    pan, valid = store.read_pan((ys, xs)), valid_window(store, (ys, xs))
+    crop = busiest_crop(pan, valid, CROP_PX)
     ms = store.read_ms(ms_window((ys, xs), staged.grid)).astype(np.float32)
-    phases = band_phases(staged)
-    raised = np.stack([upsample(b, pan.shape, ratio, p) for b, p in zip(ms, phases, strict=True)])
+    raised = [upsample(band, pan.shape, ratio, p, crop) for band, p in zip(ms, band_phases(staged), strict=True)]
+    y, x = (slice(of.start + part.start, of.start + part.stop) for part, of in zip(crop, (ys, xs), strict=True))
     return comparison_picture(
         path,
-        pan=pan,
-        images={"MS": raised, "sharpened": store.read_sharpened((ys, xs))},
+        pan=pan[crop],
+        images={"MS": np.stack(raised), "sharpened": store.read_sharpened((y, x))},
         common_names=names,
-        valid=valid_window(store, (ys, xs)),
+        valid=valid[crop],
     )

@@ -233,10 +233,18 @@ def apply_yx(matrix_y: csr_array, matrix_x: csr_array, image: Floats) -> Floats:
     return np.asarray((matrix_x @ (matrix_y @ image).T).T)
 
 
-def upsample(ms_band: Floats, shape_yx: Sequence[int], ratio: int, phase_yx: tuple[float, float]) -> Floats:
-    """One MS band (y, x) brought onto a PAN grid of ``shape_yx`` by cubic convolution at the given phase."""
-    matrix_y = upsampling_matrix(shape_yx[0], ms_band.shape[0], ratio, phase_yx[0])
-    matrix_x = upsampling_matrix(shape_yx[1], ms_band.shape[1], ratio, phase_yx[1])
+def upsample(
+    ms_band: Floats,
+    shape_yx: Sequence[int],
+    ratio: int,
+    phase_yx: tuple[float, float],
+    part: tuple[slice, slice] = (slice(None), slice(None)),
+) -> Floats:
+    """Part of one MS band (y, x) brought onto a PAN grid of ``shape_yx`` by cubic convolution at the given phase."""
+    matrix_y, matrix_x = (
+        upsampling_matrix(n_pan, n_ms, ratio, phase)[inner]
+        for n_pan, n_ms, phase, inner in zip(shape_yx, ms_band.shape, phase_yx, part, strict=True)
+    )
     return apply_yx(matrix_y, matrix_x, ms_band)
 
 
