@@ -141,7 +141,7 @@ def estimate_band_shifts(
     if matcher is None:
         return (NO_SHIFT,) * len(ms_image)
     mix_start, starts = matcher.coarse()
-    bands = [matcher.measure(band, [start, mix_start]) for band, start in enumerate(starts)]
+    bands = _led_along_lines([matcher.measure(band, [start, mix_start]) for band, start in enumerate(starts)])
     if _contradict(bands):
         return tuple(_doubted(band) for band in bands)
     return _with_the_others(bands)
@@ -270,6 +270,25 @@ class _Fit(NamedTuple):
         return shift_yx if shows.all() else directions[:, shows] @ directions[:, shows].T @ shift_yx
 
 
+def _led_along_lines(measured: Sequence[tuple[BandShift, _Fit]]) -> list[BandShift]:
+    """The bands; those of parallel lines are placed along these as are the bands that tell all."""
+    known = [band for band, _ in measured if _decides(band)]
+    if not known:
+        return [band for band, _ in measured]
+    lead: Vector = np.mean([band.shift_yx for band in known], axis=0)
+    return [
+        band
+        if band.spread_px is not None
+        else _band_shift(
+            band.shift_yx + lead - fit.told(lead),
+            band.correlation,
+            certain=band.certain,
+            spread_px=known[0].spread_px,
+        )
+        for band, fit in measured
+    ]
+
+
 class _Matcher:
     """High-passed PAN that can be sampled at any displacement, and the high-passed bands to compare it with.
 
@@ -338,8 +357,8 @@ class _Matcher:
             [_argmax_yx(surface, reach) + self._rounded_yx for surface in each],
         )
 
-    def measure(self, band: int, starts_yx: Sequence[Vector]) -> BandShift:
-        """Sub-pixel shift of a band: the best of those that the search comes to from whole-pixel ones."""
+    def measure(self, band: int, starts_yx: Sequence[Vector]) -> tuple[BandShift, _Fit]:
+        """Sub-pixel shift of a band: the best of those that the search comes to from whole-pixel ones. And the fit."""
         found: list[tuple[Vector, _Fit]] = []
         for start in starts_yx:
             if all(np.abs(start - shift).max() > 1 for shift, _ in found):
@@ -352,7 +371,7 @@ class _Matcher:
         inside = bool(np.all(np.abs(shift) <= MAX_SHIFT_PX + 0.5))
         agreed = spread is not None and spread <= MAX_PART_SPREAD_PX
         certain = inside and agreed and fit.correlation > MIN_BAND_CORRELATION
-        return _band_shift(shift, fit.correlation, certain=certain, spread_px=spread if shift is place else None)
+        return _band_shift(shift, fit.correlation, certain=certain, spread_px=spread if shift is place else None), fit
 
     def _climb(self, band: int, start_yx: Vector) -> tuple[Vector, _Fit]:
         """Where the search ends, and the fit there or a negligible step before it."""

@@ -179,6 +179,24 @@ def test_parallel_lines_place_a_band_across_them_alone(angle_deg: float) -> None
     assert not agree([[found], [found]])
 
 
+def test_bands_of_parallel_lines_follow_one_that_also_tells_where_along_them() -> None:
+    """A quarter of the ground has other texture, which one band alone shows without much noise."""
+    rng = np.random.default_rng(0)
+    lines = np.tile(ndimage.gaussian_filter1d(rng.normal(size=384), 2), (384, 1))
+    texture = ndimage.gaussian_filter(rng.normal(size=(384, 384)), 2)
+    texture[192:] = texture[:, 192:] = 0
+    ground = 1000 + 300 * lines / lines.std() + 200 * texture / texture.std()
+    noise = rng.normal(size=(3, 96, 96)) * 2
+    noise[1:, :48, :48] *= 500
+    wanted = [(3.0, 1.0), (3.0, 0.5), (3.0, 1.0)]
+    ms = np.stack([sampled(ground, 4, 1.5, shift) for shift in wanted]) + noise
+    found = estimate_band_shifts(ground, ms, 4, (1.5, 1.5))
+    np.testing.assert_allclose([band.applied_yx for band in found], wanted, atol=0.05)
+    assert agree([found, found])
+    (alone,) = estimate_band_shifts(ground, ms[1:2], 4, (1.5, 1.5))
+    assert alone.applied_yx == pytest.approx((0.0, 0.5), abs=0.05)
+
+
 @settings(deadline=None, max_examples=60)
 @given(
     seed=st.integers(0, 2**16),
