@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import re
 import sqlite3
 import time
 from collections.abc import Mapping
@@ -137,6 +138,10 @@ CATALOG = sa.Table(
 """Name of an event in the feed of each sink: a catalog is known by it where it was moved or copied to."""
 
 
+_ACCOUNT = re.compile(r"^(?!sqlite)([\w+.-]*:)?.*@")
+"""What may hold a password in an address that need not make sense; files of SQLite may have an @ in their path."""
+
+
 def open_engine(url: str) -> Engine:
     """Connections to a ledger's database; a SQLite file and its folder are created, the file for its owner alone.
 
@@ -144,7 +149,7 @@ def open_engine(url: str) -> Engine:
         LedgerError: The address makes no sense, its driver is missing, or it is of another kind of database.
     """
     try:
-        parsed = sa.make_url(url)
+        parsed = _parsed(url)
         if parsed.get_backend_name() == "sqlite" and parsed.database and parsed.database != ":memory:":
             file = Path(parsed.database)
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -156,8 +161,9 @@ def open_engine(url: str) -> Engine:
         remote = parsed.get_backend_name() != "sqlite"
         engine = sa.create_engine(parsed, pool_pre_ping=remote, connect_args=arguments)
     except (sa.exc.ArgumentError, sa.exc.NoSuchModuleError, ImportError, OSError) as err:
+        shown = tidy(_ACCOUNT.sub(r"\1//", url))
         raise LedgerError(
-            f"ledger: cannot open {tidy(url)}: {err}; expected like sqlite:////folder/ledger.db or "
+            f"ledger: cannot open {shown}: {err}; expected like sqlite:////folder/ledger.db or "
             "postgresql+psycopg://user@host/database, which needs pip install 'pancrafter[server]'"
         ) from err
     if engine.dialect.name not in {"sqlite", "postgresql"}:
@@ -169,11 +175,19 @@ def open_engine(url: str) -> Engine:
 
 
 def holds_password(url: str) -> bool:
-    """Whether a ledger's address holds a password, however ``open_engine`` finds it there."""
-    with contextlib.suppress(sa.exc.ArgumentError):  # it makes no sense, which opening it says
-        parsed = sa.make_url(url)
-        return bool(parsed.password) or not {"password", "sslpassword"}.isdisjoint(parsed.query)
-    return False
+    """Whether a ledger's address holds a password, however ``open_engine`` finds it there, or may be meant to."""
+    try:
+        parsed = _parsed(url)
+    except sa.exc.ArgumentError:  # which opening it says
+        return re.search(":(?!//)[^@]*@", url) is not None
+    return bool(parsed.password) or not {"password", "sslpassword"}.isdisjoint(parsed.query)
+
+
+def _parsed(url: str) -> sa.URL:
+    try:
+        return sa.make_url(url)
+    except ValueError:  # whose text quotes what may be a part of a password
+        raise sa.exc.ArgumentError("its port is no number") from None
 
 
 def _set_up_sqlite(dbapi_connection: Any, _record: object) -> None:  # Any: the driver's own connection type

@@ -765,11 +765,13 @@ def test_what_is_not_a_ledger_is_named(tmp_path: Path, monkeypatch: pytest.Monke
     (tmp_path / "x.db").write_text("this is not a database, only some text" * 100)
     with pytest.raises(LedgerError, match=r"x\.db.*not a database"):
         Ledger(f"sqlite:///{tmp_path / 'x.db'}")
-    with pytest.raises(LedgerError, match="expected like sqlite:///"):
-        Ledger("ledger.db")
+    for senseless in ("ledger.db", "postgresql+psycopg://user@host:port/database"):
+        with pytest.raises(LedgerError, match="expected like sqlite:///"):
+            Ledger(senseless)
     monkeypatch.setitem(sys.modules, "psycopg", None)
-    with pytest.raises(LedgerError, match=r"psycopg.* pip install 'pancrafter\[server\]'"):
-        Ledger("postgresql+psycopg://user@host/database")
+    for account in ("user", "user:pa/ss", "user:pa?s/s"):
+        with pytest.raises(LedgerError, match=r"psycopg://host/database: .* pip install 'pancrafter\[server\]'"):
+            Ledger(f"postgresql+psycopg://{account}@host/database")
     (tmp_path / "file").touch()
     with pytest.raises(LedgerError, match="cannot open"):
         Ledger(f"sqlite:///{tmp_path / 'file' / 'ledger.db'}")

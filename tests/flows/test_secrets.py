@@ -89,7 +89,13 @@ def test_passwords_are_no_parameters(monkeypatch: pytest.MonkeyPatch) -> None:
     address = "postgresql+psycopg://user:planted@host/db"
     options = ("sslmode=require&password=planted", "sslpassword=planted")
     written = (f"postgresql+psycopg://user:plan{sign}ted@host/db" for sign in "/?#")  # SQLAlchemy needs no escapes
-    for given in (address, *(f"postgresql+psycopg://user@host/db?{option}" for option in options), *written):
+    senseless = (
+        "postgresql-psycopg://user:planted@host/db",
+        address.replace("host", "host:port"),
+        address.removeprefix("postgresql+psycopg:"),
+    )
+    with_options = (f"postgresql+psycopg://user@host/db?{option}" for option in options)
+    for given in (address, *with_options, *written, *senseless):
         with pytest.raises(SecretParameterError, match="leave it out, and set PANCRAFTER_LEDGER_URL"):
             with_environment(Settings(ledger_url=given))
     monkeypatch.setenv("PANCRAFTER_LEDGER_URL", address)
