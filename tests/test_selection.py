@@ -237,7 +237,7 @@ def test_plan_counts_what_the_reader_is_charged_for(tmp_path: Path) -> None:
     assert plan.read_bytes > 0
     places = (f"--{name}={tmp_path / name}" for name in ("source", "sink", "state-dir"))
     command = ["backfill", "--plan", *places]
-    assert "1 scenes at the reader's cost, allowed none" in call(*command).stderr
+    assert "1 scene at the reader's cost, allowed none" in call(*command).stderr
     assert call(*command, "--requester-pays").exit_code == 0
 
 
