@@ -35,8 +35,10 @@ class Record(BaseModel):
 
 
 def faults_of(error: ValidationError) -> str:
-    """What does not fit, field by field, on one line."""
-    return "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
+    """What does not fit, field by field, on one line; a fault of the whole has no field."""
+    return "; ".join(
+        f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}".removeprefix(": ") for fault in error.errors()
+    )
 
 
 class Sums(Record):

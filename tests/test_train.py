@@ -982,6 +982,7 @@ def test_weights_lie_where_the_configuration_does(tmp_path: Path) -> None:
         ("network: {}\naugmentation: {detail_gain: [4, 0.2]}", "expected the least first"),
         ("network: {}\naugmentation: {detail_gain: [0, 2]}", "detail_gain"),
         ("network: {", "while parsing"),
+        ("network: {}\nreprojection: true\npatch_px: 16", "patch_px is 16, expected 32 or more"),
         ("", "should be a valid dictionary"),
     ],
 )
@@ -991,6 +992,7 @@ def test_configuration_errors_name_file_and_field(tmp_path: Path, content: str, 
     with pytest.raises(PancrafterError, match=rf"(?s)training configuration .*config\.yaml: .*{problem}") as error:
         read_config(path)
     assert "pydantic" not in str(error.value), "the library's words, and the address of its manual"
+    assert ": : " not in str(error.value), "a fault of the whole is none of a field without a name"
     with pytest.raises(PancrafterError, match="training configuration"):
         read_config(tmp_path / "missing.yaml")
 
