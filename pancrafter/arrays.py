@@ -100,7 +100,7 @@ def sharpen(
         WeightsError: No shipped weights have this name; of a file, computing a chunk raises it.
     """
     _check_options(method, precision, chunk_px)
-    if method == "pan-crafter" and not Path(weights).suffix:  # a file may lie where only workers see it
+    if method == "pan-crafter" and Path(weights).stem == str(weights):  # a file may lie where only workers see it
         weights_path(weights)
     fine, coarse = _Image.of(pan, "pan"), _Image.of(ms, "ms")
     if len(fine.data) != 1:

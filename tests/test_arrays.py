@@ -568,5 +568,6 @@ def test_bad_options_say_what_there_is(pair: tuple[Path, Path]) -> None:
         pancrafter.sharpen(pan, ms, chunk_px=0)
     with pytest.raises(WeightsError, match="weights 'absent' not found"):
         pancrafter.sharpen(pan, ms, weights="absent")
+    assert pancrafter.sharpen(pan, ms, weights="/seen/by/workers").ndim == 3, "a file, whatever it is called"
     with pytest.raises(DeviceError, match="expected auto, cpu, cuda or cuda:N"):
         pancrafter.sharpen(pan, ms, device="gpu").compute(scheduler="synchronous")
