@@ -225,6 +225,7 @@ def test_platform_missing_falls_back_to_declared_hints() -> None:
         ("S5_09537_5435_20070531", "spot-5", ["pan", "B1", "B2", "B3", "B4"]),
         ("S4_09537_5435_20060531", "spot-4", ["pan", "B1", "B2", "B3", "B4"]),
         ("MSC_080131020453_08126_10211230", "kompsat-2", ["PAN", "blue", "green", "red", "nir"]),
+        ("MSC_210131020453_78126_10211230", "kompsat-2", ["PAN", "blue", "green", "red", "nir"]),
     ],
 )
 def test_producers_ids_stand_in_for_a_platform(item_id: str, sensor: str, keys: list[str]) -> None:
