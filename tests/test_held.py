@@ -160,6 +160,7 @@ def test_product_links_its_model_and_is_made_again_with_another(source: Path) ->
     sink, state = ("--sink", settings.sink), ("--state-dir", settings.state_dir)
     (made,) = json.loads(command("models", "products", "open-compact", *sink, "--json"))
     assert made["item_id"] == old
+    assert "1 product\n" in command("models", "list", *sink)
     other = source / "mine.safetensors"
     save_checkpoint(other, random_checkpoint(1).network, {})
     planned = json.loads(

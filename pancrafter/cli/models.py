@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -48,7 +48,7 @@ def models_list(*, sink: SinkOption = None, as_json: JsonOption = False) -> None
     counts = Counter((product.weights, product.weights_sha256) for product in products_of(catalog))
     shipped = {(name, entry["sha256"]) for name, entry in shipped_weights().items()}
     described = catalog.item_ids(MODELS)
-    rows = [
+    rows: list[dict[str, Any]] = [  # Any: JSON
         {"name": name, "sha256": sha256, "shipped": (name, sha256) in shipped, "products": counts[name, sha256]}
         for name, sha256 in sorted(shipped | set(counts))
     ]
@@ -57,7 +57,8 @@ def models_list(*, sink: SinkOption = None, as_json: JsonOption = False) -> None
         return
     for row in rows:
         place = "shipped" if row["shipped"] else "       "
-        typer.echo(f"{row['name']:24} {str(row['sha256'])[:12]}  {place}  {row['products']} products")
+        made = counted(row["products"], "product")
+        typer.echo(f"{row['name']:24} {str(row['sha256'])[:12]}  {place}  {made}")
 
 
 @models_app.command("products")
