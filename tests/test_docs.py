@@ -8,7 +8,6 @@ import re
 import shutil
 import subprocess
 import sys
-import threading
 import warnings
 from collections.abc import Iterator
 from html.parser import HTMLParser
@@ -299,10 +298,16 @@ def test_tiles_and_thumbnail(home: Path) -> None:
 
 def test_snapshot_leaves_no_thread_in_python(home: Path, tmp_path: Path) -> None:
     """One that is still there when the program ends crashes it: with status 134 or 139, after its last line."""
-    sink = StaticSink(settings(home).sink)
-    for _ in range(20):
-        write_snapshot(sink, tmp_path / "items.parquet")
-        assert sys._current_frames().keys() <= {thread.ident for thread in threading.enumerate()}
+    program = f"""
+import sys, threading
+from pathlib import Path
+from pancrafter.publish import StaticSink
+from pancrafter.snapshot import write_snapshot
+for _ in range(20):
+    write_snapshot(StaticSink({settings(home).sink!r}), Path({str(tmp_path / "items.parquet")!r}))
+    assert sys._current_frames().keys() <= {{thread.ident for thread in threading.enumerate()}}
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
 
 
 class _Page(HTMLParser):
