@@ -39,9 +39,10 @@ def problems(client: SyncPrefectClient) -> Iterator[str]:
     for pool in sorted(living.keys() - wanted.keys()):
         if living[pool]:
             yield f"{', '.join(living[pool])} waits at work pool {pool}, which no deployment uses; look at its --pool"
+    ours = {deployment.id for deployment in deployments}
     for run in every(client.read_flow_runs, flow_run_filter=_WAITING):
         overdue = run.next_scheduled_start_time is not None and run.next_scheduled_start_time < datetime.now(UTC)
-        if overdue and run.work_queue_id is None and run.deployment_id in {one.id for one in deployments}:
+        if overdue and run.work_queue_id is None and run.deployment_id in ours:
             yield (
                 f"flow run {run.name} ({run.id}) waits for a work pool that is gone; cancel it with "
                 f"`prefect flow-run cancel {run.id}` and start it again"
