@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -223,6 +224,7 @@ def test_there_and_back_again_leaves_the_last_one_current(tmp_path: Path) -> Non
         runs.run(settings, silent)
         (item,) = current_items(settings)
         made.append(item)
+        time.sleep(1)  # items tell in whole seconds when they were made: of one second they look as made once
     first, second = made[:2]
     assert made == [first, second, first, second]
     assert first != second
